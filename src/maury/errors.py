@@ -1,0 +1,65 @@
+"""What can go wrong, and what to do about it.
+
+Every error that a user can cause derives from :class:`MauryError`; the docstring of each class is
+its remedy, and its message says what was expected, what was got, and what to do.
+"""
+
+
+class MauryError(Exception):
+    """Base of every error that `maury` raises on purpose: read the message, it says what to do."""
+
+
+class ConfigError(MauryError):
+    """A configuration (TOML, option or keyword) is wrong: correct the named keys, all listed at once."""
+
+
+class UnknownName(ConfigError):
+    """A name is not known: take one of the listed names; the nearest is suggested."""
+
+
+class SurveyFileError(MauryError):
+    """A survey store cannot be read: make it anew with `maury ingest` or `maury simulate`."""
+
+
+class InputFileError(MauryError):
+    """A file of spectra or a table cannot be read: it is missing, cut short, or not of its format."""
+
+
+class ColumnError(InputFileError):
+    """A column is missing, has the wrong type or the wrong unit: correct the file or the mapping."""
+
+
+class IdentifierError(InputFileError):
+    """Identifiers are missing or stand twice: give every spectrum one identifier of its own."""
+
+
+class LengthMismatch(InputFileError):
+    """Files that should describe the same stars differ in length: take them from the same release."""
+
+
+class WavelengthError(InputFileError):
+    """A wavelength grid is unsorted, overlapping or not finite: give it in increasing order."""
+
+
+class GridMismatch(MauryError):
+    """Spectra are not on the grid that is expected: resample them, or take the model made for them."""
+
+
+class ModelFileError(MauryError):
+    """A model directory is damaged, of another format, or no model at all: train or copy it again."""
+
+
+class OutputExists(MauryError):
+    """The output exists and is never overwritten silently: choose another name or `--overwrite`."""
+
+
+class ResumeMismatch(MauryError):
+    """A partial result of another run is in the way: finish that run, or remove it by `--overwrite`."""
+
+
+class TrainingError(MauryError):
+    """The survey cannot train a model: too few stars with labels or inputs; the message counts them."""
+
+
+class MissingExtra(MauryError):
+    """An optional package is needed: install the extra that the message names."""

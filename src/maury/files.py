@@ -1,0 +1,55 @@
+"""Output paths: never overwritten silently, never half written under their final name."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from maury.errors import OutputExists
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise `OutputExists` if `path` exists and may not be replaced."""
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise OutputExists(f"{path} exists; choose another name, or pass --overwrite to replace it")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory tree; a symbolic link is removed, never followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(partial: Path, path: Path, *, overwrite: bool) -> None:
+    """Move a finished `partial` file or directory to its final `path` in one step.
+
+    Raises
+    ------
+    OutputExists
+        If `path` exists and `overwrite` is false; `partial` is then left as it is.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    if path.is_dir() and not path.is_symlink():
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        os.replace(path, old)
+        os.replace(partial, path)
+        remove(old)
+    else:
+        os.replace(partial, path)
+
+
+@contextmanager
+def writing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary file beside `path`, moved to `path` when the block ends without error."""
+    refuse_existing(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield partial
+        publish(partial, path, overwrite=overwrite)
+    finally:
+        if partial.exists():
+            remove(partial)

@@ -1,0 +1,75 @@
+"""Quality flags of a catalogue row, defined once.
+
+A flag either *warns* (do not trust the labels blindly) or *informs* (something to know, such as an
+input that was not given). Bits never change their meaning.
+"""
+
+from enum import IntFlag
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLAG_DTYPE = np.int32
+
+
+class Flag(IntFlag):
+    """One bit of the column ``flags``; ``warns`` and ``text`` say what it means."""
+
+    warns: bool
+    text: str
+
+    def __new__(cls, bit: int, warns: bool = False, text: str = "") -> Self:
+        """Make the flag of bit number `bit`."""
+        flag = int.__new__(cls, 1 << bit)
+        flag._value_ = 1 << bit
+        flag.warns = warns
+        flag.text = text
+        return flag
+
+    NO_SPECTRUM = 0, True, "no usable pixel"
+    BAD_PIXELS = 1, True, "more than 10 % of the pixels are bad and were interpolated over"
+    SPIKES = 2, False, "pixels with a cosmic ray or spike were found and interpolated over"
+    LOW_SNR = 3, True, "S/N per pixel below 20"
+    SNR_UNKNOWN = 4, False, "S/N not given and not measurable"
+    NO_RADIAL_VELOCITY = 5, True, "no radial velocity, so not shifted to the rest frame"
+    CONTINUUM_FAILED = 6, True, "the continuum fit failed"
+    NO_PARALLAX = 7, False, "parallax missing or not positive, so no absolute magnitude"
+    PARALLAX_ERROR_UNKNOWN = 8, False, "parallax error not given"
+    PARALLAX_POOR = 9, True, "parallax error above 20 %"
+    MAGNITUDE_MISSING = 10, False, "at least one magnitude is missing"
+    A_V_MISSING = 11, False, "extinction A_V is missing"
+    INPUT_REQUIRED = 12, True, "an input that this model needs is missing: no labels are given"
+    OBSERVABLE_OUTSIDE = 13, True, "an observable lies outside the range of the training sample"
+    LABEL_OUTSIDE = 14, True, "a label lies outside the range of the training sample"
+    TRAINING_STAR = 15, False, "this star took part in the training or choice of the networks"
+
+
+WARNING_MASK: int = sum(flag.value for flag in Flag if flag.warns)
+"""All bits that warn, as one integer."""
+
+
+def warn(flags: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Return, per row, whether any warning bit is set.
+
+    Parameters
+    ----------
+    flags : (n,) int
+        Bit masks of `Flag`.
+    """
+    return (np.asarray(flags) & WARNING_MASK) != 0
+
+
+def set_where(flags: NDArray[np.int32], flag: Flag, where: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return `flags` with the bit of `flag` set in the rows `where` is true."""
+    return np.where(where, flags | flag.value, flags).astype(FLAG_DTYPE)
+
+
+def names(mask: int) -> list[str]:
+    """Return the names of the bits set in one mask, lowest bit first."""
+    return [str(flag.name) for flag in Flag if mask & flag.value]
+
+
+def reasons(mask: int) -> list[str]:
+    """Return the texts of the bits set in one mask, lowest bit first."""
+    return [flag.text for flag in Flag if mask & flag.value]

@@ -1,0 +1,28 @@
+"""Names that users type: look one up, or say which was meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from maury.errors import UnknownName
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_known(what: str, name: str, known: Iterable[str]) -> str:
+    """Return `name` if it is one of `known`.
+
+    Raises
+    ------
+    UnknownName
+        With the list of known names and the nearest of them.
+    """
+    known = list(known)
+    if name not in known:
+        raise UnknownName(
+            f"unknown {what} {name!r}{suggestion(name, known)} (known: {', '.join(known)})"
+        )
+    return name

@@ -1,0 +1,189 @@
+"""A frozen batch of spectra on one wavelength grid."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maury.errors import GridMismatch, LengthMismatch, WavelengthError
+
+Medium = Literal["air", "vacuum"]
+
+
+def check_wavelengths(wave_aa: ArrayLike, *, name: str = "wavelengths") -> NDArray[np.float64]:
+    """Return wavelengths as a read-only float64 array, strictly increasing.
+
+    Parameters
+    ----------
+    wave_aa : (n_pixel,) array_like
+        Wavelengths in angstrom.
+    name : str
+        How the message calls them.
+
+    Raises
+    ------
+    WavelengthError
+        If they are not one-dimensional, fewer than two, not finite, not positive, unsorted, or
+        overlapping (equal neighbours).
+    """
+    wave = np.array(wave_aa, dtype=np.float64)
+    if wave.ndim != 1 or wave.size < 2:
+        raise WavelengthError(f"{name}: expected one row of at least 2 values, got {wave.shape}")
+    if not np.all(np.isfinite(wave)) or wave[0] <= 0:
+        raise WavelengthError(f"{name}: every value must be finite and positive")
+    step = np.diff(wave)
+    if np.any(step <= 0):
+        pixel = int(np.argmax(step <= 0))
+        kind = "overlapping" if step[pixel] == 0 else "unsorted"
+        raise WavelengthError(
+            f"{name}: {kind} at pixel {pixel} ({wave[pixel]:.3f} then {wave[pixel + 1]:.3f} "
+            "angstrom); sort the grid, and merge overlapping arms first"
+        )
+    wave.setflags(write=False)
+    return wave
+
+
+def describe_grid(wave_aa: NDArray[np.float64], medium: str) -> str:
+    """Return a grid in words, for example ``912 pixels, 8420.0-8784.4 angstrom (air)``."""
+    return f"{wave_aa.size} pixels, {wave_aa[0]:.1f}-{wave_aa[-1]:.1f} angstrom ({medium})"
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Spectra of many stars on one wavelength grid.
+
+    Attributes
+    ----------
+    wave_aa : (n_pixel,) float64
+        Wavelengths in angstrom, increasing.
+    flux : (n_star, n_pixel) float32
+        Flux; continuum = 1 where it is normalised. May be NaN where `ivar` is 0.
+    ivar : (n_star, n_pixel) float32
+        Inverse variance of `flux`; 0 marks a bad pixel. Never negative, never NaN.
+    medium : {"air", "vacuum"}
+        Medium in which the wavelengths are given.
+    """
+
+    wave_aa: NDArray[np.float64]
+    flux: NDArray[np.float32]
+    ivar: NDArray[np.float32]
+    medium: Medium = "air"
+
+    @classmethod
+    def from_arrays(
+        cls,
+        wave_aa: ArrayLike,
+        flux: ArrayLike,
+        ivar: ArrayLike | None = None,
+        *,
+        medium: Medium = "air",
+    ) -> Self:
+        """Check arrays at the door and mark unusable pixels.
+
+        A pixel whose flux or ivar is not finite, or whose ivar is not positive, gets ivar = 0.
+
+        Parameters
+        ----------
+        wave_aa : (n_pixel,) array_like
+            Wavelengths in angstrom.
+        flux : (n_star, n_pixel) array_like
+            One spectrum a row; a single spectrum may be given as (n_pixel,).
+        ivar : (n_star, n_pixel) array_like, optional
+            Inverse variance; 1 for every finite pixel if not given.
+        medium : {"air", "vacuum"}
+            Medium of the wavelengths.
+
+        Raises
+        ------
+        WavelengthError
+            If the grid is not increasing and finite.
+        GridMismatch
+            If flux has another number of pixels than the grid.
+        LengthMismatch
+            If flux and ivar differ in shape.
+        """
+        wave = check_wavelengths(wave_aa)
+        values = np.atleast_2d(np.array(flux, dtype=np.float32))
+        if values.ndim != 2 or values.shape[1] != wave.size:
+            raise GridMismatch(
+                f"flux must be (n_star, {wave.size}) for {wave.size} wavelengths, "
+                f"got {np.shape(flux)}; is it transposed?"
+            )
+        weight = (
+            np.ones_like(values)
+            if ivar is None
+            else np.atleast_2d(np.array(ivar, dtype=np.float32))
+        )
+        if weight.shape != values.shape:
+            raise LengthMismatch(f"flux is {values.shape}, ivar {weight.shape}: they must be equal")
+        bad = ~np.isfinite(values) | ~np.isfinite(weight) | ~(weight > 0)
+        weight[bad] = 0.0
+        return cls(wave, values, weight, medium)
+
+    def __post_init__(self) -> None:
+        shape = (self.flux.shape[0], self.wave_aa.size)
+        assert self.flux.shape == self.ivar.shape == shape, "spectra of inconsistent shapes"
+        assert self.flux.dtype == self.ivar.dtype == np.float32, "flux and ivar must be float32"
+
+    def __len__(self) -> int:
+        return self.flux.shape[0]
+
+    @property
+    def n_pixel(self) -> int:
+        """Number of pixels."""
+        return self.wave_aa.size
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """Usable pixels, shape ``(n_star, n_pixel)``."""
+        return self.ivar > 0
+
+    def replace(
+        self,
+        *,
+        flux: NDArray[np.float32] | None = None,
+        ivar: NDArray[np.float32] | None = None,
+    ) -> Self:
+        """Return a copy with another flux or ivar on the same grid."""
+        return replace(
+            self,
+            flux=self.flux if flux is None else flux,
+            ivar=self.ivar if ivar is None else ivar,
+        )
+
+
+def require_same_grid(
+    expected_aa: NDArray[np.float64],
+    got: Spectra,
+    *,
+    medium: str = "air",
+    tolerance_aa: float = 0.01,
+    what: str = "model",
+) -> None:
+    """Raise `GridMismatch` unless `got` stands on the expected grid.
+
+    Parameters
+    ----------
+    expected_aa : (n_pixel,) float64
+        Expected wavelengths in angstrom.
+    got : Spectra
+        Spectra to check.
+    medium : str
+        Expected medium.
+    tolerance_aa : float
+        Largest difference allowed, in angstrom.
+    what : str
+        Who expects it, for the message.
+    """
+    same = (
+        got.medium == medium
+        and got.n_pixel == expected_aa.size
+        and bool(np.all(np.abs(got.wave_aa - expected_aa) <= tolerance_aa))
+    )
+    if not same:
+        raise GridMismatch(
+            f"{what} expects {describe_grid(expected_aa, medium)}, "
+            f"got {describe_grid(got.wave_aa, got.medium)}; add the steps 'medium' and 'resample' "
+            "to its preparation, or use a model made for this grid"
+        )
