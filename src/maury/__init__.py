@@ -24,10 +24,10 @@ _HOME = {
     "import_keras": "keras_import",
     "ingest_released": "readers",
     "ingest_toml": "readers",
-    "predict": "predict",
+    "predict": "prediction",
     "simulate_survey": "simulate",
     "train": "ensemble",
-    "validate": "validate",
+    "validate": "validation",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from maury.labels import LABELS as LABELS
     from maury.labels import Label as Label
     from maury.model import Model as Model
-    from maury.predict import predict as predict
+    from maury.prediction import predict as predict
     from maury.preparation import Preparation as Preparation
     from maury.readers import ingest_released as ingest_released
     from maury.readers import ingest_toml as ingest_toml
@@ -51,14 +51,13 @@ if TYPE_CHECKING:
     from maury.survey import Batch as Batch
     from maury.survey import Survey as Survey
     from maury.survey import SurveyWriter as SurveyWriter
-    from maury.validate import validate as validate
+    from maury.validation import validate as validate
 
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
         module = import_module(f"maury.{_HOME[name]}")
         value = getattr(module, name)
-        # A submodule of the same name was just bound here by the import: the function wins.
         globals()[name] = value
         return value
     raise AttributeError(f"module 'maury' has no attribute {name!r}")

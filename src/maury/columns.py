@@ -31,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Band:
-    """A photometric band: short name, column of its apparent magnitude, effective wavelength (um)."""
+    """A photometric band: name, column of its apparent magnitude, effective wavelength."""
 
     name: str
     column: str
@@ -87,7 +87,7 @@ OBSERVED: tuple[Column, ...] = (
         "Heliocentric radial velocity of the spectrum as stored; absent if at rest",
     ),
     Column("parallax", "mas", "pos.parallax.trig", "Parallax"),
-    Column("parallax_error", "mas", "stat.error;pos.parallax.trig", "1 sigma error of the parallax"),
+    Column("parallax_error", "mas", "stat.error;pos.parallax.trig", "1 sigma parallax error"),
     *_magnitudes(),
     Column("a_v", "mag", "phys.absorption;em.opt.V", "Interstellar extinction A_V"),
     Column("a_v_error", "mag", "stat.error;phys.absorption", "1 sigma error of A_V"),

@@ -10,7 +10,7 @@ class MauryError(Exception):
 
 
 class ConfigError(MauryError):
-    """A configuration (TOML, option or keyword) is wrong: correct the named keys, all listed at once."""
+    """A configuration is wrong: correct the keys that the message lists."""
 
 
 class UnknownName(ConfigError):
@@ -22,11 +22,11 @@ class SurveyFileError(MauryError):
 
 
 class InputFileError(MauryError):
-    """A file of spectra or a table cannot be read: it is missing, cut short, or not of its format."""
+    """A file of spectra or a table cannot be read: missing, cut short, or not of its format."""
 
 
 class ColumnError(InputFileError):
-    """A column is missing, has the wrong type or the wrong unit: correct the file or the mapping."""
+    """A column is missing, has the wrong type or unit: correct the file or the mapping."""
 
 
 class IdentifierError(InputFileError):
@@ -34,7 +34,7 @@ class IdentifierError(InputFileError):
 
 
 class LengthMismatch(InputFileError):
-    """Files that should describe the same stars differ in length: take them from the same release."""
+    """Files that should describe the same stars differ in length: take them from one release."""
 
 
 class WavelengthError(InputFileError):
@@ -42,11 +42,11 @@ class WavelengthError(InputFileError):
 
 
 class GridMismatch(MauryError):
-    """Spectra are not on the grid that is expected: resample them, or take the model made for them."""
+    """Spectra are not on the expected grid: resample them, or use the model made for them."""
 
 
 class ModelFileError(MauryError):
-    """A model directory is damaged, of another format, or no model at all: train or copy it again."""
+    """A model directory is damaged, of another format, or no model: train or copy it again."""
 
 
 class OutputExists(MauryError):
@@ -54,11 +54,11 @@ class OutputExists(MauryError):
 
 
 class ResumeMismatch(MauryError):
-    """A partial result of another run is in the way: finish that run, or remove it by `--overwrite`."""
+    """A partial result of another run is in the way: finish it, or remove it by `--overwrite`."""
 
 
 class TrainingError(MauryError):
-    """The survey cannot train a model: too few stars with labels or inputs; the message counts them."""
+    """The survey cannot train a model: too few stars with labels or inputs (counted)."""
 
 
 class MissingExtra(MauryError):

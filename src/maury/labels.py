@@ -143,7 +143,8 @@ def parse(rows: Iterable[Mapping[str, object]]) -> tuple[Label, ...]:
                 for e in error.errors()
             ]
     names = [label.name for label in labels]
-    problems += [f"label {name!r} is defined twice" for name in {n for n in names if names.count(n) > 1}]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"label {name!r} is defined twice" for name in twice]
     if problems:
         raise ConfigError("label definitions are wrong: " + "; ".join(problems))
     return tuple(labels)

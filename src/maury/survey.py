@@ -1,0 +1,549 @@
+"""The survey store: an xarray dataset in Zarr v3, written in chunks and read lazily.
+
+Dimensions are ``star`` (one row per spectrum) and ``pixel``. Variables are ``flux`` and ``ivar``
+(star, pixel), ``wave`` (pixel), and one variable per column (star); `maury.columns` and
+`maury.labels` say which. The store opens with plain ``xarray.open_zarr``.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maury import columns as columns_module
+from maury import labels as labels_module
+from maury.columns import Column
+from maury.errors import (
+    ColumnError,
+    IdentifierError,
+    LengthMismatch,
+    ResumeMismatch,
+    SurveyFileError,
+)
+from maury.files import publish, refuse_existing, remove
+from maury.labels import LABELS, Label
+from maury.spectra import Medium, Spectra, check_wavelengths, describe_grid
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CHUNK_STARS = 2048
+"""Stars per chunk of a store: 7.5 MB of flux at 912 pixels."""
+COLUMN_CHUNK_STARS = 65536
+"""Stars per chunk of a column."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive rows of a survey in memory.
+
+    Attributes
+    ----------
+    spectra : Spectra
+        Spectra of the rows.
+    columns : mapping of str to (n_star,) array
+        Every column of the survey; NaN or an empty string means missing.
+    start : int
+        Row number of the first row.
+    """
+
+    spectra: Spectra
+    columns: Mapping[str, NDArray[Any]]
+    start: int = 0
+
+    def __len__(self) -> int:
+        return len(self.spectra)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a column, or NaN for every row if the survey does not have it."""
+        if name in self.columns:
+            return self.columns[name]
+        return np.full(len(self), np.nan)
+
+
+class Survey:
+    """A survey on disk, read lazily.
+
+    Examples
+    --------
+    >>> survey = Survey.open("rave.zarr")  # doctest: +SKIP
+    >>> for batch in survey.batches():  # doctest: +SKIP
+    ...     batch.spectra.flux.mean()
+    """
+
+    def __init__(self, dataset: "xr.Dataset", path: Path) -> None:
+        self.dataset = dataset
+        self.path = path
+        self._header = _header(dataset, path)
+        self._block: dict[str, NDArray[Any]] = {}
+        self._block_rows = (0, 0)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open a store; nothing but its metadata is read.
+
+        Raises
+        ------
+        SurveyFileError
+            If there is no store at `path`, or it is damaged, or of a newer format.
+        """
+        import xarray as xr
+
+        path = Path(path)
+        if not (path / "zarr.json").is_file():
+            raise SurveyFileError(
+                f"{path} is not a survey store; make one with 'maury ingest' or 'maury simulate'"
+            )
+        try:
+            dataset = xr.open_zarr(path, consolidated=False, chunks=None)
+        except Exception as error:
+            raise SurveyFileError(f"cannot open the survey store {path}: {error}") from error
+        return cls(dataset, path)
+
+    def __len__(self) -> int:
+        return self.n_star
+
+    def __repr__(self) -> str:
+        mark = "SIMULATED " if self.simulated else ""
+        grid = describe_grid(self.wave_aa, self.medium)
+        names = ", ".join(self.label_names) or "none"
+        return f"<{mark}Survey {self.path}: {self.n_star} spectra, {grid}; labels: {names}>"
+
+    @property
+    def n_star(self) -> int:
+        """Number of rows (spectra)."""
+        return int(self.dataset.sizes["star"])
+
+    @property
+    def n_pixel(self) -> int:
+        """Number of pixels."""
+        return int(self.dataset.sizes["pixel"])
+
+    @cached_property
+    def wave_aa(self) -> NDArray[np.float64]:
+        """Wavelengths in angstrom, shape ``(n_pixel,)``."""
+        return check_wavelengths(self.dataset["wave"].values, name=f"wavelengths of {self.path}")
+
+    @property
+    def medium(self) -> Medium:
+        """Medium of the wavelengths, air or vacuum."""
+        medium: Medium = self._header["medium"]
+        return medium
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the spectra are simulated; the mark survives into every product."""
+        return bool(self._header["simulated"])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the survey comes from: source, software versions, settings."""
+        return dict(self._header["provenance"])
+
+    @property
+    def label_definitions(self) -> tuple[Label, ...]:
+        """Definitions of all labels that the survey knows of, with values or not."""
+        return labels_module.parse(self._header["labels"])
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels that the survey has values of."""
+        return tuple(d.name for d in self.label_definitions if d.name in self.dataset)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of all columns, labels included."""
+        return tuple(str(n) for n, v in self.dataset.items() if v.dims == ("star",))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Read one column whole, shape ``(n_star,)``.
+
+        Raises
+        ------
+        ColumnError
+            If the survey has no such column.
+        """
+        if name not in self.column_names:
+            raise ColumnError(
+                f"{self.path} has no column {name!r}; it has {', '.join(self.column_names)}"
+            )
+        return _plain(self._read(name, slice(None)))
+
+    @cached_property
+    def id(self) -> NDArray[np.str_]:
+        """Identifiers of the spectra, shape ``(n_star,)``."""
+        return self.column("id")
+
+    @cached_property
+    def star_id(self) -> NDArray[np.str_]:
+        """Identifiers of the stars, shape ``(n_star,)``: equal for all spectra of one star."""
+        return self.column("star_id")
+
+    def labels(self, names: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Return labels, shape ``(n_star, n_label)``, NaN where missing.
+
+        Parameters
+        ----------
+        names : sequence of str, optional
+            Which labels, in which order; all that have values by default.
+        """
+        chosen = self.label_names if names is None else names
+        return self._table(list(chosen))
+
+    def label_errors(self, names: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Return 1 sigma label errors, shape ``(n_star, n_label)``, NaN where unknown."""
+        chosen = self.label_names if names is None else names
+        return self._table([f"{name}_error" for name in chosen])
+
+    def batches(
+        self, size: int = CHUNK_STARS, *, start: int = 0, stop: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield consecutive batches of at most `size` rows, from `start` to before `stop`."""
+        stop = self.n_star if stop is None else min(stop, self.n_star)
+        for first in range(start, stop, size):
+            yield self.batch(first, min(first + size, stop))
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Read rows `start` to before `stop`.
+
+        Raises
+        ------
+        SurveyFileError
+            If a chunk of the store cannot be read.
+        """
+        rows = slice(start, stop)
+        spectra = Spectra.from_arrays(
+            self.wave_aa, self._read("flux", rows), self._read("ivar", rows), medium=self.medium
+        )
+        return Batch(spectra, MappingProxyType(self._columns_of(start, stop)), start)
+
+    def rows(self, index: ArrayLike) -> Batch:
+        """Read the rows of the given numbers, in that order.
+
+        Parameters
+        ----------
+        index : (n,) int array_like
+            Row numbers, in any order.
+        """
+        index = np.asarray(index, dtype=np.int64)
+        spectra = Spectra.from_arrays(
+            self.wave_aa,
+            self._gather("flux", index),
+            self._gather("ivar", index),
+            medium=self.medium,
+        )
+        values = {name: self.column(name)[index] for name in self.column_names}
+        return Batch(spectra, MappingProxyType(values))
+
+    def _gather(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        out = np.empty((index.size, self.n_pixel), dtype=np.float32)
+        for first in range(0, self.n_star, CHUNK_STARS):
+            here = (index >= first) & (index < first + CHUNK_STARS)
+            if here.any():
+                out[here] = self._read(name, slice(first, first + CHUNK_STARS))[index[here] - first]
+        return out
+
+    def _columns_of(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Return all columns of some rows, out of one block that serves many batches."""
+        first = start // COLUMN_CHUNK_STARS * COLUMN_CHUNK_STARS
+        last = max(stop, min(first + COLUMN_CHUNK_STARS, self.n_star))
+        if (first, last) != self._block_rows:
+            rows = slice(first, last)
+            self._block = {name: _plain(self._read(name, rows)) for name in self.column_names}
+            self._block_rows = (first, last)
+        return {name: values[start - first : stop - first] for name, values in self._block.items()}
+
+    def _table(self, names: list[str]) -> NDArray[np.float64]:
+        out = np.full((self.n_star, len(names)), np.nan)
+        for position, name in enumerate(names):
+            if name in self.dataset:
+                out[:, position] = self.column(name)
+        return out
+
+    def _read(self, name: str, rows: slice) -> NDArray[Any]:
+        try:
+            return np.asarray(self.dataset[name][rows].values)
+        except Exception as error:
+            raise SurveyFileError(f"cannot read {name!r} of {self.path}: {error}") from error
+
+
+class SurveyWriter(AbstractContextManager["SurveyWriter"]):
+    """Write a survey store in chunks; it appears under its name only when it is complete.
+
+    Until then it lies in ``<path>.part``. With a `resume_key`, a run that was killed goes on after
+    the last row that is safely written (`done`), if the key is the same.
+
+    Parameters
+    ----------
+    path : path-like
+        The store to write, conventionally ``*.zarr``.
+    n_star : int
+        Number of rows.
+    wave_aa : (n_pixel,) array_like
+        Wavelengths in angstrom.
+    medium : {"air", "vacuum"}
+        Medium of the wavelengths.
+    columns : sequence of str or Column
+        Columns to write besides flux and ivar; ``id`` and ``star_id`` are always written. A
+        `Column` may be given for one that `maury.columns` does not define.
+    simulated : bool
+        Whether the spectra are simulated.
+    labels : sequence of Label
+        Definitions of the labels.
+    provenance : mapping
+        Where the data come from; must be JSON.
+    chunk : int
+        Stars per chunk. Blocks given to `write` should start at its multiples.
+    overwrite : bool
+        Replace an existing store (only once the new one is complete).
+    resume_key : str, optional
+        Fingerprint of everything that determines the content.
+
+    Raises
+    ------
+    OutputExists
+        If `path` exists and `overwrite` is false.
+    ResumeMismatch
+        If a partial store of another run is in the way.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        n_star: int,
+        wave_aa: ArrayLike,
+        medium: Medium,
+        columns: Sequence[str | Column] = (),
+        simulated: bool,
+        labels: Sequence[Label] = LABELS,
+        provenance: Mapping[str, Any] | None = None,
+        chunk: int = CHUNK_STARS,
+        overwrite: bool = False,
+        resume_key: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".part")
+        self.done = 0
+        self._overwrite = overwrite
+        self._n_star = n_star
+        self._key = resume_key
+        self._columns = _resolve_columns(columns, labels)
+        refuse_existing(self.path, overwrite=overwrite)
+        wave = check_wavelengths(wave_aa)
+        header = {
+            "format": "maury survey",
+            "format_version": FORMAT_VERSION,
+            "medium": medium,
+            "simulated": bool(simulated),
+            "labels": [label.model_dump(mode="json") for label in labels],
+            "provenance": dict(provenance or {}),
+        }
+        if not self._resume():
+            self._create(wave, header, chunk)
+
+    def write(self, start: int, flux: ArrayLike, ivar: ArrayLike, **columns: ArrayLike) -> None:
+        """Write consecutive rows.
+
+        Parameters
+        ----------
+        start : int
+            Number of the first row.
+        flux, ivar : (n, n_pixel) array_like
+            Written as float32.
+        **columns : (n,) array_like
+            One value per row for every declared column; one not given is missing in these rows.
+
+        Raises
+        ------
+        ColumnError
+            If a column was not declared.
+        LengthMismatch
+            If the lengths differ, or rows lie beyond the declared number.
+        """
+        flux = np.asarray(flux, dtype=np.float32)
+        stop = start + flux.shape[0]
+        if stop > self._n_star:
+            raise LengthMismatch(f"{self.path}: row {stop} is beyond the {self._n_star} declared")
+        for name in columns:
+            if name not in self._columns:
+                raise ColumnError(f"column {name!r} was not declared for {self.path}")
+        for name, values in {"flux": flux, "ivar": ivar, **columns}.items():
+            data = np.asarray(values)
+            if data.shape[0] != flux.shape[0]:
+                raise LengthMismatch(f"{name!r} has {data.shape[0]} rows, flux {flux.shape[0]}")
+            if data.dtype.kind in "UTS":
+                data = data.astype(object)
+            array: Any = self._group[name]
+            array[start:stop] = data
+        self.done = max(self.done, stop)
+        self._note_progress()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Publish the store if every row was written, else keep (resumable) or remove it."""
+        if kind is None:
+            if self.done != self._n_star:
+                raise LengthMismatch(
+                    f"{self.path}: {self.done} rows written of {self._n_star} declared"
+                )
+            self._check_ids()
+            (self.partial / _PROGRESS).unlink(missing_ok=True)
+            publish(self.partial, self.path, overwrite=self._overwrite)
+        elif self._key is None:
+            remove(self.partial)
+
+    def _resume(self) -> bool:
+        import zarr
+
+        if not self.partial.exists():
+            return False
+        progress = self.partial / _PROGRESS
+        state = json.loads(progress.read_text("utf-8")) if progress.is_file() else {}
+        if self._key is not None and state.get("key") == self._key:
+            self._group = zarr.open_group(str(self.partial), mode="r+")
+            self.done = int(state["done"])
+            logger.info("resuming %s after row %d", self.path, self.done)
+            return True
+        if self._key is not None and state.get("key") and not self._overwrite:
+            raise ResumeMismatch(
+                f"{self.partial} holds a partial store made with other settings; "
+                "finish that run, or pass --overwrite to discard it"
+            )
+        remove(self.partial)
+        return False
+
+    def _create(self, wave: NDArray[np.float64], header: dict[str, Any], chunk: int) -> None:
+        import zarr
+
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        self._group = zarr.create_group(str(self.partial), zarr_format=3)
+        self._group.attrs["maury"] = header
+        n_star, n_pixel = self._n_star, wave.size
+        rows = min(chunk, max(n_star, 1))
+        for name, ucd in (
+            ("flux", "phot.flux.density;em.wl"),
+            ("ivar", "stat.weight;phot.flux.density"),
+        ):
+            array = self._group.create_array(
+                name,
+                shape=(n_star, n_pixel),
+                chunks=(rows, n_pixel),
+                dtype="float32",
+                fill_value=float("nan") if name == "flux" else 0.0,
+                dimension_names=("star", "pixel"),
+            )
+            array.attrs.update({"units": "", "ucd": ucd})
+        wave_array = self._group.create_array(
+            "wave",
+            shape=(n_pixel,),
+            chunks=(n_pixel,),
+            dtype="float64",
+            dimension_names=("pixel",),
+        )
+        wave_array[:] = wave
+        wave_array.attrs.update({"units": "Angstrom", "ucd": "em.wl", "medium": header["medium"]})
+        for column in self._columns.values():
+            self._create_column(column, max(rows, COLUMN_CHUNK_STARS // rows * rows))
+        self._note_progress()
+
+    def _create_column(self, column: Column, rows: int) -> None:
+        text = column.kind == "str"
+        integer = column.kind.startswith(("int", "bool"))
+        array = self._group.create_array(
+            column.name,
+            shape=(self._n_star,),
+            chunks=(max(1, min(rows, self._n_star)),),
+            dtype="str" if text else column.kind,
+            fill_value="" if text else (0 if integer else float("nan")),
+            dimension_names=("star",),
+        )
+        array.attrs.update(
+            {"units": column.unit, "ucd": column.ucd, "description": column.description}
+        )
+
+    def _note_progress(self) -> None:
+        state = json.dumps({"key": self._key, "done": self.done})
+        temporary = self.partial / (_PROGRESS + ".tmp")
+        temporary.write_text(state, "utf-8")
+        temporary.replace(self.partial / _PROGRESS)
+
+    def _check_ids(self) -> None:
+        array: Any = self._group["id"]
+        require_unique(np.asarray(array[:], dtype=object), what=str(self.path))
+
+
+_PROGRESS = "maury-progress.json"
+
+
+def require_unique(ids: ArrayLike, *, what: str) -> None:
+    """Raise `IdentifierError` if an identifier is empty or stands twice.
+
+    Parameters
+    ----------
+    ids : (n,) array_like of str
+        Identifiers.
+    what : str
+        File or store that they come from, for the message.
+    """
+    values, counts = np.unique(np.asarray(ids).astype(str), return_counts=True)
+    if values.size and values[0] == "":
+        raise IdentifierError(f"{what}: {counts[0]} rows have no identifier; give each one")
+    if np.any(counts > 1):
+        twice = values[counts > 1]
+        raise IdentifierError(
+            f"{what}: {twice.size} identifiers stand more than once, for example {twice[0]!r} "
+            f"({counts[counts > 1][0]} times); give each spectrum one of its own, and say in "
+            "'star_id' which spectra are of one star"
+        )
+
+
+def _resolve_columns(columns: Sequence[str | Column], labels: Sequence[Label]) -> dict[str, Column]:
+    known = columns_module.known(labels)
+    table = {"id": known["id"], "star_id": known["star_id"]}
+    for column in columns:
+        if isinstance(column, str):
+            if column not in known:
+                raise ColumnError(
+                    f"unknown column {column!r}; known: {', '.join(known)}; "
+                    "give a maury.columns.Column to define another"
+                )
+            column = known[column]
+        table[column.name] = column
+    return table
+
+
+def _header(dataset: "xr.Dataset", path: Path) -> dict[str, Any]:
+    header = dataset.attrs.get("maury")
+    if not isinstance(header, dict) or header.get("format") != "maury survey":
+        raise SurveyFileError(f"{path} is a Zarr store, but not one of maury's surveys")
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise SurveyFileError(
+            f"{path} has format version {version}, this maury reads {FORMAT_VERSION}; "
+            "use the maury that wrote it, or make the store anew"
+        )
+    for name in ("flux", "ivar", "wave", "id", "star_id"):
+        if name not in dataset:
+            raise SurveyFileError(f"{path} lacks {name!r}; the store is damaged, make it anew")
+    return header
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Turn variable-width strings into fixed-width ones, which every library takes."""
+    return values.astype(object).astype(np.str_) if values.dtype.kind in "TO" else values
