@@ -1,0 +1,285 @@
+"""Training, validation and test stars: a split that never divides a star.
+
+The record of a split holds a checksum of each part and a short hash of every star, so that a model
+knows its own stars again without carrying their identifiers.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from maury.errors import ConfigError, LengthMismatch
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "validation", "test")
+PUBLISHED_WARNING = (
+    "the published split has no independent test: its test rows steer early stopping and the "
+    "choice of networks, and it divides rows, not stars"
+)
+_HASH_DIGITS = 16
+
+
+class SplitConfig(BaseModel):
+    """How rows are divided.
+
+    Attributes
+    ----------
+    rule : {"star", "published"}
+        ``star``: whole stars, at random. ``published``: the rows of Guiglion et al. (2020), whose
+        test rows are also the validation rows.
+    train, validation, test : float
+        Fractions of the stars (rule ``star``); their sum is 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: Literal["star", "published"] = "star"
+    train: float = Field(default=0.82, gt=0.0, lt=1.0)
+    validation: float = Field(default=0.08, gt=0.0, lt=1.0)
+    test: float = Field(default=0.10, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        return self
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of each part.
+
+    Attributes
+    ----------
+    rule : str
+        ``star`` or ``published``.
+    train, validation, test : (n_part,) int64
+        Row numbers; in the order that the rule gives.
+    n_shared_stars : int
+        Stars of the test rows that also have training or validation rows; 0 for the rule ``star``.
+    """
+
+    rule: str
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+    n_shared_stars: int = 0
+
+    def part(self, name: str) -> NDArray[np.int64]:
+        """Row numbers of ``train``, ``validation`` or ``test``."""
+        rows: NDArray[np.int64] = getattr(self, name)
+        return rows
+
+
+def split_rows(star_id: ArrayLike, *, config: SplitConfig, seed: int) -> Split:
+    """Divide rows by the rule of `config`.
+
+    Parameters
+    ----------
+    star_id : (n_row,) str
+        Star of each row; equal for all spectra of one star.
+    config : SplitConfig
+        Rule and fractions.
+    seed : int
+        Seed of the rule ``star``; the published rule has its own (42).
+
+    Raises
+    ------
+    ConfigError
+        If there are too few stars for three parts.
+    """
+    if config.rule == "published":
+        return split_published(star_id)
+    fractions = (config.train, config.validation, config.test)
+    return split_stars(star_id, fractions=fractions, seed=seed)
+
+
+def split_stars(star_id: ArrayLike, *, fractions: tuple[float, float, float], seed: int) -> Split:
+    """Divide whole stars at random; the result does not depend on the order of the rows.
+
+    Parameters
+    ----------
+    star_id : (n_row,) str
+        Star of each row. A row without one (an empty string) counts as a star of its own.
+    fractions : (float, float, float)
+        Training, validation and test fractions of the stars. Each part gets at least one star.
+    seed : int
+        Seed of the permutation of the sorted identifiers.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than three stars.
+    """
+    star, n_star = _star_numbers(star_id)
+    if n_star < 3:
+        raise ConfigError(
+            f"a split into training, validation and test stars needs at least 3 stars, got {n_star}"
+        )
+    n_test = min(max(1, round(fractions[2] * n_star)), n_star - 2)
+    n_validation = min(max(1, round(fractions[1] * n_star)), n_star - n_test - 1)
+    part = np.zeros(n_star, dtype=np.int8)
+    shuffled = np.random.default_rng(seed).permutation(n_star)
+    part[shuffled[:n_test]] = 2
+    part[shuffled[n_test : n_test + n_validation]] = 1
+    rows = [np.flatnonzero(part[star] == code) for code in range(3)]
+    return Split("star", rows[0], rows[1], rows[2])
+
+
+def split_published(star_id: ArrayLike) -> Split:
+    """Divide rows as Guiglion et al. (2020) did: 94 % training rows, 6 % test rows.
+
+    The rows are permuted by the legacy generator of numpy with seed 42; the first ceil(0.06 n) are
+    the test rows, which are the validation rows as well, and the others are the training rows, in
+    the permuted order. A warning is logged, for this split flatters the result.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than two rows.
+    """
+    star, _ = _star_numbers(star_id)
+    if star.size < 2:
+        raise ConfigError(f"the published split needs at least 2 rows, got {star.size}")
+    order = np.random.RandomState(42).permutation(star.size).astype(np.int64)
+    n_test = ceil(0.06 * star.size)
+    test, train = order[:n_test], order[n_test:]
+    shared = np.intersect1d(star[train], star[test])
+    logger.warning("%s; %d stars stand on both sides here", PUBLISHED_WARNING, shared.size)
+    return Split("published", train, test, test, int(shared.size))
+
+
+def star_hashes(star_id: ArrayLike) -> NDArray[np.str_]:
+    """Short hash of each identifier, shape (n_row,): 16 hexadecimal digits of its SHA-256."""
+    ids = np.asarray(star_id).astype(np.str_)
+    digests = [hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS] for text in ids.tolist()]
+    return np.array(digests, dtype=f"<U{_HASH_DIGITS}")
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """What a model remembers of the split that made it.
+
+    Attributes
+    ----------
+    rule : str
+        ``star``, ``published`` or ``unknown`` (imported networks).
+    n_rows : mapping of str to int
+        Rows of each part.
+    checksums : mapping of str to str
+        SHA-256 of the sorted star hashes of each part.
+    hashes : mapping of str to (n_star,) array of str
+        Sorted star hashes of each part, 16 hexadecimal digits each.
+    warning : str
+        Why the test part is not independent; empty if it is.
+    """
+
+    rule: str
+    n_rows: Mapping[str, int]
+    checksums: Mapping[str, str]
+    hashes: Mapping[str, NDArray[np.str_]]
+    warning: str = ""
+
+    @classmethod
+    def of(cls, split: Split, star_id: ArrayLike) -> Self:
+        """Record a split of rows whose stars are `star_id`, shape (n_row,)."""
+        ids = np.asarray(star_id).astype(np.str_)
+        hashes = {name: np.unique(star_hashes(ids[split.part(name)])) for name in PARTS}
+        warning = ""
+        if split.rule == "published":
+            warning = f"{PUBLISHED_WARNING}; {split.n_shared_stars} stars stand on both sides here"
+        return cls(
+            split.rule,
+            MappingProxyType({name: int(split.part(name).size) for name in PARTS}),
+            MappingProxyType({name: _checksum(hashes[name]) for name in PARTS}),
+            MappingProxyType(hashes),
+            warning,
+        )
+
+    @classmethod
+    def unknown(cls, warning: str) -> Self:
+        """Record of networks whose stars are not known."""
+        none = np.array([], dtype=f"<U{_HASH_DIGITS}")
+        return cls(
+            "unknown",
+            MappingProxyType(dict.fromkeys(PARTS, 0)),
+            MappingProxyType(dict.fromkeys(PARTS, _checksum(none))),
+            MappingProxyType(dict.fromkeys(PARTS, none)),
+            warning,
+        )
+
+    def contains(self, part: str, star_id: ArrayLike) -> NDArray[np.bool_]:
+        """Whether each star, shape (n_row,), belongs to ``train``, ``validation`` or ``test``."""
+        return np.isin(star_hashes(star_id), self.hashes[part])
+
+    def took_part(self, star_id: ArrayLike) -> NDArray[np.bool_]:
+        """Whether each star, shape (n_row,), trained the networks or helped to choose them."""
+        hashes = star_hashes(star_id)
+        return np.isin(hashes, self.hashes["train"]) | np.isin(hashes, self.hashes["validation"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain mapping for `model.json`; the hashes of a part are one string."""
+        return {
+            "rule": self.rule,
+            "n_rows": dict(self.n_rows),
+            "sha256": dict(self.checksums),
+            "star_hashes": {name: "".join(self.hashes[name].tolist()) for name in PARTS},
+            "warning": self.warning,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            If the mapping is not such a record, or a checksum does not agree.
+        """
+        hashes = {name: _unpack(data["star_hashes"][name]) for name in PARTS}
+        checksums = {name: _checksum(hashes[name]) for name in PARTS}
+        if checksums != {name: data["sha256"][name] for name in PARTS}:
+            raise ValueError("the checksums of the split do not agree with its star hashes")
+        return cls(
+            str(data["rule"]),
+            MappingProxyType({name: int(data["n_rows"][name]) for name in PARTS}),
+            MappingProxyType(checksums),
+            MappingProxyType(hashes),
+            str(data["warning"]),
+        )
+
+
+def _star_numbers(star_id: ArrayLike) -> tuple[NDArray[np.int64], int]:
+    ids = np.asarray(star_id).astype(np.str_)
+    if ids.ndim != 1:
+        raise LengthMismatch(f"star_id must be one row of identifiers, got shape {ids.shape}")
+    named, number = np.unique(ids, return_inverse=True)
+    number = number.astype(np.int64).reshape(-1)
+    blank = np.flatnonzero(ids == "")
+    if blank.size == 0:
+        return number, int(named.size)
+    # The empty string sorts first: its rows are renumbered after the named stars, one each.
+    number = number - 1
+    number[blank] = named.size - 1 + np.arange(blank.size)
+    return number, int(named.size - 1 + blank.size)
+
+
+def _checksum(hashes: NDArray[np.str_]) -> str:
+    return hashlib.sha256("".join(hashes.tolist()).encode()).hexdigest()
+
+
+def _unpack(text: object) -> NDArray[np.str_]:
+    if not isinstance(text, str) or len(text) % _HASH_DIGITS:
+        raise ValueError("star hashes are not strings of 16 digits each")
+    starts = range(0, len(text), _HASH_DIGITS)
+    return np.array([text[k : k + _HASH_DIGITS] for k in starts], dtype=f"<U{_HASH_DIGITS}")
