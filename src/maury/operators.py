@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from maury.continuum import CONTINUUM_METHODS, chebyshev_continuum, normalise_continuum
 from maury.pixels import (
+    LEAST_IVAR,
     estimate_snr,
     fill_bad_pixels,
     good_pixels,
@@ -145,24 +146,21 @@ def _overlaps(
 
     Returns
     -------
-    index : (n_bin, width) int
-    overlap : (n_bin, width) float64, angstrom; zero where `index` was clipped to the grid.
+    index : (width, n_bin) int
+    overlap : (width, n_bin) float64, angstrom; zero where `index` was clipped to the grid.
     """
     n_in = edges_in.size - 1
     start = np.searchsorted(edges_in, lower, side="right") - 1
     stop = np.searchsorted(edges_in, upper, side="left")
     start, stop = np.clip(start, 0, n_in - 1), np.clip(stop, 1, n_in)
     width = max(int((stop - start).max(initial=1)), 1)
-    raw = start[:, None] + np.arange(width)
+    raw = start + np.arange(width)[:, None]
     index = np.minimum(raw, n_in - 1)
-    overlap = np.minimum(edges_in[index + 1], upper[:, None])
-    overlap = overlap - np.maximum(edges_in[index], lower[:, None])
+    overlap = np.minimum(edges_in[index + 1], upper) - np.maximum(edges_in[index], lower)
     return index, np.where(raw < n_in, np.maximum(overlap, 0.0), 0.0)
 
 
-def _covered(
-    edges_in: Float64Array, lower: Float64Array, upper: Float64Array
-) -> NDArray[np.bool_]:
+def _covered(edges_in: Float64Array, lower: Float64Array, upper: Float64Array) -> NDArray[np.bool_]:
     """Whether bins lie within the input grid, up to the rounding of the grids themselves."""
     slack = _EDGE_TOLERANCE * (upper - lower)
     return np.asarray((lower >= edges_in[0] - slack) & (upper <= edges_in[-1] + slack))
@@ -213,11 +211,13 @@ class Resampler:
         lower, upper = edges_out[:-1], edges_out[1:]
         index, overlap = _overlaps(edges_in, lower, upper)
         inside = _covered(edges_in, lower, upper)
-        total = overlap.sum(axis=1, keepdims=True)
-        fraction = np.where(inside[:, None], overlap / np.where(total > 0, total, 1.0), 0.0)
+        total = overlap.sum(axis=0)
+        fraction = np.where(inside, overlap / np.where(total > 0, total, 1.0), 0.0)
         shape = (lower.size, edges_in.size - 1)
-        pointer = np.arange(0, index.size + 1, index.shape[1])
-        weights = scipy.sparse.csr_array((fraction.ravel(), index.ravel(), pointer), shape=shape)
+        pointer = np.arange(0, index.size + 1, index.shape[0])
+        weights = scipy.sparse.csr_array(
+            (fraction.T.ravel(), index.T.ravel(), pointer), shape=shape
+        )
         weights.eliminate_zeros()
         squared = weights.multiply(weights).tocsr()
         by_dtype = {
@@ -251,8 +251,8 @@ class Resampler:
                 f"got {flux_in.shape} and {ivar_in.shape}"
             )
         dtype = _working_dtype(flux_in)
-        flux_out = np.empty((flux_in.shape[0], n_out), dtype)
-        ivar_out = np.empty_like(flux_out)
+        flux_out = np.zeros((flux_in.shape[0], n_out), dtype)
+        ivar_out = np.zeros_like(flux_out)
         for start in range(0, flux_in.shape[0], _BLOCK):
             rows = slice(start, start + _BLOCK)
             self._block(
@@ -266,20 +266,25 @@ class Resampler:
         self, flux: FloatArray, ivar: FloatArray, out: tuple[FloatArray, FloatArray]
     ) -> None:
         weights, squared = self._weights[flux.dtype.name]
+        if _all_good(flux, ivar):
+            out[0][...] = (weights @ np.ascontiguousarray(flux.T)).T
+            variance = squared @ np.reciprocal(ivar.T, order="C")
+            variance[~self._inside] = np.inf
+            np.reciprocal(variance.T, out=out[1])
+            return
         good = good_pixels(flux, ivar)
-        clean = bool(good.all())
-        if not clean:
-            flux, ivar = np.where(good, flux, 0), np.where(good, ivar, np.inf)
-        mean = weights @ np.ascontiguousarray(flux.T)
-        precision = squared @ np.reciprocal(ivar.T, order="C")
-        np.reciprocal(precision, out=precision, where=precision > 0)
-        if not clean:
-            cover = weights @ np.ascontiguousarray(good.T, dtype=flux.dtype)
-            usable = cover >= self.min_coverage - _EDGE_TOLERANCE
-            mean = np.divide(mean, cover, out=np.zeros_like(mean), where=usable)
-            precision = np.where(usable, precision * cover * cover, 0)
-        out[0][...] = mean.T
-        out[1][...] = precision.T
+        mean = weights @ np.where(good, flux, 0).T
+        variance = squared @ np.reciprocal(np.where(good, ivar, np.inf)).T
+        cover = weights @ np.ascontiguousarray(good.T, dtype=flux.dtype)
+        usable = cover >= self.min_coverage - _EDGE_TOLERANCE
+        np.divide(mean.T, cover.T, out=out[0], where=usable.T)
+        np.divide((cover * cover).T, variance.T, out=out[1], where=usable.T)
+
+
+def _all_good(flux: FloatArray, ivar: FloatArray) -> bool:
+    """Whether every pixel is good, by three reductions and no temporary array."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(flux.sum()) and ivar.min() > LEAST_IVAR and np.isfinite(ivar.max()))
 
 
 def to_rest_frame(
@@ -360,7 +365,7 @@ def _rest_block(
     variance = np.reciprocal(np.where(good, ivar, np.inf))
     offset = np.repeat(np.arange(n_row) * flux.shape[1], n_out)
     total, cover, mean, spread = np.zeros((4, n_row * n_out))
-    for pixel, length in zip(index.T, overlap.T, strict=True):
+    for pixel, length in zip(index, overlap, strict=True):
         flat = offset + pixel
         kept = length * good.take(flat)
         total += length
