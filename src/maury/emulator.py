@@ -337,7 +337,9 @@ class Emulator:
         if names != set(tensors):
             wrong = ", ".join(sorted(names.symmetric_difference(tensors)))
             raise ModelFileError(f"tensors missing or unknown: {wrong}")
-        return cls(spec, _Tensors(**{name: np.array(value) for name, value in tensors.items()}))
+        # safetensors would write the memory of a transposed array as it lies.
+        ordered = {name: np.array(value, order="C") for name, value in tensors.items()}
+        return cls(spec, _Tensors(**ordered))
 
     @classmethod
     def load(cls, path: Path | str | None = None) -> Self:
