@@ -1,0 +1,11 @@
+"""Files of the world to survey stores.
+
+`ingest_released` reads the layout in which the RAVE CNN authors released their data;
+`ingest_toml` reads nearly anything else, as a short TOML file describes it.
+"""
+
+from maury.readers.general import ingest_toml
+from maury.readers.released import ingest_released
+from maury.readers.stars import star_ids
+
+__all__ = ["ingest_released", "ingest_toml", "star_ids"]

@@ -1,0 +1,327 @@
+"""Tables of many formats, by one interface: column names, numbers, texts."""
+
+import csv
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ColumnError, IdentifierError, InputFileError
+from maury.naming import suggestion
+from maury.readers.opening import check_votable, find_hdu, open_fits, reading
+
+TABLE_SUFFIXES: Mapping[str, str] = {
+    ".fits": "fits",
+    ".fit": "fits",
+    ".fits.gz": "fits",
+    ".vot": "votable",
+    ".xml": "votable",
+    ".votable": "votable",
+    ".ecsv": "ecsv",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_MISSING_TEXT = ("", "NA", "N/A", "null", "NULL", "None", "--", "-", "masked")
+_LARGEST_EXACT = 2.0**53
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """An open table; columns are read when they are asked for.
+
+    Attributes
+    ----------
+    path : Path
+        Its file.
+    names : tuple of str
+        Column names.
+    n_row : int
+        Number of rows, at least 1.
+    units : mapping of str to str
+        Units that the file states.
+    raw : callable
+        ``raw(name)`` is the column as its format gives it.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    n_row: int
+    units: Mapping[str, str]
+    raw: Callable[[str], Any]
+
+    def check(self, name: str) -> str:
+        """Return `name` if the table has such a column.
+
+        Raises
+        ------
+        ColumnError
+            With the nearest name.
+        """
+        if name not in self.names:
+            raise ColumnError(
+                f"{self.path} has no column {name!r}{suggestion(name, self.names)} "
+                f"(it has {', '.join(self.names[:40])})"
+            )
+        return name
+
+    def floats(self, name: str) -> NDArray[np.float64]:
+        """Return a column of numbers, shape (n_row,) float64, NaN where missing.
+
+        Raises
+        ------
+        ColumnError
+            If it does not exist, or holds something else than one number a row.
+        """
+        with reading(self.path):
+            values = self.raw(self.check(name))
+            what = f"{self.path}, column {name!r}"
+            return _arrow_floats(values, what) if _is_arrow(values) else _floats(values, what)
+
+    def texts(self, name: str) -> NDArray[np.str_]:
+        """Return a column as text without blanks around it, shape (n_row,), empty where missing.
+
+        Raises
+        ------
+        ColumnError
+            If it does not exist, or holds something else than one value a row.
+        IdentifierError
+            If it holds numbers with fractions, or too large to be exact.
+        """
+        with reading(self.path):
+            values = self.raw(self.check(name))
+            what = f"{self.path}, column {name!r}"
+            return _arrow_texts(values, what) if _is_arrow(values) else _texts(values, what)
+
+
+def table_format(path: Path) -> str:
+    """Return the format that the suffix of `path` tells.
+
+    Raises
+    ------
+    InputFileError
+        If the suffix is of no known table format.
+    """
+    name = path.name.lower()
+    for suffix in sorted(TABLE_SUFFIXES, key=len, reverse=True):
+        if name.endswith(suffix):
+            return TABLE_SUFFIXES[suffix]
+    raise InputFileError(
+        f"{path} has no suffix of a known table format ({', '.join(TABLE_SUFFIXES)}); rename it"
+    )
+
+
+def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) -> SourceTable:
+    """Open a FITS, VOTable, ECSV, CSV, TSV or Parquet table until `stack` closes.
+
+    Parameters
+    ----------
+    path : Path
+        Its suffix tells the format.
+    stack : ExitStack
+        Closes the file.
+    hdu : int or str, optional
+        Which HDU of a FITS file; the first table by default.
+
+    Raises
+    ------
+    InputFileError
+        If the file is missing or damaged, or has no rows.
+    ColumnError
+        If two columns have one name.
+    """
+    kind = table_format(path)
+    with reading(path):
+        if kind == "fits":
+            table = fits_table(find_hdu(open_fits(path, stack), hdu, path, image=False), path)
+        elif kind == "csv":
+            table = _csv_table(path)
+        elif kind == "parquet":
+            table = _parquet_table(path, stack)
+        else:
+            table = astropy_table(read_votable(path) if kind == "votable" else _ecsv(path), path)
+    twice = sorted({name for name in table.names if table.names.count(name) > 1})
+    if twice:
+        raise ColumnError(f"{path} has more than one column named {twice[0]!r}; rename one")
+    if table.n_row == 0:
+        raise InputFileError(f"{path} has no rows; give a table with at least one")
+    return table
+
+
+def fits_table(hdu: Any, path: Path) -> SourceTable:
+    """Wrap a FITS binary table."""
+    columns = hdu.columns
+    nulls = {c.name: c.null for c in columns if c.null is not None}
+
+    def raw(name: str) -> Any:
+        values = np.asarray(hdu.data[name])
+        if name in nulls:
+            return np.ma.masked_array(values, mask=values == nulls[name])
+        return values
+
+    units = {c.name: str(c.unit) for c in columns if c.unit}
+    n_row = int(hdu.header["NAXIS2"])
+    return SourceTable(path, tuple(columns.names), n_row, units, raw)
+
+
+def astropy_table(table: Any, path: Path) -> SourceTable:
+    """Wrap an astropy table in memory."""
+    from astropy.table import Column
+
+    def raw(name: str) -> Any:
+        column = table[name]
+        if not isinstance(column, Column):
+            raise ColumnError(f"{path}, column {name!r}: {type(column).__name__} is not supported")
+        return np.ma.asanyarray(column)
+
+    units = {
+        name: str(table[name].unit) for name in table.colnames if getattr(table[name], "unit", None)
+    }
+    return SourceTable(path, tuple(table.colnames), len(table), units, raw)
+
+
+def read_votable(path: Path) -> Any:
+    """Read the first table of a VOTable into an astropy table."""
+    from astropy.io import votable
+
+    check_votable(path)
+    with reading(path):
+        parsed = votable.parse(str(path), verify="ignore").get_first_table()
+        return parsed.to_table(use_names_over_ids=True)
+
+
+def _ecsv(path: Path) -> Any:
+    from astropy.table import Table
+
+    return Table.read(str(path), format="ascii.ecsv")
+
+
+def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
+    from pyarrow import parquet
+
+    file = stack.enter_context(parquet.ParquetFile(path))
+    names = tuple(file.schema_arrow.names)
+    units = {
+        field.name: field.metadata[b"unit"].decode()
+        for field in file.schema_arrow
+        if field.metadata and b"unit" in field.metadata
+    }
+    return SourceTable(
+        path, names, file.metadata.num_rows, units, lambda name: file.read([name])[name]
+    )
+
+
+def _csv_table(path: Path) -> SourceTable:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream, delimiter=delimiter, strict=True), [])
+    names = tuple(name.strip() for name in header)
+    # Everything is read as text: identifiers keep their leading zeros, and blanks are stripped
+    # before numbers are parsed.
+    table = arrow_csv.read_csv(
+        path,
+        read_options=arrow_csv.ReadOptions(
+            skip_rows=1, column_names=[str(k) for k in range(len(names))]
+        ),
+        parse_options=arrow_csv.ParseOptions(delimiter=delimiter),
+        convert_options=arrow_csv.ConvertOptions(
+            column_types={str(k): pa.string() for k in range(len(names))}
+        ),
+    )
+    return SourceTable(
+        path, names, table.num_rows, {}, lambda name: table.column(names.index(name))
+    )
+
+
+def _is_arrow(values: Any) -> bool:
+    return type(values).__module__.startswith("pyarrow")
+
+
+def _arrow_floats(values: Any, what: str) -> NDArray[np.float64]:
+    import pyarrow as pa
+    from pyarrow import compute
+
+    kind = values.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        text = compute.utf8_trim_whitespace(values.cast(pa.string()))
+        missing = compute.is_in(text, pa.array(_MISSING_TEXT))
+        values = compute.if_else(missing, None, text)
+    elif not (
+        pa.types.is_floating(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    ):
+        raise ColumnError(f"{what} must hold one number a row, got {kind}")
+    if pa.types.is_boolean(kind):
+        values = values.cast(pa.int8())
+    try:
+        # An unsafe cast rounds integers beyond 2^53, as every other format does.
+        numbers = values.cast(pa.float64(), safe=False)
+    except pa.ArrowInvalid as error:
+        raise ColumnError(f"{what} must hold numbers: {error}; correct the file") from error
+    return np.array(numbers.to_numpy(), dtype=np.float64)
+
+
+def _arrow_texts(values: Any, what: str) -> NDArray[np.str_]:
+    import pyarrow as pa
+    from pyarrow import compute
+
+    kind = values.type
+    if pa.types.is_floating(kind):
+        return _texts(values.to_numpy(), what)
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        raise ColumnError(f"{what} must hold one text a row, got {kind}")
+    text = compute.utf8_trim_whitespace(compute.fill_null(values.cast(pa.string()), ""))
+    return np.array(text.to_numpy(), dtype=np.str_)
+
+
+def _floats(values: Any, what: str) -> NDArray[np.float64]:
+    import pyarrow as pa
+
+    _one_a_row(values, what)
+    if values.dtype.kind in "SUO":
+        return _arrow_floats(pa.chunked_array([pa.array(_texts(values, what))]), what)
+    if values.dtype.kind not in "fiub":
+        raise ColumnError(f"{what} must hold numbers, got {values.dtype}")
+    mask = np.ma.getmaskarray(values)
+    return np.where(mask, np.nan, np.ma.getdata(values).astype(np.float64))
+
+
+def _texts(values: Any, what: str) -> NDArray[np.str_]:
+    _one_a_row(values, what)
+    mask = np.ma.getmaskarray(values)
+    data = np.ma.getdata(values)
+    kind = data.dtype.kind
+    if kind == "f":
+        known = np.isfinite(data) & ~mask
+        exact = np.where(known, data, 0.0)
+        if np.any(exact != np.floor(exact)) or np.any(np.abs(exact) >= _LARGEST_EXACT):
+            raise IdentifierError(
+                f"{what}: identifiers are stored as floating-point numbers and have lost digits; "
+                "store them as integers or text"
+            )
+        data, mask = exact.astype(np.int64), ~known
+    elif kind == "O" and not all(isinstance(value, str | bytes) for value in data[~mask]):
+        raise ColumnError(f"{what} holds objects, which are refused; store text or numbers")
+    elif kind not in "SUOiu":
+        raise ColumnError(f"{what} must hold text or whole numbers, got {data.dtype}")
+    text = np.array([_decoded(v) for v in data], np.str_) if kind in "OS" else data.astype(np.str_)
+    return np.char.strip(np.where(mask, "", text))
+
+
+def _decoded(value: str | bytes) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _one_a_row(values: Any, what: str) -> None:
+    if values.ndim != 1:
+        raise ColumnError(f"{what} must hold one value a row, got an array of {values.shape[1:]}")
