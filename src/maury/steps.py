@@ -1,0 +1,485 @@
+"""Steps of preparation: one small frozen configuration each, which runs itself.
+
+A spectral step takes and returns a `State`; a group of observables measures a batch. Rows out =
+rows in, and a bad row gets a flag or NaN, never an exception. To add one, write its class and list
+it in `SpectralStep` or `Observable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from maury import observables as obs
+from maury import operators as ops
+from maury.columns import BANDS
+from maury.errors import ColumnError
+from maury.flags import Flag, set_where
+from maury.naming import suggestion
+from maury.spectra import Medium, Spectra, check_wavelengths, require_same_grid
+from maury.survey import Batch
+
+Float64Array = NDArray[np.float64]
+Measured = tuple[Float64Array, Float64Array]
+
+
+class Config(BaseModel):
+    """Frozen; an unknown key is answered with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        unknown = [k for k in values if k not in cls.model_fields] if _is_mapping(values) else []
+        if unknown:
+            hints = ", ".join(f"{key!r}{suggestion(str(key), cls.model_fields)}" for key in unknown)
+            raise ValueError(f"unknown key {hints} (known: {', '.join(cls.model_fields)})")
+        return values
+
+
+def _is_mapping(values: object) -> bool:
+    return isinstance(values, Mapping)
+
+
+class LinearGrid(Config):
+    """Wavelengths start_aa + step_aa * k, k = 0 .. n_pixel - 1."""
+
+    start_aa: Annotated[float, Field(gt=0)]
+    step_aa: Annotated[float, Field(gt=0)]
+    n_pixel: Annotated[int, Field(ge=2, le=1_000_000)]
+
+    def wavelengths(self) -> Float64Array:
+        """Wavelengths in angstrom, (n_pixel,) float64."""
+        return np.asarray(self.start_aa + self.step_aa * np.arange(self.n_pixel), np.float64)
+
+
+class ListedGrid(Config):
+    """Wavelengths given one by one, in angstrom, increasing."""
+
+    wave_aa: Annotated[tuple[float, ...], Field(min_length=2, max_length=1_000_000)]
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if self.wave_aa[0] <= 0 or not np.all(np.diff(self.wave_aa) > 0):
+            raise ValueError("wave_aa must be positive and increase")
+        return self
+
+    def wavelengths(self) -> Float64Array:
+        """Wavelengths in angstrom, (n_pixel,) float64."""
+        return np.array(self.wave_aa)
+
+
+def _kind_of_grid(value: object) -> str:
+    listed = "wave_aa" in value if isinstance(value, Mapping) else isinstance(value, ListedGrid)
+    return "listed" if listed else "linear"
+
+
+Grid = Annotated[
+    Annotated[LinearGrid, Tag("linear")] | Annotated[ListedGrid, Tag("listed")],
+    Discriminator(_kind_of_grid),
+]
+
+RAVE_GRID = LinearGrid(start_aa=8420.0, step_aa=0.4, n_pixel=912)
+"""The grid of RAVE DR6 spectra, in air."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a spectral step sees and changes.
+
+    Attributes
+    ----------
+    spectra : Spectra
+        Spectra so far.
+    flags : (n_star,) int32
+        Flags so far.
+    snr : (n_star,) float64
+        S/N per pixel, given or estimated; NaN where unknown.
+    batch : Batch
+        The batch as it came, for its columns.
+    """
+
+    spectra: Spectra
+    flags: NDArray[np.int32]
+    snr: Float64Array
+    batch: Batch
+
+    def with_pixels(self, flux: NDArray[Any], ivar: NDArray[Any]) -> State:
+        """Return a copy with other pixels on the same grid."""
+        single = {"flux": _float32(flux), "ivar": _float32(ivar)}
+        return replace(self, spectra=self.spectra.replace(**single))
+
+    def flagged(self, flag: Flag, where: NDArray[np.bool_]) -> State:
+        """Return a copy with a flag set in some rows."""
+        return replace(self, flags=set_where(self.flags, flag, where))
+
+
+def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def _resampler(wave_in: bytes, wave_out: bytes, min_coverage: float) -> ops.Resampler:
+    grids = (np.frombuffer(wave_in), np.frombuffer(wave_out))
+    return ops.Resampler(*grids, min_coverage=min_coverage)
+
+
+Coverage = Annotated[float, Field(gt=0, le=1)]
+
+
+class CheckGrid(Config):
+    """Require spectra on this grid; raises `GridMismatch` otherwise."""
+
+    step: Literal["check_grid"] = "check_grid"
+    grid: Grid = RAVE_GRID
+    medium: Medium = "air"
+    tolerance_aa: Annotated[float, Field(gt=0)] = 0.01
+
+    def run(self, state: State) -> State:
+        """Return the state as it is, or raise."""
+        require_same_grid(
+            self.grid.wavelengths(),
+            state.spectra,
+            medium=self.medium,
+            tolerance_aa=self.tolerance_aa,
+            what="model",
+        )
+        return state
+
+
+class ToMedium(Config):
+    """Give the wavelengths in air or in vacuum; the pixels stay as they are."""
+
+    step: Literal["medium"] = "medium"
+    to: Medium
+
+    def run(self, state: State) -> State:
+        """Return the state with converted wavelengths."""
+        spectra = state.spectra
+        if spectra.medium == self.to:
+            return state
+        convert = ops.air_to_vacuum if self.to == "vacuum" else ops.vacuum_to_air
+        wave = check_wavelengths(convert(spectra.wave_aa))
+        return replace(state, spectra=replace(spectra, wave_aa=wave, medium=self.to))
+
+
+class Resample(Config):
+    """Resample onto another grid, conserving flux (`maury.operators.Resampler`)."""
+
+    step: Literal["resample"] = "resample"
+    grid: Grid
+    min_coverage: Coverage = 0.5
+
+    def run(self, state: State) -> State:
+        """Return the state on the new grid."""
+        spectra, wave = state.spectra, check_wavelengths(self.grid.wavelengths())
+        resampler = _resampler(spectra.wave_aa.tobytes(), wave.tobytes(), self.min_coverage)
+        flux, ivar = resampler(spectra.flux, spectra.ivar)
+        moved = Spectra(wave, _float32(flux), _float32(ivar), spectra.medium)
+        return replace(state, spectra=moved)
+
+
+class RestFrame(Config):
+    """Shift each spectrum to rest by the column ``radial_velocity``, onto `grid` or its own grid.
+
+    A survey without that column is at rest already. A row without a velocity is resampled but
+    not shifted, and `Flag.NO_RADIAL_VELOCITY` warns.
+    """
+
+    step: Literal["rest_frame"] = "rest_frame"
+    grid: Grid | None = None
+    min_coverage: Coverage = 0.5
+
+    def run(self, state: State) -> State:
+        """Return the state at rest."""
+        spectra = state.spectra
+        if "radial_velocity" in state.batch.columns:
+            rv_kms = np.asarray(state.batch.column("radial_velocity"), dtype=np.float64)
+        elif self.grid is None:
+            return state
+        else:
+            rv_kms = np.zeros(len(spectra))
+        unknown = ~np.isfinite(ops.doppler_factor(rv_kms))
+        grid = spectra.wave_aa if self.grid is None else self.grid.wavelengths()
+        wave = check_wavelengths(grid)
+        flux, ivar = ops.to_rest_frame(
+            spectra.flux,
+            spectra.ivar,
+            np.where(unknown, 0.0, rv_kms),
+            wave_in_aa=spectra.wave_aa,
+            wave_out_aa=wave,
+            min_coverage=self.min_coverage,
+        )
+        moved = Spectra(wave, _float32(flux), _float32(ivar), spectra.medium)
+        return replace(state, spectra=moved).flagged(Flag.NO_RADIAL_VELOCITY, unknown)
+
+
+class Noise(Config):
+    """Set ivar from the S/N, for normalised spectra (`maury.operators.ivar_from_snr`).
+
+    The S/N is the column ``snr`` or, where missing, estimated. With `only_if_unknown` it touches
+    only spectra that came without noise, that is, with ivar = 1 in every good pixel.
+    """
+
+    step: Literal["noise"] = "noise"
+    only_if_unknown: bool = True
+
+    def run(self, state: State) -> State:
+        """Return the state with ivar set."""
+        spectra = state.spectra
+        modelled = ops.ivar_from_snr(spectra.flux, state.snr) * spectra.good
+        rows = np.isfinite(state.snr) & (state.snr > 0)
+        if self.only_if_unknown:
+            rows &= ((spectra.ivar == 1) | ~spectra.good).all(axis=1)
+        return state.with_pixels(spectra.flux, np.where(rows[:, None], modelled, spectra.ivar))
+
+
+class MaskCosmics(Config):
+    """Mark cosmic rays as bad pixels (`maury.operators.mask_cosmics`); needs known noise."""
+
+    step: Literal["mask_cosmics"] = "mask_cosmics"
+    n_sigma: Annotated[float, Field(gt=0)] = 6.0
+    sharpness: Annotated[float, Field(ge=0, le=1)] = 0.6
+    window: Annotated[int, Field(gt=5, le=1001)] = 11
+    grow: Annotated[int, Field(ge=0, le=100)] = 1
+
+    @model_validator(mode="after")
+    def _odd(self) -> Self:
+        if self.window % 2 == 0:
+            raise ValueError(f"window must be odd, got {self.window}")
+        return self
+
+    def run(self, state: State) -> State:
+        """Return the state with spikes marked."""
+        spectra = state.spectra
+        options = self.model_dump(exclude={"step"})
+        spike = ops.mask_cosmics(spectra.flux, spectra.ivar, **options)
+        marked = state.with_pixels(spectra.flux, np.where(spike, 0.0, spectra.ivar))
+        return marked.flagged(Flag.SPIKES, np.any(spike, axis=1))
+
+
+class _Continuum(Config):
+    def run(self, state: State) -> State:
+        """Return the state normalised."""
+        spectra = state.spectra
+        options = self.model_dump(exclude={"step"})
+        flux, ivar = ops.normalise_continuum(spectra.flux, spectra.ivar, **options)
+        failed = np.asarray(spectra.good.any(axis=1) & ~(ivar > 0).any(axis=1))
+        return state.with_pixels(flux, ivar).flagged(Flag.CONTINUUM_FAILED, failed)
+
+
+class ChebyshevContinuum(_Continuum):
+    """Divide by a clipped polynomial (`maury.operators.chebyshev_continuum`)."""
+
+    step: Literal["continuum"] = "continuum"
+    method: Literal["chebyshev"] = "chebyshev"
+    degree: Annotated[int, Field(ge=0, le=30)] = 4
+    low: Annotated[float, Field(gt=0)] = 1.25
+    high: Annotated[float, Field(gt=0)] = 3.0
+    iterations: Annotated[int, Field(ge=0, le=100)] = 10
+
+
+class RunningQuantileContinuum(_Continuum):
+    """Divide by a running quantile (`maury.continuum.running_quantile_continuum`)."""
+
+    step: Literal["continuum"] = "continuum"
+    method: Literal["running_quantile"] = "running_quantile"
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    window: Annotated[int, Field(ge=3)] = 101
+
+
+class NoContinuum(_Continuum):
+    """Leave spectra that are normalised already."""
+
+    step: Literal["continuum"] = "continuum"
+    method: Literal["none"] = "none"
+
+
+SpectralStep = Annotated[
+    CheckGrid
+    | ToMedium
+    | Resample
+    | RestFrame
+    | Noise
+    | MaskCosmics
+    | Annotated[
+        ChebyshevContinuum | RunningQuantileContinuum | NoContinuum, Field(discriminator="method")
+    ],
+    Field(discriminator="step"),
+]
+
+
+BandName = Literal["G", "BP", "RP", "J", "H", "Ks", "W1", "W2"]
+ALL_BANDS: tuple[BandName, ...] = get_args(BandName)
+assert tuple(band.name for band in BANDS) == ALL_BANDS
+_ZERO_POINT_COLUMNS = (
+    "phot_g_mean_mag",
+    "nu_eff_used_in_astrometry",
+    "pseudocolour",
+    "ecl_lat",
+    "astrometric_params_solved",
+)
+
+
+def column(batch: Batch, name: str) -> Float64Array:
+    """Return a column with NaN for whatever is not finite, or NaN throughout if it is absent."""
+    values = np.asarray(batch.column(name), dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _require(batch: Batch, names: Iterable[str], purpose: str) -> None:
+    absent = [name for name in names if name not in batch.columns]
+    if absent:
+        raise ColumnError(
+            f"{purpose} needs the columns {', '.join(absent)}, which the survey does not have; "
+            "ingest them, or switch the option off"
+        )
+
+
+def parallax_mas(batch: Batch, *, zero_point: bool) -> Float64Array:
+    """Return parallaxes as the survey gives them, or less their zero point."""
+    parallax = column(batch, "parallax")
+    if not zero_point:
+        return parallax
+    _require(batch, _ZERO_POINT_COLUMNS, "zero_point = true")
+    magnitude, nu_eff, pseudocolour, latitude, solved = (
+        column(batch, name) for name in _ZERO_POINT_COLUMNS
+    )
+    return parallax - obs.parallax_zero_point(
+        magnitude,
+        nu_eff,
+        pseudocolour,
+        ecl_lat_deg=latitude,
+        astrometric_params_solved=solved,
+    )
+
+
+def _magnitudes(
+    batch: Batch, bands: tuple[BandName, ...], *, deredden: bool, r_v: float
+) -> Measured:
+    """Apparent magnitudes and their errors, both (n_star, n_band)."""
+    columns = [obs.band(name).column for name in bands]
+    values = np.stack([column(batch, name) for name in columns], axis=1)
+    errors = np.stack([column(batch, f"{name}_error") for name in columns], axis=1)
+    if deredden:
+        _require(batch, ["a_v"], "deredden = true")
+        values = values - obs.band_extinction(column(batch, "a_v"), bands, r_v=r_v)
+    return values, errors
+
+
+class AbsoluteMagnitudes(Config):
+    """Absolute magnitudes M_G, ...: m + 5 (log10(parallax / 1000) + 1).
+
+    With `zero_point` the parallax is first corrected (Gaia DR3; a star whose zero point is unknown
+    counts as one without parallax); with `deredden` the extinction is taken off by A_V.
+    """
+
+    observable: Literal["absolute_magnitudes"] = "absolute_magnitudes"
+    bands: Annotated[tuple[BandName, ...], Field(min_length=1)] = ALL_BANDS
+    zero_point: bool = False
+    deredden: bool = False
+    r_v: Annotated[float, Field(ge=2.3, le=5.6)] = 3.1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        suffix = "_0" if self.deredden else ""
+        return tuple(f"{obs.band(name).absolute_name}{suffix}" for name in self.bands)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, n_observable) float64."""
+        parallax = parallax_mas(batch, zero_point=self.zero_point)[:, None]
+        error = column(batch, "parallax_error")[:, None]
+        values, errors = _magnitudes(batch, self.bands, deredden=self.deredden, r_v=self.r_v)
+        return (
+            obs.absolute_magnitude(values, parallax),
+            obs.absolute_magnitude_error(errors, parallax, error),
+        )
+
+
+class Colours(Config):
+    """Colour indices, first band of each pair minus the second."""
+
+    observable: Literal["colours"] = "colours"
+    pairs: Annotated[tuple[tuple[BandName, BandName], ...], Field(min_length=1)] = (
+        ("BP", "RP"),
+        ("J", "Ks"),
+        ("W1", "W2"),
+    )
+    deredden: bool = False
+    r_v: Annotated[float, Field(ge=2.3, le=5.6)] = 3.1
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """Bands in use, each once."""
+        return tuple(dict.fromkeys(name for pair in self.pairs for name in pair))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        suffix = "_0" if self.deredden else ""
+        return tuple(f"{blue}-{red}{suffix}" for blue, red in self.pairs)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, n_observable) float64."""
+        values, errors = _magnitudes(batch, self.bands, deredden=self.deredden, r_v=self.r_v)
+        blue = [self.bands.index(pair[0]) for pair in self.pairs]
+        red = [self.bands.index(pair[1]) for pair in self.pairs]
+        return obs.colour(values[:, blue], values[:, red]), np.hypot(
+            errors[:, blue], errors[:, red]
+        )
+
+
+class ParallaxSnr(Config):
+    """Parallax over its error: how far the absolute magnitudes can be trusted."""
+
+    observable: Literal["parallax_snr"] = "parallax_snr"
+    zero_point: bool = False
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """No band is used."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        return ("parallax_snr",)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors (one, by construction), both (n_star, 1) float64."""
+        parallax = parallax_mas(batch, zero_point=self.zero_point)[:, None]
+        values = obs.parallax_snr(parallax, column(batch, "parallax_error")[:, None])
+        return values, np.where(np.isnan(values), np.nan, 1.0)
+
+
+class AV(Config):
+    """Interstellar extinction A_V as the survey gives it."""
+
+    observable: Literal["a_v"] = "a_v"
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """No band is used."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        return ("a_v",)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, 1) float64."""
+        return column(batch, "a_v")[:, None], column(batch, "a_v_error")[:, None]
+
+
+Observable = Annotated[
+    AbsoluteMagnitudes | Colours | ParallaxSnr | AV, Field(discriminator="observable")
+]
