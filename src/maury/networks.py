@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -72,6 +72,10 @@ class NetworkConfig(BaseModel, ABC):
         What the preset is, where it was published and under which terms it may be used.
     training_defaults : mapping
         Settings of `maury.training.TrainingConfig` as published.
+    scaling : {"min-max", "standard"}
+        How observables and labels are scaled over the training stars.
+    takes_missing : bool
+        Whether observables may be NaN; otherwise a star that lacks one is not answered.
     photometry : bool
         Whether the observables (magnitudes, extinction, ...) enter through a branch of their own.
     """
@@ -83,6 +87,8 @@ class NetworkConfig(BaseModel, ABC):
     bibtex_key: ClassVar[str]
     licence: ClassVar[str] = "MIT"
     training_defaults: ClassVar[Mapping[str, Any]]
+    scaling: ClassVar[Literal["min-max", "standard"]] = "min-max"
+    takes_missing: ClassVar[bool] = False
 
     photometry: bool = True
 

@@ -191,16 +191,30 @@ class SplitRecord:
     warning: str = ""
 
     @classmethod
-    def of(cls, split: Split, star_id: ArrayLike) -> Self:
-        """Record a split of rows whose stars are `star_id`, shape (n_row,)."""
+    def of(
+        cls, split: Split, star_id: ArrayLike, *, usable: NDArray[np.bool_] | None = None
+    ) -> Self:
+        """Record a split.
+
+        Parameters
+        ----------
+        split : Split
+            The split.
+        star_id : (n_row,) array_like of str
+            Star of each row.
+        usable : (n_row,) bool, optional
+            Rows that were used; the others are not counted.
+        """
         ids = np.asarray(star_id).astype(np.str_)
-        hashes = {name: np.unique(star_hashes(ids[split.part(name)])) for name in PARTS}
+        kept = np.ones(ids.size, dtype=np.bool_) if usable is None else usable
+        rows = {name: split.part(name)[kept[split.part(name)]] for name in PARTS}
+        hashes = {name: np.unique(star_hashes(ids[rows[name]])) for name in PARTS}
         warning = ""
         if split.rule == "published":
             warning = f"{PUBLISHED_WARNING}; {split.n_shared_stars} stars stand on both sides here"
         return cls(
             split.rule,
-            MappingProxyType({name: int(split.part(name).size) for name in PARTS}),
+            MappingProxyType({name: int(rows[name].size) for name in PARTS}),
             MappingProxyType({name: _checksum(hashes[name]) for name in PARTS}),
             MappingProxyType(hashes),
             warning,

@@ -1,0 +1,493 @@
+"""Many members: their seeds, their processes, the choice among them, and their joint answer."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import maury
+from maury import labels as labels_module
+from maury.errors import ConfigError, ModelFileError, ResumeMismatch, TrainingError
+from maury.files import refuse_existing, remove
+from maury.flags import Flag
+from maury.members import MemberJob, Progress, WorkFolder, train_members
+from maury.model import Affine, Float64s, Member, Model, Scaling
+from maury.networks import NetworkConfig, build, network_config, thinned
+from maury.preparation import Inputs
+from maury.settings import ChoiceConfig as ChoiceConfig
+from maury.settings import EnsembleConfig as EnsembleConfig
+from maury.settings import resolve
+from maury.spectra import Medium
+from maury.split import PARTS, SplitRecord, split_rows
+from maury.survey import Batch, Survey
+
+logger = logging.getLogger(__name__)
+
+_READ_ROWS = 2048
+_PREDICT_ROWS = 512
+
+Float32s = NDArray[np.float32]
+
+
+def train(
+    survey: Survey | Path | str,
+    model: Path | str,
+    *,
+    preset: str | None = None,
+    members: int | None = None,
+    seed: int = 0,
+    config: EnsembleConfig | Mapping[str, Any] | Path | str | None = None,
+    split: str | None = None,
+    n_processes: int | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Model:
+    """Train an ensemble on the labelled spectra of a survey and write its model directory.
+
+    Everything in the making lies in ``<model>.part``. A run that was killed goes on from there,
+    and ends with the same bits as one that was not.
+
+    Parameters
+    ----------
+    survey : Survey or path-like
+        Spectra, at least some of them with labels.
+    model : path-like
+        Model directory to write.
+    preset : str, optional
+        Architecture, in place of that of `config`; ``guiglion2020`` by default.
+    members : int, optional
+        Number of networks, in place of that of `config`.
+    seed : int
+        Seed of the split and of every member.
+    config : EnsembleConfig, mapping or path of a TOML file, optional
+        All other settings.
+    split : {"star", "published"}, optional
+        Rule of the split, in place of that of `config`.
+    n_processes : int, optional
+        Members trained at a time, one thread each; as many as there are processors by default.
+    progress : callable, optional
+        Called with a `maury.members.MemberEvent` after each epoch of each member.
+    overwrite : bool
+        Replace an existing model, and discard a partial one of other settings.
+
+    Returns
+    -------
+    Model
+        The model as written.
+
+    Raises
+    ------
+    ConfigError
+        If settings are wrong; all of them are listed.
+    TrainingError
+        If too few stars have labels and inputs, or a member fails.
+    OutputExists, ResumeMismatch
+        If a model, or a partial one of other settings or data, is in the way.
+    """
+    path = Path(model)
+    refuse_existing(path, overwrite=overwrite)
+    settings = resolve(config, preset=preset, members=members, split=split)
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    stars = _collect(survey, settings, seed)
+    folder = _work_folder(path, _fingerprint(settings, seed, stars), overwrite=overwrite)
+    for part in ("train", "validation"):
+        folder.put_sample(part, *stars.sample(part))
+    n_members = settings.ensemble.members
+    seeds = [
+        int(child.generate_state(1, np.uint64)[0] >> 1)
+        for child in np.random.SeedSequence(seed).spawn(n_members)
+    ]
+    jobs = [
+        MemberJob(
+            folder=folder.path,
+            member=number,
+            seed=member_seed,
+            preset=settings.network.name,
+            network=settings.network.model_dump(mode="json"),
+            training=settings.training,
+        )
+        for number, member_seed in enumerate(seeds)
+    ]
+    n_processes = min(n_processes or os.cpu_count() or 1, n_members)
+    train_members(jobs, n_processes=n_processes, progress=progress or (lambda event: None))
+    result = _publish(path, folder, settings, stars, jobs, survey, seed, overwrite=overwrite)
+    remove(folder.path)
+    return result
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Prepared rows, in the order of the survey."""
+
+    rows: NDArray[np.int64]
+    flux: Float32s
+    observables: Float64s
+    wave_aa: Float64s
+    medium: Medium
+
+
+@dataclass(frozen=True)
+class _Stars:
+    """Prepared rows of a survey that can train, and how they were divided."""
+
+    labels: tuple[labels_module.Label, ...]
+    table: _Table
+    truth: Float64s
+    truth_error: Float64s
+    parts: Mapping[str, NDArray[np.int64]]
+    split: SplitRecord
+    scaling: Scaling
+    takes_observables: bool
+    dropped: Mapping[str, int]
+
+    def sample(self, part: str) -> tuple[Float32s, Float32s, Float32s, Float32s]:
+        """Flux, observables, target and variance of a part, scaled."""
+        rows = self.parts[part]
+        observables = self.scaling.observables.forward(self.table.observables[rows])
+        error = self.truth_error[rows] / self.scaling.labels.scale
+        variance = np.where(np.isfinite(error), error, 0.0).astype(np.float32) ** 2
+        return (
+            self.table.flux[rows],
+            observables if self.takes_observables else observables[:, :0],
+            self.scaling.labels.forward(self.truth[rows]),
+            variance,
+        )
+
+
+def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
+    """Prepare the labelled rows of a survey and divide them; rows that cannot train are counted."""
+    names = settings.ensemble.labels or survey.label_names
+    labels = labels_module.select(names, survey.label_definitions)
+    truth = survey.labels(names)
+    labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
+    if not names or labelled.size == 0:
+        raise TrainingError(
+            f"{survey.path} has no labels to learn ({', '.join(names) or 'none'} given); "
+            "ingest it with labels, or name others in [ensemble] labels"
+        )
+    star_id = survey.star_id[labelled]
+    split = split_rows(star_id, config=settings.split, seed=seed)
+    dropped = {"no label": int(len(survey) - labelled.size)}
+    table = _prepare(survey, labelled, settings, dropped)
+    usable = np.isin(labelled, table.rows)
+    parts = {
+        part: np.searchsorted(table.rows, labelled[rows[usable[rows]]])
+        for part, rows in ((part, split.part(part)) for part in PARTS)
+    }
+    for part in ("train", "validation"):
+        if parts[part].size == 0:
+            raise TrainingError(
+                f"no {part} star can be used: of {len(survey)} rows, left out are "
+                f"{_counts(dropped)}; give more stars with labels and inputs"
+            )
+    truth = truth[table.rows]
+    for part in ("train", "validation"):
+        _require_values(names, truth[parts[part]], part)
+    rule = settings.network.scaling
+    return _Stars(
+        labels=labels,
+        table=table,
+        truth=truth,
+        truth_error=survey.label_errors(names)[table.rows],
+        parts=parts,
+        split=SplitRecord.of(split, star_id, usable=usable),
+        scaling=Scaling(
+            Affine.measure(table.observables[parts["train"]], rule=rule),
+            Affine.measure(truth[parts["train"]], rule=rule),
+        ),
+        takes_observables=settings.network.photometry,
+        dropped=dropped,
+    )
+
+
+def _prepare(
+    survey: Survey, labelled: NDArray[np.int64], settings: EnsembleConfig, dropped: dict[str, int]
+) -> _Table:
+    """Prepare rows batch by batch; count in `dropped` those that the network cannot take."""
+    rows, flux, observables = [], [], []
+    dropped |= {"no usable pixel": 0, "missing observable": 0}
+    for start in range(0, len(survey), _READ_ROWS):
+        chosen = labelled[(labelled >= start) & (labelled < start + _READ_ROWS)]
+        if chosen.size == 0:
+            continue
+        batch = survey.batch(start, min(start + _READ_ROWS, len(survey)))
+        inputs = settings.preparation.apply(_rows(batch, chosen - start))
+        blank = ~_has_spectrum(inputs)
+        lacking = ~blank & ~_has_observables(inputs, settings.network)
+        dropped["no usable pixel"] += int(blank.sum())
+        dropped["missing observable"] += int(lacking.sum())
+        usable = ~(blank | lacking)
+        rows.append(chosen[usable])
+        flux.append(inputs.flux[usable])
+        observables.append(inputs.observables[usable].astype(np.float64))
+    return _Table(
+        np.concatenate(rows),
+        np.concatenate(flux),
+        np.concatenate(observables),
+        inputs.wave_aa,
+        inputs.medium,
+    )
+
+
+def _rows(batch: Batch, index: NDArray[np.int64]) -> Batch:
+    spectra = batch.spectra.replace(flux=batch.spectra.flux[index], ivar=batch.spectra.ivar[index])
+    columns = {name: values[index] for name, values in batch.columns.items()}
+    return Batch(spectra, MappingProxyType(columns))
+
+
+def _has_spectrum(inputs: Inputs) -> NDArray[np.bool_]:
+    finite = np.asarray(np.isfinite(inputs.flux).all(axis=1), dtype=np.bool_)
+    good = np.asarray((inputs.flags & Flag.NO_SPECTRUM.value) == 0, dtype=np.bool_)
+    return finite & good
+
+
+def _has_observables(inputs: Inputs, network: NetworkConfig) -> NDArray[np.bool_]:
+    if not network.photometry or network.takes_missing:
+        return np.ones(len(inputs.flux), dtype=np.bool_)
+    return np.asarray(np.isfinite(inputs.observables).all(axis=1), dtype=np.bool_)
+
+
+def _require_values(names: Sequence[str], truth: Float64s, part: str) -> None:
+    empty = [n for n, k in zip(names, np.isfinite(truth).sum(axis=0), strict=True) if k == 0]
+    if empty:
+        raise TrainingError(
+            f"no {part} star has a value of {', '.join(empty)}; "
+            "leave these out by naming the others in [ensemble] labels"
+        )
+
+
+def _counts(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+
+
+def _fingerprint(settings: EnsembleConfig, seed: int, stars: _Stars) -> str:
+    """Identity of all that determines the weights of a member."""
+    identity = settings.to_json()
+    del identity["ensemble"]
+    digest = hashlib.sha256(json.dumps([identity, seed, torch.__version__]).encode())
+    for part in ("train", "validation"):
+        for array in stars.sample(part):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _work_folder(model: Path, key: str, *, overwrite: bool) -> WorkFolder:
+    folder = model.with_name(model.name + ".part")
+    stamp = folder / "run.json"
+    if folder.exists():
+        found = json.loads(stamp.read_text("utf-8")).get("key") if stamp.is_file() else None
+        if found == key:
+            logger.info("resuming the training of %s", model)
+            return WorkFolder(folder)
+        if found is not None and not overwrite:
+            raise ResumeMismatch(
+                f"{folder} holds a training of other settings or data; "
+                "finish that run, or pass --overwrite to discard it"
+            )
+        remove(folder)
+    folder.mkdir(parents=True)
+    temporary = stamp.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"key": key}), "utf-8")
+    os.replace(temporary, stamp)
+    return WorkFolder(folder)
+
+
+def choose(losses: NDArray[np.float64], choice: ChoiceConfig) -> NDArray[np.bool_]:
+    """Which members are kept.
+
+    Guiglion et al. (2020): those whose loss is at or below the 80th percentile. At least
+    `choice.keep_at_least` of the best are kept, as far as there are so many.
+
+    Parameters
+    ----------
+    losses : (n_member,) float64
+        Validation loss of each member.
+    choice : ChoiceConfig
+        Percentile and least number.
+    """
+    kept = losses <= np.percentile(losses, choice.percentile)
+    kept[np.argsort(losses, kind="stable")[: choice.keep_at_least]] = True
+    return np.asarray(kept, dtype=np.bool_)
+
+
+def _publish(
+    path: Path,
+    folder: WorkFolder,
+    settings: EnsembleConfig,
+    stars: _Stars,
+    jobs: list[MemberJob],
+    survey: Survey,
+    seed: int,
+    *,
+    overwrite: bool,
+) -> Model:
+    results = [folder.result(job.member) for job in jobs]
+    kept = choose(np.array([r.validation_loss for r in results]), settings.ensemble)
+    members = tuple(
+        Member.numbered(
+            job.member,
+            seed=job.seed,
+            validation_loss=result.validation_loss,
+            best_epoch=result.best_epoch,
+            n_epochs=result.n_epochs,
+            kept=bool(keep),
+        )
+        for job, result, keep in zip(jobs, results, kept, strict=True)
+    )
+    weights = [{name: t.numpy() for name, t in result.weights.items()} for result in results]
+    recorded = settings.to_json()
+    model = Model(
+        labels=stars.labels,
+        network={"name": settings.network.name, **settings.network.model_dump(mode="json")},
+        preparation=settings.preparation,
+        scaling=stars.scaling,
+        wave_aa=stars.table.wave_aa,
+        medium=stars.table.medium,
+        tensors={name: array.shape for name, array in weights[0].items()},
+        members=members,
+        split=stars.split,
+        simulated=survey.simulated,
+        seed=seed,
+        training={
+            "settings": {name: recorded[name] for name in ("training", "split", "ensemble")},
+            "dropped": dict(stars.dropped),
+        },
+        provenance=_provenance(settings.network, survey),
+    )
+    return model.save(path, weights=weights, overwrite=overwrite)
+
+
+def _provenance(network: NetworkConfig, survey: Survey) -> dict[str, Any]:
+    return {
+        "maury": maury.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+        "licence": network.licence,
+        "citation": network.paper,
+        "bibtex_key": network.bibtex_key,
+        "survey": {"name": survey.path.name, **dict(survey.provenance)},
+    }
+
+
+def load_members(model: Model) -> list[nn.Module]:
+    """Build the kept networks of a model, in evaluation mode.
+
+    Raises
+    ------
+    ModelFileError
+        If the architecture is not known, or the weights do not fit it.
+    """
+    config = _network_of(model)
+    n_observable = len(model.preparation.observable_names) if config.photometry else 0
+    networks = []
+    for member in model.kept:
+        weights = {name: torch.from_numpy(array) for name, array in model.weights(member).items()}
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = build(config, model.n_pixel, n_observable, len(model.labels))
+            network.load_state_dict(weights)
+        except (ConfigError, RuntimeError) as error:
+            raise ModelFileError(
+                f"{model.path}: the weights do not fit the network '{config.name}': {error}"
+            ) from error
+        networks.append(network.eval())
+    return networks
+
+
+def _network_of(model: Model) -> NetworkConfig:
+    options = {name: value for name, value in model.network.items() if name != "name"}
+    try:
+        return network_config(str(model.network["name"]), options)
+    except ConfigError as error:
+        raise ModelFileError(f"{model.path}: {error}; use a newer maury") from error
+
+
+class EnsembleNetwork:
+    """The kept networks of a model as one: mean and spread of their answers.
+
+    Parameters
+    ----------
+    model : Model
+        A saved model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._config = _network_of(model)
+        self._networks = load_members(model)
+
+    def predict(self, inputs: Inputs) -> tuple[Float64s, Float64s]:
+        """Predict labels and errors.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Prepared by the preparation of the model.
+
+        Returns
+        -------
+        mean, error : (n_star, n_label) float64
+            Mean of the networks, in the unit of each label, and its 1 sigma error: the standard
+            deviation over the networks (n - 1), NaN with a single one; where networks predict
+            variances (`astronn`), their mean is added. A row that lacks what the networks need
+            is NaN.
+        """
+        shape = (len(inputs.flux), len(self.model.labels))
+        mean, error = np.full(shape, np.nan), np.full(shape, np.nan)
+        usable = np.flatnonzero(_has_spectrum(inputs) & _has_observables(inputs, self._config))
+        scaled = self.model.scaling.observables.forward(inputs.observables)
+        if not self._config.photometry:
+            scaled = scaled[:, :0]
+        scale = self.model.scaling.labels.scale
+        for start in range(0, usable.size, _PREDICT_ROWS):
+            rows = usable[start : start + _PREDICT_ROWS]
+            flux = torch.from_numpy(np.asarray(inputs.flux[rows], dtype=np.float32))
+            means, variance = self._members(flux, torch.from_numpy(scaled[rows]))
+            mean[rows] = self.model.scaling.labels.inverse(means.mean(axis=0))
+            error[rows] = np.sqrt(_joint_variance(means, variance)) * scale
+        return mean, error
+
+    def _members(self, flux: Tensor, observables: Tensor) -> tuple[Float64s, Float64s | None]:
+        """Means (n_member, n, n_label) and mean predicted variance (n, n_label), scaled."""
+        means, variances = [], []
+        with torch.inference_mode():
+            for number, network in enumerate(self._networks):
+                passes = list(self._passes(network, number, flux, observables))
+                answers = np.stack([answer for answer, _ in passes])
+                means.append(answers.mean(axis=0))
+                predicted = [variance for _, variance in passes if variance is not None]
+                if predicted:
+                    variances.append(np.mean(predicted, axis=0) + answers.var(axis=0))
+        return np.stack(means), np.mean(variances, axis=0) if variances else None
+
+    def _passes(
+        self, network: nn.Module, number: int, flux: Tensor, observables: Tensor
+    ) -> Iterator[tuple[Float64s, Float64s | None]]:
+        n_passes = self._config.n_passes
+        for index in range(max(n_passes, 1)):
+            seed = number * 100_003 + index
+            with thinned(network, seed) if n_passes else nullcontext():
+                mean, variance = self._config.moments(network(flux, observables))
+            yield mean.double().numpy(), None if variance is None else variance.double().numpy()
+
+
+def _joint_variance(means: Float64s, predicted: Float64s | None) -> Float64s:
+    """Scaled variance (n, n_label) from member means (n_member, n, n_label)."""
+    if len(means) > 1:
+        spread: Float64s = means.var(axis=0, ddof=1)
+        return spread if predicted is None else spread + predicted
+    return np.full(means.shape[1:], math.nan) if predicted is None else predicted

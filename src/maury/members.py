@@ -1,0 +1,232 @@
+"""Train members in processes of their own, from files, so that a run can be killed and resumed."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from maury.errors import MauryError, TrainingError
+from maury.networks import network_config
+from maury.training import (
+    Sample,
+    TrainedMember,
+    TrainingConfig,
+    read_tensors,
+    train_member,
+    write_tensors,
+)
+
+
+@dataclass(frozen=True)
+class MemberEvent:
+    """Progress of one member.
+
+    Attributes
+    ----------
+    member, epoch, n_epochs : int
+        Number of the member (from 0), epoch done (from 1), and largest number of epochs.
+    training_loss, validation_loss : float
+        Of this epoch, in scaled units.
+    """
+
+    member: int
+    epoch: int
+    n_epochs: int
+    training_loss: float
+    validation_loss: float
+
+
+Progress = Callable[[MemberEvent], None]
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Files of a training run: the stars, and each member's state and result."""
+
+    path: Path
+
+    def put_sample(self, part: str, *arrays: NDArray[np.float32]) -> None:
+        """Write flux, observables, target and variance of ``train`` or ``validation``."""
+        for name, array in zip(_SAMPLE, arrays, strict=True):
+            file = self.path / f"{part}-{name}.npy"
+            temporary = file.with_suffix(".tmp")
+            with temporary.open("wb") as stream:
+                np.save(stream, np.ascontiguousarray(array, dtype=np.float32))
+            os.replace(temporary, file)
+
+    def sample(self, part: str) -> Sample:
+        """Map the stars of a part; processes share the pages."""
+        files = (self.path / f"{part}-{name}.npy" for name in _SAMPLE)
+        return Sample.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
+
+    def checkpoint(self, member: int) -> Path:
+        """File of the state of a member in training."""
+        return self.path / f"checkpoint-{member:03d}.safetensors"
+
+    def log(self, member: int) -> Path:
+        """File of what the process of a member says when it fails."""
+        return self.path / f"member-{member:03d}.log"
+
+    def result_file(self, member: int) -> Path:
+        """File of the result of a member."""
+        return self.path / f"member-{member:03d}.safetensors"
+
+    def put_result(self, member: int, result: TrainedMember) -> None:
+        """Write the result of a member, and remove its checkpoint."""
+        state = {
+            "validation_loss": result.validation_loss,
+            "best_epoch": result.best_epoch,
+            "n_epochs": result.n_epochs,
+        }
+        write_tensors(self.result_file(member), result.weights, state)
+        self.checkpoint(member).unlink(missing_ok=True)
+
+    def result(self, member: int) -> TrainedMember:
+        """Read the result of a member."""
+        weights, state = read_tensors(self.result_file(member))
+        return TrainedMember(weights, **state)
+
+
+_SAMPLE = ("flux", "observables", "target", "variance")
+
+
+class MemberJob(BaseModel):
+    """What a process needs to train one member.
+
+    Attributes
+    ----------
+    folder : Path
+        The work folder.
+    member, seed : int
+        Number and seed of the member.
+    preset, network, training
+        Architecture and settings.
+    checkpoint_seconds : float
+        Least time between two checkpoints.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    member: int
+    seed: int
+    preset: str
+    network: dict[str, Any]
+    training: TrainingConfig
+    checkpoint_seconds: float = 20.0
+
+    def run(self, progress: Progress) -> None:
+        """Train the member in this process and write its result."""
+        folder = WorkFolder(self.folder)
+
+        def on_epoch(epoch: int, training_loss: float, validation_loss: float) -> None:
+            n_epochs = self.training.epochs
+            progress(MemberEvent(self.member, epoch, n_epochs, training_loss, validation_loss))
+
+        result = train_member(
+            folder.sample("train"),
+            folder.sample("validation"),
+            network_config(self.preset, self.network),
+            config=self.training,
+            seed=self.seed,
+            checkpoint=folder.checkpoint(self.member),
+            checkpoint_seconds=self.checkpoint_seconds,
+            on_epoch=on_epoch,
+        )
+        folder.put_result(self.member, result)
+
+
+def run_job(text: str) -> int:
+    """Run a job given as JSON, telling each event as a line of JSON on the standard output.
+
+    When the process that started this one dies, the next line cannot be written, and this one
+    ends as well.
+    """
+
+    def tell(event: MemberEvent) -> None:
+        sys.stdout.write(json.dumps(asdict(event)) + "\n")
+        sys.stdout.flush()
+
+    job = MemberJob.model_validate_json(text)
+    try:
+        job.run(tell)
+    except MauryError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def train_members(jobs: Sequence[MemberJob], *, n_processes: int, progress: Progress) -> None:
+    """Run jobs, `n_processes` at a time; those whose result is there already are done.
+
+    With one process the jobs run in this one. Otherwise each has an interpreter of its own, which
+    needs neither a guarded main module nor a copy of the stars.
+
+    Raises
+    ------
+    TrainingError
+        If a member fails; the others are stopped, and can be resumed.
+    """
+    todo = [job for job in jobs if not WorkFolder(job.folder).result_file(job.member).is_file()]
+    if n_processes == 1:
+        for job in todo:
+            job.run(progress)
+        return
+    waiting = list(reversed(todo))
+    running: dict[int, subprocess.Popen[str]] = {}
+    events: queue.Queue[tuple[MemberJob, str]] = queue.Queue()
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_processes:
+                job = waiting.pop()
+                running[job.member] = _start(job, events)
+            job, line = events.get()
+            if line:
+                progress(MemberEvent(**json.loads(line)))
+            elif running.pop(job.member).wait() != 0:
+                log = WorkFolder(job.folder).log(job.member)
+                raise TrainingError(f"member {job.member} failed: {_last_line(log)} (see {log})")
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+def _start(job: MemberJob, events: "queue.Queue[tuple[MemberJob, str]]") -> "subprocess.Popen[str]":
+    package_root = str(Path(__file__).resolve().parents[1])
+    search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    code = "import sys; from maury.members import run_job; sys.exit(run_job(sys.argv[1]))"
+    with WorkFolder(job.folder).log(job.member).open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, job.model_dump_json()],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
+        )
+
+    def listen() -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                events.put((job, line))
+        events.put((job, ""))
+
+    threading.Thread(target=listen, daemon=True).start()
+    return process
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text("utf-8", errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else "its process was killed, perhaps for want of memory"

@@ -1,0 +1,533 @@
+"""The model directory: all that passes from learning to applying.
+
+``model.json`` holds the definitions, the preparation, the scaling, the split and the provenance;
+``members/000.safetensors`` and so on hold the weights. A model is data: nothing in it is executed,
+and every file is checked before it is used.
+"""
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from maury import labels as labels_module
+from maury.errors import MauryError, ModelFileError
+from maury.files import publish, refuse_existing, remove
+from maury.labels import Label
+from maury.preparation import Preparation
+from maury.spectra import Medium, check_wavelengths, describe_grid
+from maury.split import SplitRecord
+
+FORMAT = "maury model"
+FORMAT_VERSION = 1
+MAX_JSON_BYTES = 256 * 2**20
+MAX_MEMBER_BYTES = 2**30
+MAX_MEMBERS = 1000
+_MAX_HEADER_BYTES = 2**20
+
+Float64s = NDArray[np.float64]
+
+
+ScalingRule = Literal["min-max", "standard"]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Scaling of some quantities: scaled = (value - offset) / scale.
+
+    Attributes
+    ----------
+    minimum, maximum : (n,) float64
+        Range among the training stars, in the unit of each quantity; NaN if none had a value.
+    offset, scale : (n,) float64
+        In the same units; the scale is positive.
+    """
+
+    minimum: Float64s
+    maximum: Float64s
+    offset: Float64s
+    scale: Float64s
+
+    @classmethod
+    def measure(cls, values: ArrayLike, *, rule: ScalingRule = "min-max") -> Self:
+        """Measure the scaling of training stars; a quantity that never varies keeps the scale 1.
+
+        Parameters
+        ----------
+        values : (n_star, n) array_like
+            NaN where missing.
+        rule : {"min-max", "standard"}
+            ``min-max``: the range becomes 0 to 1. ``standard``: mean 0, standard deviation 1.
+        """
+        table = np.asarray(values, dtype=np.float64)
+        present = np.isfinite(table)
+        count = present.sum(axis=0)
+        low = np.where(present, table, np.inf).min(axis=0, initial=np.inf)
+        high = np.where(present, table, -np.inf).max(axis=0, initial=-np.inf)
+        low, high = np.where(count, low, np.nan), np.where(count, high, np.nan)
+        offset, scale = low, high - low
+        if rule == "standard":
+            total = np.where(present, table, 0.0).sum(axis=0)
+            offset = total / np.maximum(count, 1)
+            square = np.where(present, (table - offset) ** 2, 0.0).sum(axis=0)
+            scale = np.sqrt(square / np.maximum(count, 1))
+        return cls(
+            low, high, np.where(count, offset, 0.0), np.where((count > 0) & (scale > 0), scale, 1.0)
+        )
+
+    def forward(self, values: ArrayLike) -> NDArray[np.float32]:
+        """Scaled values, shape (n_star, n), from physical ones."""
+        scaled = (np.asarray(values, dtype=np.float64) - self.offset) / self.scale
+        return scaled.astype(np.float32)
+
+    def inverse(self, scaled: ArrayLike) -> Float64s:
+        """Physical values, shape (..., n), from scaled ones."""
+        values: Float64s = np.asarray(scaled, dtype=np.float64) * self.scale
+        return values + self.offset
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain mapping for `model.json`; an unknown range is None."""
+        return {
+            f.name: [_or_none(value) for value in getattr(self, f.name).tolist()]
+            for f in fields(self)
+        }
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Scaling of the observables, in the order of the preparation, and of the labels."""
+
+    observables: Affine
+    labels: Affine
+
+
+class Member(BaseModel):
+    """One trained network.
+
+    Attributes
+    ----------
+    file : str
+        Path inside the model directory, ``members/000.safetensors``.
+    seed : int or None
+        Seed that it was trained from; None if not known.
+    validation_loss : float or None
+        Least loss on the validation stars, in scaled units; None if not known.
+    best_epoch, n_epochs : int
+        Epoch of its weights, and epochs run; 0 if not known.
+    kept : bool
+        Whether it takes part in predictions.
+    sha256 : str
+        Checksum of the file.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    file: Annotated[str, StringConstraints(pattern=r"^members/[0-9]{3}\.safetensors$")]
+    seed: Annotated[int, Field(ge=0)] | None = None
+    validation_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    best_epoch: Annotated[int, Field(ge=0)] = 0
+    n_epochs: Annotated[int, Field(ge=0)] = 0
+    kept: bool = True
+    sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    @classmethod
+    def numbered(cls, number: int, **values: Any) -> Self:
+        """Make the member that lies in the file of this number."""
+        return cls(file=f"members/{number:03d}.safetensors", **values)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Model:
+    """A trained ensemble, as data.
+
+    Attributes
+    ----------
+    labels : tuple of Label
+        What it predicts, in the order of the networks' outputs.
+    network : mapping
+        Architecture: its ``name`` and all its settings.
+    preparation : Preparation
+        Steps from a survey to the networks' inputs.
+    scaling : Scaling
+        Of observables and labels.
+    wave_aa : (n_pixel,) float64
+        Wavelengths of the prepared spectra in angstrom.
+    medium : {"air", "vacuum"}
+        Medium of these wavelengths.
+    tensors : mapping of str to tuple of int
+        Names and shapes of the weights, equal for all members.
+    members : tuple of Member
+        The networks.
+    split : SplitRecord
+        Which stars trained, chose and tested them.
+    simulated : bool
+        Whether the training spectra are simulated.
+    seed : int or None
+        Seed of the ensemble.
+    training : mapping
+        Settings of the training and the choice, and the counts of rows that were left out.
+    provenance : mapping
+        Versions, licence, citation.
+    path : Path or None
+        Where it lies; None if it is not saved yet.
+
+    Examples
+    --------
+    >>> model = Model.open("rave.model")  # doctest: +SKIP
+    >>> [label.name for label in model.labels]  # doctest: +SKIP
+    ['teff', 'logg', 'm_h']
+    """
+
+    labels: tuple[Label, ...]
+    network: Mapping[str, Any]
+    preparation: Preparation
+    scaling: Scaling
+    wave_aa: Float64s
+    medium: Medium
+    tensors: Mapping[str, tuple[int, ...]]
+    members: tuple[Member, ...]
+    split: SplitRecord
+    simulated: bool
+    seed: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def citation(self) -> str:
+        """What to cite for this model."""
+        return str(self.provenance.get("citation", ""))
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of everything that determines the answers, weights included."""
+        text = json.dumps(_document(self), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        mark = "SIMULATED " if self.simulated else ""
+        where = self.path or "not saved"
+        grid = describe_grid(self.wave_aa, self.medium)
+        return (
+            f"<{mark}Model {where}: {self.network['name']}, {len(self.kept)} of "
+            f"{len(self.members)} networks kept, {grid}; labels: {', '.join(self.label_names)}>"
+        )
+
+    @property
+    def n_pixel(self) -> int:
+        """Number of pixels that the networks take."""
+        return self.wave_aa.size
+
+    @property
+    def kept(self) -> tuple[Member, ...]:
+        """The members that take part in predictions."""
+        return tuple(member for member in self.members if member.kept)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Read a model directory and check every file in it.
+
+        Raises
+        ------
+        ModelFileError
+            If it is no model, of another format version, damaged or tampered with.
+        """
+        path = Path(path)
+        document = _read_document(path)
+        try:
+            model = cls(**_fields(document), path=path)
+        except (MauryError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path / "model.json", str(error)) from error
+        for member in model.members:
+            model.weights(member)
+        return model
+
+    def weights(self, member: Member) -> dict[str, NDArray[np.float32]]:
+        """Read the weights of one member and check them.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is missing, a link, damaged, or not what `model.json` says.
+        """
+        if self.path is None:
+            raise ModelFileError("the model is not saved; save it before reading its weights")
+        return _read_member(self.path, member, self.tensors)
+
+    def save(
+        self,
+        path: Path | str,
+        *,
+        weights: Sequence[Mapping[str, NDArray[np.float32]]] | None = None,
+        overwrite: bool = False,
+    ) -> "Model":
+        """Write the model directory; it appears under its name only when it is complete.
+
+        Parameters
+        ----------
+        path : path-like
+            The directory to write.
+        weights : sequence of mappings of str to array, optional
+            Weights of each member; read from the directory of this model by default.
+        overwrite : bool
+            Replace an existing directory.
+
+        Returns
+        -------
+        Model
+            The same model, with its path and checksums.
+
+        Raises
+        ------
+        OutputExists
+            If `path` exists and `overwrite` is false.
+        """
+        path = Path(path)
+        refuse_existing(path, overwrite=overwrite)
+        if weights is None:
+            weights = [self.weights(member) for member in self.members]
+        assert len(weights) == len(self.members), "one set of weights per member"
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        remove(partial)
+        (partial / "members").mkdir(parents=True)
+        try:
+            members = tuple(
+                _write_member(partial, member, arrays)
+                for member, arrays in zip(self.members, weights, strict=True)
+            )
+            saved = replace(self, members=members, path=path)
+            lines = (
+                f' "{name}": {json.dumps(value, allow_nan=False)}'
+                for name, value in _document(saved).items()
+            )
+            (partial / "model.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+            publish(partial, path, overwrite=overwrite)
+        finally:
+            if partial.exists():
+                remove(partial)
+        return Model.open(path)
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=0, le=2**31)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _AffineDocument(_Strict):
+    minimum: list[Number | None]
+    maximum: list[Number | None]
+    offset: list[Number]
+    scale: list[Annotated[float, Field(gt=0.0, allow_inf_nan=False)]]
+
+
+class _ScalingDocument(_Strict):
+    observables: _AffineDocument
+    labels: _AffineDocument
+
+
+class _ModelDocument(_Strict):
+    format: Literal["maury model"]
+    format_version: int
+    labels: Annotated[list[dict[str, JsonValue]], Field(min_length=1)]
+    network: dict[str, JsonValue]
+    preparation: dict[str, JsonValue]
+    scaling: _ScalingDocument
+    wave_aa: list[Number]
+    medium: Literal["air", "vacuum"]
+    tensors: Annotated[dict[str, list[Size]], Field(min_length=1)]
+    members: Annotated[list[Member], Field(min_length=1, max_length=MAX_MEMBERS)]
+    split: dict[str, JsonValue]
+    simulated: bool
+    seed: Annotated[int, Field(ge=0)] | None
+    training: dict[str, JsonValue]
+    provenance: dict[str, JsonValue]
+
+
+def _document(model: Model) -> dict[str, Any]:
+    """Plain mapping of a model, the content of `model.json`."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "labels": [label.model_dump(mode="json") for label in model.labels],
+        "network": dict(model.network),
+        "preparation": model.preparation.to_json(),
+        "scaling": {
+            "observables": model.scaling.observables.to_json(),
+            "labels": model.scaling.labels.to_json(),
+        },
+        "wave_aa": model.wave_aa.tolist(),
+        "medium": model.medium,
+        "tensors": {name: list(shape) for name, shape in model.tensors.items()},
+        "members": [member.model_dump() for member in model.members],
+        "split": model.split.to_json(),
+        "simulated": model.simulated,
+        "seed": model.seed,
+        "training": dict(model.training),
+        "provenance": dict(model.provenance),
+    }
+
+
+def _fields(document: _ModelDocument) -> dict[str, Any]:
+    """Fields of a `Model` from a document whose types are right; checks what types cannot say."""
+    labels = labels_module.parse(document.labels)
+    preparation = Preparation.from_json(document.preparation)
+    files = [member.file for member in document.members]
+    if len(set(files)) != len(files):
+        raise ValueError("two members have the same file")
+    if not any(member.kept for member in document.members):
+        raise ValueError("no member is kept")
+    if not isinstance(document.network.get("name"), str):
+        raise ValueError("the network has no name")
+    n_observable = len(preparation.observable_names)
+    return {
+        "labels": labels,
+        "network": MappingProxyType(document.network),
+        "preparation": preparation,
+        "scaling": Scaling(
+            _affine(document.scaling.observables, n_observable, "observables"),
+            _affine(document.scaling.labels, len(labels), "labels"),
+        ),
+        "wave_aa": check_wavelengths(document.wave_aa),
+        "medium": document.medium,
+        "tensors": MappingProxyType({k: tuple(v) for k, v in document.tensors.items()}),
+        "members": tuple(document.members),
+        "split": SplitRecord.from_json(document.split),
+        "simulated": document.simulated,
+        "seed": document.seed,
+        "training": MappingProxyType(document.training),
+        "provenance": MappingProxyType(document.provenance),
+    }
+
+
+def _affine(document: _AffineDocument, n: int, what: str) -> Affine:
+    arrays = {name: np.array(row, dtype=np.float64) for name, row in document}
+    for name, array in arrays.items():
+        if array.size != n:
+            raise ValueError(f"the scaling has {array.size} values of {name} for {n} {what}")
+    return Affine(**arrays)
+
+
+def _read_document(path: Path) -> _ModelDocument:
+    if not path.is_dir():
+        raise ModelFileError(f"{path} is not a model directory; train one with 'maury train'")
+    file = path / "model.json"
+    for part in (file, path / "members"):
+        if part.is_symlink():
+            raise _damaged(part, "it is a link, and a model directory may hold none")
+    if not file.is_file():
+        raise ModelFileError(f"{path} holds no model.json, so it is no model directory")
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise _damaged(file, f"it is larger than {MAX_JSON_BYTES} bytes")
+    try:
+        content = json.loads(file.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file, f"it is not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelFileError(f"{file} is not the head of a maury model")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format version {content.get('format_version')!r}, this maury reads "
+            f"{FORMAT_VERSION}; use the maury that wrote it, or train the model again"
+        )
+    try:
+        return _ModelDocument.model_validate(content)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
+        ]
+        raise _damaged(file, "; ".join(problems)) from error
+
+
+def _read_member(
+    directory: Path, member: Member, tensors: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[np.float32]]:
+    path = directory / member.file
+    if path.is_symlink() or path.parent.is_symlink():
+        raise _damaged(path, "it is a link, and a model directory may hold none")
+    if not path.is_file():
+        raise _damaged(path, "it is missing")
+    expected = 4 * sum(math.prod(shape) for shape in tensors.values())
+    size = path.stat().st_size
+    if expected > MAX_MEMBER_BYTES or size > expected + _MAX_HEADER_BYTES:
+        raise _damaged(path, f"it has {size} bytes where the weights take {expected}")
+    data = path.read_bytes()
+    _check_header(path, data, tensors)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != member.sha256:
+        raise _damaged(path, f"its SHA-256 is {digest[:12]}..., not {member.sha256[:12]}...")
+    try:
+        weights: dict[str, NDArray[np.float32]] = load(data)
+    except SafetensorError as error:
+        raise _damaged(path, str(error)) from error
+    for name, array in weights.items():
+        if not np.all(np.isfinite(array)):
+            raise _damaged(path, f"the tensor {name!r} has values that are not finite")
+    return weights
+
+
+def _check_header(path: Path, data: bytes, tensors: Mapping[str, tuple[int, ...]]) -> None:
+    """Check names, types, shapes and the length before the file is given to its library."""
+    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 2 <= length <= min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise _damaged(path, "it is not a safetensors file, or it is cut short")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        found = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        kinds = {entry["dtype"] for entry in header.values()}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise _damaged(path, "it is not a safetensors file") from error
+    if kinds != {"F32"}:
+        raise _damaged(path, f"its tensors are {', '.join(map(str, kinds))}, not F32")
+    if found != dict(tensors):
+        odd = sorted(n for n in {*found, *tensors} if found.get(n) != tensors.get(n))
+        raise _damaged(
+            path,
+            f"the shape of {odd[0]!r} is {found.get(odd[0])} where model.json says "
+            f"{tensors.get(odd[0])}",
+        )
+    if 8 + length + end != len(data):
+        raise _damaged(path, f"it has {len(data)} bytes where its header says {8 + length + end}")
+
+
+def _write_member(
+    directory: Path, member: Member, weights: Mapping[str, NDArray[np.float32]]
+) -> Member:
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
+    data: bytes = save(arrays)
+    (directory / member.file).write_bytes(data)
+    return member.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _damaged(file: Path, why: str) -> ModelFileError:
+    return ModelFileError(f"{file} cannot be used: {why}; copy or train the model again")

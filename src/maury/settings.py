@@ -1,0 +1,182 @@
+"""All settings of a training run, from TOML, a mapping or keywords."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+from maury.errors import ConfigError
+from maury.naming import suggestion
+from maury.networks import PRESETS, NetworkConfig, parse_settings
+from maury.preparation import Preparation
+from maury.split import SplitConfig
+from maury.training import TrainingConfig
+
+DEFAULT_PRESET = "guiglion2020"
+
+
+class ChoiceConfig(BaseModel):
+    """How many members are trained, and which are kept.
+
+    Attributes
+    ----------
+    members : int
+        Networks to train.
+    percentile : float
+        Members whose validation loss is at or below this percentile of all are kept; 80 as in
+        Guiglion et al. (2020), who took the last loss on the test stars instead of the least
+        loss on validation stars.
+    keep_at_least : int
+        Best members that are kept in any case, so that there is a spread to quote.
+    labels : tuple of str
+        Labels to learn; empty means all that the survey has values of.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    members: int = Field(default=4, ge=1, le=1000)
+    percentile: float = Field(default=80.0, gt=0.0, le=100.0)
+    keep_at_least: int = Field(default=2, ge=1)
+    labels: tuple[str, ...] = ()
+
+
+class EnsembleConfig(BaseModel):
+    """All settings of a training run; a TOML file has one section for each attribute.
+
+    Attributes
+    ----------
+    network : NetworkConfig
+        Section ``[network]``; its key ``preset`` names the architecture.
+    training : TrainingConfig
+        Defaults are those published for the preset.
+    preparation : Preparation
+        Steps from the survey to the networks' inputs.
+    split : SplitConfig
+        Training, validation and test stars.
+    ensemble : ChoiceConfig
+        Number and choice of members.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: SerializeAsAny[NetworkConfig]
+    training: TrainingConfig
+    preparation: Preparation
+    split: SplitConfig
+    ensemble: ChoiceConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections(cls, data: Any) -> Any:
+        """Read each section by its own class and report what is wrong in all of them at once."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"settings must be a mapping of sections, got {type(data).__name__}")
+        problems = [
+            f"there is no section [{name}]{suggestion(name, cls.model_fields)} "
+            f"(known: {', '.join(cls.model_fields)})"
+            for name in data
+            if name not in cls.model_fields
+        ]
+        sections = {name: data.get(name, {}) for name in cls.model_fields}
+        for name, section in sections.items():
+            if not isinstance(section, Mapping | BaseModel):
+                problems.append(f"[{name}] must be a section of keys, got {section!r}")
+                sections[name] = {}
+        network = _parse_network(sections["network"], problems)
+        defaults = {} if network is None else dict(network.training_defaults)
+        parsed: dict[str, Any] = {"network": network}
+        for name, kind in _SECTIONS.items():
+            section = sections[name]
+            if isinstance(section, BaseModel):
+                parsed[name] = section
+                continue
+            options = {**defaults, **section} if name == "training" else section
+            parsed[name] = parse_settings(kind, options, name, problems)
+        if problems:
+            raise ConfigError("the settings are wrong:\n  " + "\n  ".join(problems))
+        return parsed
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read a TOML file.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be read, or keys or values are wrong; all of them are listed.
+        """
+        try:
+            document = tomllib.loads(Path(path).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"cannot read settings from {path}: {error}") from error
+        return cls.model_validate(document)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain mapping that `model_validate` reads."""
+        return {
+            "network": {"preset": self.network.name, **self.network.model_dump(mode="json")},
+            "training": self.training.model_dump(mode="json"),
+            "preparation": self.preparation.to_json(),
+            "split": self.split.model_dump(mode="json"),
+            "ensemble": self.ensemble.model_dump(mode="json"),
+        }
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "training": TrainingConfig,
+    "preparation": Preparation,
+    "split": SplitConfig,
+    "ensemble": ChoiceConfig,
+}
+
+
+def _parse_network(section: Any, problems: list[str]) -> NetworkConfig | None:
+    if isinstance(section, NetworkConfig):
+        return section
+    options = dict(section)
+    name = options.pop("preset", DEFAULT_PRESET)
+    if name not in PRESETS:
+        hint = suggestion(str(name), PRESETS)
+        problems.append(f"[network] unknown preset {name!r}{hint} (known: {', '.join(PRESETS)})")
+        return None
+    return parse_settings(PRESETS[name], options, "network", problems)
+
+
+def resolve(
+    config: EnsembleConfig | Mapping[str, Any] | Path | str | None,
+    *,
+    preset: str | None,
+    members: int | None,
+    split: str | None,
+) -> EnsembleConfig:
+    """Read settings from a file, a mapping or defaults, with some of them replaced.
+
+    Parameters
+    ----------
+    config : EnsembleConfig, mapping or path of a TOML file, optional
+        All settings.
+    preset, members, split
+        In place of those of `config`, unless None. With another preset the options of the
+        network fall back to its published ones.
+
+    Raises
+    ------
+    ConfigError
+        If something is wrong; everything that is, is listed.
+    """
+    if isinstance(config, Path | str):
+        config = EnsembleConfig.read(config)
+    given: dict[str, Any] = (
+        config.to_json() if isinstance(config, EnsembleConfig) else dict(config or {})
+    )
+    if preset is not None and given.get("network", {}).get("preset", DEFAULT_PRESET) != preset:
+        given |= {"network": {"preset": preset}}
+        if isinstance(config, EnsembleConfig):
+            given.pop("training")
+    if members is not None:
+        given["ensemble"] = {**given.get("ensemble", {}), "members": members}
+    if split is not None:
+        given["split"] = {**given.get("split", {}), "rule": split}
+    return EnsembleConfig.model_validate(given)

@@ -1,0 +1,362 @@
+"""Train one member: loss, schedule, early stopping on the validation part, resume after a kill.
+
+A run that is killed at any moment and started again ends with the same bits as one that was not:
+every epoch draws its order and its dropout from a seed of (member seed, epoch), and a checkpoint
+holds the whole state at the end of an epoch.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from maury.errors import TrainingError
+from maury.networks import NetworkConfig, build
+
+logger = logging.getLogger(__name__)
+
+_KERAS_EPSILON = 1e-7
+_VALIDATION_ROWS = 1024
+
+
+class TrainingConfig(BaseModel):
+    """How a member is trained.
+
+    Attributes
+    ----------
+    batch_size : int
+        Stars per step.
+    learning_rate : float
+        Peak step size of Adam (epsilon 1e-7, as in Keras).
+    weight_decay : float
+        Decoupled weight decay.
+    epochs : int
+        Largest number of passes over the training stars.
+    patience : int
+        Passes without a better validation loss after which training stops; the best weights are
+        kept.
+    schedule : {"constant", "cosine", "one_cycle"}
+        Course of the step size over `epochs`: constant, half a cosine down to 0, or a linear rise
+        over the first 30 % and half a cosine down.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0.0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    epochs: int = Field(default=1000, ge=1)
+    patience: int = Field(default=40, ge=1)
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+
+    def rate(self, progress: float) -> float:
+        """Step size when a fraction `progress` (0 to 1) of all steps is done."""
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+        if self.schedule == "one_cycle":
+            rise = 0.3
+            if progress < rise:
+                return self.learning_rate * (0.04 + 0.96 * progress / rise)
+            fall = (progress - rise) / (1.0 - rise)
+            return self.learning_rate * max(0.5 * (1.0 + math.cos(math.pi * fall)), 1e-4)
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Stars ready for a network.
+
+    Attributes
+    ----------
+    flux : (n_star, n_pixel) float32 tensor
+    observables : (n_star, n_observable) float32 tensor
+        Scaled.
+    target : (n_star, n_label) float32 tensor
+        Scaled labels, NaN where missing.
+    variance : (n_star, n_label) float32 tensor
+        Variance of each scaled label, 0 where unknown.
+    """
+
+    flux: Tensor
+    observables: Tensor
+    target: Tensor
+    variance: Tensor
+
+    @classmethod
+    def from_numpy(cls, *arrays: NDArray[np.float32]) -> "Sample":
+        """Wrap flux, observables, target and variance without a copy where possible."""
+        return cls(*(torch.from_numpy(np.asarray(array, dtype=np.float32)) for array in arrays))
+
+    def __len__(self) -> int:
+        return int(self.flux.shape[0])
+
+    def rows(self, index: Tensor | slice) -> "Sample":
+        """Return the rows of `index`."""
+        return Sample(
+            self.flux[index], self.observables[index], self.target[index], self.variance[index]
+        )
+
+
+@dataclass(frozen=True)
+class TrainedMember:
+    """Result of `train_member`.
+
+    Attributes
+    ----------
+    weights : mapping of str to float32 tensor
+        Those of the epoch with the least validation loss.
+    validation_loss : float
+        Of these weights.
+    best_epoch, n_epochs : int
+        Number of the epoch they come from, and of epochs run.
+    """
+
+    weights: Mapping[str, Tensor]
+    validation_loss: float
+    best_epoch: int
+    n_epochs: int
+
+
+EpochCallback = Callable[[int, float, float], None]
+"""Called after each epoch with its number (from 1), training loss and validation loss."""
+
+
+def train_member(
+    train: Sample,
+    validation: Sample,
+    network: NetworkConfig,
+    *,
+    config: TrainingConfig,
+    seed: int,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 20.0,
+    on_epoch: EpochCallback | None = None,
+) -> TrainedMember:
+    """Train one network on one thread.
+
+    Parameters
+    ----------
+    train, validation : Sample
+        The validation stars steer early stopping; no other stars are seen.
+    network : NetworkConfig
+        Architecture and loss.
+    config : TrainingConfig
+        Settings.
+    seed : int
+        Seed of the member: initial weights, order of the stars, dropout.
+    checkpoint : Path, optional
+        File that keeps the state; training goes on from it if it exists.
+    checkpoint_seconds : float
+        Least time between two checkpoints.
+    on_epoch : callable, optional
+        Told about every epoch that is run now (not those before a resumed checkpoint).
+
+    Raises
+    ------
+    TrainingError
+        If a loss is no longer finite.
+    """
+    with _single_thread(), torch.random.fork_rng(devices=[]):
+        run = _Run(train, validation, network, config, seed)
+        if checkpoint is not None and checkpoint.is_file():
+            try:
+                run.restore(checkpoint)
+            except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+                logger.warning("ignoring the checkpoint %s: %s", checkpoint, error)
+                run = _Run(train, validation, network, config, seed)
+        saved_at = time.monotonic()
+        while not run.finished:
+            train_loss, validation_loss = run.advance()
+            due = time.monotonic() - saved_at >= checkpoint_seconds
+            if checkpoint is not None and due and not run.finished:
+                run.save(checkpoint)
+                saved_at = time.monotonic()
+            if on_epoch is not None:
+                on_epoch(run.epoch, train_loss, validation_loss)
+        return TrainedMember(run.best, run.best_loss, run.best_epoch, run.epoch)
+
+
+class _Run:
+    """The state of one training run, between two epochs."""
+
+    def __init__(
+        self,
+        train: Sample,
+        validation: Sample,
+        network: NetworkConfig,
+        config: TrainingConfig,
+        seed: int,
+    ) -> None:
+        self._train = train
+        self._validation = validation
+        self._network = network
+        self._config = config
+        self._seed = seed
+        torch.manual_seed(_epoch_seed(seed, 0))
+        n_pixel, n_observable = train.flux.shape[1], train.observables.shape[1]
+        self._module = build(network, n_pixel, n_observable, train.target.shape[1])
+        self._optimizer = torch.optim.AdamW(
+            self._module.parameters(),
+            lr=config.learning_rate,
+            eps=_KERAS_EPSILON,
+            weight_decay=config.weight_decay,
+        )
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_loss = math.inf
+        self.best = _copy(self._module)
+
+    @property
+    def finished(self) -> bool:
+        waited = self.epoch - self.best_epoch
+        return self.epoch >= self._config.epochs or waited >= self._config.patience
+
+    def advance(self) -> tuple[float, float]:
+        """Run one epoch; return its training and validation loss."""
+        epoch = self.epoch + 1
+        torch.manual_seed(_epoch_seed(self._seed, epoch))
+        train_loss = self._pass()
+        validation_loss = self._validate()
+        if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
+            raise TrainingError(
+                f"the loss is no longer finite in epoch {epoch} (training {train_loss}, "
+                f"validation {validation_loss}); lower learning_rate in [training]"
+            )
+        self.epoch = epoch
+        if validation_loss < self.best_loss:
+            self.best_loss, self.best_epoch = validation_loss, epoch
+            self.best = _copy(self._module)
+        return train_loss, validation_loss
+
+    def _pass(self) -> float:
+        self._module.train()
+        order = torch.randperm(len(self._train))
+        batches = torch.split(order, self._config.batch_size)
+        total = torch.zeros(())
+        for number, index in enumerate(batches):
+            done = (self.epoch + number / len(batches)) / self._config.epochs
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._config.rate(done)
+            stars = self._train.rows(index)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss = self._loss(stars)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            total += loss.detach() * len(stars)
+        return float(total) / len(self._train)
+
+    def _validate(self) -> float:
+        self._module.eval()
+        total = 0.0
+        with torch.no_grad():
+            for start in range(0, len(self._validation), _VALIDATION_ROWS):
+                stars = self._validation.rows(slice(start, start + _VALIDATION_ROWS))
+                total += float(self._loss(stars)) * len(stars)
+        return total / len(self._validation)
+
+    def _loss(self, stars: Sample) -> Tensor:
+        output = self._module(stars.flux, stars.observables)
+        return self._network.loss(output, stars.target, stars.variance)
+
+    def save(self, path: Path) -> None:
+        """Write the whole state to `path` in one step."""
+        tensors = {f"weights/{k}": v for k, v in self._module.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best.items()}
+        for index, state in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{index}/{k}": v for k, v in state.items()}
+        state = {
+            "seed": self._seed,
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_loss": self.best_loss,
+        }
+        write_tensors(path, tensors, state)
+
+    def restore(self, path: Path) -> None:
+        """Take up the state in `path`.
+
+        Raises
+        ------
+        OSError, SafetensorError, RuntimeError, ValueError, KeyError
+            If the file is damaged or belongs to another run; the state is then undefined.
+        """
+        tensors, state = read_tensors(path)
+        if state["seed"] != self._seed:
+            raise ValueError(f"it belongs to seed {state['seed']}")
+        groups: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "adam": {}}
+        for name, tensor in tensors.items():
+            kind, _, key = name.partition("/")
+            groups[kind][key] = tensor
+        self._module.load_state_dict(groups["weights"])
+        self._restore_adam(groups["adam"])
+        self.best = groups["best"]
+        self.epoch, self.best_epoch = int(state["epoch"]), int(state["best_epoch"])
+        self.best_loss = float(state["best_loss"])
+
+    def _restore_adam(self, flat: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in flat.items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON state into one safetensors file, in one step."""
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    data = save(plain, metadata={"state": json.dumps(dict(state))})
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises
+    ------
+    OSError, SafetensorError, KeyError, ValueError
+        If the file cannot be read, or is not such a file.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = json.loads((file.metadata() or {})["state"])
+    return tensors, state
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return int(state[0]) % 2**63
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """One thread is the fastest for small networks, and the sums come out the same every time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
