@@ -139,7 +139,7 @@ def test_too_few_rows_give_nan_not_a_warning(n: int) -> None:
     assert got.n == n
     assert np.isnan(got.slope)
     assert np.isnan(got.bias) == (n == 0)
-    assert got.to_json()["slope"] is None
+    assert got.to_dict()["slope"] is None
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Reports of a validation."""
+"""Validation: the right stars, compared rightly, in an honest report."""
 
 import dataclasses
 import json
@@ -6,26 +6,160 @@ import json
 import numpy as np
 import pytest
 
-from maury.labels import LABELS
+from maury import validation
+from maury.errors import ColumnError, ConfigError, UnknownName
+from maury.labels import LABELS, select
+from maury.model import Model
+from maury.split import SplitConfig, SplitRecord, split_published, split_rows
 from maury.statistics import residual_statistics
-from maury.validation import ValidationReport
+from maury.survey import Survey, SurveyWriter
+from maury.validation import HEADER, STARS, ValidationReport, held_out_rows, validate
+
+N = 60
+TWO = select(["teff", "m_h"])
+
+
+def make_survey(path, *, labelled=True, simulated=True, prefix="star") -> Survey:
+    """60 spectra of 40 stars; teff = 5000 + 10 * row, m_h missing in every fourth row."""
+    names = ["teff", "m_h"] if labelled else []
+    with SurveyWriter(
+        path, n_star=N, wave_aa=[8420.0, 8420.4], medium="air", columns=names, simulated=simulated
+    ) as writer:
+        row = np.arange(N)
+        values = {"teff": 5000.0 + 10 * row, "m_h": np.where(row % 4, -0.5 + 0.01 * row, np.nan)}
+        writer.write(
+            0,
+            np.ones((N, 2)),
+            np.ones((N, 2)),
+            id=[f"spectrum{k}" for k in row],
+            star_id=[f"{prefix}{k % 40}" for k in row],
+            **{name: values[name] for name in names},
+        )
+    return Survey.open(path)
+
+
+class StubModel(Model):
+    """A model whose answers are known: only what validation asks of a model."""
+
+    def __init__(self, record: SplitRecord) -> None:
+        for name, value in {"labels": TWO, "split": record, "path": None}.items():
+            object.__setattr__(self, name, value)
 
 
 @pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(20)
+def survey(tmp_path) -> Survey:
+    return make_survey(tmp_path / "s.zarr")
 
 
-def make_report(rng: np.random.Generator, **changes) -> ValidationReport:
+@pytest.fixture
+def model(survey) -> StubModel:
+    split = split_rows(
+        survey.star_id, config=SplitConfig(train=0.6, validation=0.1, test=0.3), seed=4
+    )
+    return StubModel(SplitRecord.of(split, survey.star_id))
+
+
+@pytest.fixture(autouse=True)
+def known_answers(monkeypatch) -> list[np.ndarray]:
+    """Predict teff 30 K too high and m_h 0.1 dex too low, in rows whose numbers are recorded."""
+    asked: list[np.ndarray] = []
+
+    def predict_rows(model, survey, rows):
+        asked.append(rows)
+        n = len(rows)
+        return {
+            "teff": 5030.0 + 10 * rows,
+            "teff_error": np.full(n, 20.0),
+            "m_h": -0.6 + 0.01 * rows,
+            "m_h_error": np.full(n, np.nan),
+            "warn": np.arange(n) == 0,
+        }
+
+    monkeypatch.setattr(validation, "predict_rows", predict_rows)
+    return asked
+
+
+def test_only_held_out_stars_are_measured(model, survey, known_answers) -> None:
+    report = validate(model, survey)
+    (rows,) = known_answers
+    test = model.split.contains("test", survey.star_id)
+    assert np.array_equal(rows, np.flatnonzero(test))
+    assert not model.split.took_part(survey.star_id)[rows].any()
+    assert (report.n_row, report.n_star) == (rows.size, len(set(survey.star_id[rows])))
+    assert report.n_star < report.n_row, "the sample holds a star with two spectra"
+    assert report.stars == "held-out test stars"
+    assert (report.warning, report.survey, report.n_warn) == ("", "s.zarr", 1)
+
+
+def test_statistics_are_those_of_the_rows(model, survey, known_answers) -> None:
+    teff, m_h = validate(model, survey).statistics
+    (rows,) = known_answers
+    assert (teff.name, m_h.name) == ("teff", "m_h")
+    assert teff.bias == pytest.approx(30)
+    assert (teff.n, teff.coverage_1sigma, teff.coverage_2sigma) == (rows.size, 0.0, 1.0)
+    assert m_h.bias == pytest.approx(-0.1)
+    assert m_h.n_missing == np.count_nonzero(rows % 4 == 0) > 0
+    assert m_h.n_error == 0
+
+
+def test_large_surveys_are_predicted_in_pieces(model, survey, known_answers, monkeypatch) -> None:
+    whole = validate(model, survey, split="train")
+    monkeypatch.setattr(validation, "_CHUNK", 7)
+    pieces = validate(model, survey, split="train")
+    assert len(known_answers) > 3
+    assert max(map(len, known_answers[1:])) == 7
+    assert np.array_equal(np.concatenate(known_answers[1:]), known_answers[0])
+    assert pieces.to_json() == whole.to_json()
+
+
+def test_parts_of_the_split_are_disjoint_and_complete(model, survey) -> None:
+    parts = [held_out_rows(model, survey, split=s) for s in ("train", "validation", "test")]
+    assert sorted(np.concatenate(parts)) == list(range(N))
+    assert np.array_equal(held_out_rows(model, survey, split="unseen"), parts[2])
+
+
+def test_published_split_never_counts_a_training_star_and_says_why(survey) -> None:
+    split = split_published(survey.star_id)
+    model = StubModel(SplitRecord.of(split, survey.star_id))
+    rows = held_out_rows(model, survey)
+    trained = set(survey.star_id[split.train])
+    assert not trained & set(survey.star_id[rows])
+    assert set(rows) <= set(split.test)
+    assert "no independent test" in validate(model, survey).title
+
+
+def test_stars_that_the_model_never_met(model, tmp_path) -> None:
+    other = make_survey(tmp_path / "other.zarr", prefix="other", simulated=False)
+    with pytest.raises(ConfigError, match=r"none of the 60 labelled spectra .* split='unseen'"):
+        validate(model, other)
+    report = validate(model, other, split="unseen")
+    assert report.n_row == N
+    assert not report.simulated
+
+
+def test_survey_without_labels_is_one_clear_error(model, tmp_path) -> None:
+    bare = make_survey(tmp_path / "bare.zarr", labelled=False)
+    with pytest.raises(ColumnError, match=r"no values of teff, m_h"):
+        validate(model, bare)
+
+
+def test_unknown_part_is_an_error(model, survey) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'test'"):
+        validate(model, survey, split="tests")
+
+
+def make_report(**changes) -> ValidationReport:
+    rng = np.random.default_rng(20)
     truth = rng.normal(size=(20, 9))
     truth[:, 8] = np.nan
     measured = residual_statistics(truth, truth + 0.1, np.ones((20, 9)), labels=LABELS)
-    report = ValidationReport(tuple(measured), True, 20, 18, "held-out test stars", "m", "s")
+    report = ValidationReport(tuple(measured), True, 20, 18, 0, STARS["test"], "m", "s")
     return dataclasses.replace(report, **changes)
 
 
-def test_report_is_strict_json_and_keeps_the_simulated_mark(rng: np.random.Generator) -> None:
-    data = json.loads(json.dumps(make_report(rng).to_json(), allow_nan=False))
+def test_report_is_strict_json_and_keeps_the_simulated_mark() -> None:
+    text = make_report().to_json()
+    data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert data["simulated"] is True
     assert (data["n_row"], data["n_star"], data["stars"]) == (20, 18, "held-out test stars")
     assert [s["name"] for s in data["statistics"]] == [label.name for label in LABELS]
@@ -33,14 +167,16 @@ def test_report_is_strict_json_and_keeps_the_simulated_mark(rng: np.random.Gener
     assert data["statistics"][8]["bias"] is None
 
 
-def test_report_title_says_simulated_only_when_it_is(rng: np.random.Generator) -> None:
+def test_title_says_simulated_only_when_it_is() -> None:
     expected = "20 spectra of 18 stars (held-out test stars)"
-    assert make_report(rng).title() == f"SIMULATED spectra: {expected}"
-    assert make_report(rng, simulated=False).title() == expected
+    assert make_report().title == f"SIMULATED spectra: {expected}"
+    assert make_report(simulated=False).title == expected
+    assert "3 spectra with a warning flag" in make_report(n_warn=3).title
 
 
-def test_table_has_a_full_row_per_label(rng: np.random.Generator) -> None:
-    header, rows = make_report(rng).table()
+def test_table_has_a_full_row_per_label() -> None:
+    header, *rows = make_report().rows()
+    assert header == HEADER
     assert [len(row) for row in rows] == [len(header)] * 9
     assert rows[0][:4] == ("Teff", "K", "20", "0.1")
     assert rows[1][:4] == ("log g", "dex", "20", "0.100")

@@ -80,7 +80,7 @@ class LabelStatistics:
     z_scatter_robust: float = np.nan
     error_rank_correlation: float = np.nan
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return a plain mapping; what could not be measured is None."""
         return {key: _finite(value) for key, value in asdict(self).items()}
 

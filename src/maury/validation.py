@@ -1,58 +1,29 @@
 """How good a model is on stars that took no part in making it."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from maury.statistics import LabelStatistics
+from maury.errors import ColumnError, ConfigError
+from maury.model import Model
+from maury.naming import check_known
+from maury.prediction import predict_rows
+from maury.statistics import LabelStatistics, residual_statistics
+from maury.survey import Survey
 
-
-@dataclass(frozen=True)
-class ValidationReport:
-    """Statistics of a model on stars whose labels are known.
-
-    Attributes
-    ----------
-    statistics : tuple of LabelStatistics
-        One per label of the model.
-    simulated : bool
-        Whether the spectra are simulated; then these figures say nothing about real spectra.
-    n_row, n_star : int
-        Spectra measured, and the stars that they are of.
-    stars : str
-        Which stars: in words.
-    model, survey : str
-        Names of the model and the survey.
-    warning : str
-        Why the stars are not an independent test; empty if they are.
-    """
-
-    statistics: tuple[LabelStatistics, ...]
-    simulated: bool
-    n_row: int
-    n_star: int
-    stars: str
-    model: str = ""
-    survey: str = ""
-    warning: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain mapping, ready for JSON: NaN becomes None."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
-        return {**plain, "statistics": [one.to_json() for one in self.statistics]}
-
-    def title(self) -> str:
-        """Return one line that says what was measured, with the mark of simulated spectra."""
-        mark = "SIMULATED spectra: " if self.simulated else ""
-        return f"{mark}{self.n_row} spectra of {self.n_star} stars ({self.stars})"
-
-    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return a header and one row of text per label, for a terminal or a page."""
-        return TABLE_HEADER, [_table_row(one) for one in self.statistics]
-
-
-TABLE_HEADER = (
+STARS = {
+    "test": "held-out test stars",
+    "validation": "validation stars, which helped to choose the networks",
+    "train": "training stars",
+    "unseen": "stars that took no part in training or choice",
+}
+"""Which stars can be measured, in words."""
+HEADER = (
     "label",
     "unit",
     "n",
@@ -68,6 +39,180 @@ TABLE_HEADER = (
     "robust z",
     "rank corr.",
 )
+"""Names of the columns of `ValidationReport.rows`."""
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """Statistics of a model on stars whose labels are known.
+
+    Attributes
+    ----------
+    statistics : tuple of LabelStatistics
+        One per label of the model.
+    simulated : bool
+        Whether the spectra are simulated; then these figures say nothing about real spectra.
+    n_row, n_star : int
+        Spectra measured, and the stars that they are of.
+    n_warn : int
+        Spectra with a warning flag; they are measured like the others.
+    stars : str
+        Which stars, in words.
+    model, survey : str
+        Names of the model and the survey.
+    warning : str
+        Why the stars are not an independent test; empty if they are.
+    """
+
+    statistics: tuple[LabelStatistics, ...]
+    simulated: bool
+    n_row: int
+    n_star: int
+    n_warn: int
+    stars: str
+    model: str = ""
+    survey: str = ""
+    warning: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain mapping; what could not be measured is None."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
+        return {**plain, "statistics": [one.to_dict() for one in self.statistics]}
+
+    def to_json(self) -> str:
+        """Return strict JSON; what could not be measured is null."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    @property
+    def title(self) -> str:
+        """One line that says what was measured, with the mark of simulated spectra."""
+        mark = "SIMULATED spectra: " if self.simulated else ""
+        warned = f", {self.n_warn} spectra with a warning flag" if self.n_warn else ""
+        caution = f"; {self.warning}" if self.warning else ""
+        stars = f"{self.n_row} spectra of {self.n_star} stars"
+        return f"{mark}{stars} ({self.stars}{warned}){caution}"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a table as text: the header, then one row per label."""
+        return [HEADER, *(_table_row(one) for one in self.statistics)]
+
+
+def validate(
+    model: Model | Path | str, survey: Survey | Path | str, *, split: str = "test"
+) -> ValidationReport:
+    """Predict stars whose labels are known, and compare.
+
+    Parameters
+    ----------
+    model, survey
+        The model and a survey with labels, or their paths.
+    split : {"test", "unseen", "validation", "train"}
+        Which stars: those that the model's split held out, those that it has never met, those
+        that chose its networks, or those that trained them. A star that trained the networks is
+        never counted among the first three, whatever the rule of the split.
+
+    Returns
+    -------
+    ValidationReport
+        Statistics per label over all chosen spectra, flagged or not.
+
+    Raises
+    ------
+    ColumnError
+        If the survey has no values of any label of the model.
+    ConfigError
+        If the survey has no such stars.
+    """
+    model = model if isinstance(model, Model) else Model.open(model)
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    rows = held_out_rows(model, survey, split=split)
+    names = [label.name for label in model.labels]
+    truth = survey.labels(names)[rows]
+    predicted, error, warn = _predict(model, survey, rows)
+    return ValidationReport(
+        statistics=tuple(residual_statistics(truth, predicted, error, labels=model.labels)),
+        simulated=survey.simulated,
+        n_row=int(rows.size),
+        n_star=_count_stars(survey.star_id[rows]),
+        n_warn=int(warn.sum()),
+        stars=STARS[split],
+        model="" if model.path is None else Path(model.path).name,
+        survey=survey.path.name,
+        warning="" if split == "train" else model.split.warning,
+    )
+
+
+def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArray[np.int64]:
+    """Return the rows that `validate` measures: of such stars, with a label of the model.
+
+    Parameters
+    ----------
+    model : Model
+        Its split says which stars are which.
+    survey : Survey
+        Any survey with labels.
+    split : str
+        As of `validate`.
+
+    Returns
+    -------
+    (n,) int64
+        Row numbers, increasing.
+
+    Raises
+    ------
+    ColumnError, ConfigError
+        As of `validate`.
+    """
+    check_known("split", split, STARS)
+    names = [label.name for label in model.labels]
+    labelled = np.isfinite(survey.labels(names)).any(axis=1)
+    if not labelled.any():
+        raise ColumnError(
+            f"{survey.path} has no values of {', '.join(names)}, with which to compare; "
+            "give a survey with labels"
+        )
+    record, star = model.split, survey.star_id
+    if split == "unseen":
+        chosen = ~record.took_part(star)
+    else:
+        chosen = record.contains(split, star)
+        if split != "train":
+            chosen &= ~record.contains("train", star)
+    rows = np.flatnonzero(chosen & labelled)
+    if rows.size == 0:
+        raise ConfigError(
+            f"none of the {int(labelled.sum())} labelled spectra of {survey.path} is of "
+            f"{STARS[split]}; give the survey that the model was trained on, or one of "
+            "other stars with split='unseen'"
+        )
+    return rows
+
+
+def _predict(
+    model: Model, survey: Survey, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Labels and errors, each of shape (n_row, n_label), and warnings, of shape (n_row,)."""
+    tables = [predict_rows(model, survey, chunk) for chunk in _chunks(rows)]
+
+    def column(name: str) -> NDArray[Any]:
+        return np.concatenate([table[name] for table in tables])
+
+    values = np.stack([column(label.name) for label in model.labels], axis=1)
+    errors = np.stack([column(label.error_name) for label in model.labels], axis=1)
+    return values, errors, column("warn").astype(bool)
+
+
+def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for first in range(0, rows.size, _CHUNK):
+        yield rows[first : first + _CHUNK]
+
+
+def _count_stars(star_id: NDArray[np.str_]) -> int:
+    """Count stars; a row without an identifier is a star of its own, as in a split."""
+    blank = int(np.count_nonzero(star_id == ""))
+    return int(np.unique(star_id).size) + max(0, blank - 1)
 
 
 def _table_row(s: LabelStatistics) -> tuple[str, ...]:
