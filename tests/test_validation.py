@@ -72,7 +72,7 @@ def known_answers(monkeypatch) -> list[np.ndarray]:
             "teff_error": np.full(n, 20.0),
             "m_h": -0.6 + 0.01 * rows,
             "m_h_error": np.full(n, np.nan),
-            "warn": np.arange(n) == 0,
+            "warn": rows % 3 == 0,
         }
 
     monkeypatch.setattr(validation, "predict_rows", predict_rows)
@@ -88,7 +88,8 @@ def test_only_held_out_stars_are_measured(model, survey, known_answers) -> None:
     assert (report.n_row, report.n_star) == (rows.size, len(set(survey.star_id[rows])))
     assert report.n_star < report.n_row, "the sample holds a star with two spectra"
     assert report.stars == "held-out test stars"
-    assert (report.warning, report.survey, report.n_warn) == ("", "s.zarr", 1)
+    assert (report.warning, report.survey) == ("", "s.zarr")
+    assert report.n_warn == np.count_nonzero(rows % 3 == 0)
 
 
 def test_statistics_are_those_of_the_rows(model, survey, known_answers) -> None:
