@@ -366,7 +366,8 @@ class Spectrograph:
 
     def _mismatched(self, flux: Float32Array, rng: np.random.Generator) -> Float32Array:
         mismatch = self.model.theory_mismatch
-        depth = mismatch.ca_core + mismatch.ca_core_scatter * rng.standard_normal(flux.shape[0])
+        scatter = np.asarray(rng.standard_normal(flux.shape[0]))
+        depth = mismatch.ca_core + mismatch.ca_core_scatter * scatter
         power, core = self._mismatch_curves
         changed = np.maximum(flux, np.float32(_LEAST_FLUX)) ** power
         return np.asarray(changed * (1.0 - depth[:, None] * core), dtype=np.float32)
@@ -466,8 +467,8 @@ def rotation_transfer(x: ArrayLike) -> NDArray[Any]:
 
 
 def _truncated_normal(
-    mean: float, sigma: float, limits: tuple[float, float], u: Float64Array
+    mean: float, sigma: float, limits: tuple[float, float], u: ArrayLike
 ) -> Float64Array:
     """Return truncated normal deviates of uniform ones `u`."""
     low, high = (ndtr((limit - mean) / sigma) for limit in limits)
-    return np.asarray(mean + sigma * ndtri(low + u * (high - low)))
+    return np.asarray(mean + sigma * ndtri(low + np.asarray(u) * (high - low)))

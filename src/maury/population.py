@@ -15,6 +15,7 @@ of six further elements scatter normally about polynomials or zero.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -239,6 +240,12 @@ class Population:
     metadata : mapping of str to str
         ``citation``, ``n_star`` and the names of the columns.
 
+    Attributes
+    ----------
+    metadata : dict of str to str
+    checksum : str
+        SHA-256 of the tensors.
+
     Examples
     --------
     >>> stars = Population.load().sample(5, np.random.default_rng(1))
@@ -249,6 +256,10 @@ class Population:
     def __init__(self, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
         self._tensors = {name: np.asarray(a, np.float64) for name, a in tensors.items()}
         self.metadata = dict(metadata)
+        digest = hashlib.sha256()
+        for name, array in sorted(self._tensors.items()):
+            digest.update(name.encode() + array.tobytes())
+        self.checksum = digest.hexdigest()
         self._core = self._mixture("core", 0)
         self._distance = self._mixture("distance", 4)
         self._colours = self._mixture("colours", 6)

@@ -1,0 +1,289 @@
+"""Simulated surveys: population, emulator and observing model, streamed into a survey store.
+
+Stars are made in blocks, each from its own random stream, so that a star depends on the seed and
+its number alone: a longer survey begins with the stars of a shorter one, and a run that was killed
+goes on where it stopped, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from maury.columns import BANDS
+from maury.emulator import Emulator
+from maury.errors import ConfigError
+from maury.labels import LABEL_NAMES, LABELS
+from maury.observing import (
+    OBSERVED_SKY,
+    RAVE_WAVE_AA,
+    TRAINING_SKY,
+    Observation,
+    ObservingModel,
+    Spectrograph,
+)
+from maury.population import OBSERVED, TRAINING, Population, Selection, Stars
+from maury.survey import CHUNK_STARS, Survey, SurveyWriter
+
+__all__ = ["LABELLED_SURVEY", "OBSERVED_SURVEY", "Simulation", "Simulator", "simulate_survey"]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+BLOCK_STARS = 256
+"""Stars per random stream. Always made in full, as matrix products round by their shape."""
+
+LABEL_ERRORS: dict[str, float] = {
+    "teff": 25.0,
+    "logg": 0.03,
+    "m_h": 0.01,
+    "fe_h": 0.01,
+    "alpha_m": 0.01,
+    "si_fe": 0.015,
+    "al_fe": 0.03,
+    "mg_fe": 0.015,
+    "ni_fe": 0.015,
+}
+"""Median quoted errors of reference labels, of the size of APOGEE's internal ones (Jönsson et al.
+2020, AJ 160, 120); lognormal scatter, 0.2."""
+
+
+class Simulation(BaseModel):
+    """What kind of survey to simulate.
+
+    Attributes
+    ----------
+    selection : Selection
+        Which stars.
+    observing : ObservingModel
+        How they are observed.
+    labelled : bool
+        Whether the survey has labels; the truth is kept as ``true_<label>`` in any case.
+    label_noise : bool
+        Whether labels scatter about the truth by their quoted errors, or equal it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    selection: Selection = TRAINING
+    observing: ObservingModel = TRAINING_SKY
+    labelled: bool = True
+    label_noise: bool = False
+
+
+LABELLED_SURVEY = Simulation()
+OBSERVED_SURVEY = Simulation(selection=OBSERVED, observing=OBSERVED_SKY, labelled=False)
+
+
+class Simulator:
+    """Makes blocks of simulated stars.
+
+    Parameters
+    ----------
+    seed : int
+        Not negative.
+    simulation : Simulation
+    emulator : Emulator
+    population : Population
+    """
+
+    def __init__(
+        self, seed: int, simulation: Simulation, *, emulator: Emulator, population: Population
+    ) -> None:
+        self.seed = seed
+        self.simulation = simulation
+        self.emulator = emulator
+        self.population = population
+        self.spectrograph = Spectrograph(
+            emulator.wave_aa,
+            RAVE_WAVE_AA,
+            emulator.spec.resolving_power,
+            simulation.observing,
+        )
+
+    @property
+    def column_names(self) -> list[str]:
+        """Survey columns that every block has."""
+        bands = [name for b in BANDS for name in (b.column, f"{b.column}_error")]
+        names = ["ra", "dec", "snr", "parallax", "parallax_error", *bands, "a_v", "a_v_error"]
+        if self.simulation.labelled:
+            names += [name for label in LABELS for name in (label.name, label.error_name)]
+        return names + [f"true_{label.name}" for label in LABELS]
+
+    def block(self, number: int) -> tuple[Observation, dict[str, NDArray[Any]]]:
+        """Make stars ``number * BLOCK_STARS`` to ``(number + 1) * BLOCK_STARS - 1``.
+
+        Returns
+        -------
+        observation : Observation
+        columns : dict of (256,) arrays, with ``id`` and ``star_id``
+        """
+        kind = int(self.simulation.labelled)
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(kind, number))
+        rng = np.random.Generator(np.random.SFC64(sequence))
+        stars = self.population.sample(BLOCK_STARS, rng, selection=self.simulation.selection)
+        labels = self.emulator.clip(stars.labels)
+        observation = self.spectrograph.observe(self.emulator.flux(labels), labels, rng)
+        columns: dict[str, NDArray[Any]] = {"snr": observation.snr, **self._identifiers(number)}
+        columns |= _measurements(stars)
+        columns |= {f"true_{name}": labels[:, k] for k, name in enumerate(LABEL_NAMES)}
+        if self.simulation.labelled:
+            columns |= self._reference_labels(labels, rng)
+        return observation, columns
+
+    def _identifiers(self, number: int) -> dict[str, NDArray[Any]]:
+        kind = "l" if self.simulation.labelled else "o"
+        first = number * BLOCK_STARS
+        names = [f"sim-{kind}{self.seed}-{first + k:08d}" for k in range(BLOCK_STARS)]
+        return {"star_id": np.array(names), "id": np.array([f"{name}-1" for name in names])}
+
+    def _reference_labels(
+        self, labels: NDArray[np.float64], rng: np.random.Generator
+    ) -> dict[str, NDArray[Any]]:
+        columns: dict[str, NDArray[Any]] = {}
+        for k, (name, median) in enumerate(LABEL_ERRORS.items()):
+            scatter, noise = rng.standard_normal((2, labels.shape[0]))
+            error = median * np.exp(0.2 * scatter)
+            noisy = labels[:, k] + error * noise
+            columns[name] = noisy if self.simulation.label_noise else labels[:, k]
+            columns[f"{name}_error"] = error
+        return columns
+
+
+def simulate_survey(
+    path: Path | str,
+    *,
+    n_star: int,
+    seed: int = 0,
+    observed: bool = False,
+    simulation: Simulation | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    emulator: Emulator | None = None,
+) -> Survey:
+    """Simulate a RAVE-like survey and write it to a store, marked as simulated.
+
+    Parameters
+    ----------
+    path : path-like
+        Store to write. A run that was killed goes on if it is started again alike.
+    n_star : int
+        Number of stars, one spectrum each.
+    seed : int
+        The same seed gives the same stars, whatever their number.
+    observed : bool
+        Simulate `OBSERVED_SURVEY` (its own selection, lower S/N, no labels), not
+        `LABELLED_SURVEY`.
+    simulation : Simulation, optional
+        Settings of one's own, instead of either.
+    overwrite : bool
+        Replace an existing store.
+    progress : callable, optional
+        Called with the number of stars done and their total.
+    emulator : Emulator, optional
+        Instead of the one that ships with the package.
+
+    Returns
+    -------
+    Survey
+
+    Raises
+    ------
+    ConfigError
+        If `n_star` is not positive, or `seed` is negative.
+    OutputExists
+        If `path` exists and `overwrite` is false.
+    ResumeMismatch
+        If a partial store of another run is in the way.
+    """
+    if n_star < 1 or seed < 0:
+        raise ConfigError(
+            f"n_star must be at least 1 and seed not negative, got {n_star} and {seed}"
+        )
+    chosen = simulation or (OBSERVED_SURVEY if observed else LABELLED_SURVEY)
+    simulator = Simulator(
+        seed, chosen, emulator=emulator or Emulator.load(), population=Population.load()
+    )
+    provenance = _provenance(simulator)
+    with SurveyWriter(
+        path,
+        n_star=n_star,
+        wave_aa=RAVE_WAVE_AA,
+        medium="air",
+        columns=simulator.column_names,
+        simulated=True,
+        provenance=provenance,
+        overwrite=overwrite,
+        resume_key=_fingerprint({**provenance, "n_star": n_star}),
+    ) as writer:
+        for start, stop in _chunks(writer.done, n_star):
+            flux, ivar, columns = _chunk(simulator, start, stop)
+            writer.write(start, flux, ivar, **columns)
+            logger.info("simulated %d of %d stars", stop, n_star)
+            if progress is not None:
+                progress(stop, n_star)
+    return Survey.open(path)
+
+
+def _chunks(done: int, n_star: int) -> Iterator[tuple[int, int]]:
+    first = done // CHUNK_STARS * CHUNK_STARS
+    for start in range(first, n_star, CHUNK_STARS):
+        yield start, min(start + CHUNK_STARS, n_star)
+
+
+def _chunk(
+    simulator: Simulator, start: int, stop: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[Any]]]:
+    """Make the stars `start` to `stop`; `start` is the first of a block."""
+    n = stop - start
+    blocks = [
+        simulator.block(number) for number in range(start // BLOCK_STARS, -(-stop // BLOCK_STARS))
+    ]
+    flux = np.concatenate([observation.flux for observation, _ in blocks])[:n]
+    ivar = np.concatenate([observation.ivar for observation, _ in blocks])[:n]
+    columns = {
+        name: np.concatenate([columns[name] for _, columns in blocks])[:n] for name in blocks[0][1]
+    }
+    return flux, ivar, columns
+
+
+def _measurements(stars: Stars) -> dict[str, NDArray[Any]]:
+    columns: dict[str, NDArray[Any]] = {
+        "ra": stars.ra_deg,
+        "dec": stars.dec_deg,
+        "parallax": stars.parallax_mas,
+        "parallax_error": stars.parallax_error_mas,
+        "a_v": stars.a_v,
+        "a_v_error": stars.a_v_error,
+    }
+    for k, band in enumerate(BANDS):
+        columns[band.column] = stars.magnitudes[:, k]
+        columns[f"{band.column}_error"] = stars.magnitude_errors[:, k]
+    return columns
+
+
+def _provenance(simulator: Simulator) -> dict[str, Any]:
+    from maury import __version__
+
+    return {
+        "origin": "simulated by maury",
+        "maury_version": __version__,
+        "seed": simulator.seed,
+        "simulation": simulator.simulation.model_dump(mode="json"),
+        "emulator": simulator.emulator.spec.checksum,
+        "population": simulator.population.checksum,
+        "population_source": simulator.population.metadata.get("citation", ""),
+    }
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
