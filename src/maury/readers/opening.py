@@ -43,8 +43,17 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def open_fits(path: Path, stack: ExitStack) -> Any:
-    """Open a FITS file, memory-mapped, until `stack` closes.
+def open_fits(path: Path, stack: ExitStack, *, memmap: bool = False) -> Any:
+    """Open a FITS file until `stack` closes.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    stack : ExitStack
+        Closes it.
+    memmap : bool
+        Map it into memory, for tables; sections of an image are read without, even scaled ones.
 
     Returns
     -------
@@ -58,7 +67,7 @@ def open_fits(path: Path, stack: ExitStack) -> Any:
     from astropy.io import fits
 
     with reading(path):
-        hdus = stack.enter_context(fits.open(path, memmap=True))
+        hdus = stack.enter_context(fits.open(path, memmap=memmap))
         with path.open("rb") as stream:
             compressed = stream.read(5).startswith(_COMPRESSED)
         size = path.stat().st_size

@@ -270,7 +270,7 @@ def _open_numpy(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
 
 
 def _open_fits_table(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
-    hdus = open_fits(path, stack)
+    hdus = open_fits(path, stack, memmap=True)
     hdu = find_hdu(hdus, spectra.hdu, path, image=False)
     table = fits_table(hdu, path)
 

@@ -138,7 +138,9 @@ def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) ->
     kind = table_format(path)
     with reading(path):
         if kind == "fits":
-            table = fits_table(find_hdu(open_fits(path, stack), hdu, path, image=False), path)
+            table = fits_table(
+                find_hdu(open_fits(path, stack, memmap=True), hdu, path, image=False), path
+            )
         elif kind == "csv":
             table = _csv_table(path)
         elif kind == "parquet":
