@@ -14,6 +14,7 @@ BoolArray = NDArray[np.bool_]
 # The reciprocal of any smaller ivar overflows in float32.
 LEAST_IVAR = 4.0 * float(np.finfo(np.float32).tiny)
 _FLUX_FLOOR = 0.05
+_SPIKE_CURVATURE = 1.2
 _GAUSSIAN_QUARTILE = 0.6744897501960817
 
 
@@ -67,51 +68,55 @@ def mask_cosmics(
     ivar: ArrayLike,
     *,
     n_sigma: float = 6.0,
-    sharpness: float = 0.6,
-    window: int = 11,
+    sharpness: float = 0.75,
     grow: int = 1,
 ) -> BoolArray:
     """Find cosmic rays: positive spikes of one or two pixels, narrower than any line.
 
     A pixel is a spike if it stands more than `n_sigma` above the running median of five pixels,
-    and if that excess is at least `sharpness` of its excess over the median of `window` pixels.
-    A feature as wide as the LSF (2.5 pixels or more, full width at half maximum) fails the second
-    test however strong it is: emission in a core, or the peak between two Ca II or molecular lines.
+    and is too sharp for the LSF (2.5 pixels or more, full width at half maximum) by two tests.
+    That excess must be at least `sharpness` of its height above the pixels two or three away: for
+    a spike the ratio is one, for resolved emission, as in a core of the Ca II triplet, a third
+    to 0.6. And its curvature must exceed that of the lines three to five pixels away by a fifth,
+    which the peak between two close lines hardly ever does.
 
     Parameters
     ----------
     flux, ivar : (n_star, n_pixel)
     n_sigma, sharpness : float
-    window : int
-        Odd number of pixels, more than five.
     grow : int
         Pixels flagged on either side of a spike, as resampling spreads it.
 
     Returns
     -------
-    spike : (n_star, n_pixel) bool; never set where the pixel was bad already, but for `grow`.
-
-    Raises
-    ------
-    ValueError
-        If `window` is even or not above five.
+    spike : (n_star, n_pixel) bool
+        Never set in a pixel that was bad already, but for `grow`.
     """
-    if window <= 5 or window % 2 == 0:
-        raise ValueError(f"window must be odd and above 5, got {window}")
     good = good_pixels(flux, ivar)
     filled = fill_bad_pixels(flux, ivar)
     excess = filled - _running_median5(filled)
     limit = n_sigma / np.sqrt(np.where(good, ivar, np.inf))
-    spike = good & (excess > limit) & (limit > 0)
+    spike = good & (excess > limit)
     row, pixel = np.nonzero(spike)
     if row.size:
-        half = window // 2
-        around = np.pad(filled, ((0, 0), (half, half)), mode="edge")
-        columns = pixel[:, None] + np.arange(window)
-        base = np.median(around[row[:, None], columns], axis=1)
-        sharp = excess[row, pixel] >= sharpness * (filled[row, pixel] - base)
-        spike[row, pixel] = sharp
+        padded = np.pad(filled, ((0, 0), (6, 6)), mode="edge")
+        around = padded[row[:, None], pixel[:, None] + np.arange(13)]
+        sharp = excess[row, pixel] >= sharpness * _height(around)
+        spike[row, pixel] = sharp & (_curvature_ratio(around) >= _SPIKE_CURVATURE)
     return _grown(spike, grow)
+
+
+def _height(around: FloatArray) -> FloatArray:
+    """Height of the central one of 13 pixels above those two or three away, (n,)."""
+    foot = [0.5 * (around[:, 6 - k] + around[:, 6 + k]) for k in (2, 3)]
+    return np.asarray(around[:, 6] - np.minimum(*foot))
+
+
+def _curvature_ratio(around: FloatArray) -> FloatArray:
+    """Downward curvature at the central one of 13 pixels over the largest 3 to 5 away, (n,)."""
+    curvature = np.diff(around, n=2, axis=1)
+    lines = np.abs(curvature[:, [0, 1, 2, 8, 9, 10]]).max(axis=1)
+    return np.asarray(-curvature[:, 5] / np.maximum(lines, np.finfo(around.dtype).tiny))
 
 
 def _running_median5(flux: FloatArray) -> FloatArray:

@@ -246,15 +246,8 @@ class MaskCosmics(Config):
 
     step: Literal["mask_cosmics"] = "mask_cosmics"
     n_sigma: Annotated[float, Field(gt=0)] = 6.0
-    sharpness: Annotated[float, Field(ge=0, le=1)] = 0.6
-    window: Annotated[int, Field(gt=5, le=1001)] = 11
+    sharpness: Annotated[float, Field(ge=0, le=1)] = 0.75
     grow: Annotated[int, Field(ge=0, le=100)] = 1
-
-    @model_validator(mode="after")
-    def _odd(self) -> Self:
-        if self.window % 2 == 0:
-            raise ValueError(f"window must be odd, got {self.window}")
-        return self
 
     def run(self, state: State) -> State:
         """Return the state with spikes marked."""
