@@ -36,6 +36,8 @@ from maury.survey import Batch, Survey
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT_SECONDS = 20.0
+"""Least time between two checkpoints of a member."""
 _READ_ROWS = 2048
 _PREDICT_ROWS = 512
 
@@ -118,6 +120,7 @@ def train(
             preset=settings.network.name,
             network=settings.network.model_dump(mode="json"),
             training=settings.training,
+            checkpoint_seconds=CHECKPOINT_SECONDS,
         )
         for number, member_seed in enumerate(seeds)
     ]

@@ -22,7 +22,7 @@ from maury import labels as labels_module
 from maury.errors import InputFileError
 from maury.files import refuse_existing
 from maury.model import Affine, Member, Model, Scaling
-from maury.preparation import Preparation
+from maury.preparation import RAVE_GRID, Preparation
 from maury.split import SplitRecord
 
 MAX_FILES = 1000
@@ -119,13 +119,12 @@ def import_keras(directory: Path | str, model: Path | str, *, overwrite: bool = 
         raise InputFileError(f"{directory} holds {len(files)} .h5 files, at most {MAX_FILES} go in")
     weights = [read_keras(file) for file in files]
     scaling, preparation = _published_scaling(), Preparation.published()
-    grid = _RAVE_START_AA + _RAVE_STEP_AA * np.arange(_RAVE_PIXELS)
     converted = Model(
         labels=labels_module.select(_published()["labels"]["names"]),
         network=_NETWORK,
         preparation=preparation,
         scaling=scaling,
-        wave_aa=grid,
+        wave_aa=RAVE_GRID.wavelengths(),
         medium="air",
         tensors={name: array.shape for name, array in weights[0].items()},
         members=tuple(Member.numbered(number) for number in range(len(files))),
@@ -137,9 +136,6 @@ def import_keras(directory: Path | str, model: Path | str, *, overwrite: bool = 
         provenance=_provenance(files),
     )
     return converted.save(model, weights=weights, overwrite=overwrite)
-
-
-_RAVE_START_AA, _RAVE_STEP_AA, _RAVE_PIXELS = 8420.0, 0.4, 912
 
 
 def read_keras(path: Path) -> dict[str, Float32s]:
@@ -200,7 +196,7 @@ class _Graph:
             raise self._other("a Concatenate layer below the head", self._describe(name))
         spectrum, photometry = self._parents(name, 2)
         for start, expected, size in (
-            (spectrum, _SPECTRUM, _RAVE_PIXELS),
+            (spectrum, _SPECTRUM, RAVE_GRID.n_pixel),
             (photometry, _PHOTOMETRY, 9),
         ):
             end, pairs = self._chain(start, expected, dense_last=False)
@@ -216,7 +212,7 @@ class _Graph:
         pairs = []
         for position, layer in enumerate(reversed(expected)):
             if not (dense_last and position == 0):
-                name = self._through_activation(name)
+                name = self._through_activation(self._through_inactive(name))
             name = self._through_inactive(name)
             if self._kind(name) != layer.kind:
                 raise self._other(f"a {layer.kind} layer as {layer.name}", self._describe(name))

@@ -123,7 +123,7 @@ class MemberJob(BaseModel):
     preset: str
     network: dict[str, Any]
     training: TrainingConfig
-    checkpoint_seconds: float = 20.0
+    checkpoint_seconds: float
 
     def run(self, progress: Progress) -> None:
         """Train the member in this process and write its result."""
