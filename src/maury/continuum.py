@@ -220,6 +220,8 @@ def normalise_continuum(
     continuum = CONTINUUM_METHODS[method](values, weight, **options)
     usable = np.isfinite(continuum) & (continuum > 0) & good_pixels(values, weight)
     level = np.where(usable, continuum, 1.0)
+    scaled = weight * level * level
     dtype = values.dtype if values.dtype == np.float32 else np.dtype(np.float64)
+    usable &= scaled < np.finfo(dtype).max
     normal = np.where(usable, values / level, 0.0).astype(dtype)
-    return normal, np.where(usable, weight * level * level, 0.0).astype(dtype)
+    return normal, np.where(usable, scaled, 0.0).astype(dtype)
