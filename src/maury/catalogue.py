@@ -121,6 +121,14 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.table)
 
+    def __str__(self) -> str:
+        mark = "SIMULATED " if self.simulated else ""
+        lines = [
+            f"  {name:<16} {self.table[name].unit or '':<6} {self.table[name].description}"
+            for name in self.table.colnames
+        ]
+        return "\n".join([f"{mark}catalogue of {len(self)} rows", *lines])
+
     @property
     def simulated(self) -> bool:
         """Whether the spectra were simulated."""

@@ -1,0 +1,345 @@
+"""The command line: each command is one call of the library, with a progress bar and a summary."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="maury",
+    help="Stellar labels that can be trusted, from spectra, photometry and astrometry.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ingest_app = typer.Typer(help="Read files of spectra and tables into a survey store.")
+app.add_typer(ingest_app, name="ingest", no_args_is_help=True)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at the output.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+SurveyPath = Annotated[Path, typer.Argument(metavar="SURVEY", help="Survey store (.zarr).")]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
+StorePath = Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Survey store to write.")]
+
+
+def main() -> None:
+    """Run the command line; an error that `maury` raises on purpose is one line, exit code 1."""
+    from maury.errors import MauryError
+
+    try:
+        app()
+    except MauryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on where it can", file=sys.stderr)
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from maury import __version__
+
+        print(f"maury {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what goes on.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+
+
+@ingest_app.command("released")
+def ingest_released(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the files.")],
+    out: StorePath,
+    overwrite: Overwrite = False,
+) -> None:
+    """Read the layout in which the RAVE CNN authors released their data.
+
+    DIR holds *_spectra.fits and *_parameters.csv; *_labels.csv and *_extra.csv are optional.
+    """
+    from maury.readers import ingest_released
+
+    with _bar("ingesting") as progress:
+        survey = ingest_released(directory, out, overwrite=overwrite, progress=progress)
+    print(survey)
+
+
+@ingest_app.command("toml")
+def ingest_toml(
+    config: Annotated[Path, typer.Argument(metavar="SURVEY.toml", help="What to read, and how.")],
+    out: StorePath,
+    overwrite: Overwrite = False,
+) -> None:
+    """Read spectra and tables of any survey, as a short TOML file describes them."""
+    from maury.readers import ingest_toml
+
+    with _bar("ingesting") as progress:
+        survey = ingest_toml(config, out, overwrite=overwrite, progress=progress)
+    print(survey)
+
+
+@app.command()
+def simulate(
+    out: StorePath,
+    stars: Annotated[int, typer.Option("--stars", min=1, help="Number of stars.")] = 3000,
+    seed: Seed = 0,
+    observed: Annotated[
+        bool, typer.Option("--observed", help="The observed population, without labels.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a RAVE-like survey with the emulator that ships with maury."""
+    from maury.simulate import simulate_survey
+
+    with _bar("simulating") as progress:
+        survey = simulate_survey(
+            out,
+            n_star=stars,
+            seed=seed,
+            observed=observed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    print(survey)
+
+
+@app.command()
+def train(
+    survey: SurveyPath,
+    model: ModelPath,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="guiglion2020 (the default), starnet, astronn.")
+    ] = None,
+    members: Annotated[
+        int | None, typer.Option("--members", min=1, help="Networks in the ensemble (default 4).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with all settings.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="star (the default) or published (no independent test)."),
+    ] = None,
+    seed: Seed = 0,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train an ensemble on the labelled spectra of a survey.
+
+    A run that was killed goes on when the same command is given again.
+    """
+    from maury.ensemble import train
+
+    with _member_bars() as progress:
+        result = train(
+            survey,
+            model,
+            preset=preset,
+            members=members,
+            seed=seed,
+            config=config,
+            split=split,
+            n_processes=processes,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    print(result)
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    survey: SurveyPath,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Catalogue: .fits, .parquet, .vot or .ecsv.")
+    ],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the catalogue of labels of a survey.
+
+    A run that was killed goes on when the same command is given again.
+    """
+    from maury.prediction import predict
+
+    with _bar("predicting") as progress:
+        catalogue = predict(model, survey, out, overwrite=overwrite, progress=progress)
+    warned = int(catalogue.table["warn"].sum())
+    mark = " SIMULATED" if catalogue.simulated else ""
+    print(f"{len(catalogue)}{mark} rows in {out}, {warned} of them with a warning flag")
+
+
+@app.command()
+def validate(
+    model: ModelPath,
+    survey: SurveyPath,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare predictions with the known labels of stars that the model kept out of training."""
+    import json
+
+    from maury.files import refuse_existing, writing
+    from maury.validation import validate
+
+    if json_file is not None:
+        refuse_existing(json_file, overwrite=overwrite)
+    report = validate(model, survey)
+    if json_file is not None:
+        with writing(json_file, overwrite=overwrite) as partial:
+            partial.write_text(json.dumps(report.to_json(), indent=1), "utf-8")
+    _show_report(report)
+
+
+@app.command("import-keras")
+def import_keras(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of .h5 files.")],
+    model: ModelPath,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn the released Keras networks of Guiglion et al. (2020) into a model directory."""
+    from maury.keras_import import import_keras
+
+    print(import_keras(directory, model, overwrite=overwrite))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")] = Path(
+        "maury-demo"
+    ),
+    stars: Annotated[int, typer.Option("--stars", min=100, help="Labelled stars.")] = 3000,
+    observed: Annotated[int, typer.Option("--observed", min=1, help="Observed stars.")] = 10000,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a small survey, train, predict, validate, and draw: the main job in minutes."""
+    from maury.demo import run_demo
+
+    result = run_demo(
+        out,
+        n_star=stars,
+        n_observed=observed,
+        seed=seed,
+        overwrite=overwrite,
+        stage=_demo_stage,
+    )
+    _show_report(result.report)
+    print(result.summary)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="Survey store, model directory or catalogue.")],
+) -> None:
+    """Say what a survey store, a model directory or a catalogue holds."""
+    from maury.catalogue import Catalogue
+    from maury.model import Model
+    from maury.survey import Survey
+
+    if (path / "model.json").is_file():
+        print(Model.open(path))
+    elif path.is_dir():
+        print(Survey.open(path))
+    else:
+        print(Catalogue.read(path))
+
+
+@contextmanager
+def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback of (done, total) that draws one bar on the terminal."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console(), transient=True) as bars:
+        task = bars.add_task(text, total=None)
+
+        def update(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def _member_bars() -> Iterator[Callable[[Any], None]]:
+    """Yield a callback of training events that draws one bar per member."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("member {task.fields[member]}"),
+        BarColumn(),
+        TextColumn("epoch {task.completed} of at most {task.total}"),
+        TextColumn("validation loss {task.fields[loss]:.5f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_console(), transient=True) as bars:
+        tasks: dict[int, Any] = {}
+
+        def update(event: Any) -> None:
+            if event.member not in tasks:
+                tasks[event.member] = bars.add_task(
+                    "", total=event.n_epochs, member=event.member, loss=float("nan")
+                )
+            bars.update(tasks[event.member], completed=event.epoch, loss=event.validation_loss)
+
+        yield update
+
+
+@contextmanager
+def _demo_stage(text: str) -> Iterator[Any]:
+    """Announce a stage of the demonstration and yield the callback of its progress."""
+    print(text, flush=True)
+    if text.startswith("training"):
+        with _member_bars() as progress:
+            yield progress
+    else:
+        with _bar("") as progress:
+            yield progress
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+_SHOWN = ("label", "unit", "bias", "sigma", "robust sigma", "slope", "in 1 sigma")
+"""Columns of a report that fit a terminal of 80 characters; the JSON has all."""
+
+
+def _show_report(report: Any) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    print(report.title)
+    if report.warning:
+        print(f"warning: {report.warning}")
+    table = Table(box=SIMPLE)
+    header, *rows = report.rows()
+    for name in _SHOWN:
+        table.add_column(name, justify="left" if name in _SHOWN[:2] else "right", no_wrap=True)
+    for row in rows:
+        values = dict(zip(header, row, strict=True))
+        table.add_row(*(escape(values[name]) for name in _SHOWN))
+    Console().print(table)

@@ -1,0 +1,159 @@
+"""The main job on a simulated survey, in minutes: simulate, train, predict, validate, draw."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maury import figures
+from maury.catalogue import Catalogue
+from maury.ensemble import train
+from maury.files import publish, refuse_existing, remove
+from maury.prediction import predict, predict_rows
+from maury.simulate import simulate_survey
+from maury.survey import Survey
+from maury.validation import ValidationReport, held_out_rows, validate
+
+Stage = Callable[[str], AbstractContextManager[Any]]
+"""Called with the text of a stage; its context yields that stage's progress callback."""
+
+REDUCED: dict[str, dict[str, Any]] = {
+    "training": {
+        "batch_size": 64,
+        "learning_rate": 3e-3,
+        "epochs": 80,
+        "patience": 80,
+        "schedule": "one_cycle",
+    },
+    "ensemble": {"members": 4},
+}
+"""Settings of the demonstration: the published network, trained in larger batches for less long."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration left.
+
+    Attributes
+    ----------
+    directory : Path
+        Where everything lies.
+    report : ValidationReport
+        Residuals of the held-out stars.
+    summary : str
+        What was made, and what to do next.
+    """
+
+    directory: Path
+    report: ValidationReport
+    summary: str
+
+
+def _silent(text: str) -> AbstractContextManager[None]:
+    del text
+    return nullcontext()
+
+
+def run_demo(
+    out: Path | str = "maury-demo",
+    *,
+    n_star: int = 3000,
+    n_observed: int = 10_000,
+    seed: int = 0,
+    overwrite: bool = False,
+    stage: Stage = _silent,
+) -> DemoResult:
+    """Run the whole journey on simulated spectra.
+
+    Parameters
+    ----------
+    out : path-like
+        Directory to write; it appears under its name when everything is done.
+    n_star, n_observed : int
+        Labelled and observed stars to simulate.
+    seed : int
+        Seed of the simulation, the split and the networks.
+    overwrite : bool
+        Replace an existing directory.
+    stage : callable
+        Announces each stage and yields its progress callback.
+
+    Raises
+    ------
+    OutputExists
+        If `out` exists and `overwrite` is false.
+    """
+    out = Path(out)
+    refuse_existing(out, overwrite=overwrite)
+    work = out.with_name(out.name + ".part")
+    if work.exists():
+        remove(work)
+    work.mkdir(parents=True)
+    with stage(f"simulating {n_star} labelled stars") as progress:
+        labelled = simulate_survey(
+            work / "labelled.zarr", n_star=n_star, seed=seed, progress=progress
+        )
+    with stage(f"simulating {n_observed} observed stars") as progress:
+        simulate_survey(
+            work / "observed.zarr",
+            n_star=n_observed,
+            seed=seed + 1,
+            observed=True,
+            progress=progress,
+        )
+    with stage("training the ensemble") as progress:
+        model = train(
+            labelled,
+            work / "model",
+            seed=seed,
+            config=REDUCED,
+            progress=progress,
+        )
+    with stage("predicting the observed stars") as progress:
+        catalogue = predict(
+            model, work / "observed.zarr", work / "catalogue.fits", progress=progress
+        )
+    with stage("validating on held-out stars"):
+        report = validate(model, labelled)
+        (work / "validation.json").write_text(json.dumps(report.to_json(), indent=1), "utf-8")
+    with stage("drawing"):
+        _draw(work, labelled, catalogue)
+    publish(work, out, overwrite=overwrite)
+    return DemoResult(out, report, _summary(out, catalogue, seed))
+
+
+def _draw(work: Path, labelled: Survey, catalogue: Catalogue) -> None:
+    from maury.model import Model
+
+    model = Model.open(work / "model")
+    rows = held_out_rows(model, labelled)
+    names = [label.name for label in model.labels]
+    predicted = predict_rows(model, labelled, rows)
+    values = np.column_stack([predicted[name] for name in names])
+    truth = labelled.labels(names)[rows]
+    residuals = figures.residual_figure(truth, values, labels=model.labels, simulated=True)
+    figures.save(residuals, work / "residuals.png")
+    table = catalogue.table[~catalogue.table["warn"]]
+    kiel = figures.kiel_figure(table["teff"], table["logg"], table["m_h"], simulated=True)
+    figures.save(kiel, work / "kiel.png")
+
+
+def _summary(out: Path, catalogue: Catalogue, seed: int) -> str:
+    warned = int(np.sum(catalogue.table["warn"]))
+    return f"""
+{out}/catalogue.fits   labels of {len(catalogue)} SIMULATED stars, {warned} with a warning flag
+{out}/kiel.png         Kiel diagram of the stars without a warning, coloured by [M/H]
+{out}/residuals.png    held-out stars: residuals with bias and scatter
+{out}/model            the ensemble (seed {seed}); 'maury info {out}/model' describes it
+
+These spectra are simulated: the figures above say how the method works, not how well it does on
+the sky. Next, your own spectra:
+  maury ingest released DIR my.zarr       files as the RAVE CNN authors released them
+  maury ingest toml SURVEY.toml my.zarr   any other survey; see docs/ingest.md
+  maury train my.zarr my-model
+  maury validate my-model my.zarr
+  maury predict my-model my.zarr labels.fits"""

@@ -1,0 +1,259 @@
+"""From a model and a survey to a catalogue: streamed, resumable, rows out = rows in."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import maury
+from maury.catalogue import Catalogue, CatalogueSpec, assemble, check_suffix, write_part
+from maury.columns import IN_CATALOGUE
+from maury.errors import ResumeMismatch
+from maury.files import refuse_existing, remove, writing
+from maury.flags import FLAG_DTYPE, Flag, set_where, warn
+from maury.model import Model
+from maury.spectra import Spectra, require_same_grid
+from maury.survey import Batch, Survey
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the rows done and the rows in all."""
+
+PART_STARS = 16384
+"""Rows of one part: what a killed run has to repeat at most."""
+
+
+class Predictor:
+    """A model ready to predict: its preparation is replayed, its networks are loaded once.
+
+    Parameters
+    ----------
+    model : Model or path-like
+        The model.
+    """
+
+    def __init__(self, model: Model | Path | str) -> None:
+        from maury.ensemble import EnsembleNetwork
+
+        self.model = model if isinstance(model, Model) else Model.open(model)
+        self._network = EnsembleNetwork(self.model)
+
+    def predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Predict the labels of one batch.
+
+        Parameters
+        ----------
+        batch : Batch
+            Spectra on the grid that the model's preparation takes, and their columns.
+
+        Returns
+        -------
+        dict of str to (n_star,) array
+            ``id``, each label and its 1 sigma error (NaN where it cannot be given), ``flags``,
+            ``warn``, ``snr``, and the columns of `maury.columns.IN_CATALOGUE`.
+        """
+        inputs = self.model.preparation.apply(batch)
+        mean, error = self._network.predict(inputs)
+        lost = (inputs.flags & Flag.NO_SPECTRUM.value) != 0
+        mean = np.where(lost[:, None], np.nan, mean)
+        error = np.where(np.isnan(mean), np.nan, error)
+        flags = self._flags(batch, inputs.flags, inputs.observables, mean)
+        rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
+        for position, label in enumerate(self.model.labels):
+            rows[label.name] = mean[:, position]
+            rows[label.error_name] = error[:, position]
+        rows |= {"flags": flags, "warn": warn(flags), "snr": batch.column("snr")}
+        return rows | {name: batch.column(name) for name in IN_CATALOGUE}
+
+    def _flags(
+        self,
+        batch: Batch,
+        flags: NDArray[np.int32],
+        observables: NDArray[np.float32],
+        mean: NDArray[np.float64],
+    ) -> NDArray[np.int32]:
+        unanswered = np.isnan(mean).all(axis=1) & ((flags & Flag.NO_SPECTRUM.value) == 0)
+        scaling = self.model.scaling
+        checks = (
+            (Flag.INPUT_REQUIRED, unanswered),
+            (Flag.OBSERVABLE_OUTSIDE, _outside(observables, scaling.observables)),
+            (Flag.LABEL_OUTSIDE, _outside(mean, scaling.labels)),
+            (Flag.TRAINING_STAR, self.model.split.took_part(batch.column("star_id"))),
+        )
+        flags = flags.astype(FLAG_DTYPE)
+        for flag, where in checks:
+            flags = set_where(flags, flag, where)
+        return flags
+
+
+def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
+    """Whether any value of a row lies outside the training range (with a rounding margin)."""
+    margin = 1e-5 * (scaling.maximum - scaling.minimum)
+    below = values < scaling.minimum - margin
+    above = values > scaling.maximum + margin
+    outside: NDArray[np.bool_] = (below | above).any(axis=1)
+    return outside
+
+
+def predict_rows(
+    model: Model | Path | str, survey: Survey | Path | str, rows: ArrayLike
+) -> dict[str, NDArray[Any]]:
+    """Predict some rows of a survey in memory.
+
+    Parameters
+    ----------
+    model, survey
+        The model and the survey, or their paths.
+    rows : (n,) int array_like
+        Row numbers, in any order.
+
+    Returns
+    -------
+    dict of str to (n,) array
+        As `Predictor.predict`.
+    """
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    predictor = Predictor(model)
+    _check_grid(predictor.model, survey)
+    return predictor.predict(survey.rows(rows))
+
+
+def predict(
+    model: Model | Path | str,
+    survey: Survey | Path | str,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    batch_size: int = 512,
+    progress: Progress | None = None,
+) -> Catalogue:
+    """Predict a whole survey and write its catalogue.
+
+    The survey is read, predicted and written in parts, which lie in ``<out>.part`` until the
+    catalogue is complete; a run that was killed goes on after its last part.
+
+    Parameters
+    ----------
+    model, survey
+        The model and the survey, or their paths.
+    out : path-like
+        Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv) names the format.
+    overwrite : bool
+        Replace an existing catalogue, and discard a partial one made with other inputs.
+    batch_size : int
+        Spectra in memory at a time.
+    progress : callable, optional
+        Called with (rows done, rows in all).
+
+    Returns
+    -------
+    Catalogue
+        The catalogue as written.
+
+    Raises
+    ------
+    OutputExists
+        If `out` exists and `overwrite` is false.
+    GridMismatch
+        If the spectra are not on the grid that the model's preparation takes.
+    ConfigError
+        If the suffix of `out` is not one of a known format.
+    """
+    out = Path(out)
+    check_suffix(out)
+    refuse_existing(out, overwrite=overwrite)
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    predictor = Predictor(model)
+    _check_grid(predictor.model, survey)
+    spec = catalogue_spec(predictor.model, survey)
+    work = _work_directory(out, _fingerprint(predictor.model, survey), overwrite=overwrite)
+    parts = list(_write_parts(predictor, survey, work, spec, batch_size, progress))
+    assemble(parts, out, spec=spec, overwrite=overwrite)
+    remove(work)
+    return Catalogue.read(out)
+
+
+def catalogue_spec(model: Model, survey: Survey) -> CatalogueSpec:
+    """Return the columns and the metadata of the catalogue of `survey` by `model`."""
+    metadata = {
+        "simulated": survey.simulated,
+        "maury_version": maury.__version__,
+        "survey": {"name": survey.path.name, "provenance": survey.provenance},
+        "model": {
+            "checksum": model.checksum,
+            "preset": model.network["name"],
+            "members": sum(member.kept for member in model.members),
+            "trained_on_simulated_spectra": model.simulated,
+            "citation": model.citation,
+            "split": model.split.rule,
+        },
+        "errors": "1 sigma spread of the ensemble; not calibrated, and known to be too small",
+    }
+    return CatalogueSpec.for_labels(
+        model.labels, survey_columns=survey.column_names, metadata=metadata
+    )
+
+
+def _check_grid(model: Model, survey: Survey) -> None:
+    """Fail before the first batch, not in the middle of a survey."""
+    first = survey.batch(0, min(1, len(survey))).spectra
+    wave_aa, medium = model.preparation.prepared_grid(first)
+    none = np.zeros((0, wave_aa.size), dtype=np.float32)
+    require_same_grid(model.wave_aa, Spectra(wave_aa, none, none, medium), medium=model.medium)
+
+
+def _fingerprint(model: Model, survey: Survey) -> str:
+    stamp = (survey.path / "zarr.json").stat().st_mtime_ns
+    identity = (model.checksum, str(survey.path.resolve()), len(survey), stamp, PART_STARS)
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _work_directory(out: Path, key: str, *, overwrite: bool) -> Path:
+    work = out.with_name(out.name + ".part")
+    stamp = work / "run.json"
+    if work.exists():
+        found = json.loads(stamp.read_text("utf-8")).get("key") if stamp.is_file() else None
+        if found == key:
+            logger.info("resuming %s", out)
+            return work
+        if found is not None and not overwrite:
+            raise ResumeMismatch(
+                f"{work} holds a partial catalogue of another model or survey; "
+                "finish that run, or pass --overwrite to discard it"
+            )
+        remove(work)
+    work.mkdir(parents=True)
+    with writing(stamp, overwrite=True) as partial:
+        partial.write_text(json.dumps({"key": key}), "utf-8")
+    return work
+
+
+def _write_parts(
+    predictor: Predictor,
+    survey: Survey,
+    work: Path,
+    spec: CatalogueSpec,
+    batch_size: int,
+    progress: Progress | None,
+) -> Iterator[Path]:
+    names = [column.name for column in spec.columns]
+    for start in range(0, max(len(survey), 1), PART_STARS):
+        stop = min(start + PART_STARS, len(survey))
+        part = work / f"part-{start:010d}.parquet"
+        if not part.exists():
+            pieces = []
+            for batch in survey.batches(batch_size, start=start, stop=stop):
+                pieces.append(predictor.predict(batch))
+                if progress is not None:
+                    progress(batch.start + len(batch), len(survey))
+            rows = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+            write_part(part, spec, rows)
+        elif progress is not None:
+            progress(stop, len(survey))
+        yield part
