@@ -151,7 +151,7 @@ def _is_fits(path: Path, spectra: SpectraConfig) -> bool:
 
 
 def _card(path: Path, key: str) -> str:
-    with ExitStack() as stack:
+    with reading(path), ExitStack() as stack:
         for hdu in open_fits(path, stack):
             if key in hdu.header:
                 return str(hdu.header[key]).strip()

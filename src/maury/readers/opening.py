@@ -67,9 +67,10 @@ def open_fits(path: Path, stack: ExitStack, *, memmap: bool = False) -> Any:
     from astropy.io import fits
 
     with reading(path):
-        hdus = stack.enter_context(fits.open(path, memmap=memmap))
-        with path.open("rb") as stream:
-            compressed = stream.read(5).startswith(_COMPRESSED)
+        stream = stack.enter_context(path.open("rb"))
+        compressed = stream.peek(5).startswith(_COMPRESSED)
+        # astropy leaves a file open that it opened itself and could not read.
+        hdus = stack.enter_context(fits.open(stream, memmap=memmap))
         size = path.stat().st_size
         for number, hdu in enumerate(hdus):
             place = hdu.fileinfo()

@@ -155,7 +155,7 @@ def _level(flux: NDArray[np.float32], good: NDArray[np.bool_]) -> NDArray[np.flo
 
 def _measured_snr(flux: NDArray[np.float32], ivar: NDArray[np.float32]) -> NDArray[np.float64]:
     """Median of flux over noise in the upper half of the good pixels, where continuum is."""
-    ratio = np.where(ivar > 0, flux, 0) * np.sqrt(ivar)
+    ratio = np.where(ivar > 0, flux, 0).astype(np.float64) * np.sqrt(ivar)
     out = np.full(flux.shape[0], np.nan)
     for row in np.flatnonzero((ivar > 0).any(axis=1)):
         value = float(np.percentile(ratio[row, ivar[row] > 0], 75))
@@ -234,10 +234,12 @@ def _chunk(
     ivar, snr, first = np.empty_like(flux), np.empty(n), 0
     for piece in source.pieces(start, start + n):
         rows = slice(first, first + piece.flux.shape[0])
-        piece_ivar, snr[rows] = with_noise(piece.flux, piece.ivar, known_snr[rows])
-        flux[rows], ivar[rows] = gridder.place(
-            piece.wave_aa, (piece.flux, piece_ivar), what=piece.what
-        )
+        # A wild pixel may overflow float32: it becomes infinite, which is a bad pixel.
+        with np.errstate(over="ignore", invalid="ignore"):
+            piece_ivar, snr[rows] = with_noise(piece.flux, piece.ivar, known_snr[rows])
+            flux[rows], ivar[rows] = gridder.place(
+                piece.wave_aa, (piece.flux, piece_ivar), what=piece.what
+            )
         first = rows.stop
     assert first == n, "a source yielded another number of spectra than asked for"
     return flux, ivar, snr
@@ -251,7 +253,8 @@ def describe_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
             size = path.stat().st_size
             record: dict[str, Any] = {"name": path.name, "bytes": size}
             if size <= _LARGEST_HASHED:
-                record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+                with path.open("rb") as stream:
+                    record["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
         records.append(record)
     return records
 

@@ -26,13 +26,14 @@ Rows = Callable[[int, int], Float64Array | NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Plane:
-    """An array (n_star, n_pixel) in a file; one-dimensional if `n_star` is 0."""
+    """An array (n_star, n_pixel) in a file; if `flat`, `rows` gives its only row, (n_pixel,)."""
 
     n_star: int
     n_pixel: int
     rows: Rows
     header: Mapping[str, Any] | None = None
     pixel_axis: int = 1
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def plane_of(data: Any, shape: tuple[int, ...], what: str, header: Any = None) -
         If it has other axes.
     """
     if len(shape) == 1:
-        return Plane(0, int(shape[0]), lambda _start, _stop: np.asarray(data[:]), header)
+        return Plane(1, int(shape[0]), lambda _start, _stop: np.asarray(data[:]), header, flat=True)
     if len(shape) != 2:
         raise InputFileError(f"{what} must have one or two axes, got shape {shape}")
     return Plane(int(shape[0]), int(shape[1]), ArrayRows(data), header)
@@ -66,8 +67,8 @@ def plane_of(data: Any, shape: tuple[int, ...], what: str, header: Any = None) -
 
 def as_spectra(plane: Plane) -> Plane:
     """Return a one-dimensional plane as one spectrum."""
-    if plane.n_star == 0 and plane.n_pixel:
-        return replace(plane, n_star=1, rows=ArrayRows(plane.rows(0, 1)[None, :]))
+    if plane.flat:
+        return replace(plane, rows=ArrayRows(plane.rows(0, 1)[None, :]), flat=False)
     return plane
 
 

@@ -127,7 +127,8 @@ def ingest_released(
     """
     files = _find(Path(directory))
     with ExitStack() as stack:
-        source, wave_aa, medium, simulated = _open_spectra(files["spectra"], stack)
+        with reading(files["spectra"]):
+            source, wave_aa, medium, simulated = _open_spectra(files["spectra"], stack)
         tables = {
             part: open_table(path, stack) for part, path in files.items() if part != "spectra"
         }

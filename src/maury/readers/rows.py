@@ -72,7 +72,8 @@ class RowsSource:
     def first_grid(self) -> Float64Array:
         """Return the wavelengths of the first spectrum."""
         if isinstance(self.wave, Plane):
-            return np.asarray(self.wave.rows(0, 1)[0], dtype=np.float64)
+            with reading(self.path):
+                return np.asarray(self.wave.rows(0, 1)[0], dtype=np.float64)
         return self.wave
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
@@ -116,13 +117,11 @@ def open_rows(
     LengthMismatch, GridMismatch, WavelengthError
         If its arrays do not fit each other.
     """
-    kind = spectra.format or _kind(path, spectra, stack)
-    if kind == "ascii":
-        raise InputFileError(f"{path}: text files hold one star each; give their 'folder'")
-    opener = _OPENERS[kind]
-    file = opener(path, spectra, stack)
     with reading(path):
-        return _assemble(path, file, spectra, wavelength)
+        kind = spectra.format or _kind(path, spectra, stack)
+        if kind == "ascii":
+            raise InputFileError(f"{path}: text files hold one star each; give their 'folder'")
+        return _assemble(path, _OPENERS[kind](path, spectra, stack), spectra, wavelength)
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,11 @@ def _assemble(
 ) -> RowsSource:
     flux = file.flux
     wave = None if wavelength.values is None else file.get(wavelength.values)
-    n_pixel = wave.n_pixel if wave is not None and wave.n_star == 0 else wavelength.n
+    n_pixel = wave.n_pixel if wave is not None and wave.flat else wavelength.n
+    ids = file.texts(spectra.id) if file.texts and spectra.id is not None else None
     if not file.oriented:
-        flux = _oriented(flux, spectra.orientation, n_pixel, path)
+        known = (n_pixel, None if ids is None else ids.size)
+        flux = _oriented(flux, spectra.orientation, known, path)
     check_rows(flux.n_star, path)
     noise = spectra.ivar or spectra.error
     ivar = None if noise is None else file.get(noise)
@@ -154,7 +155,7 @@ def _assemble(
             f"{path}: flux is {flux.n_star} spectra of {flux.n_pixel} pixels, its noise "
             f"{ivar.n_star} of {ivar.n_pixel}"
         )
-    if wave is not None and wave.n_star > 0 and flux.pixel_axis == 0:
+    if wave is not None and not wave.flat and flux.pixel_axis == 0:
         wave = turned(wave)
     if wavelength.unit is None and wavelength.values is not None and file.table is not None:
         unit = file.table.units.get(wavelength.values.name or "")
@@ -166,16 +167,23 @@ def _assemble(
         _grid(path, flux, wave, wavelength),
         ivar,
         is_error=spectra.error is not None,
-        ids=file.texts(spectra.id) if file.texts and spectra.id is not None else None,
+        ids=ids,
         table=file.table,
         simulated=bool(header.get("SIMULATE", False)),
     )
 
 
-def _oriented(flux: Plane, orientation: str | None, n_pixel: int | None, path: Path) -> Plane:
+def _oriented(
+    flux: Plane, orientation: str | None, known: tuple[int | None, int | None], path: Path
+) -> Plane:
+    """Turn a plane to one spectrum a row: as stated, as its `known` sizes tell, or its header."""
     shape = (flux.n_star, flux.n_pixel)
+    n_pixel, n_star = known
+    check_rows(min(shape), path)
     if orientation is None and n_pixel is not None and shape.count(n_pixel) == 1:
         orientation = "rows" if shape[1] == n_pixel else "columns"
+    if orientation is None and n_star is not None and shape.count(n_star) == 1:
+        orientation = "rows" if shape[0] == n_star else "columns"
     if orientation is None and flux.header is not None:
         found = [header_grid(flux.header, axis, 2) is not None for axis in (1, 2)]
         spectral = [
@@ -198,12 +206,12 @@ def _grid(
     path: Path, flux: Plane, wave: Plane | None, config: WavelengthConfig
 ) -> Float64Array | Plane:
     if wave is not None:
-        if wave.n_pixel != flux.n_pixel or wave.n_star not in (0, flux.n_star):
+        if wave.n_pixel != flux.n_pixel or not (wave.flat or wave.n_star == flux.n_star):
             raise WavelengthError(
                 f"{path}: {wave.n_pixel} wavelengths for {flux.n_pixel} pixels; "
                 "take the grid that belongs to these spectra, or state the 'orientation'"
             )
-        if wave.n_star == 0:
+        if wave.flat:
             return to_angstrom(wave.rows(0, 1).ravel(), config.unit, log=config.log)
         source = wave.rows
         return replace(
@@ -242,7 +250,7 @@ def _open_image(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
         raise InputFileError(f"{place}: HDU {key!r} holds no image")
 
     flux = get(ArrayRef(hdu=spectra.hdu))
-    if flux.n_star == 0:
+    if flux.flat:
         raise InputFileError(f"{path} holds one spectrum; give the 'folder' of such files")
     return _File(get, flux, oriented=False)
 
@@ -266,7 +274,7 @@ def _open_numpy(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
         return np.char.strip(values.astype(np.str_))
 
     flux = numpy_plane(path, spectra.flux, "flux")
-    return _File(get, as_spectra(flux), texts=texts, oriented=flux.n_star == 0)
+    return _File(get, as_spectra(flux), texts=texts, oriented=flux.flat)
 
 
 def _open_fits_table(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
