@@ -14,3 +14,34 @@ def shared() -> Path:
     if not (REFERENCE / "data").is_dir():
         pytest.skip(f"reference data are not at {REFERENCE} (set MAURY_SHARED to their place)")
     return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def tiny_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled simulated survey of 160 stars."""
+    from maury.simulate import simulate_survey
+
+    path = tmp_path_factory.mktemp("survey") / "labelled.zarr"
+    simulate_survey(path, n_star=160, seed=11)
+    return path
+
+
+@pytest.fixture(scope="session")
+def observed_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Observed simulated survey of 90 stars, without labels."""
+    from maury.simulate import simulate_survey
+
+    path = tmp_path_factory.mktemp("survey") / "observed.zarr"
+    simulate_survey(path, n_star=90, seed=12, observed=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_survey: Path) -> Path:
+    """Two members of the published network after three epochs: fast, and no good."""
+    from maury.ensemble import train
+
+    path = tmp_path_factory.mktemp("model") / "model"
+    config = {"training": {"batch_size": 32, "epochs": 3}, "ensemble": {"members": 2}}
+    train(tiny_survey, path, config=config, seed=5)
+    return path

@@ -68,7 +68,7 @@ class Predictor:
         for position, label in enumerate(self.model.labels):
             rows[label.name] = mean[:, position]
             rows[label.error_name] = error[:, position]
-        rows |= {"flags": flags, "warn": warn(flags), "snr": batch.column("snr")}
+        rows |= {"flags": flags, "warn": warn(flags), "snr": inputs.snr}
         return rows | {name: batch.column(name) for name in IN_CATALOGUE}
 
     def _flags(

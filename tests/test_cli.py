@@ -1,0 +1,109 @@
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import maury
+from maury import cli
+from maury.catalogue import Catalogue
+
+runner = CliRunner()
+
+
+def maury_command(*arguments, **options):
+    environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "maury", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = maury_command("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "train" in done.stdout
+    used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+    assert used < 1.0, "0.3 s is the aim on an idle machine; this guards against heavy imports"
+    code = (
+        "import sys, maury.cli; heavy = {'torch', 'numpy', 'astropy', 'matplotlib', 'zarr'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_maury_does_nothing():
+    code = (
+        "import sys; before = set(sys.modules); import maury; "
+        "print(sorted(n for n in set(sys.modules) - before if n.startswith('maury')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['maury']"
+
+
+@pytest.mark.parametrize("name", [n for n in maury.__all__ if n != "__version__"])
+def test_every_public_name_resolves_and_is_documented(name):
+    value = getattr(maury, name)
+    assert isinstance(value, tuple) or value.__doc__
+
+
+def test_unknown_public_names():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        maury.nothing  # noqa: B018
+
+
+def test_version():
+    assert runner.invoke(cli.app, ["--version"]).stdout.strip() == f"maury {maury.__version__}"
+
+
+def test_the_whole_journey(tmp_path):
+    labelled, observed = tmp_path / "l.zarr", tmp_path / "o.zarr"
+    config = tmp_path / "c.toml"
+    config.write_text("[training]\nbatch_size = 32\nepochs = 2\n[ensemble]\nmembers = 2\n")
+    steps = [
+        ("simulate", labelled, "--stars", 120, "--seed", 3),
+        ("simulate", observed, "--stars", 20, "--seed", 3, "--observed"),
+        ("train", labelled, tmp_path / "m", "--config", config),
+        ("validate", tmp_path / "m", labelled, "--json", tmp_path / "v.json"),
+        ("predict", tmp_path / "m", observed, tmp_path / "labels.vot"),
+        ("info", tmp_path / "m"),
+        ("info", labelled),
+        ("info", tmp_path / "labels.vot"),
+    ]
+    for step in steps:
+        result = runner.invoke(cli.app, list(map(str, step)))
+        assert result.exit_code == 0, (step, result.output, result.exception)
+        assert re.search("simulated", result.output, re.IGNORECASE), step
+    assert len(Catalogue.read(tmp_path / "labels.vot")) == 20
+    assert json.loads((tmp_path / "v.json").read_text())["simulated"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "nowhere", "nothing.zarr", "out.fits"), "nothing.zarr is not a survey store"),
+        (("train", "nothing.zarr", "m"), "not a survey store"),
+        (("train", "nothing.zarr", "m", "--preset", "starnett"), "did you mean 'starnet'"),
+        (("ingest", "released", ".", "out.zarr"), "_spectra.fits"),
+        (("ingest", "toml", "no.toml", "out.zarr"), "no.toml"),
+        (("import-keras", ".", "m"), ".h5"),
+        (("info", "what"), "what"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(tmp_path, arguments, message):
+    done = maury_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
