@@ -1,0 +1,179 @@
+"""Sphinx directives that write tables from the definitions in the code and the bibliography.
+
+``labels-table``, ``columns-table``, ``catalogue-table``, ``flags-table``, ``errors-table`` and
+``references-list`` take no arguments.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
+from maury import columns, errors, flags, labels
+from maury.catalogue import CatalogueSpec
+
+BIBLIOGRAPHY = Path(__file__).resolve().parents[1] / "references.bib"
+
+Cell = str | nodes.Node
+Rows = Iterable[tuple[Cell, ...]]
+
+
+def code(text: str) -> nodes.literal:
+    """Return text in code style."""
+    return nodes.literal(text, text)
+
+
+def table(header: tuple[str, ...], rows: Rows, widths: tuple[int, ...]) -> nodes.table:
+    """Return a table; widths are relative."""
+    group = nodes.tgroup(cols=len(header))
+    group += [nodes.colspec(colwidth=width) for width in widths]
+    group += nodes.thead("", table_row(header))
+    group += nodes.tbody("", *(table_row(row) for row in rows))
+    return nodes.table("", group, classes=["colwidths-given"])
+
+
+def table_row(cells: tuple[Cell, ...]) -> nodes.row:
+    """Return one row of texts or inline nodes."""
+    row = nodes.row()
+    for cell in cells:
+        content = nodes.Text(cell) if isinstance(cell, str) else cell
+        row += nodes.entry("", nodes.paragraph("", "", content))
+    return row
+
+
+def labels_table() -> nodes.table:
+    """Return the default labels."""
+    rows = [
+        (
+            code(label.name),
+            label.symbol,
+            label.unit,
+            f"{label.range[0]:g} to {label.range[1]:g}",
+            label.description,
+            code(label.ucd),
+        )
+        for label in labels.LABELS
+    ]
+    header = ("name", "symbol", "unit", "plotted", "description", "UCD")
+    return table(header, rows, (12, 12, 8, 18, 38, 26))
+
+
+def column_rows(given: Iterable[columns.Column]) -> Iterator[tuple[Cell, ...]]:
+    """Yield one row of cells per column."""
+    for column in given:
+        yield (
+            code(column.name),
+            code(column.kind),
+            column.unit,
+            column.description,
+            code(column.ucd),
+        )
+
+
+COLUMN_HEADER = ("column", "type", "unit", "description", "UCD")
+COLUMN_WIDTHS = (24, 10, 8, 40, 26)
+
+
+def columns_table() -> nodes.table:
+    """Return the columns that a survey may have."""
+    return table(COLUMN_HEADER, column_rows(columns.OBSERVED), COLUMN_WIDTHS)
+
+
+def catalogue_table() -> nodes.table:
+    """Return the columns of a catalogue of the default labels."""
+    known = columns.known()
+    spec = CatalogueSpec.for_labels(labels.LABELS, survey_columns=known, metadata={})
+    return table(COLUMN_HEADER, column_rows(spec.columns), COLUMN_WIDTHS)
+
+
+def flags_table() -> nodes.table:
+    """Return the flags with their bits."""
+    rows = [
+        (
+            str(flag.value.bit_length() - 1),
+            str(flag.value),
+            code(str(flag.name)),
+            "yes" if flag.warns else "",
+            flag.text,
+        )
+        for flag in flags.Flag
+    ]
+    return table(("bit", "value", "name", "warns", "meaning"), rows, (5, 8, 26, 8, 50))
+
+
+def errors_table() -> nodes.table:
+    """Return the errors and their remedies, in the order of the module."""
+    classes = [
+        item
+        for _, item in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(item, errors.MauryError)
+    ]
+    classes.sort(key=lambda item: inspect.getsourcelines(item)[1])
+    rows = [(code(item.__name__), inspect.cleandoc(str(item.__doc__))) for item in classes]
+    return table(("error", "remedy"), rows, (22, 70))
+
+
+def references() -> list[dict[str, str]]:
+    """Read the bibliography: entries of one ``field = {value},`` per line."""
+    found: list[dict[str, str]] = []
+    for line in BIBLIOGRAPHY.read_text("utf-8").splitlines():
+        entry = re.fullmatch(r"@(\w+)\{(\S+),", line)
+        field = re.fullmatch(r"  (\w+) = \{(.*)\},", line)
+        if entry:
+            found.append({"kind": entry[1], "key": entry[2]})
+        elif field:
+            found[-1][field[1]] = field[2].replace(r"\&", "&")
+        elif line.strip() not in ("", "}"):
+            raise ValueError(f"{BIBLIOGRAPHY.name}: cannot read {line!r}")
+    return found
+
+
+def authors(text: str) -> str:
+    """Turn BibTeX authors into those of a citation: ``A and B``, ``A, B and C``, ``A et al.``."""
+    names = text.split(" and ")
+    if names[-1] == "others":
+        return f"{', '.join(names[:-1])} et al."
+    return " and ".join(filter(None, ("; ".join(names[:-1]), names[-1])))
+
+
+def references_list() -> nodes.Element:
+    """Return the bibliography, sorted by author and year."""
+    out = nodes.bullet_list()
+    for entry in sorted(references(), key=lambda e: (e["author"], e["year"])):
+        place = ", ".join(entry[k] for k in ("journal", "volume", "pages") if k in entry)
+        text = f"{authors(entry['author'])} ({entry['year']}): {entry['title']}. "
+        paragraph = nodes.paragraph("", text)
+        paragraph += nodes.reference("", place or entry["key"], refuri=entry["url"])
+        paragraph += nodes.Text(f". Used for {entry['note']}.")
+        out += nodes.list_item("", paragraph)
+    return out
+
+
+def directive(make: Callable[[], nodes.Element]) -> type[Directive]:
+    """Return a directive without arguments that writes what `make` returns."""
+
+    class Generated(Directive):
+        def run(self) -> list[nodes.Node]:
+            self.state.document.settings.env.note_dependency(str(BIBLIOGRAPHY))
+            return [make()]
+
+    return Generated
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register the directives."""
+    made = (
+        labels_table,
+        columns_table,
+        catalogue_table,
+        flags_table,
+        errors_table,
+        references_list,
+    )
+    for make in made:
+        app.add_directive(make.__name__.replace("_", "-"), directive(make))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
