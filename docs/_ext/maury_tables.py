@@ -1,11 +1,13 @@
 """Sphinx directives that write tables from the definitions in the code and the bibliography.
 
-``labels-table``, ``columns-table``, ``catalogue-table``, ``flags-table``, ``errors-table`` and
-``references-list`` take no arguments.
+``labels-table``, ``columns-table``, ``catalogue-table``, ``flags-table``, ``errors-table``,
+``layers-table`` and ``references-list`` take no arguments.
 """
 
+import ast
 import inspect
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from docutils.parsers.rst import Directive
 from maury import columns, errors, flags, labels
 from maury.catalogue import CatalogueSpec
 
-BIBLIOGRAPHY = Path(__file__).resolve().parents[1] / "references.bib"
+ROOT = Path(__file__).resolve().parents[2]
+BIBLIOGRAPHY = ROOT / "docs" / "references.bib"
 
 Cell = str | nodes.Node
 Rows = Iterable[tuple[Cell, ...]]
@@ -117,6 +120,34 @@ def errors_table() -> nodes.table:
     return table(("error", "remedy"), rows, (22, 70))
 
 
+def layers() -> list[list[str]]:
+    """Read the modules of each layer, lowest first, from the import contract."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (contract,) = (one for one in contracts if one["type"] == "layers")
+    return [re.findall(r"\w+", layer) for layer in reversed(contract["layers"])]
+
+
+def summary(module: str) -> str:
+    """Return the first line of a module's docstring, without importing it."""
+    package = ROOT / "src" / "maury"
+    path = next(
+        p for p in (package / f"{module}.py", package / module / "__init__.py") if p.exists()
+    )
+    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return text.split("\n\n")[0].replace("\n", " ").replace("`", "")
+
+
+def layers_table() -> nodes.table:
+    """Return the layers with their modules."""
+    rows = [
+        (str(number) if first else "", code(module), summary(module))
+        for number, layer in enumerate(layers(), start=1)
+        for first, module in ((module == layer[0], module) for module in layer)
+    ]
+    return table(("layer", "module", "what"), rows, (8, 18, 80))
+
+
 def references() -> list[dict[str, str]]:
     """Read the bibliography: entries of one ``field = {value},`` per line."""
     found: list[dict[str, str]] = []
@@ -172,6 +203,7 @@ def setup(app: Any) -> dict[str, bool]:
         catalogue_table,
         flags_table,
         errors_table,
+        layers_table,
         references_list,
     )
     for make in made:
