@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from maury import validation
+from maury.ensemble import train
 from maury.errors import ColumnError, ConfigError, UnknownName
 from maury.labels import LABELS, select
 from maury.model import Model
+from maury.prediction import Predictor
 from maury.split import SplitConfig, SplitRecord, split_published, split_rows
 from maury.statistics import residual_statistics
 from maury.survey import Survey, SurveyWriter
 from maury.validation import HEADER, STARS, ValidationReport, held_out_rows, validate
+from training_survey import write_survey
 
 N = 60
 TWO = select(["teff", "m_h"])
@@ -52,14 +55,14 @@ def survey(tmp_path) -> Survey:
 
 
 @pytest.fixture
-def model(survey) -> StubModel:
+def model(survey, known_answers) -> StubModel:
     split = split_rows(
         survey.star_id, config=SplitConfig(train=0.6, validation=0.1, test=0.3), seed=4
     )
     return StubModel(SplitRecord.of(split, survey.star_id))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def known_answers(monkeypatch) -> list[np.ndarray]:
     """Predict teff 30 K too high and m_h 0.1 dex too low, in rows whose numbers are recorded."""
     asked: list[np.ndarray] = []
@@ -119,7 +122,7 @@ def test_parts_of_the_split_are_disjoint_and_complete(model, survey) -> None:
     assert np.array_equal(held_out_rows(model, survey, split="unseen"), parts[2])
 
 
-def test_published_split_never_counts_a_training_star_and_says_why(survey) -> None:
+def test_published_split_never_counts_a_training_star_and_says_why(survey, known_answers) -> None:
     split = split_published(survey.star_id)
     model = StubModel(SplitRecord.of(split, survey.star_id))
     rows = held_out_rows(model, survey)
@@ -147,6 +150,30 @@ def test_survey_without_labels_is_one_clear_error(model, tmp_path) -> None:
 def test_unknown_part_is_an_error(model, survey) -> None:
     with pytest.raises(UnknownName, match="did you mean 'test'"):
         validate(model, survey, split="tests")
+
+
+def test_a_trained_model_from_its_directory(tmp_path) -> None:
+    survey = write_survey(tmp_path / "s.zarr", n=120)
+    trained = train(
+        survey,
+        tmp_path / "m.model",
+        config={
+            "network": {"preset": "guiglion2020", "kernel": 6, "filters": [4]},
+            "training": {"epochs": 3},
+            "ensemble": {"members": 2},
+        },
+        n_processes=1,
+    )
+    report = validate(tmp_path / "m.model", tmp_path / "s.zarr")
+    held_out = trained.split.contains("test", survey.star_id)
+    whole = Predictor(trained).predict(survey.batch(0, len(survey)))
+    for one in report.statistics:
+        residual = (whole[one.name] - survey.column(one.name))[held_out]
+        assert one.n == held_out.sum() == report.n_row
+        assert one.bias == pytest.approx(residual.mean(), rel=1e-4, abs=1e-3)
+        inside = np.abs(residual) <= whole[f"{one.name}_error"][held_out]
+        assert one.coverage_1sigma == pytest.approx(inside.mean(), abs=1e-9)
+    assert (report.model, report.survey, report.simulated) == ("m.model", "s.zarr", True)
 
 
 def make_report(**changes) -> ValidationReport:
