@@ -161,6 +161,20 @@ def network_config(name: str, options: Mapping[str, Any] | None = None) -> Netwo
     return config
 
 
+class Convolution(nn.Conv1d):
+    """Valid convolution of (n, channel, pixel), with the channels innermost in memory.
+
+    With few channels this takes half the time of `torch.nn.Conv1d` on a processor; the weights and
+    the answer are the same.
+    """
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Return (n, out channel, pixel - kernel + 1)."""
+        image = signal.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        kernel = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(image, kernel, self.bias).squeeze(2)
+
+
 class ChannelsLast(nn.Module):
     """Flatten (n, channel, pixel) pixel by pixel, as Keras does."""
 
@@ -263,7 +277,7 @@ class Guiglion2020(NetworkConfig):
         n_channel = 1
         for index, n_filter in enumerate(self.filters, start=1):
             layers += [
-                (f"conv{index}", nn.Conv1d(n_channel, n_filter, self.kernel)),
+                (f"conv{index}", Convolution(n_channel, n_filter, self.kernel)),
                 (f"act{index}", self._activation()),
             ]
             n_channel = n_filter
@@ -305,10 +319,10 @@ class _Pooled(NetworkConfig):
         """Spectrum branch, photometry branch and the number of features that both give."""
         n_flat = filters[1] * _positive((n_pixel - 2 * (self.kernel - 1)) // self.pool)
         spectrum = _sequence(
-            ("conv1", nn.Conv1d(1, filters[0], self.kernel)),
+            ("conv1", Convolution(1, filters[0], self.kernel)),
             ("act1", nn.ReLU()),
             ("dropout1", PassDropout(dropout)),
-            ("conv2", nn.Conv1d(filters[0], filters[1], self.kernel)),
+            ("conv2", Convolution(filters[0], filters[1], self.kernel)),
             ("act2", nn.ReLU()),
             ("pool", nn.MaxPool1d(self.pool)),
             ("dropout2", PassDropout(dropout)),

@@ -214,6 +214,7 @@ class _Run:
             lr=config.learning_rate,
             eps=_KERAS_EPSILON,
             weight_decay=config.weight_decay,
+            fused=True,
         )
         self.epoch = 0
         self.best_epoch = 0
