@@ -93,6 +93,9 @@ def test_record_finds_the_stars_again():
         np.testing.assert_array_equal(record.contains(part, star_id), expected)
     np.testing.assert_array_equal(record.took_part(star_id), ~record.contains("test", star_id))
     assert not record.took_part(["another star"]).any()
+    blank = np.where(np.arange(300) < 30, "", star_id)
+    unnamed = SplitRecord.of(split_stars(blank, fractions=(0.6, 0.2, 0.2), seed=3), blank)
+    assert not unnamed.took_part([""]).any()
     assert record.warning == ""
     assert star_hashes(["s1"])[0] == hashlib.sha256(b"s1").hexdigest()[:16]
 

@@ -208,7 +208,7 @@ class SplitRecord:
         ids = np.asarray(star_id).astype(np.str_)
         kept = np.ones(ids.size, dtype=np.bool_) if usable is None else usable
         rows = {name: split.part(name)[kept[split.part(name)]] for name in PARTS}
-        hashes = {name: np.unique(star_hashes(ids[rows[name]])) for name in PARTS}
+        hashes = {name: np.unique(star_hashes(_named(ids[rows[name]]))) for name in PARTS}
         warning = ""
         if split.rule == "published":
             warning = f"{PUBLISHED_WARNING}; {split.n_shared_stars} stars stand on both sides here"
@@ -233,13 +233,16 @@ class SplitRecord:
         )
 
     def contains(self, part: str, star_id: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each star, shape (n_row,), belongs to ``train``, ``validation`` or ``test``."""
-        return np.isin(star_hashes(star_id), self.hashes[part])
+        """Whether each star, shape (n_row,), belongs to ``train``, ``validation`` or ``test``.
+
+        A row without an identifier cannot be told from others, and belongs to none.
+        """
+        ids = np.asarray(star_id).astype(np.str_)
+        return np.isin(star_hashes(ids), self.hashes[part]) & (ids != "")
 
     def took_part(self, star_id: ArrayLike) -> NDArray[np.bool_]:
         """Whether each star, shape (n_row,), trained the networks or helped to choose them."""
-        hashes = star_hashes(star_id)
-        return np.isin(hashes, self.hashes["train"]) | np.isin(hashes, self.hashes["validation"])
+        return self.contains("train", star_id) | self.contains("validation", star_id)
 
     def to_json(self) -> dict[str, Any]:
         """Plain mapping for `model.json`; the hashes of a part are one string."""
@@ -286,6 +289,11 @@ def _star_numbers(star_id: ArrayLike) -> tuple[NDArray[np.int64], int]:
     number = number - 1
     number[blank] = named.size - 1 + np.arange(blank.size)
     return number, int(named.size - 1 + blank.size)
+
+
+def _named(ids: NDArray[np.str_]) -> NDArray[np.str_]:
+    named: NDArray[np.str_] = ids[ids != ""]
+    return named
 
 
 def _checksum(hashes: NDArray[np.str_]) -> str:
