@@ -238,7 +238,9 @@ class SplitRecord:
         A row without an identifier cannot be told from others, and belongs to none.
         """
         ids = np.asarray(star_id).astype(np.str_)
-        return np.isin(star_hashes(ids), self.hashes[part]) & (ids != "")
+        return np.asarray(
+            np.isin(star_hashes(ids), self.hashes[part]) & (ids != ""), dtype=np.bool_
+        )
 
     def took_part(self, star_id: ArrayLike) -> NDArray[np.bool_]:
         """Whether each star, shape (n_row,), trained the networks or helped to choose them."""
