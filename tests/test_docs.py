@@ -11,7 +11,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from astropy.io import fits
 
 import maury
 from maury import columns, flags, labels
@@ -99,8 +101,21 @@ def test_every_page_is_reachable_from_the_index() -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """Directory where the examples run."""
-    return tmp_path_factory.mktemp("examples")
+    """Directory where the examples run: ``rave`` in the released layout, and ``survey.toml``."""
+    place = tmp_path_factory.mktemp("examples")
+    flux = np.random.default_rng(2).normal(0.9, 0.05, (6, 912)).astype(np.float32)
+    (place / "rave").mkdir()
+    fits.PrimaryHDU(flux.T).writeto(place / "rave" / "some_spectra.fits")
+    names = ["parallax", *(band.column for band in columns.BANDS), "a_v"]
+    table = [",".join(names), *[",".join(["2.0"] * len(names))] * 6]
+    (place / "rave" / "some_parameters.csv").write_text("\n".join(table) + "\n", "utf-8")
+    np.savez(place / "spectra.npz", flux=flux, wave=8420.0 + 0.4 * np.arange(912))
+    (place / "survey.toml").write_text(
+        'simulated = false\n[spectra]\nfile = "spectra.npz"\nflux = "flux"\n'
+        '[wavelength]\nmedium = "air"\nvalues = "wave"\nunit = "angstrom"\n',
+        "utf-8",
+    )
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +140,12 @@ def test_examples_run_or_at_least_name_what_exists(
     if re.search(r"\bsurvey\b", text):
         namespace.setdefault("survey", request.getfixturevalue("survey"))
     exec(compile(text, f"{page.name}:{line}", "exec"), namespace)
+
+
+def test_toml_blocks_are_toml() -> None:
+    for page in PAGES:
+        for _, text, _ in blocks(page, "toml"):
+            assert tomllib.loads(text), page.name
 
 
 def check_names(text: str) -> None:
