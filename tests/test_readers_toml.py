@@ -1,4 +1,5 @@
 import logging
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from maury.errors import (
 )
 from maury.operators import Resampler
 from maury.readers import ingest_toml
+from maury.readers.config import load_config
 
 N_STAR, N_PIXEL = 5, 60
 WAVE = 8500.0 + 0.5 * np.arange(N_PIXEL)
@@ -272,6 +274,8 @@ def test_different_grids_need_resampling(tmp_path):
     two_grids(tmp_path)
     with pytest.raises(GridMismatch, match=r"b\.txt.*45 pixels.*resample"):
         ingest(tmp_path, FOLDER.format(""))
+    resample = "resample = { start = 8505.0, step = 1.0, n = 15 }\n"
+    assert len(ingest(tmp_path, FOLDER.format(resample))) == 3
 
 
 def test_different_grids_are_resampled_on_demand(tmp_path):
@@ -445,6 +449,16 @@ def test_paths_are_relative_to_the_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "c.toml").write_text(NPZ)
     check_spectra(ingest_toml("../c.toml", "out.zarr"))
+
+
+def test_examples_in_the_documentation_are_valid(tmp_path):
+    document = Path(__file__).parents[1] / "docs" / "ingest.md"
+    examples = re.findall(r"```toml\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        (tmp_path / "c.toml").write_text(example)
+        config, _ = load_config(tmp_path / "c.toml")
+        assert config.spectra.error is not None
 
 
 # Wrong configurations

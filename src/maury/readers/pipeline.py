@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 import maury
 from maury.columns import BANDS
-from maury.errors import InputFileError, LengthMismatch
+from maury.errors import InputFileError, LengthMismatch, MauryError
+from maury.files import remove
 from maury.labels import LABELS, Label
 from maury.operators import estimate_snr, ivar_from_snr
 from maury.readers.grids import Gridder
@@ -214,16 +215,33 @@ def write_survey(
         overwrite=target.overwrite,
         resume_key=target.resume_key,
     )
-    known_snr = columns.get("snr", np.full(n_star, np.nan))
     with writer:
-        for start in range(writer.done, n_star, CHUNK_STARS):
-            stop = min(start + CHUNK_STARS, n_star)
-            flux, ivar, snr = _chunk(source, gridder, start, known_snr[start:stop])
-            rows = {name: values[start:stop] for name, values in columns.items()}
-            writer.write(start, flux, ivar, **{**rows, "snr": snr})
-            if progress is not None:
-                progress(stop, n_star)
+        try:
+            _write_chunks(source, columns, writer, gridder=gridder, progress=progress)
+        except MauryError:
+            # Once the input is corrected it is another run, which this part must not obstruct.
+            remove(writer.partial)
+            raise
     return Survey.open(target.out)
+
+
+def _write_chunks(
+    source: Source,
+    columns: Columns,
+    writer: SurveyWriter,
+    *,
+    gridder: Gridder,
+    progress: Progress | None,
+) -> None:
+    n_star = source.n_star
+    known_snr = columns.get("snr", np.full(n_star, np.nan))
+    for start in range(writer.done, n_star, CHUNK_STARS):
+        stop = min(start + CHUNK_STARS, n_star)
+        flux, ivar, snr = _chunk(source, gridder, start, known_snr[start:stop])
+        rows = {name: values[start:stop] for name, values in columns.items()}
+        writer.write(start, flux, ivar, **{**rows, "snr": snr})
+        if progress is not None:
+            progress(stop, n_star)
 
 
 def _chunk(
