@@ -27,7 +27,7 @@ class Flag(IntFlag):
         flag.text = text
         return flag
 
-    NO_SPECTRUM = 0, True, "no usable pixel"
+    NO_SPECTRUM = 0, True, "no usable pixel, or the same flux in all of them"
     BAD_PIXELS = 1, True, "more than 10 % of the pixels are bad and were interpolated over"
     SPIKES = 2, False, "pixels with a cosmic ray or spike were found and interpolated over"
     LOW_SNR = 3, True, "S/N per pixel below 20"

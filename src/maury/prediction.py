@@ -247,7 +247,7 @@ def _write_parts(
         stop = min(start + PART_STARS, len(survey))
         part = work / f"part-{start:010d}.parquet"
         if not part.exists():
-            pieces = []
+            pieces = [predictor.predict(survey.batch(start, start))]
             for batch in survey.batches(batch_size, start=start, stop=stop):
                 pieces.append(predictor.predict(batch))
                 if progress is not None:

@@ -325,10 +325,13 @@ def _parallax_checks(batch: Batch, *, zero_point: bool) -> list[tuple[Flag, Bool
 
 
 def _flag_spectra(state: State) -> NDArray[np.int32]:
-    share = 1.0 - np.mean(state.spectra.good, axis=1)
+    flux, good = state.spectra.flux, state.spectra.good
+    share = 1.0 - np.mean(good, axis=1)
+    least = np.min(flux, axis=1, where=good, initial=np.inf)
+    constant = np.max(flux, axis=1, where=good, initial=-np.inf) <= least
     checks = (
-        (Flag.NO_SPECTRUM, share == 1.0),
-        (Flag.BAD_PIXELS, (share > BAD_PIXEL_SHARE) & (share < 1.0)),
+        (Flag.NO_SPECTRUM, constant),
+        (Flag.BAD_PIXELS, (share > BAD_PIXEL_SHARE) & ~constant),
         (Flag.LOW_SNR, state.snr < LOW_SNR),
         (Flag.SNR_UNKNOWN, np.isnan(state.snr)),
     )
