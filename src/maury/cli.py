@@ -196,8 +196,6 @@ def validate(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare predictions with the known labels of stars that the model kept out of training."""
-    import json
-
     from maury.files import refuse_existing, writing
     from maury.validation import validate
 
@@ -206,7 +204,7 @@ def validate(
     report = validate(model, survey)
     if json_file is not None:
         with writing(json_file, overwrite=overwrite) as partial:
-            partial.write_text(json.dumps(report.to_json(), indent=1), "utf-8")
+            partial.write_text(report.to_json(), "utf-8")
     _show_report(report)
 
 
@@ -270,7 +268,10 @@ def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console(), transient=True) as bars:
+    console = _console()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         task = bars.add_task(text, total=None)
 
         def update(done: int, total: int) -> None:
@@ -291,7 +292,10 @@ def _member_bars() -> Iterator[Callable[[Any], None]]:
         TextColumn("validation loss {task.fields[loss]:.5f}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=_console(), transient=True) as bars:
+    console = _console()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         tasks: dict[int, Any] = {}
 
         def update(event: Any) -> None:

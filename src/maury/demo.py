@@ -1,6 +1,5 @@
 """The main job on a simulated survey, in minutes: simulate, train, predict, validate, draw."""
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ def run_demo(
         )
     with stage("validating on held-out stars"):
         report = validate(model, labelled)
-        (work / "validation.json").write_text(json.dumps(report.to_json(), indent=1), "utf-8")
+        (work / "validation.json").write_text(report.to_json(), "utf-8")
     with stage("drawing"):
         _draw(work, labelled, catalogue)
     publish(work, out, overwrite=overwrite)

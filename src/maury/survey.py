@@ -87,7 +87,7 @@ class Survey:
         self.path = path
         self._header = _header(dataset, path)
         self._block: dict[str, NDArray[Any]] = {}
-        self._block_rows = (0, 0)
+        self._block_rows = (-1, -1)
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
