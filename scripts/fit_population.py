@@ -26,6 +26,7 @@ from maury import population as pop
 OUTPUT = Path(__file__).parents[1] / "src/maury/data/population.safetensors"
 COMPONENTS = (6, 8, 12, 16, 20, 24, 32)
 REGULARISATION = 1e-4
+TAIL_SHARES = (0.0, 0.5, 1.0)
 
 
 def read_stars(reference: Path) -> dict[str, np.ndarray]:
@@ -93,28 +94,39 @@ def conditional_score(mixture: GaussianMixture, values: np.ndarray, n_given: int
     return joint - part.score(values[:, :n_given])
 
 
-def fit_mixture(name: str, values: np.ndarray, n_given: int) -> dict[str, np.ndarray]:
-    """Fit the mixture whose number of components has the best held-out likelihood."""
-    centre, scale = values.mean(axis=0), values.std(axis=0)
-    standard = (values - centre) / scale
+def fitted_mixture(rows: np.ndarray, k: int) -> GaussianMixture:
+    """Fit a mixture of `k` components to standardised rows."""
+    return GaussianMixture(k, reg_covar=REGULARISATION, random_state=0, max_iter=200, n_init=2).fit(
+        rows
+    )
 
-    def fitted(rows: np.ndarray, k: int) -> GaussianMixture:
-        return GaussianMixture(
-            k, reg_covar=REGULARISATION, random_state=0, max_iter=200, n_init=2
-        ).fit(rows)
 
-    scores = {}
-    for k in COMPONENTS:
-        folds = KFold(4, shuffle=True, random_state=1).split(standard)
-        scores[k] = float(
+def held_out_scores(name: str, values: np.ndarray, n_given: int) -> dict[int, float]:
+    """Return the held-out conditional log density per star, by number of components."""
+    scale = values.std(axis=0)
+    standard = (values - values.mean(axis=0)) / scale
+    folds = list(KFold(4, shuffle=True, random_state=1).split(standard))
+    scores = {
+        k: float(
             np.mean(
-                [conditional_score(fitted(standard[a], k), standard[b], n_given) for a, b in folds]
+                [
+                    conditional_score(fitted_mixture(standard[a], k), standard[b], n_given)
+                    for a, b in folds
+                ]
             )
+            - np.log(scale[n_given:]).sum()
         )
-    best = max(scores, key=lambda k: scores[k])
-    print(f"{name}: held-out log likelihood per star", {k: round(s, 3) for k, s in scores.items()})
-    print(f"{name}: {best} components")
-    mixture = fitted(standard, best)
+        for k in COMPONENTS
+    }
+    print(f"{name}: held-out log density", {k: round(s, 3) for k, s in scores.items()})
+    return scores
+
+
+def mixture_tensors(name: str, values: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """Fit a mixture of `k` components to all stars; its tensors."""
+    centre, scale = values.mean(axis=0), values.std(axis=0)
+    mixture = fitted_mixture((values - centre) / scale, k)
+    print(f"{name}: {k} components")
     part = {
         "weights": mixture.weights_,
         "means": mixture.means_,
@@ -123,6 +135,26 @@ def fit_mixture(name: str, values: np.ndarray, n_given: int) -> dict[str, np.nda
         "scale": scale,
     }
     return {f"{name}.{key}": array for key, array in part.items()}
+
+
+def fit_residuals(name: str, given: np.ndarray, raw: np.ndarray) -> dict[str, np.ndarray]:
+    """Fit warp and mixture of residuals given other columns, both by held-out likelihood."""
+    full = fit_warp(raw)
+    best: tuple[float, int, pop.Warp] | None = None
+    for share in TAIL_SHARES:
+        warp = pop.Warp(full.centre, full.scale, np.maximum(share * full.tail, 1e-3))
+        slope = warp.scale * np.sqrt(1.0 + (warp.tail * (raw - warp.centre) / warp.scale) ** 2)
+        jacobian = -np.log(slope).sum(axis=1).mean()
+        values = np.column_stack([given, warp.warp(raw)])
+        for k, score in held_out_scores(f"{name}, {share} warp", values, given.shape[1]).items():
+            if best is None or score + jacobian > best[0]:
+                best = (score + jacobian, k, warp)
+    assert best is not None
+    _, k, warp = best
+    print(f"{name}: tails {warp.tail}")
+    limits = {f"{name}.limits": np.array([raw.min(axis=0), raw.max(axis=0)])}
+    values = np.column_stack([given, warp.warp(raw)])
+    return mixture_tensors(name, values, k) | warp_tensors(name, warp) | limits
 
 
 def split_columns(stars: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,29 +186,33 @@ def fit(stars: dict[str, np.ndarray], designed_bounds: np.ndarray) -> dict[str, 
     part = split_columns(stars)
     core = part["core"]
     limits = np.array([core.min(axis=0), core.max(axis=0)])
-    log_parallax = part["distance"][:, 0]
     tensors = {
         "core_limits": limits,
         "core_bounds": core_bounds(designed_bounds),
         "label_bounds": designed_bounds,
-        "log_parallax_limits": np.array([log_parallax.min(), log_parallax.max()]),
     }
     features = pop.core_features(core, limits)
     photometry = pop.photometry_features(features, stars["a_v"])
-    tensors |= fit_mixture("core", core, 0)
-    residual, tensors_of = {}, {"distance": "absolute_ks", "colours": "colours"}
-    for name, source in {**tensors_of, "abundances": "abundances"}.items():
-        base = features if name == "abundances" else photometry
-        polynomial = robust_polynomial(base, part[source])
-        raw = part[source] - base @ polynomial
-        warp = fit_warp(raw)
-        residual[name] = warp.warp(raw)
-        tensors |= {f"{name}.polynomial": polynomial} | warp_tensors(name, warp)
-    distance = np.column_stack([core, part["distance"], residual["distance"]])
-    tensors |= fit_mixture("distance", distance, 4)
-    colours = np.column_stack([core, part["distance"][:, 1:], residual["distance"]])
-    tensors |= fit_mixture("colours", np.column_stack([colours, residual["colours"]]), 6)
-    tensors |= fit_mixture("abundances", np.column_stack([core, residual["abundances"]]), 4)
+    scores = held_out_scores("core", core, 0)
+    tensors |= mixture_tensors("core", core, max(scores, key=lambda k: scores[k]))
+    extinction = part["distance"]
+    scores = held_out_scores("extinction", np.column_stack([core, extinction]), 4)
+    best = max(scores, key=lambda k: scores[k])
+    tensors |= mixture_tensors("extinction", np.column_stack([core, extinction]), best)
+    tensors["extinction.limits"] = np.array([extinction.min(axis=0), extinction.max(axis=0)])
+    residual = {}
+    for name, base in (
+        ("absolute_ks", photometry),
+        ("colours", photometry),
+        ("abundances", features),
+    ):
+        tensors[f"{name}.polynomial"] = robust_polynomial(base, part[name])
+        residual[name] = part[name] - base @ tensors[f"{name}.polynomial"]
+    given = np.column_stack([core, extinction])
+    tensors |= fit_residuals("absolute_ks", given, residual["absolute_ks"])
+    given = np.column_stack([core, extinction[:, 1], residual["absolute_ks"]])
+    tensors |= fit_residuals("colours", given, residual["colours"])
+    tensors |= fit_residuals("abundances", core, residual["abundances"])
     vmic = robust_polynomial(features, stars["labels"][:, 9:10])
     offsets = stars["labels"][:, 10:]
     return tensors | {

@@ -5,12 +5,14 @@ The density was fitted to the RAVE x APOGEE sample (Guiglion et al. 2020, A&A 64
 a chain of Gaussian mixtures, each conditional on what was drawn before:
 
 1. the core: 5040 K / Teff, log g, [M/H], [alpha/M];
-2. log parallax, extinction, and the residual of M_Ks from a polynomial in core and extinction;
-3. the residuals of seven colours from such polynomials;
-4. the residuals of [Fe/H] - [M/H], [X/M] and [Ni/Fe] from polynomials in the core.
+2. log parallax and extinction;
+3. the residual of M_Ks from a polynomial in core and extinction;
+4. the residuals of seven colours from such polynomials;
+5. the residuals of [Fe/H] - [M/H], [X/M] and [Ni/Fe] from polynomials in the core.
 
-Residuals are asinh-warped, as real ones have long tails. Microturbulence and the abundance offsets
-of six further elements scatter normally about polynomials or zero.
+Residuals are asinh-warped, as real ones have long tails, and kept within the range of real ones.
+Microturbulence and the abundance offsets of six further elements scatter normally about
+polynomials or zero.
 """
 
 from __future__ import annotations
@@ -261,7 +263,8 @@ class Population:
             digest.update(name.encode() + array.tobytes())
         self.checksum = digest.hexdigest()
         self._core = self._mixture("core", 0)
-        self._distance = self._mixture("distance", 4)
+        self._extinction = self._mixture("extinction", 4)
+        self._absolute_ks = self._mixture("absolute_ks", 6)
         self._colours = self._mixture("colours", 6)
         self._abundances = self._mixture("abundances", 4)
 
@@ -277,9 +280,6 @@ class Population:
             if key != "n_given"
         }
         return Mixture(n_given=n_given, **part)
-
-    def _warp(self, name: str) -> Warp:
-        return Warp(*(self._tensors[f"{name}.warp_{key}"] for key in Warp.__annotations__))
 
     def sample(
         self, n_star: int, rng: np.random.Generator, *, selection: Selection = TRAINING
@@ -299,18 +299,26 @@ class Population:
         """
         core = self._draw_core(n_star, rng, selection)
         features = core_features(core, self._tensors["core_limits"])
-        distance = self._distance.sample(core, rng)
-        a_v = a_v_from_latent(distance[:, 1])
+        extinction = self._extinction.sample(core, rng)
+        extinction = np.clip(extinction, *self._tensors["extinction.limits"])
+        log_parallax, a_v = extinction[:, 0], a_v_from_latent(extinction[:, 1])
         photometry = photometry_features(features, a_v)
-        residual_mag = self._warp("distance").unwarp(distance[:, 2:])
-        absolute_ks = photometry @ self._tensors["distance.polynomial"] + residual_mag
-        warped = self._colours.sample(np.column_stack([core, distance[:, 1:]]), rng)
+        given = np.column_stack([core, extinction])
+        brightness = self._residuals("absolute_ks", self._absolute_ks, given, rng)
+        absolute_ks = photometry @ self._tensors["absolute_ks.polynomial"] + brightness
+        given = np.column_stack([core, extinction[:, 1], brightness])
         colours = photometry @ self._tensors["colours.polynomial"]
-        colours = colours + self._warp("colours").unwarp(warped)
+        colours = colours + self._residuals("colours", self._colours, given, rng)
         labels = self._labels(core, features, rng)
-        log_parallax = np.clip(distance[:, 0], *self._tensors["log_parallax_limits"])
         apparent_ks = absolute_ks[:, 0] - 5.0 * (log_parallax - 2.0)
         return self._observe(labels, apparent_ks, colours, log_parallax, a_v, rng, selection)
+
+    def _residuals(
+        self, name: str, mixture: Mixture, given: Float64Array, rng: np.random.Generator
+    ) -> Float64Array:
+        warp = Warp(*(self._tensors[f"{name}.warp_{key}"] for key in Warp.__annotations__))
+        residuals = warp.unwarp(mixture.sample(given, rng))
+        return np.asarray(np.clip(residuals, *self._tensors[f"{name}.limits"]))
 
     def _draw_core(
         self, n_star: int, rng: np.random.Generator, selection: Selection
@@ -339,7 +347,7 @@ class Population:
     ) -> Float64Array:
         tensors = self._tensors
         pattern = features @ tensors["abundances.polynomial"]
-        pattern = pattern + self._warp("abundances").unwarp(self._abundances.sample(core, rng))
+        pattern = pattern + self._residuals("abundances", self._abundances, core, rng)
         theta, logg, m_h, alpha = core.T
         iron, silicon, aluminium, magnesium, nickel = pattern.T
         vmic = features @ tensors["vmic.polynomial"][:, 0]
