@@ -190,6 +190,10 @@ def predict(
 def validate(
     model: ModelPath,
     survey: SurveyPath,
+    stars: Annotated[
+        str,
+        typer.Option("--stars", help="test (held out, the default), unseen, validation or train."),
+    ] = "test",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
     ] = None,
@@ -201,7 +205,7 @@ def validate(
 
     if json_file is not None:
         refuse_existing(json_file, overwrite=overwrite)
-    report = validate(model, survey)
+    report = validate(model, survey, split=stars)
     if json_file is not None:
         with writing(json_file, overwrite=overwrite) as partial:
             partial.write_text(report.to_json(), "utf-8")
@@ -255,7 +259,9 @@ def info(
     from maury.survey import Survey
 
     if (path / "model.json").is_file():
-        print(Model.open(path))
+        opened = Model.open(path)
+        print(opened)
+        print(f"cite: {opened.citation}")
     elif path.is_dir():
         print(Survey.open(path))
     else:

@@ -1,5 +1,6 @@
 """The main job on a simulated survey, in minutes: simulate, train, predict, validate, draw."""
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+import maury
 from maury import figures
 from maury.catalogue import Catalogue
 from maury.ensemble import train
 from maury.files import publish, refuse_existing, remove
+from maury.model import Model
 from maury.prediction import predict, predict_rows
 from maury.simulate import simulate_survey
 from maury.survey import Survey
@@ -88,57 +91,68 @@ def run_demo(
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
-    work = out.with_name(out.name + ".part")
-    if work.exists():
-        remove(work)
-    work.mkdir(parents=True)
+    settings = {"version": maury.__version__, "stars": [n_star, n_observed], "seed": seed}
+    work = _work_directory(out, settings)
     with stage(f"simulating {n_star} labelled stars") as progress:
-        labelled = simulate_survey(
-            work / "labelled.zarr", n_star=n_star, seed=seed, progress=progress
-        )
+        labelled = _survey(work / "labelled.zarr", n_star, seed, False, progress)
     with stage(f"simulating {n_observed} observed stars") as progress:
-        simulate_survey(
-            work / "observed.zarr",
-            n_star=n_observed,
-            seed=seed + 1,
-            observed=True,
-            progress=progress,
-        )
+        observed = _survey(work / "observed.zarr", n_observed, seed + 1, True, progress)
     with stage("training the ensemble") as progress:
-        model = train(
-            labelled,
-            work / "model",
-            seed=seed,
-            config=REDUCED,
-            progress=progress,
+        path = work / "model"
+        model = (
+            Model.open(path)
+            if path.exists()
+            else train(labelled, path, seed=seed, config=REDUCED, progress=progress)
         )
     with stage("predicting the observed stars") as progress:
-        catalogue = predict(
-            model, work / "observed.zarr", work / "catalogue.fits", progress=progress
-        )
-    with stage("validating on held-out stars"):
+        path = work / "catalogue.fits"
+        catalogue = predict(model, observed, path, overwrite=True, progress=progress)
+    with stage("validating on held-out stars and drawing"):
         report = validate(model, labelled)
         (work / "validation.json").write_text(report.to_json(), "utf-8")
-    with stage("drawing"):
-        _draw(work, labelled, catalogue)
+        _draw(work, labelled, catalogue, report)
     publish(work, out, overwrite=overwrite)
     return DemoResult(out, report, _summary(out, catalogue, seed))
 
 
-def _draw(work: Path, labelled: Survey, catalogue: Catalogue) -> None:
-    from maury.model import Model
+def _work_directory(out: Path, settings: dict[str, Any]) -> Path:
+    """Return the directory of unfinished work: that of a killed run with the same settings."""
+    work = out.with_name(out.name + ".part")
+    stamp = work / "demo.json"
+    text = json.dumps(settings)
+    if stamp.is_file() and stamp.read_text("utf-8") == text:
+        return work
+    if work.exists():
+        remove(work)
+    work.mkdir(parents=True)
+    stamp.write_text(text, "utf-8")
+    return work
 
+
+def _survey(path: Path, n_star: int, seed: int, observed: bool, progress: Any) -> Survey:
+    if path.exists():
+        return Survey.open(path)
+    return simulate_survey(path, n_star=n_star, seed=seed, observed=observed, progress=progress)
+
+
+def _draw(work: Path, labelled: Survey, catalogue: Catalogue, report: ValidationReport) -> None:
     model = Model.open(work / "model")
+    names = list(model.label_names)
     rows = held_out_rows(model, labelled)
-    names = [label.name for label in model.labels]
     predicted = predict_rows(model, labelled, rows)
-    values = np.column_stack([predicted[name] for name in names])
-    truth = labelled.labels(names)[rows]
-    residuals = figures.residual_figure(truth, values, labels=model.labels, simulated=True)
-    figures.save(residuals, work / "residuals.png")
+    residuals = figures.residual_figure(
+        labelled.labels(names)[rows],
+        np.column_stack([predicted[name] for name in names]),
+        model.labels,
+        error=np.column_stack([predicted[f"{name}_error"] for name in names]),
+        simulated=True,
+    )
     table = catalogue.table[~catalogue.table["warn"]]
+    values = np.column_stack([table[name] for name in names])
     kiel = figures.kiel_figure(table["teff"], table["logg"], table["m_h"], simulated=True)
-    figures.save(kiel, work / "kiel.png")
+    overview = figures.demo_banner(values, report.statistics, labels=model.labels, simulated=True)
+    for name, figure in (("residuals", residuals), ("kiel", kiel), ("overview", overview)):
+        figures.save(figure, work / name, overwrite=True)
 
 
 def _summary(out: Path, catalogue: Catalogue, seed: int) -> str:
@@ -147,6 +161,7 @@ def _summary(out: Path, catalogue: Catalogue, seed: int) -> str:
 {out}/catalogue.fits   labels of {len(catalogue)} SIMULATED stars, {warned} with a warning flag
 {out}/kiel.png         Kiel diagram of the stars without a warning, coloured by [M/H]
 {out}/residuals.png    held-out stars: residuals with bias and scatter
+{out}/overview.png     Kiel diagram, abundances, and how often the quoted errors hold
 {out}/model            the ensemble (seed {seed}); 'maury info {out}/model' describes it
 
 These spectra are simulated: the figures above say how the method works, not how well it does on

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 CHUNK_STARS = 2048
 """Stars per chunk of a store: 7.5 MB of flux at 912 pixels."""
-COLUMN_CHUNK_STARS = 65536
+COLUMN_CHUNK_STARS = 16384
 """Stars per chunk of a column."""
 
 
