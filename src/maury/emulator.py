@@ -30,7 +30,15 @@ from maury.errors import ModelFileError
 from maury.files import writing
 from maury.operators import SPEED_OF_LIGHT_KMS
 
-__all__ = ["EMULATOR_LABELS", "QUANTITIES", "Accuracy", "Emulator", "EmulatorSpec", "quantities"]
+__all__ = [
+    "DISSOCIATION",
+    "EMULATOR_LABELS",
+    "QUANTITIES",
+    "Accuracy",
+    "Emulator",
+    "EmulatorSpec",
+    "quantities",
+]
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -76,24 +84,78 @@ QUANTITIES: dict[str, tuple[str, ...]] = {
 """What the network sees: each quantity is the sum of these labels, but theta = 5040 K / teff.
 
 Abundances are thus those of the synthesis, relative to the Sun, one input per element, so that a
-network need not learn that a magnesium line follows [Fe/H] + [Mg/Fe].
+network need not learn that a magnesium line follows [Fe/H] + [Mg/Fe]. Mixing in evolved giants is
+added to carbon and nitrogen. Three more inputs follow: the logarithm of the carbon that carbon
+monoxide leaves free, for three strengths of its binding (`DISSOCIATION`).
+"""
+
+DISSOCIATION = (0.001, 0.01, 0.1)
+"""Dissociation constants of CO, in units of the oxygen abundance.
+
+CN bands of cool stars rise steeply as C/O nears one, which a network given C and O alone would
+have to learn from the few stars that are there.
 """
 
 _MIXING = np.array(
     [[float(name in parts) for name in EMULATOR_LABELS] for parts in QUANTITIES.values()]
 )
 _MIXING.setflags(write=False)
+_C, _N, _O = (list(QUANTITIES).index(name) for name in ("c", "n", "o"))
+_DREDGED_C, _DREDGED_N = -0.15, 0.25
+_SOLAR_C_TO_O = 0.55
+_N_INPUT = len(QUANTITIES) + len(DISSOCIATION)
 _SHIPPED = "data/emulator.safetensors"
 # A block's hidden layers and flux stay in the second-level cache.
 _BLOCK = 128
 
 
 def quantities(labels: ArrayLike) -> Float64Array:
-    """Physical quantities (n_star, 16) behind `labels` (n_star, 16), ordered as `QUANTITIES`."""
+    """Physical quantities (n_star, 19) behind `labels` (n_star, 16).
+
+    The sixteen of `QUANTITIES`, then free carbon for each of `DISSOCIATION`.
+    """
     values = np.asarray(labels, dtype=np.float64)
     mixed = values @ _MIXING.T
     mixed[:, 0] = 5040.0 / values[:, 0]
-    return np.asarray(mixed)
+    dredged = _dredge_up(values[:, 1])[0]
+    mixed[:, _C] += _DREDGED_C * dredged
+    mixed[:, _N] += _DREDGED_N * dredged
+    free = [_free_carbon(mixed[:, _C] - mixed[:, _O], constant)[0] for constant in DISSOCIATION]
+    return np.column_stack([mixed, *free])
+
+
+def _quantity_slopes(values: Float64Array) -> Float64Array:
+    """Differentiate `quantities`: (n_star, 16 labels, 19 quantities)."""
+    slopes = np.repeat(_MIXING.T[None], len(values), axis=0)
+    slopes[:, 0, 0] = -5040.0 / values[:, 0] ** 2
+    rise = _dredge_up(values[:, 1])[1]
+    slopes[:, 1, _C] += _DREDGED_C * rise
+    slopes[:, 1, _N] += _DREDGED_N * rise
+    mixed = quantities(values)
+    ratio = mixed[:, _C] - mixed[:, _O]
+    ratio_slope = slopes[:, :, _C] - slopes[:, :, _O]
+    free = [_free_carbon(ratio, constant)[1][:, None] * ratio_slope for constant in DISSOCIATION]
+    return np.concatenate([slopes, np.stack(free, axis=2)], axis=2)
+
+
+def _dredge_up(logg: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Smooth rise from 0 at logg 3.4 to 1 at logg 2.6, and its derivative."""
+    u = np.clip((3.4 - logg) / 0.8, 0.0, 1.0)
+    return u**2 * (3 - 2 * u), -6 * u * (1 - u) / 0.8
+
+
+def _free_carbon(ratio: Float64Array, constant: float) -> tuple[Float64Array, Float64Array]:
+    """Log10 of carbon not bound in CO, per oxygen, and its derivative by `ratio` = [C/O].
+
+    With c = C/O and dissociation constant K, mass action and conservation give
+    x^2 + (1 + K - c) x - K c = 0.
+    """
+    carbon = _SOLAR_C_TO_O * 10.0 ** np.clip(ratio, -3.0, 3.0)
+    excess = carbon - 1 - constant
+    root = np.sqrt(excess**2 + 4 * carbon * constant)
+    free = 2 * carbon * constant / (root - excess)
+    slope = carbon / free * 0.5 * (1 + (excess + 2 * constant) / root)
+    return np.log10(free), slope
 
 
 class Accuracy(BaseModel):
@@ -179,9 +241,9 @@ class EmulatorSpec(BaseModel):
 class _Tensors:
     """Weights of M members of equal shape, whose coefficients are averaged.
 
-    ``weight_0`` (M, 16, H), ``weight_1`` and ``weight_2`` (M, H, H), ``bias_*`` (M, 1, H),
+    ``weight_0`` (M, 19, H), ``weight_1`` and ``weight_2`` (M, H, H), ``bias_*`` (M, 1, H),
     ``weight_out`` (M, H, K), ``bias_out`` (M, 1, K), ``basis`` (K, n_pixel), ``mean`` and
-    ``error`` (n_pixel,), ``centre`` and ``scale`` (16,): all float32 but the last two, float64.
+    ``error`` (n_pixel,), ``centre`` and ``scale`` (19,): all float32 but the last two, float64.
     """
 
     centre: Float64Array
@@ -216,14 +278,13 @@ class _Tensors:
 
     def problem(self, n_pixel: int) -> str | None:
         """Say what is wrong with the shapes or values, if anything."""
-        n_label = len(EMULATOR_LABELS)
         if self.weight_out.ndim != 3 or self.basis.ndim != 2:
             return "weight_out must have three axes and basis two"
         member, hidden, coefficient = self.weight_out.shape
         expected: dict[str, tuple[int, ...]] = {
-            "centre": (n_label,),
-            "scale": (n_label,),
-            "weight_0": (member, n_label, hidden),
+            "centre": (_N_INPUT,),
+            "scale": (_N_INPUT,),
+            "weight_0": (member, _N_INPUT, hidden),
             "weight_1": (member, hidden, hidden),
             "weight_2": (member, hidden, hidden),
             "bias_0": (member, 1, hidden),
@@ -479,13 +540,12 @@ class Emulator:
 
     def _inputs(self, values: Float64Array) -> Float32Array:
         x = (quantities(values) - self.tensors.centre) / self.tensors.scale
-        return x.astype(np.float32)
+        # Beyond any star, and within float32: what is extrapolated so far has no meaning.
+        return np.clip(x, -1e6, 1e6).astype(np.float32)
 
     def _coefficient_slopes(self, values: Float64Array) -> Float32Array:
         """Carry derivatives (n_star, n_label, n_coefficient) forward through the layers."""
-        mixing = np.repeat(_MIXING.T[None], len(values), axis=0)
-        mixing[:, 0, 0] = -5040.0 / values[:, 0] ** 2
-        slope = (mixing / self.tensors.scale).astype(np.float32)[None]
+        slope = (_quantity_slopes(values) / self.tensors.scale).astype(np.float32)[None]
         x = self._inputs(values)
         for weight, bias in self.tensors.hidden_layers():
             x = x @ weight
