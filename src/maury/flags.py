@@ -57,7 +57,8 @@ def warn(flags: NDArray[np.integer]) -> NDArray[np.bool_]:
     flags : (n,) int
         Bit masks of `Flag`.
     """
-    return (np.asarray(flags) & WARNING_MASK) != 0
+    warned: NDArray[np.bool_] = (np.asarray(flags) & WARNING_MASK) != 0
+    return warned
 
 
 def set_where(flags: NDArray[np.int32], flag: Flag, where: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -132,7 +132,7 @@ class Spectra:
     @property
     def n_pixel(self) -> int:
         """Number of pixels."""
-        return self.wave_aa.size
+        return int(self.wave_aa.size)
 
     @property
     def good(self) -> NDArray[np.bool_]:
