@@ -127,7 +127,7 @@ class Spectra:
         assert self.flux.dtype == self.ivar.dtype == np.float32, "flux and ivar must be float32"
 
     def __len__(self) -> int:
-        return self.flux.shape[0]
+        return int(self.flux.shape[0])
 
     @property
     def n_pixel(self) -> int:
