@@ -1,0 +1,280 @@
+"""Errors that hold: what a network quotes, corrected on stars that neither trained nor chose it.
+
+The quoted error of each label is multiplied by a factor that varies smoothly with S/N, surface
+gravity and metallicity. Two samples fix it: simulated stars, which are many, give its course over
+these regimes; labelled stars, which are few, give its size. Both fits match several quantiles of
+|residual| / error to those of a normal distribution at once (composite quantile regression, Zou &
+Yuan 2008, AnnSt 36, 1108), so that a few wild stars rule nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import ndtri
+
+from maury.errors import TrainingError
+
+Float64Array = NDArray[np.float64]
+
+LEVELS = (0.4, 0.55, 0.683, 0.8, 0.9, 0.954)
+"""Central probabilities that are matched."""
+LEAST_STARS = 30
+REGIME_PRIOR = 0.15
+"""Standard deviation expected of each regime coefficient (of the logarithm of the factor)."""
+LABEL_PRIOR = 0.06
+"""Standard deviation expected between the labels' factors."""
+_LARGEST_LOG_FACTOR = 2.0
+_SMOOTHING = 0.02
+_TAILS = (0.16, 0.5, 0.84)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What the factor depends on, one value per star, NaN where unknown.
+
+    Attributes
+    ----------
+    snr, logg, m_h : (n_star,) float64
+        S/N per pixel; predicted surface gravity and metallicity.
+    """
+
+    snr: Float64Array
+    logg: Float64Array
+    m_h: Float64Array
+
+    def design(self) -> Float64Array:
+        """Terms of the logarithm of the factor, ``(n_star, 5)``; unknown counts as typical."""
+        depth = np.log(np.clip(np.nan_to_num(self.snr, nan=50.0), 5.0, 200.0) / 50.0)
+        dwarf = np.tanh((np.nan_to_num(self.logg, nan=3.5) - 3.5) / 0.4)
+        poor = np.clip(-np.nan_to_num(self.m_h, nan=-0.2) - 0.2, -0.5, 1.5)
+        return np.column_stack([np.ones(depth.size), depth, depth**2, dwarf, poor])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Factors, floors and quantiles of the errors of each label.
+
+    Attributes
+    ----------
+    size : (n_label,) float64
+        Logarithm of the factor from labelled stars.
+    course : (n_label, 5) float64
+        Coefficients of `Regime.design` from simulated stars.
+    floor : (n_label,) float64
+        Least error, in the unit of the label: scatter of repeated observations.
+    tails : (n_label, 3) float64
+        16, 50 and 84 % quantiles of residual / error.
+    n_real, n_simulated : int
+        Stars that fixed it.
+    """
+
+    size: Float64Array
+    course: Float64Array
+    floor: Float64Array
+    tails: Float64Array
+    n_real: int
+    n_simulated: int
+
+    @classmethod
+    def none(cls, n_label: int) -> Self:
+        """Return a calibration that leaves the errors as they are."""
+        tails = np.tile(ndtri(np.array(_TAILS)), (n_label, 1))
+        zero = np.zeros(n_label)
+        return cls(zero, np.zeros((n_label, 5)), zero, tails, 0, 0)
+
+    @classmethod
+    def fit(
+        cls,
+        residual: ArrayLike,
+        error: ArrayLike,
+        regime: Regime,
+        *,
+        simulated: tuple[ArrayLike, ArrayLike, Regime] | None = None,
+        floor: ArrayLike | None = None,
+    ) -> Self:
+        """Fit to stars whose labels are known.
+
+        Parameters
+        ----------
+        residual, error : (n_star, n_label) array_like
+            Predicted minus true (NaN where unknown), and the quoted 1 sigma error, of labelled
+            stars that neither trained nor chose the networks.
+        regime : Regime
+            Of these stars.
+        simulated : (residual, error, Regime), optional
+            The same of simulated stars.
+        floor : (n_label,) array_like, optional
+            Least error of each label.
+
+        Raises
+        ------
+        TrainingError
+            If fewer than 30 labelled stars are given.
+        """
+        residual, error = np.asarray(residual, np.float64), np.asarray(error, np.float64)
+        n_star, n_label = residual.shape
+        if n_star < LEAST_STARS:
+            raise TrainingError(
+                f"errors cannot be calibrated on {n_star} stars; at least {LEAST_STARS} are "
+                "needed: enlarge the validation part of the split, or give more labelled stars"
+            )
+        start = cls.none(n_label)
+        course = start.course
+        if simulated is not None:
+            pairs = zip(*_columns(*simulated[:2]), strict=True)
+            course = np.stack([_fit_course(r, e, simulated[2]) for r, e in pairs])
+        known = np.exp(regime.design() @ course.T) * error
+        size = _fit_sizes(residual, known)
+        tails = start.tails if simulated is None else _fit_tails(*simulated, course=course)
+        least = start.floor if floor is None else np.asarray(floor, np.float64)
+        n_simulated = 0 if simulated is None else len(np.asarray(simulated[0]))
+        return cls(size, course, least, tails, n_star, n_simulated)
+
+    def factor(self, regime: Regime) -> Float64Array:
+        """Factor of each error, shape ``(n_star, n_label)``."""
+        logarithm = regime.design() @ self.course.T + self.size
+        limit = _LARGEST_LOG_FACTOR
+        return np.asarray(np.exp(np.clip(logarithm, -limit, limit)))
+
+    def errors(self, error: ArrayLike, regime: Regime) -> Float64Array:
+        """Calibrated 1 sigma errors from quoted ones, both ``(n_star, n_label)``; NaN stays NaN."""
+        return np.maximum(np.asarray(error, np.float64) * self.factor(regime), self.floor)
+
+    def quantiles(self, mean: ArrayLike, calibrated: ArrayLike) -> Float64Array:
+        """16, 50 and 84 % quantiles, ``(3, n_star, n_label)``, of labels with calibrated errors.
+
+        A residual is predicted minus true, so the lower quantile comes from the upper tail.
+        """
+        mean, calibrated = np.asarray(mean, np.float64), np.asarray(calibrated, np.float64)
+        tails = self.tails[:, ::-1].T
+        return np.stack([mean - tail * calibrated for tail in tails])
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Plain arrays for the model directory."""
+        return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what `to_arrays` gave.
+
+        Raises
+        ------
+        KeyError
+            If an array is missing.
+        ValueError
+            If shapes or values are impossible.
+        """
+        n_label = arrays["size"].size
+        shapes: dict[str, tuple[int, ...]] = {"size": (n_label,), "floor": (n_label,)}
+        shapes |= {"course": (n_label, 5), "tails": (n_label, 3)}
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
+                raise ValueError(f"calibration: {name!r} must be finite, of shape {shape}")
+        return cls(
+            **{name: arrays[name].astype(np.float64) for name in shapes},
+            n_real=int(arrays["n_real"]),
+            n_simulated=int(arrays["n_simulated"]),
+        )
+
+
+def repeat_scatter(
+    values: ArrayLike, star_id: Sequence[str] | NDArray[np.str_], *, least_pairs: int = 20
+) -> Float64Array:
+    """Scatter of each label between spectra of one star, shape ``(n_label,)``.
+
+    1.4826 x the median |difference| of consecutive spectra of a star, over the square root of 2;
+    0 where fewer than `least_pairs` pairs are known.
+
+    Parameters
+    ----------
+    values : (n_row, n_label) array_like
+        Predicted labels.
+    star_id : (n_row,) str
+        Star of each row.
+    """
+    values, stars = np.asarray(values, np.float64), np.asarray(star_id)
+    order = np.argsort(stars, kind="stable")
+    same = np.flatnonzero((stars[order][1:] == stars[order][:-1]) & (stars[order][1:] != ""))
+    pairs = np.abs(values[order[same + 1]] - values[order[same]])
+    known = np.isfinite(pairs)
+    enough = known.sum(axis=0) >= least_pairs
+    scatter = np.zeros(values.shape[1])
+    for position in np.flatnonzero(enough):
+        scatter[position] = np.median(pairs[known[:, position], position]) / np.sqrt(2.0)
+    return 1.482602218505602 * scatter
+
+
+def _columns(residual: ArrayLike, error: ArrayLike) -> tuple[Float64Array, Float64Array]:
+    return np.asarray(residual, np.float64).T, np.asarray(error, np.float64).T
+
+
+def _log_ratio(residual: Float64Array, error: Float64Array) -> tuple[Float64Array, Any]:
+    """Logarithm of |residual| / error, and where it is known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.abs(residual) / error
+    known = np.isfinite(ratio) & (error > 0)
+    return np.log(np.maximum(ratio, 1e-6, where=known, out=np.ones_like(ratio))), known
+
+
+def _fit_course(residual: Float64Array, error: Float64Array, regime: Regime) -> Float64Array:
+    ratio, known = _log_ratio(residual, error)
+    design = regime.design()[known]
+    precision = np.r_[0.0, np.full(design.shape[1] - 1, REGIME_PRIOR**-2)]
+    return _quantile_regression(ratio[known], design, precision, np.zeros(design.shape[1]))
+
+
+def _fit_sizes(residual: Float64Array, error: Float64Array) -> Float64Array:
+    """Logarithm of one factor per label, drawn towards their mean by `LABEL_PRIOR`."""
+    pairs = [_log_ratio(r, e) for r, e in zip(residual.T, error.T, strict=True)]
+    single = np.array([_size(ratio[known], 0.0, 0.0) for ratio, known in pairs])
+    centre = float(np.median(single))
+    return np.array([_size(ratio[known], LABEL_PRIOR**-2, centre) for ratio, known in pairs])
+
+
+def _size(ratio: Float64Array, precision: float, centre: float) -> float:
+    if ratio.size == 0:
+        return centre
+    one = np.ones((ratio.size, 1))
+    fit = _quantile_regression(ratio, one, np.array([precision]), np.array([centre]))
+    return float(fit[0])
+
+
+def _quantile_regression(
+    ratio: Float64Array, design: Float64Array, precision: Float64Array, centre: Float64Array
+) -> Float64Array:
+    """Coefficients b for which design @ b + log(normal quantile) matches the quantiles of ratio.
+
+    The sum of smoothed pinball losses, in the unit of a log-likelihood (each star counts once),
+    and a Gaussian prior on b.
+    """
+    levels = np.array(LEVELS)
+    offsets = np.log(ndtri(0.5 + 0.5 * levels))
+    # Curvature of the expected loss relative to the information of a normal sample of this size,
+    # 2 per star: the prior is then weighed as against a likelihood.
+    density = 2.0 * np.exp(offsets) * np.exp(-0.5 * np.exp(2 * offsets)) / np.sqrt(2 * np.pi)
+    unit = 2.0 / density.sum()
+
+    def loss(b: Float64Array) -> tuple[float, Float64Array]:
+        rest = ratio[:, None] - (design @ b)[:, None] - offsets
+        soft = np.logaddexp(0.0, -rest / _SMOOTHING)
+        value = (levels * rest + _SMOOTHING * soft).sum()
+        slope = levels - 1.0 / (1.0 + np.exp(np.clip(rest / _SMOOTHING, -500, 500)))
+        shift = b - centre
+        gradient = -unit * (slope.sum(axis=1) @ design) + precision * shift
+        return float(unit * value + 0.5 * (precision * shift**2).sum()), gradient
+
+    found = minimize(loss, centre, jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def _fit_tails(
+    residual: ArrayLike, error: ArrayLike, regime: Regime, *, course: Float64Array
+) -> Float64Array:
+    known = np.asarray(error, np.float64) * np.exp(regime.design() @ course.T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.asarray(residual, np.float64) / known
+    return np.asarray(np.nanquantile(np.where(known > 0, z, np.nan), _TAILS, axis=0).T)

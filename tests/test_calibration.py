@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from maury.calibration import LEAST_STARS, Calibration, Regime, repeat_scatter
+from maury.errors import TrainingError
+
+
+def regime(n, rng):
+    return Regime(
+        np.exp(rng.normal(np.log(50), 0.4, n)), rng.uniform(0, 5, n), rng.normal(-0.2, 0.4, n)
+    )
+
+
+def normal(error, rng):
+    return error * rng.normal(size=error.shape)
+
+
+def inside(residual, error, sigma=1.0):
+    return np.mean(np.abs(residual) <= sigma * error, axis=0)
+
+
+def test_honest_errors_stay_as_they_are():
+    rng = np.random.default_rng(1)
+    error = np.exp(rng.normal(size=(4000, 3)))
+    found = Calibration.fit(normal(error, rng), error, regime(4000, rng))
+    np.testing.assert_allclose(np.exp(found.size), 1.0, atol=0.03)
+
+
+@pytest.mark.parametrize("factor", [0.4, 3.0])
+def test_a_common_factor_is_found_on_few_stars(factor):
+    rng = np.random.default_rng(2)
+    error = np.exp(rng.normal(size=(270, 9)))
+    found = Calibration.fit(normal(error, rng) * factor, error, regime(270, rng))
+    np.testing.assert_allclose(np.exp(found.size), factor, rtol=0.12)
+    assert np.std(found.size) < 0.06, "labels lend each other strength"
+
+
+def test_courses_over_the_regimes_are_learnt_from_simulated_stars():
+    rng = np.random.default_rng(3)
+
+    def stars(n):
+        where = regime(n, rng)
+        truth = np.where(where.logg > 3.5, 1.5, 0.8) * (where.snr / 50.0) ** -0.4
+        error = np.full((n, 2), 10.0)
+        return normal(error * truth[:, None], rng), error, where
+
+    residual, error, where = stars(300)
+    found = Calibration.fit(residual, error, where, simulated=stars(12_000))
+    residual, error, where = stars(60_000)
+    calibrated = found.errors(error, where)
+    for cell in (where.logg > 4, where.logg < 3, where.snr < 35, where.snr > 80):
+        assert inside(residual[cell], calibrated[cell]) == pytest.approx(0.683, abs=0.05)
+        assert inside(residual[cell], calibrated[cell], 2) == pytest.approx(0.954, abs=0.02)
+
+
+def test_wild_stars_rule_nothing():
+    rng = np.random.default_rng(4)
+    error = np.ones((1000, 1))
+    residual = normal(error, rng)
+    residual[:20] *= 1e6
+    found = Calibration.fit(residual, error, regime(1000, rng))
+    assert np.exp(found.size[0]) == pytest.approx(1.0, abs=0.08)
+
+
+def test_size_agrees_with_conformal_prediction():
+    crepes = pytest.importorskip("crepes")
+    rng = np.random.default_rng(5)
+    error = np.exp(rng.normal(size=4000))
+    residual = normal(error, rng) * 1.7
+    found = Calibration.fit(residual[:, None], error[:, None], regime(4000, rng))
+    oracle = crepes.ConformalRegressor().fit(residual, sigmas=error)
+    low, high = oracle.predict_int(np.zeros(4000), sigmas=error, confidence=0.683).T
+    ours = found.errors(error[:, None], regime(4000, rng))[:, 0]
+    np.testing.assert_allclose(ours, 0.5 * (high - low), rtol=0.04)
+
+
+def test_quantiles_hold_for_skewed_residuals():
+    rng = np.random.default_rng(6)
+    n = 40_000
+    error = np.ones((n, 1))
+    residual = rng.gamma(4.0, 0.5, (n, 1)) - 2.0
+    where = regime(n, rng)
+    found = Calibration.fit(residual, error, where, simulated=(residual, error, where))
+    truth = -residual
+    low, middle, high = found.quantiles(np.zeros((n, 1)), found.errors(error, where))
+    assert np.mean(truth < low) == pytest.approx(0.16, abs=0.02)
+    assert np.mean(truth < middle) == pytest.approx(0.5, abs=0.02)
+    assert np.mean(truth < high) == pytest.approx(0.84, abs=0.02)
+
+
+def test_normal_quantiles_without_calibration():
+    none = Calibration.none(2)
+    quantiles = none.quantiles(np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]]))
+    np.testing.assert_allclose(quantiles[:, 0, 1], 2 + 3 * norm.ppf([0.16, 0.5, 0.84]))
+
+
+def test_floor_missing_values_and_units():
+    rng = np.random.default_rng(7)
+    error = np.exp(rng.normal(size=(500, 2)))
+    residual = normal(error, rng)
+    residual[::7, 0] = np.nan
+    where = regime(500, rng)
+    found = Calibration.fit(residual, error, where, floor=[0.5, 0.0])
+    calibrated = found.errors(error, where)
+    assert calibrated[:, 0].min() >= 0.5
+    kelvin = Calibration.fit(residual * [1, 1000], error * [1, 1000], where)
+    np.testing.assert_allclose(kelvin.size, found.size, atol=1e-3)
+    blind = Regime(*(np.full(1, np.nan) for _ in range(3)))
+    assert np.isfinite(found.factor(blind)).all()
+    assert np.isnan(found.errors(np.full((1, 2), np.nan), blind)).all()
+
+
+def test_round_trip_and_refusals():
+    rng = np.random.default_rng(8)
+    error = np.ones((100, 2))
+    found = Calibration.fit(normal(error, rng), error, regime(100, rng))
+    again = Calibration.from_arrays(found.to_arrays())
+    np.testing.assert_array_equal(again.size, found.size)
+    assert again.n_real == 100
+    broken = found.to_arrays() | {"course": np.zeros((2, 4))}
+    with pytest.raises(ValueError, match="course"):
+        Calibration.from_arrays(broken)
+    with pytest.raises(TrainingError, match=f"at least {LEAST_STARS}"):
+        Calibration.fit(error[:10], error[:10], regime(10, rng))
+
+
+def test_repeats_give_the_scatter_of_one_spectrum():
+    rng = np.random.default_rng(9)
+    star = np.repeat([f"s{i}" for i in range(400)], 3)
+    values = np.repeat(rng.normal(0, 50, (400, 2)), 3, axis=0) + rng.normal(0, [2, 7], (1200, 2))
+    shuffled = rng.permutation(1200)
+    found = repeat_scatter(values[shuffled], star[shuffled])
+    np.testing.assert_allclose(found, [2, 7], rtol=0.1)
+    assert repeat_scatter(values[:10], [f"x{i}" for i in range(10)]).tolist() == [0.0, 0.0]
+    assert repeat_scatter(values[:10], [""] * 10).tolist() == [0.0, 0.0]
