@@ -332,7 +332,7 @@ def _console() -> "Console":
     return Console(stderr=True)
 
 
-_SHOWN = ("label", "unit", "bias", "sigma", "robust sigma", "slope", "in 1 sigma")
+_SHOWN = ("label", "unit", "bias", "sigma", "robust sigma", "slope", "in 1 sigma", "sigma / bound")
 """Columns of a report that fit a terminal of 80 characters; the JSON has all."""
 
 

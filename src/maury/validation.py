@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maury.bound import LabelBound, compare_with_bound, covers
 from maury.errors import ColumnError, ConfigError
+from maury.labels import LABEL_NAMES
 from maury.model import Model
 from maury.naming import check_known
+from maury.operators import vacuum_to_air
 from maury.prediction import predict_rows
 from maury.statistics import LabelStatistics, residual_statistics
 from maury.survey import Survey
@@ -38,9 +41,11 @@ HEADER = (
     "in 2 sigma",
     "robust z",
     "rank corr.",
+    "sigma / bound",
 )
 """Names of the columns of `ValidationReport.rows`."""
 _CHUNK = 8192
+_MOST_BOUNDS = 1000
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class ValidationReport:
         Names of the model and the survey.
     warning : str
         Why the stars are not an independent test; empty if they are.
+    bounds : tuple of LabelBound
+        Residuals over the least that such spectra allow (`maury.bound`); empty unless the model
+        has the nine labels of `maury.labels.LABELS`, and the emulator the survey's pixels.
+    with_photometry : bool
+        Whether the model sees photometry, so that "sigma / bound" is over the bound with it.
     """
 
     statistics: tuple[LabelStatistics, ...]
@@ -74,11 +84,14 @@ class ValidationReport:
     model: str = ""
     survey: str = ""
     warning: str = ""
+    bounds: tuple[LabelBound, ...] = ()
+    with_photometry: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain mapping; what could not be measured is None."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "statistics"}
-        return {**plain, "statistics": [one.to_dict() for one in self.statistics]}
+        measured = ("statistics", "bounds")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in measured}
+        return plain | {name: [one.to_dict() for one in getattr(self, name)] for name in measured}
 
     def to_json(self) -> str:
         """Return strict JSON; what could not be measured is null."""
@@ -95,7 +108,13 @@ class ValidationReport:
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return a table as text: the header, then one row per label."""
-        return [HEADER, *(_table_row(one) for one in self.statistics)]
+        ratios = {
+            one.name: one.overall.ratio_with_photometry
+            if self.with_photometry
+            else one.overall.ratio_spectrum_alone
+            for one in self.bounds
+        }
+        return [HEADER, *(_table_row(one, ratios.get(one.name)) for one in self.statistics)]
 
 
 def validate(
@@ -129,17 +148,22 @@ def validate(
     rows = held_out_rows(model, survey, split=split)
     names = [label.name for label in model.labels]
     truth = survey.labels(names)[rows]
-    predicted, error, warn = _predict(model, survey, rows)
+    table = _predict(model, survey, rows)
+    predicted = np.stack([table[name] for name in names], axis=1)
+    error = np.stack([table[label.error_name] for label in model.labels], axis=1)
+    bounds = _bounds(model, survey, truth, table)
     return ValidationReport(
         statistics=tuple(residual_statistics(truth, predicted, error, labels=model.labels)),
         simulated=survey.simulated,
         n_row=int(rows.size),
         n_star=_count_stars(survey.star_id[rows]),
-        n_warn=int(warn.sum()),
+        n_warn=int(table["warn"].sum()),
         stars=STARS[split],
         model="" if model.path is None else Path(model.path).name,
         survey=survey.path.name,
         warning="" if split == "train" else model.split.warning,
+        bounds=bounds,
+        with_photometry=not bounds or bool(model.preparation.observables),
     )
 
 
@@ -190,18 +214,28 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArr
     return rows
 
 
-def _predict(
-    model: Model, survey: Survey, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Labels and errors, each of shape (n_row, n_label), and warnings, of shape (n_row,)."""
+def _predict(model: Model, survey: Survey, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Columns of a catalogue, each of shape (n_row,)."""
     tables = [predict_rows(model, survey, chunk) for chunk in _chunks(rows)]
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
-    def column(name: str) -> NDArray[Any]:
-        return np.concatenate([table[name] for table in tables])
 
-    values = np.stack([column(label.name) for label in model.labels], axis=1)
-    errors = np.stack([column(label.error_name) for label in model.labels], axis=1)
-    return values, errors, column("warn").astype(bool)
+def _bounds(
+    model: Model, survey: Survey, truth: NDArray[np.float64], table: dict[str, NDArray[Any]]
+) -> tuple[LabelBound, ...]:
+    """Compare residuals with their bounds, if these can be computed; of some stars of many."""
+    names = [label.name for label in model.labels]
+    wave_aa = survey.wave_aa if survey.medium == "air" else vacuum_to_air(survey.wave_aa)
+    if not set(LABEL_NAMES) <= set(names) or not covers(wave_aa):
+        return ()
+    chosen = slice(None, None, -(-len(truth) // _MOST_BOUNDS))
+    return compare_with_bound(
+        truth[chosen, [names.index(name) for name in LABEL_NAMES]],
+        np.stack([table[name][chosen] for name in LABEL_NAMES], axis=1),
+        table["snr"][chosen],
+        wave_aa=wave_aa,
+        noise_correlation=model.preparation.noise_correlation,
+    )
 
 
 def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -215,7 +249,7 @@ def _count_stars(star_id: NDArray[np.str_]) -> int:
     return int(np.unique(star_id).size) + max(0, blank - 1)
 
 
-def _table_row(s: LabelStatistics) -> tuple[str, ...]:
+def _table_row(s: LabelStatistics, ratio: float | None) -> tuple[str, ...]:
     digits = 1 if s.unit == "K" else 3
 
     def number(value: float, places: int = 2) -> str:
@@ -236,4 +270,5 @@ def _table_row(s: LabelStatistics) -> tuple[str, ...]:
         fraction(s.coverage_2sigma, s.coverage_2sigma_error),
         number(s.z_scatter_robust),
         number(s.error_rank_correlation),
+        number(np.nan if ratio is None else ratio),
     )
