@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -176,6 +176,22 @@ class Observation:
     rv_kms: Float64Array
 
 
+class Dispersed(NamedTuple):
+    """Spectra as `Spectrograph.disperse` makes them, and what was drawn for them.
+
+    Attributes
+    ----------
+    flux : (n_star, n_pixel) float32
+    resolving_power, rotation_kms, macroturbulence_kms, rv_kms : (n_star,) float64
+    """
+
+    flux: Float32Array
+    resolving_power: Float64Array
+    rotation_kms: Float64Array
+    macroturbulence_kms: Float64Array
+    rv_kms: Float64Array
+
+
 @dataclass(frozen=True, eq=False)
 class Spectrograph:
     """Observes emulated flux with an `ObservingModel`.
@@ -242,41 +258,87 @@ class Spectrograph:
         -------
         Observation
         """
+        sharp = self.disperse(flux, labels, rng)
+        clean = sharp.flux * self._continuum_residual(len(sharp.flux), rng)
+        ratio = self.draw_snr(len(clean), rng) if snr is None else np.asarray(snr, np.float64)
+        noisy, ivar = self._degraded(clean, ratio, rng)
+        return Observation(
+            flux=noisy,
+            ivar=ivar,
+            snr=ratio,
+            clean_flux=clean,
+            resolving_power=sharp.resolving_power,
+            rotation_kms=sharp.rotation_kms,
+            macroturbulence_kms=sharp.macroturbulence_kms,
+            rv_kms=sharp.rv_kms,
+        )
+
+    def disperse(
+        self, flux: ArrayLike, labels: ArrayLike, rng: np.random.Generator | None = None
+    ) -> Dispersed:
+        """Broaden and shift stars as their kind and fibre would, without reduction and noise.
+
+        Parameters
+        ----------
+        flux : (n_star, n_in) array_like
+            Emulated flux, continuum = 1.
+        labels : (n_star, n_label) array_like
+            The first column is Teff in kelvin.
+        rng : numpy Generator, optional
+            Without it, every star has the typical broadening of its kind and is at rest.
+
+        Returns
+        -------
+        Dispersed
+        """
         source = np.asarray(flux, dtype=np.float32)
         n, model = source.shape[0], self.model
         teff = np.asarray(labels, dtype=np.float64)[:, 0]
-        power = _truncated_normal(
-            model.resolving_power,
-            model.resolving_power_scatter,
-            model.resolving_power_range,
-            rng.random(n),
-        )
+        power, rv = np.full(n, model.resolving_power), np.zeros(n)
+        if rng is not None:
+            scatter, limits = model.resolving_power_scatter, model.resolving_power_range
+            power = _truncated_normal(model.resolving_power, scatter, limits, rng.random(n))
         rotation, macroturbulence = self._broadening(teff, rng)
-        rv = np.asarray(model.rv_error_kms * rng.standard_normal(n))
-        if not model.theory_mismatch.absent:
-            source = self._mismatched(source, rng)
-        clean = self.broaden(
+        if rng is not None:
+            rv = np.asarray(model.rv_error_kms * rng.standard_normal(n))
+            if not model.theory_mismatch.absent:
+                source = self._mismatched(source, rng)
+        sharp = self.broaden(
             source,
             resolving_power=power,
             rotation_kms=rotation,
             macroturbulence_kms=macroturbulence,
             rv_kms=rv,
         )
-        clean *= self._continuum_residual(n, rng)
-        drawn_snr = self.draw_snr(n, rng)
-        ratio = drawn_snr if snr is None else np.asarray(snr, dtype=np.float64)
-        noisy = clean + self._noise(clean, ratio, rng)
+        return Dispersed(sharp, power, rotation, macroturbulence, rv)
+
+    def degrade(
+        self, sharp_flux: ArrayLike, snr: ArrayLike, rng: np.random.Generator
+    ) -> tuple[Float32Array, Float32Array]:
+        """Give spectra a continuum residual, noise and spikes, anew at each call.
+
+        Parameters
+        ----------
+        sharp_flux : (n_star, n_pixel) array_like
+            As from `disperse`.
+        snr : (n_star,) array_like
+            S/N per pixel at the continuum.
+        rng : numpy Generator
+
+        Returns
+        -------
+        flux, ivar : (n_star, n_pixel) float32
+        """
+        sharp = np.asarray(sharp_flux, dtype=np.float32)
+        clean = sharp * self._continuum_residual(len(sharp), rng)
+        return self._degraded(clean, np.asarray(snr, dtype=np.float64), rng)
+
+    def _degraded(
+        self, clean: Float32Array, snr: Float64Array, rng: np.random.Generator
+    ) -> tuple[Float32Array, Float32Array]:
+        noisy = clean + self._noise(clean, snr, rng)
         self._add_spikes(noisy, rng)
-        return Observation(
-            flux=noisy,
-            ivar=ivar_from_snr(noisy, ratio).astype(np.float32, copy=False),
-            snr=ratio,
-            clean_flux=clean,
-            resolving_power=power,
-            rotation_kms=rotation,
-            macroturbulence_kms=macroturbulence,
-            rv_kms=rv,
-        )
+        return noisy, ivar_from_snr(noisy, snr).astype(np.float32, copy=False)
 
     def broaden(
         self,
@@ -353,13 +415,14 @@ class Spectrograph:
         return scipy.sparse.csr_array(data, shape=shape)
 
     def _broadening(
-        self, teff: Float64Array, rng: np.random.Generator
+        self, teff: Float64Array, rng: np.random.Generator | None
     ) -> tuple[Float64Array, Float64Array]:
-        """Draw v sin i and macroturbulence (n_star,) in km/s."""
+        """V sin i and macroturbulence (n_star,) in km/s, drawn or typical."""
         model = self.model
         doubling = np.clip((teff - 6000.0) / 350.0, 0.0, 4.0)
-        scatter = np.exp(model.rotation_scatter * rng.standard_normal(teff.size))
-        rotation = model.rotation_kms * 2.0**doubling * scatter
+        rotation = model.rotation_kms * 2.0**doubling
+        if rng is not None:
+            rotation = rotation * np.exp(model.rotation_scatter * rng.standard_normal(teff.size))
         solar = model.macroturbulence_kms
         macroturbulence = np.clip(solar + (teff - 5770.0) / 650.0, min(2.0, solar), 8.0)
         return rotation, macroturbulence

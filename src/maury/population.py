@@ -26,7 +26,7 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from maury.columns import BANDS
@@ -350,15 +350,43 @@ class Population:
         pattern = pattern + self._residuals("abundances", self._abundances, core, rng)
         theta, logg, m_h, alpha = core.T
         iron, silicon, aluminium, magnesium, nickel = pattern.T
-        vmic = features @ tensors["vmic.polynomial"][:, 0]
-        vmic = vmic + tensors["vmic.sigma"] * rng.standard_normal(theta.size)
-        offsets = rng.standard_normal((theta.size, len(NUISANCE_NAMES) - 1))
-        offsets = tensors["offsets.mean"] + tensors["offsets.sigma"] * offsets
+        nuisance = self._nuisances(features, rng)
         nine = (_THETA_K / theta, logg, m_h, m_h + iron, alpha)
         elements = (alpha + silicon, alpha + aluminium, alpha + magnesium, nickel)
-        labels = np.column_stack([*nine, *elements, vmic, offsets])
+        labels = np.column_stack([*nine, *elements, nuisance])
         lower, upper = tensors["label_bounds"]
         return np.asarray(np.clip(labels, lower, upper))
+
+    def complete(self, labels: ArrayLike, rng: np.random.Generator | None = None) -> Float64Array:
+        """Add microturbulence and abundance offsets to the nine labels of stars.
+
+        Parameters
+        ----------
+        labels : (n_star, 9) array_like
+            In the order of `maury.labels.LABELS`.
+        rng : numpy Generator, optional
+            Draws the scatter; without it every star has the mean of its kind.
+
+        Returns
+        -------
+        (n_star, 16) float64
+            In the order of `ALL_NAMES`, not kept within any range.
+        """
+        nine = np.asarray(labels, dtype=np.float64)
+        core = np.column_stack([_THETA_K / nine[:, 0], nine[:, [1, 2, 4]]])
+        features = core_features(core, self._tensors["core_limits"])
+        return np.column_stack([nine, self._nuisances(features, rng)])
+
+    def _nuisances(self, features: Float64Array, rng: np.random.Generator | None) -> Float64Array:
+        """Columns of `NUISANCE_NAMES`, (n_star, 7)."""
+        tensors, n = self._tensors, len(features)
+        vmic = features @ tensors["vmic.polynomial"][:, 0]
+        offsets = np.tile(tensors["offsets.mean"], (n, 1))
+        if rng is not None:
+            vmic = vmic + tensors["vmic.sigma"] * rng.standard_normal(n)
+            scatter = rng.standard_normal(offsets.shape)
+            offsets = offsets + tensors["offsets.sigma"] * scatter
+        return np.column_stack([vmic, offsets])
 
     def _observe(
         self,

@@ -1,0 +1,535 @@
+"""Stars to train on, simulated as a survey would see them.
+
+A few thousand labelled spectra are too few to train a network: it learns their noise. Here they
+enter as (1) a calibration of the emulator, so that simulated spectra look like those of the survey
+and not like theory, and (2) a smooth density of labels and observables. Networks then see only
+simulated spectra, each with noise of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.interpolate import BSpline
+from scipy.spatial import cKDTree
+
+from maury.emulator import Emulator
+from maury.errors import ConfigError, ModelFileError
+from maury.labels import LABEL_NAMES
+from maury.observing import ObservingModel, Spectrograph
+from maury.operators import vacuum_to_air
+from maury.population import Population
+
+__all__ = ["DrawConfig", "SimulatedPool", "Sky", "TheoryCalibration", "draw_around", "robust_scale"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_FLUX_FLOOR = 0.05
+_CLIP_SIGMA = 3.0
+_SPLINE_DEGREE = 3
+_KNOT_SPACING_AA = 8.3
+_STRENGTH_RIDGE = 1e-3
+_PIXEL_RIDGE = 3000.0
+_CALCIUM_AA = (8498.02, 8542.09, 8662.14)
+_CORE_HALF_WIDTH_AA = 3.0
+_N_MODE = 5
+_METRIC = np.array([1.5, 1.5, 1.5, 0.0, 0.7, 0.3, 0.3, 0.5, 0.3])
+"""Weight of each label in the distance between stars; [Fe/H] counts as [M/H]."""
+_BLOCK = 2048
+_LOW_SNR = (10.0, 100.0)
+ADVICE = "train another network with --preset guiglion2020, starnet or astronn"
+
+
+def robust_scale(values: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Median and half the 16-84 % range of each column, missing values left out.
+
+    A column without spread has scale 1, one without values centre 0 as well.
+    """
+    present = np.isfinite(values).any(axis=0)
+    safe = np.where(present, values, 0.0)
+    if not len(safe):
+        return np.zeros(values.shape[1]), np.ones(values.shape[1])
+    low, centre, high = np.nanpercentile(safe, [16.0, 50.0, 84.0], axis=0)
+    half = 0.5 * (high - low)
+    return np.asarray(centre), np.where(half > 0, half, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class TheoryCalibration:
+    """From theoretical to observed flux.
+
+    A change of line strength, smooth in wavelength and linear in the first three labels, then a
+    small correction per pixel: constant, linear in all labels, quadratic in the first three.
+
+    Attributes
+    ----------
+    centre, scale : (n_label,) float64
+        Of the labels.
+    strength : (4, n_pixel) float64
+        Relative change of line depth: constant, then per scaled label.
+    pixel : (n_term, n_pixel) float64
+        Flux added, per term.
+    core_modes : (n_mode, n_pixel) float32
+        Star-to-star scatter of the Ca II cores beyond noise: modes, one standard deviation each.
+    """
+
+    centre: Float64Array
+    scale: Float64Array
+    strength: Float64Array
+    pixel: Float64Array
+    core_modes: Float32Array
+
+    @classmethod
+    def fit(
+        cls,
+        wave_aa: Float64Array,
+        theory: Float32Array,
+        flux: Float32Array,
+        *,
+        ivar: Float32Array,
+        labels: Float64Array,
+        noise_side_weight: float = 0.247,
+    ) -> Self:
+        """Fit to labelled stars.
+
+        Parameters
+        ----------
+        wave_aa : (n_pixel,) float64
+        theory, flux, ivar : (n_star, n_pixel) float32
+            Emulated and observed flux at the same pixels; ivar 0 marks a bad pixel.
+        labels : (n_star, n_label) float64
+        noise_side_weight : float
+            Correlation of the noise, as in `maury.observing.ObservingModel`.
+        """
+        centre, scale = robust_scale(labels)
+        scaled = _clipped(labels, centre, scale)
+        weight = np.median(ivar, axis=1).astype(np.float64)
+        weight = np.clip(weight / max(float(np.median(weight)), 1e-30), 0.1, 4.0)
+        observed = np.where(ivar > 0, flux, theory).astype(np.float64)
+        strength = _fit_strength(wave_aa, theory, observed, scaled, weight)
+        none = np.zeros((0, wave_aa.size), dtype=np.float32)
+        half_way = cls(centre, scale, strength, np.zeros((1, wave_aa.size)), none)
+        missing = observed - half_way.apply(theory, labels)
+        terms = _terms(scaled)
+        weighted = (terms * weight[:, None]).T
+        normal = weighted @ terms
+        normal[np.diag_indices(len(normal))] *= 1.0 + _PIXEL_RIDGE / weight.size
+        # A term that no star has would leave the system singular.
+        normal[np.diag_indices(len(normal))] += 1e-9 * np.trace(normal)
+        pixel = np.asarray(np.linalg.solve(normal, weighted @ missing), dtype=np.float64)
+        missing -= terms @ pixel
+        modes = _core_modes(wave_aa, missing, ivar, noise_side_weight)
+        return cls(centre, scale, strength, pixel, modes)
+
+    def apply(self, theory: Float32Array, labels: Float64Array) -> Float32Array:
+        """Calibrated flux (n_star, n_pixel) of `theory` with `labels` (n_star, n_label)."""
+        scaled = _clipped(labels, self.centre, self.scale)
+        change = (_linear(scaled) @ self.strength).astype(np.float32)
+        flux = theory - (np.float32(1.0) - theory) * change
+        terms = _terms(scaled)[:, : self.pixel.shape[0]]
+        return np.asarray(flux + (terms @ self.pixel).astype(np.float32))
+
+
+def _clipped(labels: Float64Array, centre: Float64Array, scale: Float64Array) -> Float64Array:
+    return np.asarray(np.clip((labels - centre) / scale, -_CLIP_SIGMA, _CLIP_SIGMA))
+
+
+def _linear(scaled: Float64Array) -> Float64Array:
+    return np.column_stack([np.ones(len(scaled)), scaled[:, :3]])
+
+
+def _terms(scaled: Float64Array) -> Float64Array:
+    first, second = np.triu_indices(3)
+    products = scaled[:, first] * scaled[:, second]
+    return np.column_stack([np.ones(len(scaled)), scaled, products])
+
+
+def _fit_strength(
+    wave_aa: Float64Array,
+    theory: Float32Array,
+    observed: Float64Array,
+    scaled: Float64Array,
+    weight: Float64Array,
+) -> Float64Array:
+    n_knot = max(4, round((wave_aa[-1] - wave_aa[0]) / _KNOT_SPACING_AA) + 1)
+    inner = np.linspace(wave_aa[0], wave_aa[-1], n_knot)
+    ends = _SPLINE_DEGREE
+    padded = np.r_[[inner[0]] * ends, inner, [inner[-1]] * ends]
+    spline = BSpline.design_matrix(wave_aa, padded, _SPLINE_DEGREE).toarray()
+    linear, depth = _linear(scaled), 1.0 - theory.astype(np.float64)
+    n_term, n_spline = linear.shape[1], spline.shape[1]
+    matrix = np.empty((n_term, n_spline, n_term, n_spline))
+    squared, product = depth * depth, depth * (theory - observed)
+    for i in range(n_term):
+        for j in range(n_term):
+            per_pixel = (weight * linear[:, i] * linear[:, j]) @ squared
+            matrix[i, :, j] = spline.T @ (per_pixel[:, None] * spline)
+    size = n_term * n_spline
+    normal = matrix.reshape(size, size)
+    normal[np.diag_indices(size)] += _STRENGTH_RIDGE * np.trace(normal) / size + 1e-12
+    right = ((weight[:, None] * linear).T @ product) @ spline
+    solution = np.linalg.solve(normal, right.reshape(size))
+    return np.asarray(solution.reshape(n_term, n_spline) @ spline.T)
+
+
+def _core_modes(
+    wave_aa: Float64Array, residual: Float64Array, ivar: Float32Array, side_weight: float
+) -> Float32Array:
+    """Principal components of the scatter in the Ca II cores, after the noise is taken off."""
+    distance = np.abs(wave_aa[:, None] - np.array(_CALCIUM_AA)).min(axis=1)
+    core = np.flatnonzero(distance < _CORE_HALF_WIDTH_AA)
+    modes = np.zeros((min(_N_MODE, core.size), wave_aa.size), dtype=np.float32)
+    if core.size == 0:
+        return modes
+    quality = np.median(ivar, axis=1)
+    best = quality >= np.percentile(quality, 25.0)
+    part = residual[np.ix_(best, core)]
+    noise = np.sqrt(np.mean(1.0 / np.maximum(ivar[np.ix_(best, core)], 1e-6), axis=0))
+    white = 1.0 + 2.0 * side_weight**2
+    by_lag = np.array([1.0, 2.0 * side_weight / white, side_weight**2 / white, 0.0])
+    correlation = by_lag[np.minimum(np.abs(np.subtract.outer(core, core)), 3)]
+    covariance = part.T @ part / len(part) - correlation * np.outer(noise, noise)
+    value, vector = np.linalg.eigh(covariance)
+    largest = slice(core.size - len(modes), core.size)
+    modes[:, core] = (np.sqrt(np.clip(value[largest], 0, None)) * vector[:, largest]).T
+    return modes
+
+
+class DrawConfig(BaseModel):
+    """How stars are drawn around the labelled ones.
+
+    Attributes
+    ----------
+    neighbours : int
+        Among which the differences are taken.
+    step : float
+        A drawn star is a labelled one plus `step` times the difference of two of its neighbours,
+        labels and observables alike, so that their relation is kept.
+    tail : float
+        Stars are chosen in proportion to (distance to the neighbours) ** tail: rare stars oftener.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neighbours: int = Field(default=24, ge=2)
+    step: float = Field(default=0.2, ge=0.0, le=1.0)
+    tail: float = Field(default=1.0, ge=0.0, le=5.0)
+
+
+_DRAW = DrawConfig()
+
+
+def draw_around(
+    labels: Float64Array,
+    observables: Float64Array,
+    n_star: int,
+    rng: np.random.Generator,
+    *,
+    config: DrawConfig = _DRAW,
+) -> tuple[Float64Array, Float64Array]:
+    """Draw labels and observables of simulated stars: a local, smoothed bootstrap.
+
+    Parameters
+    ----------
+    labels : (n, 9) float64
+        Of labelled stars, in the order of `maury.labels.LABELS`.
+    observables : (n, n_observable) float64
+        NaN where missing.
+    n_star : int
+    rng : numpy Generator
+    config : DrawConfig
+
+    Returns
+    -------
+    (n_star, 9), (n_star, n_observable) float64
+        An observable that any of the three stars lacks is missing. One that is never negative
+        among the labelled stars stays so.
+    """
+    centre, scale = robust_scale(labels)
+    place = np.clip((labels - centre) / scale, -8.0, 8.0) * _METRIC
+    count = min(config.neighbours, len(labels) - 1)
+    distance, near = cKDTree(place).query(place, k=count + 1)
+    reach = distance[:, -1] / max(float(np.median(distance[:, -1])), 1e-12)
+    chance = np.clip(reach, 0.3, 6.0) ** config.tail
+    base = rng.choice(len(labels), size=n_star, p=chance / chance.sum())
+    plus, minus = near[base, rng.integers(1, count + 1, (2, n_star))]
+    drawn = [x[base] + config.step * (x[plus] - x[minus]) for x in (labels, observables)]
+    positive = ~(np.where(np.isfinite(observables), observables, 0.0) < 0).any(axis=0)
+    return drawn[0], np.where(positive, np.maximum(drawn[1], 0.0), drawn[1])
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedPool:
+    """Simulated spectra before reduction and noise, observed anew in every batch.
+
+    Attributes
+    ----------
+    flux : (n_star, n_pixel) float32
+        Calibrated, broadened and shifted.
+    labels, observables : (n_star, n_label), (n_star, n_observable) float64
+    core_modes : (n_mode, n_pixel) float32
+        Scatter of the Ca II cores, see `TheoryCalibration`.
+    survey_snr : (n,) float64
+        S/N of the labelled stars, from which that of a simulated one is drawn.
+    spectrograph : Spectrograph
+    noise : BatchNoise
+    """
+
+    flux: Float32Array
+    labels: Float64Array
+    observables: Float64Array
+    core_modes: Float32Array
+    survey_snr: Float64Array
+    spectrograph: Spectrograph
+    noise: BatchNoise
+
+    def batch(
+        self, n_star: int, rng: np.random.Generator
+    ) -> tuple[Float32Array, Float32Array, Float64Array, Float64Array]:
+        """Observe stars drawn at random.
+
+        Returns
+        -------
+        flux, ivar : (n_star, n_pixel) float32
+        observables : (n_star, n_observable) float64
+        labels : (n_star, n_label) float64
+        """
+        row = rng.integers(0, len(self.flux), n_star)
+        scatter = rng.standard_normal((n_star, len(self.core_modes)), dtype=np.float32)
+        sharp = self.flux[row] + scatter @ self.core_modes
+        flux, ivar = self.spectrograph.degrade(sharp, self._snr(n_star, rng), rng)
+        self._drop_pixels(ivar, rng)
+        jitter = rng.standard_normal((n_star, self.observables.shape[1]))
+        observables = self.observables[row] + self.noise.magnitude_rms * jitter
+        return flux, ivar, observables, self.labels[row]
+
+    def _snr(self, n_star: int, rng: np.random.Generator) -> Float64Array:
+        drawn = rng.choice(self.survey_snr, n_star) * np.exp(0.1 * rng.standard_normal(n_star))
+        low = rng.random(n_star) < self.noise.low_snr_share
+        drawn[low] = np.exp(rng.uniform(*np.log(_LOW_SNR), int(low.sum())))
+        return np.asarray(drawn)
+
+    def _drop_pixels(self, ivar: Float32Array, rng: np.random.Generator) -> None:
+        """Put gaps into `ivar`, an array that `batch` has just made."""
+        n_star, n_pixel = ivar.shape
+        for star in np.flatnonzero(rng.random(n_star) < self.noise.mask_share):
+            for first in rng.integers(0, n_pixel, rng.integers(1, 5)):
+                ivar[star, first : first + rng.integers(1, 1 + max(1, n_pixel // 23))] = 0.0
+
+
+class BatchNoise(BaseModel):
+    """What a batch adds to the observing model.
+
+    Attributes
+    ----------
+    low_snr_share : float
+        Share of stars whose S/N is uniform in its logarithm over 10 to 100, not as the survey's.
+    mask_share : float
+        Share of stars with one to four gaps of dropped pixels.
+    magnitude_rms : float
+        Noise added to every observable, in its own unit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low_snr_share: float = Field(default=0.2, ge=0.0, le=1.0)
+    mask_share: float = Field(default=0.1, ge=0.0, le=1.0)
+    magnitude_rms: float = Field(default=0.01, ge=0.0)
+
+
+_NOISE = BatchNoise()
+
+
+@dataclass(frozen=True, eq=False)
+class Sky:
+    """All that simulates the stars of one survey.
+
+    Attributes
+    ----------
+    wave_aa : (n_pixel,) float64
+        Pixels of the prepared spectra, angstrom in air.
+    labels : (n, 9) float64
+        Labels of the stars that it was made from, in the order of `maury.labels.LABELS`.
+    observables : (n, n_observable) float64
+        Theirs; NaN where missing.
+    snr : (n,) float64
+        S/N per pixel of their spectra.
+    calibration : TheoryCalibration
+    observing : ObservingModel
+
+    Raises
+    ------
+    ConfigError
+        If the emulator does not reach over the pixels.
+    """
+
+    wave_aa: Float64Array
+    labels: Float64Array
+    observables: Float64Array
+    snr: Float64Array
+    calibration: TheoryCalibration
+    observing: ObservingModel
+
+    @classmethod
+    def fit(
+        cls,
+        wave_aa: Float64Array,
+        flux: Float32Array,
+        ivar: Float32Array,
+        *,
+        labels: Float64Array,
+        observables: Float64Array,
+        observing: ObservingModel,
+        medium: str = "air",
+    ) -> Self:
+        """Calibrate theory on labelled spectra.
+
+        Parameters
+        ----------
+        wave_aa : (n_pixel,) float64
+        flux, ivar : (n, n_pixel) float32
+            Prepared spectra of labelled stars.
+        labels : (n, 9) float64
+            Finite.
+        observables : (n, n_observable) float64
+        observing : ObservingModel
+        medium : {"air", "vacuum"}
+            Of `wave_aa`.
+        """
+        wave = wave_aa if medium == "air" else np.asarray(vacuum_to_air(wave_aa))
+        signal = np.sqrt(ivar * np.maximum(flux, np.float32(_FLUX_FLOOR)))
+        snr = np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
+        spectrograph = _spectrograph(wave, observing)
+        full = _emulator().clip(Population.load().complete(labels))
+        theory = _theory(spectrograph, full, None)
+        calibration = TheoryCalibration.fit(
+            wave,
+            theory,
+            flux,
+            ivar=ivar,
+            labels=labels,
+            noise_side_weight=observing.noise_side_weight,
+        )
+        return cls(wave, labels, observables, snr, calibration, observing)
+
+    @cached_property
+    def spectrograph(self) -> Spectrograph:
+        """The emulator's flux to the survey's pixels."""
+        return _spectrograph(self.wave_aa, self.observing)
+
+    def pool(
+        self,
+        n_star: int,
+        rng: np.random.Generator,
+        *,
+        draw: DrawConfig = _DRAW,
+        noise: BatchNoise = _NOISE,
+    ) -> SimulatedPool:
+        """Draw stars around the labelled ones and simulate their spectra.
+
+        Parameters
+        ----------
+        n_star : int
+        rng : numpy Generator
+        draw, noise
+            Settings.
+        """
+        labels, observables = draw_around(self.labels, self.observables, n_star, rng, config=draw)
+        full = _emulator().clip(Population.load().complete(labels, rng))
+        labels = full[:, : len(LABEL_NAMES)]
+        flux = np.empty((n_star, self.wave_aa.size), dtype=np.float32)
+        for start in range(0, n_star, _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            theory = _theory(self.spectrograph, full[rows], rng)
+            flux[rows] = self.calibration.apply(theory, labels[rows])
+        modes = self.calibration.core_modes
+        return SimulatedPool(flux, labels, observables, modes, self.snr, self.spectrograph, noise)
+
+    def theory(self, labels: Float64Array) -> Float32Array:
+        """Noise-free calibrated flux (n_star, n_pixel) of the nine `labels` (n_star, 9).
+
+        Microturbulence, abundance offsets and broadening are those typical of such stars. Rows
+        whose labels are not all finite are NaN.
+        """
+        full = _emulator().clip(Population.load().complete(labels))
+        return self.calibration.apply(_theory(self.spectrograph, full, None), labels)
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
+        own = {name: getattr(self, name) for name in _OWN_ARRAYS}
+        own |= {f"calibration.{f.name}": getattr(self.calibration, f.name) for f in _CALIBRATION}
+        about = {
+            "observing": self.observing.model_dump(mode="json"),
+            "emulator": _emulator().spec.checksum,
+        }
+        return own, about
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> Self:
+        """Read what `to_arrays` gave.
+
+        Raises
+        ------
+        ModelFileError
+            If something is missing, or it was calibrated for another emulator.
+        """
+        try:
+            calibration = TheoryCalibration(
+                **{f.name: arrays[f"calibration.{f.name}"] for f in _CALIBRATION}
+            )
+            own = {name: arrays[name] for name in _OWN_ARRAYS}
+            observing = ObservingModel.model_validate(about["observing"])
+            emulator = str(about["emulator"])
+        except (KeyError, ValueError) as error:
+            raise ModelFileError(f"the calibrated theory is damaged: {error}") from error
+        if emulator != _emulator().spec.checksum:
+            raise ModelFileError(
+                "the calibrated theory is for another emulator than that of this maury; "
+                "train the model again"
+            )
+        return cls(**own, calibration=calibration, observing=observing)
+
+
+_OWN_ARRAYS = ("wave_aa", "labels", "observables", "snr")
+_CALIBRATION = fields(TheoryCalibration)
+
+
+def _emulator() -> Emulator:
+    if not _LOADED:
+        _LOADED.append(Emulator.load())
+    return _LOADED[0]
+
+
+_LOADED: list[Emulator] = []
+
+
+def _spectrograph(wave_aa: Float64Array, observing: ObservingModel) -> Spectrograph:
+    emulator = _emulator()
+    try:
+        return Spectrograph(
+            emulator.wave_aa, wave_aa, emulator.spec.resolving_power, observing
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"the emulator cannot simulate these spectra: {error}; cut them to that range in the "
+            f"preparation, or {ADVICE}"
+        ) from error
+
+
+def _theory(
+    spectrograph: Spectrograph, labels: Float64Array, rng: np.random.Generator | None
+) -> Float32Array:
+    """Emulated flux at the pixels, block by block, as the emulator's is ten times as large."""
+    flux = np.empty((len(labels), spectrograph.wave_out_aa.size), dtype=np.float32)
+    for start in range(0, len(labels), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        source = _emulator().flux(labels[rows])
+        flux[rows] = spectrograph.disperse(source, labels[rows], rng).flux
+    return flux
