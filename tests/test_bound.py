@@ -1,4 +1,4 @@
-"""The Cramer-Rao bound: against dense algebra, against fits of simulated spectra, and its limits."""
+"""The Cramer-Rao bound: against dense algebra, fits of simulated spectra, and its limits."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from maury.emulator import EMULATOR_LABELS, Emulator
 from maury.labels import LABEL_NAMES
 from maury.observables import absolute_magnitude
 from maury.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel, Spectrograph
-from maury.population import Population
+from maury.population import ALL_NAMES, Population, colours_from_magnitudes
 from maury.prior import TIED, population_prior
 from maury.validation import validate
 
@@ -74,7 +74,9 @@ def test_bound_is_the_scatter_of_fits_to_simulated_spectra() -> None:
     spectrograph = Spectrograph(emulator.wave_aa, RAVE_WAVE_AA, 20_000.0, QUIET)
     n = 1500
     stars = np.repeat(labels, n, axis=0)
-    seen = spectrograph.observe(emulator.flux(stars), stars, np.random.default_rng(8), snr=40)
+    seen = spectrograph.observe(
+        emulator.flux(stars), stars, np.random.default_rng(8), snr=np.full(n, 40)
+    )
     fixed = {name: getattr(seen, name)[0] for name in ("rotation_kms", "macroturbulence_kms")}
     slopes = spectrograph.broaden(
         1 + emulator.slopes * 0.1, resolving_power=7500, rv_kms=0, **fixed
@@ -228,10 +230,11 @@ def test_prior_of_tied_labels_holds_on_other_stars(drawn) -> None:
     assert relation[:, 0, 2] == pytest.approx(np.ones(len(labels)))
 
 
-def test_scatter_given_photometry_is_what_trees_leave(drawn) -> None:
+def test_scatter_given_photometry_is_little_less_than_trees_leave(drawn) -> None:
     def seen(stars):
         magnitudes = absolute_magnitude(stars.magnitudes, stars.parallax_mas[:, None])
-        return np.column_stack([magnitudes, stars.a_v])
+        colours = colours_from_magnitudes(stars.magnitudes)
+        return np.column_stack([magnitudes[:, 5], colours, stars.a_v])
 
     training = Population.load().sample(9000, np.random.default_rng(5))
     prior = population_prior().given_photometry(drawn.labels)
@@ -239,7 +242,7 @@ def test_scatter_given_photometry_is_what_trees_leave(drawn) -> None:
         trees = HistGradientBoostingRegressor(max_iter=120, random_state=0)
         trees.fit(seen(training), training.labels[:, k])
         left = np.std(drawn.labels[:, k] - trees.predict(seen(drawn)))
-        assert np.sqrt(prior[:, k, k].mean()) / left == pytest.approx(1.0, abs=0.15), k
+        assert 0.78 < np.sqrt(prior[:, k, k].mean()) / left < 1.02, k
 
 
 def test_bounds_of_real_labels_agree_with_an_independent_estimate(shared) -> None:
@@ -253,9 +256,9 @@ def test_bounds_of_real_labels_agree_with_an_independent_estimate(shared) -> Non
 
 
 def test_estimates_at_the_bound_have_ratio_one(drawn) -> None:
-    labels = drawn.labels[:600, :9]
+    labels = drawn.labels[:300, :9]
     rng = np.random.default_rng(6)
-    snr = rng.uniform(20, 100, 600)
+    snr = rng.uniform(20, 100, 300)
     snr[5] = np.nan
     sigma = cramer_rao(labels, snr, prior="photometry")
     predicted = labels + sigma * rng.standard_normal(labels.shape)
@@ -263,16 +266,23 @@ def test_estimates_at_the_bound_have_ratio_one(drawn) -> None:
     compared = compare_with_bound(labels, predicted, snr)
     assert [one.name for one in compared] == list(LABEL_NAMES)
     for k, one in enumerate(compared):
-        assert one.overall.n == (598 if k == 0 else 599) == sum(b.n for b in one.bins)
+        assert one.overall.n == (298 if k == 0 else 299) == sum(b.n for b in one.bins)
         assert one.overall.ratio_with_photometry == pytest.approx(1.0, abs=0.15)
         assert one.overall.ratio_spectrum_alone < one.overall.ratio_with_photometry
         assert one.overall.with_photometry == pytest.approx(np.nanmedian(sigma[:, k]), rel=0.01)
-        medians = [b.with_photometry for b in one.bins]
-        assert medians == sorted(medians, reverse=True)
     assert [b.low for b in compared[0].bins] == list(SNR_EDGES[:-1])
     plain = compared[0].to_dict()
     assert plain["overall"]["high"] is None
     json.dumps(plain, allow_nan=False)
+
+
+def test_bins_hold_the_spectra_of_their_snr() -> None:
+    labels = np.repeat([GIANT], 5, axis=0)
+    for one in compare_with_bound(labels, labels, [20, 30, 50, 70, 90]):
+        assert [b.n for b in one.bins] == [1] * 5
+        medians = [b.with_photometry for b in one.bins]
+        assert medians == sorted(set(medians), reverse=True)
+        assert one.overall.with_photometry == pytest.approx(medians[2])
 
 
 def test_empty_bins_are_empty(drawn) -> None:
@@ -299,6 +309,4 @@ def test_validation_compares_with_the_bound(tiny_model, tiny_survey) -> None:
 
 
 def test_names_agree() -> None:
-    from maury.population import ALL_NAMES
-
     assert tuple(EMULATOR_LABELS) == ALL_NAMES

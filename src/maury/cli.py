@@ -334,6 +334,7 @@ def _console() -> "Console":
 
 _SHOWN = ("label", "unit", "bias", "sigma", "robust sigma", "slope", "in 1 sigma", "sigma / bound")
 """Columns of a report that fit a terminal of 80 characters; the JSON has all."""
+_LINE_BREAK = {"robust sigma": "robust\nsigma", "sigma / bound": "sigma /\nbound"}
 
 
 def _show_report(report: Any) -> None:
@@ -347,9 +348,11 @@ def _show_report(report: Any) -> None:
         print(f"warning: {report.warning}")
     table = Table(box=SIMPLE)
     header, *rows = report.rows()
-    for name in _SHOWN:
-        table.add_column(name, justify="left" if name in _SHOWN[:2] else "right", no_wrap=True)
+    shown = _SHOWN if report.bounds else _SHOWN[:-1]
+    for name in shown:
+        side: Any = "left" if name in _SHOWN[:2] else "right"
+        table.add_column(_LINE_BREAK.get(name, name), justify=side, no_wrap=True)
     for row in rows:
         values = dict(zip(header, row, strict=True))
-        table.add_row(*(escape(values[name]) for name in _SHOWN))
+        table.add_row(*(escape(values[name]) for name in shown))
     Console().print(table)
