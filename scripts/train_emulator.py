@@ -56,7 +56,7 @@ class Recipe:
     n_member: int = 4
     hidden: int = 192
     n_coefficient: int = 128
-    epochs: int = 700
+    epochs: int = 800
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.1

@@ -86,14 +86,20 @@ QUANTITIES: dict[str, tuple[str, ...]] = {
 Abundances are thus those of the synthesis, relative to the Sun, one input per element, so that a
 network need not learn that a magnesium line follows [Fe/H] + [Mg/Fe]. Mixing in evolved giants is
 added to carbon and nitrogen. Three more inputs follow: the logarithm of the carbon that carbon
-monoxide leaves free, for three strengths of its binding (`DISSOCIATION`).
+monoxide leaves free, in three layers (`DISSOCIATION`).
 """
 
-DISSOCIATION = (0.001, 0.01, 0.1)
-"""Dissociation constants of CO, in units of the oxygen abundance.
+DISSOCIATION = (
+    (-2.88, -8.27, -0.53, 0.12),
+    (-1.92, -8.32, -0.64, 0.15),
+    (-0.91, -8.54, -0.13, -0.08),
+)
+"""Dissociation constant of CO per oxygen atom, in three layers: coefficients of its logarithm.
 
-CN bands of cool stars rise steeply as C/O nears one, which a network given C and O alone would
-have to learn from the few stars that are there.
+log10 K = a + b (theta - 1.1) + c (logg - 2.5) + d [O/H]. CN bands of cool stars rise steeply as
+C/O nears one, which a network given C and O alone would have to learn from the few stars that are
+there. The coefficients and the solar C/O were fitted together with a network to the training stars;
+0.538 is that of Grevesse, Asplund & Sauval (2007, Space Sci. Rev. 130, 105).
 """
 
 _MIXING = np.array(
@@ -102,7 +108,7 @@ _MIXING = np.array(
 _MIXING.setflags(write=False)
 _C, _N, _O = (list(QUANTITIES).index(name) for name in ("c", "n", "o"))
 _DREDGED_C, _DREDGED_N = -0.15, 0.25
-_SOLAR_C_TO_O = 0.55
+_SOLAR_C_TO_O = 0.538
 _N_INPUT = len(QUANTITIES) + len(DISSOCIATION)
 _SHIPPED = "data/emulator.safetensors"
 # A block's hidden layers and flux stay in the second-level cache.
@@ -120,7 +126,8 @@ def quantities(labels: ArrayLike) -> Float64Array:
     dredged = _dredge_up(values[:, 1])[0]
     mixed[:, _C] += _DREDGED_C * dredged
     mixed[:, _N] += _DREDGED_N * dredged
-    free = [_free_carbon(mixed[:, _C] - mixed[:, _O], constant)[0] for constant in DISSOCIATION]
+    ratio = mixed[:, _C] - mixed[:, _O]
+    free = [_free_carbon(ratio, _log_constant(mixed, layer))[0] for layer in DISSOCIATION]
     return np.column_stack([mixed, *free])
 
 
@@ -134,7 +141,11 @@ def _quantity_slopes(values: Float64Array) -> Float64Array:
     mixed = quantities(values)
     ratio = mixed[:, _C] - mixed[:, _O]
     ratio_slope = slopes[:, :, _C] - slopes[:, :, _O]
-    free = [_free_carbon(ratio, constant)[1][:, None] * ratio_slope for constant in DISSOCIATION]
+    free = []
+    for layer in DISSOCIATION:
+        _, by_ratio, by_constant = _free_carbon(ratio, _log_constant(mixed, layer))
+        constant_slope = slopes[:, :, [0, 1, _O]] @ np.array(layer[1:])
+        free.append(by_ratio[:, None] * ratio_slope + by_constant[:, None] * constant_slope)
     return np.concatenate([slopes, np.stack(free, axis=2)], axis=2)
 
 
@@ -144,18 +155,31 @@ def _dredge_up(logg: Float64Array) -> tuple[Float64Array, Float64Array]:
     return u**2 * (3 - 2 * u), -6 * u * (1 - u) / 0.8
 
 
-def _free_carbon(ratio: Float64Array, constant: float) -> tuple[Float64Array, Float64Array]:
-    """Log10 of carbon not bound in CO, per oxygen, and its derivative by `ratio` = [C/O].
+def _log_constant(mixed: Float64Array, layer: tuple[float, ...]) -> Float64Array:
+    at_zero, by_theta, by_logg, by_oxygen = layer
+    theta, logg, oxygen = mixed[:, 0], mixed[:, 1], mixed[:, _O]
+    return at_zero + by_theta * (theta - 1.1) + by_logg * (logg - 2.5) + by_oxygen * oxygen
+
+
+def _free_carbon(
+    ratio: Float64Array, log_constant: Float64Array
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Log10 of carbon not bound in CO, per oxygen; its derivatives by [C/O] and by log10 K.
 
     With c = C/O and dissociation constant K, mass action and conservation give
     x^2 + (1 + K - c) x - K c = 0.
     """
     carbon = _SOLAR_C_TO_O * 10.0 ** np.clip(ratio, -3.0, 3.0)
+    constant = 10.0 ** np.clip(log_constant, -8.0, 8.0)
     excess = carbon - 1 - constant
-    root = np.sqrt(excess**2 + 4 * carbon * constant)
-    free = 2 * carbon * constant / (root - excess)
-    slope = carbon / free * 0.5 * (1 + (excess + 2 * constant) / root)
-    return np.log10(free), slope
+    root = np.hypot(excess, 2 * np.sqrt(carbon * constant))
+    # The larger root, by whichever form adds numbers of one sign.
+    free = np.where(
+        excess > 0, (root + excess) / 2, 2 * carbon * constant / (root + np.abs(excess))
+    )
+    by_ratio = carbon / free * 0.5 * (1 + (excess + 2 * constant) / root)
+    by_constant = constant / free * 0.5 * ((2 * carbon - excess) / root - 1)
+    return np.log10(free), by_ratio, by_constant
 
 
 class Accuracy(BaseModel):
