@@ -13,7 +13,11 @@ from maury.labels import LABELS
 
 METADATA = {"simulated": True, "model": {"preset": "guiglion2020", "note": "quote ' é \" " * 9}}
 SPEC = CatalogueSpec.for_labels(
-    LABELS, survey_columns=["ra", "dec", "star_id", "teff"], metadata=METADATA
+    LABELS,
+    survey_columns=["ra", "dec", "star_id", "teff"],
+    metadata=METADATA,
+    quantiles=True,
+    coverage=True,
 )
 
 
@@ -62,8 +66,12 @@ def test_round_trip(tmp_path, parts, suffix):
 
 def test_columns_stand_in_the_promised_order():
     names = [column.name for column in SPEC.columns]
-    assert names[:3] == ["id", "teff", "teff_error"]
-    assert names[-6:] == ["flags", "warn", "snr", "star_id", "ra", "dec"]
+    assert names[:6] == ["id", "teff", "teff_error", "teff_q16", "teff_q50", "teff_q84"]
+    last = ["flags", "warn", "chi2_reduced", "worst_wavelength", "snr", "star_id", "ra", "dec"]
+    assert names[-8:] == last
+    plain = CatalogueSpec.for_labels(LABELS, survey_columns=[], metadata={})
+    assert [column.name for column in plain.columns][:4] == ["id", "teff", "teff_error", "logg"]
+    assert [column.name for column in plain.columns][-3:] == ["flags", "warn", "snr"]
 
 
 def test_fits_is_read_by_others(tmp_path, parts):

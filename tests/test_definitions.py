@@ -12,7 +12,13 @@ from maury.errors import ConfigError, UnknownName
 from maury.flags import WARNING_MASK, Flag
 from maury.labels import LABEL_NAMES, LABELS, Label
 
-ALL_COLUMNS = [*columns.known().values(), columns.FLAGS, columns.WARN]
+ALL_COLUMNS = [
+    *columns.known().values(),
+    *(columns.for_label_quantile(label, *q) for label in LABELS for q in columns.QUANTILES),
+    *columns.COVERAGE,
+    columns.FLAGS,
+    columns.WARN,
+]
 
 
 def test_the_nine_labels_in_published_order():

@@ -44,6 +44,8 @@ class CatalogueSpec:
         *,
         survey_columns: Iterable[str],
         metadata: Mapping[str, Any],
+        quantiles: bool = False,
+        coverage: bool = False,
     ) -> "CatalogueSpec":
         """Return the columns of a catalogue of these labels.
 
@@ -55,18 +57,20 @@ class CatalogueSpec:
             Columns that the survey has; those of `maury.columns.IN_CATALOGUE` are repeated.
         metadata : mapping
             Provenance; the flags' texts are added.
+        quantiles : bool
+            Whether each error is followed by the quantiles of the label.
+        coverage : bool
+            Whether the columns of `maury.columns.COVERAGE` follow the flags.
         """
         known = columns_module.known(labels)
         present = set(survey_columns)
-        pairs = chain.from_iterable(
-            (columns_module.for_label(label), columns_module.for_label_error(label))
-            for label in labels
-        )
+        groups = chain.from_iterable(_label_columns(label, quantiles) for label in labels)
         chosen = (
             known["id"],
-            *pairs,
+            *groups,
             columns_module.FLAGS,
             columns_module.WARN,
+            *(columns_module.COVERAGE if coverage else ()),
             known["snr"],
             *(known[name] for name in columns_module.IN_CATALOGUE if name in present),
         )
@@ -75,6 +79,16 @@ class CatalogueSpec:
             for bit, flag in enumerate(Flag)
         }
         return cls(chosen, {**metadata, "flags": flags})
+
+
+def _label_columns(label: Label, quantiles: bool) -> list[Column]:
+    columns = [columns_module.for_label(label), columns_module.for_label_error(label)]
+    if quantiles:
+        columns += [
+            columns_module.for_label_quantile(label, suffix, percent)
+            for suffix, percent in columns_module.QUANTILES
+        ]
+    return columns
 
 
 @dataclass(frozen=True)

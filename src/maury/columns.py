@@ -98,6 +98,18 @@ OBSERVED: tuple[Column, ...] = (
 )
 """What a survey may know of each spectrum besides its pixels and labels."""
 
+QUANTILES: tuple[tuple[str, int], ...] = (("q16", 16), ("q50", 50), ("q84", 84))
+"""Suffix and percentage of the quantiles that a calibrated catalogue gives of each label."""
+
+CHI2 = Column(
+    "chi2_reduced", "", "stat.fit.chi2", "Reduced chi-square of the spectrum against its model"
+)
+WORST_WAVELENGTH = Column(
+    "worst_wavelength", "Angstrom", "em.wl", "Where the spectrum is least like its model"
+)
+COVERAGE: tuple[Column, ...] = (CHI2, WORST_WAVELENGTH)
+"""What a catalogue says of the reconstruction, where the model can make one."""
+
 FLAGS = Column("flags", "", "meta.code.qual", "Quality flags, a bit mask", "int32")
 WARN = Column("warn", "", "meta.code.qual", "True if any warning flag is set", "bool")
 
@@ -117,6 +129,16 @@ def for_label_error(label: Label) -> Column:
         label.unit,
         f"stat.error;{label.ucd}",
         f"1 sigma error of {label.name}",
+    )
+
+
+def for_label_quantile(label: Label, suffix: str, percent: int) -> Column:
+    """Return the column of a quantile of a label, for example ``teff_q16``."""
+    return Column(
+        f"{label.name}_{suffix}",
+        label.unit,
+        f"stat.value;{label.ucd}",
+        f"{percent} % quantile of {label.name}",
     )
 
 
