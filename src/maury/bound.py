@@ -27,6 +27,7 @@ from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from maury.emulator import EMULATOR_LABELS, Emulator
 from maury.labels import LABEL_NAMES, LABELS
 from maury.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel, Spectrograph
+from maury.population import Population
 from maury.prior import TIED, population_prior
 
 __all__ = [
@@ -263,7 +264,7 @@ def _complete(labels: ArrayLike) -> tuple[Float64Array, int]:
     full = np.full((len(values), _N), np.nan)
     known = np.isfinite(values).all(axis=1)
     if known.any():
-        full[known] = population_prior().fill(values[known])
+        full[known] = Population.load().complete(values[known])
     return full, _N_SHORT
 
 
@@ -317,7 +318,6 @@ class _Instrument:
 
     emulator: Emulator
     spectrograph: Spectrograph
-    typical: Spectrograph
     factor: Float64Array
     continuum: Float64Array
 
@@ -330,12 +330,9 @@ class _Instrument:
         noise_correlation: Sequence[float],
     ) -> _Instrument:
         wave = np.asarray(wave_aa, dtype=np.float64)
-        grid = (emulator.wave_aa, wave, emulator.spec.resolving_power)
-        without_scatter = sky.model_copy(update={"rotation_scatter": 0.0})
         return cls(
             emulator,
-            Spectrograph(*grid, sky),
-            Spectrograph(*grid, without_scatter),
+            Spectrograph(emulator.wave_aa, wave, emulator.spec.resolving_power, sky),
             _correlation_factor(noise_correlation, wave.size),
             sky.continuum_rms * _continuum_basis(wave),
         )
@@ -372,11 +369,8 @@ class _Instrument:
     def derivatives(self, labels: Float64Array) -> tuple[Float64Array, Float64Array]:
         """Observed flux (n_star, n_pixel), and its derivatives (n_star, n_parameter, n_pixel)."""
         source = self.emulator.flux(labels)
-        # Observed without scatter of rotation, stars have the broadening typical of their Teff.
-        drawn = self.typical.observe(
-            source, labels, np.random.default_rng(0), snr=np.ones(len(labels))
-        )
-        broadening = (drawn.rotation_kms[:, None], drawn.macroturbulence_kms[:, None])
+        typical = self.spectrograph.disperse(source, labels)
+        broadening = (typical.rotation_kms[:, None], typical.macroturbulence_kms[:, None])
         jacobian = self.emulator.jacobian(labels).transpose(0, 2, 1)
         jacobian = jacobian * _SCALE.astype(np.float32)[:, None]
         # Flux and derivatives go together: broadening is linear, and keeps a constant.

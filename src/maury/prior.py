@@ -48,39 +48,17 @@ class PopulationPrior:
         `CORE` of the anchors.
     scatter : (n_anchor, 16, 16) float64
         Covariance of the labels given photometry.
-    mean : (n_anchor, 8) float64
-        Of `TIED` at the anchor's core.
     slope : (n_anchor, 8, 4) float64
-        Derivative of that mean by the core.
+        Derivative of the mean of `TIED` by the core.
     rest : (n_anchor, 8, 8) float64
-        Covariance about it.
+        Covariance about that mean.
     """
 
     core: Float64Array
     scatter: Float64Array
-    mean: Float64Array
     slope: Float64Array
     rest: Float64Array
     _tree: cKDTree
-
-    def fill(self, labels: Float64Array) -> Float64Array:
-        """Return all sixteen labels of the first nine, the others at their means.
-
-        Parameters
-        ----------
-        labels : (n_star, 9)
-            Finite.
-
-        Returns
-        -------
-        (n_star, 16) float64
-        """
-        core = labels[:, _CORE]
-        near = self._near(core)
-        # An anchor's plane is no guide far from it.
-        step = np.clip(core[:, None] - self.core[near], -2 * _CORE_SCALE, 2 * _CORE_SCALE)
-        means = self.mean[near] + np.einsum("skij,skj->ski", self.slope[near], step)
-        return np.concatenate([labels, means.mean(axis=1)[:, 1:]], axis=1)
 
     def given_photometry(self, labels: Float64Array) -> Float64Array:
         """Covariance (n_star, 16, 16) of the labels given eight absolute magnitudes and A_V.
@@ -127,21 +105,18 @@ def population_prior() -> PopulationPrior:
     _, near = cKDTree(core / _CORE_SCALE).query(anchors / _CORE_SCALE, k=_N_NEIGHBOUR)
     tied = stars.labels[:, _TIED]
     tied[:, 0] -= stars.labels[:, _FE_H]
-    mean, slope, rest = _local_planes((core[near] - anchors[:, None]) / _CORE_SCALE, tied[near])
+    slope, rest = _local_planes((core[near] - anchors[:, None]) / _CORE_SCALE, tied[near])
     return PopulationPrior(
         core=anchors,
         scatter=_scatter_given_photometry(stars),
-        mean=mean,
         slope=slope / _CORE_SCALE,
         rest=rest,
         _tree=cKDTree(anchors / _CORE_SCALE),
     )
 
 
-def _local_planes(
-    step: Float64Array, values: Float64Array
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Least-squares planes of `values` (n, k, m) on `step` (n, k, d): mean, slope, covariance."""
+def _local_planes(step: Float64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Least-squares planes of `values` (n, k, m) on `step` (n, k, d): slope, covariance."""
     design = np.concatenate([np.ones((*step.shape[:2], 1)), step], axis=2)
     transposed = design.transpose(0, 2, 1)
     # The ridge matters only where neighbours do not fill all directions.
@@ -149,7 +124,7 @@ def _local_planes(
     solution = np.linalg.solve(normal, transposed @ values)
     residual = values - design @ solution
     covariance = residual.transpose(0, 2, 1) @ residual / (step.shape[1] - design.shape[2])
-    return solution[:, 0], solution[:, 1:].transpose(0, 2, 1), covariance
+    return solution[:, 1:].transpose(0, 2, 1), covariance
 
 
 def _scatter_given_photometry(stars: Stars) -> Float64Array:
