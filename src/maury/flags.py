@@ -43,6 +43,15 @@ class Flag(IntFlag):
     OBSERVABLE_OUTSIDE = 13, True, "an observable lies outside the range of the training sample"
     LABEL_OUTSIDE = 14, True, "a label lies outside the range of the training sample"
     TRAINING_STAR = 15, False, "this star took part in the training or choice of the networks"
+    SPECTRUM_UNLIKE = 16, True, "the spectrum is unlike those of the training sample"
+    RECONSTRUCTION_POOR = 17, True, "the spectrum computed from the labels does not fit"
+    RADIAL_VELOCITY_WRONG = 18, True, "lines shifted against the spectrum computed from the labels"
+    EMISSION = 19, True, "emission in the cores of the Ca II triplet"
+    DOUBLE_LINED = 20, True, "a second set of lines, as of a spectroscopic binary"
+    CONTINUUM_BAD = 21, True, "the continuum is tilted or curved"
+    HOT_STAR = 22, True, "Paschen lines, or Teff, beyond those of the training sample"
+    PHOTOMETRY_DISAGREES = 23, True, "labels from the spectrum and from the observables disagree"
+    LABELS_UNLIKE = 24, True, "few training stars have labels like these"
 
 
 WARNING_MASK: int = sum(flag.value for flag in Flag if flag.warns)

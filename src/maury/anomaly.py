@@ -1,0 +1,277 @@
+"""Tests of residuals: does a spectrum fit the one computed for its labels, and if not, how.
+
+Pure functions of (n_star, n_pixel) arrays, and `VelocityTest`, which correlates. What is normal is
+learnt elsewhere (`maury.coverage`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.fft
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_solve_banded, cholesky_banded, solveh_banded
+
+from maury.operators import SPEED_OF_LIGHT_KMS
+
+__all__ = [
+    "CALCIUM_AA",
+    "PASCHEN_AA",
+    "VelocityTest",
+    "chi_square",
+    "continuum_terms",
+    "line_profile",
+    "matched_filter",
+    "worst_pixel",
+]
+
+CALCIUM_AA = (8498.02, 8542.09, 8662.14)
+"""Air wavelengths of the Ca II triplet."""
+PASCHEN_AA = (8467.25, 8598.39, 8750.47)
+"""Air wavelengths of the Paschen lines 17, 14 and 12, which no Ca II line blends."""
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+_WORST_WINDOW = 3
+_TAPER = 0.04
+_BLOCK = 1024
+
+
+def chi_square(
+    scaled: ArrayLike, good: ArrayLike, *, noise_correlation: Sequence[float]
+) -> Float64Array:
+    """Return chi-square per pixel, r^T C^-1 r / n, of residuals whose noise is correlated.
+
+    Parameters
+    ----------
+    scaled : (n_star, n_pixel) float
+        Residual over its standard deviation.
+    good : (n_star, n_pixel) bool
+        Pixels that count. The others are left out of C, too.
+    noise_correlation : sequence of float
+        Correlation of pixels 1, 2, ... apart.
+
+    Returns
+    -------
+    (n_star,) float64
+        NaN where no pixel is good.
+    """
+    used = np.asarray(good, dtype=bool)
+    residual = np.where(used, scaled, 0.0).astype(np.float64)
+    bands = _bands(used.shape[1], noise_correlation)
+    total = np.empty(len(used))
+    whole = used.all(axis=1)
+    if whole.any():
+        part = residual[whole]
+        solved = cho_solve_banded((cholesky_banded(bands), False), part.T)
+        total[whole] = np.einsum("np,pn->n", part, solved)
+    for row in np.flatnonzero(~whole):
+        total[row] = residual[row] @ solveh_banded(_without(bands, used[row]), residual[row])
+    count = used.sum(axis=1)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def _bands(n_pixel: int, correlation: Sequence[float]) -> Float64Array:
+    """Upper bands of the Toeplitz correlation matrix, as LAPACK stores them."""
+    lags = np.r_[1.0, np.asarray(correlation, dtype=np.float64)][:n_pixel]
+    bands = np.zeros((lags.size, n_pixel))
+    for lag, value in enumerate(lags):
+        bands[lags.size - 1 - lag, lag:] = value
+    return bands
+
+
+def _without(bands: Float64Array, used: BoolArray) -> Float64Array:
+    """Cut the pixels not used from the matrix: they become independent of all others."""
+    cut = bands.copy()
+    for lag in range(1, len(bands)):
+        cut[len(bands) - 1 - lag, lag:] *= used[lag:] & used[:-lag]
+    return cut
+
+
+def worst_pixel(scaled: ArrayLike, good: ArrayLike) -> NDArray[np.intp]:
+    """Return the middle pixel (n_star,) of the three that stand out most from zero together.
+
+    A line that is wrong is wrong in several pixels; a single noisy one should not win.
+    Arguments as of `chi_square`.
+    """
+    residual = np.where(good, scaled, 0.0)
+    padded = np.pad(residual, ((0, 0), (_WORST_WINDOW // 2, _WORST_WINDOW // 2)))
+    n_pixel = residual.shape[1]
+    parts = [padded[:, k : k + n_pixel] for k in range(_WORST_WINDOW)]
+    worst: NDArray[np.intp] = np.argmax(np.abs(np.sum(parts, axis=0)), axis=1)
+    return worst
+
+
+def line_profile(
+    wave_aa: Float64Array, lines_aa: Sequence[float], *, sigma_aa: float
+) -> Float64Array:
+    """Return Gaussians of height 1 at lines (n_pixel,); zero where the grid holds none of them."""
+    distance = (wave_aa - np.array(lines_aa)[:, None]) / sigma_aa
+    inside = (np.array(lines_aa) > wave_aa[0]) & (np.array(lines_aa) < wave_aa[-1])
+    profile = (np.exp(-0.5 * distance**2) * inside[:, None]).sum(axis=0)
+    return np.asarray(np.where(profile > 1e-3, profile, 0.0))
+
+
+def matched_filter(
+    residual: Float64Array, weight: Float64Array, profile: Float64Array
+) -> Float64Array:
+    """Return the height of `profile` in the residual over its formal error, (n_star,).
+
+    Parameters
+    ----------
+    residual, weight : (n_star, n_pixel) float64
+        Residual flux, and inverse variance, 0 for bad pixels.
+    profile : (n_pixel,) float64
+
+    Returns
+    -------
+    (n_star,) float64
+        NaN where no good pixel lies in the profile.
+    """
+    information = weight @ profile**2
+    found = (weight * residual) @ profile
+    safe = np.where(information > 0, information, np.nan)
+    return np.asarray(found / np.sqrt(safe))
+
+
+def continuum_terms(residual: Float64Array, weight: Float64Array, *, degree: int) -> Float64Array:
+    """Fit Legendre polynomials up to `degree` over the pixels, (n_star, degree + 1).
+
+    Arguments as of `matched_filter`. NaN where too few pixels are good.
+    """
+    n_pixel = residual.shape[1]
+    basis = np.polynomial.legendre.legvander(np.linspace(-1.0, 1.0, n_pixel), degree)
+    first, second = np.triu_indices(degree + 1)
+    products = weight @ (basis[:, first] * basis[:, second])
+    normal = np.empty((len(residual), degree + 1, degree + 1))
+    normal[:, first, second] = products
+    normal[:, second, first] = products
+    enough = (weight > 0).sum(axis=1) > 4 * (degree + 1)
+    normal[~enough] = np.eye(degree + 1)
+    # A millionth of the weight keeps a spectrum with a wide gap solvable.
+    normal += 1e-6 * normal[:, :1, :1] * np.eye(degree + 1)
+    right = (weight * residual) @ basis
+    terms = np.linalg.solve(normal, right[..., None])[..., 0]
+    return np.asarray(np.where(enough[:, None], terms, np.nan))
+
+
+@dataclass(frozen=True)
+class VelocityTest:
+    """Cross-correlation of spectra with templates, on a grid uniform in ln(lambda).
+
+    Parameters
+    ----------
+    wave_aa : (n_pixel,) float64
+        Wavelengths of the spectra.
+    reach_kms, pair_reach_kms : float
+        Largest shift searched, for one set of lines and for each of two.
+    least_separation_kms : float
+        Of two sets of lines; nearer ones cannot be told from one broad set.
+    """
+
+    wave_aa: Float64Array
+    reach_kms: float = 500.0
+    pair_reach_kms: float = 260.0
+    least_separation_kms: float = 45.0
+
+    @cached_property
+    def step_kms(self) -> float:
+        """Velocity of one step of the correlation."""
+        span = np.log(self.wave_aa[-1] / self.wave_aa[0])
+        return float(SPEED_OF_LIGHT_KMS * span / (self.wave_aa.size - 1))
+
+    @cached_property
+    def _resampler(self) -> Any:
+        """Sparse linear interpolation (n_pixel, n_pixel) to the logarithmic grid, tapered."""
+        n_pixel = self.wave_aa.size
+        target = np.geomspace(self.wave_aa[0], self.wave_aa[-1], n_pixel)
+        position = np.interp(target, self.wave_aa, np.arange(n_pixel))
+        left = np.clip(np.floor(position).astype(int), 0, n_pixel - 2)
+        part = position - left
+        index = np.column_stack([left, left + 1]).ravel()
+        data = np.column_stack([1.0 - part, part]).ravel().astype(np.float32)
+        pointer = np.arange(0, 2 * n_pixel + 1, 2)
+        return scipy.sparse.csr_array((data, index, pointer), shape=(n_pixel, n_pixel))
+
+    @cached_property
+    def _taper(self) -> Float32Array:
+        n_pixel = self.wave_aa.size
+        edge = np.minimum(np.arange(n_pixel), np.arange(n_pixel)[::-1]) / (_TAPER * n_pixel)
+        return np.asarray(np.minimum(edge, 1.0), dtype=np.float32)
+
+    def measure(self, flux: Float32Array, template: Float32Array) -> tuple[Float64Array, ...]:
+        """Shift of each spectrum against its template, and gain of a second set of lines.
+
+        The gain is that of the best pair of shifted templates over the best single one, in the
+        manner of TODCOR (Zucker & Mazeh 1994, ApJ 420, 806, eq. 3), with one template for both:
+        the drop in squared residual over the residual that is left.
+
+        Parameters
+        ----------
+        flux, template : (n_star, n_pixel) float32
+            Continuum near 1, finite.
+
+        Returns
+        -------
+        shift_kms, gain : (n_star,) float64
+            Positive shifts are away from the observer. NaN for a template without lines.
+        """
+        blocks = [
+            self._measure(flux[start : start + _BLOCK], template[start : start + _BLOCK])
+            for start in range(0, max(len(flux), 1), _BLOCK)
+        ]
+        return tuple(np.concatenate(part) for part in zip(*blocks, strict=True))
+
+    def _measure(self, flux: Float32Array, template: Float32Array) -> tuple[Float64Array, ...]:
+        reach = min(int(self.reach_kms / self.step_kms), self.wave_aa.size // 4)
+        pair = min(int(self.pair_reach_kms / self.step_kms), reach)
+        depth, model = self._depth(flux), self._depth(template)
+        size = scipy.fft.next_fast_len(self.wave_aa.size + 2 * reach, real=True)
+        seen, known = (scipy.fft.rfft(x, size, axis=1) for x in (depth, model))
+        cross = scipy.fft.irfft(seen * known.conj(), size, axis=1)
+        auto = scipy.fft.irfft(np.square(np.abs(known)), size, axis=1)[:, : 2 * pair + 1]
+        cross = cross[:, np.arange(-reach, reach + 1)].astype(np.float64)
+        power = np.where(auto[:, 0] > 0, auto[:, 0], np.nan).astype(np.float64)
+        shift = self.step_kms * (_peak(cross) - reach) + 0.0 * power
+        cross = cross[:, reach - pair : reach + pair + 1] / np.sqrt(power)[:, None]
+        one = np.square(np.clip(cross.max(axis=1), 0.0, None))
+        least = int(np.ceil(self.least_separation_kms / self.step_kms))
+        two = _best_pair(cross, auto / power[:, None], least)
+        total = np.einsum("np,np->n", depth, depth).astype(np.float64)
+        left = np.maximum(total - np.maximum(one, two), 1e-6 * total + 1e-12)
+        return shift, np.maximum(two - one, 0.0) / left
+
+    def _depth(self, flux: Float32Array) -> Float32Array:
+        depth = (self._resampler @ np.ascontiguousarray(np.float32(1.0) - flux).T).T
+        depth = depth - depth.mean(axis=1, keepdims=True)
+        return np.asarray(depth * self._taper, dtype=np.float32)
+
+
+def _peak(cross: Float64Array) -> Float64Array:
+    """Position (n_star,) of the maximum, between the samples by a parabola."""
+    row = np.arange(len(cross))
+    top = np.argmax(cross, axis=1)
+    middle = np.clip(top, 1, cross.shape[1] - 2)
+    left, centre, right = (cross[row, middle + k] for k in (-1, 0, 1))
+    bend = left - 2.0 * centre + right
+    step = np.where(bend < 0, 0.5 * (left - right) / np.where(bend < 0, bend, 1.0), 0.0)
+    return np.asarray(np.where(top == middle, middle + np.clip(step, -0.5, 0.5), top))
+
+
+def _best_pair(cross: Float64Array, auto: NDArray[Any], least: int) -> Float64Array:
+    """Largest squared projection (n_star,) on two shifted templates of positive strength."""
+    best = np.zeros(len(cross))
+    for apart in range(least, cross.shape[1]):
+        like = auto[:, apart, None]
+        first, second = cross[:, :-apart], cross[:, apart:]
+        a, b = first - like * second, second - like * first
+        explained = np.where((a > 0) & (b > 0), a * first + b * second, 0.0)
+        np.maximum(best, explained.max(axis=1) / (1.0 - np.square(auto[:, apart])), out=best)
+    return best
