@@ -43,5 +43,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_survey: Path) -> P
 
     path = tmp_path_factory.mktemp("model") / "model"
     config = {"training": {"batch_size": 32, "epochs": 3}, "ensemble": {"members": 2}}
-    train(tiny_survey, path, config=config, seed=5)
+    train(tiny_survey, path, preset="guiglion2020", config=config, seed=5)
     return path
