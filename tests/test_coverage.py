@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import toeplitz
@@ -265,6 +267,18 @@ def test_bad_rows_are_nan_and_not_flagged(model: CoverageModel, clean: Evidence)
     assert len(mask) == 4
 
 
+def test_detectors_without_input_are_silent(clean: Evidence) -> None:
+    blind = dataclasses.replace(clean, views=None)
+    model = CoverageModel.fit(blind, wave_aa=WAVE + 1000, label_names=["a"] * 9)
+    scores = CoverageModel.from_arrays(model.to_arrays()).score(clean)
+    for name in ("emission", "paschen", "disagreement", "teff"):
+        assert np.isnan(getattr(scores, name)).all()
+    found = shares(model.flags(scores))
+    silent = (Flag.EMISSION, Flag.HOT_STAR, Flag.PHOTOMETRY_DISAGREES)
+    assert [found[flag] for flag in silent] == [0, 0, 0]
+    assert found[Flag.RECONSTRUCTION_POOR] > 0
+
+
 def test_no_stars(model: CoverageModel, clean: Evidence) -> None:
     scores = model.score(clean.rows(np.zeros(len(clean), dtype=bool)))
     assert model.flags(scores).shape == (0,)
@@ -424,3 +438,114 @@ def test_outliers_do_not_widen_the_robust_covariance() -> None:
     values[:20] = 1e4
     centre, root = robust_whitening(values)
     assert np.std((values[20:] - centre) @ root) == pytest.approx(1, abs=0.15)
+
+
+def quadratic(values: np.ndarray, n_squared: int) -> np.ndarray:
+    first, second = np.triu_indices(n_squared)
+    return np.column_stack([np.ones(len(values)), values, values[:, first] * values[:, second]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """Ridge regression on terms, and the covariance of what it leaves."""
+
+    centre: np.ndarray
+    scale: np.ndarray
+    n_squared: int
+    weights: np.ndarray
+    covariance: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray, y: np.ndarray, n_squared: int) -> Regression:
+        centre, scale = x.mean(axis=0), x.std(axis=0)
+        terms = quadratic((x - centre) / scale, n_squared)
+        normal = terms.T @ terms + 3.0 * np.eye(terms.shape[1])
+        weights = np.linalg.solve(normal, terms.T @ y)
+        covariance = np.cov((y - terms @ weights).T) if y.shape[1] < 20 else np.zeros(0)
+        return cls(centre, scale, n_squared, weights, covariance)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return quadratic((x - self.centre) / self.scale, self.n_squared) @ self.weights
+
+
+@dataclasses.dataclass(frozen=True)
+class RaveLike:
+    """Stars of the reference data, and quick regressions in the place of a network."""
+
+    sky: Sky
+    flux: np.ndarray
+    snr: np.ndarray
+    labels: np.ndarray
+    observables: np.ndarray
+    offsets: np.ndarray
+    axes: np.ndarray
+    from_flux: Regression
+    from_observables: Regression
+    missing: Regression | None = None
+
+    @classmethod
+    def load(cls, folder: Path, sky: Sky, train: np.ndarray) -> RaveLike:
+        flux = fits.getdata(folder / "training_sample_spectra.fits").T.astype(np.float32)
+        table = {
+            name: np.genfromtxt(
+                folder / f"training_sample_{name}.csv", delimiter=",", skip_header=1
+            )
+            for name in ("labels", "parameters", "extra")
+        }
+        labels, given = table["labels"][:, 1:], table["parameters"]
+        absolute = given[:, 1:9] + 5 * np.log10(given[:, :1]) - 10
+        observables = np.column_stack([absolute[:, :1], -np.diff(absolute, axis=1), given[:, 9]])
+        axes = np.linalg.svd(flux[train] - flux[train].mean(axis=0), full_matrices=False)[2][:30]
+        offsets = np.median(Population.load().sample(2000, np.random.default_rng(0)).labels, axis=0)
+        return cls(
+            sky=sky,
+            flux=flux,
+            snr=table["extra"][:, 1],
+            labels=labels,
+            observables=observables,
+            offsets=offsets[9:],
+            axes=axes,
+            from_flux=Regression.fit(flux[train] @ axes.T, labels[train], 8),
+            from_observables=Regression.fit(observables[train], labels[train], 9),
+        ).calibrated(train)
+
+    def calibrated(self, train: np.ndarray) -> RaveLike:
+        known = self.evidence(train)
+        missing = np.asarray(known.flux) - known.reconstruction
+        return dataclasses.replace(
+            self, missing=Regression.fit(np.asarray(known.labels), missing, 5)
+        )
+
+    def evidence(
+        self, rows: np.ndarray, change: Change | None = None, partner: np.ndarray | None = None
+    ) -> Evidence:
+        rng = np.random.default_rng(1)
+        flux = self.flux[rows] if change is None else change(self.flux[rows], rng)
+        ivar = self.snr[rows, None] ** 2 / np.clip(flux, 0.05, None)
+        one = self.from_flux(flux @ self.axes.T)
+        two = self.from_observables(self.observables[rows if partner is None else partner])
+        sizes = [self.from_flux.covariance, self.from_observables.covariance]
+        weight = np.linalg.solve(sizes[0] + sizes[1], sizes[0])
+        labels = one + (two - one) @ weight
+        offsets = np.broadcast_to(self.offsets, (len(rows), self.offsets.size))
+        model = self.sky.reconstruct(np.column_stack([labels, offsets]))
+        if self.missing is not None:
+            model = model + self.missing(labels)
+        both = [np.broadcast_to(c, (len(rows), 9, 9)) for c in sizes]
+        views = TwoViews(one, both[0], two, both[1])
+        return Evidence(flux, ivar, self.snr[rows], labels, model, views=views)
+
+
+@pytest.mark.slow
+def test_reference_stars_with_quick_labels(shared: Path, sky: Sky) -> None:
+    rows = np.random.default_rng(0).permutation(3669)
+    train, held_out = rows[:3000], rows[3000:]
+    stars = RaveLike.load(shared / "data" / "rave_like", sky, train)
+    model = CoverageModel.fit(stars.evidence(train), wave_aa=WAVE, label_names=NAMES)
+    clean = model.score(stars.evidence(held_out))
+    assert np.mean(model.flags(clean) != 0) <= 0.05
+    for name in ("rv_shift_kms", "emission", "sb2", "continuum"):
+        odd = model.score(stars.evidence(held_out, CASES[name][0]))
+        assert auc(np.abs(getattr(clean, name)), np.abs(getattr(odd, name))) >= 0.95, name
+    other = model.score(stars.evidence(held_out, partner=np.roll(held_out, 1)))
+    assert auc(clean.disagreement, other.disagreement) >= 0.9

@@ -210,7 +210,7 @@ class VelocityTest:
         """Shift of each spectrum against its template, and gain of a second set of lines.
 
         The gain is that of the best pair of shifted templates over the best single one, in the
-        manner of TODCOR (Zucker & Mazeh 1994, ApJ 420, 806, eq. 3), with one template for both:
+        manner of TODCOR (Zucker & Mazeh 1994, ApJ 420, 806), with one template for both stars:
         the drop in squared residual over the residual that is left.
 
         Parameters

@@ -58,7 +58,7 @@ def nearest(points: Float64Array, reference: Float32Array, rank: int) -> Float64
     rank = min(rank, len(reference))
     size = np.square(reference).sum(axis=1)
     out = np.empty(len(points))
-    known = np.isfinite(points).all(axis=1)
+    known = np.asarray(np.isfinite(points).all(axis=1))
     safe = np.clip(np.where(known[:, None], points, 0.0), -1e6, 1e6).astype(np.float32)
     for start in range(0, len(points), _BLOCK):
         part = safe[start : start + _BLOCK]
