@@ -8,7 +8,7 @@ import pytest
 
 from maury import simulate as sim
 from maury.columns import BANDS
-from maury.emulator import EMULATOR_LABELS, Emulator, EmulatorSpec
+from maury.emulator import DISSOCIATION, QUANTITIES, Emulator, EmulatorSpec
 from maury.errors import ConfigError, OutputExists, ResumeMismatch
 from maury.labels import LABEL_NAMES
 from maury.observing import SKY_LIKE, TRAINING_SKY, ObservingModel
@@ -30,6 +30,7 @@ BOUNDS = [
 def emulator():
     """Return an emulator of one line, a little deeper in cooler stars."""
     n_pixel, hidden = 2048, 4
+    n_input = len(QUANTITIES) + len(DISSOCIATION)
     wave = np.geomspace(8404.0, 8800.0, n_pixel)
     line = np.exp(-0.5 * ((wave - 8600.0) / 0.5) ** 2)
     spec = EmulatorSpec(
@@ -40,7 +41,7 @@ def emulator():
         resolving_power=20000.0,
     )
     rng = np.random.default_rng(0)
-    shapes = {"weight_0": (1, 16, hidden), "weight_1": (1, hidden, hidden)}
+    shapes = {"weight_0": (1, n_input, hidden), "weight_1": (1, hidden, hidden)}
     shapes |= {"weight_2": (1, hidden, hidden), "weight_out": (1, hidden, 1)}
     shapes |= {f"bias_{k}": (1, 1, hidden) for k in range(3)} | {"bias_out": (1, 1, 1)}
     tensors = {k: rng.normal(0, 0.3, s).astype(np.float32) for k, s in shapes.items()}
@@ -48,8 +49,8 @@ def emulator():
         spec,
         tensors
         | {
-            "centre": np.zeros(len(EMULATOR_LABELS)),
-            "scale": np.ones(len(EMULATOR_LABELS)),
+            "centre": np.zeros(n_input),
+            "scale": np.ones(n_input),
             "basis": (0.05 * line[None]).astype(np.float32),
             "mean": (1.0 - 0.4 * line).astype(np.float32),
             "error": np.full(n_pixel, 1e-3, np.float32),
