@@ -5,9 +5,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,16 +19,20 @@ from torch import Tensor, nn
 
 import maury
 from maury import labels as labels_module
+from maury.emulator import Emulator
 from maury.errors import ConfigError, ModelFileError, ResumeMismatch, TrainingError
 from maury.files import refuse_existing, remove
 from maury.flags import Flag
+from maury.labels import LABEL_NAMES
 from maury.members import MemberJob, Progress, WorkFolder, train_members
 from maury.model import Affine, Float64s, Member, Model, Scaling
-from maury.networks import NetworkConfig, build, network_config, thinned
+from maury.networks import Answer, NetworkConfig, build, network_config, thinned
 from maury.preparation import Inputs
+from maury.recipe import SimulatedTraining
 from maury.settings import ChoiceConfig as ChoiceConfig
 from maury.settings import EnsembleConfig as EnsembleConfig
 from maury.settings import resolve
+from maury.sky import ADVICE, Sky
 from maury.spectra import Medium
 from maury.split import PARTS, SplitRecord, split_rows
 from maury.survey import Batch, Survey
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 20.0
 """Least time between two checkpoints of a member."""
 _READ_ROWS = 2048
+_LEAST_STARS = 30
 _PREDICT_ROWS = 512
 
 Float32s = NDArray[np.float32]
@@ -69,7 +73,7 @@ def train(
     model : path-like
         Model directory to write.
     preset : str, optional
-        Architecture, in place of that of `config`; ``guiglion2020`` by default.
+        Architecture, in place of that of `config`; ``maury`` by default.
     members : int, optional
         Number of networks, in place of that of `config`.
     seed : int
@@ -93,7 +97,8 @@ def train(
     Raises
     ------
     ConfigError
-        If settings are wrong; all of them are listed.
+        If settings are wrong; all of them are listed. If the preset ``maury`` cannot simulate such
+        a survey.
     TrainingError
         If too few stars have labels and inputs, or a member fails.
     OutputExists, ResumeMismatch
@@ -105,8 +110,11 @@ def train(
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     stars = _collect(survey, settings, seed)
     folder = _work_folder(path, _fingerprint(settings, seed, stars), overwrite=overwrite)
-    for part in ("train", "validation"):
-        folder.put_sample(part, *stars.sample(part))
+    if not settings.network.simulates:
+        for part in ("train", "validation"):
+            folder.put_sample(part, *stars.sample(part))
+    elif not folder.has_sky:
+        folder.put_sky(_fit_sky(stars, settings), _sources(settings))
     n_members = settings.ensemble.members
     seeds = [
         int(child.generate_state(1, np.uint64)[0] >> 1)
@@ -137,6 +145,7 @@ class _Table:
 
     rows: NDArray[np.int64]
     flux: Float32s
+    ivar: Float32s
     observables: Float64s
     wave_aa: Float64s
     medium: Medium
@@ -172,7 +181,7 @@ class _Stars:
 
 def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
     """Prepare the labelled rows of a survey and divide them; rows that cannot train are counted."""
-    names = settings.ensemble.labels or survey.label_names
+    names = _names(settings.ensemble.labels or survey.label_names, settings)
     labels = labels_module.select(names, survey.label_definitions)
     truth = survey.labels(names)
     labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
@@ -185,6 +194,9 @@ def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
     split = split_rows(star_id, config=settings.split, seed=seed)
     dropped = {"no label": int(len(survey) - labelled.size)}
     table = _prepare(survey, labelled, settings, dropped)
+    if settings.network.simulates:
+        Sky.require_grid(table.wave_aa, table.medium, _simulated(settings).observing)
+        table = _complete(table, truth, dropped)
     usable = np.isin(labelled, table.rows)
     parts = {
         part: np.searchsorted(table.rows, labelled[rows[usable[rows]]])
@@ -199,6 +211,11 @@ def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
     truth = truth[table.rows]
     for part in ("train", "validation"):
         _require_values(names, truth[parts[part]], part)
+    if settings.network.simulates and parts["train"].size < _LEAST_STARS:
+        raise TrainingError(
+            f"the preset 'maury' calibrates theory on at least {_LEAST_STARS} training stars, got "
+            f"{parts['train'].size}; left out are {_counts(dropped)}"
+        )
     rule = settings.network.scaling
     return _Stars(
         labels=labels,
@@ -206,7 +223,12 @@ def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
         truth=truth,
         truth_error=survey.label_errors(names)[table.rows],
         parts=parts,
-        split=SplitRecord.of(split, star_id, usable=usable),
+        split=SplitRecord.of(
+            split,
+            star_id,
+            usable=usable,
+            validation_use="calibration" if settings.network.simulates else "choice",
+        ),
         scaling=Scaling(
             Affine.measure(table.observables[parts["train"]], rule=rule),
             Affine.measure(truth[parts["train"]], rule=rule),
@@ -216,11 +238,60 @@ def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
     )
 
 
+def _names(names: Sequence[str], settings: EnsembleConfig) -> tuple[str, ...]:
+    """Labels to learn, in the order of the network's outputs."""
+    if not settings.network.simulates or not names:
+        return tuple(names)
+    if set(names) != set(LABEL_NAMES):
+        raise ConfigError(
+            f"the preset 'maury' simulates stars by the labels {', '.join(LABEL_NAMES)}, got "
+            f"{', '.join(names)}; {ADVICE}"
+        )
+    return LABEL_NAMES
+
+
+def _complete(table: _Table, truth: Float64s, dropped: dict[str, int]) -> _Table:
+    """Rows of which all labels are known, as only such stars can be simulated."""
+    whole = np.isfinite(truth[table.rows]).all(axis=1)
+    dropped["incomplete labels"] = int((~whole).sum())
+    return replace(
+        table,
+        rows=table.rows[whole],
+        flux=table.flux[whole],
+        ivar=table.ivar[whole],
+        observables=table.observables[whole],
+    )
+
+
+def _fit_sky(stars: _Stars, settings: EnsembleConfig) -> Sky:
+    table, rows = stars.table, stars.parts["train"]
+    observables = table.observables[rows]
+    return Sky.fit(
+        table.wave_aa,
+        table.flux[rows],
+        table.ivar[rows],
+        labels=stars.truth[rows],
+        observables=observables if stars.takes_observables else observables[:, :0],
+        observing=_simulated(settings).observing,
+        medium=table.medium,
+    )
+
+
+def _sources(settings: EnsembleConfig) -> NDArray[np.bool_]:
+    sources = settings.preparation.sources
+    return sources if settings.network.photometry else sources[:0, :0]
+
+
+def _simulated(settings: EnsembleConfig) -> SimulatedTraining:
+    assert isinstance(settings.training, SimulatedTraining), "such are the settings of the preset"
+    return settings.training
+
+
 def _prepare(
     survey: Survey, labelled: NDArray[np.int64], settings: EnsembleConfig, dropped: dict[str, int]
 ) -> _Table:
     """Prepare rows batch by batch; count in `dropped` those that the network cannot take."""
-    rows, flux, observables = [], [], []
+    rows, flux, ivar, observables = [], [], [], []
     dropped |= {"no usable pixel": 0, "missing observable": 0}
     for start in range(0, len(survey), _READ_ROWS):
         chosen = labelled[(labelled >= start) & (labelled < start + _READ_ROWS)]
@@ -235,10 +306,12 @@ def _prepare(
         usable = ~(blank | lacking)
         rows.append(chosen[usable])
         flux.append(inputs.flux[usable])
+        ivar.append(inputs.ivar[usable])
         observables.append(inputs.observables[usable].astype(np.float64))
     return _Table(
         np.concatenate(rows),
         np.concatenate(flux),
+        np.concatenate(ivar),
         np.concatenate(observables),
         inputs.wave_aa,
         inputs.medium,
@@ -281,9 +354,12 @@ def _fingerprint(settings: EnsembleConfig, seed: int, stars: _Stars) -> str:
     identity = settings.to_json()
     del identity["ensemble"]
     digest = hashlib.sha256(json.dumps([identity, seed, torch.__version__]).encode())
-    for part in ("train", "validation"):
-        for array in stars.sample(part):
-            digest.update(np.ascontiguousarray(array).tobytes())
+    arrays = [*stars.sample("train"), *stars.sample("validation")]
+    if settings.network.simulates:
+        digest.update(Emulator.load().spec.checksum.encode())
+        arrays = [*stars.sample("train"), stars.table.ivar[stars.parts["train"]]]
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -317,10 +393,13 @@ def choose(losses: NDArray[np.float64], choice: ChoiceConfig) -> NDArray[np.bool
     Parameters
     ----------
     losses : (n_member,) float64
-        Validation loss of each member.
+        Validation loss of each member; where one is NaN, there is nothing to choose by and all
+        are kept.
     choice : ChoiceConfig
         Percentile and least number.
     """
+    if np.isnan(losses).any():
+        return np.ones(losses.size, dtype=np.bool_)
     kept = losses <= np.percentile(losses, choice.percentile)
     kept[np.argsort(losses, kind="stable")[: choice.keep_at_least]] = True
     return np.asarray(kept, dtype=np.bool_)
@@ -338,7 +417,8 @@ def _publish(
     overwrite: bool,
 ) -> Model:
     results = [folder.result(job.member) for job in jobs]
-    kept = choose(np.array([r.validation_loss for r in results]), settings.ensemble)
+    losses = [math.nan if r.validation_loss is None else r.validation_loss for r in results]
+    kept = choose(np.array(losses), settings.ensemble)
     members = tuple(
         Member.numbered(
             job.member,
@@ -370,6 +450,9 @@ def _publish(
         },
         provenance=_provenance(settings.network, survey),
     )
+    if settings.network.simulates:
+        arrays, about = folder.sky()[0].to_arrays()
+        model = model.with_arrays("sky", arrays, metadata=about)
     return model.save(path, weights=weights, overwrite=overwrite)
 
 
@@ -419,6 +502,26 @@ def _network_of(model: Model) -> NetworkConfig:
         raise ModelFileError(f"{model.path}: {error}; use a newer maury") from error
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Labels of some stars, in the unit of each label; NaN where there is no answer.
+
+    Attributes
+    ----------
+    mean, sigma : (n_star, n_label) float64
+        Labels and their 1 sigma errors.
+    covariance : (n_star, n_label, n_label) float64 or None
+        Of the labels of each star; None if the networks predict none.
+    features : (n_star, width) float32 or None
+        What the last layer of the first network sees; None if it tells nothing of it.
+    """
+
+    mean: Float64s
+    sigma: Float64s
+    covariance: Float64s | None = None
+    features: Float32s | None = None
+
+
 class EnsembleNetwork:
     """The kept networks of a model as one: mean and spread of their answers.
 
@@ -432,8 +535,21 @@ class EnsembleNetwork:
         self.model = model
         self._config = _network_of(model)
         self._networks = load_members(model)
+        groups = model.preparation.observables
+        bright = [bool(group.bands) for group in groups for _ in group.names]
+        self._is_photometry = np.array(bright, dtype=np.bool_)
 
-    def predict(self, inputs: Inputs) -> tuple[Float64s, Float64s]:
+    @property
+    def needs_spectrum(self) -> bool:
+        """Whether a star without a spectrum is not answered."""
+        return self._config.needs_spectrum
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether a star that lacks observables is answered."""
+        return self._config.takes_missing or not self._config.photometry
+
+    def predict(self, inputs: Inputs) -> Prediction:
         """Predict labels and errors.
 
         Parameters
@@ -443,54 +559,90 @@ class EnsembleNetwork:
 
         Returns
         -------
-        mean, error : (n_star, n_label) float64
-            Mean of the networks, in the unit of each label, and its 1 sigma error: the standard
-            deviation over the networks (n - 1), NaN with a single one; where networks predict
-            variances (`astronn`), their mean is added. A row that lacks what the networks need
-            is NaN.
+        Prediction
+            Mean of the networks. The error is the standard deviation over the networks (n - 1),
+            NaN with a single one; where networks predict variances or covariances, their mean is
+            added to the variance over the networks (the law of total variance). A row that lacks
+            what the networks need is NaN.
         """
-        shape = (len(inputs.flux), len(self.model.labels))
-        mean, error = np.full(shape, np.nan), np.full(shape, np.nan)
-        usable = np.flatnonzero(_has_spectrum(inputs) & _has_observables(inputs, self._config))
-        scaled = self.model.scaling.observables.forward(inputs.observables)
+        rows = np.flatnonzero(self._usable(inputs))
+        starts = range(0, max(rows.size, 1), _PREDICT_ROWS)
+        parts = [self._answer(inputs, rows[k : k + _PREDICT_ROWS]) for k in starts]
+        n = len(inputs.flux)
+
+        def whole(name: str) -> Any:
+            pieces = [getattr(part, name) for part in parts]
+            if any(piece is None for piece in pieces):
+                return None
+            joined = np.concatenate(pieces)
+            out = np.full((n, *joined.shape[1:]), np.nan, dtype=joined.dtype)
+            out[rows] = joined
+            return out
+
+        return Prediction(**{f.name: whole(f.name) for f in fields(Prediction)})
+
+    def _usable(self, inputs: Inputs) -> NDArray[np.bool_]:
+        spectrum = _has_spectrum(inputs)
+        if self._config.needs_spectrum:
+            return spectrum & _has_observables(inputs, self._config)
+        seen = np.isfinite(inputs.observables[:, self._is_photometry]).any(axis=1)
+        return np.asarray(spectrum | (seen & self._config.photometry), dtype=np.bool_)
+
+    def _answer(self, inputs: Inputs, rows: NDArray[np.int64]) -> Prediction:
+        """Answer of all networks to some usable rows."""
+        observables = self.model.scaling.observables.forward(inputs.observables[rows])
         if not self._config.photometry:
-            scaled = scaled[:, :0]
-        scale = self.model.scaling.labels.scale
-        for start in range(0, usable.size, _PREDICT_ROWS):
-            rows = usable[start : start + _PREDICT_ROWS]
-            flux = torch.from_numpy(np.asarray(inputs.flux[rows], dtype=np.float32))
-            means, variance = self._members(flux, torch.from_numpy(scaled[rows]))
-            mean[rows] = self.model.scaling.labels.inverse(means.mean(axis=0))
-            error[rows] = np.sqrt(_joint_variance(means, variance)) * scale
-        return mean, error
-
-    def _members(self, flux: Tensor, observables: Tensor) -> tuple[Float64s, Float64s | None]:
-        """Means (n_member, n, n_label) and mean predicted variance (n, n_label), scaled."""
-        means, variances = [], []
+            observables = observables[:, :0]
+        # A constant spectrum is none, though its pixels have a weight.
+        dark = ~_has_spectrum(inputs)[rows, None]
+        ivar = np.where(dark, np.float32(0), inputs.ivar[rows])
+        flux = np.asarray(inputs.flux[rows], dtype=np.float32)
+        tensors = [torch.from_numpy(array) for array in (flux, ivar, observables)]
         with torch.inference_mode():
-            for number, network in enumerate(self._networks):
-                passes = list(self._passes(network, number, flux, observables))
-                answers = np.stack([answer for answer, _ in passes])
-                means.append(answers.mean(axis=0))
-                predicted = [variance for _, variance in passes if variance is not None]
-                if predicted:
-                    variances.append(np.mean(predicted, axis=0) + answers.var(axis=0))
-        return np.stack(means), np.mean(variances, axis=0) if variances else None
+            answers = [self._member(k, net, tensors) for k, net in enumerate(self._networks)]
+        return self._join(answers)
 
-    def _passes(
-        self, network: nn.Module, number: int, flux: Tensor, observables: Tensor
-    ) -> Iterator[tuple[Float64s, Float64s | None]]:
+    def _member(self, number: int, network: nn.Module, tensors: list[Tensor]) -> Answer:
+        """Answer of one network; dropout passes are joined by the law of total variance."""
         n_passes = self._config.n_passes
-        for index in range(max(n_passes, 1)):
-            seed = number * 100_003 + index
-            with thinned(network, seed) if n_passes else nullcontext():
-                mean, variance = self._config.moments(network(flux, observables))
-            yield mean.double().numpy(), None if variance is None else variance.double().numpy()
+        if not n_passes:
+            return self._config.answer(network, *tensors)
+        passes = []
+        for index in range(n_passes):
+            with thinned(network, number * 100_003 + index):
+                passes.append(self._config.answer(network, *tensors))
+        means = torch.stack([one.mean for one in passes]).double()
+        variance = means.var(dim=0, correction=0)
+        predicted = [one.variance for one in passes if one.variance is not None]
+        if predicted:
+            variance = variance + torch.stack(predicted).double().mean(dim=0)
+        return Answer(means.mean(dim=0), variance)
+
+    def _join(self, answers: list[Answer]) -> Prediction:
+        scaling = self.model.scaling.labels
+        means = np.stack([answer.mean.double().numpy() for answer in answers])
+        variance = _mean_of([answer.variance for answer in answers])
+        if len(answers) > 1:
+            spread = means.var(axis=0, ddof=1)
+            variance = spread if variance is None else variance + spread
+        if variance is None:
+            variance = np.full(means.shape[1:], math.nan)
+        covariance = _mean_of([answer.covariance for answer in answers])
+        if covariance is not None:
+            if len(answers) > 1:
+                apart = means - means.mean(axis=0)
+                covariance += np.einsum("mni,mnj->nij", apart, apart) / (len(answers) - 1)
+            covariance *= scaling.scale[:, None] * scaling.scale
+        features = answers[0].features
+        return Prediction(
+            mean=scaling.inverse(means.mean(axis=0)),
+            sigma=np.sqrt(variance) * scaling.scale,
+            covariance=covariance,
+            features=None if features is None else features.numpy(),
+        )
 
 
-def _joint_variance(means: Float64s, predicted: Float64s | None) -> Float64s:
-    """Scaled variance (n, n_label) from member means (n_member, n, n_label)."""
-    if len(means) > 1:
-        spread: Float64s = means.var(axis=0, ddof=1)
-        return spread if predicted is None else spread + predicted
-    return np.full(means.shape[1:], math.nan) if predicted is None else predicted
+def _mean_of(tensors: Sequence[Tensor | None]) -> Float64s | None:
+    """Mean of what the networks predict, in double precision; None if they do not."""
+    known = [tensor.double().numpy() for tensor in tensors if tensor is not None]
+    return np.mean(known, axis=0) if known else None

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+import maury.default_network  # noqa: F401  (registers its preset)
 from maury.errors import MauryError, TrainingError
 from maury.networks import network_config
+from maury.recipe import SimulatedTraining, train_on_sky
+from maury.sky import Sky
 from maury.training import (
     Sample,
     TrainedMember,
@@ -35,15 +39,17 @@ class MemberEvent:
     ----------
     member, epoch, n_epochs : int
         Number of the member (from 0), epoch done (from 1), and largest number of epochs.
-    training_loss, validation_loss : float
+    training_loss : float
         Of this epoch, in scaled units.
+    validation_loss : float or None
+        The same of the validation stars; None where they take no part.
     """
 
     member: int
     epoch: int
     n_epochs: int
     training_loss: float
-    validation_loss: float
+    validation_loss: float | None
 
 
 Progress = Callable[[MemberEvent], None]
@@ -68,6 +74,29 @@ class WorkFolder:
         """Map the stars of a part; processes share the pages."""
         files = (self.path / f"{part}-{name}.npy" for name in _SAMPLE)
         return Sample.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
+
+    def put_sky(self, sky: Sky, sources: NDArray[np.bool_]) -> None:
+        """Write what simulates the stars, and which observables are made of which source."""
+        arrays, about = sky.to_arrays()
+        tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+        tensors["sources"] = torch.tensor(sources)
+        write_tensors(self._sky_file, tensors, about)
+
+    @property
+    def has_sky(self) -> bool:
+        """Whether `put_sky` was called before."""
+        return self._sky_file.is_file()
+
+    def sky(self) -> tuple[Sky, NDArray[np.bool_]]:
+        """Read what `put_sky` wrote."""
+        tensors, about = read_tensors(self._sky_file)
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        sources = arrays.pop("sources")
+        return Sky.from_arrays(arrays, about), sources
+
+    @property
+    def _sky_file(self) -> Path:
+        return self.path / "sky.safetensors"
 
     def checkpoint(self, member: int) -> Path:
         """File of the state of a member in training."""
@@ -122,27 +151,31 @@ class MemberJob(BaseModel):
     seed: int
     preset: str
     network: dict[str, Any]
-    training: TrainingConfig
+    training: TrainingConfig | SimulatedTraining
     checkpoint_seconds: float
 
     def run(self, progress: Progress) -> None:
         """Train the member in this process and write its result."""
         folder = WorkFolder(self.folder)
 
-        def on_epoch(epoch: int, training_loss: float, validation_loss: float) -> None:
+        def on_epoch(epoch: int, training_loss: float, validation_loss: float | None) -> None:
             n_epochs = self.training.epochs
             progress(MemberEvent(self.member, epoch, n_epochs, training_loss, validation_loss))
 
-        result = train_member(
-            folder.sample("train"),
-            folder.sample("validation"),
-            network_config(self.preset, self.network),
-            config=self.training,
-            seed=self.seed,
-            checkpoint=folder.checkpoint(self.member),
-            checkpoint_seconds=self.checkpoint_seconds,
-            on_epoch=on_epoch,
-        )
+        network = network_config(self.preset, self.network)
+        common: dict[str, Any] = {
+            "config": self.training,
+            "seed": self.seed,
+            "checkpoint": folder.checkpoint(self.member),
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "on_epoch": on_epoch,
+        }
+        if network.simulates:
+            sky, sources = folder.sky()
+            result = train_on_sky(sky, network, sources=sources, **common)
+        else:
+            samples = (folder.sample("train"), folder.sample("validation"))
+            result = train_member(*samples, network, **common)
         folder.put_result(self.member, result)
 
 

@@ -1,15 +1,14 @@
 """The model directory: all that passes from learning to applying.
 
 ``model.json`` holds the definitions, the preparation, the scaling, the split and the provenance;
-``members/000.safetensors`` and so on hold the weights. A model is data: nothing in it is executed,
-and every file is checked before it is used.
+``members/000.safetensors`` and so on hold the weights, ``attachments`` further arrays. A model is
+data: nothing in it is executed, and every file is checked before it is used.
 """
 
 import hashlib
 import json
 import math
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -19,29 +18,37 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+from safetensors.numpy import save
 
 from maury import labels as labels_module
 from maury.errors import MauryError, ModelFileError
 from maury.files import publish, refuse_existing, remove
 from maury.labels import Label
+from maury.naming import check_known
 from maury.preparation import Preparation
 from maury.spectra import Medium, check_wavelengths, describe_grid
 from maury.split import SplitRecord
+from maury.statistics import robust_scale
+from maury.tensorfile import damaged, read_tensor_file
 
 FORMAT = "maury model"
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 256 * 2**20
-MAX_MEMBER_BYTES = 2**30
 MAX_MEMBERS = 1000
-_MAX_HEADER_BYTES = 2**20
 
 Float64s = NDArray[np.float64]
 
 
-ScalingRule = Literal["min-max", "standard"]
+ScalingRule = Literal["min-max", "standard", "robust"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,9 @@ class Affine:
         ----------
         values : (n_star, n) array_like
             NaN where missing.
-        rule : {"min-max", "standard"}
+        rule : {"min-max", "standard", "robust"}
             ``min-max``: the range becomes 0 to 1. ``standard``: mean 0, standard deviation 1.
+            ``robust``: median 0, half the 16-84 % range 1.
         """
         table = np.asarray(values, dtype=np.float64)
         present = np.isfinite(table)
@@ -84,6 +92,8 @@ class Affine:
             offset = total / np.maximum(count, 1)
             square = np.where(present, (table - offset) ** 2, 0.0).sum(axis=0)
             scale = np.sqrt(square / np.maximum(count, 1))
+        elif rule == "robust":
+            offset, scale = robust_scale(np.where(present, table, np.nan))
         return cls(
             low, high, np.where(count, offset, 0.0), np.where((count > 0) & (scale > 0), scale, 1.0)
         )
@@ -149,6 +159,26 @@ class Member(BaseModel):
         return cls(file=f"members/{number:03d}.safetensors", **values)
 
 
+class Attachment(BaseModel):
+    """Named arrays beside the networks, in ``attachments/<name>.safetensors``.
+
+    Attributes
+    ----------
+    metadata : mapping
+        What belongs to the arrays, as plain JSON.
+    sha256 : str
+        Checksum of the file; empty until it is saved.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    metadata: dict[str, JsonValue] = {}
+    sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+
+AttachmentName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Model:
     """A trained ensemble, as data.
@@ -181,6 +211,8 @@ class Model:
         Settings of the training and the choice, and the counts of rows that were left out.
     provenance : mapping
         Versions, licence, citation.
+    attachments : mapping of str to Attachment
+        Further arrays by name, see `arrays` and `with_arrays`.
     path : Path or None
         Where it lies; None if it is not saved yet.
 
@@ -204,7 +236,9 @@ class Model:
     seed: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    attachments: Mapping[str, Attachment] = field(default_factory=dict)
     path: Path | None = None
+    _unsaved: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -255,9 +289,11 @@ class Model:
         try:
             model = cls(**_fields(document), path=path)
         except (MauryError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(path / "model.json", str(error)) from error
+            raise damaged(path / "model.json", str(error)) from error
         for member in model.members:
             model.weights(member)
+        for name in model.attachments:
+            model.arrays(name)
         return model
 
     def weights(self, member: Member) -> dict[str, NDArray[np.float32]]:
@@ -271,6 +307,55 @@ class Model:
         if self.path is None:
             raise ModelFileError("the model is not saved; save it before reading its weights")
         return _read_member(self.path, member, self.tensors)
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """Arrays of the attachment `name`.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such attachment.
+        ModelFileError
+            If its file is missing, a link, damaged, or not what `model.json` says.
+        """
+        check_known("attachment", name, self.attachments)
+        if name in self._unsaved:
+            return dict(self._unsaved[name])
+        assert self.path is not None, "an attachment is either saved or at hand"
+        return read_tensor_file(
+            self.path / _attachment_file(name), sha256=self.attachments[name].sha256
+        )
+
+    def with_arrays(
+        self,
+        name: str,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return a copy with an attachment, which `save` writes.
+
+        Parameters
+        ----------
+        name : str
+            Lower case letters, digits and underscores.
+        arrays : mapping of str to array
+            At least one; float, integer or bool.
+        metadata : mapping, optional
+            Plain JSON.
+
+        Raises
+        ------
+        ValueError
+            If the name or the metadata will not do.
+        """
+        TypeAdapter(AttachmentName).validate_python(name)
+        attachment = Attachment(metadata=dict(metadata or {}))
+        return replace(
+            self,
+            attachments=MappingProxyType({**self.attachments, name: attachment}),
+            _unsaved={**self._unsaved, name: dict(arrays)},
+        )
 
     def save(
         self,
@@ -313,7 +398,13 @@ class Model:
                 _write_member(partial, member, arrays)
                 for member, arrays in zip(self.members, weights, strict=True)
             )
-            saved = replace(self, members=members, path=path)
+            saved = replace(
+                self,
+                members=members,
+                attachments=MappingProxyType(_write_attachments(partial, self)),
+                path=path,
+                _unsaved={},
+            )
             lines = (
                 f' "{name}": {json.dumps(value, allow_nan=False)}'
                 for name, value in _document(saved).items()
@@ -362,6 +453,7 @@ class _ModelDocument(_Strict):
     seed: Annotated[int, Field(ge=0)] | None
     training: dict[str, JsonValue]
     provenance: dict[str, JsonValue]
+    attachments: dict[AttachmentName, Attachment] = {}
 
 
 def _document(model: Model) -> dict[str, Any]:
@@ -385,6 +477,7 @@ def _document(model: Model) -> dict[str, Any]:
         "seed": model.seed,
         "training": dict(model.training),
         "provenance": dict(model.provenance),
+        "attachments": {name: a.model_dump() for name, a in model.attachments.items()},
     }
 
 
@@ -417,6 +510,7 @@ def _fields(document: _ModelDocument) -> dict[str, Any]:
         "seed": document.seed,
         "training": MappingProxyType(document.training),
         "provenance": MappingProxyType(document.provenance),
+        "attachments": MappingProxyType(document.attachments),
     }
 
 
@@ -432,17 +526,17 @@ def _read_document(path: Path) -> _ModelDocument:
     if not path.is_dir():
         raise ModelFileError(f"{path} is not a model directory; train one with 'maury train'")
     file = path / "model.json"
-    for part in (file, path / "members"):
+    for part in (file, path / "members", path / "attachments"):
         if part.is_symlink():
-            raise _damaged(part, "it is a link, and a model directory may hold none")
+            raise damaged(part, "it is a link, and a model directory may hold none")
     if not file.is_file():
         raise ModelFileError(f"{path} holds no model.json, so it is no model directory")
     if file.stat().st_size > MAX_JSON_BYTES:
-        raise _damaged(file, f"it is larger than {MAX_JSON_BYTES} bytes")
+        raise damaged(file, f"it is larger than {MAX_JSON_BYTES} bytes")
     try:
         content = json.loads(file.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(file, f"it is not JSON ({error})") from error
+        raise damaged(file, f"it is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelFileError(f"{file} is not the head of a maury model")
     if content.get("format_version") != FORMAT_VERSION:
@@ -456,60 +550,18 @@ def _read_document(path: Path) -> _ModelDocument:
         problems = [
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
         ]
-        raise _damaged(file, "; ".join(problems)) from error
+        raise damaged(file, "; ".join(problems)) from error
 
 
 def _read_member(
     directory: Path, member: Member, tensors: Mapping[str, tuple[int, ...]]
 ) -> dict[str, NDArray[np.float32]]:
     path = directory / member.file
-    if path.is_symlink() or path.parent.is_symlink():
-        raise _damaged(path, "it is a link, and a model directory may hold none")
-    if not path.is_file():
-        raise _damaged(path, "it is missing")
-    expected = 4 * sum(math.prod(shape) for shape in tensors.values())
-    size = path.stat().st_size
-    if expected > MAX_MEMBER_BYTES or size > expected + _MAX_HEADER_BYTES:
-        raise _damaged(path, f"it has {size} bytes where the weights take {expected}")
-    data = path.read_bytes()
-    _check_header(path, data, tensors)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != member.sha256:
-        raise _damaged(path, f"its SHA-256 is {digest[:12]}..., not {member.sha256[:12]}...")
-    try:
-        weights: dict[str, NDArray[np.float32]] = load(data)
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
+    weights = read_tensor_file(path, sha256=member.sha256, shapes=tensors)
     for name, array in weights.items():
         if not np.all(np.isfinite(array)):
-            raise _damaged(path, f"the tensor {name!r} has values that are not finite")
+            raise damaged(path, f"the tensor {name!r} has values that are not finite")
     return weights
-
-
-def _check_header(path: Path, data: bytes, tensors: Mapping[str, tuple[int, ...]]) -> None:
-    """Check names, types, shapes and the length before the file is given to its library."""
-    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
-    if not 2 <= length <= min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise _damaged(path, "it is not a safetensors file, or it is cut short")
-    try:
-        header = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__", None)
-        found = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        kinds = {entry["dtype"] for entry in header.values()}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise _damaged(path, "it is not a safetensors file") from error
-    if kinds != {"F32"}:
-        raise _damaged(path, f"its tensors are {', '.join(map(str, kinds))}, not F32")
-    if found != dict(tensors):
-        odd = sorted(n for n in {*found, *tensors} if found.get(n) != tensors.get(n))
-        raise _damaged(
-            path,
-            f"the shape of {odd[0]!r} is {found.get(odd[0])} where model.json says "
-            f"{tensors.get(odd[0])}",
-        )
-    if 8 + length + end != len(data):
-        raise _damaged(path, f"it has {len(data)} bytes where its header says {8 + length + end}")
 
 
 def _write_member(
@@ -521,13 +573,26 @@ def _write_member(
     return member.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
 
 
+def _attachment_file(name: str) -> str:
+    return f"attachments/{name}.safetensors"
+
+
+def _write_attachments(directory: Path, model: Model) -> dict[str, Attachment]:
+    written = {}
+    for name, attachment in model.attachments.items():
+        arrays = {key: np.ascontiguousarray(a) for key, a in model.arrays(name).items()}
+        data: bytes = save(arrays)
+        path = directory / _attachment_file(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        written[name] = attachment.model_copy(update={"sha256": digest})
+    return written
+
+
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
-
-
-def _damaged(file: Path, why: str) -> ModelFileError:
-    return ModelFileError(f"{file} cannot be used: {why}; copy or train the model again")

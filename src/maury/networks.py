@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional
 from maury.errors import ConfigError
 from maury.naming import check_known, suggestion
 
+ScalingRule = Literal["min-max", "standard", "robust"]
 Settings = TypeVar("Settings", bound=BaseModel)
 Config = TypeVar("Config", bound="type[NetworkConfig]")
 
@@ -63,6 +65,27 @@ def preset(cls: Config) -> Config:
     return cls
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one network says of a batch, in scaled units.
+
+    Attributes
+    ----------
+    mean : (n, n_label) tensor
+    variance : (n, n_label) tensor or None
+        Predicted variance, if the network has one.
+    covariance : (n, n_label, n_label) tensor or None
+        Predicted covariance; its diagonal is `variance`.
+    features : (n, width) tensor or None
+        What the last layer sees.
+    """
+
+    mean: Tensor
+    variance: Tensor | None = None
+    covariance: Tensor | None = None
+    features: Tensor | None = None
+
+
 class NetworkConfig(BaseModel, ABC):
     """Settings of one architecture; every field is used, unknown keys are refused.
 
@@ -70,12 +93,17 @@ class NetworkConfig(BaseModel, ABC):
     ----------
     name, paper, bibtex_key, licence : str
         What the preset is, where it was published and under which terms it may be used.
-    training_defaults : mapping
-        Settings of `maury.training.TrainingConfig` as published.
-    scaling : {"min-max", "standard"}
-        How observables and labels are scaled over the training stars.
+    training_defaults, preparation_defaults, ensemble_defaults : mapping
+        Settings of these sections, as published.
+    scaling : {"min-max", "standard", "robust"}
+        How observables and labels are scaled over the training stars, see `maury.model.Affine`.
+    simulates : bool
+        Whether it is trained on simulated stars, by `maury.recipe`; the labelled spectra then
+        calibrate the simulation, and the validation stars steer nothing.
     takes_missing : bool
         Whether observables may be NaN; otherwise a star that lacks one is not answered.
+    needs_spectrum : bool
+        Whether a star without a spectrum is not answered.
     photometry : bool
         Whether the observables (magnitudes, extinction, ...) enter through a branch of their own.
     """
@@ -87,8 +115,12 @@ class NetworkConfig(BaseModel, ABC):
     bibtex_key: ClassVar[str]
     licence: ClassVar[str] = "MIT"
     training_defaults: ClassVar[Mapping[str, Any]]
-    scaling: ClassVar[Literal["min-max", "standard"]] = "min-max"
+    preparation_defaults: ClassVar[Mapping[str, Any]] = {}
+    ensemble_defaults: ClassVar[Mapping[str, Any]] = {}
+    scaling: ClassVar[ScalingRule] = "min-max"
+    simulates: ClassVar[bool] = False
     takes_missing: ClassVar[bool] = False
+    needs_spectrum: ClassVar[bool] = True
 
     photometry: bool = True
 
@@ -111,6 +143,21 @@ class NetworkConfig(BaseModel, ABC):
     def moments(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean (n, n_label) and predicted variance, if the network has one, in scaled units."""
         return output, None
+
+    def answer(self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor) -> Answer:
+        """Ask a network that `assemble` made.
+
+        Parameters
+        ----------
+        network : Module
+        flux, ivar : Tensor
+            Shapes (n, n_pixel).
+        observables : Tensor
+            Shape (n, n_observable), scaled.
+        """
+        del ivar
+        mean, variance = self.moments(network(flux, observables))
+        return Answer(mean, variance)
 
     @property
     def n_passes(self) -> int:

@@ -59,10 +59,8 @@ class Predictor:
             ``warn``, ``snr``, and the columns of `maury.columns.IN_CATALOGUE`.
         """
         inputs = self.model.preparation.apply(batch)
-        mean, error = self._network.predict(inputs)
-        lost = (inputs.flags & Flag.NO_SPECTRUM.value) != 0
-        mean = np.where(lost[:, None], np.nan, mean)
-        error = np.where(np.isnan(mean), np.nan, error)
+        answer = self._network.predict(inputs)
+        mean, error = answer.mean, answer.sigma
         flags = self._flags(batch, inputs.flags, inputs.observables, mean)
         rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
         for position, label in enumerate(self.model.labels):
@@ -78,7 +76,9 @@ class Predictor:
         observables: NDArray[np.float32],
         mean: NDArray[np.float64],
     ) -> NDArray[np.int32]:
-        unanswered = np.isnan(mean).all(axis=1) & ((flags & Flag.NO_SPECTRUM.value) == 0)
+        unanswered = np.asarray(np.isnan(mean).all(axis=1), dtype=np.bool_)
+        if self._network.needs_spectrum:
+            unanswered &= (flags & Flag.NO_SPECTRUM.value) == 0
         scaling = self.model.scaling
         checks = (
             (Flag.INPUT_REQUIRED, unanswered),

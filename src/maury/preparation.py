@@ -24,6 +24,7 @@ from maury.flags import FLAG_DTYPE, Flag, set_where
 from maury.naming import suggestion
 from maury.spectra import Medium, Spectra
 from maury.steps import (
+    ALL_BANDS,
     AV,
     RAVE_GRID,
     AbsoluteMagnitudes,
@@ -76,6 +77,9 @@ BAD_PIXEL_SHARE = 0.1
 """Share of bad pixels above which `Flag.BAD_PIXELS` warns."""
 POOR_PARALLAX = 0.2
 """Relative parallax error above which `Flag.PARALLAX_POOR` warns."""
+
+SOURCES: tuple[str, ...] = (*ALL_BANDS, "parallax", "a_v")
+"""All that observables can be made of."""
 
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -209,6 +213,19 @@ class Preparation(Config):
     def observable_names(self) -> tuple[str, ...]:
         """Names of the observables, in order, for example ``("M_G", ..., "a_v")``."""
         return tuple(name for group in self.observables for name in group.names)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """What the observables are made of: bands, ``parallax``, ``a_v``."""
+        used = {name for group in self.observables for made_of in group.sources for name in made_of}
+        return tuple(name for name in SOURCES if name in used)
+
+    @property
+    def sources(self) -> BoolArray:
+        """Which observable (columns) is made of which of `source_names` (rows)."""
+        columns = [made_of for group in self.observables for made_of in group.sources]
+        table = [[name in made_of for made_of in columns] for name in self.source_names]
+        return np.array(table, dtype=np.bool_).reshape(len(table), len(columns))
 
     @property
     def changes_grid(self) -> bool:

@@ -7,14 +7,16 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
+from maury.default_network import DefaultConfig
 from maury.errors import ConfigError
 from maury.naming import suggestion
 from maury.networks import PRESETS, NetworkConfig, parse_settings
 from maury.preparation import Preparation
+from maury.recipe import SimulatedTraining
 from maury.split import SplitConfig
 from maury.training import TrainingConfig
 
-DEFAULT_PRESET = "guiglion2020"
+DEFAULT_PRESET = DefaultConfig.name
 
 
 class ChoiceConfig(BaseModel):
@@ -49,8 +51,8 @@ class EnsembleConfig(BaseModel):
     ----------
     network : NetworkConfig
         Section ``[network]``; its key ``preset`` names the architecture.
-    training : TrainingConfig
-        Defaults are those published for the preset.
+    training : TrainingConfig or SimulatedTraining
+        The latter for the preset ``maury``. Defaults are those published for the preset.
     preparation : Preparation
         Steps from the survey to the networks' inputs.
     split : SplitConfig
@@ -62,7 +64,7 @@ class EnsembleConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: SerializeAsAny[NetworkConfig]
-    training: TrainingConfig
+    training: TrainingConfig | SimulatedTraining
     preparation: Preparation
     split: SplitConfig
     ensemble: ChoiceConfig
@@ -85,14 +87,15 @@ class EnsembleConfig(BaseModel):
                 problems.append(f"[{name}] must be a section of keys, got {section!r}")
                 sections[name] = {}
         network = _parse_network(sections["network"], problems)
-        defaults = {} if network is None else dict(network.training_defaults)
         parsed: dict[str, Any] = {"network": network}
         for name, kind in _SECTIONS.items():
             section = sections[name]
             if isinstance(section, BaseModel):
                 parsed[name] = section
                 continue
-            options = {**defaults, **section} if name == "training" else section
+            options = {**_defaults(network, name), **section}
+            if name == "training" and network is not None and network.simulates:
+                kind = SimulatedTraining
             parsed[name] = parse_settings(kind, options, name, problems)
         if problems:
             raise ConfigError("the settings are wrong:\n  " + "\n  ".join(problems))
@@ -132,6 +135,10 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
+def _defaults(network: NetworkConfig | None, section: str) -> dict[str, Any]:
+    return dict(getattr(network, f"{section}_defaults", {}))
+
+
 def _parse_network(section: Any, problems: list[str]) -> NetworkConfig | None:
     if isinstance(section, NetworkConfig):
         return section
@@ -159,7 +166,8 @@ def resolve(
         All settings.
     preset, members, split
         In place of those of `config`, unless None. With another preset the options of the
-        network fall back to its published ones.
+        network fall back to its published ones, and so do the training and the preparation of
+        an `EnsembleConfig`.
 
     Raises
     ------
@@ -174,7 +182,7 @@ def resolve(
     if preset is not None and given.get("network", {}).get("preset", DEFAULT_PRESET) != preset:
         given |= {"network": {"preset": preset}}
         if isinstance(config, EnsembleConfig):
-            given.pop("training")
+            given = {name: given[name] for name in ("network", "split", "ensemble")}
     if members is not None:
         given["ensemble"] = {**given.get("ensemble", {}), "members": members}
     if split is not None:

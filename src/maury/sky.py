@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -25,8 +25,9 @@ from maury.labels import LABEL_NAMES
 from maury.observing import ObservingModel, Spectrograph
 from maury.operators import vacuum_to_air
 from maury.population import Population
+from maury.statistics import MAD_TO_SIGMA, robust_scale
 
-__all__ = ["DrawConfig", "SimulatedPool", "Sky", "TheoryCalibration", "draw_around", "robust_scale"]
+__all__ = ["BatchNoise", "DrawConfig", "SimulatedPool", "Sky", "TheoryCalibration", "draw_around"]
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -40,25 +41,13 @@ _PIXEL_RIDGE = 3000.0
 _CALCIUM_AA = (8498.02, 8542.09, 8662.14)
 _CORE_HALF_WIDTH_AA = 3.0
 _N_MODE = 5
+_CONTINUUM_DEGREE = 7
+_LEAST_CONTINUUM = 0.001
 _METRIC = np.array([1.5, 1.5, 1.5, 0.0, 0.7, 0.3, 0.3, 0.5, 0.3])
 """Weight of each label in the distance between stars; [Fe/H] counts as [M/H]."""
 _BLOCK = 2048
 _LOW_SNR = (10.0, 100.0)
 ADVICE = "train another network with --preset guiglion2020, starnet or astronn"
-
-
-def robust_scale(values: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Median and half the 16-84 % range of each column, missing values left out.
-
-    A column without spread has scale 1, one without values centre 0 as well.
-    """
-    present = np.isfinite(values).any(axis=0)
-    safe = np.where(present, values, 0.0)
-    if not len(safe):
-        return np.zeros(values.shape[1]), np.ones(values.shape[1])
-    low, centre, high = np.nanpercentile(safe, [16.0, 50.0, 84.0], axis=0)
-    half = 0.5 * (high - low)
-    return np.asarray(centre), np.where(half > 0, half, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +67,8 @@ class TheoryCalibration:
         Flux added, per term.
     core_modes : (n_mode, n_pixel) float32
         Star-to-star scatter of the Ca II cores beyond noise: modes, one standard deviation each.
+    continuum_modes : (n_order, n_pixel) float32
+        The same of the continuum, relative to the flux: Legendre polynomials.
     """
 
     centre: Float64Array
@@ -85,6 +76,7 @@ class TheoryCalibration:
     strength: Float64Array
     pixel: Float64Array
     core_modes: Float32Array
+    continuum_modes: Float32Array
 
     @classmethod
     def fit(
@@ -115,7 +107,7 @@ class TheoryCalibration:
         observed = np.where(ivar > 0, flux, theory).astype(np.float64)
         strength = _fit_strength(wave_aa, theory, observed, scaled, weight)
         none = np.zeros((0, wave_aa.size), dtype=np.float32)
-        half_way = cls(centre, scale, strength, np.zeros((1, wave_aa.size)), none)
+        half_way = cls(centre, scale, strength, np.zeros((1, wave_aa.size)), none, none)
         missing = observed - half_way.apply(theory, labels)
         terms = _terms(scaled)
         weighted = (terms * weight[:, None]).T
@@ -125,8 +117,9 @@ class TheoryCalibration:
         normal[np.diag_indices(len(normal))] += 1e-9 * np.trace(normal)
         pixel = np.asarray(np.linalg.solve(normal, weighted @ missing), dtype=np.float64)
         missing -= terms @ pixel
-        modes = _core_modes(wave_aa, missing, ivar, noise_side_weight)
-        return cls(centre, scale, strength, pixel, modes)
+        cores = _core_modes(wave_aa, missing, ivar, noise_side_weight)
+        continuum = _continuum_modes(wave_aa, missing, observed, ivar, noise_side_weight)
+        return cls(centre, scale, strength, pixel, cores, continuum)
 
     def apply(self, theory: Float32Array, labels: Float64Array) -> Float32Array:
         """Calibrated flux (n_star, n_pixel) of `theory` with `labels` (n_star, n_label)."""
@@ -202,6 +195,27 @@ def _core_modes(
     return modes
 
 
+def _continuum_modes(
+    wave_aa: Float64Array,
+    residual: Float64Array,
+    observed: Float64Array,
+    ivar: Float32Array,
+    side_weight: float,
+) -> Float32Array:
+    """Legendre polynomials as large as they scatter from star to star, noise taken off."""
+    x = 2.0 * (wave_aa - wave_aa[0]) / (wave_aa[-1] - wave_aa[0]) - 1.0
+    basis = np.polynomial.legendre.legvander(x, _CONTINUUM_DEGREE).T
+    basis /= np.sqrt(np.mean(basis**2, axis=1, keepdims=True))
+    flux = np.maximum(observed, _FLUX_FLOOR)
+    coefficients = (residual / flux) @ basis.T / wave_aa.size
+    scatter = (MAD_TO_SIGMA * np.median(np.abs(coefficients), axis=0)) ** 2
+    correlated = (1.0 + 2.0 * side_weight) ** 2 / (1.0 + 2.0 * side_weight**2)
+    relative = np.where(ivar > 0, 1.0 / (np.maximum(ivar, 1e-30) * flux**2), 0.0)
+    noise = correlated * np.median(relative.mean(axis=1)) / wave_aa.size
+    rms = np.sqrt(np.clip(scatter - noise, _LEAST_CONTINUUM**2, None))
+    return np.asarray(rms[:, None] * basis, dtype=np.float32)
+
+
 class DrawConfig(BaseModel):
     """How stars are drawn around the labelled ones.
 
@@ -274,8 +288,8 @@ class SimulatedPool:
     flux : (n_star, n_pixel) float32
         Calibrated, broadened and shifted.
     labels, observables : (n_star, n_label), (n_star, n_observable) float64
-    core_modes : (n_mode, n_pixel) float32
-        Scatter of the Ca II cores, see `TheoryCalibration`.
+    calibration : TheoryCalibration
+        Its modes of cores and continuum are drawn for each spectrum.
     survey_snr : (n,) float64
         S/N of the labelled stars, from which that of a simulated one is drawn.
     spectrograph : Spectrograph
@@ -285,7 +299,7 @@ class SimulatedPool:
     flux: Float32Array
     labels: Float64Array
     observables: Float64Array
-    core_modes: Float32Array
+    calibration: TheoryCalibration
     survey_snr: Float64Array
     spectrograph: Spectrograph
     noise: BatchNoise
@@ -302,8 +316,11 @@ class SimulatedPool:
         labels : (n_star, n_label) float64
         """
         row = rng.integers(0, len(self.flux), n_star)
-        scatter = rng.standard_normal((n_star, len(self.core_modes)), dtype=np.float32)
-        sharp = self.flux[row] + scatter @ self.core_modes
+        cores, continuum = (
+            rng.standard_normal((n_star, len(modes)), dtype=np.float32) @ modes
+            for modes in (self.calibration.core_modes, self.calibration.continuum_modes)
+        )
+        sharp = (self.flux[row] + cores) * (np.float32(1.0) + continuum)
         flux, ivar = self.spectrograph.degrade(sharp, self._snr(n_star, rng), rng)
         self._drop_pixels(ivar, rng)
         jitter = rng.standard_normal((n_star, self.observables.shape[1]))
@@ -313,7 +330,8 @@ class SimulatedPool:
     def _snr(self, n_star: int, rng: np.random.Generator) -> Float64Array:
         drawn = rng.choice(self.survey_snr, n_star) * np.exp(0.1 * rng.standard_normal(n_star))
         low = rng.random(n_star) < self.noise.low_snr_share
-        drawn[low] = np.exp(rng.uniform(*np.log(_LOW_SNR), int(low.sum())))
+        lowest, highest = np.log(_LOW_SNR)
+        drawn[low] = np.exp(rng.uniform(lowest, highest, int(low.sum())))
         return np.asarray(drawn)
 
     def _drop_pixels(self, ivar: Float32Array, rng: np.random.Generator) -> None:
@@ -403,7 +421,7 @@ class Sky:
         medium : {"air", "vacuum"}
             Of `wave_aa`.
         """
-        wave = wave_aa if medium == "air" else np.asarray(vacuum_to_air(wave_aa))
+        wave = _in_air(wave_aa, medium)
         signal = np.sqrt(ivar * np.maximum(flux, np.float32(_FLUX_FLOOR)))
         snr = np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
         spectrograph = _spectrograph(wave, observing)
@@ -418,6 +436,11 @@ class Sky:
             noise_side_weight=observing.noise_side_weight,
         )
         return cls(wave, labels, observables, snr, calibration, observing)
+
+    @staticmethod
+    def require_grid(wave_aa: Float64Array, medium: str, observing: ObservingModel) -> None:
+        """Raise `ConfigError` unless the emulator reaches over these pixels."""
+        _spectrograph(_in_air(wave_aa, medium), observing)
 
     @cached_property
     def spectrograph(self) -> Spectrograph:
@@ -449,8 +472,9 @@ class Sky:
             rows = slice(start, start + _BLOCK)
             theory = _theory(self.spectrograph, full[rows], rng)
             flux[rows] = self.calibration.apply(theory, labels[rows])
-        modes = self.calibration.core_modes
-        return SimulatedPool(flux, labels, observables, modes, self.snr, self.spectrograph, noise)
+        return SimulatedPool(
+            flux, labels, observables, self.calibration, self.snr, self.spectrograph, noise
+        )
 
     def theory(self, labels: Float64Array) -> Float32Array:
         """Noise-free calibrated flux (n_star, n_pixel) of the nine `labels` (n_star, 9).
@@ -501,21 +525,19 @@ _OWN_ARRAYS = ("wave_aa", "labels", "observables", "snr")
 _CALIBRATION = fields(TheoryCalibration)
 
 
+@cache
 def _emulator() -> Emulator:
-    if not _LOADED:
-        _LOADED.append(Emulator.load())
-    return _LOADED[0]
+    return Emulator.load()
 
 
-_LOADED: list[Emulator] = []
+def _in_air(wave_aa: Float64Array, medium: str) -> Float64Array:
+    return wave_aa if medium == "air" else np.asarray(vacuum_to_air(wave_aa))
 
 
 def _spectrograph(wave_aa: Float64Array, observing: ObservingModel) -> Spectrograph:
     emulator = _emulator()
     try:
-        return Spectrograph(
-            emulator.wave_aa, wave_aa, emulator.spec.resolving_power, observing
-        )
+        return Spectrograph(emulator.wave_aa, wave_aa, emulator.spec.resolving_power, observing)
     except ValueError as error:
         raise ConfigError(
             f"the emulator cannot simulate these spectra: {error}; cut them to that range in the "

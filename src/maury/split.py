@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ from maury.errors import ConfigError, LengthMismatch
 
 logger = logging.getLogger(__name__)
 
+ValidationUse = Literal["choice", "calibration"]
 PARTS = ("train", "validation", "test")
 PUBLISHED_WARNING = (
     "the published split has no independent test: its test rows steer early stopping and the "
@@ -182,6 +183,9 @@ class SplitRecord:
         Sorted star hashes of each part, 16 hexadecimal digits each.
     warning : str
         Why the test part is not independent; empty if it is.
+    validation_use : {"choice", "calibration"}
+        What the validation stars are for: early stopping and the choice of networks, or nothing
+        but the calibration of errors after training.
     """
 
     rule: str
@@ -189,10 +193,16 @@ class SplitRecord:
     checksums: Mapping[str, str]
     hashes: Mapping[str, NDArray[np.str_]]
     warning: str = ""
+    validation_use: ValidationUse = "choice"
 
     @classmethod
     def of(
-        cls, split: Split, star_id: ArrayLike, *, usable: NDArray[np.bool_] | None = None
+        cls,
+        split: Split,
+        star_id: ArrayLike,
+        *,
+        usable: NDArray[np.bool_] | None = None,
+        validation_use: ValidationUse = "choice",
     ) -> Self:
         """Record a split.
 
@@ -204,6 +214,8 @@ class SplitRecord:
             Star of each row.
         usable : (n_row,) bool, optional
             Rows that were used; the others are not counted.
+        validation_use : {"choice", "calibration"}
+            As the attribute.
         """
         ids = np.asarray(star_id).astype(np.str_)
         kept = np.ones(ids.size, dtype=np.bool_) if usable is None else usable
@@ -218,6 +230,7 @@ class SplitRecord:
             MappingProxyType({name: _checksum(hashes[name]) for name in PARTS}),
             MappingProxyType(hashes),
             warning,
+            validation_use,
         )
 
     @classmethod
@@ -244,6 +257,13 @@ class SplitRecord:
 
     def took_part(self, star_id: ArrayLike) -> NDArray[np.bool_]:
         """Whether each star, shape (n_row,), trained the networks or helped to choose them."""
+        trained = self.contains("train", star_id)
+        if self.validation_use == "calibration":
+            return trained
+        return trained | self.contains("validation", star_id)
+
+    def is_known(self, star_id: ArrayLike) -> NDArray[np.bool_]:
+        """Whether each star, shape (n_row,), took part, or is kept to calibrate errors."""
         return self.contains("train", star_id) | self.contains("validation", star_id)
 
     def to_json(self) -> dict[str, Any]:
@@ -254,6 +274,7 @@ class SplitRecord:
             "sha256": dict(self.checksums),
             "star_hashes": {name: "".join(self.hashes[name].tolist()) for name in PARTS},
             "warning": self.warning,
+            "validation_use": self.validation_use,
         }
 
     @classmethod
@@ -275,6 +296,7 @@ class SplitRecord:
             MappingProxyType(checksums),
             MappingProxyType(hashes),
             str(data["warning"]),
+            _validation_use(data.get("validation_use", "choice")),
         )
 
 
@@ -300,6 +322,13 @@ def _named(ids: NDArray[np.str_]) -> NDArray[np.str_]:
 
 def _checksum(hashes: NDArray[np.str_]) -> str:
     return hashlib.sha256("".join(hashes.tolist()).encode()).hexdigest()
+
+
+def _validation_use(value: object) -> ValidationUse:
+    for use in get_args(ValidationUse):
+        if value == use:
+            return use  # type: ignore[no-any-return]
+    raise ValueError(f"validation_use is {value!r}")
 
 
 def _unpack(text: object) -> NDArray[np.str_]:

@@ -142,6 +142,28 @@ def robust_sigma(values: ArrayLike) -> float:
     return float(MAD_TO_SIGMA * np.median(np.abs(data - np.median(data))))
 
 
+def robust_scale(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median and half the 16-84 % range of each column, missing values left out.
+
+    Parameters
+    ----------
+    values : (n_row, n_column) float64
+        NaN where missing.
+
+    Returns
+    -------
+    centre, scale : (n_column,) float64
+        A column without spread has scale 1, one without values centre 0 as well.
+    """
+    present = np.isfinite(values).any(axis=0)
+    safe = np.where(present, values, 0.0)
+    if not len(safe):
+        return np.zeros(values.shape[1]), np.ones(values.shape[1])
+    low, centre, high = np.nanpercentile(safe, [16.0, 50.0, 84.0], axis=0)
+    half = 0.5 * (high - low)
+    return np.asarray(centre), np.where(half > 0, half, 1.0)
+
+
 def _one_label(
     label: Label,
     truth: NDArray[np.float64],

@@ -386,6 +386,12 @@ class AbsoluteMagnitudes(Config):
         suffix = "_0" if self.deredden else ""
         return tuple(f"{obs.band(name).absolute_name}{suffix}" for name in self.bands)
 
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        extinction = {"a_v"} if self.deredden else set()
+        return tuple(frozenset({name, "parallax"} | extinction) for name in self.bands)
+
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, n_observable) float64."""
         parallax = parallax_mas(batch, zero_point=self.zero_point)[:, None]
@@ -420,6 +426,12 @@ class Colours(Config):
         suffix = "_0" if self.deredden else ""
         return tuple(f"{blue}-{red}{suffix}" for blue, red in self.pairs)
 
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        extinction = {"a_v"} if self.deredden else set()
+        return tuple(frozenset({*pair} | extinction) for pair in self.pairs)
+
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, n_observable) float64."""
         values, errors = _magnitudes(batch, self.bands, deredden=self.deredden, r_v=self.r_v)
@@ -446,6 +458,11 @@ class ParallaxSnr(Config):
         """Names of the observables."""
         return ("parallax_snr",)
 
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        return (frozenset({"parallax"}),)
+
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors (one, by construction), both (n_star, 1) float64."""
         parallax = parallax_mas(batch, zero_point=self.zero_point)[:, None]
@@ -467,6 +484,11 @@ class AV(Config):
     def names(self) -> tuple[str, ...]:
         """Names of the observables."""
         return ("a_v",)
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        return (frozenset({"a_v"}),)
 
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, 1) float64."""

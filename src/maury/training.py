@@ -10,11 +10,12 @@ import logging
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -118,21 +119,21 @@ class TrainedMember:
     Attributes
     ----------
     weights : mapping of str to float32 tensor
-        Those of the epoch with the least validation loss.
-    validation_loss : float
-        Of these weights.
+        Those of the epoch with the least validation loss, or their running mean.
+    validation_loss : float or None
+        Of these weights; None if no star validated them.
     best_epoch, n_epochs : int
         Number of the epoch they come from, and of epochs run.
     """
 
     weights: Mapping[str, Tensor]
-    validation_loss: float
+    validation_loss: float | None
     best_epoch: int
     n_epochs: int
 
 
-EpochCallback = Callable[[int, float, float], None]
-"""Called after each epoch with its number (from 1), training loss and validation loss."""
+EpochCallback = Callable[[int, float, float | None], None]
+"""Called after each epoch with its number (from 1), training loss and validation loss, if any."""
 
 
 def train_member(
@@ -170,29 +171,76 @@ def train_member(
     TrainingError
         If a loss is no longer finite.
     """
-    with _single_thread(), torch.random.fork_rng(devices=[]):
-        run = _Run(train, validation, network, config, seed)
-        if checkpoint is not None and checkpoint.is_file():
-            try:
-                run.restore(checkpoint)
-            except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-                logger.warning("ignoring the checkpoint %s: %s", checkpoint, error)
-                run = _Run(train, validation, network, config, seed)
-        saved_at = time.monotonic()
-        while not run.finished:
-            train_loss, validation_loss = run.advance()
-            due = time.monotonic() - saved_at >= checkpoint_seconds
-            if checkpoint is not None and due and not run.finished:
-                run.save(checkpoint)
-                saved_at = time.monotonic()
-            if on_epoch is not None:
-                on_epoch(run.epoch, train_loss, validation_loss)
+    with single_thread(), torch.random.fork_rng(devices=[]):
+        run = run_to_the_end(
+            lambda: _Run(train, validation, network, config, seed),
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            on_epoch=on_epoch,
+        )
         return TrainedMember(run.best, run.best_loss, run.best_epoch, run.epoch)
 
 
-class _Run:
+class Run(ABC):
     """The state of one training run, between two epochs."""
 
+    epoch: int
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether no epoch is left to run."""
+
+    @abstractmethod
+    def advance(self) -> tuple[float, float | None]:
+        """Run one epoch; return its training loss, and its validation loss if there is one."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the whole state to `path` in one step."""
+
+    @abstractmethod
+    def restore(self, path: Path) -> None:
+        """Take up the state in `path`.
+
+        Raises
+        ------
+        OSError, SafetensorError, RuntimeError, ValueError, KeyError
+            If the file is damaged or belongs to another run; the state is then undefined.
+        """
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+def run_to_the_end(
+    start: Callable[[], AnyRun],
+    *,
+    checkpoint: Path | None,
+    checkpoint_seconds: float,
+    on_epoch: EpochCallback | None,
+) -> AnyRun:
+    """Run all epochs, from the checkpoint if there is a good one; see `train_member`."""
+    run = start()
+    if checkpoint is not None and checkpoint.is_file():
+        try:
+            run.restore(checkpoint)
+        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+            logger.warning("ignoring the checkpoint %s: %s", checkpoint, error)
+            run = start()
+    saved_at = time.monotonic()
+    while not run.finished:
+        train_loss, validation_loss = run.advance()
+        due = time.monotonic() - saved_at >= checkpoint_seconds
+        if checkpoint is not None and due and not run.finished:
+            run.save(checkpoint)
+            saved_at = time.monotonic()
+        if on_epoch is not None:
+            on_epoch(run.epoch, train_loss, validation_loss)
+    return run
+
+
+class _Run(Run):
     def __init__(
         self,
         train: Sample,
@@ -206,7 +254,7 @@ class _Run:
         self._network = network
         self._config = config
         self._seed = seed
-        torch.manual_seed(_epoch_seed(seed, 0))
+        torch.manual_seed(epoch_seed(seed, 0))
         n_pixel, n_observable = train.flux.shape[1], train.observables.shape[1]
         self._module = build(network, n_pixel, n_observable, train.target.shape[1])
         self._optimizer = torch.optim.AdamW(
@@ -219,17 +267,18 @@ class _Run:
         self.epoch = 0
         self.best_epoch = 0
         self.best_loss = math.inf
-        self.best = _copy(self._module)
+        self.best = copy_weights(self._module)
 
     @property
     def finished(self) -> bool:
+        """Whether the epochs, or the patience, are at an end."""
         waited = self.epoch - self.best_epoch
         return self.epoch >= self._config.epochs or waited >= self._config.patience
 
-    def advance(self) -> tuple[float, float]:
+    def advance(self) -> tuple[float, float | None]:
         """Run one epoch; return its training and validation loss."""
         epoch = self.epoch + 1
-        torch.manual_seed(_epoch_seed(self._seed, epoch))
+        torch.manual_seed(epoch_seed(self._seed, epoch))
         train_loss = self._pass()
         validation_loss = self._validate()
         if not (math.isfinite(train_loss) and math.isfinite(validation_loss)):
@@ -240,7 +289,7 @@ class _Run:
         self.epoch = epoch
         if validation_loss < self.best_loss:
             self.best_loss, self.best_epoch = validation_loss, epoch
-            self.best = _copy(self._module)
+            self.best = copy_weights(self._module)
         return train_loss, validation_loss
 
     def _pass(self) -> float:
@@ -277,8 +326,7 @@ class _Run:
         """Write the whole state to `path` in one step."""
         tensors = {f"weights/{k}": v for k, v in self._module.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
-        for index, state in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{k}": v for k, v in state.items()}
+        tensors |= adam_tensors(self._optimizer)
         state = {
             "seed": self._seed,
             "epoch": self.epoch,
@@ -288,33 +336,41 @@ class _Run:
         write_tensors(path, tensors, state)
 
     def restore(self, path: Path) -> None:
-        """Take up the state in `path`.
-
-        Raises
-        ------
-        OSError, SafetensorError, RuntimeError, ValueError, KeyError
-            If the file is damaged or belongs to another run; the state is then undefined.
-        """
+        """Take up the state in `path`, see `Run.restore`."""
         tensors, state = read_tensors(path)
         if state["seed"] != self._seed:
             raise ValueError(f"it belongs to seed {state['seed']}")
-        groups: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}, "adam": {}}
-        for name, tensor in tensors.items():
-            kind, _, key = name.partition("/")
-            groups[kind][key] = tensor
+        groups = split_names(tensors)
         self._module.load_state_dict(groups["weights"])
-        self._restore_adam(groups["adam"])
+        restore_adam(self._optimizer, groups["adam"])
         self.best = groups["best"]
         self.epoch, self.best_epoch = int(state["epoch"]), int(state["best_epoch"])
         self.best_loss = float(state["best_loss"])
 
-    def _restore_adam(self, flat: Mapping[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in flat.items():
-            index, _, key = name.partition("/")
-            state.setdefault(int(index), {})[key] = tensor
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer as tensors named ``adam/<parameter>/<key>``."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"adam/{index}/{k}": v for index, state in states for k, v in state.items()}
+
+
+def restore_adam(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+    """Put back what `adam_tensors` gave, without its ``adam/``."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in flat.items():
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def split_names(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Group tensors by the part of their names before the first ``/``."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, key = name.partition("/")
+        groups.setdefault(kind, {})[key] = tensor
+    return groups
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -343,17 +399,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
+def copy_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers of a module, as they are now."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of one epoch of one member, for torch."""
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     return int(state[0]) % 2**63
 
 
 @contextmanager
-def _single_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """One thread is the fastest for small networks, and the sums come out the same every time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -21,9 +21,9 @@ from maury.survey import Survey
 
 STARS = {
     "test": "held-out test stars",
-    "validation": "validation stars, which helped to choose the networks",
+    "validation": "validation stars, which chose the networks or calibrate their errors",
     "train": "training stars",
-    "unseen": "stars that took no part in training or choice",
+    "unseen": "stars that took no part in training, choice or calibration",
 }
 """Which stars can be measured, in words."""
 HEADER = (
@@ -199,7 +199,7 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArr
         )
     record, star = model.split, survey.star_id
     if split == "unseen":
-        chosen = ~record.took_part(star)
+        chosen = ~record.is_known(star)
     else:
         chosen = record.contains(split, star)
         if split != "train":
