@@ -49,7 +49,10 @@ def quick(survey, path, **options):
 
 def test_it_learns_and_says_so_on_held_out_stars(model, survey):
     test = model.split.contains("test", survey.star_id)
-    mean, error = EnsembleNetwork(model).predict(inputs_of(model, survey))
+    answer = EnsembleNetwork(model).predict(inputs_of(model, survey))
+    mean, error = answer.mean, answer.sigma
+    assert answer.covariance is None
+    assert answer.features is None
     truth = survey.labels()
     scatter = np.std((mean - truth)[test], axis=0)
     assert np.all(scatter < 0.35 * np.std(truth, axis=0))
@@ -61,7 +64,7 @@ def test_it_learns_and_says_so_on_held_out_stars(model, survey):
 
 def test_the_answer_is_mean_and_deviation_of_the_kept_networks(model, survey):
     inputs = inputs_of(model, survey, 0, 40)
-    mean, error = EnsembleNetwork(model).predict(inputs)
+    answer = EnsembleNetwork(model).predict(inputs)
     flux = torch.from_numpy(inputs.flux)
     observables = torch.from_numpy(model.scaling.observables.forward(inputs.observables))
     with torch.no_grad():
@@ -69,17 +72,17 @@ def test_the_answer_is_mean_and_deviation_of_the_kept_networks(model, survey):
     low, high = model.scaling.labels.minimum, model.scaling.labels.maximum
     answers = np.array(scaled, dtype=np.float64) * (high - low) + low
     assert len(answers) == len(model.kept)
-    np.testing.assert_allclose(mean, answers.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(error, answers.std(axis=0, ddof=1), rtol=1e-4)
+    np.testing.assert_allclose(answer.mean, answers.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(answer.sigma, answers.std(axis=0, ddof=1), rtol=1e-4)
 
 
 def test_rows_out_are_rows_in_whatever_the_batch(model, survey):
     network = EnsembleNetwork(model)
     whole = network.predict(inputs_of(model, survey))
     parts = [network.predict(inputs_of(model, survey, k, k + 7)) for k in range(0, 70, 7)]
-    for position in range(2):
-        pieces = np.concatenate([part[position] for part in parts])
-        np.testing.assert_allclose(pieces, whole[position][:70], rtol=1e-4, atol=1e-5)
+    for name in ("mean", "sigma"):
+        pieces = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(pieces, getattr(whole, name)[:70], rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_that_lacks_an_input_is_nan(tmp_path, model):
@@ -88,11 +91,11 @@ def test_a_row_that_lacks_an_input_is_nan(tmp_path, model):
     ivar = np.full((20, 64), 1e4)
     ivar[5] = 0.0
     odd = write_survey(tmp_path / "odd.zarr", n=20, parallax=parallax, ivar=ivar)
-    mean, error = EnsembleNetwork(model).predict(inputs_of(model, odd))
+    answer = EnsembleNetwork(model).predict(inputs_of(model, odd))
     lost = np.isin(np.arange(20), [3, 5])
-    assert np.isnan(mean[lost]).all()
-    assert np.isnan(error[lost]).all()
-    assert np.isfinite(mean[~lost]).all()
+    assert np.isnan(answer.mean[lost]).all()
+    assert np.isnan(answer.sigma[lost]).all()
+    assert np.isfinite(answer.mean[~lost]).all()
 
 
 def test_same_seed_same_model_and_another_seed_another(tmp_path, model, survey):
@@ -110,11 +113,11 @@ def test_the_other_presets(tmp_path, survey, preset):
     config = {"network": {"preset": preset, **options}, "training": {"epochs": 3}}
     result = train(survey, tmp_path / "m", config=config, members=1, n_processes=1)
     network = EnsembleNetwork(result)
-    mean, error = network.predict(inputs_of(result, survey, 0, 30))
-    again, _ = network.predict(inputs_of(result, survey, 0, 30))
-    np.testing.assert_array_equal(mean, again)
-    assert np.isfinite(mean).all()
-    assert np.isnan(error).all() == (preset == "starnet")
+    answer = network.predict(inputs_of(result, survey, 0, 30))
+    again = network.predict(inputs_of(result, survey, 0, 30))
+    np.testing.assert_array_equal(answer.mean, again.mean)
+    assert np.isfinite(answer.mean).all()
+    assert np.isnan(answer.sigma).all() == (preset == "starnet")
     assert result.training["settings"]["training"]["batch_size"] == 64
 
 
@@ -142,7 +145,7 @@ def test_only_some_rows_and_labels_are_usable(tmp_path):
     alone = quick(
         odd,
         tmp_path / "alone",
-        config={**CONFIG, "network": {"kernel": 6, "photometry": False}},
+        config={**CONFIG, "network": {**CONFIG["network"], "photometry": False}},
         members=1,
     )
     assert alone.training["dropped"]["missing observable"] == 0
@@ -224,7 +227,7 @@ def test_what_cannot_be_learnt(tmp_path, survey):
     with pytest.raises(TrainingError, match="value of logg"):
         quick(teff_only, tmp_path / "m")
     with pytest.raises(ConfigError, match="did you mean 'logg'"):
-        quick(survey, tmp_path / "m", config={"ensemble": {"labels": ["log_g"]}})
+        quick(survey, tmp_path / "m", config={**CONFIG, "ensemble": {"labels": ["log_g"]}})
     assert not (tmp_path / "m.part").exists()
 
 

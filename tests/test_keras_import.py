@@ -91,7 +91,8 @@ def predict(model, flux, observables):
         wave_aa=model.wave_aa,
         medium=model.medium,
     )
-    return EnsembleNetwork(model).predict(inputs)
+    answer = EnsembleNetwork(model).predict(inputs)
+    return answer.mean, answer.sigma
 
 
 def assert_agrees(model, files, flux, observables, tolerance):

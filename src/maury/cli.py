@@ -124,7 +124,8 @@ def train(
     survey: SurveyPath,
     model: ModelPath,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="guiglion2020 (the default), starnet, astronn.")
+        str | None,
+        typer.Option("--preset", help="maury (the default), guiglion2020, starnet, astronn."),
     ] = None,
     members: Annotated[
         int | None, typer.Option("--members", min=1, help="Networks in the ensemble (default 4).")
@@ -171,6 +172,14 @@ def predict(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Catalogue: .fits, .parquet, .vot or .ecsv.")
     ],
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="INPUT",
+            help="Count as missing (repeatable): spectrum, photometry, parallax, a_v or a band.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the catalogue of labels of a survey.
@@ -180,7 +189,9 @@ def predict(
     from maury.prediction import predict
 
     with _bar("predicting") as progress:
-        catalogue = predict(model, survey, out, overwrite=overwrite, progress=progress)
+        catalogue = predict(
+            model, survey, out, without=without or (), overwrite=overwrite, progress=progress
+        )
     warned = int(catalogue.table["warn"].sum())
     mark = " SIMULATED" if catalogue.simulated else ""
     print(f"{len(catalogue)}{mark} rows in {out}, {warned} of them with a warning flag")
@@ -295,7 +306,7 @@ def _member_bars() -> Iterator[Callable[[Any], None]]:
         TextColumn("member {task.fields[member]}"),
         BarColumn(),
         TextColumn("epoch {task.completed} of at most {task.total}"),
-        TextColumn("validation loss {task.fields[loss]:.5f}"),
+        TextColumn("loss {task.fields[loss]:.5f}"),
         TimeElapsedColumn(),
     )
     console = _console()
@@ -309,7 +320,9 @@ def _member_bars() -> Iterator[Callable[[Any], None]]:
                 tasks[event.member] = bars.add_task(
                     "", total=event.n_epochs, member=event.member, loss=float("nan")
                 )
-            bars.update(tasks[event.member], completed=event.epoch, loss=event.validation_loss)
+            loss = event.validation_loss
+            loss = event.training_loss if loss is None else loss
+            bars.update(tasks[event.member], completed=event.epoch, loss=loss)
 
         yield update
 

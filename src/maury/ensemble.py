@@ -545,9 +545,12 @@ class EnsembleNetwork:
         return self._config.needs_spectrum
 
     @property
-    def takes_missing(self) -> bool:
-        """Whether a star that lacks observables is answered."""
-        return self._config.takes_missing or not self._config.photometry
+    def needs(self) -> set[str]:
+        """Inputs without which no star is answered: ``spectrum``, ``photometry``, sources."""
+        needed = {"spectrum"} if self._config.needs_spectrum else set()
+        if self._config.photometry and not self._config.takes_missing:
+            needed |= {"photometry", *self.model.preparation.source_names}
+        return needed
 
     def predict(self, inputs: Inputs) -> Prediction:
         """Predict labels and errors.

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 
 import maury
 from maury.catalogue import Catalogue, CatalogueSpec, assemble, check_suffix, write_part
-from maury.columns import IN_CATALOGUE
-from maury.errors import ResumeMismatch
+from maury.columns import BANDS, IN_CATALOGUE
+from maury.errors import ConfigError, ResumeMismatch
 from maury.files import refuse_existing, remove, writing
 from maury.flags import FLAG_DTYPE, Flag, set_where, warn
 from maury.model import Model
+from maury.naming import check_known
+from maury.preparation import SOURCES
 from maury.spectra import Spectra, require_same_grid
 from maury.survey import Batch, Survey
 
@@ -24,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
+
+WITHOUT = ("spectrum", "photometry", *SOURCES)
+"""Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
 
 PART_STARS = 16384
 """Rows of one part: what a killed run has to repeat at most."""
@@ -36,13 +42,28 @@ class Predictor:
     ----------
     model : Model or path-like
         The model.
+    without : sequence of str
+        Inputs of `WITHOUT` that count as missing.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such input.
+    ConfigError
+        If the networks need one of these inputs.
     """
 
-    def __init__(self, model: Model | Path | str) -> None:
+    def __init__(self, model: Model | Path | str, *, without: Sequence[str] = ()) -> None:
         from maury.ensemble import EnsembleNetwork
 
         self.model = model if isinstance(model, Model) else Model.open(model)
+        self.without = tuple(check_known("input", name, WITHOUT) for name in without)
         self._network = EnsembleNetwork(self.model)
+        if needed := sorted(set(self.without) & self._network.needs):
+            raise ConfigError(
+                f"the network '{self.model.network['name']}' gives no labels without "
+                f"{', '.join(needed)}; use a model of the preset maury"
+            )
 
     def predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Predict the labels of one batch.
@@ -58,7 +79,7 @@ class Predictor:
             ``id``, each label and its 1 sigma error (NaN where it cannot be given), ``flags``,
             ``warn``, ``snr``, and the columns of `maury.columns.IN_CATALOGUE`.
         """
-        inputs = self.model.preparation.apply(batch)
+        inputs = self.model.preparation.apply(hide(batch, self.without))
         answer = self._network.predict(inputs)
         mean, error = answer.mean, answer.sigma
         flags = self._flags(batch, inputs.flags, inputs.observables, mean)
@@ -101,8 +122,35 @@ def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
     return outside
 
 
+def hide(batch: Batch, without: Sequence[str]) -> Batch:
+    """Return a batch in which inputs are missing.
+
+    Parameters
+    ----------
+    batch : Batch
+        Rows of a survey.
+    without : sequence of str
+        Names of `WITHOUT`.
+    """
+    hidden = set(SOURCES if "photometry" in without else without) & set(SOURCES)
+    names = {band.column if (band := _BANDS.get(name)) else name for name in hidden}
+    missing = np.full(len(batch), np.nan)
+    columns = {name: missing if name in names else v for name, v in batch.columns.items()}
+    spectra = batch.spectra
+    if "spectrum" in without:
+        spectra = spectra.replace(ivar=np.zeros_like(spectra.ivar))
+    return Batch(spectra, MappingProxyType(columns), batch.start)
+
+
+_BANDS = {band.name: band for band in BANDS}
+
+
 def predict_rows(
-    model: Model | Path | str, survey: Survey | Path | str, rows: ArrayLike
+    model: Model | Path | str,
+    survey: Survey | Path | str,
+    rows: ArrayLike,
+    *,
+    without: Sequence[str] = (),
 ) -> dict[str, NDArray[Any]]:
     """Predict some rows of a survey in memory.
 
@@ -112,6 +160,8 @@ def predict_rows(
         The model and the survey, or their paths.
     rows : (n,) int array_like
         Row numbers, in any order.
+    without : sequence of str
+        Inputs that count as missing, as of `Predictor`.
 
     Returns
     -------
@@ -119,7 +169,7 @@ def predict_rows(
         As `Predictor.predict`.
     """
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    predictor = Predictor(model)
+    predictor = Predictor(model, without=without)
     _check_grid(predictor.model, survey)
     return predictor.predict(survey.rows(rows))
 
@@ -129,6 +179,7 @@ def predict(
     survey: Survey | Path | str,
     out: Path | str,
     *,
+    without: Sequence[str] = (),
     overwrite: bool = False,
     batch_size: int = 512,
     progress: Progress | None = None,
@@ -144,6 +195,8 @@ def predict(
         The model and the survey, or their paths.
     out : path-like
         Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv) names the format.
+    without : sequence of str
+        Inputs that count as missing: ``spectrum``, ``photometry``, ``parallax``, ``a_v`` or a band.
     overwrite : bool
         Replace an existing catalogue, and discard a partial one made with other inputs.
     batch_size : int
@@ -163,24 +216,28 @@ def predict(
     GridMismatch
         If the spectra are not on the grid that the model's preparation takes.
     ConfigError
-        If the suffix of `out` is not one of a known format.
+        If the suffix of `out` is not one of a known format, or the networks need an input of
+        `without`.
     """
     out = Path(out)
     check_suffix(out)
     refuse_existing(out, overwrite=overwrite)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    predictor = Predictor(model)
+    predictor = Predictor(model, without=without)
     _check_grid(predictor.model, survey)
-    spec = catalogue_spec(predictor.model, survey)
-    work = _work_directory(out, _fingerprint(predictor.model, survey), overwrite=overwrite)
+    spec = catalogue_spec(predictor.model, survey, without=predictor.without)
+    work = _work_directory(out, _fingerprint(predictor, survey), overwrite=overwrite)
     parts = list(_write_parts(predictor, survey, work, spec, batch_size, progress))
     assemble(parts, out, spec=spec, overwrite=overwrite)
     remove(work)
     return Catalogue.read(out)
 
 
-def catalogue_spec(model: Model, survey: Survey) -> CatalogueSpec:
+def catalogue_spec(model: Model, survey: Survey, *, without: Sequence[str] = ()) -> CatalogueSpec:
     """Return the columns and the metadata of the catalogue of `survey` by `model`."""
+    errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
+    if model.network["name"] == "maury":
+        errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
     metadata = {
         "simulated": survey.simulated,
         "maury_version": maury.__version__,
@@ -193,7 +250,8 @@ def catalogue_spec(model: Model, survey: Survey) -> CatalogueSpec:
             "citation": model.citation,
             "split": model.split.rule,
         },
-        "errors": "1 sigma spread of the ensemble; not calibrated, and known to be too small",
+        "errors": errors,
+        "without": list(without),
     }
     return CatalogueSpec.for_labels(
         model.labels, survey_columns=survey.column_names, metadata=metadata
@@ -208,9 +266,10 @@ def _check_grid(model: Model, survey: Survey) -> None:
     require_same_grid(model.wave_aa, Spectra(wave_aa, none, none, medium), medium=model.medium)
 
 
-def _fingerprint(model: Model, survey: Survey) -> str:
+def _fingerprint(predictor: Predictor, survey: Survey) -> str:
     stamp = (survey.path / "zarr.json").stat().st_mtime_ns
-    identity = (model.checksum, str(survey.path.resolve()), len(survey), stamp, PART_STARS)
+    made_by = (predictor.model.checksum, predictor.without)
+    identity = (made_by, str(survey.path.resolve()), len(survey), stamp, PART_STARS)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
