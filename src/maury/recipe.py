@@ -236,11 +236,13 @@ class _Run(Run):
         """Run the steps of one epoch; return their mean loss."""
         first = self.epoch * STEPS_PER_EPOCH
         last = min(first + STEPS_PER_EPOCH, self._config.steps)
-        loss = sum(self._step(step) for step in range(first, last)) / (last - first)
+        try:
+            loss = sum(self._step(step) for step in range(first, last)) / (last - first)
+        except torch.linalg.LinAlgError:
+            loss = math.nan
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is no longer finite before step {last}; "
-                "lower learning_rate in [training]"
+                f"the loss is no longer finite before step {last}; lower learning_rate in [training]"
             )
         self.epoch += 1
         return loss, None

@@ -157,7 +157,7 @@ def robust_scale(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDAr
     """
     present = np.isfinite(values).any(axis=0)
     safe = np.where(present, values, 0.0)
-    if not len(safe):
+    if safe.size == 0:
         return np.zeros(values.shape[1]), np.ones(values.shape[1])
     low, centre, high = np.nanpercentile(safe, [16.0, 50.0, 84.0], axis=0)
     half = 0.5 * (high - low)
