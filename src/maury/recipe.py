@@ -238,11 +238,11 @@ class _Run(Run):
         last = min(first + STEPS_PER_EPOCH, self._config.steps)
         try:
             loss = sum(self._step(step) for step in range(first, last)) / (last - first)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             loss = math.nan
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss is no longer finite before step {last}; lower learning_rate in [training]"
+                f"the loss is no longer finite before step {last}; lower learning_rate"
             )
         self.epoch += 1
         return loss, None
