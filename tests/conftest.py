@@ -45,3 +45,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_survey: Path) -> P
     config = {"training": {"batch_size": 32, "epochs": 3}, "ensemble": {"members": 2}}
     train(tiny_survey, path, preset="guiglion2020", config=config, seed=5)
     return path
+
+
+@pytest.fixture(scope="session")
+def default_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled simulated survey of 500 stars, enough to calibrate and to cover."""
+    from maury.simulate import simulate_survey
+
+    path = tmp_path_factory.mktemp("survey") / "labelled.zarr"
+    simulate_survey(path, n_star=500, seed=21)
+    return path
+
+
+@pytest.fixture(scope="session")
+def default_model(tmp_path_factory: pytest.TempPathFactory, default_survey: Path) -> Path:
+    """Default preset after a few steps, calibrated and covered: whole, and no good."""
+    from maury import trust
+    from maury.learning import train
+
+    path = tmp_path_factory.mktemp("model") / "default"
+    config = {"training": {"steps": 60, "stars": 1000}, "ensemble": {"members": 2}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "N_SIMULATED", 1000)
+        train(default_survey, path, config=config, seed=5)
+    return path

@@ -26,7 +26,7 @@ _HOME = {
     "ingest_toml": "readers",
     "predict": "prediction",
     "simulate_survey": "simulate",
-    "train": "ensemble",
+    "train": "learning",
     "validate": "validation",
 }
 
@@ -35,12 +35,12 @@ __all__ = [*sorted(_HOME), "__version__"]
 if TYPE_CHECKING:
     from maury.catalogue import Catalogue as Catalogue
     from maury.emulator import Emulator as Emulator
-    from maury.ensemble import train as train
     from maury.errors import MauryError as MauryError
     from maury.flags import Flag as Flag
     from maury.keras_import import import_keras as import_keras
     from maury.labels import LABELS as LABELS
     from maury.labels import Label as Label
+    from maury.learning import train as train
     from maury.model import Model as Model
     from maury.prediction import predict as predict
     from maury.preparation import Preparation as Preparation

@@ -155,7 +155,7 @@ class Calibration:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Plain arrays for the model directory."""
-        return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: np.atleast_1d(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
@@ -176,8 +176,8 @@ class Calibration:
                 raise ValueError(f"calibration: {name!r} must be finite, of shape {shape}")
         return cls(
             **{name: arrays[name].astype(np.float64) for name in shapes},
-            n_real=int(arrays["n_real"]),
-            n_simulated=int(arrays["n_simulated"]),
+            n_real=int(arrays["n_real"].item()),
+            n_simulated=int(arrays["n_simulated"].item()),
         )
 
 

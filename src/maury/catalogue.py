@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class CatalogueSpec:
         survey_columns: Iterable[str],
         metadata: Mapping[str, Any],
         quantiles: bool = False,
+        correlations: bool = False,
         coverage: bool = False,
     ) -> "CatalogueSpec":
         """Return the columns of a catalogue of these labels.
@@ -59,15 +60,19 @@ class CatalogueSpec:
             Provenance; the flags' texts are added.
         quantiles : bool
             Whether each error is followed by the quantiles of the label.
+        correlations : bool
+            Whether the correlations of the errors of all pairs of labels follow the labels.
         coverage : bool
             Whether the columns of `maury.columns.COVERAGE` follow the flags.
         """
         known = columns_module.known(labels)
         present = set(survey_columns)
+        pairs = combinations(labels, 2) if correlations else ()
         groups = chain.from_iterable(_label_columns(label, quantiles) for label in labels)
         chosen = (
             known["id"],
             *groups,
+            *(columns_module.for_correlation(*pair) for pair in pairs),
             columns_module.FLAGS,
             columns_module.WARN,
             *(columns_module.COVERAGE if coverage else ()),

@@ -147,7 +147,7 @@ def train(
 
     A run that was killed goes on when the same command is given again.
     """
-    from maury.ensemble import train
+    from maury.learning import train
 
     with _member_bars() as progress:
         result = train(
@@ -180,6 +180,9 @@ def predict(
             help="Count as missing (repeatable): spectrum, photometry, parallax, a_v or a band.",
         ),
     ] = None,
+    correlations: Annotated[
+        bool, typer.Option("--correlations", help="Add the correlations of the labels' errors.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the catalogue of labels of a survey.
@@ -190,7 +193,13 @@ def predict(
 
     with _bar("predicting") as progress:
         catalogue = predict(
-            model, survey, out, without=without or (), overwrite=overwrite, progress=progress
+            model,
+            survey,
+            out,
+            without=without or (),
+            correlations=correlations,
+            overwrite=overwrite,
+            progress=progress,
         )
     warned = int(catalogue.table["warn"].sum())
     mark = " SIMULATED" if catalogue.simulated else ""

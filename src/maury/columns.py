@@ -142,6 +142,16 @@ def for_label_quantile(label: Label, suffix: str, percent: int) -> Column:
     )
 
 
+def for_correlation(first: Label, second: Label) -> Column:
+    """Return the column of the correlation of the errors of two labels."""
+    return Column(
+        f"{first.name}_{second.name}_corr",
+        "",
+        "stat.correlation",
+        f"Correlation of the errors of {first.name} and {second.name}",
+    )
+
+
 def for_true_label(label: Label) -> Column:
     """Return the column of the label that a simulation put in."""
     return Column(

@@ -12,8 +12,8 @@ import numpy as np
 import maury
 from maury import figures
 from maury.catalogue import Catalogue
-from maury.ensemble import train
 from maury.files import publish, refuse_existing, remove
+from maury.learning import train
 from maury.model import Model
 from maury.prediction import predict, predict_rows
 from maury.simulate import simulate_survey

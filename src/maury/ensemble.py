@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -60,6 +60,7 @@ def train(
     n_processes: int | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    complete: Callable[[Model], Model] = lambda model: model,
 ) -> Model:
     """Train an ensemble on the labelled spectra of a survey and write its model directory.
 
@@ -88,6 +89,8 @@ def train(
         Called with a `maury.members.MemberEvent` after each epoch of each member.
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
+    complete : callable
+        Given the trained model before it gets its name; what it returns is written.
 
     Returns
     -------
@@ -134,7 +137,8 @@ def train(
     ]
     n_processes = min(n_processes or os.cpu_count() or 1, n_members)
     train_members(jobs, n_processes=n_processes, progress=progress or (lambda event: None))
-    result = _publish(path, folder, settings, stars, jobs, survey, seed, overwrite=overwrite)
+    trained = _assemble(folder, settings, stars, jobs, survey, seed)
+    result = complete(trained).save(path, overwrite=overwrite)
     remove(folder.path)
     return result
 
@@ -405,17 +409,15 @@ def choose(losses: NDArray[np.float64], choice: ChoiceConfig) -> NDArray[np.bool
     return np.asarray(kept, dtype=np.bool_)
 
 
-def _publish(
-    path: Path,
+def _assemble(
     folder: WorkFolder,
     settings: EnsembleConfig,
     stars: _Stars,
     jobs: list[MemberJob],
     survey: Survey,
     seed: int,
-    *,
-    overwrite: bool,
 ) -> Model:
+    """Put the trained members together, as a model in the work folder."""
     results = [folder.result(job.member) for job in jobs]
     losses = [math.nan if r.validation_loss is None else r.validation_loss for r in results]
     kept = choose(np.array(losses), settings.ensemble)
@@ -453,7 +455,7 @@ def _publish(
     if settings.network.simulates:
         arrays, about = folder.sky()[0].to_arrays()
         model = model.with_arrays("sky", arrays, metadata=about)
-    return model.save(path, weights=weights, overwrite=overwrite)
+    return model.save(folder.path / "model", weights=weights, overwrite=True)
 
 
 def _provenance(network: NetworkConfig, survey: Survey) -> dict[str, Any]:

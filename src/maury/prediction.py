@@ -4,24 +4,36 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import maury
 from maury.catalogue import Catalogue, CatalogueSpec, assemble, check_suffix, write_part
-from maury.columns import BANDS, IN_CATALOGUE
+from maury.columns import (
+    BANDS,
+    CHI2,
+    IN_CATALOGUE,
+    QUANTILES,
+    WORST_WAVELENGTH,
+    for_correlation,
+)
 from maury.errors import ConfigError, ResumeMismatch
 from maury.files import refuse_existing, remove, writing
 from maury.flags import FLAG_DTYPE, Flag, set_where, warn
+from maury.labels import Label
 from maury.model import Model
 from maury.naming import check_known
 from maury.preparation import SOURCES
 from maury.spectra import Spectra, require_same_grid
 from maury.survey import Batch, Survey
+
+if TYPE_CHECKING:
+    from maury.trust import Assessment
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +67,12 @@ class Predictor:
 
     def __init__(self, model: Model | Path | str, *, without: Sequence[str] = ()) -> None:
         from maury.ensemble import EnsembleNetwork
+        from maury.trust import Trust
 
         self.model = model if isinstance(model, Model) else Model.open(model)
         self.without = tuple(check_known("input", name, WITHOUT) for name in without)
         self._network = EnsembleNetwork(self.model)
+        self._trust = Trust.load(self.model, self._network)
         if needed := sorted(set(self.without) & self._network.needs):
             raise ConfigError(
                 f"the network '{self.model.network['name']}' gives no labels without "
@@ -77,13 +91,19 @@ class Predictor:
         -------
         dict of str to (n_star,) array
             ``id``, each label and its 1 sigma error (NaN where it cannot be given), ``flags``,
-            ``warn``, ``snr``, and the columns of `maury.columns.IN_CATALOGUE`.
+            ``warn``, ``snr``, and the columns of `maury.columns.IN_CATALOGUE`; with a calibrated
+            model also the quantiles, the correlations of errors, and those of
+            `maury.columns.COVERAGE`.
         """
         inputs = self.model.preparation.apply(hide(batch, self.without))
         answer = self._network.predict(inputs)
         mean, error = answer.mean, answer.sigma
         flags = self._flags(batch, inputs.flags, inputs.observables, mean)
         rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
+        if self._trust is not None:
+            found = self._trust.assess(inputs, answer)
+            error, flags = found.sigma, flags | found.flags
+            rows |= _trusted(self.model.labels, found)
         for position, label in enumerate(self.model.labels):
             rows[label.name] = mean[:, position]
             rows[label.error_name] = error[:, position]
@@ -111,6 +131,21 @@ class Predictor:
         for flag, where in checks:
             flags = set_where(flags, flag, where)
         return flags
+
+
+def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, NDArray[Any]]:
+    """Return the columns that a calibrated model adds."""
+    rows: dict[str, NDArray[Any]] = {
+        f"{label.name}_{suffix}": found.quantiles[k, :, position]
+        for position, label in enumerate(labels)
+        for k, (suffix, _) in enumerate(QUANTILES)
+    }
+    if found.covariance is not None:
+        sigma = np.sqrt(np.einsum("nii->ni", found.covariance))
+        for (i, first), (j, second) in combinations(enumerate(labels), 2):
+            column = for_correlation(first, second)
+            rows[column.name] = found.covariance[:, i, j] / (sigma[:, i] * sigma[:, j])
+    return rows | {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength}
 
 
 def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
@@ -180,6 +215,7 @@ def predict(
     out: Path | str,
     *,
     without: Sequence[str] = (),
+    correlations: bool = False,
     overwrite: bool = False,
     batch_size: int = 512,
     progress: Progress | None = None,
@@ -197,6 +233,9 @@ def predict(
         Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv) names the format.
     without : sequence of str
         Inputs that count as missing: ``spectrum``, ``photometry``, ``parallax``, ``a_v`` or a band.
+    correlations : bool
+        Whether to add the correlations of the errors of all pairs of labels, where the model
+        predicts them.
     overwrite : bool
         Replace an existing catalogue, and discard a partial one made with other inputs.
     batch_size : int
@@ -225,18 +264,25 @@ def predict(
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     predictor = Predictor(model, without=without)
     _check_grid(predictor.model, survey)
-    spec = catalogue_spec(predictor.model, survey, without=predictor.without)
-    work = _work_directory(out, _fingerprint(predictor, survey), overwrite=overwrite)
+    spec = catalogue_spec(
+        predictor.model, survey, without=predictor.without, correlations=correlations
+    )
+    work = _work_directory(out, _fingerprint(predictor, survey, spec), overwrite=overwrite)
     parts = list(_write_parts(predictor, survey, work, spec, batch_size, progress))
     assemble(parts, out, spec=spec, overwrite=overwrite)
     remove(work)
     return Catalogue.read(out)
 
 
-def catalogue_spec(model: Model, survey: Survey, *, without: Sequence[str] = ()) -> CatalogueSpec:
+def catalogue_spec(
+    model: Model, survey: Survey, *, without: Sequence[str] = (), correlations: bool = False
+) -> CatalogueSpec:
     """Return the columns and the metadata of the catalogue of `survey` by `model`."""
+    trusted = "calibration" in model.attachments
     errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
-    if model.network["name"] == "maury":
+    if trusted:
+        errors = "1 sigma, calibrated on labelled stars that neither trained nor chose a network"
+    elif "sky" in model.attachments:
         errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
     metadata = {
         "simulated": survey.simulated,
@@ -245,7 +291,7 @@ def catalogue_spec(model: Model, survey: Survey, *, without: Sequence[str] = ())
         "model": {
             "checksum": model.checksum,
             "preset": model.network["name"],
-            "members": sum(member.kept for member in model.members),
+            "members": len(model.kept),
             "trained_on_simulated_spectra": model.simulated,
             "citation": model.citation,
             "split": model.split.rule,
@@ -254,7 +300,12 @@ def catalogue_spec(model: Model, survey: Survey, *, without: Sequence[str] = ())
         "without": list(without),
     }
     return CatalogueSpec.for_labels(
-        model.labels, survey_columns=survey.column_names, metadata=metadata
+        model.labels,
+        survey_columns=survey.column_names,
+        metadata=metadata,
+        quantiles=trusted,
+        correlations=trusted and correlations,
+        coverage=trusted,
     )
 
 
@@ -266,9 +317,10 @@ def _check_grid(model: Model, survey: Survey) -> None:
     require_same_grid(model.wave_aa, Spectra(wave_aa, none, none, medium), medium=model.medium)
 
 
-def _fingerprint(predictor: Predictor, survey: Survey) -> str:
+def _fingerprint(predictor: Predictor, survey: Survey, spec: CatalogueSpec) -> str:
     stamp = (survey.path / "zarr.json").stat().st_mtime_ns
-    made_by = (predictor.model.checksum, predictor.without)
+    names = [column.name for column in spec.columns]
+    made_by = (predictor.model.checksum, predictor.without, names)
     identity = (made_by, str(survey.path.resolve()), len(survey), stamp, PART_STARS)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 

@@ -1,0 +1,310 @@
+"""What makes labels trustworthy: calibrated errors, quantiles, and reasons for doubt.
+
+Both are learnt once the networks are trained, and lie in the model directory as the attachments
+``calibration`` and ``coverage``. They need a network that predicts a covariance and a calibrated
+theory (`maury.sky`); a model without them quotes the spread of its ensemble.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.calibration import LEAST_STARS, Calibration, Regime, repeat_scatter
+from maury.coverage import CoverageModel, Evidence, TwoViews
+from maury.ensemble import EnsembleNetwork, Prediction
+from maury.errors import ModelFileError, TrainingError
+from maury.flags import FLAG_DTYPE
+from maury.model import Model
+from maury.preparation import Inputs
+from maury.sky import Sky
+from maury.survey import Survey
+
+logger = logging.getLogger(__name__)
+
+Float64Array = NDArray[np.float64]
+
+N_SIMULATED = 8000
+"""Simulated stars that give the course of the calibration."""
+_FLOOR_SNR = 60.0
+_READ_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Labels of some stars with errors that hold, and what is doubtful about them.
+
+    Attributes
+    ----------
+    sigma : (n_star, n_label) float64
+        Calibrated 1 sigma errors.
+    quantiles : (3, n_star, n_label) float64
+        16, 50 and 84 % quantiles.
+    covariance : (n_star, n_label, n_label) float64 or None
+        Calibrated.
+    flags : (n_star,) int32
+        Bits of `maury.flags.Flag`.
+    chi2_reduced, worst_wavelength : (n_star,) float64
+        Of the spectrum against its reconstruction; NaN where there is none.
+    """
+
+    sigma: Float64Array
+    quantiles: Float64Array
+    covariance: Float64Array | None
+    flags: NDArray[np.int32]
+    chi2_reduced: Float64Array
+    worst_wavelength: Float64Array
+
+
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """Calibration and coverage of one model.
+
+    Attributes
+    ----------
+    network : EnsembleNetwork
+    sky : Sky
+        Calibrated theory: from labels to the spectrum that they should have.
+    calibration : Calibration
+    coverage : CoverageModel or None
+        None if too few training stars had a spectrum.
+    """
+
+    network: EnsembleNetwork
+    sky: Sky
+    calibration: Calibration
+    coverage: CoverageModel | None
+
+    @classmethod
+    def load(cls, model: Model, network: EnsembleNetwork) -> Self | None:
+        """Read from the model directory; None if the model has no calibration.
+
+        Raises
+        ------
+        ModelFileError
+            If an attachment is damaged.
+        """
+        if "calibration" not in model.attachments:
+            return None
+        try:
+            calibration = Calibration.from_arrays(model.arrays("calibration"))
+        except (KeyError, ValueError) as error:
+            raise ModelFileError(f"{model.path}: the calibration is damaged: {error}") from error
+        coverage = None
+        if "coverage" in model.attachments:
+            coverage = CoverageModel.from_arrays(model.arrays("coverage"))
+        return cls(network, _sky(model), calibration, coverage)
+
+    @classmethod
+    def fit(cls, model: Model, survey: Survey) -> Self:
+        """Learn from the labelled stars of a survey, and from simulated ones.
+
+        Errors are calibrated on the validation stars, which neither trained nor chose a network
+        of this kind; coverage is learnt from the training stars.
+
+        Parameters
+        ----------
+        model : Model
+            Saved, of a preset that trains on simulated stars.
+        survey : Survey
+            The survey that trained it.
+        """
+        network, sky = EnsembleNetwork(model), _sky(model)
+        stars = _Labelled.read(model, network, survey)
+        validation = model.split.contains("validation", stars.star_id)
+        calibration = _calibrate(model, network, sky, stars, validation)
+        training = model.split.contains("train", stars.star_id)
+        coverage = _cover(model, network, sky, stars, training)
+        return cls(network, sky, calibration, coverage)
+
+    def attach(self, model: Model) -> Model:
+        """Return the model with these attachments, for `Model.save` to write."""
+        model = model.with_arrays("calibration", self.calibration.to_arrays())
+        if self.coverage is not None:
+            model = model.with_arrays("coverage", self.coverage.to_arrays())
+        return model
+
+    def assess(self, inputs: Inputs, answer: Prediction) -> Assessment:
+        """Calibrate the errors of some stars and say what is doubtful about them.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Prepared by the preparation of the model.
+        answer : Prediction
+            Of its networks to these inputs.
+        """
+        regime = _regime(self.network.model, inputs.snr, answer.mean)
+        sigma = self.calibration.errors(answer.sigma, regime)
+        covariance = answer.covariance
+        if covariance is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                factor = sigma / answer.sigma
+            covariance = covariance * factor[:, :, None] * factor[:, None, :]
+        n_star = len(answer.mean)
+        flags = np.zeros(n_star, FLAG_DTYPE)
+        chi2 = worst = np.full(n_star, np.nan)
+        if self.coverage is not None and n_star:
+            scores = self.coverage.score(_evidence(self.network, self.sky, inputs, answer))
+            flags = self.coverage.flags(scores).astype(FLAG_DTYPE)
+            chi2, worst = scores.chi2_reduced, scores.worst_wavelength_aa
+        quantiles = self.calibration.quantiles(answer.mean, sigma)
+        return Assessment(sigma, quantiles, covariance, flags, chi2, worst)
+
+
+def complete(survey: Survey, model: Model) -> Model:
+    """Return a freshly trained model with its calibration and coverage, if its kind has them."""
+    if "sky" not in model.attachments:
+        return model
+    try:
+        return Trust.fit(model, survey).attach(model)
+    except TrainingError as error:
+        logger.warning("%s: errors are not calibrated: %s", model.path, error)
+        return model
+
+
+def completion(survey: Survey) -> Callable[[Model], Model]:
+    """Return `complete` for a survey, as `maury.ensemble.train` calls it."""
+    return partial(complete, survey)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Predictions for the labelled rows of a survey."""
+
+    star_id: NDArray[np.str_]
+    truth: Float64Array
+    answer: Prediction
+    inputs: Inputs
+
+    @classmethod
+    def read(cls, model: Model, network: EnsembleNetwork, survey: Survey) -> Self:
+        """Predict every row that trained, chose or was kept for validation."""
+        star_id = survey.star_id
+        known = model.split.contains("train", star_id) | model.split.contains("validation", star_id)
+        rows = np.flatnonzero(known)
+        blocks = np.split(rows, np.arange(_READ_ROWS, rows.size, _READ_ROWS))
+        inputs = _join([model.preparation.apply(survey.rows(block)) for block in blocks])
+        names = [label.name for label in model.labels]
+        return cls(star_id[rows], survey.labels(names)[rows], network.predict(inputs), inputs)
+
+
+def _calibrate(
+    model: Model,
+    network: EnsembleNetwork,
+    sky: Sky,
+    stars: _Labelled,
+    chosen: NDArray[np.bool_],
+) -> Calibration:
+    if chosen.sum() < LEAST_STARS:
+        raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")
+    simulated, truth = _simulated(model, sky)
+    answer = network.predict(simulated)
+    course = (answer.mean - truth, answer.sigma, _regime(model, simulated.snr, answer.mean))
+    bright = stars.inputs.snr >= _FLOOR_SNR
+    return Calibration.fit(
+        (stars.answer.mean - stars.truth)[chosen],
+        stars.answer.sigma[chosen],
+        _regime(model, stars.inputs.snr[chosen], stars.answer.mean[chosen]),
+        simulated=course,
+        floor=repeat_scatter(stars.answer.mean[bright], stars.star_id[bright]),
+    )
+
+
+def _simulated(model: Model, sky: Sky) -> tuple[Inputs, Float64Array]:
+    """Stars that no network has seen, simulated as those that trained them."""
+    rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(7,)))
+    flux, ivar, observables, truth = sky.pool(N_SIMULATED, rng).batch(N_SIMULATED, rng)
+    signal = np.sqrt(ivar * np.maximum(flux, np.float32(0.05)), dtype=np.float64)
+    inputs = Inputs(
+        flux=flux,
+        ivar=ivar,
+        observables=observables.astype(np.float32),
+        observable_errors=np.full(observables.shape, np.nan, dtype=np.float32),
+        flags=np.zeros(len(flux), FLAG_DTYPE),
+        snr=np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1),
+        wave_aa=model.wave_aa,
+        medium=model.medium,
+    )
+    return inputs, truth
+
+
+def _cover(
+    model: Model,
+    network: EnsembleNetwork,
+    sky: Sky,
+    stars: _Labelled,
+    chosen: NDArray[np.bool_],
+) -> CoverageModel | None:
+    inputs = _rows(stars.inputs, chosen)
+    answer = Prediction(stars.answer.mean[chosen], stars.answer.sigma[chosen])
+    try:
+        return CoverageModel.fit(
+            _evidence(network, sky, inputs, answer),
+            wave_aa=sky.wave_aa,
+            label_names=model.label_names,
+            noise_correlation=tuple(model.preparation.noise_correlation),
+        )
+    except TrainingError as error:
+        logger.warning("coverage is not learnt: %s", error)
+        return None
+
+
+def _evidence(network: EnsembleNetwork, sky: Sky, inputs: Inputs, answer: Prediction) -> Evidence:
+    return Evidence(
+        flux=inputs.flux,
+        ivar=inputs.ivar,
+        snr=inputs.snr,
+        labels=answer.mean,
+        reconstruction=sky.theory(answer.mean),
+        views=_views(network, inputs),
+    )
+
+
+def _views(network: EnsembleNetwork, inputs: Inputs) -> TwoViews:
+    """Labels from each half of the inputs; NaN where a star has only one of them."""
+    nothing = np.full_like(inputs.observables, np.nan)
+    spectrum = network.predict(replace(inputs, observables=nothing))
+    photometry = network.predict(replace(inputs, ivar=np.zeros_like(inputs.ivar)))
+    assert spectrum.covariance is not None, "trust needs a network that predicts a covariance"
+    assert photometry.covariance is not None, "trust needs a network that predicts a covariance"
+    seen = np.isfinite(inputs.observables).sum(axis=1) > inputs.observables.shape[1] // 2
+    both = seen & (inputs.ivar > 0).any(axis=1)
+    return TwoViews(
+        np.where(both[:, None], spectrum.mean, np.nan),
+        spectrum.covariance,
+        np.where(both[:, None], photometry.mean, np.nan),
+        photometry.covariance,
+    )
+
+
+def _regime(model: Model, snr: Float64Array, mean: Float64Array) -> Regime:
+    names = list(model.label_names)
+
+    def label(name: str) -> Float64Array:
+        return mean[:, names.index(name)] if name in names else np.full(len(mean), np.nan)
+
+    return Regime(snr, label("logg"), label("m_h"))
+
+
+def _sky(model: Model) -> Sky:
+    return Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+
+
+_PER_STAR = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
+
+
+def _join(parts: list[Inputs]) -> Inputs:
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in _PER_STAR
+    }
+    return replace(parts[0], **joined)
+
+
+def _rows(inputs: Inputs, chosen: NDArray[np.bool_]) -> Inputs:
+    picked: dict[str, Any] = {name: getattr(inputs, name)[chosen] for name in _PER_STAR}
+    return replace(inputs, **picked)

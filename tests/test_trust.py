@@ -1,0 +1,126 @@
+"""The default model as a whole: calibrated errors, quantiles, covariances, reasons."""
+
+import numpy as np
+import pytest
+
+from maury.errors import ModelFileError
+from maury.flags import Flag
+from maury.labels import LABEL_NAMES
+from maury.model import Model
+from maury.operators import shift_to_rest
+from maury.prediction import Predictor, predict, predict_rows
+from maury.survey import Survey
+from maury.trust import Trust
+from surveys import copy_survey
+
+
+@pytest.fixture(scope="module")
+def rows(default_model, default_survey):
+    return predict_rows(default_model, default_survey, np.arange(500))
+
+
+def z_of(rows, survey, model, part):
+    chosen = model.split.contains(part, survey.star_id)
+    truth = survey.labels(LABEL_NAMES)[chosen]
+    mean = np.column_stack([rows[name] for name in LABEL_NAMES])[chosen]
+    error = np.column_stack([rows[f"{name}_error"] for name in LABEL_NAMES])[chosen]
+    return np.abs(mean - truth) / error
+
+
+def test_calibrated_errors_hold_on_stars_kept_out(rows, default_model, default_survey):
+    survey, model = Survey.open(default_survey), Model.open(default_model)
+    z = z_of(rows, survey, model, "test")
+    assert z.shape == (50, 9)
+    # 450 residuals, correlated within a star: some 5 % of sampling error.
+    assert np.mean(z < 1) == pytest.approx(0.683, abs=0.12)
+    assert np.mean(z < 2) == pytest.approx(0.954, abs=0.06)
+
+
+def test_quantiles_are_ordered_and_agree_with_errors(rows):
+    for name in LABEL_NAMES:
+        low, middle, high = (rows[f"{name}_{q}"] for q in ("q16", "q50", "q84"))
+        assert np.all((low < middle) & (middle < high))
+        width = 0.5 * (high - low) / rows[f"{name}_error"]
+        assert 0.5 < np.median(width) < 2.0
+
+
+def test_correlations_belong_to_a_covariance(rows):
+    assert np.all(np.abs(rows["teff_logg_corr"]) <= 1)
+    assert np.median(rows["m_h_fe_h_corr"]) > 0.5, "[M/H] and [Fe/H] err together"
+    matrix = np.eye(9)[None].repeat(500, axis=0)
+    for i, first in enumerate(LABEL_NAMES):
+        for j, second in enumerate(LABEL_NAMES[i + 1 :], start=i + 1):
+            matrix[:, i, j] = matrix[:, j, i] = rows[f"{first}_{second}_corr"]
+    assert np.linalg.eigvalsh(matrix).min() > -1e-9
+
+
+def test_most_stars_like_the_training_sample_pass(rows):
+    strange = sum(flag.value for flag in Flag if flag >= Flag.SPECTRUM_UNLIKE and flag.warns)
+    assert np.mean((rows["flags"] & strange) != 0) < 0.1
+    assert np.median(rows["chi2_reduced"]) == pytest.approx(1.0, abs=0.3)
+    assert np.isfinite(rows["worst_wavelength"]).all()
+
+
+def test_a_wrong_radial_velocity_is_named(tmp_path, default_model, default_survey):
+    survey = Survey.open(default_survey)
+
+    def shift(flux):
+        wave = shift_to_rest(survey.wave_aa, 120.0)
+        return np.stack([np.interp(survey.wave_aa, wave, one) for one in flux[:40]])
+
+    path = copy_survey(
+        default_survey,
+        tmp_path / "s.zarr",
+        rows=np.arange(40),
+        flux=lambda flux: shift(flux).astype("f4"),
+    )
+    flags = predict_rows(default_model, path, np.arange(40))["flags"]
+    assert np.mean((flags & Flag.RADIAL_VELOCITY_WRONG.value) != 0) > 0.9
+
+
+def test_any_part_of_the_inputs_may_be_missing(default_model, default_survey):
+    every = np.arange(100)
+    whole = predict_rows(default_model, default_survey, every)
+    for without in (["photometry"], ["spectrum"], ["parallax"], ["Ks"]):
+        part = predict_rows(default_model, default_survey, every, without=without)
+        assert np.isfinite(part["teff"]).all(), without
+        assert np.isfinite(part["teff_error"]).all(), without
+    blind = predict_rows(default_model, default_survey, every, without=["spectrum"])
+    assert np.median(blind["m_h_error"] / whole["m_h_error"]) > 1
+    assert np.isnan(blind["chi2_reduced"]).all()
+    nothing = predict_rows(default_model, default_survey, every, without=["spectrum", "photometry"])
+    assert np.isnan(nothing["teff"]).all()
+    assert np.all((nothing["flags"] & Flag.INPUT_REQUIRED.value) != 0)
+
+
+def test_the_catalogue_has_it_all_and_says_so(tmp_path, default_model, default_survey):
+    catalogue = predict(default_model, default_survey, tmp_path / "c.fits", correlations=True)
+    names = catalogue.table.colnames
+    assert {"teff_q16", "teff_q50", "teff_q84", "chi2_reduced", "al_fe_mg_fe_corr"} <= set(names)
+    assert "calibrated" in catalogue.metadata["errors"]
+    plain = predict(default_model, default_survey, tmp_path / "p.parquet")
+    assert "al_fe_mg_fe_corr" not in plain.table.colnames
+
+
+def test_models_without_calibration_promise_nothing(tmp_path, tiny_model, observed_survey):
+    catalogue = predict(tiny_model, observed_survey, tmp_path / "c.fits")
+    assert "teff_q16" not in catalogue.table.colnames
+    assert "not calibrated" in catalogue.metadata["errors"]
+
+
+def test_the_same_seed_gives_the_same_calibration(default_model, default_survey, monkeypatch):
+    from maury import trust
+
+    monkeypatch.setattr(trust, "N_SIMULATED", 1000)
+    model = Model.open(default_model)
+    again = Trust.fit(model, Survey.open(default_survey))
+    for name, array in again.calibration.to_arrays().items():
+        np.testing.assert_array_equal(array, model.arrays("calibration")[name])
+
+
+def test_damaged_attachments_are_one_clear_error(tmp_path, default_model):
+    model = Model.open(default_model)
+    arrays = model.arrays("calibration") | {"size": np.zeros(3)}
+    broken = model.with_arrays("calibration", arrays).save(tmp_path / "m")
+    with pytest.raises(ModelFileError, match="calibration is damaged"):
+        Predictor(broken)
