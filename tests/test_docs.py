@@ -121,7 +121,11 @@ def make_what_is_named(text: str) -> dict[str, object]:
     if re.search(r"\bsurvey\b", text) or "small.model" in text:
         given["survey"] = maury.simulate_survey("survey.zarr", n_star=240, seed=1)
     if "small.model" in text and "train(" not in text:
-        quick = {"training": {"epochs": 1}, "ensemble": {"members": 1}}
+        quick = {
+            "network": {"preset": "guiglion2020"},
+            "training": {"epochs": 1},
+            "ensemble": {"members": 1},
+        }
         maury.train(given["survey"], "small.model", config=quick)
     return given
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from maury.errors import ModelFileError, OutputExists
+from maury.errors import ModelFileError, OutputExists, UnknownName
 from maury.labels import select
 from maury.model import Affine, Member, Model, Scaling
 from maury.preparation import Preparation
@@ -265,3 +265,92 @@ def test_scaling_with_missing_and_constant_values():
     standard = Affine.measure(table, rule="standard")
     np.testing.assert_allclose(standard.offset[[0, 2]], [2.0, 5.0])
     np.testing.assert_allclose(standard.scale[[0, 2]], [1.0, 1.0])
+
+
+@pytest.fixture
+def attached(model):
+    kept = {"mask": np.array([True, False]), "values": np.array([[1.5, np.nan]]), "n": np.arange(3)}
+    more = model.with_arrays("sky", kept, metadata={"version": 2, "names": ["a", "b"]})
+    return more.save(model.path.with_name("attached"))
+
+
+def test_attachments_keep_type_shape_and_metadata(attached, model):
+    again = Model.open(attached.path)
+    arrays_out = again.arrays("sky")
+    assert {name: a.dtype.kind for name, a in arrays_out.items()} == {
+        "mask": "b",
+        "values": "f",
+        "n": "i",
+    }
+    np.testing.assert_array_equal(arrays_out["values"], [[1.5, np.nan]])
+    assert again.attachments["sky"].metadata == {"version": 2, "names": ["a", "b"]}
+    assert again.checksum == attached.checksum != model.checksum
+    assert dict(Model.open(model.path).attachments) == {}
+
+
+def test_attachments_may_be_added_one_by_one_and_in_place(attached):
+    more = attached.with_arrays("extra", {"x": np.ones(2)})
+    np.testing.assert_array_equal(more.arrays("extra")["x"], [1, 1])
+    saved = more.save(attached.path, overwrite=True)
+    assert sorted(saved.attachments) == ["extra", "sky"]
+    assert saved.attachments["sky"].sha256 == attached.attachments["sky"].sha256
+    replaced = saved.with_arrays("extra", {"x": np.zeros(2)}).save(saved.path, overwrite=True)
+    np.testing.assert_array_equal(Model.open(replaced.path).arrays("extra")["x"], [0, 0])
+
+
+def test_unknown_attachment_and_impossible_names(attached):
+    with pytest.raises(UnknownName, match="did you mean 'sky'"):
+        attached.arrays("sy")
+    for name in ("../evil", "A", "", "x" * 40, "a/b"):
+        with pytest.raises(ValueError, match="pattern"):
+            attached.with_arrays(name, {"x": np.ones(1)})
+
+
+@pytest.mark.parametrize("kind", sorted(set(IMPOSTORS) - {"huge shape"}))
+def test_impostors_among_attachments_are_refused(attached, kind):
+    (attached.path / "attachments/sky.safetensors").write_bytes(IMPOSTORS[kind])
+    with pytest.raises(ModelFileError, match=r"sky\.safetensors"):
+        Model.open(attached.path)
+
+
+def test_a_damaged_missing_or_linked_attachment_is_refused(attached, tmp_path):
+    file = attached.path / "attachments/sky.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ModelFileError, match="SHA-256"):
+        Model.open(attached.path)
+    file.unlink()
+    with pytest.raises(ModelFileError, match="missing"):
+        Model.open(attached.path)
+    data[-1] ^= 1
+    (tmp_path / "elsewhere").write_bytes(data)
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelFileError, match="link"):
+        Model.open(attached.path)
+
+
+def test_a_linked_directory_of_attachments_is_refused(attached, tmp_path):
+    folder = attached.path / "attachments"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelFileError, match="link"):
+        Model.open(attached.path)
+
+
+@pytest.mark.parametrize("name", ["../members/000", "SKY", "a/b"])
+def test_a_hostile_name_in_the_document_is_refused(attached, name):
+    file = attached.path / "model.json"
+    document = json.loads(file.read_text())
+    document["attachments"][name] = document["attachments"].pop("sky")
+    file.write_text(json.dumps(document))
+    with pytest.raises(ModelFileError, match="attachments"):
+        Model.open(attached.path)
+
+
+def test_robust_scaling_takes_no_notice_of_a_wild_value():
+    table = np.append(np.linspace(0.0, 100.0, 101), [1e9, np.nan])[:, None]
+    affine = Affine.measure(table, rule="robust")
+    assert affine.offset[0] == pytest.approx(50.5, abs=0.6)
+    assert affine.scale[0] == pytest.approx(34, abs=1)
+    assert affine.maximum[0] == 1e9
