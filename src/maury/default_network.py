@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maury.columns import BANDS
-from maury.networks import Answer, NetworkConfig, ScalingRule, preset
+from maury.network_base import Answer, NetworkConfig, ScalingRule, preset
 
 _LEAST_VARIANCE = 1e-4
 _LARGEST_DEVIATION = 8.0

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-import maury.default_network  # noqa: F401  (registers its preset)
 from maury.errors import MauryError, TrainingError
 from maury.networks import network_config
 from maury.recipe import SimulatedTraining, train_on_sky

@@ -7,10 +7,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
-from maury.default_network import DefaultConfig
 from maury.errors import ConfigError
 from maury.naming import suggestion
-from maury.networks import PRESETS, NetworkConfig, parse_settings
+from maury.networks import PRESETS, DefaultConfig, NetworkConfig, parse_settings
 from maury.preparation import Preparation
 from maury.recipe import SimulatedTraining
 from maury.split import SplitConfig
