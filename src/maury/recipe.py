@@ -223,6 +223,7 @@ class _Run(Run):
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
+            fused=True,
         )
         self._averaged = [p.detach().clone() for p in self._module.parameters()]
         self._module.train()
