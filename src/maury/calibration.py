@@ -25,7 +25,7 @@ LEVELS = (0.4, 0.55, 0.683, 0.8, 0.9, 0.954)
 LEAST_STARS = 30
 REGIME_PRIOR = 0.15
 """Standard deviation expected of each regime coefficient (of the logarithm of the factor)."""
-LABEL_PRIOR = 0.06
+LABEL_PRIOR = 0.04
 """Standard deviation expected between the labels' factors."""
 _LARGEST_LOG_FACTOR = 2.0
 _SMOOTHING = 0.02

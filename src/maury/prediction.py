@@ -33,6 +33,8 @@ from maury.spectra import Spectra, require_same_grid
 from maury.survey import Batch, Survey
 
 if TYPE_CHECKING:
+    from maury.ensemble import Prediction
+    from maury.preparation import Inputs
     from maury.trust import Assessment
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class Predictor:
         self.model = model if isinstance(model, Model) else Model.open(model)
         self.without = tuple(check_known("input", name, WITHOUT) for name in without)
         self._network = EnsembleNetwork(self.model)
-        self._trust = Trust.load(self.model, self._network)
+        self.trust = Trust.load(self.model, self._network)
         if needed := sorted(set(self.without) & self._network.needs):
             raise ConfigError(
                 f"the network '{self.model.network['name']}' gives no labels without "
@@ -95,13 +97,12 @@ class Predictor:
             model also the quantiles, the correlations of errors, and those of
             `maury.columns.COVERAGE`.
         """
-        inputs = self.model.preparation.apply(hide(batch, self.without))
-        answer = self._network.predict(inputs)
+        inputs, answer = self.answer(batch)
         mean, error = answer.mean, answer.sigma
         flags = self._flags(batch, inputs.flags, inputs.observables, mean)
         rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
-        if self._trust is not None:
-            found = self._trust.assess(inputs, answer)
+        if self.trust is not None:
+            found = self.trust.assess(inputs, answer)
             error, flags = found.sigma, flags | found.flags
             rows |= _trusted(self.model.labels, found)
         for position, label in enumerate(self.model.labels):
@@ -109,6 +110,11 @@ class Predictor:
             rows[label.error_name] = error[:, position]
         rows |= {"flags": flags, "warn": warn(flags), "snr": inputs.snr}
         return rows | {name: batch.column(name) for name in IN_CATALOGUE}
+
+    def answer(self, batch: Batch) -> "tuple[Inputs, Prediction]":
+        """Prepare a batch, and give the bare answer of the networks to it."""
+        inputs = self.model.preparation.apply(hide(batch, self.without))
+        return inputs, self._network.predict(inputs)
 
     def _flags(
         self,

@@ -155,6 +155,12 @@ class Trust:
         quantiles = self.calibration.quantiles(answer.mean, sigma)
         return Assessment(sigma, quantiles, covariance, flags, chi2, worst)
 
+    def excess(self, inputs: Inputs, answer: Prediction) -> dict[str, Float64Array]:
+        """Return each score of the coverage over its threshold, by detector: above 1 is flagged."""
+        assert self.coverage is not None, "the model has no coverage"
+        scores = self.coverage.score(_evidence(self.network, self.sky, inputs, answer))
+        return self.coverage.excess(scores)
+
 
 def complete(survey: Survey, model: Model) -> Model:
     """Return a freshly trained model with its calibration and coverage, if its kind has them."""
@@ -202,7 +208,7 @@ def _calibrate(
 ) -> Calibration:
     if chosen.sum() < LEAST_STARS:
         raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")
-    simulated, truth = _simulated(model, sky)
+    simulated, truth = simulated_stars(model, sky, N_SIMULATED, seed=model.seed or 0)
     answer = network.predict(simulated)
     course = (answer.mean - truth, answer.sigma, _regime(model, simulated.snr, answer.mean))
     bright = stars.inputs.snr >= _FLOOR_SNR
@@ -215,10 +221,25 @@ def _calibrate(
     )
 
 
-def _simulated(model: Model, sky: Sky) -> tuple[Inputs, Float64Array]:
-    """Stars that no network has seen, simulated as those that trained them."""
-    rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(7,)))
-    flux, ivar, observables, truth = sky.pool(N_SIMULATED, rng).batch(N_SIMULATED, rng)
+def simulated_stars(
+    model: Model, sky: Sky, n_star: int, *, seed: int
+) -> tuple[Inputs, Float64Array]:
+    """Simulate stars that no network has seen, as those that trained the model.
+
+    Parameters
+    ----------
+    model : Model
+    sky : Sky
+        Its calibrated theory.
+    n_star, seed : int
+
+    Returns
+    -------
+    inputs : Inputs
+    truth : (n_star, n_label) float64
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
+    flux, ivar, observables, truth = sky.pool(n_star, rng).batch(n_star, rng)
     signal = np.sqrt(ivar * np.maximum(flux, np.float32(0.05)), dtype=np.float64)
     inputs = Inputs(
         flux=flux,

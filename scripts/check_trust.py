@@ -1,0 +1,270 @@
+"""Measure whether the labels of trained models can be trusted, on stars that they kept out.
+
+    python scripts/check_trust.py SURVEY.zarr MODEL [MODEL ...] [--baseline MODEL ...]
+
+Prints, with the held-out stars of all models pooled: residual scatter, over that of baseline
+models trained on the same stars; coverage of the quoted errors, overall and in cells of S/N,
+giant or dwarf, and [M/H] (with simulated stars added until each cell has 1000); what one missing
+band costs; and how well each injected fault is told from the clean stars.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.ensemble import EnsembleNetwork
+from maury.flags import WARNING_MASK
+from maury.labels import LABEL_NAMES
+from maury.model import Model
+from maury.operators import to_rest_frame
+from maury.prediction import Predictor, predict_rows
+from maury.statistics import robust_sigma
+from maury.survey import Batch, Survey
+from maury.trust import Trust, simulated_stars
+from maury.validation import held_out_rows
+
+CELL_STARS = 1000
+DETECTOR = {
+    "radial velocity wrong by 50-300 km/s": "rv_shift_kms",
+    "Ca II emission of 0.4-1.5 A": "emission",
+    "double lines, light ratio 0.5-1": "sb2",
+    "continuum off by 2-8 %": "continuum",
+    "photometry of another star": "disagreement",
+}
+CALCIUM = ((8498.02, 0.25), (8542.09, 0.41), (8662.14, 0.34))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Residuals and errors, (n, 9), and what cells are made of, (n,)."""
+
+    residual: NDArray[np.float64]
+    error: NDArray[np.float64]
+    truth: NDArray[np.float64]
+    snr: NDArray[np.float64]
+
+    @classmethod
+    def join(cls, pools: "list[Pool]") -> "Pool":
+        """Return all stars of some pools."""
+        names = ("residual", "error", "truth", "snr")
+        return cls(*(np.concatenate([getattr(p, n) for p in pools]) for n in names))
+
+    def rows(self, chosen: NDArray[np.bool_]) -> "Pool":
+        """Return some of the stars."""
+        return Pool(*(a[chosen] for a in (self.residual, self.error, self.truth, self.snr)))
+
+    def cells(self) -> NDArray[np.int64]:
+        """Return the number of each star's cell: 3 of S/N x giant or dwarf x 2 of [M/H]."""
+        depth = np.digitize(self.snr, [40.0, 70.0])
+        dwarf = (self.truth[:, 1] > 3.5).astype(int)
+        poor = (self.truth[:, 2] < -0.4).astype(int)
+        return np.asarray(4 * depth + 2 * dwarf + poor)
+
+
+def held_out(model: Model, survey: Survey) -> Pool:
+    """Pool of the held-out stars of one model."""
+    rows = held_out_rows(model, survey)
+    table = predict_rows(model, survey, rows)
+    truth = survey.labels(LABEL_NAMES)[rows]
+    mean = np.column_stack([table[n] for n in LABEL_NAMES])
+    error = np.column_stack([table[f"{n}_error"] for n in LABEL_NAMES])
+    return Pool(mean - truth, error, truth, table["snr"])
+
+
+def simulated(model: Model, seed: int, n_star: int = 12_000) -> Pool:
+    """Pool of stars simulated from the model's calibrated theory, which it has never met."""
+    network = EnsembleNetwork(model)
+    trust = Trust.load(model, network)
+    assert trust is not None, "the model has no calibration"
+    inputs, truth = simulated_stars(model, trust.sky, n_star, seed=1000 + seed)
+    answer = network.predict(inputs)
+    sigma = trust.assess(inputs, answer).sigma
+    return Pool(answer.mean - truth, sigma, truth, inputs.snr)
+
+
+def fraction(inside: NDArray[np.bool_]) -> str:
+    """Return a percentage with its sampling error, as text."""
+    share = float(np.mean(inside))
+    return f"{100 * share:5.1f}+-{100 * np.sqrt(share * (1 - share) / inside.size):.1f}"
+
+
+def show_scatter(pool: Pool, baseline: Pool | None) -> None:
+    """Print scatter and coverage over all stars."""
+    print(f"\n{len(pool.snr)} held-out spectra of all models pooled")
+    head = "label       rms  slope  ratio   1 sigma %  2 sigma %  robust z  rank corr."
+    print(head)
+    for k, name in enumerate(LABEL_NAMES):
+        r, e, t = pool.residual[:, k], pool.error[:, k], pool.truth[:, k]
+        rms = np.sqrt(np.mean(r**2))
+        ratio = np.nan
+        if baseline is not None:
+            ratio = rms / np.sqrt(np.nanmean(baseline.residual[:, k] ** 2))
+        slope = np.polyfit(t, t + r, 1)[0]
+        rank = np.corrcoef(*(np.argsort(np.argsort(x)) for x in (np.abs(r), e)))[0, 1]
+        z = robust_sigma(r / e)
+        print(
+            f"{name:8s} {rms:8.4f}  {slope:.2f}   {ratio:.3f}  {fraction(np.abs(r) < e)}  "
+            f"{fraction(np.abs(r) < 2 * e)}   {z:.2f}      {rank:.2f}"
+        )
+
+
+def show_cells(pool: Pool, spare: Pool) -> None:
+    """Print the coverage of each cell."""
+    print(f"\n1 sigma coverage (%) per cell; simulated stars fill each up to {CELL_STARS}")
+    print("S/N      kind   [M/H]    n held out  " + " ".join(f"{n:>8s}" for n in LABEL_NAMES))
+    kinds = ("giant", "dwarf")
+    for cell in range(12):
+        real = pool.rows(pool.cells() == cell)
+        extra = spare.rows(spare.cells() == cell)
+        need = max(CELL_STARS - len(real.snr), 0)
+        both = Pool.join([real, extra.rows(np.arange(len(extra.snr)) < need)])
+        depth, dwarf, poor = ("< 40", "40-70", "> 70")[cell // 4], cell // 2 % 2, cell % 2
+        cover = [np.mean(np.abs(both.residual[:, k]) < both.error[:, k]) for k in range(9)]
+        print(
+            f"{depth:6s}  {kinds[dwarf]:6s} {'< -0.4' if poor else '>= -0.4':8s} "
+            f"{len(real.snr):5d}/{len(both.snr):5d}  " + " ".join(f"{100 * c:8.1f}" for c in cover)
+        )
+
+
+def show_missing(models: list[Model], survey: Survey) -> None:
+    """Print what missing inputs cost."""
+    print("\nrms with inputs missing, over that with all of them (held-out stars pooled)")
+    print("without      " + " ".join(f"{n:>8s}" for n in LABEL_NAMES))
+    cases = (
+        "G",
+        "BP",
+        "RP",
+        "J",
+        "H",
+        "Ks",
+        "W1",
+        "W2",
+        "a_v",
+        "parallax",
+        "photometry",
+        "spectrum",
+    )
+    whole = _rms(models, survey, ())
+    for case in cases:
+        ratio = _rms(models, survey, (case,)) / whole
+        print(f"{case:12s} " + " ".join(f"{r:8.3f}" for r in ratio))
+
+
+def _rms(models: list[Model], survey: Survey, without: tuple[str, ...]) -> NDArray[np.float64]:
+    squares = []
+    for model in models:
+        rows = held_out_rows(model, survey)
+        table = predict_rows(model, survey, rows, without=without)
+        mean = np.column_stack([table[n] for n in LABEL_NAMES])
+        squares.append((mean - survey.labels(LABEL_NAMES)[rows]) ** 2)
+    return np.asarray(np.sqrt(np.nanmean(np.concatenate(squares), axis=0)))
+
+
+def faults(batch: Batch, rng: np.random.Generator) -> dict[str, Batch]:
+    """Return the same stars with one fault each."""
+    spectra, n = batch.spectra, len(batch)
+    wave = spectra.wave_aa
+
+    def shifted(speed: NDArray[np.float64]) -> NDArray[np.float32]:
+        moved, _ = to_rest_frame(
+            spectra.flux, spectra.ivar, speed, wave_in_aa=wave, wave_out_aa=wave
+        )
+        return np.where(np.isfinite(moved), moved, 1.0).astype(np.float32)
+
+    sign = rng.choice([-1.0, 1.0], n)
+    width = rng.uniform(0.4, 1.5, n)[:, None]
+    bump = sum(
+        share * np.exp(-0.5 * ((wave - line) / 0.65) ** 2) / (0.65 * np.sqrt(2 * np.pi))
+        for line, share in CALCIUM
+    )
+    x = np.linspace(-1, 1, wave.size)
+    shape = np.polynomial.legendre.legvander(x, 5)[:, 1:] @ rng.normal(size=(5, n))
+    shape = (shape / shape.std(axis=0)).T * rng.uniform(0.02, 0.08, n)[:, None]
+    light = rng.uniform(0.5, 1.0, n)[:, None]
+    partner = rng.permutation(n)
+    second = shifted(sign * rng.uniform(60, 200, n))[partner]
+    swap = {
+        name: values[partner]
+        if name.startswith(("phot_", "j_", "h_", "ks_", "w1", "w2", "para", "a_v"))
+        else values
+        for name, values in batch.columns.items()
+    }
+
+    def flux(values: NDArray[np.float64]) -> Batch:
+        return replace(batch, spectra=spectra.replace(flux=values.astype(np.float32)))
+
+    return {
+        "radial velocity wrong by 50-300 km/s": flux(shifted(sign * rng.uniform(50, 300, n))),
+        "Ca II emission of 0.4-1.5 A": flux(spectra.flux + width * bump),
+        "double lines, light ratio 0.5-1": flux((spectra.flux + light * second) / (1 + light)),
+        "continuum off by 2-8 %": flux(spectra.flux * (1 + shape)),
+        "photometry of another star": replace(batch, columns=swap),
+    }
+
+
+def show_faults(models: list[Model], survey: Survey) -> None:
+    """Print how well injected faults are told from clean stars, by their own detector."""
+    print("\ninjected faults in held-out stars: area under the ROC, and share warned of")
+    warned, scores = {}, {}
+    for number, model in enumerate(models):
+        rng = np.random.default_rng(number)
+        rows = held_out_rows(model, survey)
+        batch, predictor = survey.rows(rows[survey.column("parallax")[rows] > 0]), Predictor(model)
+        for name, stars in {"clean stars": batch, **faults(batch, rng)}.items():
+            excess, warn = scored(predictor, stars)
+            warned.setdefault(name, []).append(warn)
+            scores.setdefault(name, []).append(excess)
+    for name, parts in warned.items():
+        share = 100 * np.concatenate(parts).mean()
+        roc = ""
+        if detector := DETECTOR.get(name):
+            good, bad = (
+                np.concatenate([part[detector] for part in scores[which]])
+                for which in ("clean stars", name)
+            )
+            roc = f"{area(good, bad):.3f}"
+        print(f"{name:38s} {roc:6s} {share:5.1f} %")
+
+
+def scored(
+    predictor: Predictor, batch: Batch
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
+    """Return how far each score of each star is over its threshold, and whether it is warned of."""
+    assert predictor.trust is not None, "the model has no coverage"
+    excess = predictor.trust.excess(*predictor.answer(batch))
+    flags = predictor.predict(batch)["flags"]
+    return excess, (flags & WARNING_MASK) != 0
+
+
+def area(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float:
+    """Area under the ROC: chance that a faulty star scores above a clean one."""
+    ranks = np.argsort(np.argsort(np.r_[good, bad], kind="stable"), kind="stable") + 1
+    above = ranks[good.size :].sum() - bad.size * (bad.size + 1) / 2
+    return float(above / (good.size * bad.size))
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("survey", type=Path)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--baseline", type=Path, nargs="*", default=[])
+    arguments = parser.parse_args()
+    survey = Survey.open(arguments.survey)
+    models = [Model.open(path) for path in arguments.models]
+    print(f"{'SIMULATED spectra: ' if survey.simulated else ''}{survey.path.name}")
+    pool = Pool.join([held_out(model, survey) for model in models])
+    baseline = [held_out(Model.open(path), survey) for path in arguments.baseline]
+    show_scatter(pool, Pool.join(baseline) if baseline else None)
+    show_cells(pool, Pool.join([simulated(m, k) for k, m in enumerate(models)]))
+    show_missing(models, survey)
+    show_faults(models, survey)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
