@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 import maury
 from maury import labels as labels_module
+from maury.columns import BANDS
 from maury.emulator import Emulator
 from maury.errors import ConfigError, ModelFileError, ResumeMismatch, TrainingError
 from maury.files import refuse_existing, remove
 from maury.flags import Flag
+from maury.imputation import Imputer
 from maury.labels import LABEL_NAMES
 from maury.members import MemberJob, Progress, WorkFolder, train_members
 from maury.model import Affine, Float64s, Member, Model, Scaling
@@ -44,6 +46,7 @@ CHECKPOINT_SECONDS = 20.0
 _READ_ROWS = 2048
 _LEAST_STARS = 30
 _PREDICT_ROWS = 512
+_BAND_NAMES = frozenset(band.name for band in BANDS)
 
 Float32s = NDArray[np.float32]
 
@@ -537,6 +540,7 @@ class EnsembleNetwork:
         self.model = model
         self._config = _network_of(model)
         self._networks = load_members(model)
+        self._imputer = _imputer_of(model)
         groups = model.preparation.observables
         bright = [bool(group.bands) for group in groups for _ in group.names]
         self._is_photometry = np.array(bright, dtype=np.bool_)
@@ -595,7 +599,10 @@ class EnsembleNetwork:
 
     def _answer(self, inputs: Inputs, rows: NDArray[np.int64]) -> Prediction:
         """Answer of all networks to some usable rows."""
-        observables = self.model.scaling.observables.forward(inputs.observables[rows])
+        observables = np.asarray(inputs.observables[rows], dtype=np.float32)
+        if self._imputer is not None:
+            observables = self._imputer.fill(observables)
+        observables = self.model.scaling.observables.forward(observables)
         if not self._config.photometry:
             observables = observables[:, :0]
         # A constant spectrum is none, though its pixels have a weight.
@@ -645,6 +652,15 @@ class EnsembleNetwork:
             covariance=covariance,
             features=None if features is None else features.numpy(),
         )
+
+
+def _imputer_of(model: Model) -> Imputer | None:
+    """Regressions for a band that is missing, where the model carries its training stars."""
+    if "sky" not in model.attachments:
+        return None
+    names, depends = model.preparation.source_names, model.preparation.sources
+    is_band = [name in _BAND_NAMES for name in names]
+    return Imputer.fit(model.arrays("sky")["observables"], depends[is_band])
 
 
 def _mean_of(tensors: Sequence[Tensor | None]) -> Float64s | None:
