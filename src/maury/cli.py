@@ -232,6 +232,40 @@ def validate(
     _show_report(report)
 
 
+@app.command()
+def audit(
+    model: ModelPath,
+    survey: SurveyPath,
+    stars: Annotated[
+        str,
+        typer.Option("--stars", help="test (held out, the default), unseen, validation or train."),
+    ] = "test",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", metavar="FILE", help="Draw to FILE, and FILE-TYPE for each star."),
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Say which labels are measured, and which are inferred from photometry and other labels."""
+    from maury.audit import audit
+    from maury.files import refuse_existing, writing
+
+    for path in (json_file, figure and figure.with_suffix(".png")):
+        if path is not None:
+            refuse_existing(path, overwrite=overwrite)
+    report = audit(model, survey, split=stars, seed=seed)
+    if json_file is not None:
+        with writing(json_file, overwrite=overwrite) as partial:
+            partial.write_text(report.to_json(), "utf-8")
+    if figure is not None:
+        _draw_audit(report, figure, overwrite=overwrite)
+    _show_audit(report)
+
+
 @app.command("import-keras")
 def import_keras(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of .h5 files.")],
@@ -377,4 +411,45 @@ def _show_report(report: Any) -> None:
     for row in rows:
         values = dict(zip(header, row, strict=True))
         table.add_row(*(escape(values[name]) for name in shown))
+    Console().print(table)
+
+
+def _draw_audit(report: Any, path: Path, *, overwrite: bool) -> None:
+    from maury.figures import audit_figure, save, sensitivity_figure
+
+    save(audit_figure(report), path, overwrite=overwrite)
+    for one in report.sensitivities:
+        drawn = sensitivity_figure(one, simulated=report.simulated)
+        save(drawn, path.with_name(f"{path.stem}-{one.slug}.png"), overwrite=overwrite)
+
+
+def _show_audit(report: Any) -> None:
+    print(report.title)
+    for caution in filter(None, (report.warning, report.note)):
+        print(f"note: {caution}")
+    known = [column for column in zip(*report.rows(), strict=True) if set(column[1:]) != {"-"}]
+    shown = [column for column in known if column[0] not in ("unit", "n")]
+    basis = " and ".join(sorted({one.basis for one in report.labels}))
+    for title, rows in (
+        (f"Scatter, by what the networks see; gain over {basis}", list(zip(*shown, strict=True))),
+        ("Scatter with the spectra of other stars, and response to them", report.swap_rows()),
+        ("To use or not to use absolute magnitudes (parallaxes)", report.magnitude_rows()),
+        ("Correlation with the best linear estimator; responses", report.sensitivity_rows()),
+    ):
+        if len(rows) > 1:
+            print(title)
+            _show_table(rows)
+
+
+def _show_table(rows: list[tuple[str, ...]]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name in ("label", "star", "verdict") else "right")
+    for row in rows[1:]:
+        table.add_row(*(escape(cell.replace("+-", "\N{PLUS-MINUS SIGN}")) for cell in row))
     Console().print(table)

@@ -4,6 +4,7 @@ Nothing here touches pyplot or its global state, and no drawing function writes 
 Figures of simulated spectra bear the mark SIMULATED inside the axes.
 """
 
+from maury.figures.audit import audit_figure, sensitivity_figure
 from maury.figures.banner import demo_banner, quoted_errors
 from maury.figures.residuals import one_to_one, residual_figure
 from maury.figures.stars import abundance, abundance_figure, kiel, kiel_figure
@@ -14,6 +15,7 @@ __all__ = [
     "PAGE_MM",
     "abundance",
     "abundance_figure",
+    "audit_figure",
     "axis_text",
     "demo_banner",
     "kiel",
@@ -23,5 +25,6 @@ __all__ = [
     "quoted_errors",
     "residual_figure",
     "save",
+    "sensitivity_figure",
     "style",
 ]
