@@ -89,7 +89,9 @@ def columns_table() -> nodes.table:
 def catalogue_table() -> nodes.table:
     """Return the columns of a catalogue of the default labels."""
     known = columns.known()
-    spec = CatalogueSpec.for_labels(labels.LABELS, survey_columns=known, metadata={})
+    spec = CatalogueSpec.for_labels(
+        labels.LABELS, survey_columns=known, metadata={}, quantiles=True, coverage=True
+    )
     return table(COLUMN_HEADER, column_rows(spec.columns), COLUMN_WIDTHS)
 
 
