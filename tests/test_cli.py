@@ -68,7 +68,9 @@ def test_version():
 def test_the_whole_journey(tmp_path):
     labelled, observed = tmp_path / "l.zarr", tmp_path / "o.zarr"
     config = tmp_path / "c.toml"
-    config.write_text("[training]\nbatch_size = 32\nepochs = 2\n[ensemble]\nmembers = 2\n")
+    config.write_text(
+        "[network]\nwidth = 32\n[training]\nsteps = 100\nstars = 500\n[ensemble]\nmembers = 2\n"
+    )
     steps = [
         ("simulate", labelled, "--stars", 120, "--seed", 3),
         ("simulate", observed, "--stars", 20, "--seed", 3, "--observed"),

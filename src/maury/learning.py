@@ -7,7 +7,7 @@ from typing import Any
 from maury import ensemble
 from maury.members import Progress
 from maury.model import Model
-from maury.settings import EnsembleConfig
+from maury.settings import EnsembleConfig, resolve
 from maury.survey import Survey
 from maury.trust import completion
 
@@ -36,15 +36,13 @@ def train(
     >>> import maury
     >>> model = maury.train("survey.zarr", "my.model", seed=1)  # doctest: +SKIP
     """
+    settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     return ensemble.train(
         survey,
         model,
-        preset=preset,
-        members=members,
         seed=seed,
-        config=config,
-        split=split,
+        config=settings,
         n_processes=n_processes,
         progress=progress,
         overwrite=overwrite,
