@@ -23,7 +23,8 @@ def flux_gradient(model: Model, inputs: Inputs) -> NDArray[np.float64]:
     Returns
     -------
     (n_star, n_label, n_pixel) float64
-        Unit of each label per unit of flux, dropout being off; NaN for a star without an answer.
+        Unit of each label per unit of flux, dropout being off, a missing band not being filled
+        in; NaN for a star without an answer.
     """
     options = {name: value for name, value in model.network.items() if name != "name"}
     config = network_config(str(model.network["name"]), options)
