@@ -77,6 +77,7 @@ def test_the_whole_journey(tmp_path):
         ("train", labelled, tmp_path / "m", "--config", config),
         ("validate", tmp_path / "m", labelled, "--json", tmp_path / "v.json"),
         ("predict", tmp_path / "m", observed, tmp_path / "labels.vot"),
+        ("predict", tmp_path / "m", observed, tmp_path / "a.fits", "--without", "Ks"),
         ("info", tmp_path / "m"),
         ("info", labelled),
         ("info", tmp_path / "labels.vot"),
