@@ -1,15 +1,21 @@
 """From a labelled survey to a model whose labels can be trusted: train, calibrate, cover."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maury import ensemble
+from maury.audit import audit
+from maury.errors import MauryError
 from maury.members import Progress
 from maury.model import Model
 from maury.settings import EnsembleConfig, resolve
 from maury.survey import Survey
-from maury.trust import completion
+from maury.trust import complete
+from maury.verdicts import audit_metadata
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -25,10 +31,10 @@ def train(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Model:
-    """Train an ensemble, calibrate its errors, and learn what its training sample covers.
+    """Train an ensemble, calibrate its errors, learn what its training sample covers, and audit it.
 
     The arguments, the result and the errors are those of `maury.ensemble.train`. Models of the
-    default preset get a calibration (`maury.calibration`) and a coverage (`maury.coverage`);
+    default preset get a calibration (`maury.calibration`), a coverage (`maury.coverage`) and an audit;
     others quote the spread of their networks.
 
     Examples
@@ -46,5 +52,22 @@ def train(
         n_processes=n_processes,
         progress=progress,
         overwrite=overwrite,
-        complete=completion(survey),
+        complete=_completion(survey),
     )
+
+
+def _completion(survey: Survey) -> Callable[[Model], Model]:
+    """Return what makes a trained model whole: calibration, coverage and audit."""
+
+    def finish(model: Model) -> Model:
+        whole = complete(survey, model)
+        if "calibration" not in whole.attachments:
+            return whole
+        try:
+            report = audit(whole, survey)
+        except MauryError as error:
+            logger.warning("%s is not audited: %s", model.path, error)
+            return whole
+        return whole.with_arrays("audit", report.to_arrays(), metadata=audit_metadata(report))
+
+    return finish

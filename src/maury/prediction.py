@@ -305,6 +305,8 @@ def catalogue_spec(
         "errors": errors,
         "without": list(without),
     }
+    if "audit" in model.attachments:
+        metadata["audit"] = dict(model.attachments["audit"].metadata)
     return CatalogueSpec.for_labels(
         model.labels,
         survey_columns=survey.column_names,

@@ -6,9 +6,7 @@ theory (`maury.sky`); a model without them quotes the spread of its ensemble.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -171,11 +169,6 @@ def complete(survey: Survey, model: Model) -> Model:
     except TrainingError as error:
         logger.warning("%s: errors are not calibrated: %s", model.path, error)
         return model
-
-
-def completion(survey: Survey) -> Callable[[Model], Model]:
-    """Return `complete` for a survey, as `maury.ensemble.train` calls it."""
-    return partial(complete, survey)
 
 
 @dataclass(frozen=True)
