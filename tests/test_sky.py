@@ -128,6 +128,19 @@ def test_rare_stars_are_drawn_oftener():
     assert shares[1] > 2 * shares[0]
 
 
+def test_lone_stars_are_spread_wider():
+    labels = nine_labels(400)
+    labels[0, 2] = labels[:, 2].min() - 1.0
+    none = np.zeros((400, 0))
+    spreads = []
+    for widen in (0.0, 1.0):
+        config = DrawConfig(step=0.1, widen=widen)
+        drawn, _ = draw_around(labels, none, 40_000, np.random.default_rng(6), config=config)
+        near = np.abs(drawn[:, 2] - labels[0, 2]) < 0.5
+        spreads.append(drawn[near, 2].std())
+    assert spreads[1] > 1.5 * spreads[0]
+
+
 def test_missing_observables_stay_missing_and_positive_ones_positive():
     labels = nine_labels(200)
     rng = np.random.default_rng(7)
@@ -135,7 +148,7 @@ def test_missing_observables_stay_missing_and_positive_ones_positive():
         [np.full(200, np.nan), rng.exponential(0.1, 200), rng.normal(size=200)]
     )
     observables[::10, 2] = np.nan
-    drawn, seen = draw_around(labels, observables, 2000, rng, config=DrawConfig(step=1.0))
+    drawn, seen = draw_around(labels, observables, 2000, rng, config=DrawConfig(step=0.8))
     assert np.isnan(seen[:, 0]).all()
     assert (seen[:, 1] >= 0).all()
     assert 0.1 < np.isnan(seen[:, 2]).mean() < 0.45

@@ -46,6 +46,7 @@ _LEAST_CONTINUUM = 0.001
 _METRIC = np.array([1.5, 1.5, 1.5, 0.0, 0.7, 0.3, 0.3, 0.5, 0.3])
 """Weight of each label in the distance between stars; [Fe/H] counts as [M/H]."""
 _BLOCK = 2048
+_LARGEST_STEP = 0.8
 _LOW_SNR = (10.0, 100.0)
 ADVICE = "train another network with --preset guiglion2020, starnet or astronn"
 
@@ -226,6 +227,9 @@ class DrawConfig(BaseModel):
     step : float
         A drawn star is a labelled one plus `step` times the difference of two of its neighbours,
         labels and observables alike, so that their relation is kept.
+    widen : float
+        `step` grows with (distance to the neighbours) ** widen, up to 0.8, where that is above its
+        median: lone stars would else be learnt by heart.
     tail : float
         Stars are chosen in proportion to (distance to the neighbours) ** tail: rare stars oftener.
     """
@@ -233,7 +237,8 @@ class DrawConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     neighbours: int = Field(default=24, ge=2)
-    step: float = Field(default=0.2, ge=0.0, le=1.0)
+    step: float = Field(default=0.2, ge=0.0, le=_LARGEST_STEP)
+    widen: float = Field(default=1.0, ge=0.0, le=5.0)
     tail: float = Field(default=1.0, ge=0.0, le=5.0)
 
 
@@ -274,7 +279,9 @@ def draw_around(
     chance = np.clip(reach, 0.3, 6.0) ** config.tail
     base = rng.choice(len(labels), size=n_star, p=chance / chance.sum())
     plus, minus = near[base, rng.integers(1, count + 1, (2, n_star))]
-    drawn = [x[base] + config.step * (x[plus] - x[minus]) for x in (labels, observables)]
+    step = config.step * np.maximum(reach[base, None], 1.0) ** config.widen
+    step = np.minimum(step, _LARGEST_STEP)
+    drawn = [x[base] + step * (x[plus] - x[minus]) for x in (labels, observables)]
     positive = ~(np.where(np.isfinite(observables), observables, 0.0) < 0).any(axis=0)
     return drawn[0], np.where(positive, np.maximum(drawn[1], 0.0), drawn[1])
 
