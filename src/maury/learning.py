@@ -31,7 +31,7 @@ def train(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Model:
-    """Train an ensemble, calibrate its errors, learn what its training sample covers, and audit it.
+    """Train an ensemble, calibrate its errors, learn what it covers, and audit it.
 
     The arguments, the result and the errors are those of `maury.ensemble.train`. Models of the
     default preset get a calibration (`maury.calibration`), a coverage (`maury.coverage`) and an audit;
