@@ -266,6 +266,48 @@ def audit(
     _show_audit(report)
 
 
+@app.command()
+def coverage(
+    model: ModelPath,
+    survey: SurveyPath,
+    number: Annotated[
+        int, typer.Option("--suggest", min=0, metavar="N", help="Rank N stars to label next.")
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Their list: .csv, .ecsv, .parquet or .fits."),
+    ] = None,
+    map_file: Annotated[
+        Path | None,
+        typer.Option("--map", metavar="FILE", help="Draw training and observed stars (PNG, PDF)."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Say what share of a survey the training sample covers, and which stars to label next."""
+    from maury import adviser
+    from maury.files import refuse_existing
+
+    if out is not None:
+        number = number or 200
+        refuse_existing(adviser.check_suffix(out), overwrite=overwrite)
+    if map_file is not None:
+        refuse_existing(map_file.with_suffix(".png"), overwrite=overwrite)
+    with _bar("predicting") as progress:
+        census = adviser.Census.take(model, survey, progress=progress)
+    suggestions = adviser.suggest_from(census, number) if number else None
+    _show_census(census)
+    if suggestions is not None:
+        _show_suggestions(suggestions)
+        if out is not None:
+            suggestions.write(out, overwrite=overwrite)
+    if map_file is not None:
+        from maury.figures import coverage_map, save
+
+        place, kind, ringed = adviser.plane(census, suggestions)
+        drawn = coverage_map(place, kind, suggested=ringed, simulated=census.simulated)
+        save(drawn, map_file, overwrite=overwrite)
+
+
 @app.command("import-keras")
 def import_keras(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of .h5 files.")],
@@ -414,6 +456,10 @@ def _show_report(report: Any) -> None:
     Console().print(table)
 
 
+_LEFT = ("label", "star", "verdict", "flag", "", "id", "reason")
+"""Columns of text."""
+
+
 def _draw_audit(report: Any, path: Path, *, overwrite: bool) -> None:
     from maury.figures import audit_figure, save, sensitivity_figure
 
@@ -441,6 +487,32 @@ def _show_audit(report: Any) -> None:
             _show_table(rows)
 
 
+def _show_census(census: Any) -> None:
+    from maury.flags import Flag
+
+    mark = "SIMULATED " if census.simulated else ""
+    print(f"{len(census)} {mark}spectra, {census.warned:.1%} of them with a warning flag")
+    shares = [
+        (name, "warns" if Flag[name].warns else "informs", f"{share:.1%}", Flag[name].text)
+        for name, share in census.shares().items()
+    ]
+    if shares:
+        _show_table([("flag", "", "share", "reason"), *shares])
+
+
+def _show_suggestions(suggestions: Any, most: int = 20) -> None:
+    for reason, count in suggestions.excluded.items():
+        print(f"not considered: {count} ({reason})")
+    rest = f", the first {most} of them" if len(suggestions) > most else ""
+    print(f"{len(suggestions)} stars to label next{rest}")
+    shown = zip(suggestions.id, suggestions.gain, suggestions.reasons, strict=True)
+    rows = [
+        (str(rank), str(name), f"{gain:.2f}", reason)
+        for rank, (name, gain, reason) in enumerate(shown, start=1)
+    ]
+    _show_table([("rank", "id", "gain", "reason"), *rows[:most]])
+
+
 def _show_table(rows: list[tuple[str, ...]]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
@@ -449,7 +521,7 @@ def _show_table(rows: list[tuple[str, ...]]) -> None:
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if name in ("label", "star", "verdict") else "right")
+        table.add_column(name, justify="left" if name in _LEFT else "right")
     for row in rows[1:]:
         table.add_row(*(escape(cell.replace("+-", "\N{PLUS-MINUS SIGN}")) for cell in row))
     Console().print(table)

@@ -6,6 +6,7 @@ Figures of simulated spectra bear the mark SIMULATED inside the axes.
 
 from maury.figures.audit import audit_figure, sensitivity_figure
 from maury.figures.banner import demo_banner, quoted_errors
+from maury.figures.cover import coverage_map
 from maury.figures.residuals import one_to_one, residual_figure
 from maury.figures.stars import abundance, abundance_figure, kiel, kiel_figure
 from maury.figures.style import COLUMN_MM, PAGE_MM, axis_text, new_figure, save, style
@@ -17,6 +18,7 @@ __all__ = [
     "abundance_figure",
     "audit_figure",
     "axis_text",
+    "coverage_map",
     "demo_banner",
     "kiel",
     "kiel_figure",
