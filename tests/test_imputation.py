@@ -64,6 +64,16 @@ def test_wild_training_stars_do_not_spoil_it():
     assert np.std(filled[:, 0] - truth[:, 0]) < 0.1
 
 
+def test_a_star_of_strange_colours_is_left_alone(imputer):
+    given = stars(2, np.random.default_rng(9)).astype(np.float32)
+    given[0, 3] += 5.0
+    given[0, N_BAND:-1] = [given[0, i] - given[0, j] for i, j in PAIRS]
+    given[:, DEPENDS[0]] = np.nan
+    filled = imputer.fill(given)
+    assert np.isnan(filled[0, 0])
+    assert np.isfinite(filled[1]).all()
+
+
 def test_too_few_stars_fill_nothing():
     sample = stars(LEAST_STARS - 1, np.random.default_rng(7))
     given = stars(5, np.random.default_rng(8)).astype(np.float32)

@@ -2,8 +2,9 @@
 
 Magnitudes of a star in many bands are nearly redundant: one that is missing follows from the
 others by a quadratic regression on the training stars. A network is then asked a question that it
-knows. Stars that lack two bands or more, the parallax or the extinction are left as they are: the
-network has learnt to do without them, and to say how much is lost.
+knows. Stars that lack two bands or more, the parallax or the extinction, or whose other colours are
+unlike the training stars', are left as they are: the network has learnt to do without them, and to
+say how much is lost.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ BoolArray = NDArray[np.bool_]
 
 LEAST_STARS = 200
 _RIDGE = 1e-4
+_LARGEST_DEVIATION = 5.0
 _DEPENDENT = 1e-5
 """Relative size below which a direction is a rounding error: colours follow from magnitudes."""
 
@@ -72,10 +74,11 @@ class Imputer:
             rows = np.flatnonzero((missing == one.lost).all(axis=1))
             if rows.size == 0:
                 continue
-            filled = filled.copy() if filled is observables else filled
             scaled = _scaled(observables[rows].astype(np.float64), self.centre, self.scale)
-            values = one.predict(scaled) * self.scale[one.lost] + self.centre[one.lost]
-            filled[np.ix_(rows, np.flatnonzero(one.lost))] = values.astype(np.float32)
+            usual = one.inside(scaled)
+            values = one.predict(scaled[usual]) * self.scale[one.lost] + self.centre[one.lost]
+            filled = filled.copy() if filled is observables else filled
+            filled[np.ix_(rows[usual], np.flatnonzero(one.lost))] = values.astype(np.float32)
         return filled
 
 
@@ -107,6 +110,11 @@ class Regression:
         residual = np.abs(target - terms @ weights).max(axis=1)
         sound = residual <= 6.0 * np.median(residual)
         return cls(lost, projection, _ridge(terms[sound], target[sound]))
+
+    def inside(self, scaled: Float64Array) -> BoolArray:
+        """Whether what is left of each star (n_star,) is like the training stars."""
+        place = np.abs(scaled[:, ~self.lost] @ self.projection)
+        return np.asarray((place < _LARGEST_DEVIATION).all(axis=1), dtype=np.bool_)
 
     def predict(self, scaled: Float64Array) -> Float64Array:
         """Scaled lost observables (n_star, n_lost)."""
