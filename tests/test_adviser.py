@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from maury import adviser, cli, trust
 from maury.adviser import NEIGHBOURS, Census, density_ratio, error_ratio, suggest_from
-from maury.errors import ConfigError, MissingExtra, OutputExists
+from maury.embedding import Kind
+from maury.errors import ConfigError, LengthMismatch, MissingExtra, OutputExists
+from maury.figures import coverage_map
 from maury.flags import Flag
 from maury.model import Model
 from maury.survey import Survey
@@ -211,6 +213,26 @@ def test_plane_places_training_and_observed_stars(monkeypatch):
     assert np.mean(nearest.min(axis=1) < apart) > 0.8
     with pytest.raises(ConfigError, match="at least"):
         adviser.plane(census(np.arange(3.0), np.arange(4.0)))
+
+
+def test_map_shows_every_star_and_its_kind():
+    place = np.random.default_rng(10).normal(size=(60, 2))
+    kind = np.repeat([0, 1, 2], 20)
+    ringed = np.arange(60) % 20 == 0
+    figure = coverage_map(place, kind, suggested=ringed, simulated=True)
+    (ax,) = figure.axes
+    drawn = {artist.get_label(): artist.get_offsets() for artist in ax.collections}
+    for text, there in (
+        ("observed (20)", kind == Kind.OBSERVED),
+        ("observed, flagged as unlike (20)", kind == Kind.UNLIKE),
+        ("training (20)", kind == Kind.TRAINING),
+        ("suggested (3)", ringed),
+    ):
+        np.testing.assert_allclose(drawn[text], place[there])
+    assert [text.get_text() for text in ax.texts] == ["SIMULATED"]
+    assert not coverage_map(place, kind).axes[0].texts
+    with pytest.raises(LengthMismatch, match="59"):
+        coverage_map(place[1:], kind)
 
 
 def test_map_without_its_package_says_what_to_install(monkeypatch):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -463,13 +464,17 @@ def _best_spectra(star_id: NDArray[np.str_], snr: Float64Array, left: BoolArray)
 def _predict(
     predictor: Predictor, survey: Survey, progress: Progress | None
 ) -> dict[str, NDArray[Any]]:
-    """Columns of a catalogue of the whole survey."""
-    parts = [predictor.predict(survey.batch(0, 0))]
-    for batch in survey.batches(_BATCH):
-        parts.append(predictor.predict(batch))
+    """Labels, errors, and what else a census needs of the catalogue of the whole survey."""
+    pairs = ((label.name, label.error_name) for label in predictor.model.labels)
+    needed = ("id", "snr", "flags", *chain.from_iterable(pairs))
+    parts: list[dict[str, NDArray[Any]]] = []
+    for start in range(0, max(len(survey), 1), _BATCH):
+        batch = survey.batch(start, min(start + _BATCH, len(survey)))
+        rows = predictor.predict(batch)
+        parts.append({name: rows[name] for name in needed})
         if progress is not None:
-            progress(batch.start + len(batch), len(survey))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            progress(start + len(batch), len(survey))
+    return {name: np.concatenate([part[name] for part in parts]) for name in needed}
 
 
 def _doubts(mask: int) -> list[str]:
