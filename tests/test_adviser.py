@@ -72,9 +72,17 @@ def test_error_ratio_is_relative_to_stars_of_the_same_signal_to_noise():
     snr = np.repeat([20.0, 80.0], 200)
     error = np.repeat([[4.0, 8.0], [1.0, 2.0]], 200, axis=0)
     error[5] *= 3.0
-    ratio = error_ratio(error, snr)
+    ratio = error_ratio(error, snr, np.zeros(400, np.int32))
     assert ratio[5] == pytest.approx(3.0)
     assert np.delete(ratio, 5) == pytest.approx(np.ones(399))
+
+
+def test_missing_inputs_are_no_reason_to_label_a_star():
+    rng = np.random.default_rng(11)
+    stars = census(rng.random(400), rng.random(400))
+    stars.error[:40] = 5.0
+    stars.flags[:40] = Flag.NO_PARALLAX
+    np.testing.assert_array_equal(suggest_from(stars, 400).error_ratio, 1.0)
 
 
 def test_a_region_without_training_stars_comes_first():

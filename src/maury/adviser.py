@@ -8,8 +8,8 @@ labels would help most, by a criterion that is the product of three numbers:
    predicted labels; the ratio is the share of observed stars in the ball, over that of training
    stars.
 2. *error ratio*, squared: the calibrated errors, root mean square over labels, over those typical
-   of the survey at the same S/N. They contain the spread of the ensemble, which grows where no
-   training star is near.
+   of the survey at the same S/N, with the same inputs missing. They contain the spread of the
+   ensemble, which grows where no training star is near.
 3. *diversity*: stars are chosen one by one, and each counts as a training star in every ball that
    holds it, so that the next is sought elsewhere.
 """
@@ -72,6 +72,7 @@ SUFFIXES = MappingProxyType(
     {".csv": "ascii.csv", ".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}
 )
 """Formats of a list of suggestions, and what astropy calls them."""
+_LACKING = (Flag.NO_PARALLAX | Flag.MAGNITUDE_MISSING | Flag.A_V_MISSING).value
 _UNLIKE = (
     Flag.SPECTRUM_UNLIKE
     | Flag.LABELS_UNLIKE
@@ -325,7 +326,8 @@ def suggest_from(census: Census, n: int) -> Suggestions:
     place = census.place[candidate].astype(np.float32)
     reach = _reach(place, census.training)
     density = density_ratio(place, place, reach, n_training=len(census.training))
-    error = error_ratio(census.error[candidate], census.snr[candidate])
+    lacking = census.flags[candidate] & _LACKING
+    error = error_ratio(census.error[candidate], census.snr[candidate], lacking)
     score = density * np.square(error)
     chosen, diversity = _choose(place, reach, score, n)
     row = candidate[chosen]
@@ -406,16 +408,28 @@ def density_ratio(
     return np.asarray(share / (min(NEIGHBOURS, n_training) / n_training))
 
 
-def error_ratio(error: Float64Array, snr: Float64Array) -> Float64Array:
-    """Errors (n, n_label) over those typical at their S/N (n,), root mean square over labels."""
-    if not len(error):
-        return np.empty(0)
-    order = np.argsort(np.nan_to_num(snr), kind="stable")
-    groups = np.array_split(order, max(1, len(order) // _SNR_GROUP))
+def error_ratio(error: Float64Array, snr: Float64Array, lacking: NDArray[np.int32]) -> Float64Array:
+    """Errors over those typical of stars with the same inputs at the same S/N.
+
+    Parameters
+    ----------
+    error : (n, n_label) float64
+    snr : (n,) float64
+    lacking : (n,) int32
+        Equal for stars that lack the same inputs: their errors are larger for that alone.
+
+    Returns
+    -------
+    (n,) float64
+        Root mean square over labels.
+    """
     ratio = np.empty_like(error)
-    for group in groups:
-        typical = np.median(error[group], axis=0)
-        ratio[group] = error[group] / np.where(typical > 0, typical, 1.0)
+    for kind in np.unique(lacking):
+        rows = np.flatnonzero(lacking == kind)
+        order = rows[np.argsort(np.nan_to_num(snr[rows]), kind="stable")]
+        for group in np.array_split(order, max(1, len(order) // _SNR_GROUP)):
+            typical = np.median(error[group], axis=0)
+            ratio[group] = error[group] / np.where(typical > 0, typical, 1.0)
     return np.asarray(np.sqrt(np.square(ratio).mean(axis=1)))
 
 
