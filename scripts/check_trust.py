@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from maury.ensemble import EnsembleNetwork
 from maury.flags import WARNING_MASK
+from maury.inference import EnsembleNetwork
 from maury.labels import LABEL_NAMES
 from maury.model import Model
 from maury.operators import to_rest_frame

@@ -11,9 +11,10 @@ from maury import cli, figures
 from maury.audit import WITHOUT, _response, alike, audit, bootstrap_scatter
 from maury.bound import cramer_rao_covariance
 from maury.emulator import Emulator
-from maury.ensemble import EnsembleNetwork, train
+from maury.ensemble import train
 from maury.figures.style import SIMULATED
 from maury.gradients import flux_gradient
+from maury.inference import EnsembleNetwork
 from maury.labels import LABEL_NAMES
 from maury.model import Model
 from maury.observing import RAVE_WAVE_AA, TRAINING_SKY, Spectrograph

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from maury import ensemble
-from maury.ensemble import ChoiceConfig, EnsembleConfig, EnsembleNetwork, choose, train
+from maury import ensemble, inference
+from maury.ensemble import ChoiceConfig, EnsembleConfig, choose, train
 from maury.errors import (
     ConfigError,
     ModelFileError,
@@ -16,6 +16,7 @@ from maury.errors import (
     ResumeMismatch,
     TrainingError,
 )
+from maury.inference import EnsembleNetwork
 from maury.model import Model
 from maury.survey import Survey
 from training_survey import write_survey
@@ -68,7 +69,7 @@ def test_the_answer_is_mean_and_deviation_of_the_kept_networks(model, survey):
     flux = torch.from_numpy(inputs.flux)
     observables = torch.from_numpy(model.scaling.observables.forward(inputs.observables))
     with torch.no_grad():
-        scaled = [net(flux, observables).numpy() for net in ensemble.load_members(model)]
+        scaled = [net(flux, observables).numpy() for net in inference.load_members(model)]
     low, high = model.scaling.labels.minimum, model.scaling.labels.maximum
     answers = np.array(scaled, dtype=np.float64) * (high - low) + low
     assert len(answers) == len(model.kept)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_oracle
-from maury.ensemble import EnsembleNetwork
 from maury.errors import InputFileError, OutputExists
+from maury.inference import EnsembleNetwork
 from maury.keras_import import import_keras, read_keras
 from maury.model import Model
 from maury.networks import build, network_config

@@ -40,7 +40,7 @@ def test_labels_are_the_mean_and_errors_the_spread_of_the_networks(
 ):
     import torch
 
-    from maury.ensemble import load_members
+    from maury.inference import load_members
     from maury.networks import network_config
 
     model = Model.open(tiny_model)

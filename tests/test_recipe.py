@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from maury import ensemble
-from maury.ensemble import EnsembleConfig, EnsembleNetwork, load_members, train
+from maury.ensemble import EnsembleConfig, train
 from maury.errors import ConfigError, ResumeMismatch, TrainingError
 from maury.flags import Flag
+from maury.inference import EnsembleNetwork, load_members
 from maury.labels import LABEL_NAMES
 from maury.members import MemberJob, WorkFolder, run_job, train_members
 from maury.model import Model

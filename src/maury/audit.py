@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from maury.ensemble import EnsembleNetwork
 from maury.gradients import flux_gradient
+from maury.inference import EnsembleNetwork
 from maury.labels import LABEL_NAMES, Label
 from maury.model import Model
 from maury.prediction import hide

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maury.ensemble import load_members
+from maury.inference import load_members
 from maury.model import Model
 from maury.networks import network_config
 from maury.preparation import Inputs

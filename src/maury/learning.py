@@ -34,7 +34,8 @@ def train(
     """Train an ensemble, calibrate its errors, learn what it covers, and audit it.
 
     The arguments, the result and the errors are those of `maury.ensemble.train`. Models of the
-    default preset get a calibration (`maury.calibration`), a coverage (`maury.coverage`) and an audit;
+    default preset get a calibration (`maury.calibration`), a coverage (`maury.coverage`) and
+    an audit;
     others quote the spread of their networks.
 
     Examples

@@ -33,7 +33,7 @@ from maury.spectra import Spectra, require_same_grid
 from maury.survey import Batch, Survey
 
 if TYPE_CHECKING:
-    from maury.ensemble import Prediction
+    from maury.inference import Prediction
     from maury.preparation import Inputs
     from maury.trust import Assessment
 
@@ -68,7 +68,7 @@ class Predictor:
     """
 
     def __init__(self, model: Model | Path | str, *, without: Sequence[str] = ()) -> None:
-        from maury.ensemble import EnsembleNetwork
+        from maury.inference import EnsembleNetwork
         from maury.trust import Trust
 
         self.model = model if isinstance(model, Model) else Model.open(model)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from maury.calibration import LEAST_STARS, Calibration, Regime, repeat_scatter
 from maury.coverage import CoverageModel, Evidence, TwoViews
-from maury.ensemble import EnsembleNetwork, Prediction
 from maury.errors import ModelFileError, TrainingError
 from maury.flags import FLAG_DTYPE
+from maury.inference import EnsembleNetwork, Prediction
 from maury.model import Model
 from maury.preparation import Inputs
 from maury.sky import Sky
