@@ -111,6 +111,23 @@ def test_models_without_calibration_promise_nothing(tmp_path, tiny_model, observ
     assert "not calibrated" in catalogue.metadata["errors"]
 
 
+def test_networks_for_spectra_alone_are_trusted_too(tmp_path, default_survey, monkeypatch):
+    from maury import trust
+    from maury.learning import train
+
+    monkeypatch.setattr(trust, "N_SIMULATED", 600)
+    config = {
+        "network": {"preset": "maury", "photometry": False},
+        "training": {"steps": 20, "stars": 600},
+        "ensemble": {"members": 2},
+    }
+    model = train(default_survey, tmp_path / "m", config=config, seed=5)
+    assert {"calibration", "coverage"} <= set(model.attachments)
+    rows = predict_rows(model, default_survey, np.arange(30))
+    assert np.isfinite(rows["teff"]).all()
+    assert np.all((rows["flags"] & Flag.PHOTOMETRY_DISAGREES.value) == 0)
+
+
 def test_the_same_seed_gives_the_same_calibration(default_model, default_survey, monkeypatch):
     from maury import trust
 

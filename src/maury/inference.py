@@ -206,7 +206,7 @@ class EnsembleNetwork:
 
 def _imputer_of(model: Model) -> Imputer | None:
     """Regressions for a band that is missing, where the model carries its training stars."""
-    if "sky" not in model.attachments:
+    if "sky" not in model.attachments or model.network.get("photometry") is False:
         return None
     names, depends = model.preparation.source_names, model.preparation.sources
     is_band = [name in _BAND_NAMES for name in names]

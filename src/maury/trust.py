@@ -233,6 +233,10 @@ def simulated_stars(
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
     flux, ivar, observables, truth = sky.pool(n_star, rng).batch(n_star, rng)
+    n_observable = len(model.preparation.observable_names)
+    if observables.shape[1] != n_observable:
+        # Networks without photometry have a sky without observables.
+        observables = np.full((n_star, n_observable), np.nan)
     signal = np.sqrt(ivar * np.maximum(flux, np.float32(0.05)), dtype=np.float64)
     inputs = Inputs(
         flux=flux,
