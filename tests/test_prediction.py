@@ -84,6 +84,28 @@ def test_batch_size_and_order_change_nothing_beyond_rounding(
     np.testing.assert_array_equal(shuffled["flags"], small["flags"][order])
 
 
+def test_many_rows_are_predicted_in_pieces(monkeypatch, tiny_model, observed_survey):
+    every = np.arange(90)
+    whole = predict_rows(tiny_model, observed_survey, every)
+    asked, read = [], Survey.rows
+
+    def rows(survey, index):
+        asked.append(np.asarray(index))
+        return read(survey, index)
+
+    monkeypatch.setattr(maury.prediction, "_READ_ROWS", 7)
+    monkeypatch.setattr(Survey, "rows", rows)
+    pieces = predict_rows(tiny_model, observed_survey, every)
+    assert len(asked) > 3
+    assert max(map(len, asked)) == 7
+    np.testing.assert_array_equal(np.concatenate(asked), every)
+    for name in LABEL_NAMES:
+        scale = np.nanstd(whole[name])
+        np.testing.assert_allclose(pieces[name], whole[name], atol=1e-4 * scale)
+    np.testing.assert_array_equal(pieces["flags"], whole["flags"])
+    assert pieces["id"].tolist() == whole["id"].tolist()
+
+
 def test_training_stars_are_known_again(tmp_path, tiny_model, tiny_survey):
     table = predict(tiny_model, tiny_survey, tmp_path / "a.parquet").table
     trained = (table["flags"] & Flag.TRAINING_STAR.value) != 0

@@ -106,16 +106,6 @@ def test_statistics_are_those_of_the_rows(model, survey, known_answers) -> None:
     assert m_h.n_error == 0
 
 
-def test_large_surveys_are_predicted_in_pieces(model, survey, known_answers, monkeypatch) -> None:
-    whole = validate(model, survey, split="train")
-    monkeypatch.setattr(validation, "_CHUNK", 7)
-    pieces = validate(model, survey, split="train")
-    assert len(known_answers) > 3
-    assert max(map(len, known_answers[1:])) == 7
-    assert np.array_equal(np.concatenate(known_answers[1:]), known_answers[0])
-    assert pieces.to_json() == whole.to_json()
-
-
 def test_parts_of_the_split_are_disjoint_and_complete(model, survey) -> None:
     parts = [held_out_rows(model, survey, split=s) for s in ("train", "validation", "test")]
     assert sorted(np.concatenate(parts)) == list(range(N))

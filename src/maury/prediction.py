@@ -45,6 +45,7 @@ Progress = Callable[[int, int], None]
 WITHOUT = ("spectrum", "photometry", *SOURCES)
 """Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
 
+_READ_ROWS = 8192
 PART_STARS = 16384
 """Rows of one part: what a killed run has to repeat at most."""
 
@@ -212,7 +213,10 @@ def predict_rows(
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     predictor = Predictor(model, without=without)
     _check_grid(predictor.model, survey)
-    return predictor.predict(survey.rows(rows))
+    index = np.asarray(rows, dtype=np.int64)
+    blocks = [index[k : k + _READ_ROWS] for k in range(0, max(index.size, 1), _READ_ROWS)]
+    tables = [predictor.predict(survey.rows(block)) for block in blocks]
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
 def predict(

@@ -1,7 +1,6 @@
 """How good a model is on stars that took no part in making it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,6 @@ HEADER = (
     "sigma / bound",
 )
 """Names of the columns of `ValidationReport.rows`."""
-_CHUNK = 8192
 _MOST_BOUNDS = 1000
 
 
@@ -148,7 +146,7 @@ def validate(
     rows = held_out_rows(model, survey, split=split)
     names = [label.name for label in model.labels]
     truth = survey.labels(names)[rows]
-    table = _predict(model, survey, rows)
+    table = predict_rows(model, survey, rows)
     predicted = np.stack([table[name] for name in names], axis=1)
     error = np.stack([table[label.error_name] for label in model.labels], axis=1)
     bounds = _bounds(model, survey, truth, table)
@@ -214,12 +212,6 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArr
     return rows
 
 
-def _predict(model: Model, survey: Survey, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Columns of a catalogue, each of shape (n_row,)."""
-    tables = [predict_rows(model, survey, chunk) for chunk in _chunks(rows)]
-    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-
-
 def _bounds(
     model: Model, survey: Survey, truth: NDArray[np.float64], table: dict[str, NDArray[Any]]
 ) -> tuple[LabelBound, ...]:
@@ -236,11 +228,6 @@ def _bounds(
         wave_aa=wave_aa,
         noise_correlation=model.preparation.noise_correlation,
     )
-
-
-def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for first in range(0, rows.size, _CHUNK):
-        yield rows[first : first + _CHUNK]
 
 
 def _count_stars(star_id: NDArray[np.str_]) -> int:
