@@ -177,6 +177,14 @@ def write_part(path: Path, spec: CatalogueSpec, rows: Rows) -> None:
         pq.write_table(_arrow(spec, rows), partial)
 
 
+def count_true(part: Path, name: str) -> int:
+    """Count the rows of a part whose boolean column is true."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    return pc.sum(pq.read_table(part, columns=[name])[name]).as_py() or 0
+
+
 def assemble(
     parts: Sequence[Path], path: Path, *, spec: CatalogueSpec, overwrite: bool = False
 ) -> None:

@@ -63,3 +63,7 @@ class TrainingError(MauryError):
 
 class MissingExtra(MauryError):
     """An optional package is needed: install the extra that the message names."""
+
+
+class WorkerLost(MauryError):
+    """Worker processes are killed again and again: give them more memory, or start fewer."""

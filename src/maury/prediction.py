@@ -1,190 +1,417 @@
-"""From a model and a survey to a catalogue: streamed, resumable, rows out = rows in."""
+"""From a model and a survey to a catalogue: streamed, resumable, rows out = rows in.
+
+The unit of work is a `Part`, some consecutive rows of a survey: plain, picklable, and all that a
+process on any machine needs. `plan` lists the parts, `predict_part` writes one of them as a Parquet
+file unless it is there already, in any order and in any process, and `finish` joins them into the
+catalogue. `write_catalogue` does all three on this machine, and `predict` reads the result.
+"""
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import maury
-from maury.catalogue import Catalogue, CatalogueSpec, assemble, check_suffix, write_part
-from maury.columns import (
-    BANDS,
-    CHI2,
-    IN_CATALOGUE,
-    QUANTILES,
-    WORST_WAVELENGTH,
-    for_correlation,
+from maury.catalogue import (
+    Catalogue,
+    CatalogueSpec,
+    assemble,
+    check_suffix,
+    count_true,
+    write_part,
 )
-from maury.errors import ConfigError, ResumeMismatch
+from maury.errors import ModelFileError, ResumeMismatch
 from maury.files import refuse_existing, remove, writing
-from maury.flags import FLAG_DTYPE, Flag, set_where, warn
-from maury.labels import Label
 from maury.model import Model
-from maury.naming import check_known
-from maury.preparation import SOURCES
+from maury.predictor import BLOCK_STARS, WITHOUT, Predictor, hide
 from maury.spectra import Spectra, require_same_grid
 from maury.survey import Batch, Survey
+from maury.workers import run_tasks
 
-if TYPE_CHECKING:
-    from maury.inference import Prediction
-    from maury.preparation import Inputs
-    from maury.trust import Assessment
+__all__ = [
+    "WITHOUT",
+    "Options",
+    "Part",
+    "Plan",
+    "Predictor",
+    "Written",
+    "finish",
+    "hide",
+    "plan",
+    "predict",
+    "predict_part",
+    "predict_rows",
+    "write_catalogue",
+]
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
 
-WITHOUT = ("spectrum", "photometry", *SOURCES)
-"""Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
-
 _READ_ROWS = 8192
 PART_STARS = 16384
 """Rows of one part: what a killed run has to repeat at most."""
 
 
-class Predictor:
-    """A model ready to predict: its preparation is replayed, its networks are loaded once.
+@dataclass(frozen=True)
+class Options:
+    """How to predict, apart from model and survey.
+
+    Attributes
+    ----------
+    without : tuple of str
+        Inputs that count as missing: ``spectrum``, ``photometry``, ``parallax``, ``a_v`` or a band.
+    correlations : bool
+        Whether to add the correlations of the errors of all pairs of labels, where the model
+        predicts them.
+    batch_size : int
+        Spectra in memory at a time; rounded up to whole blocks of computation, so that it does
+        not change the result.
+    """
+
+    without: tuple[str, ...] = ()
+    correlations: bool = False
+    batch_size: int = 2048
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some consecutive rows of a survey to be predicted: picklable, the unit of work.
+
+    Attributes
+    ----------
+    model, survey : str
+        Absolute paths.
+    start, stop : int
+        Rows `start` to before `stop`.
+    path : str
+        Parquet file to write.
+    options : Options
+        How to predict.
+    checksum : str
+        Of the model, so that another one in its place is noticed.
+    """
+
+    model: str
+    survey: str
+    start: int
+    stop: int
+    path: str
+    options: Options
+    checksum: str
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def done(self) -> bool:
+        """Whether its file is written, which happens in one step."""
+        return Path(self.path).exists()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A catalogue to be made.
+
+    Attributes
+    ----------
+    out : Path
+        The catalogue.
+    parts : tuple of Part
+        All parts, in the order of the survey, done or not.
+    spec : CatalogueSpec
+        Columns and metadata.
+    work : Path
+        Directory of the parts, which `finish` removes.
+    overwrite : bool
+        Whether an existing catalogue is replaced.
+    """
+
+    out: Path
+    parts: tuple[Part, ...]
+    spec: CatalogueSpec
+    work: Path
+    overwrite: bool = False
+
+    @property
+    def n_star(self) -> int:
+        """Rows of the catalogue."""
+        return self.parts[-1].stop
+
+    @property
+    def missing(self) -> tuple[Part, ...]:
+        """Parts that are still to be done."""
+        return tuple(part for part in self.parts if not part.done)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a finished catalogue holds.
+
+    Attributes
+    ----------
+    path : Path
+    n_star, n_warned : int
+        Rows, and those with a warning flag.
+    simulated : bool
+        Whether the spectra are simulated.
+    """
+
+    path: Path
+    n_star: int
+    n_warned: int
+    simulated: bool
+
+
+def plan(
+    model: Model | Path | str,
+    survey: Survey | Path | str,
+    out: Path | str,
+    *,
+    options: Options | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Check everything that can be checked beforehand, and list the parts of the work.
+
+    The parts will lie in ``<out>.part``; those that an earlier run with the same model, survey and
+    options has written are done.
 
     Parameters
     ----------
-    model : Model or path-like
-        The model.
-    without : sequence of str
-        Inputs of `WITHOUT` that count as missing.
+    model, survey
+        The model and the survey, or their paths.
+    out : path-like
+        Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv) names the format.
+    options : Options, optional
+        How to predict.
+    overwrite : bool
+        Replace an existing catalogue, and discard a partial one made with other inputs.
 
     Raises
     ------
-    UnknownName
-        If there is no such input.
+    OutputExists
+        If `out` exists and `overwrite` is false.
+    ResumeMismatch
+        If a partial catalogue of other inputs is in the way.
+    GridMismatch
+        If the spectra are not on the grid that the model's preparation takes.
     ConfigError
-        If the networks need one of these inputs.
+        If the suffix of `out` is not one of a known format, or the networks need an input that
+        the options leave out.
     """
-
-    def __init__(self, model: Model | Path | str, *, without: Sequence[str] = ()) -> None:
-        from maury.inference import EnsembleNetwork
-        from maury.trust import Trust
-
-        self.model = model if isinstance(model, Model) else Model.open(model)
-        self.without = tuple(check_known("input", name, WITHOUT) for name in without)
-        self._network = EnsembleNetwork(self.model)
-        self.trust = Trust.load(self.model, self._network)
-        if needed := sorted(set(self.without) & self._network.needs):
-            raise ConfigError(
-                f"the network '{self.model.network['name']}' gives no labels without "
-                f"{', '.join(needed)}; use a model of the preset maury"
-            )
-
-    def predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """Predict the labels of one batch.
-
-        Parameters
-        ----------
-        batch : Batch
-            Spectra on the grid that the model's preparation takes, and their columns.
-
-        Returns
-        -------
-        dict of str to (n_star,) array
-            ``id``, each label and its 1 sigma error (NaN where it cannot be given), ``flags``,
-            ``warn``, ``snr``, and the columns of `maury.columns.IN_CATALOGUE`; with a calibrated
-            model also the quantiles, the correlations of errors, and those of
-            `maury.columns.COVERAGE`.
-        """
-        inputs, answer = self.answer(batch)
-        mean, error = answer.mean, answer.sigma
-        flags = self._flags(batch, inputs.flags, inputs.observables, mean)
-        rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
-        if self.trust is not None:
-            found = self.trust.assess(inputs, answer)
-            error, flags = found.sigma, flags | found.flags
-            rows |= _trusted(self.model.labels, found)
-        for position, label in enumerate(self.model.labels):
-            rows[label.name] = mean[:, position]
-            rows[label.error_name] = error[:, position]
-        rows |= {"flags": flags, "warn": warn(flags), "snr": inputs.snr}
-        return rows | {name: batch.column(name) for name in IN_CATALOGUE}
-
-    def answer(self, batch: Batch) -> "tuple[Inputs, Prediction]":
-        """Prepare a batch, and give the bare answer of the networks to it."""
-        inputs = self.model.preparation.apply(hide(batch, self.without))
-        return inputs, self._network.predict(inputs)
-
-    def _flags(
-        self,
-        batch: Batch,
-        flags: NDArray[np.int32],
-        observables: NDArray[np.float32],
-        mean: NDArray[np.float64],
-    ) -> NDArray[np.int32]:
-        unanswered = np.asarray(np.isnan(mean).all(axis=1), dtype=np.bool_)
-        if self._network.needs_spectrum:
-            unanswered &= (flags & Flag.NO_SPECTRUM.value) == 0
-        scaling = self.model.scaling
-        checks = (
-            (Flag.INPUT_REQUIRED, unanswered),
-            (Flag.OBSERVABLE_OUTSIDE, _outside(observables, scaling.observables)),
-            (Flag.LABEL_OUTSIDE, _outside(mean, scaling.labels)),
-            (Flag.TRAINING_STAR, self.model.split.took_part(batch.column("star_id"))),
+    out = Path(out)
+    options = options or Options()
+    check_suffix(out)
+    refuse_existing(out, overwrite=overwrite)
+    model = model if isinstance(model, Model) else Model.open(model)
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    if model.path is None:
+        raise ModelFileError("the model is not saved; save it, and predict with what is saved")
+    paths = (str(model.path.absolute()), str(survey.path.absolute()))
+    predictor = _predictor(paths[0], options, model.checksum)
+    _check_grid(model, survey)
+    spec = catalogue_spec(
+        model, survey, without=predictor.without, correlations=options.correlations
+    )
+    work = _work_directory(out, _fingerprint(predictor, survey, spec), overwrite=overwrite)
+    parts = tuple(
+        Part(
+            *paths,
+            start=start,
+            stop=min(start + PART_STARS, len(survey)),
+            path=str(work.absolute() / f"part-{start:010d}.parquet"),
+            options=options,
+            checksum=model.checksum,
         )
-        flags = flags.astype(FLAG_DTYPE)
-        for flag, where in checks:
-            flags = set_where(flags, flag, where)
-        return flags
+        for start in range(0, max(len(survey), 1), PART_STARS)
+    )
+    return Plan(out, parts, spec, work, overwrite)
 
 
-def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, NDArray[Any]]:
-    """Return the columns that a calibrated model adds."""
-    rows: dict[str, NDArray[Any]] = {
-        f"{label.name}_{suffix}": found.quantiles[k, :, position]
-        for position, label in enumerate(labels)
-        for k, (suffix, _) in enumerate(QUANTILES)
-    }
-    if found.covariance is not None:
-        sigma = np.sqrt(np.einsum("nii->ni", found.covariance))
-        for (i, first), (j, second) in combinations(enumerate(labels), 2):
-            column = for_correlation(first, second)
-            rows[column.name] = found.covariance[:, i, j] / (sigma[:, i] * sigma[:, j])
-    return rows | {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength}
+def predict_part(part: Part, report: Callable[[int], None] | None = None) -> Path:
+    """Predict one part and write its file in one step; nothing is done if it is there.
 
-
-def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
-    """Whether any value of a row lies outside the training range (with a rounding margin)."""
-    margin = 1e-5 * (scaling.maximum - scaling.minimum)
-    below = values < scaling.minimum - margin
-    above = values > scaling.maximum + margin
-    outside: NDArray[np.bool_] = (below | above).any(axis=1)
-    return outside
-
-
-def hide(batch: Batch, without: Sequence[str]) -> Batch:
-    """Return a batch in which inputs are missing.
+    Model and survey stay open in this process for the next part.
 
     Parameters
     ----------
-    batch : Batch
-        Rows of a survey.
-    without : sequence of str
-        Names of `WITHOUT`.
+    part : Part
+        Of a `Plan`.
+    report : callable, optional
+        Called with the rows of this part that are done; may raise to stop.
+
+    Raises
+    ------
+    ModelFileError
+        If another model has taken the place of the planned one.
+    SurveyFileError
+        If a chunk of the survey cannot be read.
     """
-    hidden = set(SOURCES if "photometry" in without else without) & set(SOURCES)
-    names = {band.column if (band := _BANDS.get(name)) else name for name in hidden}
-    missing = np.full(len(batch), np.nan)
-    columns = {name: missing if name in names else v for name, v in batch.columns.items()}
-    spectra = batch.spectra
-    if "spectrum" in without:
-        spectra = spectra.replace(ivar=np.zeros_like(spectra.ivar))
-    return Batch(spectra, MappingProxyType(columns), batch.start)
+    path = Path(part.path)
+    if part.done:
+        if report is not None:
+            report(len(part))
+        return path
+    predictor = _predictor(part.model, part.options, part.checksum)
+    survey = _survey(part.survey)
+    spec = catalogue_spec(
+        predictor.model,
+        survey,
+        without=predictor.without,
+        correlations=part.options.correlations,
+    )
+    names = [column.name for column in spec.columns]
+    pieces: list[dict[str, NDArray[Any]]] = []
+    for batch in _batches(survey, part):
+        rows = predictor.predict(batch)
+        pieces.append({name: rows[name] for name in names})
+        if report is not None:
+            report(batch.start + len(batch) - part.start)
+    whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+    write_part(path, spec, whole)
+    return path
 
 
-_BANDS = {band.name: band for band in BANDS}
+def finish(plan: Plan) -> Written:
+    """Join the parts of a plan, all of them done, into its catalogue, and remove them.
+
+    Raises
+    ------
+    OutputExists
+        If the catalogue exists meanwhile and may not be replaced.
+    """
+    parts = [Path(part.path) for part in plan.parts]
+    assemble(parts, plan.out, spec=plan.spec, overwrite=plan.overwrite)
+    n_warned = sum(count_true(part, "warn") for part in parts)
+    remove(plan.work)
+    simulated = bool(plan.spec.metadata["simulated"])
+    return Written(plan.out, plan.n_star, n_warned, simulated)
+
+
+def write_catalogue(
+    model: Model | Path | str,
+    survey: Survey | Path | str,
+    out: Path | str,
+    *,
+    options: Options | None = None,
+    overwrite: bool = False,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Written:
+    """Predict a whole survey and write its catalogue, in constant memory.
+
+    Parameters
+    ----------
+    model, survey, out, options, overwrite
+        As of `plan`.
+    workers : int
+        Processes on this machine, each with one thread; with 1, this process does the work. The
+        result does not depend on it.
+    progress : callable, optional
+        Called with (rows done, rows in all).
+
+    Raises
+    ------
+    WorkerLost
+        If worker processes are killed again and again.
+    """
+    planned = plan(model, survey, out, options=options, overwrite=overwrite)
+    missing = planned.missing
+    before, total = planned.n_star - sum(map(len, missing)), planned.n_star
+    if progress is not None and before:
+        progress(before, total)
+
+    def report(rows: int) -> None:
+        if progress is not None:
+            progress(before + rows, total)
+
+    if min(workers, len(missing)) > 1:
+        run_tasks(
+            predict_part,
+            missing,
+            n_workers=workers,
+            unfinished=lambda part: not part.done,
+            progress=report,
+        )
+    else:
+        for number, part in enumerate(missing):
+            predict_part(part, partial(_after, sum(map(len, missing[:number])), report))
+    return finish(planned)
+
+
+def _after(before: int, report: Callable[[int], None], rows: int) -> None:
+    report(before + rows)
+
+
+def predict(
+    model: Model | Path | str,
+    survey: Survey | Path | str,
+    out: Path | str,
+    *,
+    without: Sequence[str] = (),
+    correlations: bool = False,
+    overwrite: bool = False,
+    batch_size: int = 2048,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Catalogue:
+    """Predict a whole survey, write its catalogue and read it.
+
+    A run that was killed goes on where it was when the same call is made again.
+
+    Parameters
+    ----------
+    model, survey
+        The model and the survey, or their paths.
+    out : path-like
+        Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv) names the format.
+    without : sequence of str
+        Inputs that count as missing: ``spectrum``, ``photometry``, ``parallax``, ``a_v`` or a band.
+    correlations : bool
+        Whether to add the correlations of the errors of all pairs of labels, where the model
+        predicts them.
+    overwrite : bool
+        Replace an existing catalogue, and discard a partial one made with other inputs.
+    batch_size : int
+        Spectra in memory at a time, of each worker.
+    workers : int
+        Processes on this machine; a script that asks for more than one must be importable
+        (``if __name__ == "__main__":``).
+    progress : callable, optional
+        Called with (rows done, rows in all).
+
+    Returns
+    -------
+    Catalogue
+        The catalogue as written.
+
+    Raises
+    ------
+    OutputExists, ResumeMismatch, GridMismatch, ConfigError
+        As of `plan`.
+    WorkerLost
+        If worker processes are killed again and again.
+    """
+    options = Options(tuple(without), correlations, batch_size)
+    written = write_catalogue(
+        model,
+        survey,
+        out,
+        options=options,
+        overwrite=overwrite,
+        workers=workers,
+        progress=progress,
+    )
+    return Catalogue.read(written.path)
 
 
 def predict_rows(
@@ -219,69 +446,37 @@ def predict_rows(
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
-def predict(
-    model: Model | Path | str,
-    survey: Survey | Path | str,
-    out: Path | str,
-    *,
-    without: Sequence[str] = (),
-    correlations: bool = False,
-    overwrite: bool = False,
-    batch_size: int = 512,
-    progress: Progress | None = None,
-) -> Catalogue:
-    """Predict a whole survey and write its catalogue.
+@lru_cache(maxsize=1)
+def _predictor(model: str, options: Options, checksum: str) -> Predictor:
+    predictor = Predictor(model, without=options.without)
+    if predictor.model.checksum != checksum:
+        raise ModelFileError(f"{model} is another model than when the work was planned; start anew")
+    return predictor
 
-    The survey is read, predicted and written in parts, which lie in ``<out>.part`` until the
-    catalogue is complete; a run that was killed goes on after its last part.
 
-    Parameters
-    ----------
-    model, survey
-        The model and the survey, or their paths.
-    out : path-like
-        Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv) names the format.
-    without : sequence of str
-        Inputs that count as missing: ``spectrum``, ``photometry``, ``parallax``, ``a_v`` or a band.
-    correlations : bool
-        Whether to add the correlations of the errors of all pairs of labels, where the model
-        predicts them.
-    overwrite : bool
-        Replace an existing catalogue, and discard a partial one made with other inputs.
-    batch_size : int
-        Spectra in memory at a time.
-    progress : callable, optional
-        Called with (rows done, rows in all).
+def _survey(path: str) -> Survey:
+    return _open_survey(path, (Path(path) / "zarr.json").stat().st_mtime_ns)
 
-    Returns
-    -------
-    Catalogue
-        The catalogue as written.
 
-    Raises
-    ------
-    OutputExists
-        If `out` exists and `overwrite` is false.
-    GridMismatch
-        If the spectra are not on the grid that the model's preparation takes.
-    ConfigError
-        If the suffix of `out` is not one of a known format, or the networks need an input of
-        `without`.
-    """
-    out = Path(out)
-    check_suffix(out)
-    refuse_existing(out, overwrite=overwrite)
-    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    predictor = Predictor(model, without=without)
-    _check_grid(predictor.model, survey)
-    spec = catalogue_spec(
-        predictor.model, survey, without=predictor.without, correlations=correlations
-    )
-    work = _work_directory(out, _fingerprint(predictor, survey, spec), overwrite=overwrite)
-    parts = list(_write_parts(predictor, survey, work, spec, batch_size, progress))
-    assemble(parts, out, spec=spec, overwrite=overwrite)
-    remove(work)
-    return Catalogue.read(out)
+@lru_cache(maxsize=1)
+def _open_survey(path: str, stamp: int) -> Survey:
+    del stamp
+    return Survey.open(path)
+
+
+def _batches(survey: Survey, part: Part) -> Iterator[Batch]:
+    """Yield the batches of a part, each read while the one before is predicted."""
+    step = -(-part.options.batch_size // BLOCK_STARS) * BLOCK_STARS
+    starts = list(range(part.start, max(part.stop, part.start + 1), step))
+    with ThreadPoolExecutor(1) as reader:
+        ahead = None
+        for start in starts:
+            after = reader.submit(survey.batch, start, min(start + step, part.stop))
+            if ahead is not None:
+                yield ahead.result()
+            ahead = after
+        assert ahead is not None
+        yield ahead.result()
 
 
 def catalogue_spec(
@@ -352,31 +547,6 @@ def _work_directory(out: Path, key: str, *, overwrite: bool) -> Path:
             )
         remove(work)
     work.mkdir(parents=True)
-    with writing(stamp, overwrite=True) as partial:
-        partial.write_text(json.dumps({"key": key}), "utf-8")
+    with writing(stamp, overwrite=True) as unfinished:
+        unfinished.write_text(json.dumps({"key": key}), "utf-8")
     return work
-
-
-def _write_parts(
-    predictor: Predictor,
-    survey: Survey,
-    work: Path,
-    spec: CatalogueSpec,
-    batch_size: int,
-    progress: Progress | None,
-) -> Iterator[Path]:
-    names = [column.name for column in spec.columns]
-    for start in range(0, max(len(survey), 1), PART_STARS):
-        stop = min(start + PART_STARS, len(survey))
-        part = work / f"part-{start:010d}.parquet"
-        if not part.exists():
-            pieces = [predictor.predict(survey.batch(start, start))]
-            for batch in survey.batches(batch_size, start=start, stop=stop):
-                pieces.append(predictor.predict(batch))
-                if progress is not None:
-                    progress(batch.start + len(batch), len(survey))
-            rows = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
-            write_part(part, spec, rows)
-        elif progress is not None:
-            progress(stop, len(survey))
-        yield part

@@ -65,6 +65,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.spectra)
 
+    def __getitem__(self, rows: slice) -> "Batch":
+        """Return some consecutive rows, which share memory with these."""
+        first, _, _ = rows.indices(len(self))
+        spectra = self.spectra.replace(flux=self.spectra.flux[rows], ivar=self.spectra.ivar[rows])
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return Batch(spectra, MappingProxyType(columns), self.start + first)
+
     def column(self, name: str) -> NDArray[Any]:
         """Return a column, or NaN for every row if the survey does not have it."""
         if name in self.columns:

@@ -1,0 +1,180 @@
+"""A model ready to predict: batches in, columns of the catalogue out."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.columns import (
+    BANDS,
+    CHI2,
+    IN_CATALOGUE,
+    QUANTILES,
+    WORST_WAVELENGTH,
+    for_correlation,
+)
+from maury.errors import ConfigError
+from maury.flags import FLAG_DTYPE, Flag, set_where, warn
+from maury.labels import Label
+from maury.model import Model
+from maury.naming import check_known
+from maury.preparation import SOURCES
+from maury.survey import Batch
+
+if TYPE_CHECKING:
+    from maury.inference import Prediction
+    from maury.preparation import Inputs
+    from maury.trust import Assessment
+
+WITHOUT = ("spectrum", "photometry", *SOURCES)
+"""Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
+
+BLOCK_STARS = 512
+"""Rows computed together, counted from the first of a batch; batches of whole blocks are equal
+to the last bit, however long they are."""
+
+
+class Predictor:
+    """A model ready to predict: its preparation is replayed, its networks are loaded once.
+
+    Parameters
+    ----------
+    model : Model or path-like
+        The model.
+    without : sequence of str
+        Inputs of `WITHOUT` that count as missing.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such input.
+    ConfigError
+        If the networks need one of these inputs.
+    """
+
+    def __init__(self, model: Model | Path | str, *, without: Sequence[str] = ()) -> None:
+        from maury.inference import EnsembleNetwork
+        from maury.trust import Trust
+
+        self.model = model if isinstance(model, Model) else Model.open(model)
+        self.without = tuple(check_known("input", name, WITHOUT) for name in without)
+        self._network = EnsembleNetwork(self.model)
+        self.trust = Trust.load(self.model, self._network)
+        if needed := sorted(set(self.without) & self._network.needs):
+            raise ConfigError(
+                f"the network '{self.model.network['name']}' gives no labels without "
+                f"{', '.join(needed)}; use a model of the preset maury"
+            )
+
+    def predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Predict the labels of one batch.
+
+        Parameters
+        ----------
+        batch : Batch
+            Spectra on the grid that the model's preparation takes, and their columns.
+
+        Returns
+        -------
+        dict of str to (n_star,) array
+            ``id``, each label and its 1 sigma error (NaN where it cannot be given), ``flags``,
+            ``warn``, ``snr``, and the columns of `maury.columns.IN_CATALOGUE`; with a calibrated
+            model also the quantiles, the correlations of errors, and those of
+            `maury.columns.COVERAGE`.
+        """
+        starts = range(0, max(len(batch), 1), BLOCK_STARS)
+        blocks = [self._predict(batch[start : start + BLOCK_STARS]) for start in starts]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+    def _predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        inputs, answer = self.answer(batch)
+        mean, error = answer.mean, answer.sigma
+        flags = self._flags(batch, inputs.flags, inputs.observables, mean)
+        rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
+        if self.trust is not None:
+            found = self.trust.assess(inputs, answer)
+            error, flags = found.sigma, flags | found.flags
+            rows |= _trusted(self.model.labels, found)
+        for position, label in enumerate(self.model.labels):
+            rows[label.name] = mean[:, position]
+            rows[label.error_name] = error[:, position]
+        rows |= {"flags": flags, "warn": warn(flags), "snr": inputs.snr}
+        return rows | {name: batch.column(name) for name in IN_CATALOGUE}
+
+    def answer(self, batch: Batch) -> "tuple[Inputs, Prediction]":
+        """Prepare a batch, and give the bare answer of the networks to it."""
+        inputs = self.model.preparation.apply(hide(batch, self.without))
+        return inputs, self._network.predict(inputs)
+
+    def _flags(
+        self,
+        batch: Batch,
+        flags: NDArray[np.int32],
+        observables: NDArray[np.float32],
+        mean: NDArray[np.float64],
+    ) -> NDArray[np.int32]:
+        unanswered = np.asarray(np.isnan(mean).all(axis=1), dtype=np.bool_)
+        if self._network.needs_spectrum:
+            unanswered &= (flags & Flag.NO_SPECTRUM.value) == 0
+        scaling = self.model.scaling
+        checks = (
+            (Flag.INPUT_REQUIRED, unanswered),
+            (Flag.OBSERVABLE_OUTSIDE, _outside(observables, scaling.observables)),
+            (Flag.LABEL_OUTSIDE, _outside(mean, scaling.labels)),
+            (Flag.TRAINING_STAR, self.model.split.took_part(batch.column("star_id"))),
+        )
+        flags = flags.astype(FLAG_DTYPE)
+        for flag, where in checks:
+            flags = set_where(flags, flag, where)
+        return flags
+
+
+def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, NDArray[Any]]:
+    """Return the columns that a calibrated model adds."""
+    rows: dict[str, NDArray[Any]] = {
+        f"{label.name}_{suffix}": found.quantiles[k, :, position]
+        for position, label in enumerate(labels)
+        for k, (suffix, _) in enumerate(QUANTILES)
+    }
+    if found.covariance is not None:
+        sigma = np.sqrt(np.einsum("nii->ni", found.covariance))
+        for (i, first), (j, second) in combinations(enumerate(labels), 2):
+            column = for_correlation(first, second)
+            rows[column.name] = found.covariance[:, i, j] / (sigma[:, i] * sigma[:, j])
+    return rows | {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength}
+
+
+def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
+    """Whether any value of a row lies outside the training range (with a rounding margin)."""
+    margin = 1e-5 * (scaling.maximum - scaling.minimum)
+    below = values < scaling.minimum - margin
+    above = values > scaling.maximum + margin
+    outside: NDArray[np.bool_] = (below | above).any(axis=1)
+    return outside
+
+
+def hide(batch: Batch, without: Sequence[str]) -> Batch:
+    """Return a batch in which inputs are missing.
+
+    Parameters
+    ----------
+    batch : Batch
+        Rows of a survey.
+    without : sequence of str
+        Names of `WITHOUT`.
+    """
+    hidden = set(SOURCES if "photometry" in without else without) & set(SOURCES)
+    names = {band.column if (band := _BANDS.get(name)) else name for name in hidden}
+    missing = np.full(len(batch), np.nan)
+    columns = {name: missing if name in names else v for name, v in batch.columns.items()}
+    spectra = batch.spectra
+    if "spectrum" in without:
+        spectra = spectra.replace(ivar=np.zeros_like(spectra.ivar))
+    return Batch(spectra, MappingProxyType(columns), batch.start)
+
+
+_BANDS = {band.name: band for band in BANDS}

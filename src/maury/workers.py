@@ -1,0 +1,165 @@
+"""Local worker processes: independent tasks, one thread each, that survive the loss of a worker."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection
+from typing import Any, TypeVar
+
+from maury.errors import WorkerLost
+
+logger = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Report = Callable[[int], None]
+"""Called by a task with the rows that it has done."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_MOST_LOSSES = 3
+_POLL_S = 0.2
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_tasks(
+    work: Callable[[Task, Report], object],
+    tasks: Sequence[Task],
+    *,
+    n_workers: int,
+    unfinished: Callable[[Task], bool],
+    progress: Report | None = None,
+) -> None:
+    """Run tasks in worker processes of one thread each.
+
+    A worker that is killed costs the tasks under way, which are done again. If this process is
+    interrupted, the workers stop at the next report; if it is killed, so are they.
+
+    Parameters
+    ----------
+    work : callable
+        Called with a task and a `Report`; must be picklable, as must be the tasks.
+    tasks : sequence
+        In the order in which they are begun.
+    n_workers : int
+        Number of processes.
+    unfinished : callable
+        Whether a task, whose worker may have been lost, is still to be done.
+    progress : callable, optional
+        Called now and then with the rows done by all tasks together.
+
+    Raises
+    ------
+    WorkerLost
+        If workers are killed again and again without finishing a task.
+    """
+    left, losses = list(tasks), 0
+    rows_done = 0
+    while left:
+        counts: Any = multiprocessing.get_context("spawn").RawArray("q", len(left) + 1)
+        try:
+            _run_once(work, left, counts, n_workers=n_workers, progress=progress, base=rows_done)
+            return
+        except BrokenProcessPool:
+            still = [task for task in left if unfinished(task)]
+            losses = losses + 1 if len(still) == len(left) else 1
+            if losses >= _MOST_LOSSES:
+                raise WorkerLost(
+                    f"worker processes were killed {losses} times without finishing anything; is "
+                    "there too little memory? Use fewer workers; what is written is kept"
+                ) from None
+            logger.warning("a worker process was killed; its rows are done again")
+            pairs = zip(left, counts, strict=False)
+            rows_done += sum(rows for task, rows in pairs if not unfinished(task))
+            left = still
+
+
+def _run_once(
+    work: Callable[[Task, Report], object],
+    tasks: Sequence[Task],
+    counts: Any,
+    *,
+    n_workers: int,
+    progress: Report | None,
+    base: int,
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(
+            min(n_workers, len(tasks)), context, initializer=_begin, initargs=(counts,)
+        ) as pool,
+    ):
+        pending: set[Future[None]] = {
+            pool.submit(_call, work, task, slot) for slot, task in enumerate(tasks)
+        }
+        try:
+            while pending:
+                finished, pending = wait(pending, _POLL_S, FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                if progress is not None:
+                    progress(base + sum(counts[:-1]))
+        except BaseException:
+            counts[-1] = 1
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let processes that start meanwhile compute on one thread."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class _Stopped(Exception):
+    """The process that gave the task does not want its result any more."""
+
+
+_counts: Any = None
+
+
+def _begin(counts: Any) -> None:
+    global _counts
+    _counts = counts
+    # The parent alone answers Ctrl-C, and says when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _call(work: Callable[[Task, Report], object], task: Task, slot: int) -> None:
+    def report(rows: int) -> None:
+        _counts[slot] = rows
+        if _counts[-1]:
+            raise _Stopped
+
+    report(0)
+    work(task, report)
