@@ -52,6 +52,10 @@ class Flag(IntFlag):
     HOT_STAR = 22, True, "Paschen lines, or Teff, beyond those of the training sample"
     PHOTOMETRY_DISAGREES = 23, True, "labels from the spectrum and from the observables disagree"
     LABELS_UNLIKE = 24, True, "few training stars have labels like these"
+    NOT_CONVERGED = 25, True, "the fit of the spectrum did not converge"
+    AT_BOUND = 26, True, "a fitted label lies at the edge of what the fit allows"
+    GRADIENT_UNLIKE = 27, True, "a label is measured from pixels where theory has none of its lines"
+    UPPER_LIMIT = 28, False, "an abundance is an upper limit"
 
 
 WARNING_MASK: int = sum(flag.value for flag in Flag if flag.warns)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from maury.answers import Prediction as Prediction
+from maury.answers import has_spectrum as has_spectrum
 from maury.columns import BANDS
 from maury.errors import ConfigError, ModelFileError
-from maury.flags import Flag
 from maury.imputation import Imputer
 from maury.model import Float64s, Model
 from maury.networks import Answer, NetworkConfig, build, network_config, thinned
@@ -55,26 +56,6 @@ def _network_of(model: Model) -> NetworkConfig:
         return network_config(str(model.network["name"]), options)
     except ConfigError as error:
         raise ModelFileError(f"{model.path}: {error}; use a newer maury") from error
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Labels of some stars, in the unit of each label; NaN where there is no answer.
-
-    Attributes
-    ----------
-    mean, sigma : (n_star, n_label) float64
-        Labels and their 1 sigma errors.
-    covariance : (n_star, n_label, n_label) float64 or None
-        Of the labels of each star; None if the networks predict none.
-    features : (n_star, width) float32 or None
-        What the last layer of the first network sees; None if it tells nothing of it.
-    """
-
-    mean: Float64s
-    sigma: Float64s
-    covariance: Float64s | None = None
-    features: Float32s | None = None
 
 
 class EnsembleNetwork:
@@ -217,13 +198,6 @@ def _mean_of(tensors: Sequence[Tensor | None]) -> Float64s | None:
     """Mean of what the networks predict, in double precision; None if they do not."""
     known = [tensor.double().numpy() for tensor in tensors if tensor is not None]
     return np.mean(known, axis=0) if known else None
-
-
-def has_spectrum(inputs: Inputs) -> NDArray[np.bool_]:
-    """Return which stars (n_star,) have a spectrum that a network can take."""
-    finite = np.asarray(np.isfinite(inputs.flux).all(axis=1), dtype=np.bool_)
-    good = np.asarray((inputs.flags & Flag.NO_SPECTRUM.value) == 0, dtype=np.bool_)
-    return finite & good
 
 
 def has_observables(inputs: Inputs, network: NetworkConfig) -> NDArray[np.bool_]:

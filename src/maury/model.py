@@ -44,6 +44,8 @@ FORMAT = "maury model"
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 256 * 2**20
 MAX_MEMBERS = 1000
+METHOD = "method"
+"""Attachment that a model has in place of networks, if `maury.methods` made it."""
 
 Float64s = NDArray[np.float64]
 
@@ -181,14 +183,14 @@ AttachmentName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Model:
-    """A trained ensemble, as data.
+    """A trained ensemble, or another trained method, as data.
 
     Attributes
     ----------
     labels : tuple of Label
         What it predicts, in the order of the networks' outputs.
     network : mapping
-        Architecture: its ``name`` and all its settings.
+        Architecture, or method: its ``name`` and all its settings.
     preparation : Preparation
         Steps from a survey to the networks' inputs.
     scaling : Scaling
@@ -200,7 +202,7 @@ class Model:
     tensors : mapping of str to tuple of int
         Names and shapes of the weights, equal for all members.
     members : tuple of Member
-        The networks.
+        The networks; none for a method, whose arrays are the attachment ``method``.
     split : SplitRecord
         Which stars trained, chose and tested them.
     simulated : bool
@@ -260,10 +262,15 @@ class Model:
         mark = "SIMULATED " if self.simulated else ""
         where = self.path or "not saved"
         grid = describe_grid(self.wave_aa, self.medium)
-        return (
-            f"<{mark}Model {where}: {self.network['name']}, {len(self.kept)} of "
-            f"{len(self.members)} networks kept, {grid}; labels: {', '.join(self.label_names)}>"
-        )
+        made_of = str(self.network["name"])
+        if not self.is_method:
+            made_of += f", {len(self.kept)} of {len(self.members)} networks kept"
+        return f"<{mark}Model {where}: {made_of}, {grid}; labels: {', '.join(self.label_names)}>"
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it is a method of `maury.methods`, and holds no networks."""
+        return METHOD in self.attachments
 
     @property
     def n_pixel(self) -> int:
@@ -446,8 +453,8 @@ class _ModelDocument(_Strict):
     scaling: _ScalingDocument
     wave_aa: list[Number]
     medium: Literal["air", "vacuum"]
-    tensors: Annotated[dict[str, list[Size]], Field(min_length=1)]
-    members: Annotated[list[Member], Field(min_length=1, max_length=MAX_MEMBERS)]
+    tensors: dict[str, list[Size]]
+    members: Annotated[list[Member], Field(max_length=MAX_MEMBERS)]
     split: dict[str, JsonValue]
     simulated: bool
     seed: Annotated[int, Field(ge=0)] | None
@@ -488,8 +495,10 @@ def _fields(document: _ModelDocument) -> dict[str, Any]:
     files = [member.file for member in document.members]
     if len(set(files)) != len(files):
         raise ValueError("two members have the same file")
-    if not any(member.kept for member in document.members):
-        raise ValueError("no member is kept")
+    if METHOD not in document.attachments and not any(m.kept for m in document.members):
+        raise ValueError("none of the members is kept")
+    if document.members and not document.tensors:
+        raise ValueError("the members have no weights")
     if not isinstance(document.network.get("name"), str):
         raise ValueError("the network has no name")
     n_observable = len(preparation.observable_names)

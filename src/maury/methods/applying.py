@@ -1,0 +1,111 @@
+"""A method read from a model directory, applied to prepared spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.answers import Prediction, has_spectrum
+from maury.errors import ConfigError, ModelFileError
+from maury.methods.protocols import External, FitResult, Method
+from maury.methods.registry import method_class, method_settings
+from maury.model import METHOD, Model
+from maury.preparation import Inputs
+from maury.survey import Batch
+
+__all__ = ["MethodNetwork", "as_prediction", "load_method"]
+
+Float64Array = NDArray[np.float64]
+
+_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+
+
+def load_method(model: Model) -> Method:
+    """Read the method of a model.
+
+    Raises
+    ------
+    ModelFileError
+        If the method is not known, or its arrays do not fit it.
+    """
+    options = {name: value for name, value in model.network.items() if name != "name"}
+    name = str(model.network["name"])
+    try:
+        settings = method_settings(name, options)
+        return method_class(name).from_arrays(
+            model.arrays(METHOD),
+            model.attachments[METHOD].metadata,
+            settings=settings,
+            label_names=model.label_names,
+        )
+    except ConfigError as error:
+        raise ModelFileError(f"{model.path}: {error}; use a newer maury") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelFileError(f"{model.path}: the method '{name}' is damaged: {error}") from error
+
+
+class MethodNetwork:
+    """The method of a model, where an ensemble has its networks.
+
+    Parameters
+    ----------
+    model : Model
+        A saved model that `maury.methods.learning` made.
+    """
+
+    needs_spectrum = True
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.method = load_method(model)
+
+    @property
+    def needs(self) -> set[str]:
+        """Inputs without which no star is answered."""
+        return {"spectrum"}
+
+    def predict(
+        self, inputs: Inputs, external: Mapping[str, External] = _NO_EXTERNAL
+    ) -> Prediction:
+        """Labels, errors and covariances; a row without a spectrum is NaN.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Prepared by the preparation of the model.
+        external : mapping of str to External
+            Labels known from elsewhere, as from `external`.
+        """
+        return as_prediction(self.method.apply(inputs, external=external), inputs)
+
+    def external(self, batch: Batch) -> dict[str, External]:
+        """Labels that the method takes from columns of the survey."""
+        names = self.method.external_names
+        return {name: External(batch.column(name), batch.column(f"{name}_error")) for name in names}
+
+
+def as_prediction(result: FitResult, inputs: Inputs) -> Prediction:
+    """Turn the result of a method into what a model says."""
+    blank = ~has_spectrum(inputs)
+    labels = np.where(blank[:, None], np.nan, result.labels)
+    covariance = np.where(blank[:, None, None], np.nan, result.covariance)
+    fitted = result.flux is not None
+    return Prediction(
+        mean=labels,
+        sigma=np.asarray(np.sqrt(np.einsum("nii->ni", covariance))),
+        covariance=covariance,
+        flags=np.where(blank, 0, result.flags).astype(result.flags.dtype),
+        chi2_reduced=np.where(blank, np.nan, result.chi2_reduced) if fitted else None,
+        worst_wavelength_aa=_worst(result, inputs, blank) if fitted else None,
+    )
+
+
+def _worst(result: FitResult, inputs: Inputs, blank: NDArray[np.bool_]) -> Float64Array:
+    """Wavelength (n_star,) of the pixel farthest from the best fit, in units of its noise."""
+    assert result.flux is not None, "only a fit has a worst pixel"
+    distance = np.abs(inputs.flux - result.flux) * np.sqrt(inputs.ivar)
+    distance = np.where(np.isfinite(distance), distance, 0.0)
+    return np.where(blank, np.nan, inputs.wave_aa[distance.argmax(axis=1)])

@@ -1,0 +1,421 @@
+"""What the methods share: forward model, regressor, result of a fit, and the method itself.
+
+A method is trained on the labelled stars of a survey, and then gives labels to prepared spectra.
+It either inverts a forward model with `maury.methods.fitter`, or is a regressor; a regressor's
+answer can start a fit. Both give a `FitResult`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict
+
+from maury.flags import FLAG_DTYPE
+from maury.labels import Label
+from maury.naming import check_known
+from maury.preparation import Inputs
+from maury.spectra import Medium
+
+__all__ = [
+    "Evaluation",
+    "External",
+    "FitResult",
+    "ForwardModel",
+    "Method",
+    "MethodSettings",
+    "Regressor",
+    "Sample",
+    "join_inputs",
+    "take",
+]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+
+class Evaluation(NamedTuple):
+    """A forward model at some labels.
+
+    Attributes
+    ----------
+    flux : (n_star, n_pixel) float32
+    jacobian : (n_star, n_label, n_pixel) float32 or None
+        Derivatives of the flux per unit of each label; None if they were not asked for.
+    """
+
+    flux: Float32Array
+    jacobian: Float32Array | None
+
+
+@runtime_checkable
+class ForwardModel(Protocol):
+    """From labels to spectra, with derivatives.
+
+    Labels are physical: kelvin, dex, km/s. Nuisances of a fit, such as a radial velocity, are
+    labels like the others.
+    """
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the parameters, in order."""
+
+    @property
+    def bounds(self) -> Float64Array:
+        """Lowest and highest value (n_label, 2) of each label."""
+
+    @property
+    def wave_aa(self) -> Float64Array:
+        """Wavelengths (n_pixel,) in angstrom."""
+
+    def evaluate(self, labels: Float64Array, *, jacobian: bool = True) -> Evaluation:
+        """Flux and derivatives at finite `labels` (n_star, n_label) within the bounds."""
+
+    def variance(self, labels: Float64Array) -> Float32Array:
+        """Variance (n_star, n_pixel) or (n_pixel,) of the flux of the model itself."""
+
+
+@runtime_checkable
+class Regressor(Protocol):
+    """From spectra to labels in one step."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels, in order."""
+
+    def regress(self, flux: Float32Array, ivar: Float32Array) -> Float64Array:
+        """Labels (n_star, n_label) of spectra (n_star, n_pixel); NaN where there is no answer."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Labels of some spectra, in physical units; NaN where there is no answer.
+
+    Attributes
+    ----------
+    label_names : tuple of str
+    labels : (n_star, n_label) float64
+        K, dex, km/s.
+    covariance : (n_star, n_label, n_label) float64
+        In the products of these units. NaN where unknown; a frozen label has zeros.
+    chi2 : (n_star,) float64
+        Chi-square of the spectrum against its best fit; NaN for a method without one.
+    n_freedom : (n_star,) int64
+        Pixels used less parameters fitted; 0 where there is no chi-square.
+    flags : (n_star,) int32
+        Bits of `maury.flags.Flag` that the method adds to those of the preparation.
+    flux : (n_star, n_pixel) float32 or None
+        Best-fit spectrum; None for a method without one.
+    """
+
+    label_names: tuple[str, ...]
+    labels: Float64Array
+    covariance: Float64Array
+    chi2: Float64Array
+    n_freedom: NDArray[np.int64]
+    flags: NDArray[np.int32]
+    flux: Float32Array | None = None
+
+    def __post_init__(self) -> None:
+        n, k = self.labels.shape
+        assert k == len(self.label_names), "one column per label"
+        assert self.covariance.shape == (n, k, k), "one covariance per star"
+        assert len(self.chi2) == len(self.n_freedom) == len(self.flags) == n, "one value per star"
+
+    @classmethod
+    def without_fit(
+        cls,
+        label_names: Sequence[str],
+        labels: ArrayLike,
+        *,
+        covariance: ArrayLike | None = None,
+        sigma: ArrayLike | None = None,
+        flags: ArrayLike | None = None,
+    ) -> Self:
+        """Make the result of a regressor, which has no chi-square.
+
+        Parameters
+        ----------
+        label_names : sequence of str
+        labels : (n_star, n_label) array_like
+        covariance : (n_star, n_label, n_label) array_like, optional
+        sigma : (n_star, n_label) array_like, optional
+            1 sigma errors in place of `covariance`, which is then diagonal; NaN if neither is
+            given.
+        flags : (n_star,) int array_like, optional
+        """
+        values = np.asarray(labels, dtype=np.float64)
+        n, k = values.shape
+        if covariance is None:
+            covariance = np.full((n, k, k), np.nan)
+            if sigma is not None:
+                covariance = np.einsum("ni,ij->nij", np.asarray(sigma) ** 2, np.eye(k))
+        return cls(
+            tuple(label_names),
+            values,
+            np.asarray(covariance, dtype=np.float64),
+            np.full(n, np.nan),
+            np.zeros(n, dtype=np.int64),
+            np.zeros(n, FLAG_DTYPE) if flags is None else np.asarray(flags, FLAG_DTYPE),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def sigma(self) -> Float64Array:
+        """1 sigma errors (n_star, n_label)."""
+        return np.asarray(np.sqrt(np.einsum("nii->ni", self.covariance)))
+
+    @property
+    def chi2_reduced(self) -> Float64Array:
+        """Chi-square over degrees of freedom (n_star,); NaN where there are none."""
+        freedom = np.where(self.n_freedom > 0, self.n_freedom, np.nan)
+        return np.asarray(self.chi2 / freedom)
+
+    def select(self, names: Sequence[str]) -> Self:
+        """Return the result with only these labels, in this order.
+
+        Raises
+        ------
+        UnknownName
+            If the result has no such label.
+        """
+        index = [self.label_names.index(check_known("label", n, self.label_names)) for n in names]
+        return replace(
+            self,
+            label_names=tuple(names),
+            labels=self.labels[:, index],
+            covariance=self.covariance[:, index][:, :, index],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[FitResult]) -> Self:
+        """Concatenate results of the same labels; at least one."""
+        first = parts[0]
+        columns = ("labels", "covariance", "chi2", "n_freedom", "flags")
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in columns
+        }
+        fluxes = [part.flux for part in parts if part.flux is not None]
+        flux = np.concatenate(fluxes) if len(fluxes) == len(parts) else None
+        return cls(first.label_names, **joined, flux=flux)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labelled spectra of a survey that a method learns from, as its preparation gives them.
+
+    Attributes
+    ----------
+    labels : tuple of Label
+        Definitions, in the order of `truth`.
+    truth, truth_error : (n_star, n_label) float64
+        Labels and their 1 sigma errors; NaN where missing.
+    inputs : Inputs
+        Prepared spectra: ``flux``, ``ivar`` (n_star, n_pixel), ``observables``, ``snr``.
+    star_id : (n_star,) str
+    noise_correlation : tuple of float
+        Correlation of the noise between pixels 1, 2, ... apart.
+    simulated : bool
+        Whether the spectra are simulated.
+    """
+
+    labels: tuple[Label, ...]
+    truth: Float64Array
+    truth_error: Float64Array
+    inputs: Inputs
+    star_id: NDArray[np.str_]
+    noise_correlation: tuple[float, ...] = ()
+    simulated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def wave_aa(self) -> Float64Array:
+        """Wavelengths (n_pixel,) in angstrom."""
+        return self.inputs.wave_aa
+
+    @property
+    def medium(self) -> Medium:
+        """Medium of these wavelengths."""
+        return self.inputs.medium
+
+    def rows(self, index: NDArray[Any]) -> Self:
+        """Return some stars, by number or by mask."""
+        return replace(
+            self,
+            truth=self.truth[index],
+            truth_error=self.truth_error[index],
+            inputs=take(self.inputs, index),
+            star_id=self.star_id[index],
+        )
+
+
+_PER_STAR = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
+
+
+def take(inputs: Inputs, index: NDArray[Any]) -> Inputs:
+    """Return some rows of prepared spectra, by number or by mask."""
+    picked: dict[str, Any] = {name: getattr(inputs, name)[index] for name in _PER_STAR}
+    return replace(inputs, **picked)
+
+
+def join_inputs(parts: Sequence[Inputs]) -> Inputs:
+    """Concatenate prepared spectra of one grid; at least one."""
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in _PER_STAR
+    }
+    return replace(parts[0], **joined)
+
+
+class MethodSettings(BaseModel):
+    """Settings of a method; every field is used, unknown keys are refused.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        Labels to give; empty means all that the survey has values of and the method can give.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class External:
+    """A label known from elsewhere.
+
+    Attributes
+    ----------
+    value, error : (n_star,) float64
+        Value and its 1 sigma error; NaN where unknown. A value without an error, or with error 0,
+        is exact.
+    """
+
+    value: Float64Array
+    error: Float64Array
+
+
+_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class Method(ABC):
+    """A way from spectra to labels, trained on a survey, saved as arrays and plain JSON.
+
+    A subclass is a frozen dataclass, registered in `maury.methods.registry`. It names its paper,
+    and neither keeps nor needs anything of the survey but what `to_arrays` returns.
+
+    Attributes
+    ----------
+    name, paper, bibtex_key, licence : str
+        What it is, and where it was published.
+    preparation_defaults : mapping
+        Section ``preparation`` of the settings: spectra alone unless a method says otherwise.
+    settings_class : type of MethodSettings
+    known_labels : tuple of str or None
+        Labels that it can give; None if it learns any.
+    settings : MethodSettings
+        With which it was trained.
+    label_names : tuple of str
+        Labels that it gives, in order.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    bibtex_key: ClassVar[str]
+    licence: ClassVar[str] = "MIT"
+    preparation_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"observables": ()})
+    settings_class: ClassVar[type[MethodSettings]] = MethodSettings
+    known_labels: ClassVar[tuple[str, ...] | None] = None
+
+    settings: MethodSettings
+    label_names: tuple[str, ...]
+
+    @classmethod
+    @abstractmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Learn from labelled spectra.
+
+        Parameters
+        ----------
+        training, validation : Sample
+            Stars to learn from, and others to choose or calibrate by.
+        settings : MethodSettings
+            Of the class `settings_class`.
+        seed : int
+            Of everything random.
+
+        Raises
+        ------
+        ConfigError
+            If the method cannot give a label that `settings` names.
+        TrainingError
+            If there are too few stars.
+        """
+
+    @abstractmethod
+    def apply(
+        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
+    ) -> FitResult:
+        """Give labels to prepared spectra.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Rows out = rows in; a row without a good pixel is NaN.
+        external : mapping of str to External
+            Labels known from elsewhere, such as a seismic log g; only those that the property
+            `external_names` lists.
+
+        Returns
+        -------
+        FitResult
+            Of `label_names`, in that order.
+        """
+
+    @abstractmethod
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays (at least one) and plain JSON from which `from_arrays` makes an equal one.
+
+        `settings` and `label_names` need not be among them.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave.
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            If something is missing or damaged.
+        """
+
+    @property
+    def external_names(self) -> tuple[str, ...]:
+        """Labels that are taken from columns of the survey where it has them."""
+        return ()
