@@ -495,8 +495,10 @@ def _fields(document: _ModelDocument) -> dict[str, Any]:
     files = [member.file for member in document.members]
     if len(set(files)) != len(files):
         raise ValueError("two members have the same file")
-    if METHOD not in document.attachments and not any(m.kept for m in document.members):
-        raise ValueError("none of the members is kept")
+    if not document.members and METHOD not in document.attachments:
+        raise ValueError("it has no members")
+    if document.members and not any(member.kept for member in document.members):
+        raise ValueError("no member is kept")
     if document.members and not document.tensors:
         raise ValueError("the members have no weights")
     if not isinstance(document.network.get("name"), str):
