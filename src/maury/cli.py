@@ -102,6 +102,10 @@ def simulate(
     observed: Annotated[
         bool, typer.Option("--observed", help="The observed population, without labels.")
     ] = False,
+    galaxy: Annotated[
+        bool,
+        typer.Option("--galaxy", help="Place the stars in discs with metallicity gradients."),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate a RAVE-like survey with the emulator that ships with maury."""
@@ -113,6 +117,7 @@ def simulate(
             n_star=stars,
             seed=seed,
             observed=observed,
+            galaxy=galaxy,
             overwrite=overwrite,
             progress=progress,
         )

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -30,7 +30,9 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from maury.columns import BANDS
+from maury.galaxy import N_DIRECTIONS, Discs, galactocentric
 from maury.labels import LABEL_NAMES
+from maury.mixtures import Mixture, Warp
 
 Float64Array = NDArray[np.float64]
 
@@ -92,6 +94,10 @@ class Stars:
         Apparent, in the order of `maury.columns.BANDS`.
     parallax_mas, parallax_error_mas, a_v, a_v_error : (n_star,) float64
     ra_deg, dec_deg : (n_star,) float64
+    distance_kpc : (n_star,) float64 or None
+        True distance, of stars that were placed in discs.
+    disc : (n_star,) int or None
+        Number of the disc.
     """
 
     labels: Float64Array
@@ -103,6 +109,8 @@ class Stars:
     a_v_error: Float64Array
     ra_deg: Float64Array
     dec_deg: Float64Array
+    distance_kpc: Float64Array | None = None
+    disc: NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -152,84 +160,6 @@ def photometry_features(features: Float64Array, a_v: Float64Array) -> Float64Arr
 def _first_theta_column() -> int:
     """Column of the monomial theta: after all those without it."""
     return sum(min(3, 5 - j) for j in range(5))
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A Gaussian mixture of (given, drawn) columns, standardised; `given` may be empty.
-
-    Attributes
-    ----------
-    n_given : int
-        The first columns are given, the others drawn.
-    weights : (n_component,)
-    means : (n_component, n_column)
-    covariances : (n_component, n_column, n_column)
-    centre, scale : (n_column,)
-        Real columns are ``centre + scale * standardised``.
-    """
-
-    n_given: int
-    weights: Float64Array
-    means: Float64Array
-    covariances: Float64Array
-    centre: Float64Array
-    scale: Float64Array
-
-    def sample(
-        self, given: Float64Array, rng: np.random.Generator, *, spread: Float64Array | float = 1.0
-    ) -> Float64Array:
-        """Draw the other columns (n, n_column - n_given) of stars with `given` (n, n_given).
-
-        With `spread` (a number, or one per star), standard deviations are that much larger.
-        """
-        n, split = given.shape[0], self.n_given
-        known = (given - self.centre[:split]) / self.scale[:split]
-        component = self._choose(known, rng)
-        noise = rng.standard_normal((n, self.means.shape[1] - split))
-        noise = noise * np.broadcast_to(spread, n)[:, None]
-        out = np.empty_like(noise)
-        for k in np.unique(component):
-            rows = component == k
-            slope, root = self._conditional(int(k))
-            shift = (known[rows] - self.means[k, :split]) @ slope.T
-            out[rows] = self.means[k, split:] + shift + noise[rows] @ root.T
-        return np.asarray(out * self.scale[split:] + self.centre[split:])
-
-    def _conditional(self, k: int) -> tuple[Float64Array, Float64Array]:
-        split, covariance = self.n_given, self.covariances[k]
-        slope = np.linalg.solve(covariance[:split, :split], covariance[:split, split:]).T
-        rest = covariance[split:, split:] - slope @ covariance[:split, split:]
-        return slope, np.linalg.cholesky(0.5 * (rest + rest.T))
-
-    def _choose(self, known: Float64Array, rng: np.random.Generator) -> NDArray[np.intp]:
-        log_density = np.tile(np.log(self.weights), (known.shape[0], 1))
-        for k in range(self.weights.size):
-            if self.n_given:
-                root = np.linalg.cholesky(self.covariances[k, : self.n_given, : self.n_given])
-                white = np.linalg.solve(root, (known - self.means[k, : self.n_given]).T)
-                log_density[:, k] -= 0.5 * (white**2).sum(axis=0) + np.log(np.diag(root)).sum()
-        weight = np.exp(log_density - log_density.max(axis=1, keepdims=True))
-        cumulative = weight.cumsum(axis=1)
-        u = rng.random((known.shape[0], 1)) * cumulative[:, -1:]
-        return np.asarray((cumulative < u).sum(axis=1))
-
-
-@dataclass(frozen=True)
-class Warp:
-    """Residual = centre + scale sinh(tail w) / tail, for each of (n_column,) columns."""
-
-    centre: Float64Array
-    scale: Float64Array
-    tail: Float64Array
-
-    def unwarp(self, warped: Float64Array) -> Float64Array:
-        """Return residuals (n, n_column) of warped ones."""
-        return self.centre + self.scale * np.sinh(self.tail * warped) / self.tail
-
-    def warp(self, residual: Float64Array) -> Float64Array:
-        """Return warped residuals (n, n_column)."""
-        return np.arcsinh(self.tail * (residual - self.centre) / self.scale) / self.tail
 
 
 class Population:
@@ -282,7 +212,12 @@ class Population:
         return Mixture(n_given=n_given, **part)
 
     def sample(
-        self, n_star: int, rng: np.random.Generator, *, selection: Selection = TRAINING
+        self,
+        n_star: int,
+        rng: np.random.Generator,
+        *,
+        selection: Selection = TRAINING,
+        discs: Discs | None = None,
     ) -> Stars:
         """Draw stars.
 
@@ -292,26 +227,80 @@ class Population:
         rng : numpy Generator
         selection : Selection
             How they differ from the training sample.
+        discs : Discs, optional
+            Places stars in the Galaxy, which decides their [M/H] and [alpha/M]; their
+            surface gravities come from `selection`, whose shift in distance is not used.
 
         Returns
         -------
         Stars
         """
         core = self._draw_core(n_star, rng, selection)
-        features = core_features(core, self._tensors["core_limits"])
+        if discs is not None:
+            return self._sample_in_discs(core, rng, discs)
         extinction = self._extinction.sample(core, rng)
         extinction = np.clip(extinction, *self._tensors["extinction.limits"])
+        absolute_ks, colours = self._brightness(core, extinction, rng)
+        features = core_features(core, self._tensors["core_limits"])
+        labels = self._labels(core, features, rng)
         log_parallax, a_v = extinction[:, 0], a_v_from_latent(extinction[:, 1])
-        photometry = photometry_features(features, a_v)
+        apparent_ks = absolute_ks - 5.0 * (log_parallax - 2.0)
+        return self._observe(labels, apparent_ks, colours, log_parallax, a_v, rng, selection)
+
+    def _brightness(
+        self, core: Float64Array, extinction: Float64Array, rng: np.random.Generator
+    ) -> tuple[Float64Array, Float64Array]:
+        """Draw M_Ks (n,) and colours (n, 7), both as seen through the dust."""
+        features = core_features(core, self._tensors["core_limits"])
+        photometry = photometry_features(features, a_v_from_latent(extinction[:, 1]))
         given = np.column_stack([core, extinction])
         brightness = self._residuals("absolute_ks", self._absolute_ks, given, rng)
         absolute_ks = photometry @ self._tensors["absolute_ks.polynomial"] + brightness
         given = np.column_stack([core, extinction[:, 1], brightness])
         colours = photometry @ self._tensors["colours.polynomial"]
         colours = colours + self._residuals("colours", self._colours, given, rng)
+        return absolute_ks[:, 0], colours
+
+    def _sample_in_discs(self, core: Float64Array, rng: np.random.Generator, discs: Discs) -> Stars:
+        """Give stars of a core (n, 4) a place in the Galaxy, and the chemistry of that place."""
+        n, limits = len(core), self._tensors["extinction.limits"]
+        extinction = np.clip(self._extinction.sample(core, rng), *limits)
+        absolute_ks, colours = self._brightness(core, extinction, rng)
+        ra, dec = simulate_positions(n * N_DIRECTIONS, rng)
+        sky = np.stack([ra, dec], axis=1).reshape(n, N_DIRECTIONS, 2)
+        direction, distance, disc = discs.place(absolute_ks + colours[:, 0], sky, rng)
+        ra, dec = sky[np.arange(n), direction].T
+        core = core.copy()
+        core[:, 2:] = discs.chemistry(galactocentric(ra, dec, distance), disc, rng)
+        core = np.clip(core, *self._tensors["core_bounds"])
+        core[:, 0] = self._redraw_theta(core, rng)
+        log_parallax = -np.log10(distance)
+        known = np.column_stack([core, np.clip(log_parallax, *limits[:, 0])])
+        a_v_latent = replace(self._extinction, n_given=5).sample(known, rng)
+        extinction = np.clip(np.column_stack([known[:, 4], a_v_latent]), *limits)
+        absolute_ks, colours = self._brightness(core, extinction, rng)
+        features = core_features(core, self._tensors["core_limits"])
         labels = self._labels(core, features, rng)
-        apparent_ks = absolute_ks[:, 0] - 5.0 * (log_parallax - 2.0)
-        return self._observe(labels, apparent_ks, colours, log_parallax, a_v, rng, selection)
+        a_v = a_v_from_latent(extinction[:, 1])
+        magnitudes = magnitudes_from_colours(absolute_ks - 5.0 * (log_parallax - 2.0), colours)
+        error = simulate_parallax_errors(magnitudes[:, 0], rng)
+        parallax = 1.0 / distance + error * rng.standard_normal(n)
+        stars = _stars(labels, magnitudes, (parallax, error), a_v, (ra, dec), rng)
+        return replace(stars, distance_kpc=distance, disc=disc)
+
+    def _redraw_theta(self, core: Float64Array, rng: np.random.Generator) -> Float64Array:
+        """Draw 5040 K / Teff (n,) of stars whose log g, [M/H] and [alpha/M] are given."""
+        order = np.array([1, 2, 3, 0])
+        mixture = Mixture(
+            3,
+            self._core.weights,
+            self._core.means[:, order],
+            self._core.covariances[:, order][:, :, order],
+            self._core.centre[order],
+            self._core.scale[order],
+        )
+        theta = mixture.sample(core[:, 1:], rng)[:, 0]
+        return np.asarray(np.clip(theta, *self._tensors["core_limits"][:, 0]))
 
     def _residuals(
         self, name: str, mixture: Mixture, given: Float64Array, rng: np.random.Generator
@@ -405,18 +394,30 @@ class Population:
         parallax = 10.0 ** (log_parallax - 0.2 * shift)
         extra = np.sqrt(np.clip(1.0 - 10.0 ** (-0.4 * shift), 0.0, None))
         parallax = parallax + extra * parallax_error * rng.standard_normal(n)
-        ra, dec = simulate_positions(n, rng)
-        return Stars(
-            labels=labels,
-            magnitudes=magnitudes,
-            magnitude_errors=simulate_magnitude_errors(magnitudes, rng),
-            parallax_mas=parallax,
-            parallax_error_mas=parallax_error,
-            a_v=a_v,
-            a_v_error=0.2 * np.exp(0.25 * rng.standard_normal(n)),
-            ra_deg=ra,
-            dec_deg=dec,
-        )
+        place = simulate_positions(n, rng)
+        return _stars(labels, magnitudes, (parallax, parallax_error), a_v, place, rng)
+
+
+def _stars(
+    labels: Float64Array,
+    magnitudes: Float64Array,
+    parallax_mas: tuple[Float64Array, Float64Array],
+    a_v: Float64Array,
+    place_deg: tuple[Float64Array, Float64Array],
+    rng: np.random.Generator,
+) -> Stars:
+    """Return stars with the errors of their magnitudes and extinctions."""
+    return Stars(
+        labels=labels,
+        magnitudes=magnitudes,
+        magnitude_errors=simulate_magnitude_errors(magnitudes, rng),
+        parallax_mas=parallax_mas[0],
+        parallax_error_mas=parallax_mas[1],
+        a_v=a_v,
+        a_v_error=0.2 * np.exp(0.25 * rng.standard_normal(len(labels))),
+        ra_deg=place_deg[0],
+        dec_deg=place_deg[1],
+    )
 
 
 _AFTER_WEIGHTS = ("means", "covariances", "centre", "scale")

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from maury.columns import BANDS
+from maury.columns import BANDS, Column
 from maury.emulator import Emulator
 from maury.errors import ConfigError
+from maury.galaxy import Discs
 from maury.labels import LABEL_NAMES, LABELS
 from maury.observing import (
     OBSERVED_SKY,
@@ -70,6 +71,8 @@ class Simulation(BaseModel):
         Whether the survey has labels; the truth is kept as ``true_<label>`` in any case.
     label_noise : bool
         Whether labels scatter about the truth by their quoted errors, or equal it.
+    discs : Discs, optional
+        Places stars in the Galaxy; otherwise position, distance and metallicity are independent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,7 +81,14 @@ class Simulation(BaseModel):
     observing: ObservingModel = TRAINING_SKY
     labelled: bool = True
     label_noise: bool = False
+    discs: Discs | None = None
 
+
+PLACE = (
+    Column("true_distance", "kpc", "pos.distance;meta.modelled", "Simulated truth: distance"),
+    Column("true_disc", "", "meta.code;meta.modelled", "Simulated truth: disc (0 thin, 1 thick)"),
+)
+"""Columns of a survey whose stars were placed in discs."""
 
 LABELLED_SURVEY = Simulation()
 OBSERVED_SURVEY = Simulation(selection=OBSERVED, observing=OBSERVED_SKY, labelled=False)
@@ -111,13 +121,15 @@ class Simulator:
         )
 
     @property
-    def column_names(self) -> list[str]:
+    def column_names(self) -> list[str | Column]:
         """Survey columns that every block has."""
         bands = [name for b in BANDS for name in (b.column, f"{b.column}_error")]
-        names = ["ra", "dec", "snr", "parallax", "parallax_error", *bands, "a_v", "a_v_error"]
+        names: list[str | Column] = ["ra", "dec", "snr", "parallax", "parallax_error"]
+        names += [*bands, "a_v", "a_v_error"]
         if self.simulation.labelled:
             names += [name for label in LABELS for name in (label.name, label.error_name)]
-        return names + [f"true_{label.name}" for label in LABELS]
+        names = [*names, *(f"true_{label.name}" for label in LABELS)]
+        return [*names, *(PLACE if self.simulation.discs else ())]
 
     def block(self, number: int) -> tuple[Observation, dict[str, NDArray[Any]]]:
         """Make stars ``number * BLOCK_STARS`` to ``(number + 1) * BLOCK_STARS - 1``.
@@ -130,7 +142,9 @@ class Simulator:
         kind = int(self.simulation.labelled)
         sequence = np.random.SeedSequence(self.seed, spawn_key=(kind, number))
         rng = np.random.Generator(np.random.SFC64(sequence))
-        stars = self.population.sample(BLOCK_STARS, rng, selection=self.simulation.selection)
+        stars = self.population.sample(
+            BLOCK_STARS, rng, selection=self.simulation.selection, discs=self.simulation.discs
+        )
         labels = self.emulator.clip(stars.labels)
         observation = self.spectrograph.observe(self.emulator.flux(labels), labels, rng)
         columns: dict[str, NDArray[Any]] = {"snr": observation.snr, **self._identifiers(number)}
@@ -165,6 +179,7 @@ def simulate_survey(
     n_star: int,
     seed: int = 0,
     observed: bool = False,
+    galaxy: bool = False,
     simulation: Simulation | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -183,8 +198,11 @@ def simulate_survey(
     observed : bool
         Simulate `OBSERVED_SURVEY` (its own selection, lower S/N, no labels), not
         `LABELLED_SURVEY`.
+    galaxy : bool
+        Place the stars in discs (`maury.galaxy.Discs`), so that their metallicities depend on where
+        they are.
     simulation : Simulation, optional
-        Settings of one's own, instead of either.
+        Settings of one's own, instead of these three.
     overwrite : bool
         Replace an existing store.
     progress : callable, optional
@@ -209,7 +227,10 @@ def simulate_survey(
         raise ConfigError(
             f"n_star must be at least 1 and seed not negative, got {n_star} and {seed}"
         )
-    chosen = simulation or (OBSERVED_SURVEY if observed else LABELLED_SURVEY)
+    chosen = simulation
+    if chosen is None:
+        chosen = OBSERVED_SURVEY if observed else LABELLED_SURVEY
+        chosen = chosen.model_copy(update={"discs": Discs()}) if galaxy else chosen
     simulator = Simulator(
         seed, chosen, emulator=emulator or Emulator.load(), population=Population.load()
     )
@@ -268,6 +289,8 @@ def _measurements(stars: Stars) -> dict[str, NDArray[Any]]:
     for k, band in enumerate(BANDS):
         columns[band.column] = stars.magnitudes[:, k]
         columns[f"{band.column}_error"] = stars.magnitude_errors[:, k]
+    if stars.distance_kpc is not None and stars.disc is not None:
+        columns |= {"true_distance": stars.distance_kpc, "true_disc": stars.disc}
     return columns
 
 
@@ -278,7 +301,7 @@ def _provenance(simulator: Simulator) -> dict[str, Any]:
         "origin": "simulated by maury",
         "maury_version": __version__,
         "seed": simulator.seed,
-        "simulation": simulator.simulation.model_dump(mode="json"),
+        "simulation": simulator.simulation.model_dump(mode="json", exclude_none=True),
         "emulator": simulator.emulator.spec.checksum,
         "population": simulator.population.checksum,
         "population_source": simulator.population.metadata.get("citation", ""),
