@@ -132,6 +132,10 @@ def train(
         str | None,
         typer.Option("--preset", help="maury (the default), guiglion2020, starnet, astronn."),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="cannon, payne, ferre, ... or a preset (see maury methods)."),
+    ] = None,
     members: Annotated[
         int | None, typer.Option("--members", min=1, help="Networks in the ensemble (default 4).")
     ] = None,
@@ -148,7 +152,7 @@ def train(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train an ensemble on the labelled spectra of a survey.
+    """Train an ensemble, or another method, on the labelled spectra of a survey.
 
     A run that was killed goes on when the same command is given again.
     """
@@ -159,6 +163,7 @@ def train(
             survey,
             model,
             preset=preset,
+            method=method,
             members=members,
             seed=seed,
             config=config,
@@ -168,6 +173,18 @@ def train(
             overwrite=overwrite,
         )
     print(result)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and presets, with their papers."""
+    from maury.methods.registry import METHODS, method_class
+    from maury.networks import PRESETS
+
+    for name in METHODS:
+        print(f"{name:12} {method_class(name).paper}")
+    for name, network in PRESETS.items():
+        print(f"{name:12} {network.paper}")
 
 
 @app.command()

@@ -7,9 +7,13 @@ from typing import Any
 
 from maury import ensemble
 from maury.audit import audit
-from maury.errors import MauryError
+from maury.errors import ConfigError, MauryError
 from maury.members import Progress
+from maury.methods.learning import train_method
+from maury.methods.registry import METHODS
 from maury.model import Model
+from maury.naming import check_known
+from maury.networks import PRESETS
 from maury.settings import EnsembleConfig, resolve
 from maury.survey import Survey
 from maury.trust import complete
@@ -23,6 +27,7 @@ def train(
     model: Path | str,
     *,
     preset: str | None = None,
+    method: str | None = None,
     members: int | None = None,
     seed: int = 0,
     config: EnsembleConfig | Mapping[str, Any] | Path | str | None = None,
@@ -35,14 +40,34 @@ def train(
 
     The arguments, the result and the errors are those of `maury.ensemble.train`. Models of the
     default preset get a calibration (`maury.calibration`), a coverage (`maury.coverage`) and
-    an audit;
-    others quote the spread of their networks.
+    an audit; others quote the spread of their networks.
+
+    Parameters
+    ----------
+    survey, model, preset, members, seed, config, split, n_processes, progress, overwrite
+        As of `maury.ensemble.train`.
+    method : str, optional
+        A method of `maury.methods`, which has no members and learns in this process, or a preset.
 
     Examples
     --------
     >>> import maury
     >>> model = maury.train("survey.zarr", "my.model", seed=1)  # doctest: +SKIP
     """
+    if method is not None and method not in PRESETS:
+        if preset is not None:
+            raise ConfigError(f"give a preset or a method, got {preset!r} and {method!r}")
+        _check_method(method)
+        return train_method(
+            survey,
+            model,
+            method=method,
+            seed=seed,
+            config=_sections(config),
+            split=split,
+            overwrite=overwrite,
+        )
+    preset = method or preset
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     return ensemble.train(
@@ -55,6 +80,19 @@ def train(
         overwrite=overwrite,
         complete=_completion(survey),
     )
+
+
+def _check_method(name: str) -> None:
+    check_known("method", name, [*METHODS, *PRESETS])
+
+
+def _sections(
+    config: EnsembleConfig | Mapping[str, Any] | Path | str | None,
+) -> Mapping[str, Any] | Path | str | None:
+    """Return settings of a method, which those of an ensemble are not."""
+    if isinstance(config, EnsembleConfig):
+        raise ConfigError("settings of an ensemble cannot train a method; give its own, or none")
+    return config
 
 
 def _completion(survey: Survey) -> Callable[[Model], Model]:

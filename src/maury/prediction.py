@@ -489,6 +489,8 @@ def catalogue_spec(
         errors = "1 sigma, calibrated on labelled stars that neither trained nor chose a network"
     elif "sky" in model.attachments:
         errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
+    elif model.is_method:
+        errors = "1 sigma as the method gives it; not calibrated"
     metadata = {
         "simulated": survey.simulated,
         "maury_version": maury.__version__,
@@ -511,8 +513,8 @@ def catalogue_spec(
         survey_columns=survey.column_names,
         metadata=metadata,
         quantiles=trusted,
-        correlations=trusted and correlations,
-        coverage=trusted,
+        correlations=(trusted or model.is_method) and correlations,
+        coverage=trusted or model.is_method,
     )
 
 

@@ -20,15 +20,17 @@ from maury.columns import (
 from maury.errors import ConfigError
 from maury.flags import FLAG_DTYPE, Flag, set_where, warn
 from maury.labels import Label
+from maury.methods.applying import MethodNetwork
 from maury.model import Model
 from maury.naming import check_known
 from maury.preparation import SOURCES
 from maury.survey import Batch
 
 if TYPE_CHECKING:
-    from maury.inference import Prediction
+    from maury.answers import Prediction
+    from maury.inference import EnsembleNetwork
     from maury.preparation import Inputs
-    from maury.trust import Assessment
+    from maury.trust import Assessment, Trust
 
 WITHOUT = ("spectrum", "photometry", *SOURCES)
 """Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
@@ -57,13 +59,9 @@ class Predictor:
     """
 
     def __init__(self, model: Model | Path | str, *, without: Sequence[str] = ()) -> None:
-        from maury.inference import EnsembleNetwork
-        from maury.trust import Trust
-
         self.model = model if isinstance(model, Model) else Model.open(model)
         self.without = tuple(check_known("input", name, WITHOUT) for name in without)
-        self._network = EnsembleNetwork(self.model)
-        self.trust = Trust.load(self.model, self._network)
+        self._network, self.trust = _load(self.model)
         if needed := sorted(set(self.without) & self._network.needs):
             raise ConfigError(
                 f"the network '{self.model.network['name']}' gives no labels without "
@@ -99,6 +97,9 @@ class Predictor:
             found = self.trust.assess(inputs, answer)
             error, flags = found.sigma, flags | found.flags
             rows |= _trusted(self.model.labels, found)
+        elif self.model.is_method:
+            flags = flags | (0 if answer.flags is None else answer.flags)
+            rows |= _fitted(self.model.labels, answer)
         for position, label in enumerate(self.model.labels):
             rows[label.name] = mean[:, position]
             rows[label.error_name] = error[:, position]
@@ -108,6 +109,8 @@ class Predictor:
     def answer(self, batch: Batch) -> "tuple[Inputs, Prediction]":
         """Prepare a batch, and give the bare answer of the networks to it."""
         inputs = self.model.preparation.apply(hide(batch, self.without))
+        if isinstance(self._network, MethodNetwork):
+            return inputs, self._network.predict(inputs, self._network.external(batch))
         return inputs, self._network.predict(inputs)
 
     def _flags(
@@ -133,6 +136,17 @@ class Predictor:
         return flags
 
 
+def _load(model: Model) -> "tuple[MethodNetwork | EnsembleNetwork, Trust | None]":
+    """Load what answers for the model; a method needs no torch."""
+    if model.is_method:
+        return MethodNetwork(model), None
+    from maury.inference import EnsembleNetwork
+    from maury.trust import Trust
+
+    network = EnsembleNetwork(model)
+    return network, Trust.load(model, network)
+
+
 def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, NDArray[Any]]:
     """Return the columns that a calibrated model adds."""
     rows: dict[str, NDArray[Any]] = {
@@ -141,11 +155,33 @@ def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, NDArray[
         for k, (suffix, _) in enumerate(QUANTILES)
     }
     if found.covariance is not None:
-        sigma = np.sqrt(np.einsum("nii->ni", found.covariance))
-        for (i, first), (j, second) in combinations(enumerate(labels), 2):
-            column = for_correlation(first, second)
-            rows[column.name] = found.covariance[:, i, j] / (sigma[:, i] * sigma[:, j])
+        rows |= _correlations(labels, found.covariance)
     return rows | {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength}
+
+
+def _fitted(labels: Sequence[Label], answer: "Prediction") -> dict[str, NDArray[Any]]:
+    """Return the columns that a method adds; NaN where it fits no forward model."""
+    unknown = np.full(len(answer.mean), np.nan)
+    chi2, worst = answer.chi2_reduced, answer.worst_wavelength_aa
+    rows: dict[str, NDArray[Any]] = {
+        CHI2.name: unknown if chi2 is None else chi2,
+        WORST_WAVELENGTH.name: unknown if worst is None else worst,
+    }
+    if answer.covariance is not None:
+        rows |= _correlations(labels, answer.covariance)
+    return rows
+
+
+def _correlations(
+    labels: Sequence[Label], covariance: NDArray[np.float64]
+) -> dict[str, NDArray[Any]]:
+    """Return the columns of the correlations of errors; NaN where an error is zero."""
+    sigma = np.sqrt(np.einsum("nii->ni", covariance))
+    sigma = np.where(sigma > 0, sigma, np.nan)
+    return {
+        for_correlation(first, second).name: covariance[:, i, j] / (sigma[:, i] * sigma[:, j])
+        for (i, first), (j, second) in combinations(enumerate(labels), 2)
+    }
 
 
 def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
