@@ -351,7 +351,7 @@ def test_chi_square_against_the_dense_matrix(seed: int, lost: int) -> None:
     for row in range(2):
         r = scaled[row, good[row]]
         within = matrix[np.ix_(good[row], good[row])]
-        assert got[row] == pytest.approx(r @ np.linalg.solve(within, r) / r.size, rel=1e-9)
+        assert got[row] == pytest.approx(r @ np.linalg.solve(within, r) / r.size, rel=1e-5)
 
 
 def test_chi_square_of_correlated_noise_is_one() -> None:

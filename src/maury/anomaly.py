@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import scipy.fft
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_solve_banded, cholesky_banded, solveh_banded
+from scipy.linalg import cholesky_banded, solve_banded, solveh_banded
 
 from maury.operators import SPEED_OF_LIGHT_KMS
 
@@ -39,9 +39,10 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-_WORST_WINDOW = 3
 _TAPER = 0.04
 _BLOCK = 1024
+_WHITENED_PIXELS = 48
+_NEGLIGIBLE = 1e-9
 
 
 def chi_square(
@@ -64,18 +65,60 @@ def chi_square(
         NaN where no pixel is good.
     """
     used = np.asarray(good, dtype=bool)
-    residual = np.where(used, scaled, 0.0).astype(np.float64)
-    bands = _bands(used.shape[1], noise_correlation)
-    total = np.empty(len(used))
+    residual = np.where(used, scaled, 0.0).astype(np.float32)
+    correlation = tuple(float(value) for value in noise_correlation)
     whole = used.all(axis=1)
-    if whole.any():
-        part = residual[whole]
-        solved = cho_solve_banded((cholesky_banded(bands), False), part.T)
-        total[whole] = np.einsum("np,pn->n", part, solved)
-    for row in np.flatnonzero(~whole):
-        total[row] = residual[row] @ solveh_banded(_without(bands, used[row]), residual[row])
+    total = np.empty(len(used))
+    total[whole] = _whole_chi_square(residual[whole], correlation)
+    total[~whole] = _cut_chi_square(residual[~whole], used[~whole], correlation)
     count = used.sum(axis=1)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def _whole_chi_square(residual: Float32Array, correlation: tuple[float, ...]) -> Float64Array:
+    """Sum of squares (n_star,) of the whitened residual r U^-1, where C = U^T U."""
+    total = np.zeros(len(residual))
+    for pixels, whitener in _whiteners(residual.shape[1], correlation):
+        white = residual[:, pixels] @ whitener
+        total += np.einsum("np,np->n", white, white)
+    return total
+
+
+@lru_cache(maxsize=4)
+def _whiteners(
+    n_pixel: int, correlation: tuple[float, ...]
+) -> tuple[tuple[slice, Float32Array], ...]:
+    """U^-1 in blocks: the pixels that go in, and the matrix (n_in, n_out).
+
+    Its elements fall off geometrically from the diagonal; the negligible ones are left out.
+    """
+    root = cholesky_banded(_bands(n_pixel, correlation))
+    inverse = solve_banded((0, len(root) - 1), root, np.eye(n_pixel))
+    reach = int((np.arange(n_pixel) - np.argmax(np.abs(inverse) > _NEGLIGIBLE, axis=0)).max())
+    blocks = []
+    for start in range(0, n_pixel, _WHITENED_PIXELS):
+        pixels = slice(max(0, start - reach), min(start + _WHITENED_PIXELS, n_pixel))
+        block = inverse[pixels, start : pixels.stop]
+        blocks.append((pixels, np.ascontiguousarray(block, dtype=np.float32)))
+    return tuple(blocks)
+
+
+def _cut_chi_square(
+    residual: Float32Array, used: BoolArray, correlation: tuple[float, ...]
+) -> Float64Array:
+    """Sum r^T C^-1 r (n_star,), with the pixels not used cut from each star's own C.
+
+    All stars make one banded system, in which the last pixel of one and the first of the next are
+    independent.
+    """
+    if not len(residual):
+        return np.zeros(0)
+    bands = np.tile(_bands(residual.shape[1], correlation), len(residual))
+    joined, right = used.ravel(), residual.ravel().astype(np.float64)
+    for lag in range(1, len(bands)):
+        bands[len(bands) - 1 - lag, lag:] *= joined[lag:] & joined[:-lag]
+    solved = solveh_banded(bands, right, overwrite_ab=True, check_finite=False)
+    return np.asarray((right * solved).reshape(residual.shape).sum(axis=1))
 
 
 def _bands(n_pixel: int, correlation: Sequence[float]) -> Float64Array:
@@ -87,25 +130,17 @@ def _bands(n_pixel: int, correlation: Sequence[float]) -> Float64Array:
     return bands
 
 
-def _without(bands: Float64Array, used: BoolArray) -> Float64Array:
-    """Cut the pixels not used from the matrix: they become independent of all others."""
-    cut = bands.copy()
-    for lag in range(1, len(bands)):
-        cut[len(bands) - 1 - lag, lag:] *= used[lag:] & used[:-lag]
-    return cut
-
-
 def worst_pixel(scaled: ArrayLike, good: ArrayLike) -> NDArray[np.intp]:
     """Return the middle pixel (n_star,) of the three that stand out most from zero together.
 
     A line that is wrong is wrong in several pixels; a single noisy one should not win.
     Arguments as of `chi_square`.
     """
-    residual = np.where(good, scaled, 0.0)
-    padded = np.pad(residual, ((0, 0), (_WORST_WINDOW // 2, _WORST_WINDOW // 2)))
-    n_pixel = residual.shape[1]
-    parts = [padded[:, k : k + n_pixel] for k in range(_WORST_WINDOW)]
-    worst: NDArray[np.intp] = np.argmax(np.abs(np.sum(parts, axis=0)), axis=1)
+    residual = np.where(good, scaled, 0.0).astype(np.float32)
+    total = residual.copy()
+    total[:, 1:] += residual[:, :-1]
+    total[:, :-1] += residual[:, 1:]
+    worst: NDArray[np.intp] = np.argmax(np.abs(total, out=total), axis=1)
     return worst
 
 
@@ -120,13 +155,13 @@ def line_profile(
 
 
 def matched_filter(
-    residual: Float64Array, weight: Float64Array, profile: Float64Array
+    residual: NDArray[Any], weight: NDArray[Any], profile: Float64Array
 ) -> Float64Array:
     """Return the height of `profile` in the residual over its formal error, (n_star,).
 
     Parameters
     ----------
-    residual, weight : (n_star, n_pixel) float64
+    residual, weight : (n_star, n_pixel) float32 or float64
         Residual flux, and inverse variance, 0 for bad pixels.
     profile : (n_pixel,) float64
 
@@ -135,13 +170,13 @@ def matched_filter(
     (n_star,) float64
         NaN where no good pixel lies in the profile.
     """
-    information = weight @ profile**2
-    found = (weight * residual) @ profile
+    information = weight @ (profile**2).astype(weight.dtype)
+    found = (weight * residual) @ profile.astype(weight.dtype)
     safe = np.where(information > 0, information, np.nan)
-    return np.asarray(found / np.sqrt(safe))
+    return np.asarray(found / np.sqrt(safe), dtype=np.float64)
 
 
-def continuum_terms(residual: Float64Array, weight: Float64Array, *, degree: int) -> Float64Array:
+def continuum_terms(residual: NDArray[Any], weight: NDArray[Any], *, degree: int) -> Float64Array:
     """Fit Legendre polynomials up to `degree` over the pixels, (n_star, degree + 1).
 
     Arguments as of `matched_filter`. NaN where too few pixels are good.
@@ -149,6 +184,7 @@ def continuum_terms(residual: Float64Array, weight: Float64Array, *, degree: int
     n_pixel = residual.shape[1]
     basis = np.polynomial.legendre.legvander(np.linspace(-1.0, 1.0, n_pixel), degree)
     first, second = np.triu_indices(degree + 1)
+    basis = basis.astype(weight.dtype)
     products = weight @ (basis[:, first] * basis[:, second])
     normal = np.empty((len(residual), degree + 1, degree + 1))
     normal[:, first, second] = products
@@ -235,9 +271,10 @@ class VelocityTest:
         depth, model = self._depth(flux), self._depth(template)
         size = scipy.fft.next_fast_len(self.wave_aa.size + 2 * reach, real=True)
         seen, known = (scipy.fft.rfft(x, size, axis=1) for x in (depth, model))
-        cross = scipy.fft.irfft(seen * known.conj(), size, axis=1)
-        auto = scipy.fft.irfft(np.square(np.abs(known)), size, axis=1)[:, : 2 * pair + 1]
-        cross = cross[:, np.arange(-reach, reach + 1)].astype(np.float64)
+        cross = np.multiply(seen, known.conj(), out=seen).view(np.float32)
+        cross = (cross @ _inverse_transform(size, -reach, reach)).astype(np.float64)
+        strength = np.square(known.view(np.float32), out=known.view(np.float32))
+        auto = strength @ _inverse_transform(size, 0, 2 * pair, squared=True)
         power = np.where(auto[:, 0] > 0, auto[:, 0], np.nan).astype(np.float64)
         shift = self.step_kms * (_peak(cross) - reach) + 0.0 * power
         cross = cross[:, reach - pair : reach + pair + 1] / np.sqrt(power)[:, None]
@@ -252,6 +289,21 @@ class VelocityTest:
         depth = (self._resampler @ np.ascontiguousarray(np.float32(1.0) - flux).T).T
         depth = depth - depth.mean(axis=1, keepdims=True)
         return np.asarray(depth * self._taper, dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def _inverse_transform(size: int, first: int, last: int, *, squared: bool = False) -> Float32Array:
+    """Inverse real Fourier transform of length `size` at lags `first` to `last`, as a matrix.
+
+    From (real, imaginary) parts in turn; or, if `squared`, from their squares, both of which count
+    as real. So few lags are wanted that this is cheaper than a whole transform.
+    """
+    frequency = np.arange(size // 2 + 1)
+    angle = 2.0 * np.pi / size * frequency[:, None] * np.arange(first, last + 1)
+    weight = np.where((frequency == 0) | (2 * frequency == size), 1.0, 2.0)[:, None] / size
+    real = weight * np.cos(angle)
+    imaginary = real if squared else -weight * np.sin(angle)
+    return np.stack([real, imaginary], axis=1).reshape(-1, angle.shape[1]).astype(np.float32)
 
 
 def _peak(cross: Float64Array) -> Float64Array:

@@ -329,12 +329,23 @@ class CoverageModel:
         values, column = np.asarray(labels, dtype=np.float64), self.label_columns[0]
         return values[:, column] if column >= 0 else np.full(len(values), np.nan)
 
-    def _residual(self, evidence: Evidence) -> tuple[Float64Array, Float64Array, BoolArray]:
+    def _residual(self, evidence: Evidence) -> tuple[Float32Array, Float32Array, BoolArray]:
         """Residual less bias, its inverse variance with model error, and usable pixels."""
-        residual, variance, usable = evidence.residual()
-        residual = np.where(usable, residual - self.bias, 0.0)
-        variance += np.square(self.floor)
-        return residual, np.where(usable, 1.0 / variance, 0.0), usable
+        flux, ivar, model = (
+            np.asarray(x, dtype=np.float32)
+            for x in (evidence.flux, evidence.ivar, evidence.reconstruction)
+        )
+        residual = flux - model
+        residual -= self.bias.astype(np.float32)
+        usable = (ivar > 0) & np.isfinite(ivar) & np.isfinite(residual)
+        with np.errstate(divide="ignore", over="ignore"):
+            weight = np.reciprocal(ivar)
+            weight += np.square(self.floor).astype(np.float32)
+            np.reciprocal(weight, out=weight)
+        if not usable.all():
+            residual[~usable] = 0.0
+            weight[~usable] = 0.0
+        return residual, weight, usable
 
     @cached_property
     def _profiles(self) -> tuple[Float64Array, Float64Array]:
@@ -344,7 +355,7 @@ class CoverageModel:
         )
 
     def _filters(
-        self, residual: Float64Array, weight: Float64Array
+        self, residual: Float32Array, weight: Float32Array
     ) -> tuple[Float64Array, Float64Array]:
         calcium, paschen = self._profiles
         return (

@@ -9,7 +9,7 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 
 _ROBUST_CLIP = 4.0
-_BLOCK = 1024
+_BLOCK = 256
 
 
 def robust_scale(values: Float64Array) -> tuple[Float64Array, Float64Array]:
@@ -56,14 +56,45 @@ def nearest(points: Float64Array, reference: Float32Array, rank: int) -> Float64
     """
     n_dimension = max(reference.shape[1], 1)
     rank = min(rank, len(reference))
-    size = np.square(reference).sum(axis=1)
-    out = np.empty(len(points))
+    size = _group_size(rank, len(reference))
+    grouped = _grouped(reference, size)
     known = np.asarray(np.isfinite(points).all(axis=1))
     safe = np.clip(np.where(known[:, None], points, 0.0), -1e6, 1e6).astype(np.float32)
+    out = np.empty(len(points))
     for start in range(0, len(points), _BLOCK):
         part = safe[start : start + _BLOCK]
-        squared = size - np.float32(2.0) * (part @ reference.T)
-        squared = np.partition(squared, rank - 1, axis=1)[:, rank - 1]
-        out[start : start + _BLOCK] = squared + np.square(part).sum(axis=1)
+        apart = np.hstack([np.float32(-2.0) * part, np.ones((len(part), 1), np.float32)])
+        squared = (apart @ grouped).reshape(len(part), size, -1)
+        smallest = _ranked(squared, rank)
+        out[start : start + _BLOCK] = smallest + np.square(part).sum(axis=1)
     distance = np.sqrt(np.maximum(out, 0.0) / n_dimension)
     return np.asarray(np.where(known, distance, np.nan))
+
+
+def _group_size(rank: int, n_reference: int) -> int:
+    """Members of a group for which `_ranked` looks at the fewest numbers."""
+    return max(1, round(float(np.sqrt(n_reference / rank))))
+
+
+def _grouped(reference: Float32Array, size: int) -> Float32Array:
+    """Columns (k + 1, m) whose product with (-2 point, 1) is the squared distance less |point|^2.
+
+    Filled up with references at infinity to whole groups of `size`.
+    """
+    missing = -len(reference) % size
+    square = np.pad(np.square(reference).sum(axis=1), (0, missing), constant_values=np.inf)
+    return np.vstack([np.pad(reference, ((0, missing), (0, 0))).T, square])
+
+
+def _ranked(values: Float32Array, rank: int) -> Float32Array:
+    """Return the `rank`-th smallest (n,) of values (n, member, group).
+
+    It lies in one of the `rank` groups with the smallest minima, as each of these has a value
+    that is no larger than any value of another group.
+    """
+    if rank < values.shape[2]:
+        least = values.min(axis=1)
+        chosen = np.argpartition(least, rank - 1, axis=1)[:, None, :rank]
+        values = np.take_along_axis(values, chosen, axis=2)
+    flat = values.reshape(len(values), -1)
+    return np.asarray(np.partition(flat, rank - 1, axis=1)[:, rank - 1])
