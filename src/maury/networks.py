@@ -26,6 +26,7 @@ from maury.network_base import (
     parse_settings,
     preset,
 )
+from maury.student_network import StudentConfig, StudentNetwork
 
 __all__ = [
     "PRESETS",
@@ -38,6 +39,8 @@ __all__ = [
     "PassDropout",
     "ScalingRule",
     "StarNet",
+    "StudentConfig",
+    "StudentNetwork",
     "TwoBranch",
     "build",
     "network_config",
