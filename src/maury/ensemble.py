@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 20.0
 """Least time between two checkpoints of a member."""
+LOSSES = "losses"
+"""Attachment of a model: ``member_000`` and so on, (n_epoch, 2) float64, training and validation
+loss of each epoch, NaN where there is none."""
 _READ_ROWS = 2048
 _LEAST_STARS = 30
 
@@ -440,6 +443,8 @@ def _assemble(
     if settings.network.simulates:
         arrays, about = folder.sky()[0].to_arrays()
         model = model.with_arrays("sky", arrays, metadata=about)
+    recorded_losses = {f"member_{job.member:03d}": folder.losses(job.member) for job in jobs}
+    model = model.with_arrays(LOSSES, recorded_losses)
     return model.save(folder.path / "model", weights=weights, overwrite=True)
 
 

@@ -105,6 +105,25 @@ class WorkFolder:
         """File of what the process of a member says when it fails."""
         return self.path / f"member-{member:03d}.log"
 
+    def note_losses(self, event: MemberEvent) -> None:
+        """Add the losses of an epoch to the member's record."""
+        with self._losses_file(event.member).open("a", encoding="utf-8") as file:
+            file.write(json.dumps([event.epoch, event.training_loss, event.validation_loss]) + "\n")
+
+    def losses(self, member: int) -> NDArray[np.float64]:
+        """Training and validation loss of each epoch, (n_epoch, 2); NaN where there is none."""
+        file = self._losses_file(member)
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+        # Epochs after the last checkpoint of a killed run stand twice, the good ones last.
+        found = dict(filter(None, map(_epoch_losses, lines)))
+        table = np.full((max(found, default=0), 2), np.nan)
+        for epoch, both in found.items():
+            table[epoch - 1] = [np.nan if loss is None else loss for loss in both]
+        return table
+
+    def _losses_file(self, member: int) -> Path:
+        return self.path / f"losses-{member:03d}.jsonl"
+
     def result_file(self, member: int) -> Path:
         """File of the result of a member."""
         return self.path / f"member-{member:03d}.safetensors"
@@ -159,7 +178,9 @@ class MemberJob(BaseModel):
 
         def on_epoch(epoch: int, training_loss: float, validation_loss: float | None) -> None:
             n_epochs = self.training.epochs
-            progress(MemberEvent(self.member, epoch, n_epochs, training_loss, validation_loss))
+            event = MemberEvent(self.member, epoch, n_epochs, training_loss, validation_loss)
+            folder.note_losses(event)
+            progress(event)
 
         network = network_config(self.preset, self.network)
         common: dict[str, Any] = {
@@ -176,6 +197,15 @@ class MemberJob(BaseModel):
             samples = (folder.sample("train"), folder.sample("validation"))
             result = train_member(*samples, network, **common)
         folder.put_result(self.member, result)
+
+
+def _epoch_losses(line: str) -> tuple[int, list[float | None]] | None:
+    """Parse a line of a record of losses; None if a kill cut it short."""
+    try:
+        epoch, training, validation = json.loads(line)
+    except ValueError:
+        return None
+    return epoch, [training, validation]
 
 
 def run_job(text: str) -> int:

@@ -25,6 +25,9 @@ COLOURS = "viridis"
 INK = "#1a1a1a"
 ACCENT = "#b2182b"
 MISSING = "#b0b0b0"
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Colours that the colour-blind can tell apart (Okabe & Ito 2008)."""
+DIVERGING = "RdBu_r"
 SIMULATED = "SIMULATED"
 
 Range = tuple[float, float]
