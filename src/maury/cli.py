@@ -188,9 +188,46 @@ def methods() -> None:
 
 
 @app.command()
+def distil(
+    model: ModelPath,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[SURVEY] OUT", help="Spectra to learn from; directory to write."),
+    ],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with all settings.")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Teach one small network all that an ensemble answers, for very large surveys.
+
+    A run that was killed goes on when the same command is given again.
+    """
+    if len(paths) > 2:
+        raise typer.BadParameter("give a model, at most one survey, and the directory to write")
+    from maury.distil import distil
+
+    survey = paths[0] if len(paths) == 2 else None
+    with _bar("distilling") as progress:
+        student = distil(
+            model,
+            paths[-1],
+            survey=survey,
+            seed=seed,
+            config=config,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    print(student)
+
+
+@app.command()
 def predict(
     model: ModelPath,
-    survey: SurveyPath,
+    survey: Annotated[
+        Path, typer.Argument(metavar="SURVEY", help="Survey store, or TOML file as for ingest.")
+    ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Catalogue: .fits, .parquet, .vot or .ecsv.")
     ],
@@ -205,27 +242,31 @@ def predict(
     correlations: Annotated[
         bool, typer.Option("--correlations", help="Add the correlations of the labels' errors.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes on this machine (default: its cores)."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the catalogue of labels of a survey.
 
     A run that was killed goes on when the same command is given again.
     """
-    from maury.prediction import predict
+    from maury.prediction import Options, write_catalogue
+    from maury.workers import n_cores
 
     with _bar("predicting") as progress:
-        catalogue = predict(
+        written = write_catalogue(
             model,
             survey,
             out,
-            without=without or (),
-            correlations=correlations,
+            options=Options(tuple(without or ()), correlations),
             overwrite=overwrite,
+            workers=workers or n_cores(),
             progress=progress,
         )
-    warned = int(catalogue.table["warn"].sum())
-    mark = " SIMULATED" if catalogue.simulated else ""
-    print(f"{len(catalogue)}{mark} rows in {out}, {warned} of them with a warning flag")
+    mark = " SIMULATED" if written.simulated else ""
+    print(f"{written.n_star}{mark} rows in {out}, {written.n_warned} of them with a warning flag")
 
 
 @app.command()
@@ -328,6 +369,36 @@ def coverage(
         place, kind, ringed = adviser.plane(census, suggestions)
         drawn = coverage_map(place, kind, suggested=ringed, simulated=census.simulated)
         save(drawn, map_file, overwrite=overwrite)
+
+
+@app.command()
+def explore(
+    catalogue: Annotated[Path, typer.Argument(metavar="CATALOGUE", help="Catalogue to show.")],
+    survey: Annotated[
+        Path | None, typer.Option("--survey", metavar="SURVEY", help="Show its spectra.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="MODEL", help="Show its fit and sensitivity.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")
+    ] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the link, and open no browser.")
+    ] = False,
+) -> None:
+    """Walk through a catalogue in the browser: linked panels, filters, every star's spectrum.
+
+    The page is served to this machine only, until Ctrl-C.
+    """
+    from maury.explorer import explore
+
+    def ready(explorer: Any) -> None:
+        mark = "SIMULATED " if explorer.content.catalogue.simulated else ""
+        print(f"{len(explorer.content)} {mark}rows of {catalogue} at {explorer.link}", flush=True)
+        print("Ctrl-C ends it", flush=True)
+
+    explore(catalogue, survey=survey, model=model, port=port, browser=not no_browser, ready=ready)
 
 
 @app.command("import-keras")
@@ -452,9 +523,24 @@ def _console() -> "Console":
     return Console(stderr=True)
 
 
-_SHOWN = ("label", "unit", "bias", "sigma", "robust sigma", "slope", "in 1 sigma", "sigma / bound")
+_SHOWN = (
+    "label",
+    "unit",
+    "bias",
+    "sigma",
+    "robust sigma",
+    "slope",
+    "in 1 sigma",
+    "sigma / bound",
+    "as observed",
+)
 """Columns of a report that fit a terminal of 80 characters; the JSON has all."""
-_LINE_BREAK = {"robust sigma": "robust\nsigma", "sigma / bound": "sigma /\nbound"}
+_LINE_BREAK = {
+    "robust sigma": "robust\nsigma",
+    "in 1 sigma": "in 1\nsigma",
+    "sigma / bound": "sigma /\nbound",
+    "as observed": "as ob-\nserved",
+}
 
 
 def _show_report(report: Any) -> None:
@@ -466,9 +552,10 @@ def _show_report(report: Any) -> None:
     print(report.title)
     if report.warning:
         print(f"warning: {report.warning}")
-    table = Table(box=SIMPLE)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     header, *rows = report.rows()
-    shown = _SHOWN if report.bounds else _SHOWN[:-1]
+    n_absent = 2 - bool(report.bounds) - bool(report.bounds_as_observed)
+    shown = _SHOWN[: len(_SHOWN) - n_absent]
     for name in shown:
         side: Any = "left" if name in _SHOWN[:2] else "right"
         table.add_column(_LINE_BREAK.get(name, name), justify=side, no_wrap=True)

@@ -78,7 +78,7 @@ def train(
         n_processes=n_processes,
         progress=progress,
         overwrite=overwrite,
-        complete=_completion(survey),
+        complete=completion(survey),
     )
 
 
@@ -95,7 +95,7 @@ def _sections(
     return config
 
 
-def _completion(survey: Survey) -> Callable[[Model], Model]:
+def completion(survey: Survey) -> Callable[[Model], Model]:
     """Return what makes a trained model whole: calibration, coverage and audit."""
 
     def finish(model: Model) -> Model:

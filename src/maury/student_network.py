@@ -87,7 +87,7 @@ class StudentNetwork(nn.Module):
         self, config: StudentConfig, n_pixel: int, n_observable: int, n_label: int
     ) -> None:
         super().__init__()
-        self.n_label, self.rank = n_label, config.rank
+        self.n_label, self.n_observable, self.rank = n_label, n_observable, config.rank
         self.stride = max(1, n_pixel // _SAMPLED_PIXELS)
         self.register_buffer("flux_centre", torch.zeros(n_pixel))
         self.register_buffer("flux_scale", torch.ones(n_pixel))
