@@ -1,0 +1,68 @@
+"""Sending a table to TOPCAT and other programs by SAMP, if a hub runs."""
+
+from pathlib import Path
+
+from maury.errors import MauryError
+
+_MESSAGE = "table.load.fits"
+
+
+class NoHub(MauryError):
+    """No SAMP hub runs, or nobody there takes tables: start TOPCAT and try again."""
+
+
+def hub_runs() -> bool:
+    """Say whether a SAMP hub answers on this machine."""
+    from astropy.samp import SAMPHubError, SAMPHubProxy
+
+    proxy = SAMPHubProxy()
+    try:
+        proxy.connect()
+    except (SAMPHubError, OSError):
+        return False
+    proxy.disconnect()
+    return True
+
+
+def send_table(path: Path, *, name: str) -> list[str]:
+    """Ask every program at the hub that takes FITS tables to load one.
+
+    Parameters
+    ----------
+    path : Path
+        FITS file; must stay where it is while they read it.
+    name : str
+        What they should call it.
+
+    Returns
+    -------
+    list of str
+        Names of the programs that were asked.
+
+    Raises
+    ------
+    NoHub
+        If no hub runs, or no program there takes tables.
+    """
+    from astropy.samp import SAMPHubError, SAMPIntegratedClient, conf
+
+    client = SAMPIntegratedClient(
+        name="maury", description="Explorer of stellar labels", callable=False
+    )
+    try:
+        with conf.set_temp("use_internet", False):
+            client.connect()
+    except (SAMPHubError, OSError) as error:
+        raise NoHub("no SAMP hub runs; start TOPCAT and try again") from error
+    try:
+        takers = client.get_subscribed_clients(_MESSAGE)
+        if not takers:
+            raise NoHub("no program at the SAMP hub takes tables; start TOPCAT and try again")
+        message = {
+            "samp.mtype": _MESSAGE,
+            "samp.params": {"url": path.as_uri(), "name": name, "table-id": path.stem},
+        }
+        client.notify_all(message)
+        return sorted(str(client.get_metadata(taker).get("samp.name", taker)) for taker in takers)
+    finally:
+        client.disconnect()
