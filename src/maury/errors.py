@@ -67,3 +67,7 @@ class MissingExtra(MauryError):
 
 class WorkerLost(MauryError):
     """Worker processes are killed again and again: give them more memory, or start fewer."""
+
+
+class ClusterError(MauryError):
+    """Dask workers cannot be reached or used: the message says which, and how to start them."""
