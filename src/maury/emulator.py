@@ -527,15 +527,35 @@ class Emulator:
         ValueError
             If `labels` is not (n_star, 16).
         """
+        return np.ascontiguousarray(self.slopes(labels).transpose(0, 2, 1))
+
+    def slopes(self, labels: ArrayLike, directions: ArrayLike | None = None) -> Float32Array:
+        """Return derivatives of `flux` along some directions in label space.
+
+        Parameters
+        ----------
+        labels : (n_star, 16) array_like
+        directions : (n_star, n_direction, 16) array_like, optional
+            What the labels gain per unit of each direction; by default each label is one. Few
+            directions cost less than all labels.
+
+        Returns
+        -------
+        (n_star, n_direction, n_pixel) float32
+            As `jacobian`, transposed.
+        """
         values, good = self._usable(labels)
         n_star, n_label = values.shape
-        jacobian = np.empty((n_star, self.spec.n_pixel, n_label), dtype=np.float32)
+        along = None if directions is None else np.asarray(directions, dtype=np.float64)
+        count = n_label if along is None else along.shape[1]
+        slopes = np.empty((n_star, count, self.spec.n_pixel), dtype=np.float32)
         for start in range(0, n_star, _BLOCK // 4):
             rows = slice(start, start + _BLOCK // 4)
-            slopes = self._coefficient_slopes(values[rows])
-            jacobian[rows] = (slopes @ self.tensors.basis).transpose(0, 2, 1)
-        jacobian[~good] = np.nan
-        return jacobian
+            part = None if along is None else along[rows]
+            coefficients = self._coefficient_slopes(values[rows], part)
+            np.matmul(coefficients, self.tensors.basis, out=slopes[rows])
+        slopes[~good] = np.nan
+        return slopes
 
     def inside(self, labels: ArrayLike) -> NDArray[np.bool_]:
         """Say which stars (n_star,) lie within `bounds` in every label; NaN is outside."""
@@ -567,9 +587,12 @@ class Emulator:
         # Beyond any star, and within float32: what is extrapolated so far has no meaning.
         return np.clip(x, -1e6, 1e6).astype(np.float32)
 
-    def _coefficient_slopes(self, values: Float64Array) -> Float32Array:
-        """Carry derivatives (n_star, n_label, n_coefficient) forward through the layers."""
-        slope = (_quantity_slopes(values) / self.tensors.scale).astype(np.float32)[None]
+    def _coefficient_slopes(
+        self, values: Float64Array, directions: Float64Array | None
+    ) -> Float32Array:
+        """Carry derivatives (n_star, n_direction, n_coefficient) forward through the layers."""
+        first = _quantity_slopes(values) / self.tensors.scale
+        slope = (first if directions is None else directions @ first).astype(np.float32)[None]
         x = self._inputs(values)
         for weight, bias in self.tensors.hidden_layers():
             x = x @ weight

@@ -298,7 +298,7 @@ class Spectrograph:
         if rng is not None:
             scatter, limits = model.resolving_power_scatter, model.resolving_power_range
             power = _truncated_normal(model.resolving_power, scatter, limits, rng.random(n))
-        rotation, macroturbulence = self._broadening(teff, rng)
+        rotation, macroturbulence = self.typical_broadening(teff, rng)
         if rng is not None:
             rv = np.asarray(model.rv_error_kms * rng.standard_normal(n))
             if not model.theory_mismatch.absent:
@@ -379,7 +379,7 @@ class Spectrograph:
             transform[:, kept:] = 0
             transform[:, :kept] *= _transfer(frequency, variance[rows], rotation[rows], rv[rows])
             broadened = scipy.fft.irfft(transform, source.shape[1], axis=1)
-            out[rows] = (self._interpolator @ np.ascontiguousarray(broadened.T)).T
+            out[rows] = (self.interpolator @ np.ascontiguousarray(broadened.T)).T
         out += np.float32(1.0)
         return out
 
@@ -393,7 +393,7 @@ class Spectrograph:
         return np.asarray(np.exp(drawn))
 
     @cached_property
-    def _interpolator(self) -> Any:
+    def interpolator(self) -> Any:
         """Sparse Lagrange interpolation (n_pixel, n_in) through the six nearest input pixels."""
         step = np.log(self.wave_in_aa[-1] / self.wave_in_aa[0]) / (self.wave_in_aa.size - 1)
         position = np.log(self.wave_out_aa / self.wave_in_aa[0]) / step
@@ -414,8 +414,8 @@ class Spectrograph:
         data = (weights.ravel().astype(np.float32), index.ravel(), pointer)
         return scipy.sparse.csr_array(data, shape=shape)
 
-    def _broadening(
-        self, teff: Float64Array, rng: np.random.Generator | None
+    def typical_broadening(
+        self, teff: Float64Array, rng: np.random.Generator | None = None
     ) -> tuple[Float64Array, Float64Array]:
         """V sin i and macroturbulence (n_star,) in km/s, drawn or typical."""
         model = self.model

@@ -45,6 +45,8 @@ _CONTINUUM_DEGREE = 7
 _LEAST_CONTINUUM = 0.001
 _METRIC = np.array([1.5, 1.5, 1.5, 0.0, 0.7, 0.3, 0.3, 0.5, 0.3])
 """Weight of each label in the distance between stars; [Fe/H] counts as [M/H]."""
+_N_STRUCTURAL = 4
+"""Teff, log g, [M/H] and [Fe/H], which structure the atmosphere, come before the abundances."""
 _BLOCK = 2048
 _LARGEST_STEP = 0.8
 _LOW_SNR = (10.0, 100.0)
@@ -124,11 +126,39 @@ class TheoryCalibration:
 
     def apply(self, theory: Float32Array, labels: Float64Array) -> Float32Array:
         """Calibrated flux (n_star, n_pixel) of `theory` with `labels` (n_star, n_label)."""
+        change, added = self.change(labels)
+        return np.asarray(theory - (np.float32(1.0) - theory) * change + added)
+
+    def change(self, labels: Float64Array) -> tuple[Float32Array, Float32Array]:
+        """Relative change of line depth, and flux added, both (n_star, n_pixel)."""
         scaled = _clipped(labels, self.centre, self.scale)
-        change = (_linear(scaled) @ self.strength).astype(np.float32)
-        flux = theory - (np.float32(1.0) - theory) * change
         terms = _terms(scaled)[:, : self.pixel.shape[0]]
-        return np.asarray(flux + (terms @ self.pixel).astype(np.float32))
+        change = (_linear(scaled) @ self.strength).astype(np.float32)
+        return change, (terms @ self.pixel).astype(np.float32)
+
+    def change_slopes(self, labels: Float64Array) -> tuple[Float32Array, Float32Array]:
+        """Return derivatives of `change` by each label, both (n_star, n_label, n_pixel).
+
+        Zero for a label that lies so far out that the calibration is kept constant.
+        """
+        scaled = _clipped(labels, self.centre, self.scale)
+        n_star, n_label = scaled.shape
+        inside = np.abs(scaled) < _CLIP_SIGMA
+        per_label = np.where(inside, 1.0, 0.0) / self.scale
+        linear = np.zeros((n_star, n_label, 1 + 3))
+        linear[:, range(3), range(1, 4)] = 1.0
+        first, second = np.triu_indices(3)
+        terms = np.zeros((n_star, n_label, 1 + n_label + first.size))
+        terms[:, range(n_label), range(1, 1 + n_label)] = 1.0
+        for column, (i, j) in enumerate(zip(first, second, strict=True), start=1 + n_label):
+            terms[:, i, column] += scaled[:, j]
+            terms[:, j, column] += scaled[:, i]
+        terms = terms[:, :, : self.pixel.shape[0]]
+        by_label = (linear * per_label[:, :, None]).astype(np.float32) @ self.strength.astype(
+            np.float32
+        )
+        added = (terms * per_label[:, :, None]).astype(np.float32) @ self.pixel.astype(np.float32)
+        return by_label, added
 
 
 def _clipped(labels: Float64Array, centre: Float64Array, scale: Float64Array) -> Float64Array:
@@ -232,6 +262,10 @@ class DrawConfig(BaseModel):
         median: lone stars would else be learnt by heart.
     tail : float
         Stars are chosen in proportion to (distance to the neighbours) ** tail: rare stars oftener.
+    free_share, free_width : float
+        Share of stars whose abundances, [alpha/M] and those after it, also vary independently of
+        one another, and by how much in units of their scatter (times a lognormal factor): each is
+        then learnt from its own lines, and stars unlike all labelled ones are met.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -240,6 +274,8 @@ class DrawConfig(BaseModel):
     step: float = Field(default=0.2, ge=0.0, le=_LARGEST_STEP)
     widen: float = Field(default=1.0, ge=0.0, le=5.0)
     tail: float = Field(default=1.0, ge=0.0, le=5.0)
+    free_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    free_width: float = Field(default=0.8, ge=0.0, le=5.0)
 
 
 _DRAW = DrawConfig()
@@ -282,6 +318,12 @@ def draw_around(
     step = config.step * np.maximum(reach[base, None], 1.0) ** config.widen
     step = np.minimum(step, _LARGEST_STEP)
     drawn = [x[base] + step * (x[plus] - x[minus]) for x in (labels, observables)]
+    free = np.flatnonzero(rng.random(n_star) < config.free_share)
+    width = config.free_width * scale[_N_STRUCTURAL:]
+    strength = np.exp(0.5 * rng.standard_normal((free.size, 1)))
+    drawn[0][free, _N_STRUCTURAL:] += (
+        strength * width * rng.standard_normal((free.size, width.size))
+    )
     positive = ~(np.where(np.isfinite(observables), observables, 0.0) < 0).any(axis=0)
     return drawn[0], np.where(positive, np.maximum(drawn[1], 0.0), drawn[1])
 

@@ -243,7 +243,7 @@ class _Problem:
         self.frozen = frozen[:, self.free]
         self.ivar = np.where(np.isfinite(flux), ivar, np.float32(0))
         self.flux = np.where(self.ivar > 0, flux, np.float32(0))
-        self.seen: BoolArray = (self.ivar > 0).any(axis=1)
+        self.seen = np.asarray((self.ivar > 0).any(axis=1), dtype=np.bool_)
         self.whiten = fitter._whiten
         # A prior of all labels becomes one of the free ones.
         across = prior.precision @ self.matrix

@@ -79,9 +79,8 @@ class Prior:
         """
         n, k = mean.shape
         broad = np.broadcast_to(covariance, (n, k, k))
-        good: NDArray[np.bool_] = np.isfinite(np.column_stack([mean, broad.reshape(n, -1)])).all(
-            axis=1
-        )
+        finite = np.isfinite(np.column_stack([mean, broad.reshape(n, -1)]))
+        good = np.asarray(finite.all(axis=1), dtype=np.bool_)
         precision = np.zeros((n, k, k))
         precision[good] = np.linalg.inv(broad[good])
         pull = np.einsum("nij,nj->ni", precision, np.where(good[:, None], mean, 0.0))
