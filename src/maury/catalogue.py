@@ -1,4 +1,4 @@
-"""Catalogues of stellar labels in FITS, Parquet, VOTable and ECSV.
+"""Catalogues of stellar labels in FITS, Parquet (a file or a directory of parts), VOTable and ECSV.
 
 Name, unit, UCD and description of every column come from `maury.labels`, `maury.columns` and
 `maury.flags`; provenance and the mark of simulated data stand in the metadata of every format.
@@ -6,6 +6,7 @@ Name, unit, UCD and description of every column come from `maury.labels`, `maury
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
@@ -190,7 +191,8 @@ def assemble(
 ) -> None:
     """Join parts, in order, into one catalogue in the format that the suffix of `path` names.
 
-    FITS and Parquet are streamed part by part; VOTable and ECSV are built in memory.
+    FITS and Parquet are streamed part by part; VOTable and ECSV are built in memory. A
+    ``.dataset`` is a directory that holds the parts themselves, as Parquet.
 
     Raises
     ------
@@ -263,6 +265,13 @@ def _write_parquet(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> No
     with pq.ParquetWriter(path, _schema(spec)) as writer:
         for part in parts:
             writer.write_table(pq.read_table(part, schema=_schema(spec)))
+
+
+def _write_dataset(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
+    """Write a directory of Parquet files, whose names sort in the order of the rows."""
+    path.mkdir()
+    for number, part in enumerate(parts):
+        shutil.copyfile(part, path / f"part-{number:06d}.parquet")
 
 
 def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
@@ -475,6 +484,7 @@ _FORMATS = {
     ".parquet": _Format(_write_parquet, _read_parquet),
     ".vot": _Format(_write_votable, _read_votable),
     ".ecsv": _Format(_write_ecsv, _read_ecsv),
+    ".dataset": _Format(_write_dataset, _read_parquet),
 }
 
 SUFFIXES: tuple[str, ...] = tuple(_FORMATS)

@@ -229,7 +229,8 @@ def predict(
         Path, typer.Argument(metavar="SURVEY", help="Survey store, or TOML file as for ingest.")
     ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Catalogue: .fits, .parquet, .vot or .ecsv.")
+        Path,
+        typer.Argument(metavar="OUT", help="Catalogue: .fits, .parquet, .vot, .ecsv or .dataset."),
     ],
     without: Annotated[
         list[str] | None,
@@ -451,7 +452,7 @@ def info(
         opened = Model.open(path)
         print(opened)
         print(f"cite: {opened.citation}")
-    elif path.is_dir():
+    elif path.is_dir() and path.suffix.lower() != ".dataset":
         print(Survey.open(path))
     else:
         print(Catalogue.read(path))
