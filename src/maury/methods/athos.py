@@ -1,0 +1,303 @@
+"""ATHOS: labels as linear functions of flux ratios, one after the other, without a continuum.
+
+Hanke, Hansen, Koch & Grebel (2018, A&A 619, A134). Their ratios are for optical spectra; here they
+are chosen anew, among many, for the band of the survey. Teff is linear in a ratio, [Fe/H] in a
+ratio and Teff, log g in a ratio, Teff and [Fe/H], any other label in a ratio and all three; each
+label is the median over its ratios, and their median absolute deviation its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from maury.errors import ConfigError
+from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.stars import complete_stars
+from maury.preparation import Inputs
+from maury.statistics import MAD_TO_SIGMA, robust_sigma
+
+__all__ = ["Athos", "AthosSettings"]
+
+Float64Array = NDArray[np.float64]
+
+_STEP_PIXELS = 3
+_CHUNK = 4096
+_CLIP_SIGMA = 3.0
+_CLIP_ROUNDS = 4
+_LEAST_FLUX = 0.02
+_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+
+
+class AthosSettings(MethodSettings):
+    """Settings of ATHOS.
+
+    Attributes
+    ----------
+    ratios : int
+        Flux ratios per label.
+    widths : tuple of int
+        Widths in pixels of the windows that are tried.
+    reach_aa : float
+        Largest distance in angstrom of the two windows of a ratio, so that the continuum between
+        them is nearly the same.
+    """
+
+    ratios: int = Field(default=20, ge=1, le=500)
+    widths: tuple[int, ...] = Field(default=(3, 7, 15), min_length=1)
+    reach_aa: float = Field(default=30.0, gt=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Athos(Method):
+    """ATHOS, trained.
+
+    Attributes
+    ----------
+    order : (n_label,) int64
+        Labels, in the order in which they are measured.
+    windows : (n_label, n_ratio, 4) int64
+        First pixel and pixel after the last, of the numerator and the denominator.
+    weights : (n_label, n_ratio, 2 + n_label) float64
+        Constant, factor of the ratio, factor of each label.
+    systematic : (n_label,) float64
+        Scatter of the training stars beyond that among ratios.
+    """
+
+    name: ClassVar[str] = "athos"
+    paper: ClassVar[str] = "Hanke et al. (2018, A&A 619, A134)"
+    bibtex_key: ClassVar[str] = "Hanke2018"
+    settings_class: ClassVar[type[MethodSettings]] = AthosSettings
+
+    order: NDArray[np.int64]
+    windows: NDArray[np.int64]
+    weights: Float64Array
+    systematic: Float64Array
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Choose ratios for each label, and fit their relations, on stars with all labels.
+
+        Raises
+        ------
+        ConfigError
+            If the spectra are shorter than any window.
+        TrainingError
+            If there is no such star.
+        """
+        assert isinstance(settings, AthosSettings), "the registry gives settings of this class"
+        names, truth, stars = complete_stars(training, settings.labels)
+        pixel_aa = float(np.median(np.diff(training.wave_aa)))
+        candidates = _candidates(len(training.wave_aa), settings, settings.reach_aa / pixel_aa)
+        order, given = _chain(names)
+        chosen = _choose(stars.flux, truth, candidates, given, settings.ratios)
+        windows = candidates[chosen]
+        weights = np.zeros((*chosen.shape, 2 + len(names)))
+        for label, uses in enumerate(given):
+            ratio = _ratios(stars.flux, windows[label])
+            for k in range(ratio.shape[1]):
+                weights[label, k] = _clipped_fit(ratio[:, k], truth, label, uses)
+        none = np.zeros(len(names))
+        trained = cls(
+            settings=settings,
+            label_names=names,
+            order=np.array(order, dtype=np.int64),
+            windows=windows,
+            weights=weights,
+            systematic=none,
+        )
+        labels, spread = trained.regress(stars.flux)
+        beyond = [
+            max(robust_sigma(miss) ** 2 - float(np.median(own)) ** 2, 0.0)
+            for miss, own in zip((labels - truth).T, spread.T, strict=True)
+        ]
+        return cls(settings, names, trained.order, windows, weights, np.sqrt(np.array(beyond)))
+
+    def regress(self, flux: NDArray[np.floating]) -> tuple[Float64Array, Float64Array]:
+        """Labels of spectra, and their scatter among ratios.
+
+        Parameters
+        ----------
+        flux : (n_star, n_pixel) float
+            Any continuum.
+
+        Returns
+        -------
+        labels, spread : (n_star, n_label) float64
+            Median, and scaled median absolute deviation, over ratios.
+        """
+        sums = _sums(flux)
+        labels = np.zeros((len(flux), len(self.label_names)))
+        spread = np.zeros_like(labels)
+        for label in self.order:
+            ratio = _ratio_of(sums, self.windows[label])
+            constant, slope = self.weights[label, :, 0], self.weights[label, :, 1]
+            single = constant + ratio * slope + labels @ self.weights[label, :, 2:].T
+            middle = np.median(single, axis=1)
+            spread[:, label] = MAD_TO_SIGMA * np.median(np.abs(single - middle[:, None]), axis=1)
+            labels[:, label] = middle
+        return labels, spread
+
+    def apply(
+        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
+    ) -> FitResult:
+        """Measure ratios; see `maury.methods.protocols.Method.apply`."""
+        labels, spread = self.regress(inputs.flux)
+        sigma = np.sqrt(spread**2 + self.systematic**2)
+        blank = ~(inputs.ivar > 0).any(axis=1)
+        labels[blank] = sigma[blank] = np.nan
+        return FitResult.without_fit(self.label_names, labels, sigma=sigma)
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
+        return {name: getattr(self, name) for name in _ARRAYS}, {}
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave."""
+        values = {name: np.asarray(arrays[name]) for name in _ARRAYS}
+        if values["weights"].shape != (*values["windows"].shape[:2], 2 + len(label_names)):
+            raise ValueError(f"weights are {values['weights'].shape} for {len(label_names)} labels")
+        return cls(settings=settings, label_names=label_names, **values)
+
+
+_ARRAYS = ("order", "windows", "weights", "systematic")
+
+
+def _chain(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """In which order labels are measured, and which of them each one takes."""
+    metals = next((name for name in ("fe_h", "m_h") if name in names), None)
+    first = [name for name in ("teff", metals, "logg") if name in names]
+    known = [list(names).index(str(name)) for name in first]
+    rest = [k for k in range(len(names)) if k not in known]
+    given = [known] * len(names)
+    for position, label in enumerate(known):
+        given[label] = known[:position]
+    return [*known, *rest], given
+
+
+def _candidates(n_pixel: int, settings: AthosSettings, reach: float) -> NDArray[np.int64]:
+    """Pairs of windows that do not overlap and lie within `reach` pixels, (n_candidate, 4)."""
+    starts = [
+        (first, first + width)
+        for width in sorted(settings.widths)
+        for first in range(0, n_pixel - width + 1, _STEP_PIXELS)
+    ]
+    window = np.array(starts, dtype=np.int64).reshape(-1, 2)
+    centre = window.mean(axis=1)
+    pairs = []
+    for k in range(len(window)):
+        gap = centre - centre[k]
+        apart = (window[:, 0] >= window[k, 1]) & (gap <= reach)
+        other = np.flatnonzero(apart)
+        pairs.append(np.concatenate([np.tile(window[k], (other.size, 1)), window[other]], axis=1))
+    found = np.concatenate(pairs) if pairs else np.zeros((0, 4), dtype=np.int64)
+    if len(found) == 0:
+        raise ConfigError(
+            f"no two windows of {settings.widths} pixels fit into {n_pixel} pixels within "
+            f"{settings.reach_aa} angstrom; choose narrower windows or a longer reach"
+        )
+    return found
+
+
+def _sums(flux: NDArray[np.floating]) -> Float64Array:
+    out = np.zeros((len(flux), flux.shape[1] + 1))
+    np.cumsum(flux, axis=1, dtype=np.float64, out=out[:, 1:])
+    return out
+
+
+def _ratio_of(sums: Float64Array, windows: NDArray[np.int64]) -> Float64Array:
+    """Mean flux of the first window over that of the second, (n_star, n_ratio)."""
+    above = (sums[:, windows[:, 1]] - sums[:, windows[:, 0]]) / (windows[:, 1] - windows[:, 0])
+    below = (sums[:, windows[:, 3]] - sums[:, windows[:, 2]]) / (windows[:, 3] - windows[:, 2])
+    return np.asarray(above / np.where(np.abs(below) < _LEAST_FLUX, _LEAST_FLUX, below))
+
+
+def _ratios(flux: NDArray[np.floating], windows: NDArray[np.int64]) -> Float64Array:
+    return _ratio_of(_sums(flux), windows)
+
+
+def _choose(
+    flux: NDArray[np.floating],
+    truth: Float64Array,
+    candidates: NDArray[np.int64],
+    given: Sequence[Sequence[int]],
+    count: int,
+) -> NDArray[np.intp]:
+    """Ratios of largest partial correlation with each label, none of them alike."""
+    sums = _sums(flux)
+    strength = np.concatenate(list(_strengths(sums, truth, candidates, given)), axis=1)
+    middle = np.stack([candidates[:, :2].mean(axis=1), candidates[:, 2:].mean(axis=1)], axis=1)
+    chosen = []
+    for row in strength:
+        picked: list[int] = []
+        for candidate in np.argsort(-row):
+            near = np.abs(middle[picked] - middle[candidate]).max(axis=1) if picked else np.inf
+            if np.min(near) > _STEP_PIXELS:
+                picked.append(int(candidate))
+            if len(picked) == count:
+                break
+        chosen.append(picked)
+    size = min(len(picked) for picked in chosen)
+    return np.array([picked[:size] for picked in chosen], dtype=np.intp)
+
+
+def _strengths(
+    sums: Float64Array,
+    truth: Float64Array,
+    candidates: NDArray[np.int64],
+    given: Sequence[Sequence[int]],
+) -> Iterator[Float64Array]:
+    """Squared partial correlation of each label with each ratio, in pieces (n_label, n_piece)."""
+    scaled = (truth - truth.mean(axis=0)) / np.where(truth.std(axis=0) > 0, truth.std(axis=0), 1.0)
+    bases = [np.linalg.qr(np.column_stack([np.ones(len(truth)), scaled[:, u]]))[0] for u in given]
+    targets = []
+    for label, basis in enumerate(bases):
+        rest = scaled[:, label] - basis @ (basis.T @ scaled[:, label])
+        targets.append(rest / max(float(np.linalg.norm(rest)), 1e-12))
+    for start in range(0, len(candidates), _CHUNK):
+        ratio = _ratio_of(sums, candidates[start : start + _CHUNK])
+        ratio -= ratio.mean(axis=0)
+        power = np.einsum("nr,nr->r", ratio, ratio)
+        rows = []
+        for target, basis in zip(targets, bases, strict=True):
+            left = power - ((basis.T @ ratio) ** 2).sum(axis=0)
+            along = (target @ ratio) ** 2
+            rows.append(along / np.maximum(left, 1e-6 * power + 1e-12))
+        yield np.stack(rows)
+
+
+def _clipped_fit(
+    ratio: Float64Array, truth: Float64Array, label: int, uses: Sequence[int]
+) -> Float64Array:
+    """Least squares of a label by constant, ratio and other labels, outliers left out."""
+    columns = np.column_stack([np.ones(len(truth)), ratio, truth[:, uses]])
+    size = np.maximum(np.abs(columns).max(axis=0), 1e-12)
+    kept = np.ones(len(truth), dtype=np.bool_)
+    solved = np.zeros(columns.shape[1])
+    for _ in range(_CLIP_ROUNDS):
+        solved = np.linalg.lstsq(columns[kept] / size, truth[kept, label], rcond=None)[0] / size
+        miss = truth[:, label] - columns @ solved
+        inside = np.abs(miss) <= _CLIP_SIGMA * max(robust_sigma(miss[kept]), 1e-12)
+        if np.array_equal(inside, kept) or inside.sum() <= columns.shape[1]:
+            break
+        kept = inside
+    out = np.zeros(2 + truth.shape[1])
+    out[:2] = solved[:2]
+    out[2 + np.array(uses, dtype=np.intp)] = solved[2:]
+    return out

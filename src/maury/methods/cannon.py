@@ -1,0 +1,250 @@
+"""The Cannon: a quadratic model of the spectrum, learnt from labelled spectra and inverted by fits.
+
+Ness et al. (2015, ApJ 808, 16); the sparse and censored form is that of Casey et al. (2016, arXiv
+1603.03040).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from maury.errors import ConfigError
+from maury.flags import FLAG_DTYPE, Flag, set_where
+from maury.methods.noise import sandwich
+from maury.methods.protocols import (
+    Evaluation,
+    External,
+    FitResult,
+    Method,
+    MethodSettings,
+    Sample,
+)
+from maury.methods.quadratic import QuadraticModel
+from maury.methods.quadratic_fit import QuadraticFit
+from maury.methods.stars import complete_stars, spread_stars
+from maury.naming import check_known
+from maury.preparation import Inputs
+
+__all__ = ["Cannon", "CannonForward", "CannonSettings"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_BLOCK = 256
+_N_START = 64
+_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+
+
+class CannonSettings(MethodSettings):
+    """Settings of The Cannon.
+
+    Attributes
+    ----------
+    sparsity : float
+        Weight Lambda of the L1 term on all coefficients but the constant.
+    censor : mapping of str to sequence of (float, float)
+        Windows in angstrom, by label: pixels outside all windows of a label do not depend on it.
+    runs : int
+        Fits per spectrum, from the training labels whose spectra are most like it.
+    """
+
+    sparsity: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    censor: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
+    runs: int = Field(default=1, ge=1, le=16)
+
+
+@dataclass(frozen=True, eq=False)
+class CannonForward:
+    """The quadratic model as a forward model (`maury.methods.protocols.ForwardModel`).
+
+    Attributes
+    ----------
+    model : QuadraticModel
+    label_names : tuple of str
+    wave_aa : (n_pixel,) float64
+    """
+
+    model: QuadraticModel
+    label_names: tuple[str, ...]
+    wave_aa: Float64Array
+
+    @property
+    def bounds(self) -> Float64Array:
+        """Range (n_label, 2) of the training labels."""
+        return np.stack([self.model.lowest, self.model.highest], axis=1)
+
+    def evaluate(self, labels: Float64Array, *, jacobian: bool = True) -> Evaluation:
+        """Flux and derivatives at `labels` (n_star, n_label)."""
+        slopes = self.model.jacobian(labels).astype(np.float32) if jacobian else None
+        return Evaluation(self.model.flux(labels).astype(np.float32), slopes)
+
+    def variance(self, labels: Float64Array) -> Float32Array:
+        """Intrinsic scatter squared, (n_pixel,)."""
+        return (self.model.scatter**2).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Cannon(Method):
+    """The Cannon, trained.
+
+    Attributes
+    ----------
+    model : QuadraticModel
+    starts : (n_start, n_label) float64
+        Training labels from which fits start.
+    wave_aa : (n_pixel,) float64
+    noise_correlation : tuple of float
+        Of the noise of pixels 1, 2, ... apart; errors account for it.
+    """
+
+    name: ClassVar[str] = "cannon"
+    paper: ClassVar[str] = "Ness et al. (2015, ApJ 808, 16); Casey et al. (2016, arXiv 1603.03040)"
+    bibtex_key: ClassVar[str] = "Ness2015"
+    settings_class: ClassVar[type[MethodSettings]] = CannonSettings
+
+    model: QuadraticModel
+    starts: Float64Array
+    wave_aa: Float64Array
+    noise_correlation: tuple[float, ...]
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Learn the coefficients from stars of which all labels are known.
+
+        Raises
+        ------
+        ConfigError
+            If a label is not known, or `censor` names another.
+        TrainingError
+            If there are fewer such stars than coefficients per pixel.
+        """
+        assert isinstance(settings, CannonSettings), "the registry gives settings of this class"
+        names, truth, stars = complete_stars(training, settings.labels)
+        model = QuadraticModel.fit(
+            stars.flux,
+            stars.ivar,
+            truth,
+            sparsity=settings.sparsity,
+            uses=_windows(training.wave_aa, names, settings.censor),
+        )
+        near = np.clip(model.scaled(truth), -1.0, 1.0)
+        return cls(
+            settings=settings,
+            label_names=names,
+            model=model,
+            starts=model.physical(near[spread_stars(near, _N_START)]),
+            wave_aa=training.wave_aa,
+            noise_correlation=tuple(training.noise_correlation),
+        )
+
+    @property
+    def forward(self) -> CannonForward:
+        """The model, for `maury.methods.fitter`."""
+        return CannonForward(self.model, self.label_names, self.wave_aa)
+
+    def apply(
+        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
+    ) -> FitResult:
+        """Fit spectra; see `maury.methods.protocols.Method.apply`."""
+        blocks = range(0, max(len(inputs), 1), _BLOCK)
+        return FitResult.join(
+            [self._block(inputs.flux[k : k + _BLOCK], inputs.ivar[k : k + _BLOCK]) for k in blocks]
+        )
+
+    def _block(self, flux: Float32Array, ivar: Float32Array) -> FitResult:
+        assert isinstance(self.settings, CannonSettings), "as trained"
+        found = self._fit.fit(flux, ivar, runs=self.settings.runs)
+        n_freedom = (ivar > 0).sum(axis=1) - len(self.label_names)
+        answered = n_freedom > 0
+        labels = np.where(answered[:, None], found.labels, np.nan)
+        flags = np.zeros(len(flux), FLAG_DTYPE)
+        flags = set_where(flags, Flag.NOT_CONVERGED, answered & ~found.converged)
+        flags = set_where(flags, Flag.AT_BOUND, answered & found.at_bound)
+        covariance = np.full(found.fisher.shape, np.nan)
+        rows = np.flatnonzero(answered)
+        covariance[rows] = self._covariance(found.labels[rows], found.fisher[rows], ivar[rows])
+        best = self.model.flux32(found.labels)
+        best[~answered] = np.nan
+        return FitResult(
+            self.label_names,
+            labels,
+            covariance,
+            np.where(answered, found.chi2, np.nan),
+            np.where(answered, n_freedom, 0),
+            flags,
+            best,
+        )
+
+    @cached_property
+    def _fit(self) -> QuadraticFit:
+        return QuadraticFit(self.model, self.starts)
+
+    def _covariance(
+        self, labels: Float64Array, fisher: Float64Array, ivar: Float32Array
+    ) -> Float64Array:
+        # By scaled labels, so that kelvins and dex are of one size.
+        scale = self.model.scale
+        square = np.outer(scale, scale)
+        slopes, noise = np.zeros((0, 0, 0), np.float32), ivar
+        if any(self.noise_correlation):
+            slopes = self.model.scaled_slopes(labels)
+            noise = np.sqrt(ivar) / (1.0 + ivar * (self.model.scatter**2).astype(np.float32))
+        return square * sandwich(slopes, noise, fisher * square, correlation=self.noise_correlation)
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
+        arrays = self.model.to_arrays() | {"starts": self.starts, "wave_aa": self.wave_aa}
+        return arrays, {"noise_correlation": list(self.noise_correlation)}
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave."""
+        model = QuadraticModel.from_arrays(arrays)
+        if model.n_label != len(label_names):
+            raise ValueError(f"the model has {model.n_label} labels, not {len(label_names)}")
+        return cls(
+            settings=settings,
+            label_names=label_names,
+            model=model,
+            starts=np.asarray(arrays["starts"], np.float64),
+            wave_aa=np.asarray(arrays["wave_aa"], np.float64),
+            noise_correlation=tuple(float(r) for r in about["noise_correlation"]),
+        )
+
+
+def _windows(
+    wave_aa: Float64Array,
+    names: Sequence[str],
+    censor: Mapping[str, Sequence[tuple[float, float]]],
+) -> NDArray[np.bool_] | None:
+    """Which labels each pixel may depend on, (n_pixel, n_label)."""
+    if not censor:
+        return None
+    uses = np.ones((wave_aa.size, len(names)), dtype=np.bool_)
+    for name, windows in censor.items():
+        column = list(names).index(check_known("censored label", name, names))
+        inside = [(wave_aa >= low) & (wave_aa <= high) for low, high in windows]
+        uses[:, column] = np.any(inside, axis=0) if inside else False
+        if not uses[:, column].any():
+            raise ConfigError(
+                f"no pixel lies in the windows of {name!r}; the spectra reach from "
+                f"{wave_aa[0]:.1f} to {wave_aa[-1]:.1f} angstrom"
+            )
+    return uses

@@ -1,0 +1,297 @@
+"""MATISSE: labels as projections of the spectrum on vectors learnt around its own labels.
+
+Recio-Blanco, Bijaoui & de Laverny (2006, MNRAS 370, 141). A label is theta = sum_p B_p O_p, with
+B = sum_i alpha_i S_i of training spectra S_i. alpha solves (S S^T + n sigma^2) alpha = theta: the
+ridge, by class of S/N, stands for their early-stopped iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.linalg import eigh
+
+from maury.errors import TrainingError
+from maury.methods.noise import weighted_variance
+from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.stars import complete_stars, nodes_of
+from maury.preparation import Inputs
+
+__all__ = ["Matisse", "MatisseSettings"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_LEAST_STARS = 30
+_ROUNDS = 10
+_RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Ridges that are tried, in units of the noise variance of the training spectra."""
+_LEAST_VARIANCE = 1e-8
+_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+
+
+class MatisseSettings(MethodSettings):
+    """Settings of MATISSE.
+
+    Attributes
+    ----------
+    nodes : int
+        Places among the training labels that have vectors of their own.
+    neighbours : int
+        Training stars nearest to a node that make its vectors.
+    snr_classes : tuple of float
+        S/N for which vectors are made; a spectrum takes those of the nearest.
+    """
+
+    nodes: int = Field(default=24, ge=1, le=1000)
+    neighbours: int = Field(default=500, ge=_LEAST_STARS)
+    snr_classes: tuple[float, ...] = Field(default=(20.0, 40.0, 80.0), min_length=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Matisse(Method):
+    """MATISSE, trained; the first of the vectors are the global ones, the others those of nodes.
+
+    Attributes
+    ----------
+    vectors : (1 + n_node, n_class, n_pixel, n_label) float32
+        B, in the unit of each label.
+    offset : (1 + n_node, n_class, n_label) float64
+        Label of a spectrum on which all B give 0.
+    floor : (1 + n_node, n_class, n_label) float64
+        Scatter of left-out training stars beyond noise.
+    nodes : (n_node, n_label) float64
+    scale : (n_label,) float64
+        Of distances to nodes; infinite for labels that do not count.
+    snr_classes : (n_class,) float64
+    noise_correlation : (n_lag,) float64
+    """
+
+    name: ClassVar[str] = "matisse"
+    paper: ClassVar[str] = "Recio-Blanco et al. (2006, MNRAS 370, 141)"
+    bibtex_key: ClassVar[str] = "RecioBlanco2006"
+    settings_class: ClassVar[type[MethodSettings]] = MatisseSettings
+
+    vectors: Float32Array
+    offset: Float64Array
+    floor: Float64Array
+    nodes: Float64Array
+    scale: Float64Array
+    snr_classes: Float64Array
+    noise_correlation: Float64Array
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Learn the vectors from stars of which all labels are known.
+
+        Raises
+        ------
+        UnknownName
+            If a label is not known.
+        TrainingError
+            If there are fewer than thirty such stars.
+        """
+        assert isinstance(settings, MatisseSettings), "the registry gives settings of this class"
+        names, truth, stars = complete_stars(training, settings.labels)
+        if len(truth) < _LEAST_STARS:
+            raise TrainingError(f"projections need at least {_LEAST_STARS} stars, got {len(truth)}")
+        place = nodes_of(truth, names, settings.nodes, seed=seed)
+        classes = np.array(sorted(settings.snr_classes), dtype=np.float64)
+        correlation = np.array(training.noise_correlation, dtype=np.float64)
+        count = min(settings.neighbours, len(truth))
+        groups = [np.arange(len(truth))]
+        groups += [np.argsort(place.distance(truth, node))[:count] for node in place.centres]
+        flux, ivar = stars.flux.astype(np.float64), stars.ivar.astype(np.float64)
+        parts = [
+            _project(flux[rows], ivar[rows], truth[rows], classes, correlation) for rows in groups
+        ]
+        return cls(
+            settings=settings,
+            label_names=names,
+            vectors=np.stack([part.vectors for part in parts]).astype(np.float32),
+            offset=np.stack([part.offset for part in parts]),
+            floor=np.stack([part.floor for part in parts]),
+            nodes=place.centres,
+            scale=place.scale,
+            snr_classes=classes,
+            noise_correlation=correlation,
+        )
+
+    def regress(
+        self, flux: Float32Array, snr: Float64Array
+    ) -> tuple[Float64Array, NDArray[np.intp], NDArray[np.intp]]:
+        """Project spectra: globally, then at the nearest node until it stays the same.
+
+        Parameters
+        ----------
+        flux : (n_star, n_pixel) float32
+        snr : (n_star,) float64
+            NaN where unknown: the middle class.
+
+        Returns
+        -------
+        labels : (n_star, n_label) float64
+        node, kind : (n_star,) int
+            Which of `vectors` gave them.
+        """
+        logs = np.log(self.snr_classes)
+        known = np.where(snr > 0, snr, self.snr_classes[len(logs) // 2])
+        kind = np.argmin(np.abs(np.log(known)[:, None] - logs), axis=1)
+        node = np.zeros(len(flux), dtype=np.intp)
+        labels = self._labels(flux, node, kind)
+        moving = np.arange(len(flux))
+        for _ in range(_ROUNDS):
+            near = 1 + self._nearest(labels[moving])
+            changed = near != node[moving]
+            moving, near = moving[changed], near[changed]
+            if moving.size == 0:
+                break
+            node[moving] = near
+            labels[moving] = self._labels(flux[moving], near, kind[moving])
+        return labels, node, kind
+
+    def _nearest(self, labels: Float64Array) -> NDArray[np.intp]:
+        scaled, centre = labels / self.scale, self.nodes / self.scale
+        square = (centre**2).sum(axis=1) - 2.0 * scaled @ centre.T
+        return np.asarray(np.argmin(square, axis=1))
+
+    def _labels(
+        self, flux: Float32Array, node: NDArray[np.intp], kind: NDArray[np.intp]
+    ) -> Float64Array:
+        out = np.empty((len(flux), len(self.label_names)))
+        for n, k, rows in _groups(node, kind):
+            out[rows] = flux[rows] @ self.vectors[n, k] + self.offset[n, k]
+        return out
+
+    def apply(
+        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
+    ) -> FitResult:
+        """Project spectra; see `maury.methods.protocols.Method.apply`."""
+        labels, node, kind = self.regress(inputs.flux, inputs.snr)
+        good = inputs.ivar > 0
+        sigma = np.where(good, 1.0 / np.sqrt(np.where(good, inputs.ivar, 1.0)), 0.0)
+        variance = np.empty_like(labels)
+        for n, k, rows in _groups(node, kind):
+            noise = weighted_variance(
+                self.vectors[n, k], sigma[rows], correlation=self.noise_correlation.tolist()
+            )
+            variance[rows] = noise + self.floor[n, k] ** 2
+        blank = ~good.any(axis=1)
+        labels[blank] = variance[blank] = np.nan
+        return FitResult.without_fit(self.label_names, labels, sigma=np.sqrt(variance))
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
+        return {name: getattr(self, name) for name in _ARRAYS}, {}
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave."""
+        values = {name: np.asarray(arrays[name]) for name in _ARRAYS}
+        shape = values["vectors"].shape
+        if shape[-1] != len(label_names) or shape[0] != 1 + len(values["nodes"]):
+            raise ValueError(f"the vectors are {shape} for {len(label_names)} labels")
+        return cls(settings=settings, label_names=label_names, **values)
+
+
+_ARRAYS = tuple(f.name for f in fields(Matisse) if f.name not in ("settings", "label_names"))
+
+
+class _Projection(NamedTuple):
+    """Vectors of one group of stars, for each class of S/N."""
+
+    vectors: Float64Array
+    offset: Float64Array
+    floor: Float64Array
+
+
+def _project(
+    flux: Float64Array,
+    ivar: Float64Array,
+    truth: Float64Array,
+    classes: Float64Array,
+    correlation: Float64Array,
+) -> _Projection:
+    """Ridge regression in the space of stars; the ridge that leaves out best is taken."""
+    n = len(flux)
+    centre, mean = truth.mean(axis=0), flux.mean(axis=0)
+    spread = np.where(truth.std(axis=0) > 0, truth.std(axis=0), 1.0)
+    target, apart = (truth - centre) / spread, flux - mean
+    own = np.where(ivar > 0, 1.0 / np.where(ivar > 0, ivar, np.inf), 0.0)
+    noise = np.maximum(own.sum(axis=0) / np.maximum((ivar > 0).sum(axis=0), 1), _LEAST_VARIANCE)
+    factor, _ = _best_ridge(apart / np.sqrt(noise), target)
+    vectors, offset, floor = [], [], []
+    for snr in classes:
+        variance = factor * noise + np.maximum(np.maximum(mean, 0.05) / snr**2 - noise, 0.0)
+        whitened = apart / np.sqrt(variance)
+        value, left = _spectrum(whitened)
+        alpha = left @ ((left.T @ target) / (value + n)[:, None])
+        vector = (whitened.T @ alpha) / np.sqrt(variance)[:, None] * spread
+        missing = _left_out(value, left, target, float(n)) * spread
+        through = weighted_variance(vector, np.sqrt(own), correlation=correlation.tolist())
+        robust = (1.4826 * np.median(np.abs(missing), axis=0)) ** 2
+        vectors.append(vector)
+        offset.append(centre - mean @ vector)
+        floor.append(np.sqrt(np.maximum(robust - np.median(through, axis=0), 0.0)))
+    return _Projection(np.stack(vectors), np.stack(offset), np.stack(floor))
+
+
+def _spectrum(rows: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Eigenvalues and vectors of the products of stars, of the smaller of the two matrices."""
+    n, p = rows.shape
+    if n <= p:
+        value, vector = eigh(rows @ rows.T, check_finite=False)
+        return np.maximum(value, 0.0), vector
+    value, right = eigh(rows.T @ rows, check_finite=False)
+    value = np.maximum(value, 0.0)
+    kept = value > 1e-12 * value.max(initial=1e-300)
+    return value[kept], rows @ right[:, kept] / np.sqrt(value[kept])
+
+
+def _left_out(
+    value: Float64Array, left: Float64Array, target: Float64Array, ridge: float
+) -> Float64Array:
+    """Residual of each star when it is left out: (y - H y) / (1 - diag H)."""
+    shrunk = value / (value + ridge)
+    fitted = left @ (shrunk[:, None] * (left.T @ target))
+    # The mean is fitted too.
+    lever = (left**2) @ shrunk + 1.0 / len(target)
+    return np.asarray((target - fitted) / np.maximum(1.0 - lever, 1e-3)[:, None])
+
+
+def _best_ridge(whitened: Float64Array, target: Float64Array) -> tuple[float, Float64Array]:
+    value, left = _spectrum(whitened)
+    losses = [
+        np.mean(_left_out(value, left, target, factor * len(target)) ** 2) for factor in _RIDGES
+    ]
+    return _RIDGES[int(np.argmin(losses))], np.array(losses)
+
+
+def _groups(
+    node: NDArray[np.intp], kind: NDArray[np.intp]
+) -> list[tuple[int, int, NDArray[np.intp]]]:
+    """Stars that share their vectors."""
+    width = int(kind.max(initial=0)) + 1
+    code = node * width + kind
+    order = np.argsort(code, kind="stable")
+    edges = np.flatnonzero(np.diff(code[order])) + 1
+    return [
+        (int(node[rows[0]]), int(kind[rows[0]]), rows)
+        for rows in np.split(order, edges)
+        if rows.size
+    ]
