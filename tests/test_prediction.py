@@ -1,17 +1,36 @@
+import os
+import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.table import Table
 
 import maury.prediction
-from maury.catalogue import SUFFIXES
-from maury.errors import ConfigError, GridMismatch, OutputExists, ResumeMismatch, SurveyFileError
+import maury.predictor
+from maury.catalogue import SUFFIXES, Catalogue
+from maury.columns import BANDS
+from maury.errors import (
+    ConfigError,
+    GridMismatch,
+    ModelFileError,
+    OutputExists,
+    ResumeMismatch,
+    SurveyFileError,
+    WorkerLost,
+)
 from maury.flags import Flag, names
 from maury.labels import LABEL_NAMES
 from maury.model import Model
-from maury.prediction import predict, predict_rows
+from maury.prediction import finish, plan, predict, predict_part, predict_rows
+from maury.readers import ingest_toml
 from maury.survey import Survey, SurveyWriter
 from surveys import copy_survey
 
@@ -71,17 +90,167 @@ def test_all_formats_hold_the_same_numbers(
         np.testing.assert_array_equal(other.table[name], catalogue.table[name])
 
 
-def test_batch_size_and_order_change_nothing_beyond_rounding(
-    tmp_path, catalogue, tiny_model, observed_survey
-):
-    small = predict(tiny_model, observed_survey, tmp_path / "a.parquet", batch_size=7).table
-    order = np.random.default_rng(0).permutation(len(small))
+def assert_equal_tables(one, other):
+    assert one.colnames == other.colnames
+    for name in one.colnames:
+        np.testing.assert_array_equal(np.asarray(one[name]), np.asarray(other[name]), name)
+
+
+@pytest.mark.parametrize("batch_size", [7, 40, 10_000])
+def test_batch_size_changes_nothing(tmp_path, monkeypatch, tiny_model, observed_survey, batch_size):
+    monkeypatch.setattr(maury.predictor, "BLOCK_STARS", 16)
+    monkeypatch.setattr(maury.prediction, "BLOCK_STARS", 16)
+    whole = predict(tiny_model, observed_survey, tmp_path / "a.fits").table
+    asked, read = [], Survey.batch
+
+    def batch(survey, start, stop):
+        asked.append(stop - start)
+        return read(survey, start, stop)
+
+    monkeypatch.setattr(Survey, "batch", batch)
+    other = predict(tiny_model, observed_survey, tmp_path / "b.fits", batch_size=batch_size)
+    assert max(asked) == min(-(-batch_size // 16) * 16, 90)
+    assert_equal_tables(whole, other.table)
+
+
+def test_order_changes_nothing_beyond_rounding(catalogue, tiny_model, observed_survey):
+    order = np.random.default_rng(0).permutation(len(catalogue))
     shuffled = predict_rows(tiny_model, observed_survey, order)
     for name in LABEL_NAMES:
         scale = np.nanstd(catalogue.table[name])
-        np.testing.assert_allclose(small[name], catalogue.table[name], atol=1e-4 * scale)
-        np.testing.assert_allclose(shuffled[name], small[name][order], atol=1e-4 * scale)
-    np.testing.assert_array_equal(shuffled["flags"], small["flags"][order])
+        expected = catalogue.table[name][order]
+        np.testing.assert_allclose(shuffled[name], expected, atol=1e-4 * scale)
+    np.testing.assert_array_equal(shuffled["flags"], catalogue.table["flags"][order])
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_though_one_is_killed(
+    tmp_path, monkeypatch, caplog, default_model, tiny_survey
+):
+    monkeypatch.setattr(maury.prediction, "PART_STARS", 8)
+    alone = predict(default_model, tiny_survey, tmp_path / "alone.fits").table
+    seen, killed = [], []
+
+    def kill(done, total):
+        seen.append(done)
+        assert total == 160
+        if done > 0 and not killed:
+            killed.append(active_children()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    together = predict(
+        default_model, tiny_survey, tmp_path / "both.fits", workers=2, progress=kill
+    ).table
+    assert killed
+    assert "was killed" in caplog.text
+    assert seen[-1] == 160
+    assert_equal_tables(alone, together)
+
+
+_ENDLESS = """
+import sys
+import maury.prediction as prediction
+
+if __name__ == "__main__":
+    prediction.PART_STARS = 1
+    prediction.predict(*sys.argv[1:], workers=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_process_leaves_no_workers_and_is_resumed(
+    tmp_path, monkeypatch, tiny_model, tiny_survey, blow
+):
+    script, out = tmp_path / "run.py", tmp_path / "labels.parquet"
+    script.write_text(_ENDLESS)
+    command = [sys.executable, str(script), str(tiny_model), str(tiny_survey), str(out)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    work = tmp_path / "labels.parquet.part"
+    while len(list(work.glob("part-*"))) < 3:
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(blow)
+    # The pipe closes when the last process that holds it has ended.
+    running.communicate(timeout=60)
+    assert not out.exists()
+    made = {path: path.stat().st_mtime_ns for path in work.glob("part-*")}
+    assert 3 <= len(made) < 160
+    monkeypatch.setattr(maury.prediction, "PART_STARS", 1)
+    again, read = [], Survey.batch
+
+    def batch(survey, start, stop):
+        again.append((start, stop))
+        return read(survey, start, stop)
+
+    monkeypatch.setattr(Survey, "batch", batch)
+    resumed = predict(tiny_model, tiny_survey, out).table
+    assert len(again) - 1 == 160 - len(made)
+    assert_equal_tables(resumed, predict(tiny_model, tiny_survey, tmp_path / "b.parquet").table)
+
+
+def test_workers_killed_again_and_again_are_one_clear_error(
+    tmp_path, monkeypatch, tiny_model, observed_survey
+):
+    monkeypatch.setattr(maury.prediction, "PART_STARS", 32)
+
+    def kill(done, total):
+        for worker in active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(WorkerLost, match="fewer workers"):
+        predict(tiny_model, observed_survey, tmp_path / "a.fits", workers=2, progress=kill)
+
+
+def test_a_plan_is_picklable_and_its_parts_can_be_done_in_any_order(
+    tmp_path, monkeypatch, catalogue, tiny_model, observed_survey
+):
+    monkeypatch.setattr(maury.prediction, "PART_STARS", 32)
+    planned = plan(tiny_model, observed_survey, tmp_path / "a.fits")
+    assert [(part.start, part.stop) for part in planned.parts] == [(0, 32), (32, 64), (64, 90)]
+    for part in pickle.loads(pickle.dumps(planned.missing))[::-1]:
+        path = predict_part(part)
+        stamp = path.stat().st_mtime_ns
+        assert predict_part(part) == path
+        assert path.stat().st_mtime_ns == stamp
+    assert planned.missing == ()
+    written = finish(planned)
+    assert (written.n_star, written.simulated) == (90, True)
+    assert written.n_warned == catalogue.table["warn"].sum() > 0
+    assert_equal_tables(Catalogue.read(written.path).table, catalogue.table)
+    other = replace(planned.parts[0], checksum="0" * 64)
+    with pytest.raises(ModelFileError, match="another model"):
+        predict_part(other)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_folder_of_files_gives_the_same_as_its_store(
+    tmp_path, tiny_model, observed_survey, noisy
+):
+    survey = Survey.open(observed_survey)
+    batch = survey.batch(0, 90)
+    (tmp_path / "spectra").mkdir()
+    for row, name in enumerate(survey.id):
+        header = fits.Header({"CRVAL1": 8420.0, "CDELT1": 0.4, "CRPIX1": 1.0, "SIMULATE": True})
+        hdus = [
+            fits.PrimaryHDU(batch.spectra.flux[row], header),
+            fits.ImageHDU(batch.spectra.ivar[row], name="IVAR"),
+        ]
+        fits.HDUList(hdus).writeto(tmp_path / "spectra" / f"{name}.fits")
+    names = ["id", "parallax", "parallax_error", "a_v", *(band.column for band in BANDS)]
+    Table({name: survey.column(name) for name in names}).write(tmp_path / "stars.csv")
+    columns = "\n".join(f'{name} = "{name}"' for name in names[1:])
+    config = tmp_path / "files.toml"
+    config.write_text(
+        '[spectra]\nfolder = "spectra"\n' + 'ivar = "IVAR"\n' * noisy + "[wavelength]\n"
+        'medium = "air"\n[[table]]\nfile = "stars.csv"\nid = "id"\n[columns]\n' + columns
+    )
+    stored = ingest_toml(config, tmp_path / "s.zarr")
+    from_store = predict(tiny_model, stored, tmp_path / "store.fits")
+    direct = predict(tiny_model, config, tmp_path / "direct.fits", workers=2, batch_size=16)
+    assert direct.simulated
+    assert np.isfinite(direct.table["teff"]).sum() > 80
+    assert_equal_tables(direct.table, from_store.table)
 
 
 def test_many_rows_are_predicted_in_pieces(monkeypatch, tiny_model, observed_survey):

@@ -4,6 +4,7 @@ The unit of work is a `Part`, some consecutive rows of a survey: plain, picklabl
 process on any machine needs. `plan` lists the parts, `predict_part` writes one of them as a Parquet
 file unless it is there already, in any order and in any process, and `finish` joins them into the
 catalogue. `write_catalogue` does all three on this machine, and `predict` reads the result.
+A survey is a store, or files that a TOML file describes (`open_survey`).
 """
 
 import hashlib
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-import maury
 from maury.catalogue import (
     Catalogue,
     CatalogueSpec,
@@ -31,9 +31,10 @@ from maury.catalogue import (
 from maury.errors import ModelFileError, ResumeMismatch
 from maury.files import refuse_existing, remove, writing
 from maury.model import Model
-from maury.predictor import BLOCK_STARS, WITHOUT, Predictor, hide
+from maury.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
+from maury.readers import open_toml
 from maury.spectra import Spectra, require_same_grid
-from maury.survey import Batch, Survey
+from maury.survey import Batch, Readable, Survey
 from maury.workers import run_tasks
 
 __all__ = [
@@ -43,8 +44,10 @@ __all__ = [
     "Plan",
     "Predictor",
     "Written",
+    "catalogue_spec",
     "finish",
     "hide",
+    "open_survey",
     "plan",
     "predict",
     "predict_part",
@@ -174,7 +177,7 @@ class Written:
 
 def plan(
     model: Model | Path | str,
-    survey: Survey | Path | str,
+    survey: Readable | Path | str,
     out: Path | str,
     *,
     options: Options | None = None,
@@ -212,8 +215,8 @@ def plan(
     options = options or Options()
     check_suffix(out)
     refuse_existing(out, overwrite=overwrite)
+    survey = open_survey(survey) if isinstance(survey, Path | str) else survey
     model = model if isinstance(model, Model) else Model.open(model)
-    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     if model.path is None:
         raise ModelFileError("the model is not saved; save it, and predict with what is saved")
     paths = (str(model.path.absolute()), str(survey.path.absolute()))
@@ -299,7 +302,7 @@ def finish(plan: Plan) -> Written:
 
 def write_catalogue(
     model: Model | Path | str,
-    survey: Survey | Path | str,
+    survey: Readable | Path | str,
     out: Path | str,
     *,
     options: Options | None = None,
@@ -354,7 +357,7 @@ def _after(before: int, report: Callable[[int], None], rows: int) -> None:
 
 def predict(
     model: Model | Path | str,
-    survey: Survey | Path | str,
+    survey: Readable | Path | str,
     out: Path | str,
     *,
     without: Sequence[str] = (),
@@ -454,17 +457,33 @@ def _predictor(model: str, options: Options, checksum: str) -> Predictor:
     return predictor
 
 
-def _survey(path: str) -> Survey:
-    return _open_survey(path, (Path(path) / "zarr.json").stat().st_mtime_ns)
+def _survey(path: str) -> Readable:
+    store = Path(path) / "zarr.json"
+    return _open_survey(path, (store if store.exists() else Path(path)).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _open_survey(path: str, stamp: int) -> Survey:
+def _open_survey(path: str, stamp: int) -> Readable:
     del stamp
+    return open_survey(path)
+
+
+def open_survey(path: Path | str) -> Readable:
+    """Open a survey store, or, if the name ends in .toml, files that it describes.
+
+    Raises
+    ------
+    SurveyFileError
+        If there is neither.
+    ConfigError, InputFileError
+        As of `maury.readers.open_toml`.
+    """
+    if str(path).lower().endswith(".toml") and Path(path).is_file():
+        return open_toml(path)
     return Survey.open(path)
 
 
-def _batches(survey: Survey, part: Part) -> Iterator[Batch]:
+def _batches(survey: Readable, part: Part) -> Iterator[Batch]:
     """Yield the batches of a part, each read while the one before is predicted."""
     step = -(-part.options.batch_size // BLOCK_STARS) * BLOCK_STARS
     starts = list(range(part.start, max(part.stop, part.start + 1), step))
@@ -479,46 +498,7 @@ def _batches(survey: Survey, part: Part) -> Iterator[Batch]:
         yield ahead.result()
 
 
-def catalogue_spec(
-    model: Model, survey: Survey, *, without: Sequence[str] = (), correlations: bool = False
-) -> CatalogueSpec:
-    """Return the columns and the metadata of the catalogue of `survey` by `model`."""
-    trusted = "calibration" in model.attachments
-    errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
-    if trusted:
-        errors = "1 sigma, calibrated on labelled stars that neither trained nor chose a network"
-    elif "sky" in model.attachments:
-        errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
-    elif model.is_method:
-        errors = "1 sigma as the method gives it; not calibrated"
-    metadata = {
-        "simulated": survey.simulated,
-        "maury_version": maury.__version__,
-        "survey": {"name": survey.path.name, "provenance": survey.provenance},
-        "model": {
-            "checksum": model.checksum,
-            "preset": model.network["name"],
-            "members": len(model.kept),
-            "trained_on_simulated_spectra": model.simulated,
-            "citation": model.citation,
-            "split": model.split.rule,
-        },
-        "errors": errors,
-        "without": list(without),
-    }
-    if "audit" in model.attachments:
-        metadata["audit"] = dict(model.attachments["audit"].metadata)
-    return CatalogueSpec.for_labels(
-        model.labels,
-        survey_columns=survey.column_names,
-        metadata=metadata,
-        quantiles=trusted,
-        correlations=(trusted or model.is_method) and correlations,
-        coverage=trusted or model.is_method,
-    )
-
-
-def _check_grid(model: Model, survey: Survey) -> None:
+def _check_grid(model: Model, survey: Readable) -> None:
     """Fail before the first batch, not in the middle of a survey."""
     first = survey.batch(0, min(1, len(survey))).spectra
     wave_aa, medium = model.preparation.prepared_grid(first)
@@ -526,11 +506,10 @@ def _check_grid(model: Model, survey: Survey) -> None:
     require_same_grid(model.wave_aa, Spectra(wave_aa, none, none, medium), medium=model.medium)
 
 
-def _fingerprint(predictor: Predictor, survey: Survey, spec: CatalogueSpec) -> str:
-    stamp = (survey.path / "zarr.json").stat().st_mtime_ns
+def _fingerprint(predictor: Predictor, survey: Readable, spec: CatalogueSpec) -> str:
     names = [column.name for column in spec.columns]
     made_by = (predictor.model.checksum, predictor.without, names)
-    identity = (made_by, str(survey.path.resolve()), len(survey), stamp, PART_STARS)
+    identity = (made_by, survey.fingerprint, PART_STARS)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

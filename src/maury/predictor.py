@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+import maury
+from maury.catalogue import CatalogueSpec
 from maury.columns import (
     BANDS,
     CHI2,
@@ -24,7 +26,7 @@ from maury.methods.applying import MethodNetwork
 from maury.model import Model
 from maury.naming import check_known
 from maury.preparation import SOURCES
-from maury.survey import Batch
+from maury.survey import Batch, Readable
 
 if TYPE_CHECKING:
     from maury.answers import Prediction
@@ -214,3 +216,42 @@ def hide(batch: Batch, without: Sequence[str]) -> Batch:
 
 
 _BANDS = {band.name: band for band in BANDS}
+
+
+def catalogue_spec(
+    model: Model, survey: Readable, *, without: Sequence[str] = (), correlations: bool = False
+) -> CatalogueSpec:
+    """Return the columns and the metadata of the catalogue of `survey` by `model`."""
+    trusted = "calibration" in model.attachments
+    errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
+    if trusted:
+        errors = "1 sigma, calibrated on labelled stars that neither trained nor chose a network"
+    elif "sky" in model.attachments:
+        errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
+    elif model.is_method:
+        errors = "1 sigma as the method gives it; not calibrated"
+    metadata = {
+        "simulated": survey.simulated,
+        "maury_version": maury.__version__,
+        "survey": {"name": survey.path.name, "provenance": survey.provenance},
+        "model": {
+            "checksum": model.checksum,
+            "preset": model.network["name"],
+            "members": len(model.kept),
+            "trained_on_simulated_spectra": model.simulated,
+            "citation": model.citation,
+            "split": model.split.rule,
+        },
+        "errors": errors,
+        "without": list(without),
+    }
+    if "audit" in model.attachments:
+        metadata["audit"] = dict(model.attachments["audit"].metadata)
+    return CatalogueSpec.for_labels(
+        model.labels,
+        survey_columns=survey.column_names,
+        metadata=metadata,
+        quantiles=trusted,
+        correlations=(trusted or model.is_method) and correlations,
+        coverage=trusted or model.is_method,
+    )

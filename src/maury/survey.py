@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,6 +77,43 @@ class Batch:
         if name in self.columns:
             return self.columns[name]
         return np.full(len(self), np.nan)
+
+
+class Readable(Protocol):
+    """What can be predicted: a `Survey`, or spectra that are in other files."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    @property
+    def wave_aa(self) -> NDArray[np.float64]:
+        """Wavelengths in angstrom, shape ``(n_pixel,)``."""
+
+    @property
+    def medium(self) -> Medium:
+        """Medium of the wavelengths, air or vacuum."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the spectra are simulated."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where it comes from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal if the content is."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of all columns."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Read rows `start` to before `stop`."""
 
 
 class Survey:
@@ -157,6 +194,12 @@ class Survey:
     def provenance(self) -> dict[str, Any]:
         """Where the survey comes from: source, software versions, settings."""
         return dict(self._header["provenance"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Place, size and date of the store."""
+        stamp = (self.path / "zarr.json").stat().st_mtime_ns
+        return f"{self.path.resolve()} {self.n_star} {stamp}"
 
     @property
     def label_definitions(self) -> tuple[Label, ...]:

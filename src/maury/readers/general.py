@@ -8,6 +8,7 @@ from typing import Any
 
 from maury.errors import InputFileError
 from maury.readers.config import IngestConfig, load_config
+from maury.readers.direct import FileSurvey
 from maury.readers.folder import FolderSource, open_folder
 from maury.readers.grids import Gridder, linear_grid
 from maury.readers.joining import Spectrograph, join
@@ -68,6 +69,36 @@ def ingest_toml(
     OutputExists
         If `out` exists and `overwrite` is false.
     """
+    files = open_toml(config_path)
+    target = Target(
+        out, files.simulated, files.provenance, files.fingerprint, files.labels, overwrite
+    )
+    with files:
+        return write_survey(
+            files.source,
+            files.columns,
+            target,
+            gridder=files.gridder,
+            medium=files.medium,
+            progress=progress,
+        )
+
+
+def open_toml(config_path: Path | str) -> FileSurvey:
+    """Open spectra and tables that a TOML file describes as a survey, without a store.
+
+    Tables are read and joined at once; spectra are read when they are asked for.
+
+    Parameters
+    ----------
+    config_path : Path or str
+        The TOML file, as of `ingest_toml`.
+
+    Raises
+    ------
+    ConfigError, InputFileError, GridMismatch
+        As of `ingest_toml`.
+    """
     config_path = Path(config_path)
     stated, labels = load_config(config_path)
     config = _rooted(stated, config_path.absolute().parent)
@@ -75,7 +106,6 @@ def ingest_toml(
     options = stated.model_dump(mode="json", exclude_defaults=True)
     with ExitStack() as stack:
         source, path = _open(config, stack)
-        medium = config.wavelength.medium
         gridder = _gridder(config, source, path)
         table = source.table if isinstance(source, RowsSource) else None
         columns = join(config, Spectrograph(path, source.n_star, source.ids, table), labels, stack)
@@ -85,16 +115,17 @@ def ingest_toml(
             size = sum(item.stat().st_size for item in source.paths)
             hashed.append({"name": path.name, "files": source.n_star, "bytes": size})
             files += source.paths
-        target = Target(
-            out,
-            config.simulated or source.simulated,
-            provenance("toml", hashed, options),
-            fingerprint(files, options),
-            labels,
-            overwrite,
-        )
-        return write_survey(
-            source, columns, target, gridder=gridder, medium=medium, progress=progress
+        return FileSurvey(
+            config_path,
+            source,
+            columns,
+            gridder=gridder,
+            medium=config.wavelength.medium,
+            labels=labels,
+            simulated=config.simulated or source.simulated,
+            provenance=provenance("toml", hashed, options),
+            fingerprint=fingerprint(files, options),
+            stack=stack.pop_all(),
         )
 
 

@@ -237,16 +237,29 @@ def _write_chunks(
     known_snr = columns.get("snr", np.full(n_star, np.nan))
     for start in range(writer.done, n_star, CHUNK_STARS):
         stop = min(start + CHUNK_STARS, n_star)
-        flux, ivar, snr = _chunk(source, gridder, start, known_snr[start:stop])
+        flux, ivar, snr = read_rows(source, gridder, start, known_snr[start:stop])
         rows = {name: values[start:stop] for name, values in columns.items()}
         writer.write(start, flux, ivar, **{**rows, "snr": snr})
         if progress is not None:
             progress(stop, n_star)
 
 
-def _chunk(
+def read_rows(
     source: Source, gridder: Gridder, start: int, known_snr: NDArray[np.float64]
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Read consecutive rows: flux and ivar (n, n_pixel) on the common grid, and S/N (n,).
+
+    Parameters
+    ----------
+    source : Source
+        Spectra.
+    gridder : Gridder
+        The common grid.
+    start : int
+        First row.
+    known_snr : (n,) float64
+        S/N of these rows, NaN where unknown.
+    """
     n = known_snr.size
     flux = np.empty((n, gridder.wave_aa.size), dtype=np.float32)
     ivar, snr, first = np.empty_like(flux), np.empty(n), 0
