@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import maury
 from maury.errors import ClusterError, ConfigError, MauryError, MissingExtra, WorkerLost
-from maury.workers import Report, n_cores
+from maury.workers import n_cores
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -167,39 +167,28 @@ class Cluster:
 
     def run_tasks(
         self,
-        work: Callable[[Task, Report], object],
+        work: Callable[[Task, Tell], object],
         tasks: Sequence[Task],
         *,
         unfinished: Callable[[Task], bool],
-        progress: Report | None = None,
+        told: Callable[[int, Any], None] | None = None,
     ) -> None:
-        """Run tasks whose outputs are files, as `maury.workers.run_tasks` does on one machine.
+        """Run tasks whose outputs are files, in any order.
 
         Parameters
         ----------
-        work : callable
-            A function of an importable module, called with a task and a `Report`.
-        tasks : sequence
-            In the order in which they are begun.
+        work, tasks, told
+            As of `results`.
         unfinished : callable
             Whether the output of a task cannot be seen from here.
-        progress : callable, optional
-            Called with the rows done by all tasks together.
 
         Raises
         ------
         ClusterError
-            If the scheduler is lost, or the outputs of workers cannot be seen from here.
+            If the scheduler is lost, or the output of a worker cannot be seen from here.
         WorkerLost
             If a task costs one worker after the other.
         """
-        rows = [0] * len(tasks)
-
-        def told(number: int, done: int) -> None:
-            rows[number] = max(rows[number], done)
-            if progress is not None:
-                progress(sum(rows))
-
         for number, _ in self.results(work, tasks, told=told):
             _await(lambda task: not unfinished(task), tasks[number])
 

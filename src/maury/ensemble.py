@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import maury
 from maury import labels as labels_module
+from maury.distributed import Cluster
 from maury.emulator import Emulator
 from maury.errors import ConfigError, ResumeMismatch, TrainingError
 from maury.files import refuse_existing, remove
@@ -58,6 +59,7 @@ def train(
     config: EnsembleConfig | Mapping[str, Any] | Path | str | None = None,
     split: str | None = None,
     n_processes: int | None = None,
+    cluster: Cluster | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
     complete: Callable[[Model], Model] = lambda model: model,
@@ -85,6 +87,8 @@ def train(
         Rule of the split, in place of that of `config`.
     n_processes : int, optional
         Members trained at a time, one thread each; as many as there are processors by default.
+    cluster : Cluster, optional
+        Workers to train the members on (`maury.distributed.connect`), in place of processes here.
     progress : callable, optional
         Called with a `maury.members.MemberEvent` after each epoch of each member.
     overwrite : bool
@@ -136,7 +140,12 @@ def train(
         for number, member_seed in enumerate(seeds)
     ]
     n_processes = min(n_processes or os.cpu_count() or 1, n_members)
-    train_members(jobs, n_processes=n_processes, progress=progress or (lambda event: None))
+    train_members(
+        jobs,
+        n_processes=n_processes,
+        progress=progress or (lambda event: None),
+        cluster=cluster,
+    )
     trained = _assemble(folder, settings, stars, jobs, survey, seed)
     result = complete(trained).save(path, overwrite=overwrite)
     remove(folder.path)

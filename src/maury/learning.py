@@ -7,6 +7,7 @@ from typing import Any
 
 from maury import ensemble
 from maury.audit import audit
+from maury.distributed import Cluster
 from maury.errors import ConfigError, MauryError
 from maury.members import Progress
 from maury.methods.learning import train_method
@@ -33,6 +34,7 @@ def train(
     config: EnsembleConfig | Mapping[str, Any] | Path | str | None = None,
     split: str | None = None,
     n_processes: int | None = None,
+    cluster: Cluster | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Model:
@@ -44,7 +46,7 @@ def train(
 
     Parameters
     ----------
-    survey, model, preset, members, seed, config, split, n_processes, progress, overwrite
+    survey, model, preset, members, seed, config, split, n_processes, cluster, progress, overwrite
         As of `maury.ensemble.train`.
     method : str, optional
         A method of `maury.methods`, which has no members and learns in this process, or a preset.
@@ -76,6 +78,7 @@ def train(
         seed=seed,
         config=settings,
         n_processes=n_processes,
+        cluster=cluster,
         progress=progress,
         overwrite=overwrite,
         complete=completion(survey),

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from maury.distributed import Cluster
 from maury.errors import MauryError, TrainingError
 from maury.networks import network_config
 from maury.recipe import SimulatedTraining, train_on_sky
@@ -172,6 +173,11 @@ class MemberJob(BaseModel):
     training: TrainingConfig | SimulatedTraining
     checkpoint_seconds: float
 
+    @property
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return WorkFolder(self.folder).result_file(self.member).is_file()
+
     def run(self, progress: Progress) -> None:
         """Train the member in this process and write its result."""
         folder = WorkFolder(self.folder)
@@ -228,18 +234,30 @@ def run_job(text: str) -> int:
     return 0
 
 
-def train_members(jobs: Sequence[MemberJob], *, n_processes: int, progress: Progress) -> None:
+def train_members(
+    jobs: Sequence[MemberJob],
+    *,
+    n_processes: int,
+    progress: Progress,
+    cluster: Cluster | None = None,
+) -> None:
     """Run jobs, `n_processes` at a time; those whose result is there already are done.
 
     With one process the jobs run in this one. Otherwise each has an interpreter of its own, which
-    needs neither a guarded main module nor a copy of the stars.
+    needs neither a guarded main module nor a copy of the stars. With a cluster they run on its
+    workers; one whose worker is lost goes on from its checkpoint on another.
 
     Raises
     ------
     TrainingError
         If a member fails; the others are stopped, and can be resumed.
+    ClusterError, WorkerLost
+        As of `maury.distributed.Cluster.run_tasks`.
     """
-    todo = [job for job in jobs if not WorkFolder(job.folder).result_file(job.member).is_file()]
+    todo = [job for job in jobs if not job.done]
+    if cluster is not None:
+        _train_on(cluster, todo, progress)
+        return
     if n_processes == 1:
         for job in todo:
             job.run(progress)
@@ -262,6 +280,23 @@ def train_members(jobs: Sequence[MemberJob], *, n_processes: int, progress: Prog
         for process in running.values():
             process.kill()
             process.wait()
+
+
+def _train_on(cluster: Cluster, jobs: Sequence[MemberJob], progress: Progress) -> None:
+    jobs = [job.model_copy(update={"folder": job.folder.absolute()}) for job in jobs]
+    cluster.require_paths({job.folder for job in jobs})
+    cluster.run_tasks(
+        _train_there,
+        jobs,
+        unfinished=lambda job: not job.done,
+        told=lambda number, event: progress(MemberEvent(**event)),
+    )
+
+
+def _train_there(job: MemberJob, tell: Callable[[Any], None]) -> None:
+    """Train a member on a worker of a cluster, on one thread, as its own process would."""
+    torch.set_num_threads(1)
+    job.run(lambda event: tell(asdict(event)))
 
 
 def _start(job: MemberJob, events: "queue.Queue[tuple[MemberJob, str]]") -> "subprocess.Popen[str]":
