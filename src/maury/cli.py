@@ -27,6 +27,18 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exist
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 SurveyPath = Annotated[Path, typer.Argument(metavar="SURVEY", help="Survey store (.zarr).")]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes on this machine, or workers to wait for."),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Work on a Dask cluster: address or file of its scheduler, or 'local'.",
+    ),
+]
 StorePath = Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Survey store to write.")]
 
 
@@ -150,6 +162,8 @@ def train(
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
     ] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train an ensemble, or another method, on the labelled spectra of a survey.
@@ -158,7 +172,7 @@ def train(
     """
     from maury.learning import train
 
-    with _member_bars() as progress:
+    with _cluster(scheduler, workers) as cluster, _member_bars() as progress:
         result = train(
             survey,
             model,
@@ -168,7 +182,8 @@ def train(
             seed=seed,
             config=config,
             split=split,
-            n_processes=processes,
+            n_processes=processes or workers,
+            cluster=cluster,
             progress=progress,
             overwrite=overwrite,
         )
@@ -247,6 +262,7 @@ def predict(
         int | None,
         typer.Option("--workers", min=1, help="Processes on this machine (default: its cores)."),
     ] = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the catalogue of labels of a survey.
@@ -256,7 +272,7 @@ def predict(
     from maury.prediction import Options, write_catalogue
     from maury.workers import n_cores
 
-    with _bar("predicting") as progress:
+    with _cluster(scheduler, workers) as cluster, _bar("predicting") as progress:
         written = write_catalogue(
             model,
             survey,
@@ -264,6 +280,7 @@ def predict(
             options=Options(tuple(without or ()), correlations),
             overwrite=overwrite,
             workers=workers or n_cores(),
+            cluster=cluster,
             progress=progress,
         )
     mark = " SIMULATED" if written.simulated else ""
@@ -456,6 +473,18 @@ def info(
         print(Survey.open(path))
     else:
         print(Catalogue.read(path))
+
+
+@contextmanager
+def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Any]:
+    """Yield the workers of a scheduler, or None without one."""
+    if scheduler is None:
+        yield None
+        return
+    from maury.distributed import connect
+
+    with connect(scheduler, workers=workers) as cluster:
+        yield cluster
 
 
 @contextmanager

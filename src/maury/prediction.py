@@ -28,6 +28,7 @@ from maury.catalogue import (
     count_true,
     write_part,
 )
+from maury.distributed import Cluster
 from maury.errors import ModelFileError, ResumeMismatch
 from maury.files import refuse_existing, remove, writing
 from maury.model import Model
@@ -193,7 +194,7 @@ def plan(
     model, survey
         The model and the survey, or their paths.
     out : path-like
-        Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv) names the format.
+        Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv, .dataset) names the format.
     options : Options, optional
         How to predict.
     overwrite : bool
@@ -308,6 +309,7 @@ def write_catalogue(
     options: Options | None = None,
     overwrite: bool = False,
     workers: int = 1,
+    cluster: Cluster | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Predict a whole survey and write its catalogue, in constant memory.
@@ -319,6 +321,8 @@ def write_catalogue(
     workers : int
         Processes on this machine, each with one thread; with 1, this process does the work. The
         result does not depend on it.
+    cluster : Cluster, optional
+        Workers elsewhere (`maury.distributed.connect`), in place of processes here.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -326,6 +330,8 @@ def write_catalogue(
     ------
     WorkerLost
         If worker processes are killed again and again.
+    ClusterError
+        If the scheduler is lost, or the workers do not see model, survey and output.
     """
     planned = plan(model, survey, out, options=options, overwrite=overwrite)
     missing = planned.missing
@@ -337,7 +343,9 @@ def write_catalogue(
         if progress is not None:
             progress(before + rows, total)
 
-    if min(workers, len(missing)) > 1:
+    if cluster is not None:
+        _predict_on(cluster, planned, report)
+    elif min(workers, len(missing)) > 1:
         run_tasks(
             predict_part,
             missing,
@@ -349,6 +357,21 @@ def write_catalogue(
         for number, part in enumerate(missing):
             predict_part(part, partial(_after, sum(map(len, missing[:number])), report))
     return finish(planned)
+
+
+def _predict_on(cluster: Cluster, planned: Plan, report: Callable[[int], None]) -> None:
+    parts = planned.missing
+    if not parts:
+        return
+    cluster.require_paths([parts[0].model, parts[0].survey, planned.work])
+    rows = [0] * len(parts)
+
+    def told(number: int, done: int) -> None:
+        # A part that is begun again tells smaller numbers.
+        rows[number] = max(rows[number], done)
+        report(sum(rows))
+
+    cluster.run_tasks(predict_part, parts, unfinished=lambda part: not part.done, told=told)
 
 
 def _after(before: int, report: Callable[[int], None], rows: int) -> None:
@@ -365,6 +388,7 @@ def predict(
     overwrite: bool = False,
     batch_size: int = 2048,
     workers: int = 1,
+    cluster: Cluster | None = None,
     progress: Progress | None = None,
 ) -> Catalogue:
     """Predict a whole survey, write its catalogue and read it.
@@ -376,7 +400,7 @@ def predict(
     model, survey
         The model and the survey, or their paths.
     out : path-like
-        Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv) names the format.
+        Catalogue to write; its suffix (.fits, .parquet, .vot, .ecsv, .dataset) names the format.
     without : sequence of str
         Inputs that count as missing: ``spectrum``, ``photometry``, ``parallax``, ``a_v`` or a band.
     correlations : bool
@@ -389,6 +413,8 @@ def predict(
     workers : int
         Processes on this machine; a script that asks for more than one must be importable
         (``if __name__ == "__main__":``).
+    cluster : Cluster, optional
+        Workers elsewhere, as of `write_catalogue`.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -401,8 +427,8 @@ def predict(
     ------
     OutputExists, ResumeMismatch, GridMismatch, ConfigError
         As of `plan`.
-    WorkerLost
-        If worker processes are killed again and again.
+    WorkerLost, ClusterError
+        As of `write_catalogue`.
     """
     options = Options(tuple(without), correlations, batch_size)
     written = write_catalogue(
@@ -412,6 +438,7 @@ def predict(
         options=options,
         overwrite=overwrite,
         workers=workers,
+        cluster=cluster,
         progress=progress,
     )
     return Catalogue.read(written.path)
