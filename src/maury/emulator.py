@@ -495,8 +495,31 @@ class Emulator:
         ValueError
             If `labels` is not (n_star, 16).
         """
+        coefficients = self.coefficients(labels)
+        flux = np.empty((len(coefficients), self.spec.n_pixel), dtype=np.float32)
+        np.matmul(coefficients, self.tensors.basis, out=flux)
+        flux += self.tensors.mean
+        return flux
+
+    def coefficients(self, labels: ArrayLike) -> Float32Array:
+        """Coefficients of the principal components, of which the flux is made.
+
+        Parameters
+        ----------
+        labels : (n_star, 16) array_like
+
+        Returns
+        -------
+        (n_star, n_coefficient) float32
+            NaN rows as in `flux`, which is ``coefficients @ tensors.basis + tensors.mean``.
+
+        Raises
+        ------
+        ValueError
+            If `labels` is not (n_star, 16).
+        """
         values, good = self._usable(labels)
-        flux = np.empty((len(values), self.spec.n_pixel), dtype=np.float32)
+        out = np.empty((len(values), len(self.tensors.basis)), dtype=np.float32)
         for start in range(0, len(values), _BLOCK):
             rows = slice(start, start + _BLOCK)
             x = self._inputs(values[rows])
@@ -504,11 +527,9 @@ class Emulator:
                 x = x @ weight
                 x += bias
                 x *= _sigmoid(x)
-            coefficients = (x @ self.tensors.weight_out + self.tensors.bias_out).mean(axis=0)
-            np.matmul(coefficients, self.tensors.basis, out=flux[rows])
-            flux[rows] += self.tensors.mean
-        flux[~good] = np.nan
-        return flux
+            out[rows] = (x @ self.tensors.weight_out + self.tensors.bias_out).mean(axis=0)
+        out[~good] = np.nan
+        return out
 
     def jacobian(self, labels: ArrayLike) -> Float32Array:
         """Analytic derivatives of `flux` with respect to each label, per unit of the label.

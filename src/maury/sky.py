@@ -25,6 +25,7 @@ from maury.labels import LABEL_NAMES
 from maury.observing import ObservingModel, Spectrograph
 from maury.operators import vacuum_to_air
 from maury.population import Population
+from maury.resting import RestingStars
 from maury.statistics import MAD_TO_SIGMA, robust_scale
 
 __all__ = ["BatchNoise", "DrawConfig", "SimulatedPool", "Sky", "TheoryCalibration", "draw_around"]
@@ -133,8 +134,9 @@ class TheoryCalibration:
         """Relative change of line depth, and flux added, both (n_star, n_pixel)."""
         scaled = _clipped(labels, self.centre, self.scale)
         terms = _terms(scaled)[:, : self.pixel.shape[0]]
-        change = (_linear(scaled) @ self.strength).astype(np.float32)
-        return change, (terms @ self.pixel).astype(np.float32)
+        single = np.float32
+        change = _linear(scaled).astype(single) @ self.strength.astype(single)
+        return change, terms.astype(single) @ self.pixel.astype(single)
 
     def change_slopes(self, labels: Float64Array) -> tuple[Float32Array, Float32Array]:
         """Return derivatives of `change` by each label, both (n_star, n_label, n_pixel).
@@ -532,7 +534,11 @@ class Sky:
         whose labels are not all finite are NaN.
         """
         full = _emulator().clip(Population.load().complete(labels))
-        return self.calibration.apply(_theory(self.spectrograph, full, None), labels)
+        return self.calibration.apply(self._resting.flux(full), labels)
+
+    @cached_property
+    def _resting(self) -> RestingStars:
+        return RestingStars.prepare(_emulator(), self.spectrograph)
 
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
