@@ -339,7 +339,9 @@ class Method(ABC):
     paper: ClassVar[str]
     bibtex_key: ClassVar[str]
     licence: ClassVar[str] = "MIT"
-    preparation_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"observables": ()})
+    preparation_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"steps": ({"step": "noise"}, {"step": "mask_cosmics"}), "observables": ()}
+    )
     settings_class: ClassVar[type[MethodSettings]] = MethodSettings
     known_labels: ClassVar[tuple[str, ...] | None] = None
 

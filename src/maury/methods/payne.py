@@ -1,0 +1,229 @@
+"""The Payne: full-spectrum fits with the shipped emulator, radial velocity included.
+
+Ting et al. (2019, ApJ 879, 69): a network predicts the spectrum, and labels are fitted to all
+pixels at once. Here the network is `maury.emulator`, whose derivatives are analytic; it passes
+through line spread, rotation and velocity, and a calibration of theory on the training stars. What
+the labels do not say of a spectrum is fitted with them, within priors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from maury.labels import LABEL_NAMES
+from maury.methods.chain import Chain
+from maury.methods.emulated import shipped_emulator
+from maury.methods.fitter import Fitter
+from maury.methods.knowledge import LabelKnowledge, PriorKind
+from maury.methods.priors import Prior
+from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.starting import RidgeStart
+from maury.methods.theory import (
+    LEAST_STARS,
+    calibrate,
+    complete_stars,
+    external_prior,
+    in_air,
+    learn_start,
+    nuisance_sigmas,
+    observed_chain,
+    require_emulator,
+    residual_variance,
+    typical_labels,
+)
+from maury.preparation import Inputs
+from maury.sky import TheoryCalibration
+
+__all__ = ["Payne", "PayneSettings"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_N = len(LABEL_NAMES)
+_RESIDUAL_STARS = 400
+_TYPICAL = 2000
+
+
+class PayneSettings(MethodSettings):
+    """Settings of the Payne.
+
+    Attributes
+    ----------
+    calibrate : bool
+        Whether theory is calibrated on the training stars (`maury.sky.TheoryCalibration`).
+    prior : {"wide", "sample", "photometry"}
+        See `maury.methods.knowledge.LabelKnowledge`; the last needs observables in the
+        preparation.
+    external : tuple of str
+        Labels that are taken from columns of the survey, such as a seismic ``logg``; where one has
+        an error it is a prior, otherwise it is exact.
+    rv_error_kms : float
+        Standard deviation of the velocity left in the spectra.
+    max_steps, reuse : int
+        Of `maury.methods.fitter.Fitter`.
+    """
+
+    calibrate: bool = True
+    prior: PriorKind = "wide"
+    external: tuple[str, ...] = ()
+    rv_error_kms: float = Field(default=1.3, gt=0.0, le=30.0)
+    max_steps: int = Field(default=12, ge=1)
+    reuse: int = Field(default=2, ge=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Payne(Method):
+    """The emulator, fitted to whole spectra.
+
+    Attributes
+    ----------
+    chain : Chain
+    calibration : TheoryCalibration or None
+    knowledge : LabelKnowledge
+    start : RidgeStart
+    noise_correlation : tuple of float
+    """
+
+    name: ClassVar[str] = "payne"
+    paper: ClassVar[str] = "Ting, Conroy, Rix & Cargile (2019, ApJ 879, 69)"
+    bibtex_key: ClassVar[str] = "Ting2019"
+    settings_class: ClassVar[type[MethodSettings]] = PayneSettings
+    known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
+
+    chain: Chain
+    calibration: TheoryCalibration | None
+    knowledge: LabelKnowledge
+    start: RidgeStart
+    noise_correlation: tuple[float, ...]
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Calibrate theory, measure its residuals, and learn where to start; see `Method`."""
+        del validation
+        assert isinstance(settings, PayneSettings), "settings are of the method's class"
+        stars = complete_stars(training)
+        calibration = calibrate(stars) if settings.calibrate else None
+        wave = in_air(training)
+        chain = observed_chain(wave, calibration, np.zeros(wave.size, dtype=np.float32))
+        few = len(stars) < LEAST_STARS
+        truth = typical_labels(_TYPICAL, seed) if few else stars.truth
+        seen = np.zeros((_TYPICAL, 0)) if few else stars.inputs.observables.astype(np.float64)
+        method = cls(
+            settings,
+            tuple(name for name in LABEL_NAMES if name in training.label_names),
+            chain,
+            calibration,
+            LabelKnowledge.learn(LABEL_NAMES, truth, seen),
+            learn_start(chain, truth, settings.rv_error_kms, seed),
+            training.noise_correlation,
+        )
+        return method if few else method._with_residuals(stars)
+
+    def _with_residuals(self, stars: Sample) -> Self:
+        """Return the method with the variance that its best fits leave at the true labels."""
+        some = stars.rows(np.argsort(-stars.inputs.snr)[:_RESIDUAL_STARS])
+        fitted = self._fit(some.inputs, {}, some.truth)
+        assert fitted.flux is not None, "a fit has a best spectrum"
+        own = residual_variance(some.inputs.flux, some.inputs.ivar, fitted.flux)
+        chain = observed_chain(self.chain.wave_aa, self.calibration, own)
+        return replace(self, chain=chain)
+
+    @cached_property
+    def fitter(self) -> Fitter:
+        """The fit of one spectrum."""
+        assert isinstance(self.settings, PayneSettings), "settings are of the method's class"
+        return Fitter(
+            self.chain,
+            noise_correlation=self.noise_correlation,
+            max_steps=self.settings.max_steps,
+            reuse=self.settings.reuse,
+        )
+
+    @property
+    def external_names(self) -> tuple[str, ...]:
+        """Labels that the settings name."""
+        return self.settings.external  # type: ignore[attr-defined,no-any-return]
+
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+        """Fit whole spectra; see `Method`."""
+        return self._fit(inputs, external or {}, None).select(self.label_names)
+
+    def _fit(
+        self, inputs: Inputs, external: Mapping[str, External], truth: Float64Array | None
+    ) -> FitResult:
+        names = self.chain.label_names
+        n = len(inputs)
+        place = np.zeros((n, len(names)))
+        place[:, :_N] = self.start.regress(inputs.flux, inputs.ivar) if truth is None else truth
+        frozen = np.zeros(place.shape, dtype=np.bool_)
+        frozen[:, :_N] = truth is not None
+        prior = self._prior(inputs, truth is None)
+        for name, known in external.items():
+            added, exact = external_prior(names, name, known)
+            prior += added
+            column = names.index(name)
+            place[:, column] = np.where(np.isfinite(known.value), known.value, place[:, column])
+            frozen[:, column] |= exact
+        return self.fitter.fit(inputs.flux, inputs.ivar, place, prior=prior, frozen=frozen)
+
+    def _prior(self, inputs: Inputs, labels: bool) -> Prior:
+        assert isinstance(self.settings, PayneSettings), "settings are of the method's class"
+        n, names = len(inputs), self.chain.label_names
+        prior = Prior.of(names, n, nuisance_sigmas(names, self.settings.rv_error_kms))
+        if labels:
+            kind = self.settings.prior
+            observables = np.asarray(inputs.observables, dtype=np.float64)
+            known = self.knowledge.prior(kind, LABEL_NAMES, n, observables)
+            prior.precision[:, :_N, :_N] += known.precision
+            prior.pull[:, :_N] += known.pull
+        return prior
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON; see `Method`."""
+        arrays = self.knowledge.to_arrays() | self.start.to_arrays()
+        arrays |= {"wave_aa": self.chain.wave_aa, "own_variance": self.chain.own_variance}
+        if self.calibration is not None:
+            arrays |= {
+                f"calibration.{f.name}": getattr(self.calibration, f.name)
+                for f in fields(TheoryCalibration)
+            }
+        about = {
+            "noise_correlation": list(self.noise_correlation),
+            "calibrated": self.calibration is not None,
+            "emulator": shipped_emulator().spec.checksum,
+        }
+        return arrays, about
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave; see `Method`."""
+        require_emulator(about)
+        calibration = None
+        if about["calibrated"]:
+            parts = {f.name: arrays[f"calibration.{f.name}"] for f in fields(TheoryCalibration)}
+            calibration = TheoryCalibration(**parts)
+        return cls(
+            settings,
+            label_names,
+            observed_chain(arrays["wave_aa"], calibration, arrays["own_variance"]),
+            calibration,
+            LabelKnowledge.from_arrays(arrays),
+            RidgeStart.from_arrays(arrays, LABEL_NAMES),
+            tuple(about["noise_correlation"]),
+        )

@@ -1,0 +1,88 @@
+"""A ridge regression from spectra to labels, to start fits from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["RidgeStart"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeStart:
+    """Labels linear in the flux; a `maury.methods.protocols.Regressor` of modest accuracy.
+
+    Attributes
+    ----------
+    label_names : tuple of str
+    mean_flux : (n_pixel,) float32
+    weights : (n_pixel, n_label) float32
+    centre : (n_label,) float64
+    scatter : (n_label,) float64
+        Rms error of each label on the spectra that it was learnt from.
+    """
+
+    label_names: tuple[str, ...]
+    mean_flux: Float32Array
+    weights: Float32Array
+    centre: Float64Array
+    scatter: Float64Array
+
+    @classmethod
+    def learn(
+        cls,
+        label_names: tuple[str, ...],
+        flux: Float32Array,
+        labels: Float64Array,
+        *,
+        noise: float = 0.02,
+    ) -> Self:
+        """Learn from spectra (n_star, n_pixel) and finite labels (n_star, n_label).
+
+        Parameters
+        ----------
+        noise : float
+            1 sigma noise per pixel to be robust against, beyond what the spectra have.
+        """
+        mean, centre = flux.mean(axis=0), labels.mean(axis=0)
+        spread = labels.std(axis=0)
+        spread = np.where(spread > 0, spread, 1.0)
+        apart = (flux - mean).astype(np.float64)
+        scaled = (labels - centre) / spread
+        if len(flux) <= flux.shape[1]:
+            gram = apart @ apart.T
+            gram[np.diag_indices(len(gram))] += len(flux) * noise**2
+            weights = apart.T @ np.linalg.solve(gram, scaled)
+        else:
+            gram = apart.T @ apart
+            gram[np.diag_indices(len(gram))] += len(flux) * noise**2
+            weights = np.linalg.solve(gram, apart.T @ scaled)
+        error = (apart @ weights - scaled) * spread
+        return cls(
+            tuple(label_names),
+            mean,
+            (weights * spread).astype(np.float32),
+            centre,
+            np.sqrt(np.mean(error**2, axis=0)),
+        )
+
+    def regress(self, flux: Float32Array, ivar: Float32Array) -> Float64Array:
+        """Labels (n_star, n_label) of spectra (n_star, n_pixel)."""
+        apart = np.where(ivar > 0, flux - self.mean_flux, np.float32(0))
+        return np.asarray(apart @ self.weights + self.centre, dtype=np.float64)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return arrays from which `from_arrays` makes an equal one."""
+        return {f"start.{f.name}": getattr(self, f.name) for f in fields(self)[1:]}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], label_names: tuple[str, ...]) -> Self:
+        """Read what `to_arrays` gave."""
+        return cls(label_names, **{f.name: arrays[f"start.{f.name}"] for f in fields(cls)[1:]})
