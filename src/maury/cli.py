@@ -79,6 +79,8 @@ def _options(
 def ingest_released(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the files.")],
     out: StorePath,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Read the layout in which the RAVE CNN authors released their data.
@@ -87,8 +89,10 @@ def ingest_released(
     """
     from maury.readers import ingest_released
 
-    with _bar("ingesting") as progress:
-        survey = ingest_released(directory, out, overwrite=overwrite, progress=progress)
+    with _cluster(scheduler, workers, local=True) as cluster, _bar("ingesting") as progress:
+        survey = ingest_released(
+            directory, out, overwrite=overwrite, progress=progress, cluster=cluster
+        )
     print(survey)
 
 
@@ -96,13 +100,15 @@ def ingest_released(
 def ingest_toml(
     config: Annotated[Path, typer.Argument(metavar="SURVEY.toml", help="What to read, and how.")],
     out: StorePath,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Read spectra and tables of any survey, as a short TOML file describes them."""
     from maury.readers import ingest_toml
 
-    with _bar("ingesting") as progress:
-        survey = ingest_toml(config, out, overwrite=overwrite, progress=progress)
+    with _cluster(scheduler, workers, local=True) as cluster, _bar("ingesting") as progress:
+        survey = ingest_toml(config, out, overwrite=overwrite, progress=progress, cluster=cluster)
     print(survey)
 
 
@@ -118,12 +124,14 @@ def simulate(
         bool,
         typer.Option("--galaxy", help="Place the stars in discs with metallicity gradients."),
     ] = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate a RAVE-like survey with the emulator that ships with maury."""
     from maury.simulate import simulate_survey
 
-    with _bar("simulating") as progress:
+    with _cluster(scheduler, workers, local=True) as cluster, _bar("simulating") as progress:
         survey = simulate_survey(
             out,
             n_star=stars,
@@ -132,6 +140,7 @@ def simulate(
             galaxy=galaxy,
             overwrite=overwrite,
             progress=progress,
+            cluster=cluster,
         )
     print(survey)
 
@@ -476,14 +485,14 @@ def info(
 
 
 @contextmanager
-def _cluster(scheduler: str | None, workers: int | None) -> Iterator[Any]:
-    """Yield the workers of a scheduler, or None without one."""
-    if scheduler is None:
+def _cluster(scheduler: str | None, workers: int | None, *, local: bool = False) -> Iterator[Any]:
+    """Yield the workers of a scheduler, or None without one; `local` may start one for workers."""
+    if scheduler is None and not (local and workers):
         yield None
         return
-    from maury.distributed import connect
+    from maury.distributed import LOCAL, connect
 
-    with connect(scheduler, workers=workers) as cluster:
+    with connect(scheduler or LOCAL, workers=workers) as cluster:
         yield cluster
 
 

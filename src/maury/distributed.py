@@ -157,7 +157,7 @@ class Cluster:
 
     def require_paths(self, paths: Iterable[Path | str]) -> None:
         """Raise `ClusterError` unless all workers see these files or directories."""
-        wanted = [str(Path(path).absolute()) for path in paths]
+        wanted = [str(Path(path).absolute()) for path in paths if "://" not in str(path)]
         for worker, lacking in self._ask(_asking_paths(wanted)).items():
             if lacking:
                 raise ClusterError(
@@ -295,7 +295,12 @@ class Cluster:
                 self._client.unsubscribe_topic(topic)
 
     def _ask(self, question: Callable[[], Any]) -> Mapping[str, Any]:
-        answers: Mapping[str, Any] = self._client.run(question, on_error="return")
+        answers = dict(self._client.run(question, on_error="return"))
+        for worker, answer in list(answers.items()):
+            if isinstance(answer, OSError):
+                del answers[worker]  # It is lost, which is no fault of the others.
+            elif isinstance(answer, Exception):
+                raise ClusterError(f"the worker {worker} cannot answer: {answer!r}; start it again")
         return answers
 
 

@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from maury.columns import BANDS, Column
+from maury.distributed import Cluster
 from maury.emulator import Emulator
 from maury.errors import ConfigError
 from maury.galaxy import Discs
@@ -32,7 +35,8 @@ from maury.observing import (
     Spectrograph,
 )
 from maury.population import OBSERVED, TRAINING, Population, Selection, Stars
-from maury.survey import CHUNK_STARS, Survey, SurveyWriter
+from maury.store import CHUNK_STARS, SurveyWriter, put_rows
+from maury.survey import Survey
 
 __all__ = ["LABELLED_SURVEY", "OBSERVED_SURVEY", "Simulation", "Simulator", "simulate_survey"]
 
@@ -184,6 +188,7 @@ def simulate_survey(
     overwrite: bool = False,
     progress: Progress | None = None,
     emulator: Emulator | None = None,
+    cluster: Cluster | None = None,
 ) -> Survey:
     """Simulate a RAVE-like survey and write it to a store, marked as simulated.
 
@@ -209,6 +214,8 @@ def simulate_survey(
         Called with the number of stars done and their total.
     emulator : Emulator, optional
         Instead of the one that ships with the package.
+    cluster : Cluster, optional
+        Workers to simulate on (`maury.distributed.connect`); the bytes are the same.
 
     Returns
     -------
@@ -217,7 +224,9 @@ def simulate_survey(
     Raises
     ------
     ConfigError
-        If `n_star` is not positive, or `seed` is negative.
+        If `n_star` is not positive, or `seed` is negative, or workers lack the `emulator`.
+    ClusterError, WorkerLost
+        As of `maury.distributed.Cluster.results`.
     OutputExists
         If `path` exists and `overwrite` is false.
     ResumeMismatch
@@ -227,6 +236,8 @@ def simulate_survey(
         raise ConfigError(
             f"n_star must be at least 1 and seed not negative, got {n_star} and {seed}"
         )
+    if cluster is not None and emulator is not None:
+        raise ConfigError("workers of a cluster use the emulator that ships with maury; give none")
     chosen = simulation
     if chosen is None:
         chosen = OBSERVED_SURVEY if observed else LABELLED_SURVEY
@@ -246,7 +257,10 @@ def simulate_survey(
         overwrite=overwrite,
         resume_key=_fingerprint({**provenance, "n_star": n_star}),
     ) as writer:
-        for start, stop in _chunks(writer.done, n_star):
+        if cluster is not None:
+            _simulate_on(cluster, simulator, writer, progress)
+        first = writer.done // CHUNK_STARS * CHUNK_STARS
+        for start, stop in _chunks(first, n_star):
             flux, ivar, columns = _chunk(simulator, start, stop)
             writer.write(start, flux, ivar, **columns)
             logger.info("simulated %d of %d stars", stop, n_star)
@@ -255,10 +269,52 @@ def simulate_survey(
     return Survey.open(path)
 
 
-def _chunks(done: int, n_star: int) -> Iterator[tuple[int, int]]:
-    first = done // CHUNK_STARS * CHUNK_STARS
-    for start in range(first, n_star, CHUNK_STARS):
-        yield start, min(start + CHUNK_STARS, n_star)
+@dataclass(frozen=True)
+class _Stretch:
+    """Stars `start` to before `stop` of a store in the making: the work of a task."""
+
+    store: str
+    seed: int
+    simulation: str
+    start: int
+    stop: int
+
+
+def _simulate_on(
+    cluster: Cluster, simulator: Simulator, writer: SurveyWriter, progress: Progress | None
+) -> None:
+    store = str(writer.partial.absolute())
+    kind = simulator.simulation.model_dump_json()
+    stretches = [_Stretch(store, simulator.seed, kind, *rows) for rows in writer.missing]
+    if stretches:
+        cluster.require_paths([store])
+    for number, _ in cluster.results(_simulate_there, stretches):
+        writer.note(stretches[number].start, stretches[number].stop)
+        if progress is not None:
+            progress(writer.n_written, writer.n_star)
+
+
+def _simulate_there(stretch: _Stretch, tell: Callable[[Any], None]) -> None:
+    """Simulate a stretch on a worker: spectra chunk by chunk, columns at once."""
+    simulator = _simulator(stretch.seed, stretch.simulation)
+    pieces = []
+    for start, stop in _chunks(stretch.start, stretch.stop):
+        flux, ivar, columns = _chunk(simulator, start, stop)
+        put_rows(stretch.store, start, {"flux": flux, "ivar": ivar})
+        pieces.append(columns)
+    whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    put_rows(stretch.store, stretch.start, whole)
+
+
+@lru_cache(maxsize=1)
+def _simulator(seed: int, simulation: str) -> Simulator:
+    chosen = Simulation.model_validate_json(simulation)
+    return Simulator(seed, chosen, emulator=Emulator.load(), population=Population.load())
+
+
+def _chunks(first: int, stop: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, stop, CHUNK_STARS):
+        yield start, min(start + CHUNK_STARS, stop)
 
 
 def _chunk(

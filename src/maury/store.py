@@ -86,7 +86,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         self.partial = self.path.with_name(self.path.name + ".part")
         self._rows: list[tuple[int, int]] = []
         self._overwrite = overwrite
-        self._n_star = n_star
+        self.n_star = n_star
         self._key = resume_key
         self._columns = _resolve_columns(columns, labels)
         refuse_existing(self.path, overwrite=overwrite)
@@ -108,6 +108,11 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         return self._rows[0][1] if self._rows and self._rows[0][0] == 0 else 0
 
     @property
+    def n_written(self) -> int:
+        """Rows written."""
+        return sum(last - first for first, last in self._rows)
+
+    @property
     def stretch(self) -> int:
         """Rows that a process may write while others write their own: a chunk of a column."""
         ids: Any = self._group["id"]
@@ -116,8 +121,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
     @property
     def missing(self) -> list[tuple[int, int]]:
         """First row and row after the last of each stretch that is not wholly written."""
-        starts = range(0, self._n_star, self.stretch)
-        stretches = [(start, min(start + self.stretch, self._n_star)) for start in starts]
+        starts = range(0, self.n_star, self.stretch)
+        stretches = [(start, min(start + self.stretch, self.n_star)) for start in starts]
         return [
             (start, stop)
             for start, stop in stretches
@@ -156,8 +161,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         """
         flux = np.asarray(flux, dtype=np.float32)
         stop = start + flux.shape[0]
-        if stop > self._n_star:
-            raise LengthMismatch(f"{self.path}: row {stop} is beyond the {self._n_star} declared")
+        if stop > self.n_star:
+            raise LengthMismatch(f"{self.path}: row {stop} is beyond the {self.n_star} declared")
         for name in columns:
             if name not in self._columns:
                 raise ColumnError(f"column {name!r} was not declared for {self.path}")
@@ -177,10 +182,9 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
     ) -> None:
         """Publish the store if every row was written, else keep (resumable) or remove it."""
         if kind is None:
-            if self._rows != [(0, self._n_star)]:
-                written = sum(last - first for first, last in self._rows)
+            if self._rows != [(0, self.n_star)]:
                 raise LengthMismatch(
-                    f"{self.path}: {written} rows written of {self._n_star} declared"
+                    f"{self.path}: {self.n_written} rows written of {self.n_star} declared"
                 )
             self._check_ids()
             (self.partial / _PROGRESS).unlink(missing_ok=True)
@@ -214,7 +218,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         self._group = zarr.create_group(str(self.partial), zarr_format=3)
         self._group.attrs["maury"] = header
-        n_star, n_pixel = self._n_star, wave.size
+        n_star, n_pixel = self.n_star, wave.size
         rows = min(chunk, max(n_star, 1))
         for name, ucd in (
             ("flux", "phot.flux.density;em.wl"),
@@ -247,8 +251,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         integer = column.kind.startswith(("int", "bool"))
         array = self._group.create_array(
             column.name,
-            shape=(self._n_star,),
-            chunks=(max(1, min(rows, self._n_star)),),
+            shape=(self.n_star,),
+            chunks=(max(1, min(rows, self.n_star)),),
             dtype="str" if text else column.kind,
             fill_value="" if text else (0 if integer else float("nan")),
             dimension_names=("star",),

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from maury.distributed import Cluster
 from maury.errors import InputFileError
 from maury.readers.config import IngestConfig, load_config
 from maury.readers.direct import FileSurvey
@@ -13,6 +14,7 @@ from maury.readers.folder import FolderSource, open_folder
 from maury.readers.grids import Gridder, linear_grid
 from maury.readers.joining import Spectrograph, join
 from maury.readers.pipeline import (
+    Opened,
     Progress,
     Target,
     describe_files,
@@ -34,6 +36,7 @@ def ingest_toml(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    cluster: Cluster | None = None,
 ) -> Survey:
     """Read spectra and tables that a TOML file describes into a new store.
 
@@ -52,6 +55,8 @@ def ingest_toml(
         Replace an existing store.
     progress : callable, optional
         Called with the number of rows done, and of all.
+    cluster : Cluster, optional
+        Workers to read on (`maury.distributed.connect`), which must see the files.
 
     Returns
     -------
@@ -81,7 +86,14 @@ def ingest_toml(
             gridder=files.gridder,
             medium=files.medium,
             progress=progress,
+            cluster=cluster,
+            opener=(_open_again, str(Path(config_path).absolute())),
         )
+
+
+def _open_again(config_path: str) -> Opened:
+    files = open_toml(config_path)
+    return Opened(files.source, files.gridder, files)
 
 
 def open_toml(config_path: Path | str) -> FileSurvey:

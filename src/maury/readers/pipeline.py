@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +14,22 @@ from numpy.typing import NDArray
 
 import maury
 from maury.columns import BANDS
-from maury.errors import InputFileError, LengthMismatch, MauryError
+from maury.distributed import Cluster
+from maury.errors import (
+    ClusterError,
+    InputFileError,
+    LengthMismatch,
+    MauryError,
+    WorkerLost,
+)
 from maury.files import remove
 from maury.labels import LABELS, Label
 from maury.operators import estimate_snr, ivar_from_snr
 from maury.readers.grids import Gridder
 from maury.readers.opening import reading
 from maury.readers.stars import star_ids
-from maury.survey import CHUNK_STARS, Survey, SurveyWriter, require_unique
+from maury.store import CHUNK_STARS, SurveyWriter, put_rows, require_unique
+from maury.survey import Survey
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +76,18 @@ class Source(Protocol):
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield the spectra of rows `start` to before `stop`, in order."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that was opened again, its grid, and what keeps its files open."""
+
+    source: Source
+    gridder: Gridder
+    keeper: object
+
+
+Opener = Callable[[str], Opened]
 
 
 def check_rows(n_star: int, what: Path) -> None:
@@ -184,6 +205,8 @@ def write_survey(
     gridder: Gridder,
     medium: Any,
     progress: Progress | None = None,
+    cluster: Cluster | None = None,
+    opener: tuple[Opener, str] | None = None,
 ) -> Survey:
     """Stream a source into a new store, and open it.
 
@@ -201,6 +224,10 @@ def write_survey(
         Medium of its wavelengths.
     progress : callable, optional
         Called with the number of rows done, and of all.
+    cluster : Cluster, optional
+        Workers to read on; with `opener`.
+    opener : (callable, str), optional
+        A function of an importable module that opens the source again, and its argument.
     """
     n_star = source.n_star
     writer = SurveyWriter(
@@ -217,7 +244,12 @@ def write_survey(
     )
     with writer:
         try:
+            if cluster is not None and opener is not None:
+                again = (*opener, target.resume_key)
+                _read_on(cluster, again, columns, writer, progress=progress)
             _write_chunks(source, columns, writer, gridder=gridder, progress=progress)
+        except (ClusterError, WorkerLost):
+            raise
         except MauryError:
             # Once the input is corrected it is another run, which this part must not obstruct.
             remove(writer.partial)
@@ -242,6 +274,62 @@ def _write_chunks(
         writer.write(start, flux, ivar, **{**rows, "snr": snr})
         if progress is not None:
             progress(stop, n_star)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Rows `start` to before `stop` of a store in the making: the work of a task."""
+
+    store: str
+    opener: Opener
+    argument: str
+    key: str
+    start: int
+    stop: int
+    known_snr: NDArray[np.float64]
+
+
+def _read_on(
+    cluster: Cluster,
+    again: tuple[Opener, str, str],
+    columns: Columns,
+    writer: SurveyWriter,
+    *,
+    progress: Progress | None,
+) -> None:
+    """Have workers write the spectra; the columns, which are known, are written here."""
+    store, missing = str(writer.partial.absolute()), writer.missing
+    known = columns.get("snr", np.full(writer.n_star, np.nan))
+    stretches = [_Stretch(store, *again, a, b, known[a:b]) for a, b in missing]
+    if stretches:
+        cluster.require_paths([store, again[1]])
+    for number, snr in cluster.results(_read_there, stretches):
+        start, stop = missing[number]
+        rows = {name: values[start:stop] for name, values in columns.items()}
+        put_rows(store, start, {**rows, "snr": snr})
+        writer.note(start, stop)
+        if progress is not None:
+            progress(writer.n_written, writer.n_star)
+
+
+def _read_there(stretch: _Stretch, tell: Callable[[Any], None]) -> NDArray[np.float64]:
+    """Read and write spectra on a worker, chunk by chunk; return their S/N."""
+    opened = _opened(stretch.opener, stretch.argument, stretch.key)
+    snr = np.empty(stretch.stop - stretch.start)
+    for start in range(stretch.start, stretch.stop, CHUNK_STARS):
+        stop = min(start + CHUNK_STARS, stretch.stop)
+        rows = slice(start - stretch.start, stop - stretch.start)
+        flux, ivar, snr[rows] = read_rows(
+            opened.source, opened.gridder, start, stretch.known_snr[rows]
+        )
+        put_rows(stretch.store, start, {"flux": flux, "ivar": ivar})
+    return snr
+
+
+@lru_cache(maxsize=1)
+def _opened(opener: Opener, argument: str, key: str) -> Opened:
+    del key
+    return opener(argument)
 
 
 def read_rows(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury import columns as columns_module
+from maury.distributed import Cluster
 from maury.errors import (
     ColumnError,
     GridMismatch,
@@ -26,6 +27,7 @@ from maury.errors import (
 from maury.readers.grids import Gridder, header_grid, linear_grid
 from maury.readers.opening import find_hdu, open_fits, reading
 from maury.readers.pipeline import (
+    Opened,
     Piece,
     Progress,
     Target,
@@ -85,6 +87,7 @@ def ingest_released(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    cluster: Cluster | None = None,
 ) -> Survey:
     """Read a directory in the layout of the released RAVE CNN data into a new store.
 
@@ -105,6 +108,8 @@ def ingest_released(
         Replace an existing store.
     progress : callable, optional
         Called with the number of rows done, and of all.
+    cluster : Cluster, optional
+        Workers to read on (`maury.distributed.connect`), which must see the files.
 
     Returns
     -------
@@ -145,8 +150,23 @@ def ingest_released(
         )
         gridder = Gridder(wave_aa, resample=False, medium=medium)
         return write_survey(
-            source, columns, target, gridder=gridder, medium=medium, progress=progress
+            source,
+            columns,
+            target,
+            gridder=gridder,
+            medium=medium,
+            progress=progress,
+            cluster=cluster,
+            opener=(_open_again, str(Path(directory).absolute())),
         )
+
+
+def _open_again(directory: str) -> Opened:
+    """Open the spectra alone: their columns are known."""
+    path, stack = _find(Path(directory))["spectra"], ExitStack()
+    with reading(path):
+        source, wave_aa, medium, _ = _open_spectra(path, stack)
+    return Opened(source, Gridder(wave_aa, resample=False, medium=medium), stack)
 
 
 @dataclass(frozen=True)
