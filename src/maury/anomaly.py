@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import scipy.fft
-import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cholesky_banded, solve_banded, solveh_banded
 
@@ -224,17 +224,22 @@ class VelocityTest:
         return float(SPEED_OF_LIGHT_KMS * span / (self.wave_aa.size - 1))
 
     @cached_property
-    def _resampler(self) -> Any:
-        """Sparse linear interpolation (n_pixel, n_pixel) to the logarithmic grid, tapered."""
+    def _resampling(self) -> list[tuple[slice, int, Float32Array]]:
+        """Linear interpolation to the logarithmic grid.
+
+        In runs of pixels that have the same offset to their left neighbour on the old grid: the
+        run, its first left neighbour, and the weight of the right one.
+        """
         n_pixel = self.wave_aa.size
         target = np.geomspace(self.wave_aa[0], self.wave_aa[-1], n_pixel)
         position = np.interp(target, self.wave_aa, np.arange(n_pixel))
         left = np.clip(np.floor(position).astype(int), 0, n_pixel - 2)
-        part = position - left
-        index = np.column_stack([left, left + 1]).ravel()
-        data = np.column_stack([1.0 - part, part]).ravel().astype(np.float32)
-        pointer = np.arange(0, 2 * n_pixel + 1, 2)
-        return scipy.sparse.csr_array((data, index, pointer), shape=(n_pixel, n_pixel))
+        part = (position - left).astype(np.float32)
+        bounds = [0, *(np.flatnonzero(np.diff(left) != 1) + 1), n_pixel]
+        return [
+            (slice(start, stop), int(left[start]), part[start:stop])
+            for start, stop in pairwise(bounds)
+        ]
 
     @cached_property
     def _taper(self) -> Float32Array:
@@ -268,27 +273,35 @@ class VelocityTest:
     def _measure(self, flux: Float32Array, template: Float32Array) -> tuple[Float64Array, ...]:
         reach = min(int(self.reach_kms / self.step_kms), self.wave_aa.size // 4)
         pair = min(int(self.pair_reach_kms / self.step_kms), reach)
-        depth, model = self._depth(flux), self._depth(template)
         size = scipy.fft.next_fast_len(self.wave_aa.size + 2 * reach, real=True)
-        seen, known = (scipy.fft.rfft(x, size, axis=1) for x in (depth, model))
-        cross = np.multiply(seen, known.conj(), out=seen).view(np.float32)
-        cross = (cross @ _inverse_transform(size, -reach, reach)).astype(np.float64)
+        depth, model = (self._depth(x, size) for x in (flux, template))
+        seen, known = (scipy.fft.rfft(x, axis=1) for x in (depth, model))
+        product = np.multiply(seen, known.conj(), out=seen).view(np.float32)
+        cross = product @ _inverse_transform(size, -reach, reach)
         strength = np.square(known.view(np.float32), out=known.view(np.float32))
         auto = strength @ _inverse_transform(size, 0, 2 * pair, squared=True)
-        power = np.where(auto[:, 0] > 0, auto[:, 0], np.nan).astype(np.float64)
+        power = np.where(auto[:, 0] > 0, auto[:, 0], np.float32(np.nan))
         shift = self.step_kms * (_peak(cross) - reach) + 0.0 * power
         cross = cross[:, reach - pair : reach + pair + 1] / np.sqrt(power)[:, None]
         one = np.square(np.clip(cross.max(axis=1), 0.0, None))
         least = int(np.ceil(self.least_separation_kms / self.step_kms))
-        two = _best_pair(cross, auto / power[:, None], least)
+        two = _best_pair(cross.T, (auto / power[:, None]).T, least)
         total = np.einsum("np,np->n", depth, depth).astype(np.float64)
         left = np.maximum(total - np.maximum(one, two), 1e-6 * total + 1e-12)
-        return shift, np.maximum(two - one, 0.0) / left
+        return shift.astype(np.float64), np.maximum(two - one, 0.0) / left
 
-    def _depth(self, flux: Float32Array) -> Float32Array:
-        depth = (self._resampler @ np.ascontiguousarray(np.float32(1.0) - flux).T).T
-        depth = depth - depth.mean(axis=1, keepdims=True)
-        return np.asarray(depth * self._taper, dtype=np.float32)
+    def _depth(self, flux: Float32Array, size: int) -> Float32Array:
+        """Tapered depth below the mean on the logarithmic grid (n, size), filled up with zeros."""
+        filled = np.zeros((len(flux), size), dtype=np.float32)
+        depth = filled[:, : self.wave_aa.size]
+        source = np.float32(1.0) - flux
+        for run, first, part in self._resampling:
+            last = first + part.size
+            np.multiply(source[:, first:last], np.float32(1.0) - part, out=depth[:, run])
+            depth[:, run] += source[:, first + 1 : last + 1] * part
+        depth -= depth.mean(axis=1, keepdims=True)
+        depth *= self._taper
+        return filled
 
 
 @lru_cache(maxsize=8)
@@ -306,7 +319,7 @@ def _inverse_transform(size: int, first: int, last: int, *, squared: bool = Fals
     return np.stack([real, imaginary], axis=1).reshape(-1, angle.shape[1]).astype(np.float32)
 
 
-def _peak(cross: Float64Array) -> Float64Array:
+def _peak(cross: Float32Array) -> Float64Array:
     """Position (n_star,) of the maximum, between the samples by a parabola."""
     row = np.arange(len(cross))
     top = np.argmax(cross, axis=1)
@@ -317,13 +330,19 @@ def _peak(cross: Float64Array) -> Float64Array:
     return np.asarray(np.where(top == middle, middle + np.clip(step, -0.5, 0.5), top))
 
 
-def _best_pair(cross: Float64Array, auto: NDArray[Any], least: int) -> Float64Array:
-    """Largest squared projection (n_star,) on two shifted templates of positive strength."""
-    best = np.zeros(len(cross))
-    for apart in range(least, cross.shape[1]):
-        like = auto[:, apart, None]
-        first, second = cross[:, :-apart], cross[:, apart:]
+def _best_pair(cross: Float32Array, auto: Float32Array, least: int) -> Float32Array:
+    """Largest squared projection (n_star,) on two shifted templates of positive strength.
+
+    Both arguments are (n_lag, n_star), for speed.
+    """
+    cross, auto = np.ascontiguousarray(cross), np.ascontiguousarray(auto)
+    best = np.zeros(cross.shape[1], dtype=np.float32)
+    for apart in range(least, len(cross)):
+        like = auto[apart]
+        first, second = cross[:-apart], cross[apart:]
         a, b = first - like * second, second - like * first
-        explained = np.where((a > 0) & (b > 0), a * first + b * second, 0.0)
-        np.maximum(best, explained.max(axis=1) / (1.0 - np.square(auto[:, apart])), out=best)
+        explained = a * first
+        explained += b * second
+        explained *= np.minimum(a, b) > 0
+        np.maximum(best, explained.max(axis=0) / (np.float32(1.0) - np.square(like)), out=best)
     return best
