@@ -344,8 +344,11 @@ def _parallax_checks(batch: Batch, *, zero_point: bool) -> list[tuple[Flag, Bool
 def _flag_spectra(state: State) -> NDArray[np.int32]:
     flux, good = state.spectra.flux, state.spectra.good
     share = 1.0 - np.mean(good, axis=1)
-    least = np.min(flux, axis=1, where=good, initial=np.inf)
-    constant = np.max(flux, axis=1, where=good, initial=-np.inf) <= least
+    if good.all():
+        constant = np.max(flux, axis=1, initial=-np.inf) <= np.min(flux, axis=1, initial=np.inf)
+    else:
+        least = np.min(flux, axis=1, where=good, initial=np.inf)
+        constant = np.max(flux, axis=1, where=good, initial=-np.inf) <= least
     checks = (
         (Flag.NO_SPECTRUM, constant),
         (Flag.BAD_PIXELS, (share > BAD_PIXEL_SHARE) & ~constant),

@@ -234,11 +234,20 @@ class Noise(Config):
     def run(self, state: State) -> State:
         """Return the state with ivar set."""
         spectra = state.spectra
-        modelled = ops.ivar_from_snr(spectra.flux, state.snr) * spectra.good
-        rows = np.isfinite(state.snr) & (state.snr > 0)
+        known = np.isfinite(state.snr) & (state.snr > 0)
         if self.only_if_unknown:
-            rows &= ((spectra.ivar == 1) | ~spectra.good).all(axis=1)
-        return state.with_pixels(spectra.flux, np.where(rows[:, None], modelled, spectra.ivar))
+            # The first pixel tells most spectra with noise from those without.
+            known &= (spectra.ivar[:, 0] == 1) | (spectra.ivar[:, 0] == 0)
+        rows = np.flatnonzero(known)
+        if self.only_if_unknown:
+            ivar = spectra.ivar[rows]
+            rows = rows[((ivar == 1) | (ivar == 0)).all(axis=1)]
+        if rows.size == 0:
+            return state
+        ivar = spectra.ivar.copy()
+        modelled = ops.ivar_from_snr(spectra.flux[rows], state.snr[rows])
+        ivar[rows] = modelled * (ivar[rows] > 0)
+        return state.with_pixels(spectra.flux, ivar)
 
 
 class MaskCosmics(Config):
@@ -435,8 +444,8 @@ class Colours(Config):
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, n_observable) float64."""
         values, errors = _magnitudes(batch, self.bands, deredden=self.deredden, r_v=self.r_v)
-        blue = [self.bands.index(pair[0]) for pair in self.pairs]
-        red = [self.bands.index(pair[1]) for pair in self.pairs]
+        place = {name: column for column, name in enumerate(self.bands)}
+        blue, red = ([place[pair[k]] for pair in self.pairs] for k in (0, 1))
         return obs.colour(values[:, blue], values[:, red]), np.hypot(
             errors[:, blue], errors[:, red]
         )
