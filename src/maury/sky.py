@@ -35,6 +35,7 @@ Float64Array = NDArray[np.float64]
 
 _FLUX_FLOOR = 0.05
 _CLIP_SIGMA = 3.0
+_BEND_SIGMA = 2.0
 _SPLINE_DEGREE = 3
 _KNOT_SPACING_AA = 8.3
 _STRENGTH_RIDGE = 1e-3
@@ -130,23 +131,27 @@ class TheoryCalibration:
         change, added = self.change(labels)
         return np.asarray(theory - (np.float32(1.0) - theory) * change + added)
 
-    def change(self, labels: Float64Array) -> tuple[Float32Array, Float32Array]:
-        """Relative change of line depth, and flux added, both (n_star, n_pixel)."""
+    def change(
+        self, labels: Float64Array, *, smooth: bool = False
+    ) -> tuple[Float32Array, Float32Array]:
+        """Relative change of line depth, and flux added, both (n_star, n_pixel).
+
+        Far from the labelled stars they are constant; if `smooth`, they bend towards that instead
+        of breaking off, which a fit would be caught by.
+        """
         scaled = _clipped(labels, self.centre, self.scale)
+        if smooth:
+            scaled, _ = _bent(labels, self.centre, self.scale)
         terms = _terms(scaled)[:, : self.pixel.shape[0]]
         single = np.float32
         change = _linear(scaled).astype(single) @ self.strength.astype(single)
         return change, terms.astype(single) @ self.pixel.astype(single)
 
     def change_slopes(self, labels: Float64Array) -> tuple[Float32Array, Float32Array]:
-        """Return derivatives of `change` by each label, both (n_star, n_label, n_pixel).
-
-        Zero for a label that lies so far out that the calibration is kept constant.
-        """
-        scaled = _clipped(labels, self.centre, self.scale)
+        """Return derivatives by each label of `change`, if `smooth`: (n_star, n_label, n_pixel)."""
+        scaled, rise = _bent(labels, self.centre, self.scale)
         n_star, n_label = scaled.shape
-        inside = np.abs(scaled) < _CLIP_SIGMA
-        per_label = np.where(inside, 1.0, 0.0) / self.scale
+        per_label = rise / self.scale
         linear = np.zeros((n_star, n_label, 1 + 3))
         linear[:, range(3), range(1, 4)] = 1.0
         first, second = np.triu_indices(3)
@@ -165,6 +170,18 @@ class TheoryCalibration:
 
 def _clipped(labels: Float64Array, centre: Float64Array, scale: Float64Array) -> Float64Array:
     return np.asarray(np.clip((labels - centre) / scale, -_CLIP_SIGMA, _CLIP_SIGMA))
+
+
+def _bent(
+    labels: Float64Array, centre: Float64Array, scale: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Scaled labels that bend from `_BEND_SIGMA` on towards `_CLIP_SIGMA`, and their slopes."""
+    scaled = (labels - centre) / scale
+    width = _CLIP_SIGMA - _BEND_SIGMA
+    turned = np.tanh((np.abs(scaled) - _BEND_SIGMA) / width)
+    far = turned > 0
+    bent = np.where(far, np.sign(scaled) * (_BEND_SIGMA + width * turned), scaled)
+    return bent, np.where(far, 1.0 - turned**2, 1.0)
 
 
 def _linear(scaled: Float64Array) -> Float64Array:

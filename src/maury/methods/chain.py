@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy.special import jv
+from scipy.special import j0, j1
 
 from maury.methods.protocols import Evaluation, ForwardModel
 from maury.observing import Spectrograph, rotation_transfer
@@ -224,7 +224,7 @@ def _rotation_slope(x: Float32Array) -> Float32Array:
     small = x < _SMALL
     safe = np.where(small, 1.0, x)
     e = _LIMB_DARKENING
-    disc = -2.0 * (1.0 - e) * jv(2, safe)
+    disc = -2.0 * (1.0 - e) * (2.0 * j1(safe) / safe - j0(safe))
     darkened = 2.0 * e * (safe**2 * np.sin(safe) - 3 * (np.sin(safe) - safe * np.cos(safe)))
     full = (disc + darkened / safe**3) / (1.0 - e / 3.0)
     second = ((1.0 - e) / 8.0 + e / 15.0) / (1.0 - e / 3.0)
@@ -256,7 +256,7 @@ class Calibrated:
         self, rows: Float32Array, values: Float64Array, *, slopes: bool
     ) -> tuple[Float32Array, Float32Array | None]:
         """Calibrate; see `Operator`."""
-        change, added = self.calibration.change(values)
+        change, added = self.calibration.change(values, smooth=True)
         depth = np.float32(1.0) - rows[:, 0]
         out = rows * (np.float32(1.0) + change)[:, None]
         out[:, 0] = rows[:, 0] - depth * change + added

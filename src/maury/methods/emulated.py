@@ -85,15 +85,15 @@ class EmulatorSource:
         return np.asarray(self._emulator.error**2)
 
     def _directions(self, labels: Float64Array) -> Float64Array:
-        """Return what the emulator's labels gain per unit of each of ours, (n_star, n_label, 16)."""
+        """Return what the emulator's labels gain per unit of ours, (n_star, n_label, 16)."""
         nine = labels[:, :_N]
         out = np.zeros((len(nine), _N + self._open.size, len(EMULATOR_LABELS)))
         out[:, range(_N), range(_N)] = 1.0
         out[:, range(_N, out.shape[1]), self._open] = 1.0
-        population = Population.load()
-        for k in np.flatnonzero(_STEPS):
-            step = np.zeros(_N)
-            step[k] = _STEPS[k]
-            rise = population.complete(nine + step) - population.complete(nine - step)
-            out[:, k, _N:] = rise[:, _N:] / (2 * _STEPS[k])
+        moved = np.flatnonzero(_STEPS)
+        steps = np.diag(_STEPS)[moved]
+        ends = np.stack([nine + step for step in (*steps, *-steps)]).reshape(-1, _N)
+        typical = Population.load().complete(ends)[:, _N:].reshape(2, moved.size, len(nine), -1)
+        rise = (typical[0] - typical[1]) / (2 * _STEPS[moved, None, None])
+        out[:, moved, _N:] = rise.transpose(1, 0, 2)
         return out

@@ -49,6 +49,7 @@ Float64Array = NDArray[np.float64]
 _N = len(LABEL_NAMES)
 _RESIDUAL_STARS = 400
 _TYPICAL = 2000
+_TOLERANCE = 0.1
 
 
 class PayneSettings(MethodSettings):
@@ -74,8 +75,8 @@ class PayneSettings(MethodSettings):
     prior: PriorKind = "wide"
     external: tuple[str, ...] = ()
     rv_error_kms: float = Field(default=1.3, gt=0.0, le=30.0)
-    max_steps: int = Field(default=12, ge=1)
-    reuse: int = Field(default=2, ge=0)
+    max_steps: int = Field(default=20, ge=1)
+    reuse: int = Field(default=3, ge=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +147,7 @@ class Payne(Method):
             noise_correlation=self.noise_correlation,
             max_steps=self.settings.max_steps,
             reuse=self.settings.reuse,
+            tolerance=_TOLERANCE,
         )
 
     @property

@@ -15,16 +15,30 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 
 
+_RIDGE = 1e-4
+_CLIP = 3.0
+
+
+def _products(scaled: Float64Array) -> Float64Array:
+    """Monomials (n_star, n_term) of degree 0 to 2 of scaled labels, kept within bounds."""
+    kept = np.clip(scaled, -_CLIP, _CLIP)
+    first, second = np.triu_indices(kept.shape[1])
+    return np.column_stack([np.ones(len(kept)), kept, kept[:, first] * kept[:, second]])
+
+
 @dataclass(frozen=True, eq=False)
 class RidgeStart:
-    """Labels linear in the flux; a `maury.methods.protocols.Regressor` of modest accuracy.
+    """Labels linear in the flux, then a quadratic polynomial of these; a `Regressor`.
 
     Attributes
     ----------
     label_names : tuple of str
     mean_flux : (n_pixel,) float32
     weights : (n_pixel, n_label) float32
-    centre : (n_label,) float64
+    centre, scale : (n_label,) float64
+        Mean and standard deviation of the labels.
+    bend : (n_term, n_label) float64
+        Scaled labels from products of the linear ones.
     scatter : (n_label,) float64
         Rms error of each label on the spectra that it was learnt from.
     """
@@ -33,6 +47,8 @@ class RidgeStart:
     mean_flux: Float32Array
     weights: Float32Array
     centre: Float64Array
+    scale: Float64Array
+    bend: Float64Array
     scatter: Float64Array
 
     @classmethod
@@ -64,19 +80,25 @@ class RidgeStart:
             gram = apart.T @ apart
             gram[np.diag_indices(len(gram))] += len(flux) * noise**2
             weights = np.linalg.solve(gram, apart.T @ scaled)
-        error = (apart @ weights - scaled) * spread
+        terms = _products(apart @ weights)
+        normal = terms.T @ terms + _RIDGE * len(flux) * np.eye(terms.shape[1])
+        bend = np.linalg.solve(normal, terms.T @ scaled)
+        error = (terms @ bend - scaled) * spread
         return cls(
             tuple(label_names),
             mean,
-            (weights * spread).astype(np.float32),
+            weights.astype(np.float32),
             centre,
+            spread,
+            bend,
             np.sqrt(np.mean(error**2, axis=0)),
         )
 
     def regress(self, flux: Float32Array, ivar: Float32Array) -> Float64Array:
         """Labels (n_star, n_label) of spectra (n_star, n_pixel)."""
         apart = np.where(ivar > 0, flux - self.mean_flux, np.float32(0))
-        return np.asarray(apart @ self.weights + self.centre, dtype=np.float64)
+        linear = (apart @ self.weights).astype(np.float64)
+        return np.asarray(_products(linear) @ self.bend * self.scale + self.centre)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return arrays from which `from_arrays` makes an equal one."""
