@@ -1,6 +1,8 @@
 """Sending a table to TOPCAT and other programs by SAMP, if a hub runs."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 from maury.errors import MauryError
 
@@ -13,12 +15,14 @@ class NoHub(MauryError):
 
 def hub_runs() -> bool:
     """Say whether a SAMP hub answers on this machine."""
-    from astropy.samp import SAMPHubError, SAMPHubProxy
-
-    proxy = SAMPHubProxy()
+    try:
+        samp = _samp()
+    except NoHub:
+        return False
+    proxy = samp.SAMPHubProxy()
     try:
         proxy.connect()
-    except (SAMPHubError, OSError):
+    except (samp.SAMPHubError, OSError):
         return False
     proxy.disconnect()
     return True
@@ -44,15 +48,14 @@ def send_table(path: Path, *, name: str) -> list[str]:
     NoHub
         If no hub runs, or no program there takes tables.
     """
-    from astropy.samp import SAMPHubError, SAMPIntegratedClient, conf
-
-    client = SAMPIntegratedClient(
+    samp = _samp()
+    client = samp.SAMPIntegratedClient(
         name="maury", description="Explorer of stellar labels", callable=False
     )
     try:
-        with conf.set_temp("use_internet", False):
+        with samp.conf.set_temp("use_internet", False):
             client.connect()
-    except (SAMPHubError, OSError) as error:
+    except (samp.SAMPHubError, OSError) as error:
         raise NoHub("no SAMP hub runs; start TOPCAT and try again") from error
     try:
         takers = client.get_subscribed_clients(_MESSAGE)
@@ -66,3 +69,17 @@ def send_table(path: Path, *, name: str) -> list[str]:
         return sorted(str(client.get_metadata(taker).get("samp.name", taker)) for taker in takers)
     finally:
         client.disconnect()
+
+
+def _samp() -> Any:
+    """Return the SAMP of pyvo, or that of astropy, which moved there."""
+    try:
+        import pyvo.samp as samp
+    except ImportError:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import astropy.samp as samp
+        except ImportError as error:
+            raise NoHub("SAMP needs pyvo: pip install 'maury[samp]'") from error
+    return samp

@@ -120,8 +120,8 @@ class Explorer:
         self.about = json.dumps({**self.content.about(), "has": self.stars.has}).encode()
         self.key = secrets.token_urlsafe(24)
         self.files = _static_files()
-        self._sent = TemporaryDirectory(prefix="maury-explore-")
         self._server = _listen(port, self)
+        self._sent = TemporaryDirectory(prefix="maury-explore-")
         self._thread = Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -394,7 +394,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _to_hub(self, rows: Any) -> None:
         explorer = self.server.explorer
         if not samp.hub_runs():
-            raise NotKnown("no SAMP hub runs; start TOPCAT and try again")
+            raise samp.NoHub("no SAMP hub runs; start TOPCAT and try again")
         name = f"{Path(explorer.content.name).stem}, {len(rows)} rows"
         path = explorer.folder / f"selection-{secrets.token_hex(4)}.fits"
         write_rows(explorer.content.catalogue, rows, path)

@@ -14,8 +14,13 @@ const TITLES = {
 };
 const GROUPS = { label: "Labels", place: "Places", other: "Other", error: "Errors" };
 
+let silence;
+
 function say(text, kind = "problem") {
   const host = byId("message");
+  clearTimeout(silence);
+  if (text && kind === "done") silence = setTimeout(() => say(""), 8000);
+  host.onclick = () => say("");
   host.textContent = text;
   host.className = kind;
   host.hidden = !text;
