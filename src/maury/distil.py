@@ -399,8 +399,7 @@ def _fingerprint(
     """Identity of all that determines the weights."""
     real = None
     if survey is not None:
-        stamp = (survey.path / "zarr.json").stat().st_mtime_ns
-        real = (str(survey.path.resolve()), len(survey), stamp)
+        real = survey.fingerprint
     settings = (network.model_dump(mode="json"), training.model_dump(mode="json"))
     identity = [teacher.checksum, real, settings, seed, torch.__version__]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maury.addresses import Address, parse
 from maury.catalogue import (
     Catalogue,
     CatalogueSpec,
@@ -485,12 +486,15 @@ def _predictor(model: str, options: Options, checksum: str) -> Predictor:
 
 
 def _survey(path: str) -> Readable:
-    store = Path(path) / "zarr.json"
-    return _open_survey(path, (store if store.exists() else Path(path)).stat().st_mtime_ns)
+    place = parse(path)
+    if isinstance(place, Address):
+        return _open_survey(path, place.fingerprint("zarr.json"))
+    store = place / "zarr.json"
+    return _open_survey(path, str((store if store.exists() else place).stat().st_mtime_ns))
 
 
 @lru_cache(maxsize=1)
-def _open_survey(path: str, stamp: int) -> Readable:
+def _open_survey(path: str, stamp: str) -> Readable:
     del stamp
     return open_survey(path)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maury import addresses
 from maury import labels as labels_module
 from maury.errors import ColumnError, SurveyFileError
 from maury.labels import Label
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 logger = logging.getLogger(__name__)
+
+_HEADER_FILE = "zarr.json"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Readable(Protocol):
     """What can be predicted: a `Survey`, or spectra that are in other files."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | addresses.Address:
         """Where it is."""
 
     @property
@@ -113,7 +116,7 @@ class Survey:
     ...     batch.spectra.flux.mean()
     """
 
-    def __init__(self, dataset: "xr.Dataset", path: Path) -> None:
+    def __init__(self, dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
         self.dataset = dataset
         self.path = path
         self._header = _header(dataset, path)
@@ -124,23 +127,33 @@ class Survey:
     def open(cls, path: Path | str) -> Self:
         """Open a store; nothing but its metadata is read.
 
+        Parameters
+        ----------
+        path : path-like
+            Directory of the store, or an address that fsspec knows, such as
+            ``s3://bucket/survey.zarr``.
+
         Raises
         ------
         SurveyFileError
             If there is no store at `path`, or it is damaged, or of a newer format.
+        MissingExtra
+            If an address needs a package that is not installed.
         """
         import xarray as xr
 
-        path = Path(path)
-        if not (path / "zarr.json").is_file():
+        place = addresses.parse(path)
+        if isinstance(place, addresses.Address):
+            place.fingerprint(_HEADER_FILE)
+        elif not (place / _HEADER_FILE).is_file():
             raise SurveyFileError(
                 f"{path} is not a survey store; make one with 'maury ingest' or 'maury simulate'"
             )
         try:
-            dataset = xr.open_zarr(path, consolidated=False, chunks=None)
+            dataset = xr.open_zarr(str(place), consolidated=False, chunks=None)
         except Exception as error:
-            raise SurveyFileError(f"cannot open the survey store {path}: {error}") from error
-        return cls(dataset, path)
+            raise SurveyFileError(f"cannot open the survey store {place}: {error}") from error
+        return cls(dataset, place)
 
     def __len__(self) -> int:
         return self.n_star
@@ -185,7 +198,9 @@ class Survey:
     @property
     def fingerprint(self) -> str:
         """Place, size and date of the store."""
-        stamp = (self.path / "zarr.json").stat().st_mtime_ns
+        if isinstance(self.path, addresses.Address):
+            return f"{self.path} {self.n_star} {self.path.fingerprint(_HEADER_FILE)}"
+        stamp = (self.path / _HEADER_FILE).stat().st_mtime_ns
         return f"{self.path.resolve()} {self.n_star} {stamp}"
 
     @property
@@ -315,7 +330,7 @@ class Survey:
             raise SurveyFileError(f"cannot read {name!r} of {self.path}: {error}") from error
 
 
-def _header(dataset: "xr.Dataset", path: Path) -> dict[str, Any]:
+def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, Any]:
     header = dataset.attrs.get("maury")
     if not isinstance(header, dict) or header.get("format") != "maury survey":
         raise SurveyFileError(f"{path} is a Zarr store, but not one of maury's surveys")
