@@ -28,6 +28,7 @@ _HOME = {
     "simulate_survey": "simulate",
     "train": "learning",
     "validate": "validation",
+    "write_report": "report",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from maury.preparation import Preparation as Preparation
     from maury.readers import ingest_released as ingest_released
     from maury.readers import ingest_toml as ingest_toml
+    from maury.report import write_report as write_report
     from maury.simulate import simulate_survey as simulate_survey
     from maury.spectra import Spectra as Spectra
     from maury.survey import Batch as Batch

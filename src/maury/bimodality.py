@@ -77,8 +77,9 @@ def bimodality(
 ) -> Bimodality:
     """Fit one and two components.
 
-    Labels of a network are drawn towards the mean of their kind; undo that before
-    (`maury.bimodality.unshrink`), or D comes out too small.
+    Labels of a network are no measurements: they are drawn towards the mean of their kind, and
+    scatter less than truth and errors together. Give them errors of 0, or the errors are taken out
+    twice.
 
     Parameters
     ----------
@@ -129,31 +130,6 @@ def ashman_d(mean: ArrayLike, width: ArrayLike) -> float:
     """Separation of two components (2,) in units of their widths; Ashman et al. (1994), eq. 4."""
     (first, second), widths = np.asarray(mean, np.float64), np.asarray(width, np.float64)
     return float(np.sqrt(2.0) * abs(first - second) / np.sqrt((widths**2).sum()))
-
-
-def unshrink(
-    values: ArrayLike, errors: ArrayLike, *, slope: float, offset: float, scatter: float
-) -> tuple[Float64Array, Float64Array]:
-    """Undo the shrinkage of predicted labels, as measured on stars whose labels are known.
-
-    On such stars, predicted = offset + slope true + noise of standard deviation `scatter`. Turned
-    round, (predicted - offset) / slope is true plus noise of scatter / slope, as a measurement is.
-
-    Parameters
-    ----------
-    values, errors : (n,) array_like
-        Predicted labels and their errors, which say which stars are worse than others; their
-        median is set to scatter / slope.
-    slope, offset, scatter : float
-
-    Returns
-    -------
-    values, errors : (n,) float64
-    """
-    x, e = np.asarray(values, np.float64), np.asarray(errors, np.float64)
-    known = e[np.isfinite(e)]
-    typical = float(np.median(known)) if known.size else 1.0
-    return (x - offset) / slope, e * (scatter / slope / max(typical, 1e-12))
 
 
 Components = tuple[Float64Array, Float64Array, Float64Array]

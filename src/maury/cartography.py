@@ -226,10 +226,14 @@ def place_stars(
     )
 
 
-def high_alpha(m_h: ArrayLike, alpha_m: ArrayLike) -> BoolArray:
-    """Whether stars are above the line [alpha/M] = 0.105 - 0.12 [M/H] between two sequences."""
+ALPHA_LINE = (0.105, -0.12)
+"""[alpha/M] at [M/H] = 0, and change per dex, of the line between two sequences."""
+
+
+def high_alpha(m_h: ArrayLike, alpha_m: ArrayLike, *, shift: float = 0.0) -> BoolArray:
+    """Whether stars are above the line [alpha/M] = 0.105 - 0.12 [M/H] + `shift`."""
     metals, alpha = np.asarray(m_h, np.float64), np.asarray(alpha_m, np.float64)
-    return np.asarray(alpha > 0.105 - 0.12 * metals)
+    return np.asarray(alpha > ALPHA_LINE[0] + shift + ALPHA_LINE[1] * metals)
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,8 @@ class Gradient:
         Bootstrap over stars; scatter between samples of the distances.
     intercept : float
         Value at the Sun's radius and in the plane.
+    systematic_error : float
+        What the choice of stars and the labels themselves may do to the slope, if that is known.
     """
 
     along: str
@@ -262,6 +268,12 @@ class Gradient:
     sampling_error: float
     distance_error: float
     intercept: float
+    systematic_error: float = 0.0
+
+    @property
+    def total_error(self) -> float:
+        """Root of the squares of all errors."""
+        return float(np.hypot(self.error, self.systematic_error))
 
 
 def gradients(
@@ -315,8 +327,15 @@ def _slope(
     drawn = _bootstrap(design, label, rng, n_bootstrap)[:, column]
     samples = zip(places.radius_samples, places.height_samples, strict=True)
     by_sample = [np.linalg.lstsq(_design(*one), label, rcond=None)[0][column] for one in samples]
-    sampling, distance = float(np.std(drawn)), float(np.std(by_sample))
-    return float(best[column]), float(np.hypot(sampling, distance)), sampling, distance, best[0]
+    sampling = float(np.std(drawn)) if n_bootstrap else 0.0
+    distance = float(np.std(by_sample))
+    return (
+        float(best[column]),
+        float(np.hypot(sampling, distance)),
+        sampling,
+        distance,
+        float(best[0]),
+    )
 
 
 def _design(radius: Float64Array, height: Float64Array) -> Float64Array:

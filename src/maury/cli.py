@@ -428,6 +428,61 @@ def explore(
     explore(catalogue, survey=survey, model=model, port=port, browser=not no_browser, ready=ready)
 
 
+@app.command()
+def report(
+    model: ModelPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")],
+    survey: Annotated[
+        Path | None,
+        typer.Option("--survey", metavar="LABELLED", help="Survey with labels: how good they are."),
+    ] = None,
+    observed: Annotated[
+        Path | None,
+        typer.Option("--observed", metavar="CATALOGUE", help="Catalogue of 'maury predict'."),
+    ] = None,
+    logg: Annotated[
+        Path | None,
+        typer.Option(
+            "--logg", metavar="FILE", help="Table of external log g: id or star_id, logg."
+        ),
+    ] = None,
+    clusters: Annotated[
+        Path | None,
+        typer.Option("--clusters", metavar="FILE", help="Table of members: star_id, cluster."),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="FILE", help="Table of a comparison with other methods."),
+    ] = None,
+    gaia: Annotated[
+        str | None,
+        typer.Option("--gaia", help="Parallax zero point: DR2 (the default), EDR3 or none."),
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw all figures of a model and its surveys, and one page that works offline."""
+    from maury.report import write_report
+
+    with _stages() as stage:
+        written = write_report(
+            model,
+            out,
+            survey=survey,
+            observed=observed,
+            external_logg=logg,
+            clusters=clusters,
+            compare=compare,
+            gaia=gaia,
+            seed=seed,
+            overwrite=overwrite,
+            stage=stage,
+        )
+    print(f"{len(written.figures)} figures; open {written.page}")
+    for reason in written.omitted:
+        print(f"not drawn: {reason}")
+
+
 @app.command("import-keras")
 def import_keras(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of .h5 files.")],
@@ -512,6 +567,13 @@ def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
             bars.update(task, completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """Yield a callback that shows on the terminal what is done."""
+    with _console().status("") as status:
+        yield status.update
 
 
 @contextmanager

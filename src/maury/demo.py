@@ -1,4 +1,4 @@
-"""The main job on a simulated survey, in minutes: simulate, train, predict, validate, draw."""
+"""The main job on a simulated survey, in minutes: simulate, train, predict, validate, report."""
 
 import json
 from collections.abc import Callable
@@ -15,10 +15,11 @@ from maury.catalogue import Catalogue
 from maury.files import publish, refuse_existing, remove
 from maury.learning import train
 from maury.model import Model
-from maury.prediction import predict, predict_rows
+from maury.prediction import predict
+from maury.report import write_report
 from maury.simulate import simulate_survey
 from maury.survey import Survey
-from maury.validation import ValidationReport, held_out_rows, validate
+from maury.validation import ValidationReport, validate
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 """Called with the text of a stage; its context yields that stage's progress callback."""
@@ -89,7 +90,7 @@ def run_demo(
     work = _work_directory(out, settings)
     with stage(f"simulating {n_star} labelled stars") as progress:
         labelled = _survey(work / "labelled.zarr", n_star, seed, False, progress)
-    with stage(f"simulating {n_observed} observed stars") as progress:
+    with stage(f"simulating {n_observed} observed stars in the discs of the Galaxy") as progress:
         observed = _survey(work / "observed.zarr", n_observed, seed + 1, True, progress)
     with stage("training the ensemble") as progress:
         path = work / "model"
@@ -101,10 +102,18 @@ def run_demo(
     with stage("predicting the observed stars") as progress:
         path = work / "catalogue.fits"
         catalogue = predict(model, observed, path, overwrite=True, progress=progress)
-    with stage("validating on held-out stars and drawing"):
+    with stage("validating on held-out stars, and drawing the report"):
         report = validate(model, labelled)
         (work / "validation.json").write_text(report.to_json(), "utf-8")
-        _draw(work, labelled, catalogue, report)
+        _draw(work, catalogue, report)
+        write_report(
+            model,
+            work / "report",
+            survey=labelled,
+            observed=work / "catalogue.fits",
+            seed=seed,
+            overwrite=True,
+        )
     publish(work, out, overwrite=overwrite)
     return DemoResult(out, report, _summary(out, catalogue, seed))
 
@@ -126,35 +135,24 @@ def _work_directory(out: Path, settings: dict[str, Any]) -> Path:
 def _survey(path: Path, n_star: int, seed: int, observed: bool, progress: Any) -> Survey:
     if path.exists():
         return Survey.open(path)
-    return simulate_survey(path, n_star=n_star, seed=seed, observed=observed, progress=progress)
-
-
-def _draw(work: Path, labelled: Survey, catalogue: Catalogue, report: ValidationReport) -> None:
-    model = Model.open(work / "model")
-    names = list(model.label_names)
-    rows = held_out_rows(model, labelled)
-    predicted = predict_rows(model, labelled, rows)
-    residuals = figures.residual_figure(
-        labelled.labels(names)[rows],
-        np.column_stack([predicted[name] for name in names]),
-        model.labels,
-        error=np.column_stack([predicted[f"{name}_error"] for name in names]),
-        simulated=True,
+    return simulate_survey(
+        path, n_star=n_star, seed=seed, observed=observed, galaxy=observed, progress=progress
     )
+
+
+def _draw(work: Path, catalogue: Catalogue, report: ValidationReport) -> None:
+    labels = Model.open(work / "model").labels
     table = catalogue.table[~catalogue.table["warn"]]
-    values = np.column_stack([table[name] for name in names])
-    kiel = figures.kiel_figure(table["teff"], table["logg"], table["m_h"], simulated=True)
-    overview = figures.demo_banner(values, report.statistics, labels=model.labels, simulated=True)
-    for name, figure in (("residuals", residuals), ("kiel", kiel), ("overview", overview)):
-        figures.save(figure, work / name, overwrite=True)
+    values = np.column_stack([table[label.name] for label in labels])
+    overview = figures.demo_banner(values, report.statistics, labels=labels, simulated=True)
+    figures.save(overview, work / "overview", overwrite=True)
 
 
 def _summary(out: Path, catalogue: Catalogue, seed: int) -> str:
     warned = int(np.sum(catalogue.table["warn"]))
     return f"""
 {out}/catalogue.fits   labels of {len(catalogue)} SIMULATED stars, {warned} with a warning flag
-{out}/kiel.png         Kiel diagram of the stars without a warning, coloured by [M/H]
-{out}/residuals.png    held-out stars: residuals with bias and scatter
+{out}/report/index.html  open it: how precise, how well calibrated, how much covered; all figures
 {out}/overview.png     Kiel diagram, abundances, and how often the quoted errors hold
 {out}/model            a reduced ensemble (seed {seed}); 'maury info {out}/model' describes it
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from maury.bimodality import CLEAN, Bimodality
-from maury.cartography import Gradient, mean_map
+from maury.cartography import ALPHA_LINE, Gradient, mean_map
 from maury.figures.planes import Panel, plane_grid
 from maury.figures.style import (
     ACCENT,
@@ -61,11 +61,14 @@ def alpha_by_place(
         for low_r, high_r in pairwise(r_edges):
             inside = (radius >= low_r) & (radius < high_r)
             inside &= (height >= low_z) & (height < high_z)
-            title = f"R {low_r:g}{_DASH}{high_r:g}, |Z| {low_z:g}{_DASH}{high_z:g} kpc"
+            title = f"R {low_r:g}{_DASH}{high_r:g}, |Z| {low_z:g}{_DASH}{high_z:g}"
             panels.append(Panel(title, x[inside], y[inside]))
     at = np.array([-1.5, 0.5])
     return plane_grid(
-        panels, across=len(r_edges) - 1, line=(at, 0.105 - 0.12 * at), simulated=simulated
+        panels,
+        across=len(r_edges) - 1,
+        line=(at, ALPHA_LINE[0] + ALPHA_LINE[1] * at),
+        simulated=simulated,
     )
 
 
@@ -92,33 +95,46 @@ def gradient_panel(
     simulated : bool
         Whether to mark the axes as simulated.
     """
-    along = next(iter(groups.values()))[0].along
-    other = "|Z|" if along == "R" else "R"
+    first = next(iter(groups.values()))
+    other = "|Z|" if first[0].along == "R" else "R"
+    for edge in [first[0].low_kpc, *(one.high_kpc for one in first)]:
+        ax.axvline(edge, color=MISSING, linewidth=0.5, linestyle=":", zorder=0)
     for number, (name, found) in enumerate(groups.items()):
         colour, marker = _GROUP_LOOK.get(name, (MISSING, "v"))
         shown = [one for one in found if np.isfinite(one.slope)]
-        middle = np.array([0.5 * (one.low_kpc + one.high_kpc) for one in shown])
-        width = np.array([one.high_kpc - one.low_kpc for one in shown])
+        place = [
+            0.5 * (one.low_kpc + one.high_kpc) + 0.15 * (number - 1) * (one.high_kpc - one.low_kpc)
+            for one in shown
+        ]
+        slope = [one.slope for one in shown]
+        look: dict[str, Any] = {"color": colour, "fmt": marker, "markersize": 3.5}
+        ax.errorbar(place, slope, yerr=[one.total_error for one in shown], elinewidth=0.5, **look)
         ax.errorbar(
-            middle + 0.06 * (number - 1) * width,
-            [one.slope for one in shown],
-            yerr=[one.error for one in shown],
-            xerr=0.5 * width * (number == 0),
-            fmt=marker,
-            color=colour,
-            markersize=3.5,
-            elinewidth=0.7,
-            label=name,
+            place, slope, yerr=[one.error for one in shown], elinewidth=1.4, label=name, **look
         )
-        if put_in and name in put_in:
-            text = f"put in, {name}"
-            ax.axhline(put_in[name], color=colour, linestyle="--", linewidth=0.9, label=text)
+    for name, value in (put_in or {}).items():
+        colour = _GROUP_LOOK[name][0]
+        text = f"put in, {name}"
+        ax.axhline(value, color=colour, linestyle="--", linewidth=0.9, label=text)
+    _frame(ax, [one for some in groups.values() for one in some], put_in)
     ax.axhline(0.0, color=MISSING, linewidth=0.5, zorder=0)
     ax.set_xlabel(f"{other} [kpc]")
-    ax.set_ylabel(f"d{axis_text(label)} / d{along} [dex / kpc]")
+    ax.set_ylabel(f"d{axis_text(label)} / d{first[0].along} [dex / kpc]")
     if simulated:
         mark_simulated(ax, place="lower right")
     return ax
+
+
+def _frame(ax: Axes, found: Sequence[Gradient], put_in: Mapping[str, float] | None) -> None:
+    """Show every slope and the put-in ones, but not the whole of a hopeless error."""
+    edges = list((put_in or {}).values())
+    for one in found:
+        if np.isfinite(one.slope):
+            reach = min(one.total_error, 0.08)
+            edges += [one.slope - reach, one.slope + reach]
+    if edges:
+        margin = 0.12 * (max(edges) - min(edges)) + 1e-3
+        ax.set_ylim(min(edges) - margin, max(edges) + margin)
 
 
 def gradients_figure(
@@ -137,7 +153,9 @@ def gradients_figure(
             given = None if put_in is None else put_in[k]
             gradient_panel(ax, groups, label=label, put_in=given, simulated=simulated)
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False)
+        order = sorted(range(len(names)), key=lambda k: names[k].startswith("put in"))
+        chosen = [handles[k] for k in order], [names[k] for k in order]
+        figure.legend(*chosen, loc="outside upper center", ncols=5, frameon=False)
     return figure
 
 
@@ -227,11 +245,11 @@ def bimodality_panel(
     values: ArrayLike,
     found: Bimodality,
     *,
-    error: float,
+    error: float = 0.0,
     title: str = "",
     simulated: bool = False,
 ) -> Axes:
-    """Draw the distribution of [alpha/M] with the two components, widened by the errors.
+    """Draw the distribution of [alpha/M] with the two components, widened by an error.
 
     Parameters
     ----------
@@ -241,7 +259,7 @@ def bimodality_panel(
         As they were fitted.
     found : Bimodality
     error : float
-        Typical error.
+        Typical error, if errors were taken out.
     title : str
         Which stars.
     simulated : bool
@@ -260,16 +278,17 @@ def bimodality_panel(
         text = f"D = {found.ashman_d:.2f} $\\pm$ {found.ashman_d_error:.2f}"
         text += f"\n$\\Delta$BIC = {found.delta_bic:.0f}\nhigh: {100 * found.share[1]:.0f} %"
         ax.text(0.97, 0.95, text, transform=ax.transAxes, ha="right", va="top", fontsize=6.2)
-    ax.set_title(f"{title}, {x.size} stars" if title else f"{x.size} stars", fontsize=6.8, pad=3)
+    ax.set_title(f"{title}; n = {x.size}" if title else f"n = {x.size}", fontsize=6.8, pad=3)
     ax.set_xlim(low, high)
+    ax.set_ylim(0.0, 1.3 * ax.get_ylim()[1])
     ax.set_yticks([])
     if simulated:
-        mark_simulated(ax, place="lower right")
+        mark_simulated(ax, place="upper left")
     return ax
 
 
 def bimodality_figure(
-    parts: Sequence[tuple[str, ArrayLike, Bimodality, float]],
+    parts: Sequence[tuple[str, ArrayLike, Bimodality]],
     *,
     label: Label = _ALPHA_M,
     simulated: bool = False,
@@ -278,7 +297,7 @@ def bimodality_figure(
 
     Parameters
     ----------
-    parts : sequence of (title, values, Bimodality, typical error)
+    parts : sequence of (title, values, Bimodality)
     label : Label
         What is bimodal.
     simulated : bool
@@ -288,8 +307,8 @@ def bimodality_figure(
     with style():
         figure = new_figure(PAGE_MM if len(parts) > 1 else COLUMN_MM, 10.0 + 42.0 * down)
         panels = figure.subplots(down, min(3, len(parts)), squeeze=False).ravel()
-        for ax, (title, values, found, error) in zip(panels, parts, strict=False):
-            bimodality_panel(ax, values, found, error=error, title=title, simulated=simulated)
+        for ax, (title, values, found) in zip(panels, parts, strict=False):
+            bimodality_panel(ax, values, found, title=title, simulated=simulated)
         for ax in panels[len(parts) :]:
             ax.set_axis_off()
         figure.supxlabel(axis_text(label), fontsize=8.0)

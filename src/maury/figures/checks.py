@@ -104,7 +104,7 @@ def coverage_figure(z: ArrayLike, labels: Sequence[Label], *, simulated: bool = 
         figure = new_figure(COLUMN_MM, 78.0)
         ax = coverage_curves(figure.add_subplot(), z, labels=labels, simulated=simulated)
         handles, names = ax.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False)
+        figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -207,12 +207,12 @@ def regime_figure(
         figure = new_figure(PAGE_MM, 16.0 + 7.0 * len(parts))
         ax = figure.add_subplot()
         rows = [f"{one.name} ({n})" for one, n in zip(parts, count.max(axis=1), strict=True)]
-        _heat(ax, 100.0 * share, 68.3, span=25.0, digits=0)
+        _heat(ax, 100.0 * share, 68.3, span=25.0, digits=0, colours=DIVERGING.removesuffix("_r"))
         ax.set_xticks(range(len(labels)), [symbol_text(one) for one in labels])
         ax.set_yticks(range(len(parts)), rows)
         _bar(figure, ax, "% within one quoted error; 68 is right")
         if simulated:
-            mark_simulated(ax)
+            mark_simulated(ax, place="above right")
     return figure
 
 
@@ -282,14 +282,22 @@ def trends_figure(
         ax.set_xlabel("along (low to high, bins of equal number)")
         _bar(figure, ax, "median residual / robust scatter")
         if simulated:
-            mark_simulated(ax)
+            mark_simulated(ax, place="above right")
     return figure
 
 
-def _heat(ax: Axes, values: Float64s, centre: float, *, span: float, digits: int | None) -> None:
+def _heat(
+    ax: Axes,
+    values: Float64s,
+    centre: float,
+    *,
+    span: float,
+    digits: int | None,
+    colours: str = DIVERGING,
+) -> None:
     ax.imshow(
         np.ma.masked_invalid(values),
-        cmap=DIVERGING,
+        cmap=colours,
         vmin=centre - span,
         vmax=centre + span,
         aspect="auto",
@@ -325,22 +333,25 @@ def relative_figure(
     errors: Mapping[str, Float64s],
     labels: Sequence[Label],
     *,
+    basis: ArrayLike,
     text: str,
     simulated: bool = False,
 ) -> Figure:
-    """Return one row per label with a mark for each case, relative to the first of the cases.
+    """Return one row per label with a mark for each case, relative to something.
 
     Parameters
     ----------
     sizes, errors : mapping of str to (n_label,) float
         Say, the scatter with and without an input, and its sampling error.
     labels : sequence of Label
+    basis : (n_label,) float
+        What they are divided by.
     text : str
         Of the axis.
     simulated : bool
         Whether to mark the axes as simulated.
     """
-    basis = next(iter(sizes.values()))
+    unit = np.asarray(basis, np.float64)
     marks = ("o", "s", "D", "^")
     with style():
         figure = new_figure(COLUMN_MM, 24.0 + 6.5 * len(labels))
@@ -348,9 +359,9 @@ def relative_figure(
         ax.axvline(1.0, color=MISSING, linewidth=0.6, zorder=0)
         for k, (name, size) in enumerate(sizes.items()):
             ax.errorbar(
-                size / basis,
+                size / unit,
                 np.arange(len(labels)) + 0.12 * (k - 0.5 * (len(sizes) - 1)),
-                xerr=errors[name] / basis,
+                xerr=errors[name] / unit,
                 fmt=marks[k % len(marks)],
                 color=OKABE_ITO[k],
                 markersize=3.5,
@@ -363,7 +374,7 @@ def relative_figure(
         ax.set_xlabel(text)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
         if simulated:
-            mark_simulated(ax)
+            mark_simulated(ax, place="above right")
     return figure
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
@@ -70,7 +71,7 @@ def density_plane(
     Returns
     -------
     mesh or None
-        For a colour bar of the logarithm of the number; None if no cell is crowded.
+        For a colour bar of the number; None if no cell is crowded.
     """
     across, up = Panel("", x, y).known()
     count, x_edge, y_edge = np.histogram2d(across, up, bins=bins, range=ranges)
@@ -89,7 +90,8 @@ def density_plane(
     mesh = None
     if not lone.all():
         shade = np.ma.masked_less(count, _CROWD)
-        mesh = ax.pcolormesh(x_edge, y_edge, np.log10(shade).T, cmap=COLOURS, rasterized=True)
+        norm = LogNorm(_CROWD, max(2.0 * _CROWD, float(count.max())))
+        mesh = ax.pcolormesh(x_edge, y_edge, shade.T, cmap=COLOURS, norm=norm, rasterized=True)
     ax.set_xlim(*ranges[0])
     ax.set_ylim(*ranges[1])
     return mesh
@@ -194,39 +196,34 @@ def plane_grid(
 
 
 def elements_figure(
-    x: ArrayLike,
-    elements: ArrayLike,
+    x: Sequence[ArrayLike],
+    y: Sequence[ArrayLike],
     *,
-    labels: Sequence[Label],
-    x_label: Label,
+    labels: Sequence[tuple[Label, Label]],
     simulated: bool = False,
 ) -> Figure:
-    """Return the plane of every element against one metallicity.
+    """Return planes of two abundances with axes of their own: density and points.
 
     Parameters
     ----------
-    x : (n,) float
-        Metallicity.
-    elements : (n, n_label) float
-        Abundances.
-    labels : sequence of Label
-        Their definitions.
-    x_label : Label
-        Definition of `x`.
+    x, y : sequences of (n,) float
+        One pair for each plane.
+    labels : sequence of (Label, Label)
+        Definitions across and up of each.
     simulated : bool
         Whether to mark every panel as simulated.
     """
-    values = np.asarray(elements, np.float64)
-    x_range = limits(x, fallback=x_label.range)
     with style():
-        figure, axes = _grid(len(labels), min(2, len(labels)), 58.0, share_y=False)
-        for k, (ax, label) in enumerate(zip(axes, labels, strict=False)):
-            ranges = (x_range, limits(values[:, k], fallback=label.range))
-            mesh = density_plane(ax, x, values[:, k], ranges=ranges)
-            ax.set_ylabel(axis_text(label))
-            ax.set_xlabel(axis_text(x_label))
-            _caption(ax, Panel("", x, values[:, k]), simulated, "lower left")
-            _bar(figure, mesh, [ax])
+        figure, axes = _grid(len(labels), min(3, len(labels)), 50.0, share=False)
+        meshes = []
+        for ax, across, up, pair in zip(axes, x, y, labels, strict=True):
+            ranges = (limits(across, fallback=pair[0].range), limits(up, fallback=pair[1].range))
+            meshes.append(density_plane(ax, across, up, ranges=ranges))
+            ax.locator_params(axis="x", nbins=5)
+            ax.set_xlabel(axis_text(pair[0]))
+            ax.set_ylabel(axis_text(pair[1]))
+            _caption(ax, Panel("", across, up), simulated, "lower left")
+        _common_bar(figure, meshes, axes)
     return figure
 
 
@@ -245,26 +242,27 @@ def _fill(
         if line is not None:
             ax.plot(*line, color="#d55e00", linewidth=0.8, linestyle="--")
         _caption(ax, panel, simulated, "lower left")
+    _common_bar(figure, meshes, axes)
+
+
+def _common_bar(figure: Figure, meshes: Sequence[Any], axes: Sequence[Axes]) -> None:
+    """Give all panels one scale, and draw its bar."""
     drawn = [one for one in meshes if one is not None]
-    top = max((float(one.get_clim()[1]) for one in drawn), default=1.0)
+    if not drawn:
+        return
+    top = max(float(one.get_clim()[1]) for one in drawn)
     for one in drawn:
-        one.set_clim(np.log10(_CROWD), top)
-    _bar(figure, drawn[0] if drawn else None, list(axes))
-
-
-def _bar(figure: Figure, mesh: Any, axes: list[Axes]) -> None:
-    if mesh is not None:
-        bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=40)
-        bar.set_label(r"$\log_{10}$ stars per cell")
-        bar.ax.minorticks_off()
+        one.set_clim(_CROWD, top)
+    bar = figure.colorbar(drawn[0], ax=list(axes), pad=0.01, aspect=40)
+    bar.set_label("stars per cell")
 
 
 def _grid(
-    n: int, across: int, height_mm: float, *, share_y: bool = True
+    n: int, across: int, height_mm: float, *, share: bool = True
 ) -> tuple[Figure, list[Axes]]:
     down = -(-n // across)
     figure = new_figure(PAGE_MM, 8.0 + height_mm * down)
-    panels = figure.subplots(down, across, sharex=share_y, sharey=share_y, squeeze=False).ravel()
+    panels = figure.subplots(down, across, sharex=share, sharey=share, squeeze=False).ravel()
     for ax in panels[n:]:
         ax.set_axis_off()
     return figure, list(panels[:n])
@@ -272,7 +270,7 @@ def _grid(
 
 def _caption(ax: Axes, panel: Panel, simulated: bool, place: str) -> None:
     n = len(panel.known()[0])
-    ax.set_title(f"{panel.title}, {n} stars" if panel.title else f"{n} stars", fontsize=6.8, pad=3)
+    ax.set_title(f"{panel.title}; n = {n}" if panel.title else f"n = {n}", fontsize=6.8, pad=3)
     if n == 0:
         ax.text(0.5, 0.5, "no stars", transform=ax.transAxes, ha="center", color=MISSING)
     if simulated:

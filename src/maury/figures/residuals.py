@@ -214,3 +214,45 @@ def residual_figure(
             )
             figure.align_ylabels([ax, below])
     return figure
+
+
+def snr_figure(
+    snr: ArrayLike,
+    residual: ArrayLike,
+    error: ArrayLike,
+    labels: Sequence[Label],
+    *,
+    simulated: bool = False,
+) -> Figure:
+    """Return residuals of every label against S/N, three in a row.
+
+    Parameters
+    ----------
+    snr : (n,) float
+        S/N per pixel.
+    residual, error : (n, n_label) float
+        Predicted minus reference, and quoted errors.
+    labels : sequence of Label
+        Definitions, in the order of the second axis.
+    simulated : bool
+        Whether to mark every panel as simulated.
+    """
+    depth, rest, sigma = (np.asarray(a, np.float64) for a in (snr, residual, error))
+    down = -(-len(labels) // 3)
+    with style():
+        figure = new_figure(PAGE_MM, 8.0 + 38.0 * down)
+        panels = figure.subplots(down, 3, sharex=True, squeeze=False).ravel()
+        for k, (ax, label) in enumerate(zip(panels, labels, strict=False)):
+            known = np.isfinite(depth) & np.isfinite(rest[:, k])
+            x, y, e = depth[known], rest[known, k], sigma[known, k]
+            (measured,) = residual_statistics(
+                np.zeros((x.size, 1)), y[:, None], e[:, None], labels=[label]
+            )
+            _residual_panel(ax, x, y, e, measured)
+            ax.set_ylabel(f"\N{GREEK CAPITAL LETTER DELTA} {axis_text(label)}")
+            if simulated:
+                mark_simulated(ax)
+        for ax in panels[len(labels) :]:
+            ax.set_axis_off()
+        figure.supxlabel("S/N per pixel", fontsize=8.0)
+    return figure

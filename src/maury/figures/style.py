@@ -117,21 +117,25 @@ def mark_simulated(ax: Axes, *, place: str = "lower right") -> None:
     ax : Axes
         Where to write.
     place : str
-        ``"lower right"``, ``"upper left"`` and so on.
+        ``"lower right"``, ``"upper left"`` and so on; ``"above right"`` is outside.
     """
     vertical, horizontal = place.split()
+    height, aligned = _HEIGHTS[vertical]
     ax.text(
         0.03 if horizontal == "left" else 0.97,
-        0.04 if vertical == "lower" else 0.96,
+        height,
         SIMULATED,
         transform=ax.transAxes,
         ha="left" if horizontal == "left" else "right",
-        va="bottom" if vertical == "lower" else "top",
+        va=aligned,
         fontsize=5.5,
         color=ACCENT,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8},
         zorder=20,
     )
+
+
+_HEIGHTS = {"lower": (0.04, "bottom"), "upper": (0.96, "top"), "above": (1.02, "bottom")}
 
 
 def limits(*values: ArrayLike, fallback: Range) -> Range:
@@ -203,6 +207,19 @@ def point_size(n: int) -> float:
     return float(np.clip(4000.0 / max(n, 1), 0.6, 7.0))
 
 
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """Lay a figure out once, as to do so costs more than to draw it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+
+
 def save(figure: Figure, path: Path | str, *, overwrite: bool = False) -> tuple[Path, Path]:
     """Write a figure as PNG and as PDF; neither appears half written.
 
@@ -230,7 +247,7 @@ def save(figure: Figure, path: Path | str, *, overwrite: bool = False) -> tuple[
     png, pdf = path.with_name(f"{stem}.png"), path.with_name(f"{stem}.pdf")
     for target in (png, pdf):
         refuse_existing(target, overwrite=overwrite)
-    with style():
+    with style(), _laid_out(figure):
         for target, metadata in ((png, {"Software": None}), (pdf, {"CreationDate": None})):
             with writing(target, overwrite=overwrite) as partial:
                 figure.savefig(partial, dpi=DPI, metadata=metadata)

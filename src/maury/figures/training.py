@@ -108,6 +108,7 @@ def distribution(
                 label=f"{name} ({one.size})",
             )
     ax.set_xlim(*span)
+    ax.set_ylim(0.0, 1.18 * ax.get_ylim()[1])
     ax.set_yticks([])
     ax.set_xlabel(axis_text(label))
     if simulated:

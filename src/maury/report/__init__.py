@@ -1,0 +1,192 @@
+"""One page that shows a model and its surveys: figures, their data, and captions to paste."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import maury
+from maury.files import publish, refuse_existing, remove
+from maury.model import Model
+from maury.report import galaxy, quality, science
+from maury.report.material import Material, gather
+from maury.report.page import render
+from maury.report.plates import Omitted as Omitted
+from maury.report.plates import Plate as Plate
+from maury.report.plates import Section as Section
+from maury.survey import Survey
+
+__all__ = ["Omitted", "Plate", "Report", "Section", "sections", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+Stage = Callable[[str], None]
+
+_SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
+    quality.accuracy_section,
+    quality.calibration_section,
+    quality.coverage_section,
+    quality.inputs_section,
+    science.stars_section,
+    science.abundances_section,
+    galaxy.galaxy_section,
+    science.checks_section,
+    science.peers_section,
+    quality.training_section,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report as written.
+
+    Attributes
+    ----------
+    directory : Path
+    page : Path
+        ``index.html`` in it.
+    figures : tuple of str
+        Names of the figures; each has a PNG, a PDF and an ECSV in ``figures``.
+    omitted : tuple of str
+        What could not be drawn, and why.
+    """
+
+    directory: Path
+    page: Path
+    figures: tuple[str, ...]
+    omitted: tuple[str, ...]
+
+
+def write_report(
+    model: Model | Path | str,
+    out: Path | str,
+    *,
+    survey: Survey | Path | str | None = None,
+    observed: Path | str | None = None,
+    external_logg: Path | str | None = None,
+    clusters: Path | str | None = None,
+    compare: Path | str | None = None,
+    gaia: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    stage: Stage = logger.info,
+) -> Report:
+    """Draw everything that a model and its surveys show, and write one page.
+
+    Parameters
+    ----------
+    model : Model or path-like
+    out : path-like
+        Directory to write; it appears under its name when it is complete.
+    survey : Survey or path-like, optional
+        With labels: for precision, calibration, the audit.
+    observed : path-like, optional
+        Catalogue that `maury.predict` wrote: for coverage, Kiel diagrams, cartography.
+    external_logg : path-like, optional
+        Table with ``id`` or ``star_id`` and ``logg``, say from asteroseismology.
+    clusters : path-like, optional
+        Table with ``id`` or ``star_id``, ``cluster`` and, optionally, ``probability`` (members have
+        at least 0.5).
+    compare : path-like, optional
+        Table of a comparison with other methods.
+    gaia : {"DR2", "EDR3", "none"}, optional
+        Whose parallax zero point to take off; by default none for simulated parallaxes, else DR2.
+    seed : int
+        Of sampled distances and of the audit.
+    overwrite : bool
+        Replace an existing directory.
+    stage : callable
+        Told what is done next.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ConfigError
+        If neither a survey nor a catalogue is given.
+    OutputExists
+        If `out` exists and `overwrite` is false.
+    InputFileError, ColumnError
+        If a table cannot be read, or lacks a column.
+    """
+    out = Path(out)
+    refuse_existing(out, overwrite=overwrite)
+    paths = {"logg": external_logg, "clusters": clusters, "compare": compare}
+    material = gather(
+        model,
+        survey,
+        observed,
+        gaia=gaia,
+        tables={name: None if path is None else Path(path) for name, path in paths.items()},
+        seed=seed,
+        stage=stage,
+    )
+    partial = out.with_name(f".{out.name}.part")
+    remove(partial)
+    folder = partial / "figures"
+    folder.mkdir(parents=True)
+    try:
+        overview = quality.overview(material)
+        found = list(sections(material, stage=stage))
+        first = Section("summary", "Summary", () if overview is None else (overview,))
+        written = _write([first, *found], folder, material, stage)
+        page = render(
+            found,
+            quality.summary(material),
+            overview=overview,
+            images=written,
+            about=_about(material),
+            simulated=material.simulated,
+        )
+        (partial / "index.html").write_text(page, "utf-8")
+        publish(partial, out, overwrite=overwrite)
+    finally:
+        remove(partial)
+    omitted = (f"{one.title}: {one.reason}" for part in found for one in part.omitted)
+    return Report(out, out / "index.html", tuple(written), tuple(omitted))
+
+
+def sections(material: Material, *, stage: Stage = logger.info) -> Iterator[Section]:
+    """Draw section by section what `maury.report.material.gather` collected."""
+    for make in _SECTIONS:
+        stage(f"drawing: {make.__name__.removesuffix('_section')}")
+        found = make(material)
+        if found is not None:
+            yield found
+
+
+def _write(
+    found: Iterable[Section], folder: Path, material: Material, stage: Stage
+) -> dict[str, Path]:
+    written = {}
+    captions = []
+    for section in found:
+        stage(f"writing: {section.title}")
+        for plate in section.plates:
+            written[plate.name] = plate.write(folder, simulated=material.simulated)
+            captions.append(f"{plate.name}\n{plate.caption}\n")
+    (folder / "captions.txt").write_text("\n".join(captions), "utf-8")
+    return written
+
+
+def _about(material: Material) -> dict[str, str]:
+    model = material.model
+    about = {
+        "model": model.path.name if model.path else "unsaved",
+        "preset": str(model.network["name"]),
+        "networks": f"{len(model.kept)} of {len(model.members)} kept",
+        "cite": model.citation,
+        "split": model.split.rule,
+    }
+    about |= dict(material.names)
+    discs = material.put_in
+    if discs is not None:
+        about["simulated discs"] = "; ".join(
+            ", ".join(f"{key} {value}" for key, value in one.items()) for one in discs["discs"]
+        )
+    about["maury"] = maury.__version__
+    return about
