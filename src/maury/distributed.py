@@ -15,7 +15,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -258,25 +259,27 @@ class Cluster:
     def _result(self, future: Future) -> Any:
         from distributed import KilledWorker
 
-        if future.status in ("cancelled", "lost"):
-            raise ClusterError(
-                f"the scheduler at {self.address} was lost, or gave up the work; what is written "
-                "is kept: start a scheduler and its workers, and run the same command again"
-            )
-        try:
-            return future.result()
-        except KilledWorker as error:
+        if future.status != "error":
+            try:
+                return future.result()
+            except (OSError, CancelledError) as error:
+                raise ClusterError(
+                    f"the scheduler at {self.address} was lost, or gave up the work; what is "
+                    "written is kept: start a scheduler and its workers, and run the same command "
+                    "again"
+                ) from error
+        failure = future.exception()
+        if isinstance(failure, MauryError):
+            raise failure
+        if isinstance(failure, KilledWorker):
             raise WorkerLost(
                 "a task cost one worker after the other, perhaps for want of memory; give workers "
-                f"more of it, and run the same command again; what is written is kept ({error})"
-            ) from error
-        except MauryError:
-            raise
-        except Exception as error:
-            raise ClusterError(
-                f"a task failed {_RETRIES + 1} times on the workers of {self.address}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+                f"more of it, and run the same command again; what is written is kept ({failure})"
+            ) from failure
+        raise ClusterError(
+            f"a task failed {_RETRIES + 1} times on the workers of {self.address}: "
+            f"{type(failure).__name__}: {failure}"
+        ) from failure
 
     @contextmanager
     def _hearing(self, topic: str, told: Callable[[int, Any], None] | None) -> Iterator[None]:
@@ -315,8 +318,10 @@ class _Ahead:
     def wanted(self) -> int:
         now = time.monotonic()
         if now - self._counted > _COUNT_S and self._client.status == "running":
-            self._wanted = max(2, 2 * len(self._client.nthreads()))
             self._counted = now
+            # A lost scheduler is found out, and told, where a result is asked for.
+            with suppress(OSError):
+                self._wanted = max(2, 2 * len(self._client.nthreads()))
         return self._wanted
 
 
@@ -390,8 +395,9 @@ def choose_device(name: object, visible: str | None, *, n_devices: int) -> str |
     """Return the GPU of a worker, as ``CUDA_VISIBLE_DEVICES`` takes it, or None for no change.
 
     The number at the end of the worker's name is its index; worker k of a machine takes device k,
-    counted round. A list that does not begin with its least device was turned for this worker
-    already, as dask-cuda does, and its first device is taken.
+    counted round. A name that is an address has no index, and takes the first. A list that does
+    not begin with its least device was turned for this worker already, as dask-cuda does, and its
+    first device is taken.
 
     Parameters
     ----------
@@ -416,7 +422,7 @@ def choose_device(name: object, visible: str | None, *, n_devices: int) -> str |
         return None
     if devices != sorted(devices, key=lambda device: (len(device), device)):
         return devices[0]
-    index = re.search(r"(\d+)$", str(name))
+    index = None if "://" in str(name) else re.search(r"(\d+)$", str(name))
     return devices[int(index.group()) % len(devices)] if index else devices[0]
 
 
