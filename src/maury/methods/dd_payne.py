@@ -1,0 +1,355 @@
+"""DD-Payne: a network of observed spectra whose derivatives follow theory, inverted by fits.
+
+Xiang et al. (2019, ApJS 245, 34), after Ting et al. (2017, ApJ 849, L9). Labels that go together
+among stars, such as abundances, move the pixels that theory says they move; where they do not,
+a flag warns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from maury.errors import ConfigError
+from maury.flags import Flag, set_where
+from maury.labels import LABEL_NAMES
+from maury.methods.chain import Broadening, Chain
+from maury.methods.emulated import EmulatorSource, shipped_emulator
+from maury.methods.fitter import Fitter
+from maury.methods.matisse import Matisse, MatisseSettings
+from maury.methods.priors import Prior
+from maury.methods.protocols import (
+    Evaluation,
+    External,
+    FitResult,
+    Method,
+    MethodSettings,
+    Sample,
+)
+from maury.methods.quadratic import scatter_of
+from maury.methods.shift import PixelShift
+from maury.methods.spectral_network import SpectralNetwork
+from maury.methods.stars import complete_stars
+from maury.observing import ObservingModel, Spectrograph
+from maury.operators import vacuum_to_air
+from maury.preparation import Inputs
+
+__all__ = ["DDPayne", "DDPayneSettings", "gradient_correlation"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_BLOCK = 128
+_RV_BOUND_KMS = 15.0
+_STARTER = "starter."
+_METALS = ("m_h", "fe_h")
+_LEAST_TIE = 0.005
+_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+
+
+class DDPayneSettings(MethodSettings):
+    """Settings of DD-Payne.
+
+    Attributes
+    ----------
+    penalty : float
+        Weight of |derivative - that of theory|; 0 is the plain Payne on observed spectra.
+    hidden, steps, batch_size, guide_size : int
+        Width of the hidden layers; steps; stars, and points with theory, per step.
+    learning_rate : float
+    warm : float
+        Share of the steps in which theory also teaches the flux, before the data do.
+    guides : int
+        Points with theory: training labels, each moved at random.
+    guide_step : float
+        By how much, in units of the range of each label.
+    rv_sigma_kms : float
+        Prior standard deviation of the velocity that is left in spectra at rest.
+    tie_metals : bool
+        Whether [M/H] - [Fe/H] has the mean and scatter of the training stars as its prior: lines
+        of iron and of all metals can hardly be told apart.
+    least_correlation : float
+        Correlation of the derivatives of network and theory below which a label is flagged.
+    """
+
+    penalty: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    hidden: int = Field(default=200, ge=4, le=2000)
+    steps: int = Field(default=3000, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    guide_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0.0, allow_inf_nan=False)
+    warm: float = Field(default=0.3, ge=0.0, lt=1.0)
+    guides: int = Field(default=2500, ge=1)
+    guide_step: float = Field(default=0.08, ge=0.0, le=1.0)
+    rv_sigma_kms: float = Field(default=3.0, gt=0.0, allow_inf_nan=False)
+    tie_metals: bool = True
+    least_correlation: float = Field(default=0.5, ge=-1.0, le=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forward:
+    """The network as a forward model, with the scatter of the training spectra about it."""
+
+    network: SpectralNetwork
+    label_names: tuple[str, ...]
+    wave_aa: Float64Array
+    scatter: Float64Array
+
+    @property
+    def bounds(self) -> Float64Array:
+        return np.stack([self.network.lowest, self.network.highest], axis=1)
+
+    def evaluate(self, labels: Float64Array, *, jacobian: bool = True) -> Evaluation:
+        return self.network.evaluate(labels, jacobian=jacobian)
+
+    def variance(self, labels: Float64Array) -> Float32Array:
+        del labels
+        return (self.scatter**2).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class DDPayne(Method):
+    """DD-Payne, trained.
+
+    Attributes
+    ----------
+    network : SpectralNetwork
+    scatter : (n_pixel,) float64
+        Of training spectra about the network, beyond their noise.
+    starter : Matisse
+        Gives the labels from which fits start.
+    wave_aa : (n_pixel,) float64
+    medium : {"air", "vacuum"}
+    noise_correlation : tuple of float
+    tie : (float, float)
+        Mean and scatter of [M/H] - [Fe/H] among the training stars.
+    """
+
+    name: ClassVar[str] = "dd-payne"
+    paper: ClassVar[str] = "Xiang et al. (2019, ApJS 245, 34); Ting et al. (2017, ApJ 849, L9)"
+    bibtex_key: ClassVar[str] = "Xiang2019"
+    settings_class: ClassVar[type[MethodSettings]] = DDPayneSettings
+    known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
+
+    network: SpectralNetwork
+    scatter: Float64Array
+    starter: Matisse
+    wave_aa: Float64Array
+    medium: str
+    noise_correlation: tuple[float, ...]
+    tie: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Train the network, and a starter of its fits.
+
+        Raises
+        ------
+        ConfigError
+            If a label is not one of those that the emulator has, or it lacks some pixels.
+        TrainingError
+            If too few stars have all labels, or the loss diverges.
+        """
+        from maury.methods import spectral_training as learning
+
+        assert isinstance(settings, DDPayneSettings), "the registry gives settings of this class"
+        names, truth, stars = complete_stars(training, settings.labels)
+        theory = _Theory(training.wave_aa, training.medium, names)
+        rng = np.random.default_rng(seed)
+        points = theory.points(truth, settings.guides, settings.guide_step, rng)
+        noise = float(np.median(1.0 / np.sqrt(stars.ivar[stars.ivar > 0])))
+        flux, slopes = theory.evaluate(points)
+        assert slopes is not None, "derivatives were asked for"
+        config = learning.NetworkTraining(
+            settings.hidden,
+            settings.steps,
+            settings.batch_size,
+            settings.guide_size,
+            settings.learning_rate,
+            settings.penalty,
+            settings.warm,
+        )
+        network = learning.train_spectral_network(
+            truth,
+            stars.flux,
+            stars.ivar / (1.0 + stars.ivar * np.float32(0.25 * noise**2)),
+            guide=learning.Guide(points, flux, slopes, noise),
+            config=config,
+            seed=seed,
+        )
+        residual = stars.flux - network.evaluate(truth, jacobian=False).flux
+        quick = MatisseSettings(labels=names, nodes=12, snr_classes=(40.0,))
+        return cls(
+            settings=settings,
+            label_names=names,
+            network=network,
+            scatter=scatter_of(residual.astype(np.float64), stars.ivar.astype(np.float64)),
+            starter=Matisse.train(training, validation, settings=quick, seed=seed),
+            wave_aa=training.wave_aa,
+            medium=training.medium,
+            noise_correlation=tuple(training.noise_correlation),
+            tie=_tie(truth, names),
+        )
+
+    @cached_property
+    def _fitter(self) -> Fitter:
+        forward = _Forward(self.network, self.label_names, self.wave_aa, self.scatter)
+        shift = PixelShift(self.wave_aa, _RV_BOUND_KMS)
+        chain = Chain(forward, (shift,), self.wave_aa, forward.variance(np.zeros(0)))
+        return Fitter(chain, noise_correlation=self.noise_correlation, reuse=2)
+
+    @cached_property
+    def _theory(self) -> _Theory:
+        return _Theory(self.wave_aa, self.medium, self.label_names)
+
+    def apply(
+        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
+    ) -> FitResult:
+        """Fit spectra; see `maury.methods.protocols.Method.apply`."""
+        assert isinstance(self.settings, DDPayneSettings), "as trained"
+        start, _, _ = self.starter.regress(inputs.flux, inputs.snr)
+        start = np.clip(start, self.network.lowest, self.network.highest)
+        start = np.concatenate([start, np.zeros((len(start), 1))], axis=1)
+        names = self._fitter.model.label_names
+        prior = Prior.of(names, len(inputs), {"rv_kms": (0.0, self.settings.rv_sigma_kms)})
+        if self.settings.tie_metals and set(_METALS) <= set(names):
+            tie = np.array([1.0 if n == "m_h" else -1.0 if n == "fe_h" else 0.0 for n in names])
+            prior = prior + Prior.relation(tie, *self.tie, n_star=len(inputs))
+        found = self._fitter.fit(inputs.flux, inputs.ivar, start, prior=prior)
+        return self._checked(found.select(self.label_names))
+
+    def _checked(self, found: FitResult) -> FitResult:
+        """Flag stars with a label whose derivative is not that of theory."""
+        assert isinstance(self.settings, DDPayneSettings), "as trained"
+        known = np.isfinite(found.labels).all(axis=1)
+        unlike = np.zeros(len(found), dtype=np.bool_)
+        rows = np.flatnonzero(known)
+        for start in range(0, rows.size, _BLOCK):
+            block = rows[start : start + _BLOCK]
+            agreement = self.agreement(found.labels[block])
+            unlike[block] = (agreement < self.settings.least_correlation).any(axis=1)
+        return replace(found, flags=set_where(found.flags, Flag.GRADIENT_UNLIKE, unlike))
+
+    def agreement(self, labels: Float64Array) -> Float64Array:
+        """Correlation over pixels of the derivatives of network and theory, (n_star, n_label)."""
+        own = self.network.evaluate(labels).jacobian
+        theirs = self._theory.evaluate(labels).jacobian
+        assert own is not None, "derivatives were asked for"
+        assert theirs is not None, "derivatives were asked for"
+        return gradient_correlation(own, theirs)
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
+        starter, about = self.starter.to_arrays()
+        arrays = self.network.to_arrays() | {"scatter": self.scatter, "wave_aa": self.wave_aa}
+        arrays |= {f"{_STARTER}{name}": array for name, array in starter.items()}
+        return arrays, {
+            "medium": self.medium,
+            "noise_correlation": list(self.noise_correlation),
+            "tie": list(self.tie),
+            "starter": {**about, "settings": self.starter.settings.model_dump(mode="json")},
+        }
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave."""
+        network = SpectralNetwork.from_arrays(arrays)
+        if network.lowest.size != len(label_names):
+            raise ValueError(f"the network has {network.lowest.size} labels")
+        starter = Matisse.from_arrays(
+            {k.removeprefix(_STARTER): a for k, a in arrays.items() if k.startswith(_STARTER)},
+            about["starter"],
+            settings=MatisseSettings.model_validate(about["starter"]["settings"]),
+            label_names=label_names,
+        )
+        return cls(
+            settings=settings,
+            label_names=label_names,
+            network=network,
+            scatter=np.asarray(arrays["scatter"], np.float64),
+            starter=starter,
+            wave_aa=np.asarray(arrays["wave_aa"], np.float64),
+            medium=str(about["medium"]),
+            noise_correlation=tuple(float(r) for r in about["noise_correlation"]),
+            tie=(float(about["tie"][0]), float(about["tie"][1])),
+        )
+
+
+def _tie(truth: Float64Array, names: tuple[str, ...]) -> tuple[float, float]:
+    if not set(_METALS) <= set(names):
+        return 0.0, 1.0
+    difference = truth[:, names.index("m_h")] - truth[:, names.index("fe_h")]
+    return float(np.median(difference)), max(float(difference.std()), _LEAST_TIE)
+
+
+def gradient_correlation(first: Float32Array, second: Float32Array) -> Float64Array:
+    """Pearson correlation over the last axis, (n_star, n_label); 0 where one does not vary."""
+    one, two = (a.astype(np.float64) - a.mean(axis=2, keepdims=True) for a in (first, second))
+    power = np.sqrt((one**2).sum(axis=2) * (two**2).sum(axis=2))
+    product = (one * two).sum(axis=2)
+    return np.asarray(np.divide(product, power, out=np.zeros_like(power), where=power > 0))
+
+
+class _Theory:
+    """The shipped emulator at the pixels of a survey, by some of its nine labels."""
+
+    def __init__(self, wave_aa: Float64Array, medium: str, names: tuple[str, ...]) -> None:
+        unknown = [name for name in names if name not in LABEL_NAMES]
+        if unknown:
+            raise ConfigError(
+                f"theory has no label {', '.join(unknown)}; it has {', '.join(LABEL_NAMES)}"
+            )
+        emulator, sky = shipped_emulator(), ObservingModel()
+        wave = wave_aa if medium == "air" else vacuum_to_air(wave_aa)
+        try:
+            instrument = Spectrograph(emulator.wave_aa, wave, emulator.spec.resolving_power, sky)
+        except ValueError as error:
+            raise ConfigError(f"theory lacks pixels of these spectra: {error}") from error
+        self._index = [LABEL_NAMES.index(name) for name in names]
+        none = np.zeros(wave.size, dtype=np.float32)
+        self._chain = Chain(EmulatorSource(), (Broadening(instrument),), wave, none)
+        self._bounds = emulator.bounds[: len(LABEL_NAMES)]
+
+    def points(
+        self, truth: Float64Array, count: int, step: float, rng: np.random.Generator
+    ) -> Float64Array:
+        """Training labels, each moved by itself, within the emulator's bounds."""
+        base = truth[rng.integers(0, len(truth), count)]
+        width = np.ptp(truth, axis=0)
+        moved = base + step * width * rng.standard_normal(base.shape)
+        return np.asarray(np.clip(moved, *self._bounds[self._index].T))
+
+    def evaluate(self, labels: Float64Array) -> Evaluation:
+        """Flux and derivatives by the chosen labels."""
+        full = self._complete(labels)
+        parts = [self._chain.evaluate(full[k : k + _BLOCK]) for k in range(0, len(full), _BLOCK)]
+        slopes = [p.jacobian[:, self._index] for p in parts if p.jacobian is not None]
+        return Evaluation(np.concatenate([p.flux for p in parts]), np.concatenate(slopes))
+
+    def _complete(self, labels: Float64Array) -> Float64Array:
+        """All labels of the chain: those not chosen as of a star of solar composition."""
+        out = np.zeros((len(labels), len(self._chain.label_names)))
+        out[:, self._index] = labels
+        for name, other in (_METALS, _METALS[::-1]):
+            here, there = LABEL_NAMES.index(name), LABEL_NAMES.index(other)
+            if here not in self._index and there in self._index:
+                out[:, here] = out[:, there]
+        low, high = self._bounds.T
+        out[:, : len(LABEL_NAMES)] = np.clip(out[:, : len(LABEL_NAMES)], low, high)
+        return out

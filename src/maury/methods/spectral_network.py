@@ -1,0 +1,104 @@
+"""A small network from labels to a spectrum, with analytic derivatives, in numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.methods.protocols import Evaluation
+
+__all__ = ["SpectralNetwork"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralNetwork:
+    """Labels, scaled to -0.5 to 0.5, through two hidden layers (SiLU) to the flux of all pixels.
+
+    The network of Ting et al. (2019, ApJ 879, 69), sect. 3, but with a smooth activation.
+
+    Attributes
+    ----------
+    lowest, highest : (n_label,) float64
+        Range of the training labels.
+    weight_0, weight_1, weight_2 : (n_label, H), (H, H), (H, n_pixel) float32
+    bias_0, bias_1, bias_2 : (H,), (H,), (n_pixel,) float32
+    """
+
+    lowest: Float64Array
+    highest: Float64Array
+    weight_0: Float32Array
+    bias_0: Float32Array
+    weight_1: Float32Array
+    bias_1: Float32Array
+    weight_2: Float32Array
+    bias_2: Float32Array
+
+    def __post_init__(self) -> None:
+        n_label, hidden = self.weight_0.shape
+        expected = {
+            "lowest": (n_label,),
+            "highest": (n_label,),
+            "bias_0": (hidden,),
+            "weight_1": (hidden, hidden),
+            "bias_1": (hidden,),
+            "weight_2": (hidden, self.bias_2.size),
+        }
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} is {getattr(self, name).shape}, expected {shape}")
+
+    def scaled(self, labels: Float64Array) -> Float32Array:
+        """Scaled labels (n_star, n_label)."""
+        return ((labels - self.lowest) / (self.highest - self.lowest) - 0.5).astype(np.float32)
+
+    def evaluate(self, labels: Float64Array, *, jacobian: bool = True) -> Evaluation:
+        """Flux (n_star, n_pixel), and derivatives (n_star, n_label, n_pixel) per unit of label."""
+        n_label = self.lowest.size
+        x = self.scaled(labels)
+        first, gate_0 = _silu(x @ self.weight_0 + self.bias_0, slope=jacobian)
+        second, gate_1 = _silu(first @ self.weight_1 + self.bias_1, slope=jacobian)
+        flux = second @ self.weight_2 + self.bias_2
+        if not jacobian:
+            return Evaluation(flux, None)
+        per_unit = (1.0 / (self.highest - self.lowest)).astype(np.float32)
+        slope = np.asarray((self.weight_0 * per_unit[:, None])[None] * gate_0[:, None], np.float32)
+        hidden = self.bias_0.size
+        slope = (slope.reshape(-1, hidden) @ self.weight_1).reshape(-1, n_label, hidden)
+        slope *= gate_1[:, None]
+        out = slope.reshape(-1, hidden) @ self.weight_2
+        return Evaluation(flux, out.reshape(-1, n_label, self.bias_2.size))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Arrays from which `from_arrays` makes an equal network."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what `to_arrays` gave.
+
+        Raises
+        ------
+        KeyError, ValueError
+            If an array is missing, or the shapes do not fit.
+        """
+        given: dict[str, Any] = {
+            f.name: arrays[f.name].astype(
+                np.float64 if f.name in ("lowest", "highest") else np.float32
+            )
+            for f in fields(cls)
+        }
+        return cls(**given)
+
+
+def _silu(x: Float32Array, *, slope: bool) -> tuple[Float32Array, Float32Array]:
+    """X times its logistic function, and the derivative."""
+    gate = np.float32(0.5) * (np.float32(1.0) + np.tanh(np.float32(0.5) * x))
+    out = x * gate
+    return out, gate + out * (np.float32(1.0) - gate) if slope else gate
