@@ -65,6 +65,9 @@ Progress = Callable[[int, int], None]
 _READ_ROWS = 8192
 PART_STARS = 16384
 """Rows of one part: what a killed run has to repeat at most."""
+CLUSTER_PART_STARS = 4096
+"""The same on a cluster, whose many workers shall all have work until the end."""
+_STAMP = "run.json"
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ def plan(
     *,
     options: Options | None = None,
     overwrite: bool = False,
+    part_stars: int | None = None,
 ) -> Plan:
     """Check everything that can be checked beforehand, and list the parts of the work.
 
@@ -200,6 +204,8 @@ def plan(
         How to predict.
     overwrite : bool
         Replace an existing catalogue, and discard a partial one made with other inputs.
+    part_stars : int, optional
+        Rows of a part, `PART_STARS` by default; a run that goes on keeps its own.
 
     Raises
     ------
@@ -227,17 +233,23 @@ def plan(
     spec = catalogue_spec(
         model, survey, without=predictor.without, correlations=options.correlations
     )
-    work = _work_directory(out, _fingerprint(predictor, survey, spec), overwrite=overwrite)
+    work = _work_directory(
+        out,
+        _fingerprint(predictor, survey, spec),
+        part_stars or PART_STARS,
+        overwrite=overwrite,
+    )
+    step = int(json.loads((work / _STAMP).read_text("utf-8"))["part_stars"])
     parts = tuple(
         Part(
             *paths,
             start=start,
-            stop=min(start + PART_STARS, len(survey)),
+            stop=min(start + step, len(survey)),
             path=str(work.absolute() / f"part-{start:010d}.parquet"),
             options=options,
             checksum=model.checksum,
         )
-        for start in range(0, max(len(survey), 1), PART_STARS)
+        for start in range(0, max(len(survey), 1), step)
     )
     return Plan(out, parts, spec, work, overwrite)
 
@@ -334,7 +346,8 @@ def write_catalogue(
     ClusterError
         If the scheduler is lost, or the workers do not see model, survey and output.
     """
-    planned = plan(model, survey, out, options=options, overwrite=overwrite)
+    part_stars = PART_STARS if cluster is None else min(PART_STARS, CLUSTER_PART_STARS)
+    planned = plan(model, survey, out, options=options, overwrite=overwrite, part_stars=part_stars)
     missing = planned.missing
     before, total = planned.n_star - sum(map(len, missing)), planned.n_star
     if progress is not None and before:
@@ -540,13 +553,13 @@ def _check_grid(model: Model, survey: Readable) -> None:
 def _fingerprint(predictor: Predictor, survey: Readable, spec: CatalogueSpec) -> str:
     names = [column.name for column in spec.columns]
     made_by = (predictor.model.checksum, predictor.without, names)
-    identity = (made_by, survey.fingerprint, PART_STARS)
+    identity = (made_by, survey.fingerprint)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _work_directory(out: Path, key: str, *, overwrite: bool) -> Path:
+def _work_directory(out: Path, key: str, part_stars: int, *, overwrite: bool) -> Path:
     work = out.with_name(out.name + ".part")
-    stamp = work / "run.json"
+    stamp = work / _STAMP
     if work.exists():
         found = json.loads(stamp.read_text("utf-8")).get("key") if stamp.is_file() else None
         if found == key:
@@ -560,5 +573,5 @@ def _work_directory(out: Path, key: str, *, overwrite: bool) -> Path:
         remove(work)
     work.mkdir(parents=True)
     with writing(stamp, overwrite=True) as unfinished:
-        unfinished.write_text(json.dumps({"key": key}), "utf-8")
+        unfinished.write_text(json.dumps({"key": key, "part_stars": part_stars}), "utf-8")
     return work
