@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from maury.flags import WARNING_MASK
 from maury.inference import EnsembleNetwork
@@ -75,15 +76,15 @@ def held_out(model: Model, survey: Survey) -> Pool:
     return Pool(mean - truth, error, truth, table["snr"])
 
 
-def simulated(model: Model, seed: int, n_star: int = 12_000) -> Pool:
+def simulated(model: Model, seed: int, n_star: int = 40_000) -> Pool:
     """Pool of stars simulated from the model's calibrated theory, which it has never met."""
     network = EnsembleNetwork(model)
     trust = Trust.load(model, network)
     assert trust is not None, "the model has no calibration"
     inputs, truth = simulated_stars(model, trust.sky, n_star, seed=1000 + seed)
     answer = network.predict(inputs)
-    sigma = trust.assess(inputs, answer).sigma
-    return Pool(answer.mean - truth, sigma, truth, inputs.snr)
+    found = trust.assess(inputs, answer)
+    return Pool(found.mean - truth, found.sigma, truth, inputs.snr)
 
 
 def fraction(inside: NDArray[np.bool_]) -> str:
@@ -95,7 +96,9 @@ def fraction(inside: NDArray[np.bool_]) -> str:
 def show_scatter(pool: Pool, baseline: Pool | None) -> None:
     """Print scatter and coverage over all stars."""
     print(f"\n{len(pool.snr)} held-out spectra of all models pooled")
+    print("(rank corr.: of |residual| and error; then what perfect errors of this size would give)")
     head = "label       rms  slope  ratio   1 sigma %  2 sigma %  robust z  rank corr."
+    perfect = np.abs(np.random.default_rng(0).standard_normal((200, len(pool.snr))))
     print(head)
     for k, name in enumerate(LABEL_NAMES):
         r, e, t = pool.residual[:, k], pool.error[:, k], pool.truth[:, k]
@@ -104,11 +107,12 @@ def show_scatter(pool: Pool, baseline: Pool | None) -> None:
         if baseline is not None:
             ratio = rms / np.sqrt(np.nanmean(baseline.residual[:, k] ** 2))
         slope = np.polyfit(t, t + r, 1)[0]
-        rank = np.corrcoef(*(np.argsort(np.argsort(x)) for x in (np.abs(r), e)))[0, 1]
+        rank = float(spearmanr(np.abs(r), e).statistic)
+        best = float(np.mean([spearmanr(draw * e, e).statistic for draw in perfect]))
         z = robust_sigma(r / e)
         print(
             f"{name:8s} {rms:8.4f}  {slope:.2f}   {ratio:.3f}  {fraction(np.abs(r) < e)}  "
-            f"{fraction(np.abs(r) < 2 * e)}   {z:.2f}      {rank:.2f}"
+            f"{fraction(np.abs(r) < 2 * e)}   {z:.2f}      {rank:.2f} {best:.2f}"
         )
 
 

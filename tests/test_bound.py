@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from maury.bound import SNR_EDGES, compare_with_bound, covers, cramer_rao, cramer_rao_covariance
+from maury.bound import (
+    SNR_EDGES,
+    ObservedModes,
+    compare_with_bound,
+    covers,
+    cramer_rao,
+    cramer_rao_covariance,
+)
 from maury.emulator import EMULATOR_LABELS, Emulator
 from maury.labels import LABEL_NAMES
 from maury.observables import absolute_magnitude
@@ -283,6 +290,29 @@ def test_estimates_at_the_bound_have_ratio_one(drawn) -> None:
     json.dumps(plain, allow_nan=False)
 
 
+def test_what_a_survey_adds_raises_the_bound(drawn) -> None:
+    """A level that scatters hides behind line depths; a mode of no size changes nothing."""
+    labels, snr = drawn.labels[:40, :9], np.full(40, 60.0)
+    predicted = labels + 0.05
+
+    def bounds(continuum, added):
+        modes = ObservedModes(np.asarray(continuum), np.asarray(added))
+        return [
+            one.overall.with_photometry
+            for one in compare_with_bound(labels, predicted, snr, modes=modes)
+        ]
+
+    level, none = np.full((1, 912), 0.01), np.zeros((0, 912))
+    quiet, absent = bounds(0.0 * level, none), bounds(none, none)
+    assert quiet == pytest.approx(absent, rel=1e-6)
+    rise = np.array(bounds(level, none)) / quiet
+    assert rise.min() >= 1 - 1e-6
+    assert rise[LABEL_NAMES.index("fe_h")] > 1.1
+    added = np.array(bounds(none, level)) / quiet
+    assert added.min() >= 1 - 1e-6
+    assert added[LABEL_NAMES.index("fe_h")] > 1.1
+
+
 def test_bins_hold_the_spectra_of_their_snr() -> None:
     labels = np.repeat([GIANT], 5, axis=0)
     for one in compare_with_bound(labels, labels, [20, 30, 50, 70, 90]):
@@ -310,9 +340,12 @@ def test_validation_compares_with_the_bound(tiny_model, tiny_survey) -> None:
     assert dict(zip(header, first, strict=True))["sigma / bound"] == f"{ratio:.2f}"
     data = json.loads(report.to_json())
     assert [one["name"] for one in data["bounds"]] == list(LABEL_NAMES)
-    alone = replace(report, with_photometry=False).rows()[1][-1]
+    alone = replace(report, with_photometry=False).rows()[1][-2]
     assert alone == f"{report.bounds[0].overall.ratio_spectrum_alone:.2f}"
-    assert replace(report, bounds=()).rows()[1][-1] == "-"
+    assert replace(report, bounds=()).rows()[1][-2:] == ("-", "-")
+    seen = replace(report, bounds=(), bounds_as_observed=report.bounds)
+    assert dict(zip(header, seen.rows()[1], strict=True))["as observed"] == f"{ratio:.2f}"
+    assert json.loads(seen.to_json())["bounds_as_observed"] == data["bounds"]
 
 
 def test_names_agree() -> None:

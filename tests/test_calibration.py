@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from maury.calibration import LEAST_STARS, Calibration, Regime, repeat_scatter
+from maury.calibration import LEAST_STARS, Calibration, Regime, least_shrunk, repeat_scatter
 from maury.errors import TrainingError
 
 
@@ -134,3 +136,40 @@ def test_repeats_give_the_scatter_of_one_spectrum():
     np.testing.assert_allclose(found, [2, 7], rtol=0.1)
     assert repeat_scatter(values[:10], [f"x{i}" for i in range(10)]).tolist() == [0.0, 0.0]
     assert repeat_scatter(values[:10], [""] * 10).tolist() == [0.0, 0.0]
+
+
+def test_labels_are_shrunk_less_at_the_stated_cost() -> None:
+    rng = np.random.default_rng(11)
+    n, scatter = 200_000, np.array([0.1, 0.4, 0.8])
+    truth = rng.standard_normal((n, 3)) + 5.0
+    seen = truth + scatter * rng.standard_normal((n, 3))
+    mean = 5.0 + (seen - 5.0) / (1 + scatter**2)
+    centre, stretch = least_shrunk(mean, mean - truth, cost=0.005)
+    assert centre == pytest.approx(5.0, abs=0.01)
+    new = centre + stretch * (mean - centre)
+
+    def rms(values):
+        return np.sqrt(np.mean((values - truth) ** 2, axis=0))
+
+    assert rms(new) / rms(mean) == pytest.approx(1.005, abs=0.001)
+    slope = [np.polyfit(truth[:, k], new[:, k], 1)[0] for k in range(3)]
+    assert slope == pytest.approx(stretch / (1 + scatter**2), abs=0.01)
+    assert np.all(np.diff(stretch) > 0)
+    assert stretch[0] > 1
+
+
+def test_nothing_is_stretched_where_nothing_is_known() -> None:
+    centre, stretch = least_shrunk(np.full((50, 1), np.nan), np.full((50, 1), np.nan))
+    assert (centre[0], stretch[0]) == (0.0, 1.0)
+    few = least_shrunk(np.arange(10.0)[:, None], np.ones((10, 1)))
+    assert few[1][0] == 1.0
+
+
+def test_means_are_stretched_about_the_centre() -> None:
+    calibration = replace(
+        Calibration.none(2), centre=np.array([1.0, -2.0]), stretch=np.array([1.1, 1.0])
+    )
+    means = calibration.means([[2.0, 0.0], [np.nan, -2.0]])
+    assert means == pytest.approx(np.array([[2.1, 0.0], [np.nan, -2.0]]), nan_ok=True)
+    again = Calibration.from_arrays(calibration.to_arrays())
+    assert np.array_equal(again.means(means), calibration.means(means), equal_nan=True)

@@ -141,6 +141,23 @@ def test_lone_stars_are_spread_wider():
     assert spreads[1] > 1.5 * spreads[0]
 
 
+def test_free_abundances_vary_on_their_own():
+    labels = nine_labels(300)
+    none = np.zeros((300, 0))
+    rngs = (np.random.default_rng(6), np.random.default_rng(6))
+    tied, free = (
+        draw_around(labels, none, 20_000, rng, config=DrawConfig(free_share=share))[0]
+        for rng, share in zip(rngs, (0.0, 0.5), strict=True)
+    )
+    np.testing.assert_array_equal(free[:, :4], tied[:, :4])
+    moved = free[:, 4:] - tied[:, 4:]
+    some = (moved != 0).all(axis=1)
+    assert some.mean() == pytest.approx(0.5, abs=0.02)
+    assert (moved[~some] == 0).all()
+    correlation = np.corrcoef(moved[some].T)[np.triu_indices(5, 1)]
+    assert np.abs(correlation).max() < 0.06
+
+
 def test_missing_observables_stay_missing_and_positive_ones_positive():
     labels = nine_labels(200)
     rng = np.random.default_rng(7)

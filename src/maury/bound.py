@@ -191,6 +191,22 @@ class LabelBound:
         return {"name": self.name, "overall": overall, "bins": bins}
 
 
+@dataclass(frozen=True, eq=False)
+class ObservedModes:
+    """How much the spectra of one survey differ beyond labels and noise, as measured on them.
+
+    Attributes
+    ----------
+    continuum : (n_mode, n_pixel) array
+        Relative to the flux, one standard deviation each.
+    added : (n_mode, n_pixel) array
+        Added to the flux, likewise.
+    """
+
+    continuum: NDArray[Any]
+    added: NDArray[Any]
+
+
 def compare_with_bound(
     truth: ArrayLike,
     predicted: ArrayLike,
@@ -198,6 +214,7 @@ def compare_with_bound(
     *,
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     noise_correlation: Sequence[float] = (0.44, 0.05),
+    modes: ObservedModes | None = None,
 ) -> tuple[LabelBound, ...]:
     """Compare residuals with the bounds at the true labels, with and without photometry.
 
@@ -210,6 +227,8 @@ def compare_with_bound(
         S/N per pixel at the continuum.
     wave_aa, noise_correlation
         As of `cramer_rao`.
+    modes : ObservedModes, optional
+        Nuisances as measured at `wave_aa`, instead of the typical continuum.
 
     Returns
     -------
@@ -219,7 +238,7 @@ def compare_with_bound(
     true, ratio = np.asarray(truth, dtype=np.float64), np.asarray(snr, dtype=np.float64)
     residual = np.asarray(predicted, dtype=np.float64) - true
     values, n_given = _complete(true)
-    instrument = _Instrument.of(_shipped(), wave_aa, TRAINING_SKY, noise_correlation)
+    instrument = _Instrument.of(_shipped(), wave_aa, TRAINING_SKY, noise_correlation, modes=modes)
     fisher = instrument.information(values, ratio)
     priors: tuple[Prior, Prior] = ("photometry", None)
     both = [_sigma(_covariance(fisher, _prior_precision(one, values))) for one in priors]
@@ -313,13 +332,14 @@ class _Instrument:
 
     Parameters of a star are the sixteen labels in units of `_SCALE`, then the nuisances in units
     of their prior standard deviations: radial velocity, ln resolving power, ln rotation, and
-    coefficients of the continuum.
+    coefficients of the continuum and of what is added.
     """
 
     emulator: Emulator
     spectrograph: Spectrograph
     factor: Float64Array
     continuum: Float64Array
+    added: Float64Array
 
     @classmethod
     def of(
@@ -328,13 +348,20 @@ class _Instrument:
         wave_aa: ArrayLike,
         sky: ObservingModel,
         noise_correlation: Sequence[float],
+        *,
+        modes: ObservedModes | None = None,
     ) -> _Instrument:
         wave = np.asarray(wave_aa, dtype=np.float64)
+        if modes is None:
+            modes = ObservedModes(
+                sky.continuum_rms * _continuum_basis(wave), np.zeros((0, wave.size))
+            )
         return cls(
             emulator,
             Spectrograph(emulator.wave_aa, wave, emulator.spec.resolving_power, sky),
             _correlation_factor(noise_correlation, wave.size),
-            sky.continuum_rms * _continuum_basis(wave),
+            modes.continuum.astype(np.float64),
+            modes.added.astype(np.float64),
         )
 
     def information(self, labels: Float64Array, snr: ArrayLike) -> Float64Array:
@@ -353,7 +380,7 @@ class _Instrument:
         ratio = np.broadcast_to(np.asarray(snr, dtype=np.float64), labels.shape[:1])
         good = np.isfinite(labels).all(axis=1) & (labels[:, 0] > 0)
         used = np.flatnonzero(good & np.isfinite(ratio) & (ratio > 0))
-        n_parameter = _N + 3 + len(self.continuum)
+        n_parameter = _N + 3 + len(self.continuum) + len(self.added)
         out = np.full((len(labels), n_parameter, n_parameter), np.nan)
         for start in range(0, used.size, _BLOCK):
             rows = used[start : start + _BLOCK]
@@ -377,7 +404,9 @@ class _Instrument:
         seen = self._broaden(np.concatenate([source[:, None], jacobian], axis=1), broadening)
         flux, by_label = seen[:, 0], seen[:, 1:]
         by_nuisance = self._width_slopes(source, broadening)
-        return flux, np.concatenate([by_label, by_nuisance, flux[:, None] * self.continuum], axis=1)
+        continuum = flux[:, None] * self.continuum
+        added = np.broadcast_to(self.added, (len(flux), *self.added.shape))
+        return flux, np.concatenate([by_label, by_nuisance, continuum, added], axis=1)
 
     def _width_slopes(
         self, source: Float32Array, broadening: tuple[Float64Array, Float64Array]

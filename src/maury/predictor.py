@@ -97,7 +97,7 @@ class Predictor:
         rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
         if self.trust is not None:
             found = self.trust.assess(inputs, answer)
-            error, flags = found.sigma, flags | found.flags
+            mean, error, flags = found.mean, found.sigma, flags | found.flags
             rows |= _trusted(self.model.labels, found)
         elif self.model.is_method:
             flags = flags | (0 if answer.flags is None else answer.flags)

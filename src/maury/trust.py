@@ -12,22 +12,25 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from maury.calibration import LEAST_STARS, Calibration, Regime, repeat_scatter
+from maury.calibration import LEAST_STARS, Calibration, Regime, least_shrunk, repeat_scatter
 from maury.coverage import CoverageModel, Evidence, TwoViews
 from maury.errors import ModelFileError, TrainingError
 from maury.flags import FLAG_DTYPE
 from maury.inference import EnsembleNetwork, Prediction
 from maury.model import Model
 from maury.preparation import Inputs
-from maury.sky import Sky
+from maury.sky import DrawConfig, Sky
 from maury.survey import Survey
 
 logger = logging.getLogger(__name__)
 
 Float64Array = NDArray[np.float64]
 
-N_SIMULATED = 8000
+AS_OBSERVED = DrawConfig(tail=0.0, widen=0.0)
+"""Simulated stars as frequent as those of the labelled sample, each close to one of them."""
+N_SIMULATED = 12_000
 """Simulated stars that give the course of the calibration."""
+_COURSE_DRAW = DrawConfig(tail=0.5, widen=0.0)
 _FLOOR_SNR = 60.0
 _READ_ROWS = 1024
 
@@ -38,6 +41,8 @@ class Assessment:
 
     Attributes
     ----------
+    mean : (n_star, n_label) float64
+        Labels, stretched (`maury.calibration.least_shrunk`).
     sigma : (n_star, n_label) float64
         Calibrated 1 sigma errors.
     quantiles : (3, n_star, n_label) float64
@@ -50,6 +55,7 @@ class Assessment:
         Of the spectrum against its reconstruction; NaN where there is none.
     """
 
+    mean: Float64Array
     sigma: Float64Array
     quantiles: Float64Array
     covariance: Float64Array | None
@@ -150,8 +156,9 @@ class Trust:
             scores = self.coverage.score(_evidence(self.network, self.sky, inputs, answer))
             flags = self.coverage.flags(scores).astype(FLAG_DTYPE)
             chi2, worst = scores.chi2_reduced, scores.worst_wavelength_aa
-        quantiles = self.calibration.quantiles(answer.mean, sigma)
-        return Assessment(sigma, quantiles, covariance, flags, chi2, worst)
+        mean = self.calibration.means(answer.mean)
+        quantiles = self.calibration.quantiles(mean, sigma)
+        return Assessment(mean, sigma, quantiles, covariance, flags, chi2, worst)
 
     def excess(self, inputs: Inputs, answer: Prediction) -> dict[str, Float64Array]:
         """Return each score of the coverage over its threshold, by detector: above 1 is flagged."""
@@ -201,23 +208,32 @@ def _calibrate(
 ) -> Calibration:
     if chosen.sum() < LEAST_STARS:
         raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")
-    simulated, truth = simulated_stars(model, sky, N_SIMULATED, seed=model.seed or 0)
+    simulated, truth = simulated_stars(
+        model, sky, N_SIMULATED, seed=model.seed or 0, draw=_COURSE_DRAW
+    )
     answer = network.predict(simulated)
-    course = (answer.mean - truth, answer.sigma, _regime(model, simulated.snr, answer.mean))
+    known, label = stars.answer.mean[chosen], stars.truth[chosen]
+    centre, stretch = least_shrunk(known, known - label)
+
+    def stretched(mean: Float64Array) -> Float64Array:
+        return centre + stretch * (mean - centre)
+
+    regime = _regime(model, simulated.snr, answer.mean)
     bright = stars.inputs.snr >= _FLOOR_SNR
     return Calibration.fit(
-        (stars.answer.mean - stars.truth)[chosen],
+        stretched(known) - label,
         stars.answer.sigma[chosen],
-        _regime(model, stars.inputs.snr[chosen], stars.answer.mean[chosen]),
-        simulated=course,
-        floor=repeat_scatter(stars.answer.mean[bright], stars.star_id[bright]),
+        _regime(model, stars.inputs.snr[chosen], known),
+        simulated=(stretched(answer.mean) - truth, answer.sigma, regime),
+        floor=repeat_scatter(stretched(stars.answer.mean[bright]), stars.star_id[bright]),
+        stretching=(centre, stretch),
     )
 
 
 def simulated_stars(
-    model: Model, sky: Sky, n_star: int, *, seed: int
+    model: Model, sky: Sky, n_star: int, *, seed: int, draw: DrawConfig = AS_OBSERVED
 ) -> tuple[Inputs, Float64Array]:
-    """Simulate stars that no network has seen, as those that trained the model.
+    """Simulate stars that no network has seen.
 
     Parameters
     ----------
@@ -225,6 +241,8 @@ def simulated_stars(
     sky : Sky
         Its calibrated theory.
     n_star, seed : int
+    draw : DrawConfig
+        Which stars; `AS_OBSERVED` are as frequent as in the labelled sample.
 
     Returns
     -------
@@ -232,7 +250,7 @@ def simulated_stars(
     truth : (n_star, n_label) float64
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
-    flux, ivar, observables, truth = sky.pool(n_star, rng).batch(n_star, rng)
+    flux, ivar, observables, truth = sky.pool(n_star, rng, draw=draw).batch(n_star, rng)
     n_observable = len(model.preparation.observable_names)
     if observables.shape[1] != n_observable:
         # Networks without photometry have a sky without observables.

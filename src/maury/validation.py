@@ -1,6 +1,7 @@
 """How good a model is on stars that took no part in making it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maury.bound import LabelBound, compare_with_bound, covers
+from maury.bound import LabelBound, ObservedModes, compare_with_bound, covers
 from maury.errors import ColumnError, ConfigError
 from maury.labels import LABEL_NAMES
 from maury.model import Model
@@ -41,6 +42,7 @@ HEADER = (
     "robust z",
     "rank corr.",
     "sigma / bound",
+    "as observed",
 )
 """Names of the columns of `ValidationReport.rows`."""
 _MOST_BOUNDS = 1000
@@ -69,6 +71,9 @@ class ValidationReport:
     bounds : tuple of LabelBound
         Residuals over the least that such spectra allow (`maury.bound`); empty unless the model
         has the nine labels of `maury.labels.LABELS`, and the emulator the survey's pixels.
+    bounds_as_observed : tuple of LabelBound
+        The same with the scatter of the continuum, its level included, and of the Ca II cores as
+        the model measured them on its training stars; empty unless it did.
     with_photometry : bool
         Whether the model sees photometry, so that "sigma / bound" is over the bound with it.
     """
@@ -83,11 +88,12 @@ class ValidationReport:
     survey: str = ""
     warning: str = ""
     bounds: tuple[LabelBound, ...] = ()
+    bounds_as_observed: tuple[LabelBound, ...] = ()
     with_photometry: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain mapping; what could not be measured is None."""
-        measured = ("statistics", "bounds")
+        measured = ("statistics", "bounds", "bounds_as_observed")
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in measured}
         return plain | {name: [one.to_dict() for one in getattr(self, name)] for name in measured}
 
@@ -106,13 +112,16 @@ class ValidationReport:
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return a table as text: the header, then one row per label."""
-        ratios = {
-            one.name: one.overall.ratio_with_photometry
-            if self.with_photometry
-            else one.overall.ratio_spectrum_alone
-            for one in self.bounds
-        }
-        return [HEADER, *(_table_row(one, ratios.get(one.name)) for one in self.statistics)]
+        both = [self._ratios(bounds) for bounds in (self.bounds, self.bounds_as_observed)]
+        rows = [
+            _table_row(one, [ratios.get(one.name, np.nan) for ratios in both])
+            for one in self.statistics
+        ]
+        return [HEADER, *rows]
+
+    def _ratios(self, bounds: tuple[LabelBound, ...]) -> dict[str, float]:
+        name = "ratio_with_photometry" if self.with_photometry else "ratio_spectrum_alone"
+        return {one.name: getattr(one.overall, name) for one in bounds}
 
 
 def validate(
@@ -149,7 +158,7 @@ def validate(
     table = predict_rows(model, survey, rows)
     predicted = np.stack([table[name] for name in names], axis=1)
     error = np.stack([table[label.error_name] for label in model.labels], axis=1)
-    bounds = _bounds(model, survey, truth, table)
+    bounds, as_observed = _bounds(model, survey, truth, table)
     return ValidationReport(
         statistics=tuple(residual_statistics(truth, predicted, error, labels=model.labels)),
         simulated=survey.simulated,
@@ -161,6 +170,7 @@ def validate(
         survey=survey.path.name,
         warning="" if split == "train" else model.split.warning,
         bounds=bounds,
+        bounds_as_observed=as_observed,
         with_photometry=not bounds or bool(model.preparation.observables),
     )
 
@@ -214,20 +224,36 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArr
 
 def _bounds(
     model: Model, survey: Survey, truth: NDArray[np.float64], table: dict[str, NDArray[Any]]
-) -> tuple[LabelBound, ...]:
+) -> tuple[tuple[LabelBound, ...], tuple[LabelBound, ...]]:
     """Compare residuals with their bounds, if these can be computed; of some stars of many."""
     names = [label.name for label in model.labels]
     wave_aa = survey.wave_aa if survey.medium == "air" else vacuum_to_air(survey.wave_aa)
     if not set(LABEL_NAMES) <= set(names) or not covers(wave_aa):
-        return ()
+        return (), ()
     chosen = slice(None, None, -(-len(truth) // _MOST_BOUNDS))
-    return compare_with_bound(
-        truth[chosen, [names.index(name) for name in LABEL_NAMES]],
-        np.stack([table[name][chosen] for name in LABEL_NAMES], axis=1),
-        table["snr"][chosen],
-        wave_aa=wave_aa,
-        noise_correlation=model.preparation.noise_correlation,
-    )
+
+    def compare(modes: ObservedModes | None) -> tuple[LabelBound, ...]:
+        return compare_with_bound(
+            truth[chosen, [names.index(name) for name in LABEL_NAMES]],
+            np.stack([table[name][chosen] for name in LABEL_NAMES], axis=1),
+            table["snr"][chosen],
+            wave_aa=wave_aa,
+            noise_correlation=model.preparation.noise_correlation,
+            modes=modes,
+        )
+
+    modes = _observed_modes(model, wave_aa)
+    return compare(None), () if modes is None else compare(modes)
+
+
+def _observed_modes(model: Model, wave_aa: NDArray[np.float64]) -> ObservedModes | None:
+    """Return what the model measured of its survey, if it did, and at these pixels."""
+    if "sky" not in model.attachments:
+        return None
+    arrays = model.arrays("sky")
+    if not np.array_equal(arrays["wave_aa"], wave_aa):
+        return None
+    return ObservedModes(arrays["calibration.continuum_modes"], arrays["calibration.core_modes"])
 
 
 def _count_stars(star_id: NDArray[np.str_]) -> int:
@@ -236,7 +262,7 @@ def _count_stars(star_id: NDArray[np.str_]) -> int:
     return int(np.unique(star_id).size) + max(0, blank - 1)
 
 
-def _table_row(s: LabelStatistics, ratio: float | None) -> tuple[str, ...]:
+def _table_row(s: LabelStatistics, over_bound: Sequence[float]) -> tuple[str, ...]:
     digits = 1 if s.unit == "K" else 3
 
     def number(value: float, places: int = 2) -> str:
@@ -257,5 +283,5 @@ def _table_row(s: LabelStatistics, ratio: float | None) -> tuple[str, ...]:
         fraction(s.coverage_2sigma, s.coverage_2sigma_error),
         number(s.z_scatter_robust),
         number(s.error_rank_correlation),
-        number(np.nan if ratio is None else ratio),
+        *(number(ratio) for ratio in over_bound),
     )
