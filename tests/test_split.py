@@ -11,6 +11,7 @@ from maury.errors import ConfigError
 from maury.split import (
     SplitConfig,
     SplitRecord,
+    split_folds,
     split_published,
     split_rows,
     split_stars,
@@ -114,3 +115,38 @@ def test_errors():
         split_stars(["a", "a", "b"], fractions=(0.8, 0.1, 0.1), seed=0)
     with pytest.raises(ValueError, match=r"must be 1, got 1\.5"):
         SplitConfig(train=0.5, validation=0.5, test=0.5)
+
+
+@given(
+    ids.filter(lambda rows: len(set(rows)) >= 6),
+    st.integers(2, 6),
+    st.floats(0.05, 0.5),
+    st.integers(0, 2**32),
+)
+def test_folds_test_every_star_once_and_divide_none(star_id, folds, validation, seed):
+    splits = [
+        split_folds(star_id, folds=folds, fold=k, validation=validation, seed=seed)
+        for k in range(folds)
+    ]
+    tested = np.concatenate([split.test for split in splits])
+    assert sorted(tested) == list(range(len(star_id)))
+    for split in splits:
+        parts = [split.train, split.validation, split.test]
+        assert all(part.size for part in parts)
+        assert sorted(np.concatenate(parts)) == list(range(len(star_id)))
+        stars = [{star_id[row] for row in part} for part in parts]
+        assert not (stars[0] & stars[1] or stars[0] & stars[2] or stars[1] & stars[2])
+
+
+def test_folds_are_asked_for_in_the_settings():
+    star_id = [f"s{k}" for k in range(100)]
+    config = SplitConfig(folds=4, fold=1)
+    split = split_rows(star_id, config=config, seed=3)
+    assert split.test.size == 25
+    assert split.validation.size == round(75 * 0.08 / 0.90)
+    with pytest.raises(ValueError, match="below folds"):
+        SplitConfig(folds=4, fold=4)
+    with pytest.raises(ValueError, match="need the rule"):
+        SplitConfig(folds=4, rule="published")
+    with pytest.raises(ConfigError, match="at least 10 stars, got 5"):
+        split_folds(star_id[:5], folds=10, fold=0, validation=0.1, seed=0)

@@ -39,6 +39,10 @@ class SplitConfig(BaseModel):
         test rows are also the validation rows.
     train, validation, test : float
         Fractions of the stars (rule ``star``); their sum is 1.
+    folds, fold : int
+        With more than one fold, the test stars are the `fold`-th (from 0) of `folds` equal parts
+        of all stars, for cross-validation; `train` and `validation` then divide the others in
+        proportion, and `test` does not count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,12 +51,18 @@ class SplitConfig(BaseModel):
     train: float = Field(default=0.82, gt=0.0, lt=1.0)
     validation: float = Field(default=0.08, gt=0.0, lt=1.0)
     test: float = Field(default=0.10, gt=0.0, lt=1.0)
+    folds: int = Field(default=1, ge=1, le=1000)
+    fold: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         total = self.train + self.validation + self.test
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        if self.fold >= self.folds:
+            raise ValueError(f"fold must be below folds, got {self.fold} of {self.folds}")
+        if self.folds > 1 and self.rule != "star":
+            raise ValueError("folds need the rule 'star'")
         return self
 
 
@@ -101,6 +111,11 @@ def split_rows(star_id: ArrayLike, *, config: SplitConfig, seed: int) -> Split:
     """
     if config.rule == "published":
         return split_published(star_id)
+    if config.folds > 1:
+        share = config.validation / (config.train + config.validation)
+        return split_folds(
+            star_id, folds=config.folds, fold=config.fold, validation=share, seed=seed
+        )
     fractions = (config.train, config.validation, config.test)
     return split_stars(star_id, fractions=fractions, seed=seed)
 
@@ -133,6 +148,45 @@ def split_stars(star_id: ArrayLike, *, fractions: tuple[float, float, float], se
     shuffled = np.random.default_rng(seed).permutation(n_star)
     part[shuffled[:n_test]] = 2
     part[shuffled[n_test : n_test + n_validation]] = 1
+    rows = [np.flatnonzero(part[star] == code) for code in range(3)]
+    return Split("star", rows[0], rows[1], rows[2])
+
+
+def split_folds(
+    star_id: ArrayLike, *, folds: int, fold: int, validation: float, seed: int
+) -> Split:
+    """Divide whole stars for cross-validation: every star is a test star of exactly one fold.
+
+    Parameters
+    ----------
+    star_id : (n_row,) str
+        As of `split_stars`.
+    folds : int
+        Parts of nearly equal numbers of stars.
+    fold : int
+        Which of them is the test part.
+    validation : float
+        Share of validation stars among the others; at least one star.
+    seed : int
+        Of the permutation, which is that of `split_stars`.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer stars than folds, or fewer than four.
+    """
+    star, n_star = _star_numbers(star_id)
+    if n_star < max(4, folds):
+        raise ConfigError(f"{folds} folds need at least {max(4, folds)} stars, got {n_star}")
+    shuffled = np.random.default_rng(seed).permutation(n_star)
+    edges = np.linspace(0, n_star, folds + 1).round().astype(np.int64)
+    rest = np.concatenate([shuffled[: edges[fold]], shuffled[edges[fold + 1] :]])
+    # Each fold has validation stars of its own, next to its test stars.
+    rest = np.roll(rest, -int(edges[fold]))
+    n_validation = min(max(1, round(validation * rest.size)), rest.size - 1)
+    part = np.zeros(n_star, dtype=np.int8)
+    part[shuffled[edges[fold] : edges[fold + 1]]] = 2
+    part[rest[:n_validation]] = 1
     rows = [np.flatnonzero(part[star] == code) for code in range(3)]
     return Split("star", rows[0], rows[1], rows[2])
 
