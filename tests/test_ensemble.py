@@ -65,7 +65,7 @@ def test_it_learns_and_says_so_on_held_out_stars(model, survey):
 
 def test_the_answer_is_mean_and_deviation_of_the_kept_networks(model, survey):
     inputs = inputs_of(model, survey, 0, 40)
-    answer = EnsembleNetwork(model).predict(inputs)
+    answer = EnsembleNetwork(model, engine="torch").predict(inputs)
     flux = torch.from_numpy(inputs.flux)
     observables = torch.from_numpy(model.scaling.observables.forward(inputs.observables))
     with torch.no_grad():

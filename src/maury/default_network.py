@@ -16,9 +16,9 @@ from maury.columns import BANDS
 from maury.network_base import Answer, NetworkConfig, ScalingRule, preset
 
 _LEAST_VARIANCE = 1e-4
-_LARGEST_DEVIATION = 8.0
+LARGEST_DEVIATION = 8.0
 _OBSERVABLE_KNEE = 3.0
-_NOISY_PIXEL = 0.25
+NOISY_PIXEL = 0.25
 _TYPICAL_SNR = 55.0
 _N_QUALITY = 3
 
@@ -186,16 +186,21 @@ class DefaultNetwork(nn.Module):
         features = self.join(projected) + self.bend(functional.silu(projected))
         features = features + self.quality(quality)
         if self.observables is not None:
-            features = features + self.observables(_with_presence(observables))
+            features = features + self.observables(with_presence(observables))
         embedded: Tensor = functional.silu(self.norm(self.body(features)))
         return embedded
 
     def posterior(self, features: Tensor) -> LabelPosterior:
         """Posterior of scaled labels, from what `embed` gave."""
+        return self.read(self.out(features))
+
+    def read(self, output: Tensor) -> LabelPosterior:
+        """Posterior of scaled labels, from what the last layer gave."""
         sizes = [self.n_label, self.n_label, self.n_label * self.rank]
-        mean, raw, factor = self.out(features).split(sizes, dim=1)
+        mean, raw, factor = torch.split(output, sizes, dim=1)
         variance = _LEAST_VARIANCE + functional.softplus(raw - 2.0)
-        return LabelPosterior(mean, variance, 0.3 * factor.reshape(-1, self.n_label, self.rank))
+        factor = 0.3 * factor.reshape(len(output), self.n_label, self.rank)
+        return LabelPosterior(mean, variance, factor)
 
     def forward(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> LabelPosterior:
         """Return the posterior of scaled labels.
@@ -214,16 +219,20 @@ class DefaultNetwork(nn.Module):
         typical = torch.where(good, ivar, torch.nan).nanmedian(dim=1, keepdim=True).values
         present = good.any(dim=1, keepdim=True)
         typical = torch.where(present, typical, torch.ones_like(typical))
-        trust = (ivar / (_NOISY_PIXEL * typical)).clamp(max=1.0)
+        trust = (ivar / (NOISY_PIXEL * typical)).clamp(max=1.0)
         deviation = (flux - self.flux_centre) / self.flux_scale
-        pixels = torch.where(good, deviation, 0.0).clamp(-_LARGEST_DEVIATION, _LARGEST_DEVIATION)
-        relative = (typical.sqrt() / _TYPICAL_SNR).clamp(0.05, 20.0)
-        noise = torch.cat([relative.log(), 1.0 / relative - 1.0], dim=1)
-        quality = torch.cat([torch.where(present, noise, 0.0), present.to(noise)], dim=1)
-        return pixels * trust, quality
+        pixels = torch.where(good, deviation, 0.0).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+        return pixels * trust, noise_quality(typical, present)
 
 
-def _with_presence(observables: Tensor) -> Tensor:
+def noise_quality(typical: Tensor, present: Tensor) -> Tensor:
+    """Two measures of the noise and a presence bit (n, 3), from inverse variances (n, 1)."""
+    relative = (typical.sqrt() / _TYPICAL_SNR).clamp(0.05, 20.0)
+    noise = torch.cat([relative.log(), 1.0 / relative - 1.0], dim=1)
+    return torch.cat([torch.where(present, noise, 0.0), present.to(noise)], dim=1)
+
+
+def with_presence(observables: Tensor) -> Tensor:
     """Bent observables, then their presence bits."""
     present = torch.isfinite(observables)
     scaled = torch.where(present, observables, 0.0)

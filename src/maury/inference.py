@@ -1,22 +1,22 @@
 """The kept networks of a model, applied: mean, errors and covariance of their answers."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from maury.answers import Prediction as Prediction
 from maury.answers import has_spectrum as has_spectrum
 from maury.columns import BANDS
+from maury.engine import Answers, make_engine
 from maury.errors import ConfigError, ModelFileError
 from maury.imputation import Imputer
-from maury.model import Float64s, Model
-from maury.networks import Answer, NetworkConfig, build, network_config, thinned
+from maury.model import Model
+from maury.networks import NetworkConfig, build, network_config
 from maury.preparation import Inputs
 
 _PREDICT_ROWS = 512
@@ -65,12 +65,28 @@ class EnsembleNetwork:
     ----------
     model : Model
         A saved model.
+    engine : {"auto", "torch", "compiled"}
+        What computes the networks, see `maury.engine.make_engine`.
+
+    Raises
+    ------
+    ModelFileError
+        If the architecture is not known, or the weights do not fit it.
+    UnknownName, MissingExtra
+        If there is no such engine, or it is not installed.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, engine: str = "auto") -> None:
         self.model = model
         self._config = _network_of(model)
-        self._networks = load_members(model)
+        n_observable = len(model.preparation.observable_names)
+        self._engine = make_engine(
+            engine,
+            self._config,
+            load_members(model),
+            n_pixel=model.n_pixel,
+            n_observable=n_observable if self._config.photometry else 0,
+        )
         self._imputer = _imputer_of(model)
         groups = model.preparation.observables
         bright = [bool(group.bands) for group in groups for _ in group.names]
@@ -140,48 +156,28 @@ class EnsembleNetwork:
         dark = ~has_spectrum(inputs)[rows, None]
         ivar = np.where(dark, np.float32(0), inputs.ivar[rows])
         flux = np.asarray(inputs.flux[rows], dtype=np.float32)
-        tensors = [torch.from_numpy(array) for array in (flux, ivar, observables)]
-        with torch.inference_mode():
-            answers = [self._member(k, net, tensors) for k, net in enumerate(self._networks)]
-        return self._join(answers)
+        return self._join(self._engine.answer(flux, ivar, observables))
 
-    def _member(self, number: int, network: nn.Module, tensors: list[Tensor]) -> Answer:
-        """Answer of one network; dropout passes are joined by the law of total variance."""
-        n_passes = self._config.n_passes
-        if not n_passes:
-            return self._config.answer(network, *tensors)
-        passes = []
-        for index in range(n_passes):
-            with thinned(network, number * 100_003 + index):
-                passes.append(self._config.answer(network, *tensors))
-        means = torch.stack([one.mean for one in passes]).double()
-        variance = means.var(dim=0, correction=0)
-        predicted = [one.variance for one in passes if one.variance is not None]
-        if predicted:
-            variance = variance + torch.stack(predicted).double().mean(dim=0)
-        return Answer(means.mean(dim=0), variance)
-
-    def _join(self, answers: list[Answer]) -> Prediction:
+    def _join(self, answers: Answers) -> Prediction:
         scaling = self.model.scaling.labels
-        means = np.stack([answer.mean.double().numpy() for answer in answers])
-        variance = _mean_of([answer.variance for answer in answers])
-        if len(answers) > 1:
+        means = answers.mean
+        variance = None if answers.variance is None else answers.variance.mean(axis=0)
+        if len(means) > 1:
             spread = means.var(axis=0, ddof=1)
             variance = spread if variance is None else variance + spread
         if variance is None:
             variance = np.full(means.shape[1:], math.nan)
-        covariance = _mean_of([answer.covariance for answer in answers])
+        covariance = None if answers.covariance is None else answers.covariance.mean(axis=0)
         if covariance is not None:
-            if len(answers) > 1:
-                apart = means - means.mean(axis=0)
-                covariance += np.einsum("mni,mnj->nij", apart, apart) / (len(answers) - 1)
+            if len(means) > 1:
+                apart = (means - means.mean(axis=0)).transpose(1, 2, 0)
+                covariance += apart @ apart.transpose(0, 2, 1) / (len(means) - 1)
             covariance *= scaling.scale[:, None] * scaling.scale
-        features = answers[0].features
         return Prediction(
             mean=scaling.inverse(means.mean(axis=0)),
             sigma=np.sqrt(variance) * scaling.scale,
             covariance=covariance,
-            features=None if features is None else features.numpy(),
+            features=answers.features,
         )
 
 
@@ -192,12 +188,6 @@ def _imputer_of(model: Model) -> Imputer | None:
     names, depends = model.preparation.source_names, model.preparation.sources
     is_band = [name in _BAND_NAMES for name in names]
     return Imputer.fit(model.arrays("sky")["observables"], depends[is_band])
-
-
-def _mean_of(tensors: Sequence[Tensor | None]) -> Float64s | None:
-    """Mean of what the networks predict, in double precision; None if they do not."""
-    known = [tensor.double().numpy() for tensor in tensors if tensor is not None]
-    return np.mean(known, axis=0) if known else None
 
 
 def has_observables(inputs: Inputs, network: NetworkConfig) -> NDArray[np.bool_]:
