@@ -135,7 +135,8 @@ def test_folds_test_every_star_once_and_divide_none(star_id, folds, validation, 
         assert all(part.size for part in parts)
         assert sorted(np.concatenate(parts)) == list(range(len(star_id)))
         stars = [{star_id[row] for row in part} for part in parts]
-        assert not (stars[0] & stars[1] or stars[0] & stars[2] or stars[1] & stars[2])
+        for one, two in ((0, 1), (0, 2), (1, 2)):
+            assert not stars[one] & stars[two]
 
 
 def test_folds_are_asked_for_in_the_settings():
