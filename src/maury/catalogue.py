@@ -4,13 +4,16 @@ Name, unit, UCD and description of every column come from `maury.labels`, `maury
 `maury.flags`; provenance and the mark of simulated data stand in the metadata of every format.
 """
 
+import base64
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -191,7 +194,7 @@ def assemble(
 ) -> None:
     """Join parts, in order, into one catalogue in the format that the suffix of `path` names.
 
-    FITS and Parquet are streamed part by part; VOTable and ECSV are built in memory. A
+    All formats are written part by part, so that only one part is in memory. A
     ``.dataset`` is a directory that holds the parts themselves, as Parquet.
 
     Raises
@@ -237,21 +240,28 @@ def _arrow(spec: CatalogueSpec, rows: Rows) -> "pa.Table":
     )
 
 
-def _tables(spec: CatalogueSpec, parts: Iterable[Path]) -> Iterator["Table"]:
+def _tables(
+    spec: CatalogueSpec, parts: Iterable[Path], widths: Mapping[str, str] | None = None
+) -> Iterator["Table"]:
     """Yield parts as astropy tables with units, UCDs and descriptions."""
     import pyarrow.parquet as pq
 
     for part in parts:
-        yield _astropy_table(spec.columns, pq.read_table(part))
+        yield _astropy_table(spec.columns, pq.read_table(part), widths or {})
 
 
-def _astropy_table(columns: Sequence[Column], data: "pa.Table") -> "Table":
+def _astropy_table(
+    columns: Sequence[Column], data: "pa.Table", widths: Mapping[str, str] = MappingProxyType({})
+) -> "Table":
+    """Return arrow columns as an astropy table; `widths` are types of columns of strings."""
     from astropy.table import Table
 
     table = Table()
     for column in columns:
         values = data[column.name].to_numpy()
-        table[column.name] = values.astype(np.str_) if column.kind == "str" else values
+        if column.kind == "str":
+            values = values.astype(widths.get(column.name, "U"))
+        table[column.name] = values
         table[column.name].description = column.description
         table[column.name].meta["ucd"] = column.ucd
         if column.unit:
@@ -294,24 +304,34 @@ _FITS_BLOCK = 2880
 
 def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
     """Write a binary table part by part: only one part is in memory."""
+    import pyarrow.parquet as pq
+
     widths = _string_widths(spec, parts)
+    kinds = {"float64": ">f8", "int32": ">i4", "bool": "S1"}
+    forms = [kinds.get(c.kind) or f"S{widths[c.name]}" for c in spec.columns]
+    record = np.dtype([(c.name, form) for c, form in zip(spec.columns, forms, strict=True)])
+    size = 0
     with path.open("wb") as file:
         file.write(_primary_header(spec))
-        header, total = b"", 0
-        start = file.tell()
-        for table in _tables(spec, parts):
-            this_header, data = _fits_bytes(_table_hdu(spec, table, widths))
-            if not header:
-                header = this_header
-                file.write(header)
-            file.write(data)
-            total += len(table)
-        file.write(b"\0" * (-(file.tell() - start) % _FITS_BLOCK))
-        file.seek(start)
-        file.write(_with_row_count(header, total))
+        file.write(_table_header(spec, record, sum(map(_n_rows, parts))))
+        for part in parts:
+            data = pq.read_table(part)
+            rows = np.empty(len(data), dtype=record)
+            for column in spec.columns:
+                rows[column.name] = _fits_values(data[column.name], column.kind)
+            file.write(rows.tobytes())
+            size += rows.nbytes
+        file.write(b"\0" * (-size % _FITS_BLOCK))
+
+
+def _n_rows(part: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(part).num_rows)
 
 
 def _string_widths(spec: CatalogueSpec, parts: Sequence[Path]) -> dict[str, int]:
+    """Longest string of each column of strings, at least 1, as FITS encodes it."""
     import pyarrow.parquet as pq
 
     names = [column.name for column in spec.columns if column.kind == "str"]
@@ -319,55 +339,50 @@ def _string_widths(spec: CatalogueSpec, parts: Sequence[Path]) -> dict[str, int]
     for part in parts:
         data = pq.read_table(part, columns=names)
         for name in names:
-            widths[name] = max(widths[name], _fits_text(data[name].to_numpy()).itemsize)
+            widths[name] = max(widths[name], _fits_text(data[name]).itemsize)
     return widths
 
 
-def _fits_text(values: NDArray[Any]) -> NDArray[np.bytes_]:
-    """Encode strings for FITS, which takes ASCII only: others become backslash escapes."""
-    return np.char.encode(values.astype(np.str_), "unicode_escape")
+def _fits_values(values: Any, kind: str) -> NDArray[Any]:
+    """Return an arrow column as FITS has it, but for the order of bytes."""
+    if kind == "str":
+        return _fits_text(values)
+    if kind == "bool":
+        return np.where(values.to_numpy(), b"T", b"F")
+    return np.asarray(values.to_numpy())
 
 
-def _table_hdu(spec: CatalogueSpec, table: "Table", widths: Mapping[str, int]) -> Any:
+def _fits_text(values: Any) -> NDArray[np.bytes_]:
+    """Encode an arrow column of strings for FITS: what is not ASCII is a backslash escape."""
+    import pyarrow.compute as pc
+
+    text = values.to_numpy().astype(np.str_)
+    plain = pc.all(pc.string_is_ascii(values)).as_py()
+    if plain is not False and not pc.any(pc.match_substring(values, "\\")).as_py():
+        return np.asarray(text.astype(np.bytes_))
+    return np.asarray(np.char.encode(text, "unicode_escape"))
+
+
+def _table_header(spec: CatalogueSpec, record: np.dtype[Any], n_row: int) -> bytes:
+    """Return the header of the binary table of rows of the type `record`."""
     from astropy.io import fits
 
     codes = {"float64": "D", "int32": "J", "bool": "L"}
-    columns = []
-    for column in spec.columns:
-        values = np.asarray(table[column.name])
-        if column.kind == "str":
-            values = _fits_text(values)
-            form = f"{widths[column.name]}A"
-        else:
-            form = codes[column.kind]
-        columns.append(fits.Column(column.name, form, array=values, unit=column.unit or None))
-    hdu = fits.BinTableHDU.from_columns(columns, name="LABELS")
+    columns = [
+        fits.Column(
+            column.name,
+            codes.get(column.kind) or f"{record[column.name].itemsize}A",
+            unit=column.unit or None,
+        )
+        for column in spec.columns
+    ]
+    header = fits.BinTableHDU.from_columns(columns, nrows=0, name="LABELS").header
+    assert header["NAXIS1"] == record.itemsize
+    header["NAXIS2"] = n_row
     for number, column in enumerate(spec.columns, start=1):
-        hdu.header[f"TUCD{number}"] = column.ucd
-        hdu.header[f"TCOMM{number}"] = column.description
-    return hdu
-
-
-def _fits_bytes(hdu: Any) -> tuple[bytes, bytes]:
-    """Return the header and the unpadded data of a binary table as they stand on disk."""
-    from astropy.io import fits
-
-    buffer = io.BytesIO()
-    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(buffer)
-    raw = buffer.getvalue()
-    with fits.open(io.BytesIO(raw)) as hdus:
-        place = hdus[1].fileinfo()
-        size = hdus[1].header["NAXIS1"] * hdus[1].header["NAXIS2"]
-    start = place["datLoc"]
-    return raw[place["hdrLoc"] : start], raw[start : start + size]
-
-
-def _with_row_count(header: bytes, rows: int) -> bytes:
-    from astropy.io import fits
-
-    changed = fits.Header.fromstring(header)
-    changed["NAXIS2"] = rows
-    return bytes(changed.tostring().encode("ascii"))
+        header[f"TUCD{number}"] = column.ucd
+        header[f"TCOMM{number}"] = column.description
+    return bytes(header.tostring().encode("ascii"))
 
 
 def _primary_header(spec: CatalogueSpec) -> bytes:
@@ -408,16 +423,18 @@ def _read_fits(path: Path) -> "tuple[Table, dict[str, Any]]":
     return table, json.loads(text)
 
 
-def _whole(spec: CatalogueSpec, parts: Sequence[Path]) -> "Table":
-    from astropy.table import vstack
-
-    return vstack(list(_tables(spec, parts)), join_type="exact", metadata_conflicts="silent")
-
-
 def _write_ecsv(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
-    table = _whole(spec, parts)
-    table.meta = {"maury": dict(spec.metadata)}
-    table.write(path, format="ascii.ecsv")
+    """Write text part by part; each but the first leaves out its header."""
+    with path.open("w", encoding="utf-8") as file:
+        for number, table in enumerate(_tables(spec, parts)):
+            table.meta = {"maury": dict(spec.metadata)}
+            buffer = io.StringIO()
+            table.write(buffer, format="ascii.ecsv")
+            text = buffer.getvalue()
+            if number:
+                names = re.search(r"^[^#].*\n", text, flags=re.MULTILINE)
+                text = text[names.end() :] if names else ""
+            file.write(text)
 
 
 def _read_ecsv(path: Path) -> "tuple[Table, dict[str, Any]]":
@@ -430,9 +447,36 @@ def _read_ecsv(path: Path) -> "tuple[Table, dict[str, Any]]":
 
 
 def _write_votable(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
+    """Write the rows part by part into the text that surrounds them."""
+    total = sum(map(_n_rows, parts))
+    widths = {name: f"U{width}" for name, width in _string_widths(spec, parts).items()}
+    rest, foot = b"", b""
+    with path.open("wb") as file:
+        for table in _tables(spec, parts, widths):
+            text = _votable_text(table, spec)
+            opening = re.search(rb'<STREAM encoding="base64">', text)
+            if opening is None:
+                # Without rows there is no stream.
+                file.write(text)
+                return
+            head, foot = text[: opening.end()], text[text.index(b"</STREAM>") :]
+            if file.tell() == 0:
+                file.write(re.sub(rb'nrows="\d+"', b'nrows="%d"' % total, head, count=1) + b"\n")
+            rows = rest + base64.b64decode(text[opening.end() : text.index(b"</STREAM>")])
+            whole = len(rows) - len(rows) % _BASE64_LINE
+            file.write(base64.encodebytes(rows[:whole]))
+            rest = rows[whole:]
+        file.write(base64.encodebytes(rest) + foot)
+
+
+_BASE64_LINE = 57
+"""Bytes of a line of base64, as the standard library writes it."""
+
+
+def _votable_text(table: "Table", spec: CatalogueSpec) -> bytes:
+    """Return a part as a VOTable of its own."""
     from astropy.io.votable import tree
 
-    table = _whole(spec, parts)
     for column in spec.columns:
         # VOUnit has no dex: the number is as it is, and the text says so.
         if column.unit == "dex":
@@ -443,7 +487,9 @@ def _write_votable(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> No
     resource.infos.append(tree.Info(name="maury", value=json.dumps(dict(spec.metadata))))
     resource.tables[0].name = "labels"
     resource.tables[0].format = "binary2"
-    document.to_xml(str(path))
+    buffer = io.BytesIO()
+    document.to_xml(buffer)
+    return buffer.getvalue()
 
 
 def _read_votable(path: Path) -> "tuple[Table, dict[str, Any]]":
