@@ -22,7 +22,7 @@ from maury.observing import Spectrograph, rotation_transfer
 from maury.operators import SPEED_OF_LIGHT_KMS
 from maury.sky import TheoryCalibration
 
-__all__ = ["Broadening", "Calibrated", "Chain", "Continuum", "Modes", "Operator"]
+__all__ = ["Broadening", "Calibrated", "Chain", "Continuum", "Modes", "Operator", "Shift"]
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -308,3 +308,54 @@ class Continuum:
         factor = np.float32(1.0) + values.astype(np.float32) @ self.patterns
         out = rows * factor[:, None]
         return out, rows[:, :1] * self.patterns if slopes else None
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """A small velocity, to second order in it, on the pixels themselves.
+
+    For models that are made on the pixels of the survey, such as grids. Derivatives along the
+    wavelength are differences of fourth order, so that velocities must be small against the
+    line width.
+
+    Attributes
+    ----------
+    wave_aa : (n_pixel,) float64
+    limit_kms : float
+        Largest velocity.
+    """
+
+    wave_aa: Float64Array
+    limit_kms: float = 15.0
+
+    @property
+    def parameters(self) -> dict[str, tuple[float, float]]:
+        """The velocity."""
+        return {"rv_kms": (-self.limit_kms, self.limit_kms)}
+
+    @cached_property
+    def _slope(self) -> Float32Array:
+        """Banded matrix whose product with flux is its change per km/s, as (5, n_pixel) bands."""
+        spacing = np.gradient(np.log(self.wave_aa)) * SPEED_OF_LIGHT_KMS
+        bands = np.array([1.0, -8.0, 0.0, 8.0, -1.0])[:, None] / (12.0 * spacing)
+        return np.asarray(-bands, dtype=np.float32)
+
+    def _differentiate(self, rows: Float32Array) -> Float32Array:
+        padded = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(2, 2)], mode="edge")
+        n = rows.shape[-1]
+        out = self._slope[0] * padded[..., :n]
+        for k in (1, 3, 4):
+            out = out + self._slope[k] * padded[..., k : k + n]
+        return np.asarray(out)
+
+    def apply(
+        self, rows: Float32Array, values: Float64Array, *, slopes: bool
+    ) -> tuple[Float32Array, Float32Array | None]:
+        """Shift; see `Operator`."""
+        velocity = values[:, 0, None, None].astype(np.float32)
+        first = self._differentiate(rows)
+        second = self._differentiate(first)
+        out = rows + velocity * (first + np.float32(0.5) * velocity * second)
+        if not slopes:
+            return out, None
+        return out, (first + velocity * second)[:, :1]

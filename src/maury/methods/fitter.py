@@ -33,7 +33,6 @@ Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-_BLOCK = 64
 _FIRST_DAMPING, _LEAST_DAMPING, _LARGEST_DAMPING = 1e-3, 1e-9, 1e8
 _ROUNDING = 1e-5
 _EDGE = 1e-6
@@ -104,6 +103,8 @@ class Fitter:
     tolerance : float
         A star is done when the next step would gain less than this in chi-square. That step is
         taken along the tangent, without computing the model again.
+    block : int
+        Stars fitted together; their derivatives lie in memory.
 
     Examples
     --------
@@ -118,6 +119,7 @@ class Fitter:
     max_steps: int = 30
     reuse: int = 0
     tolerance: float = 1e-2
+    block: int = 64
 
     def __post_init__(self) -> None:
         for name, tie in self.tied.items():
@@ -186,8 +188,8 @@ class Fitter:
         held = np.broadcast_to(np.asarray(frozen, dtype=np.bool_), (n, k))
         known = prior if prior is not None else Prior.flat(n, k)
         parts = []
-        for first in range(0, max(n, 1), _BLOCK):
-            rows = slice(first, first + _BLOCK)
+        for first in range(0, max(n, 1), self.block):
+            rows = slice(first, first + self.block)
             problem = _Problem(self, flux[rows], ivar[rows], known.rows(rows), held[rows])
             found = [problem.solve(one[rows]) for one in starts]
             parts.append(_best(found))

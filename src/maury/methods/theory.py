@@ -17,6 +17,7 @@ from maury.methods.emulated import OFFSETS, EmulatorSource, shipped_emulator
 from maury.methods.priors import Prior
 from maury.methods.protocols import External, ForwardModel, Sample
 from maury.methods.starting import RidgeStart
+from maury.methods.whitening import Whitening
 from maury.observing import TRAINING_SKY, ObservingModel, Spectrograph
 from maury.operators import vacuum_to_air
 from maury.population import Population
@@ -27,12 +28,15 @@ __all__ = [
     "complete_stars",
     "draw_nuisances",
     "external_prior",
+    "finite_rows",
     "in_air",
     "learn_start",
     "nuisance_sigmas",
     "observed_chain",
     "require_emulator",
+    "residual_modes",
     "residual_variance",
+    "smooth_patterns",
     "typical_labels",
 ]
 
@@ -47,6 +51,7 @@ _LIBRARY = 1500
 _SCATTERS = 4000
 _EXACT = 1e-9
 _LEAST_VARIANCE = 1e-8
+_WILD = 8.0
 # Median of the chi-square of one degree of freedom.
 _MEDIAN_CHI2 = 0.4549
 
@@ -81,7 +86,7 @@ def observed_chain(
             "preparation, or train a method that learns from spectra alone, such as cannon"
         ) from error
     if calibration is None:
-        smooth = Continuum(_smooth_patterns(wave_aa, observing.continuum_rms))
+        smooth = Continuum(smooth_patterns(wave_aa, observing.continuum_rms))
         return Chain(source, (Broadening(spectrograph), smooth), wave_aa, own_variance)
     operators = (
         Broadening(spectrograph),
@@ -92,7 +97,7 @@ def observed_chain(
     return Chain(source, operators, wave_aa, own_variance)
 
 
-def _smooth_patterns(wave_aa: Float64Array, rms: float) -> Float32Array:
+def smooth_patterns(wave_aa: Float64Array, rms: float) -> Float32Array:
     """Legendre polynomials of order 1 to 7, falling as order^-1/2, of some rms in all."""
     x = 2.0 * (wave_aa - wave_aa[0]) / (wave_aa[-1] - wave_aa[0]) - 1.0
     basis = np.polynomial.legendre.legvander(x, _CONTINUUM_ORDERS)[:, 1:].T
@@ -229,6 +234,47 @@ def external_prior(
     exact = np.isfinite(known.value) & (error <= _EXACT)
     sigma = np.where(exact, np.nan, error)
     return Prior.of(names, len(known.value), {name: (known.value, sigma)}), exact
+
+
+def finite_rows(values: Float64Array) -> NDArray[np.bool_]:
+    """Which rows (n_star,) of values (n_star, n) are finite throughout."""
+    return np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
+
+
+def residual_modes(
+    flux: Float32Array,
+    ivar: Float32Array,
+    fitted: Float32Array,
+    *,
+    count: int,
+    noise_correlation: tuple[float, ...] = (),
+) -> Float32Array:
+    """Patterns (n_mode, n_pixel) in which best fits differ from spectra, beyond noise.
+
+    Principal components of the residuals of many stars, one standard deviation each, once the
+    variance of the noise is taken off. What the labels leave open is correlated between pixels,
+    and would be mistaken for labels if it were fitted as noise.
+
+    Parameters
+    ----------
+    flux, ivar, fitted : (n_star, n_pixel) float32
+    count : int
+        At most so many; fewer where no more stand out of the noise.
+    noise_correlation : tuple of float
+        Correlation of the noise between pixels 1, 2, ... apart.
+    """
+    whiten = Whitening(noise_correlation)
+    used = (ivar > 0) & np.isfinite(fitted)
+    scaled = np.where(used, (flux - fitted) * np.sqrt(ivar), 0).astype(np.float32)
+    white = whiten(np.clip(scaled, -_WILD, _WILD)).astype(np.float64)
+    value, vector = np.linalg.eigh(white.T @ white / len(white))
+    value, vector = value[::-1][:count], vector[:, ::-1][:, :count]
+    # Noise alone reaches so far (Marchenko & Pastur 1967, Math. USSR Sb. 1, 457).
+    kept = value > (1 + np.sqrt(white.shape[1] / len(white))) ** 2
+    size = np.sqrt(np.maximum(value[kept] - 1.0, 0.0))
+    patterns = whiten.undo((vector[:, kept] * size).T)
+    noise = np.nanmedian(np.where(used, 1.0 / np.sqrt(np.where(used, ivar, 1.0)), np.nan), axis=0)
+    return np.asarray(patterns * np.where(np.isfinite(noise), noise, 0.0), dtype=np.float32)
 
 
 def require_emulator(about: Mapping[str, Any]) -> None:

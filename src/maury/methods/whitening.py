@@ -53,3 +53,10 @@ class Whitening:
         ahead = np.array([1.0 / self._first], dtype=rows.dtype)
         back = np.concatenate([[1.0], self._rest / self._first]).astype(rows.dtype)
         return np.asarray(lfilter(ahead, back, rows, axis=-1), dtype=rows.dtype)
+
+    def undo(self, white: Float32Array) -> Float32Array:
+        """Rows (..., n_pixel) of which `__call__` makes these."""
+        out = self._first * white
+        for lag, value in enumerate(self._rest, start=1):
+            out[..., lag:] += value * white[..., :-lag]
+        return np.asarray(out, dtype=white.dtype)

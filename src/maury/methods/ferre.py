@@ -1,0 +1,184 @@
+"""FERRE: chi-square fits of a grid of spectra, abundances in windows of their own.
+
+Allende Prieto et al. (2006, ApJ 636, 804), with Bezier interpolation (Meszaros et al. 2012) and
+principal components. Model and data pass through the same preparation. Then, with the atmosphere
+frozen, each abundance is measured in windows where its element has lines, on the axis that these
+follow (Garcia Perez et al. 2016, AJ 151, 144).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ConfigError
+from maury.methods.ferre_files import read_ferre_grid
+from maury.methods.fitter import Fitter
+from maury.methods.grid_method import Foundation, GridMethod
+from maury.methods.gridded import GridFit, GridSettings
+from maury.methods.protocols import External, FitResult, MethodSettings, Sample
+from maury.methods.theory import draw_nuisances, finite_rows, in_air
+from maury.methods.windows import ELEMENTS, element_windows
+from maury.preparation import Inputs
+
+__all__ = ["Ferre", "FerreSettings"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_WINDOW_STARS = 60
+
+
+class FerreSettings(GridSettings):
+    """Settings of FERRE.
+
+    Attributes
+    ----------
+    grid : str
+        Path of a grid in FERRE's format (`maury.methods.ferre_files`) in place of the emulator's;
+        then only its axes are labels.
+    resolving_power : float
+        To which that grid is broadened; 0 leaves it as it is.
+    windows : bool
+        Whether abundances are measured in windows.
+    """
+
+    grid: str = ""
+    resolving_power: float = 0.0
+    windows: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Ferre(GridMethod):
+    """A grid of spectra, fitted; abundances in windows.
+
+    Attributes
+    ----------
+    windows : mapping of str to (n_pixel,) float64
+        Weights of the pixels of each element.
+    """
+
+    name: ClassVar[str] = "ferre"
+    paper: ClassVar[str] = "Allende Prieto et al. (2006, ApJ 636, 804)"
+    bibtex_key: ClassVar[str] = "AllendePrieto2006"
+    settings_class: ClassVar[type[MethodSettings]] = FerreSettings
+
+    windows: Mapping[str, Float64Array]
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Build the grid, or read one, and find the windows; see `Method`."""
+        del validation
+        assert isinstance(settings, FerreSettings), "settings are of the method's class"
+        if settings.grid:
+            return cls._of_file(training, settings)
+        base = Foundation.lay(training, settings, seed)
+        rng = np.random.default_rng(seed)
+        chosen = base.truth[rng.choice(len(base.truth), _WINDOW_STARS)]
+        typical = draw_nuisances(base.theory, chosen, settings.rv_error_kms, rng)
+        windows = element_windows(base.theory, typical) if settings.windows else {}
+        windows = {
+            name: window
+            for name, window in windows.items()
+            if name not in settings.axes and ELEMENTS[name] in settings.axes
+        }
+        names = tuple(n for n in cls.known_labels or () if n in training.label_names)
+        return cls(settings, names, base.core, base.pattern, windows)
+
+    @classmethod
+    def _of_file(cls, training: Sample, settings: FerreSettings) -> Self:
+        grid = read_ferre_grid(
+            Path(settings.grid),
+            wave_aa=in_air(training),
+            resolving_power=settings.resolving_power,
+            interpolation=settings.interpolation,
+            components=settings.components,
+        )
+        names = tuple(name for name in grid.label_names if name in training.label_names)
+        if not names:
+            raise ConfigError(
+                f"the axes of {settings.grid} are {', '.join(grid.label_names)}, none of which is "
+                f"a label of the survey ({', '.join(training.label_names)})"
+            )
+        none = np.zeros((0, grid.wave.size), dtype=np.float32)
+        core = GridFit(
+            grid, none, training.noise_correlation, settings.rv_error_kms, settings.starts
+        )
+        return cls(settings, names, core, None, {})
+
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+        """Fit the grid, then each abundance in its window; see `Method`."""
+        fitted = self.core.fit(inputs, external=external)
+        if self.pattern is None:
+            return fitted.select(self.label_names)
+        out = self.nine(fitted)
+        labels, covariance = out.labels.copy(), out.covariance.copy()
+        for name, window in self.windows.items():
+            if name in self.label_names:
+                column = out.label_names.index(name)
+                change, variance = self._in_window(inputs, fitted, ELEMENTS[name], window)
+                labels[:, column] += change
+                covariance[:, column] = covariance[:, :, column] = 0.0
+                covariance[:, column, column] = variance
+        return replace(out, labels=labels, covariance=covariance).select(self.label_names)
+
+    def _in_window(
+        self, inputs: Inputs, fitted: FitResult, axis: str, window: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
+        """Change of one axis in a window, all else frozen, and its variance, (n_star,) each.
+
+        The variance has that of the frozen atmosphere, by what the change follows of it.
+        """
+        chain = self.core.chain
+        column = chain.label_names.index(axis)
+        free = np.arange(len(chain.label_names)) == column
+        fitter = Fitter(
+            chain, window=window, noise_correlation=self.core.noise_correlation, tolerance=0.05
+        )
+        found = fitter.fit(inputs.flux, inputs.ivar, fitted.labels, frozen=~free)
+        change = found.labels[:, column] - fitted.labels[:, column]
+        follows = self._follows(inputs, fitted, column, window)
+        frozen = np.einsum("ni,nij,nj->n", follows, fitted.covariance, follows)
+        return change, found.covariance[:, column, column] + frozen
+
+    def _follows(
+        self, inputs: Inputs, fitted: FitResult, column: int, window: Float64Array
+    ) -> Float64Array:
+        """Return derivatives (n_star, n_label) of the axis in the window by the frozen labels."""
+        good = finite_rows(fitted.labels)
+        out = np.full(fitted.labels.shape, np.nan)
+        for start in range(0, len(out), 256):
+            rows = np.flatnonzero(good[start : start + 256]) + start
+            slopes = self.core.chain.evaluate(fitted.labels[rows]).jacobian
+            assert slopes is not None, "derivatives were asked for"
+            weighted = slopes[:, column] * inputs.ivar[rows] * window.astype(np.float32)
+            cross = np.einsum("nkp,np->nk", slopes, weighted).astype(np.float64)
+            own = np.maximum(cross[:, column], 1e-30)
+            out[rows] = -cross / own[:, None]
+        return out
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON; see `Method`."""
+        arrays, about = self.core_arrays()
+        return arrays | {f"window.{name}": w for name, w in self.windows.items()}, about
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave; see `Method`."""
+        core, pattern = cls.core_from(arrays, about, settings)
+        windows = {n: arrays[f"window.{n}"] for n in ELEMENTS if f"window.{n}" in arrays}
+        return cls(settings, label_names, core, pattern, windows)
