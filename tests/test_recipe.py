@@ -122,7 +122,7 @@ def test_processes_give_the_same_bits_as_one(tmp_path, model, survey):
 
 def test_covariance_is_that_within_and_between_members(model, survey):
     inputs = inputs_of(model, survey)
-    answer = EnsembleNetwork(model).predict(inputs)
+    answer = EnsembleNetwork(model, engine="torch").predict(inputs)
     config = network_config("maury", NETWORK)
     observables = model.scaling.observables.forward(inputs.observables)
     tensors = [torch.from_numpy(x) for x in (inputs.flux, inputs.ivar, observables)]

@@ -272,6 +272,9 @@ def predict(
         typer.Option("--workers", min=1, help="Processes on this machine (default: its cores)."),
     ] = None,
     scheduler: Scheduler = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="What computes the networks: auto, torch or compiled.")
+    ] = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Write the catalogue of labels of a survey.
@@ -286,7 +289,7 @@ def predict(
             model,
             survey,
             out,
-            options=Options(tuple(without or ()), correlations),
+            options=Options(tuple(without or ()), correlations, engine=engine),
             overwrite=overwrite,
             workers=workers or n_cores(),
             cluster=cluster,

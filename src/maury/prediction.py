@@ -84,11 +84,14 @@ class Options:
     batch_size : int
         Spectra in memory at a time; rounded up to whole blocks of computation, so that it does
         not change the result.
+    engine : {"auto", "torch", "compiled"}
+        What computes the networks, see `maury.engine.make_engine`.
     """
 
     without: tuple[str, ...] = ()
     correlations: bool = False
     batch_size: int = 2048
+    engine: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -403,6 +406,7 @@ def predict(
     batch_size: int = 2048,
     workers: int = 1,
     cluster: Cluster | None = None,
+    engine: str = "auto",
     progress: Progress | None = None,
 ) -> Catalogue:
     """Predict a whole survey, write its catalogue and read it.
@@ -429,6 +433,8 @@ def predict(
         (``if __name__ == "__main__":``).
     cluster : Cluster, optional
         Workers elsewhere, as of `write_catalogue`.
+    engine : {"auto", "torch", "compiled"}
+        What computes the networks, see `maury.engine.make_engine`.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -444,7 +450,7 @@ def predict(
     WorkerLost, ClusterError
         As of `write_catalogue`.
     """
-    options = Options(tuple(without), correlations, batch_size)
+    options = Options(tuple(without), correlations, batch_size, engine)
     written = write_catalogue(
         model,
         survey,
@@ -492,7 +498,7 @@ def predict_rows(
 
 @lru_cache(maxsize=1)
 def _predictor(model: str, options: Options, checksum: str) -> Predictor:
-    predictor = Predictor(model, without=options.without)
+    predictor = Predictor(model, without=options.without, engine=options.engine)
     if predictor.model.checksum != checksum:
         raise ModelFileError(f"{model} is another model than when the work was planned; start anew")
     return predictor

@@ -51,19 +51,25 @@ class Predictor:
         The model.
     without : sequence of str
         Inputs of `WITHOUT` that count as missing.
+    engine : {"auto", "torch", "compiled"}
+        What computes the networks, see `maury.engine.make_engine`.
 
     Raises
     ------
     UnknownName
-        If there is no such input.
+        If there is no such input or engine.
+    MissingExtra
+        If the engine is not installed.
     ConfigError
         If the networks need one of these inputs.
     """
 
-    def __init__(self, model: Model | Path | str, *, without: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: Model | Path | str, *, without: Sequence[str] = (), engine: str = "auto"
+    ) -> None:
         self.model = model if isinstance(model, Model) else Model.open(model)
         self.without = tuple(check_known("input", name, WITHOUT) for name in without)
-        self._network, self.trust = _load(self.model)
+        self._network, self.trust = _load(self.model, engine)
         if needed := sorted(set(self.without) & self._network.needs):
             raise ConfigError(
                 f"the network '{self.model.network['name']}' gives no labels without "
@@ -138,14 +144,14 @@ class Predictor:
         return flags
 
 
-def _load(model: Model) -> "tuple[MethodNetwork | EnsembleNetwork, Trust | None]":
+def _load(model: Model, engine: str) -> "tuple[MethodNetwork | EnsembleNetwork, Trust | None]":
     """Load what answers for the model; a method needs no torch."""
     if model.is_method:
         return MethodNetwork(model), None
     from maury.inference import EnsembleNetwork
     from maury.trust import Trust
 
-    network = EnsembleNetwork(model)
+    network = EnsembleNetwork(model, engine=engine)
     return network, Trust.load(model, network)
 
 
