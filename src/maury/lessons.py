@@ -21,7 +21,7 @@ from torch import Tensor
 
 from maury.errors import ConfigError
 from maury.flags import FLAG_DTYPE
-from maury.inference import EnsembleNetwork
+from maury.inference import EnsembleNetwork, load_members
 from maury.model import Model
 from maury.preparation import Inputs
 from maury.recipe import SimulatedTraining, drop_inputs
@@ -132,15 +132,22 @@ class Teacher:
         return self._dropped(inputs, rng)
 
     def observed(self, survey: Survey, n_star: int, rng: np.random.Generator) -> Inputs:
-        """Read about `n_star` rows of a survey, in blocks at random; test stars are left out."""
-        split, star_id = self.model.split, survey.star_id
-        held = split.contains("test", star_id) | split.contains("validation", star_id)
+        """Read some rows of a survey (see `rows`), some without a part of their inputs."""
+        batch = survey.rows(self.rows(survey, n_star, rng))
+        return self._dropped(self.model.preparation.apply(batch), rng)
+
+    def rows(self, survey: Survey, n_star: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Choose about `n_star` rows of a survey, in blocks at random.
+
+        Test and validation stars of the teacher are left out.
+        """
         n_block = -(-len(survey) // _SURVEY_BLOCK)
         first = rng.permutation(n_block)[: -(-n_star // _SURVEY_BLOCK)] * _SURVEY_BLOCK
         rows = np.sort((first[:, None] + np.arange(_SURVEY_BLOCK)).ravel())
         rows = rows[rows < len(survey)]
-        inputs = self.model.preparation.apply(survey.rows(rows[~held[rows]]))
-        return self._dropped(inputs, rng)
+        split, star_id = self.model.split, survey.star_id[rows]
+        held = split.contains("test", star_id) | split.contains("validation", star_id)
+        return np.asarray(rows[~held], dtype=np.int64)
 
     def _dropped(self, inputs: Inputs, rng: np.random.Generator) -> Inputs:
         sources = self.model.preparation.sources
@@ -174,6 +181,33 @@ class Teacher:
         told = (scaling.labels.forward(answer.mean), sigma / scaling.labels.scale, pairs)
         rest = (torch.from_numpy(array[known].astype(np.float32)) for array in told)
         return Sheet(pixels.half(), other, *rest)
+
+    def slopes(self, inputs: Inputs) -> Tensor:
+        """Return derivatives of all labels, in units of their errors, by the scaled pixels.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Stars at which they are taken.
+
+        Returns
+        -------
+        (n_star x n_label, n_pixel) float32 tensor
+        """
+        answer = self._network.predict(inputs)
+        error = torch.from_numpy(answer.sigma / self.model.scaling.labels.scale).float()
+        observables = self.model.scaling.observables.forward(inputs.observables)
+        members = load_members(self.model)
+        flux = torch.from_numpy(inputs.flux.copy()).requires_grad_()
+        ivar = torch.from_numpy(inputs.ivar)
+        seen = torch.from_numpy(observables if self.photometry else observables[:, :0].copy())
+        mean = sum(member(flux, ivar, seen).mean for member in members) / len(members)
+        scale = self.flux_scale()["flux_scale"]
+        slopes = [
+            torch.autograd.grad(label.sum(), flux, retain_graph=True)[0] * scale
+            for label in (mean / error).T
+        ]
+        return torch.cat(slopes)
 
 
 def _training_of(model: Model) -> SimulatedTraining:

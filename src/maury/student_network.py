@@ -124,7 +124,8 @@ class StudentNetwork(nn.Module):
         present = typical > 0
         typical = torch.where(present, typical, 1.0)
         trust = (ivar * (1.0 / (_NOISY_PIXEL * typical))).clamp_(max=1.0)
-        pixels = (flux - self.flux_centre).mul_(1.0 / self.flux_scale)
+        per_scale = 1.0 / self.flux_scale
+        pixels = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
         # Only a row without a spectrum can hold NaN, and its trust is 0.
         pixels.nan_to_num_().clamp_(-_LARGEST_DEVIATION, _LARGEST_DEVIATION).mul_(trust)
         relative = (typical.sqrt() / _TYPICAL_SNR).clamp(0.05, 20.0)
