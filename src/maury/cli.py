@@ -486,6 +486,55 @@ def report(
         print(f"not drawn: {reason}")
 
 
+@app.command()
+def compare(
+    survey: SurveyPath,
+    methods: Annotated[
+        str, typer.Option("--methods", help="all, or names with commas between (maury methods).")
+    ] = "all",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Directory of models, tables, figures.")
+    ] = Path("maury-compare"),
+    folds: Annotated[
+        int, typer.Option("--folds", min=1, help="Cross-validation; 1: the split of maury train.")
+    ] = 1,
+    snr: Annotated[
+        str, typer.Option("--snr", help="Also simulate the test stars at these S/N: 20,100.")
+    ] = "",
+    reuse: Annotated[
+        list[str] | None,
+        typer.Option("--reuse", metavar="METHOD=MODEL", help="A trained model (repeatable)."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file: settings by name of method.")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train every method on the same stars, test it on others, and say which to trust where.
+
+    A run that was killed goes on when the same command is given again, with more methods too.
+    """
+    from maury.comparison import compare, draw, pairs_of
+
+    with _named_bar() as progress:
+        found = compare(
+            survey,
+            out,
+            methods=[name.strip() for name in methods.split(",")],
+            folds=folds,
+            seed=seed,
+            snr=[float(value) for value in snr.split(",") if value.strip()],
+            reuse=pairs_of(reuse or ()),
+            config=config,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    draw(found, out)
+    _show_standings(found)
+    print(f"tables and figures are in {out}")
+
+
 @app.command("import-keras")
 def import_keras(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of .h5 files.")],
@@ -577,6 +626,57 @@ def _stages() -> Iterator[Callable[[str], None]]:
     """Yield a callback that shows on the terminal what is done."""
     with _console().status("") as status:
         yield status.update
+
+
+@contextmanager
+def _named_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback of (what, done, total) that draws one bar on the terminal."""
+    from rich.progress import Progress, TimeElapsedColumn
+
+    columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn())
+    console = _console()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task("", total=None)
+
+        def update(what: str, done: int, total: int) -> None:
+            bars.update(task, description=what, completed=done, total=total)
+
+        yield update
+
+
+def _show_standings(found: Any) -> None:
+    print(found.title)
+    for view in found.views:
+        print(f"robust scatter, {view.name}")
+        _show_rows(found.scatter_rows(view=view.name))
+    print("calibration and cost, as given (medians over labels; CPU ms per spectrum)")
+    _show_rows(found.summary_rows())
+    for name, reason in found.not_run.items():
+        print(f"{name} was not run: {reason}")
+    for name in found.methods:
+        if name.split("-")[0] == "maury":
+            losses = found.losses(name)
+            print(f"{name}: {len(losses)} losses" if losses else f"{name} loses nowhere")
+            for loss in losses:
+                print(f"  {loss}")
+
+
+def _show_rows(rows: Any) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    header, *body = rows
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for number, name in enumerate(header):
+        left = number == 0 or name == "inputs"
+        table.add_column(escape(name), justify="left" if left else "right", no_wrap=not left)
+    for row in body:
+        table.add_row(*(escape(cell) for cell in row))
+    Console().print(table)
 
 
 @contextmanager

@@ -22,10 +22,12 @@ _HOME = {
     "Regime": "checks",
     "abundance": "stars",
     "abundance_figure": "stars",
+    "agreement_figure": "comparison",
     "alpha_by_place": "cartography",
     "audit_figure": "audit",
     "bimodality_figure": "cartography",
     "bimodality_panel": "cartography",
+    "calibration_figure": "comparison",
     "clusters_figure": "checks",
     "coverage_curves": "checks",
     "coverage_figure": "checks",
@@ -40,6 +42,7 @@ _HOME = {
     "kiel": "stars",
     "kiel_figure": "stars",
     "kiel_grid": "planes",
+    "kinds_figure": "comparison",
     "losses": "training",
     "losses_figure": "training",
     "maps_figure": "cartography",
@@ -49,8 +52,10 @@ _HOME = {
     "regime_figure": "checks",
     "relative_figure": "checks",
     "residual_figure": "residuals",
+    "scatter_figure": "comparison",
     "sensitivity_figure": "audit",
     "snr_figure": "residuals",
+    "speed_figure": "comparison",
     "trends_figure": "checks",
     "z_figure": "checks",
 }
@@ -87,6 +92,11 @@ if TYPE_CHECKING:
     from maury.figures.checks import relative_figure as relative_figure
     from maury.figures.checks import trends_figure as trends_figure
     from maury.figures.checks import z_figure as z_figure
+    from maury.figures.comparison import agreement_figure as agreement_figure
+    from maury.figures.comparison import calibration_figure as calibration_figure
+    from maury.figures.comparison import kinds_figure as kinds_figure
+    from maury.figures.comparison import scatter_figure as scatter_figure
+    from maury.figures.comparison import speed_figure as speed_figure
     from maury.figures.cover import coverage_map as coverage_map
     from maury.figures.planes import Panel as Panel
     from maury.figures.planes import density_plane as density_plane
