@@ -1,0 +1,336 @@
+"""GAUGUIN: Gauss-Newton on a grid, then abundances line by line.
+
+Bijaoui et al. (2012, Stat. Meth. 9, 55) and Guiglion et al. (2016, A&A 595, A18). The parameters
+move by d theta = (J^T W J)^-1 J^T W (O - S) on a linearly interpolated grid. Then, with the
+atmosphere fixed, each line of an element is compared with a family of spectra in the abundance:
+a coarse minimum of chi-square, a one-dimensional Gauss-Newton fit with a local pseudo-continuum,
+sigma^-2 = sum (dS/dA)^2 / sigma^2, and the mean over lines by these weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from maury.flags import FLAG_DTYPE, Flag
+from maury.labels import LABEL_NAMES
+from maury.methods.chain import Chain, Continuum
+from maury.methods.fitter import Fitter
+from maury.methods.grid import Grid, Interpolation
+from maury.methods.grid_method import Foundation, GridMethod, at_rest
+from maury.methods.gridded import GridSettings
+from maury.methods.priors import Prior
+from maury.methods.protocols import External, FitResult, MethodSettings, Sample
+from maury.methods.theory import draw_nuisances, finite_rows
+from maury.methods.windows import ELEMENTS, element_windows, lines_of
+from maury.preparation import Inputs
+
+__all__ = ["Family", "Gauguin", "GauguinSettings"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_WINDOW_STARS = 60
+_SIDE_PIXELS = 4
+_CORE_STEPS = {"teff": 500.0, "logg": 0.9, "m_h": 0.5, "alpha_m": 0.3}
+_ABUNDANCES = np.array([-0.6, -0.3, 0.0, 0.3, 0.6, 0.8])
+_BLOCK = 256
+
+
+class GauguinSettings(GridSettings):
+    """Settings of GAUGUIN.
+
+    Attributes
+    ----------
+    interpolation : {"linear", "quadratic", "cubic"}
+        Of the grid of parameters.
+    pseudo_continuum : float
+        Standard deviation of the local continuum of each line.
+    """
+
+    interpolation: Interpolation = "linear"
+    pseudo_continuum: float = Field(default=0.004, ge=0.0, le=0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Spectra of one line, by the atmosphere and one abundance.
+
+    Attributes
+    ----------
+    grid : Grid
+        Axes of the core, then the abundance; pixels of the line and its sides.
+    first : int
+        Its first pixel in the spectrum.
+    weight : (n_line_pixel,) float64
+        Of its pixels; those at the sides count for the continuum.
+    """
+
+    grid: Grid
+    first: int
+    weight: Float64Array
+
+    @property
+    def pixels(self) -> slice:
+        """Its pixels in the spectrum."""
+        return slice(self.first, self.first + self.weight.size)
+
+    def measure(
+        self,
+        flux: Float32Array,
+        ivar: Float32Array,
+        core: Float64Array,
+        *,
+        pseudo_continuum: float,
+        noise_correlation: tuple[float, ...],
+    ) -> tuple[FitResult, Float64Array]:
+        """Fit the abundance of stars whose atmosphere is known.
+
+        Parameters
+        ----------
+        flux, ivar : (n_star, n_pixel) float32
+            Whole spectra, at rest and normalised.
+        core : (n_star, n_core) float64
+            Finite.
+        pseudo_continuum, noise_correlation
+            As of the method.
+
+        Returns
+        -------
+        result : FitResult
+            Its column before the last is the abundance.
+        follows : (n_star, n_core) float64
+            Derivatives of the abundance by the fixed atmosphere.
+        """
+        n, count = core.shape
+        part, noise = flux[:, self.pixels], ivar[:, self.pixels]
+        level = np.full((1, self.weight.size), max(pseudo_continuum, 1e-6), dtype=np.float32)
+        chain = Chain(self.grid, (Continuum(level),), self.grid.wave, self.grid.own_variance)
+        fitter = Fitter(
+            chain,
+            window=self.weight,
+            noise_correlation=noise_correlation,
+            tolerance=0.02,
+            block=_BLOCK,
+        )
+        place = np.column_stack([core, self._coarse(part, noise, core), np.zeros(n)])
+        frozen = np.arange(count + 2) < count
+        prior = Prior.of(chain.label_names, n, {"continuum_1": (0.0, 1.0)})
+        result = fitter.fit(part, noise, place, prior=prior, frozen=frozen)
+        slopes = chain.evaluate(np.clip(result.labels, *chain.bounds.T)).jacobian
+        assert slopes is not None, "derivatives were asked for"
+        weighted = slopes[:, count] * noise * self.weight.astype(np.float32)
+        cross = np.einsum("nkp,np->nk", slopes, weighted).astype(np.float64)
+        return result, -cross[:, :count] / np.maximum(cross[:, count, None], 1e-30)
+
+    def _coarse(self, flux: Float32Array, ivar: Float32Array, core: Float64Array) -> Float64Array:
+        """Abundance (n_star,) of least chi-square among the nodes."""
+        nodes = self.grid.axes[-1]
+        weight = ivar * self.weight.astype(np.float32)
+        chi2 = np.empty((len(core), nodes.size))
+        for k, abundance in enumerate(nodes):
+            place = np.column_stack([core, np.full(len(core), abundance)])
+            model = self.grid.evaluate(place, jacobian=False).flux
+            chi2[:, k] = np.einsum("np,np->n", weight, (flux - model) ** 2)
+        return np.asarray(nodes[chi2.argmin(axis=1)])
+
+
+@dataclass(frozen=True, eq=False)
+class Gauguin(GridMethod):
+    """Gauss-Newton on a grid; abundances line by line.
+
+    Attributes
+    ----------
+    families : mapping of str to tuple of Family
+        The lines of each element.
+    """
+
+    name: ClassVar[str] = "gauguin"
+    paper: ClassVar[str] = "Bijaoui et al. (2012, Stat. Meth. 9, 55); Guiglion et al. (2016)"
+    bibtex_key: ClassVar[str] = "Guiglion2016"
+    settings_class: ClassVar[type[MethodSettings]] = GauguinSettings
+
+    families: Mapping[str, tuple[Family, ...]]
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Build the grid, find the lines, and build a family for each; see `Method`."""
+        del validation
+        assert isinstance(settings, GauguinSettings), "settings are of the method's class"
+        base = Foundation.lay(training, settings, seed)
+        names = tuple(n for n in LABEL_NAMES if n in training.label_names)
+        wanted = [name for name in ELEMENTS if name in names and name not in settings.axes]
+        families = {
+            name: lines for name, lines in _families(base, settings, seed) if name in wanted
+        }
+        return cls(settings, names, base.core, base.pattern, families)
+
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+        """Fit the parameters, then each line; see `Method`."""
+        fitted = self.core.fit(inputs, external=external)
+        out = self.nine(fitted)
+        good = np.flatnonzero(finite_rows(fitted.labels))
+        labels, covariance, flags = out.labels.copy(), out.covariance.copy(), out.flags.copy()
+        core = fitted.labels[good, : len(self.core.grid.label_names)]
+        assert fitted.flux is not None, "a fit has a best spectrum"
+        plain = self.core.grid.evaluate(core, jacobian=False).flux
+        flux = inputs.flux[good] - (fitted.flux[good] - plain)
+        for name, lines in self.families.items():
+            column = LABEL_NAMES.index(name)
+            value, variance, limit = self._combine(
+                lines, (flux, inputs.ivar[good]), core, fitted.covariance[good]
+            )
+            labels[good, column] = value
+            covariance[good, column] = covariance[good, :, column] = 0.0
+            covariance[good, column, column] = variance
+            flags[good[limit]] |= Flag.UPPER_LIMIT.value
+        out = replace(out, labels=labels, covariance=covariance, flags=flags.astype(FLAG_DTYPE))
+        return out.select(self.label_names)
+
+    def _combine(
+        self,
+        lines: tuple[Family, ...],
+        spectra: tuple[Float32Array, Float32Array],
+        core: Float64Array,
+        core_covariance: Float64Array,
+    ) -> tuple[Float64Array, Float64Array, NDArray[np.bool_]]:
+        """Weighted mean over lines, its variance, and whether all lines end at the lowest value."""
+        assert isinstance(self.settings, GauguinSettings), "settings are of the method's class"
+        count = core.shape[1]
+        total = np.zeros(len(core))
+        mean = np.zeros(len(core))
+        follows = np.zeros(core.shape)
+        lowest = np.ones(len(core), dtype=np.bool_)
+        for line in lines:
+            result, slope = line.measure(
+                *spectra,
+                core,
+                pseudo_continuum=self.settings.pseudo_continuum,
+                noise_correlation=self.core.noise_correlation,
+            )
+            variance = result.covariance[:, count, count]
+            usable = np.isfinite(variance) & (variance > 0)
+            weight = np.where(usable, 1.0 / np.where(usable, variance, 1.0), 0.0)
+            value = np.where(usable, result.labels[:, count], 0.0)
+            total += weight
+            mean += weight * value
+            follows += weight[:, None] * np.where(usable[:, None], slope, 0.0)
+            lowest &= ~usable | (value <= line.grid.bounds[-1, 0] + 1e-3)
+        known = total > 0
+        total = np.where(known, total, np.nan)
+        follows /= total[:, None]
+        frozen = np.einsum("ni,nij,nj->n", follows, core_covariance[:, :count, :count], follows)
+        return mean / total, 1.0 / total + frozen, lowest & known
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON; see `Method`."""
+        arrays, about = self.core_arrays()
+        about["lines"] = {name: [one.first for one in x] for name, x in self.families.items()}
+        for name, lines in self.families.items():
+            for k, line in enumerate(lines):
+                arrays |= line.grid.to_arrays(f"line.{name}.{k}")
+                arrays[f"line.{name}.{k}.weight"] = line.weight
+        return arrays, about
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave; see `Method`."""
+        core, pattern = cls.core_from(arrays, about, settings)
+        families = {
+            name: tuple(
+                Family(
+                    Grid.from_arrays(
+                        arrays,
+                        f"line.{name}.{k}",
+                        label_names=(*about["axes"], name),
+                        interpolation="quadratic",
+                    ),
+                    int(first),
+                    arrays[f"line.{name}.{k}.weight"],
+                )
+                for k, first in enumerate(lines)
+            )
+            for name, lines in about["lines"].items()
+        }
+        return cls(settings, label_names, core, pattern, families)
+
+
+def _families(
+    base: Foundation, settings: GauguinSettings, seed: int
+) -> list[tuple[str, tuple[Family, ...]]]:
+    """Find the lines of each element, and synthesise their families."""
+    rng = np.random.default_rng(seed)
+    chosen = base.truth[rng.choice(len(base.truth), _WINDOW_STARS)]
+    typical = draw_nuisances(base.theory, chosen, settings.rv_error_kms, rng)
+    windows = element_windows(base.theory, typical)
+    axes = {}
+    for name, nodes in zip(settings.axes, base.core.grid.axes, strict=True):
+        step = _CORE_STEPS.get(name, 0.3)
+        count = max(int(np.ceil((nodes[-1] - nodes[0]) / step)) + 1, 3)
+        axes[name] = np.linspace(nodes[0], nodes[-1], count)
+    return [
+        (name, tuple(_lines(base, axes, name, window)))
+        for name, window in windows.items()
+        if name not in settings.axes
+    ]
+
+
+def _lines(
+    base: Foundation, axes: Mapping[str, Float64Array], name: str, window: Float64Array
+) -> list[Family]:
+    wave = base.theory.wave_aa
+    column = LABEL_NAMES.index(name)
+    parts = [
+        slice(max(line.start - _SIDE_PIXELS, 0), min(line.stop + _SIDE_PIXELS, wave.size))
+        for line in lines_of(window)
+    ]
+    used = np.concatenate([np.arange(wave.size)[part] for part in parts])
+
+    def synthesise(places: Float64Array) -> Float32Array:
+        nine = base.pattern.complete(places[:, :-1])
+        nine[:, column] = places[:, -1]
+        return at_rest(base.theory, nine)[:, used]
+
+    low, high = base.theory.bounds[column]
+    abundances = np.clip(_ABUNDANCES, low, high)
+    whole = Grid.build(
+        {**axes, name: np.unique(abundances)},
+        synthesise,
+        wave[used],
+        interpolation="quadratic",
+    )
+    families = []
+    offset = 0
+    for part in parts:
+        columns = slice(offset, offset + part.stop - part.start)
+        offset = columns.stop
+        weight = np.where(window[part] > 0, window[part], 1.0)
+        own = base.core.grid.own_variance[part]
+        families.append(
+            Family(
+                replace(
+                    whole,
+                    nodes=np.ascontiguousarray(whole.nodes[:, columns]),
+                    mean=whole.mean[columns],
+                    wave=whole.wave[columns],
+                    own_variance=own,
+                ),
+                part.start,
+                weight,
+            )
+        )
+    return families
