@@ -50,8 +50,8 @@ class StudentConfig(NetworkConfig):
     takes_missing: ClassVar[bool] = True
     needs_spectrum: ClassVar[bool] = False
 
-    stem: int = Field(default=48, ge=1)
-    width: int = Field(default=96, ge=1)
+    stem: int = Field(default=32, ge=1)
+    width: int = Field(default=128, ge=1)
     depth: int = Field(default=2, ge=0)
     rank: int = Field(default=4, ge=1)
 

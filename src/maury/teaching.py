@@ -65,9 +65,9 @@ class DistilConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stars: int = Field(default=20 * SHEET_STARS, ge=1)
+    stars: int = Field(default=12 * SHEET_STARS, ge=1)
     survey_share: float = Field(default=0.1, ge=0.0, le=10.0)
-    passes: int = Field(default=40, ge=1)
+    passes: int = Field(default=50, ge=1)
     batch_size: int = Field(default=1024, ge=1)
     inner_rate: float = Field(default=0.01, gt=0.0, allow_inf_nan=False)
     outer_rate: float = Field(default=4e-3, gt=0.0, allow_inf_nan=False)
