@@ -11,6 +11,7 @@ parallaxes, a slope would come out too flat.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -474,13 +475,7 @@ def orbits(
     MissingExtra
         If galpy is not installed.
     """
-    try:
-        from galpy.orbit import Orbit
-        from galpy.potential import MWPotential2014
-    except ImportError as error:
-        raise MissingExtra(
-            "orbits need galpy, which is not installed; pip install 'maury[orbits]'"
-        ) from error
+    orbit_of, potential = _galpy()
     from astropy import units
 
     there = _galactocentric(ra_deg, dec_deg, distance_kpc, pm_masyr, rv_kms)
@@ -491,8 +486,8 @@ def orbits(
     phi = np.arctan2(xyz[:, 1], -xyz[:, 0])
     state = np.column_stack([radius, speed[:, 0], speed[:, 1], height, speed[:, 2], phi])[known]
     scale = np.array([R_SUN_KPC, _V_KMS, _V_KMS, R_SUN_KPC, _V_KMS, 1.0])
-    orbit = Orbit(state / scale, ro=R_SUN_KPC, vo=_V_KMS)
-    how = {"analytic": True, "type": "staeckel", "delta": 0.4, "pot": MWPotential2014}
+    orbit = orbit_of(state / scale, ro=R_SUN_KPC, vo=_V_KMS)
+    how = {"analytic": True, "type": "staeckel", "delta": 0.4, "pot": potential}
     found = {
         "eccentricity": orbit.e(**how),
         "z_max": orbit.zmax(**how, use_physical=True),
@@ -503,6 +498,21 @@ def orbits(
     for name, values in found.items():
         out[name][known] = values
     return out
+
+
+def _galpy() -> tuple[Any, Any]:
+    """Return galpy's `Orbit` and its potential."""
+    try:
+        with warnings.catch_warnings():
+            # On import galpy warns where its compiled parts, which are not used here, are missing.
+            warnings.simplefilter("ignore")
+            from galpy.orbit import Orbit
+            from galpy.potential import MWPotential2014
+    except ImportError as error:
+        raise MissingExtra(
+            "orbits need galpy, which is not installed; pip install 'maury[orbits]'"
+        ) from error
+    return Orbit, MWPotential2014
 
 
 _V_KMS = 233.4

@@ -212,7 +212,8 @@ def _map(
 ) -> Any:
     known = np.isfinite(across) & np.isfinite(up) & np.isfinite(value)
     if known.any():
-        reach = [np.percentile(one[known], (0.5, 99.5)) for one in (across, up)]
+        inner = [np.percentile(one[known], (0.5, 99.5)) for one in (across, up)]
+        reach = [one + np.array([-0.05, 0.05]) for one in inner]
     else:
         reach = [np.array([-10.0, -6.0]), np.array([-2.0, 2.0])]
     cells = int(np.clip(np.sqrt(max(known.sum(), 1) / 15.0), 12, 60))
@@ -245,11 +246,12 @@ def bimodality_panel(
     values: ArrayLike,
     found: Bimodality,
     *,
+    label: Label = _ALPHA_M,
     error: float = 0.0,
     title: str = "",
     simulated: bool = False,
 ) -> Axes:
-    """Draw the distribution of [alpha/M] with the two components, widened by an error.
+    """Draw the distribution of a label, say [alpha/M], with the two components, widened by an error.
 
     Parameters
     ----------
@@ -258,6 +260,8 @@ def bimodality_panel(
     values : (n,) float
         As they were fitted.
     found : Bimodality
+    label : Label
+        Its definition.
     error : float
         Typical error, if errors were taken out.
     title : str
@@ -267,7 +271,9 @@ def bimodality_panel(
     """
     x = np.asarray(values, np.float64)
     x = x[np.isfinite(x)]
-    low, high = np.percentile(x, (0.5, 99.5)) if x.size else (-0.1, 0.4)
+    low, high = np.percentile(x, (0.5, 99.5)) if x.size else label.range
+    if not low < high:
+        low, high = label.range
     grid = np.linspace(low, high, 200)
     ax.hist(x, bins=50, range=(low, high), density=x.size > 0, color=OKABE_ITO[5], alpha=0.7)
     if np.isfinite(found.ashman_d):
@@ -282,6 +288,7 @@ def bimodality_panel(
     ax.set_xlim(low, high)
     ax.set_ylim(0.0, 1.3 * ax.get_ylim()[1])
     ax.set_yticks([])
+    ax.locator_params(axis="x", nbins=5)
     if simulated:
         mark_simulated(ax, place="upper left")
     return ax
@@ -308,7 +315,7 @@ def bimodality_figure(
         figure = new_figure(PAGE_MM if len(parts) > 1 else COLUMN_MM, 10.0 + 42.0 * down)
         panels = figure.subplots(down, min(3, len(parts)), squeeze=False).ravel()
         for ax, (title, values, found) in zip(panels, parts, strict=False):
-            bimodality_panel(ax, values, found, title=title, simulated=simulated)
+            bimodality_panel(ax, values, found, label=label, title=title, simulated=simulated)
         for ax in panels[len(parts) :]:
             ax.set_axis_off()
         figure.supxlabel(axis_text(label), fontsize=8.0)

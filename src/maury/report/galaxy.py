@@ -69,8 +69,7 @@ class _Used:
         alpha_error = material.label_error(stars, "alpha_m")[rows]
         self.start = mark(material)
         self.shift = float(np.nanmedian(alpha_error)) if alpha_error.size else 0.0
-        slopes = {one.name: one.slope for one in material.statistics}
-        self.shrinkage = abs(1.0 - slopes.get("m_h", 1.0))
+        self.m_h_error = material.label_error(stars, "m_h")[rows]
 
     def by_place(self) -> Plate:
         """[alpha/M] against [M/H] in bins of R and abs(Z)."""
@@ -109,10 +108,11 @@ class _Used:
             f"{self.start}Radial gradients of [M/H] in bins of |Z| (left) and vertical ones in "
             f"bins of R (right) of {self.m_h.size} observed stars: least-squares planes in mean R "
             "and |Z|. Thick bars: bootstrap over stars and scatter between samples of the "
-            "distances, added in squares. Thin bars contain also half the change if the line "
-            f"between low and high alpha moves by {self.shift:.3f} dex either way, the median "
-            f"error of [alpha/M], and {100 * self.shrinkage:.0f} % of the slope, by which [M/H] is "
-            f"drawn towards the mean. {self._put_in_text()}",
+            "distances, added in squares. Thin bars contain also the change if the line between "
+            f"low and high alpha moves by {self.shift:.3f} dex, the median error of [alpha/M], and "
+            "the part of the slope by which predictions of [M/H] are drawn towards the mean, "
+            f"error^2 / (variance + error^2), {100 * self._shrinkage('all'):.0f} % for all stars. "
+            f"{self._put_in_text()}",
             figures.gradients_figure(
                 found["R"],
                 found["|Z|"],
@@ -144,11 +144,20 @@ class _Used:
             replace(
                 one,
                 systematic_error=float(
-                    np.hypot(0.5 * (up.slope - down.slope), self.shrinkage * one.slope)
+                    np.hypot(
+                        max(abs(up.slope - one.slope), abs(down.slope - one.slope)),
+                        self._shrinkage(name) * one.slope,
+                    )
                 ),
             )
             for one, up, down in zip(best, *moved, strict=True)
         ]
+
+    def _shrinkage(self, name: str) -> float:
+        """Part of a slope that is lost as predictions are means of what a star may be."""
+        rows = self._group(name, 0.0)
+        noise = float(np.nanmean(self.m_h_error[rows] ** 2)) if rows.any() else 0.0
+        return noise / max(float(np.nanvar(self.m_h[rows])) + noise, 1e-12) if noise else 0.0
 
     def _group(self, name: str, shift: float) -> NDArray[np.bool_]:
         if name == "all":

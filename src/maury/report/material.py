@@ -238,7 +238,7 @@ def gather(
 
 
 def read_table(path: Path | str) -> Table:
-    """Read a table in the format that its suffix names.
+    """Read a table in the format that its suffix names, or ``comparison.ecsv`` of a directory.
 
     Raises
     ------
@@ -248,6 +248,7 @@ def read_table(path: Path | str) -> Table:
     from astropy.table import Table
 
     path = Path(path)
+    path = path / "comparison.ecsv" if path.is_dir() else path
     form = TABLE_FORMATS.get(path.suffix.lower())
     if form is None:
         raise InputFileError(

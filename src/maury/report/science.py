@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from maury.labels import LABELS, Label, select
 from maury.report.material import Material, Sample, match
 from maury.report.plates import Omitted, Plate, Rows, Section, sort_out
 from maury.report.quality import mark
+from maury.standings import ALL, GIVEN
 
 Float64s = NDArray[np.float64]
 Found = Iterator[Plate | Omitted]
@@ -329,54 +330,64 @@ def _clusters(material: Material) -> Plate | Omitted:
 
 
 def peers_section(material: Material) -> Section | None:
-    """Return a comparison with other methods, if one was given."""
+    """Return a comparison with other methods (`maury.comparison`), if one was given."""
     table = material.comparison
     if table is None:
         return None
-    names = list(table.colnames)
-    rows = [tuple(names), *(tuple(_cell(row[name]) for name in names) for row in table)]
-    plates: tuple[Plate, ...] = ()
-    if {"method", "label", "scatter"} <= set(names):
-        plates = (_peers(material, table),)
-    return Section(
-        "peers", "Peers side by side", plates, tables=(("As the comparison found", rows),)
-    )
+    columns = {name: np.asarray(table[name]) for name in table.colnames}
+    if "view" in columns and "stars" in columns:
+        shown = (columns["view"] == GIVEN) & (columns["stars"] == ALL)
+        columns = {name: values[shown] for name, values in columns.items()}
+    found = _peers(material, columns)
+    plates, omitted = sort_out([found[0]])
+    return Section("peers", "Peers side by side", plates, omitted, tables=found[1])
 
 
-def _peers(material: Material, table: Any) -> Plate:
-    methods = list(dict.fromkeys(np.asarray(table["method"]).astype(str)))
-    label_column = np.asarray(table["label"]).astype(str)
-    chosen: list[Label] = [one for one in material.labels if one.name in set(label_column)]
-    sizes: dict[str, Float64s] = {}
-    for method in methods:
-        mine = np.asarray(table["method"]).astype(str) == method
-        sizes[method] = np.array(
+def _peers(
+    material: Material, columns: Mapping[str, NDArray[Any]]
+) -> tuple[Plate | Omitted, tuple[tuple[str, Rows], ...]]:
+    """Robust scatter of each method and label; the plate, and a table."""
+    label_column = "name" if "name" in columns else "label"
+    size_column = "scatter_robust" if "scatter_robust" in columns else "scatter"
+    if not {"method", label_column, size_column} <= set(columns):
+        reason = f"the table has no columns method, {label_column} and {size_column}"
+        return Omitted("Peers side by side", reason), ()
+    methods = [str(one) for one in dict.fromkeys(columns["method"].tolist())]
+    named = columns[label_column].astype(str)
+    chosen: list[Label] = [one for one in material.labels if one.name in set(named)]
+    sizes = {
+        method: np.array(
             [
-                np.nanmean(np.asarray(table["scatter"], np.float64)[mine & (label_column == name)])
-                if (mine & (label_column == name)).any()
-                else np.nan
-                for name in (one.name for one in chosen)
+                _mean_of(columns[size_column][(columns["method"] == method) & (named == one.name)])
+                for one in chosen
             ]
         )
-    nothing = {method: np.zeros(len(chosen)) for method in methods}
-    return Plate(
+        for method in methods
+    }
+    reference = next((one for one in methods if one.startswith("maury")), methods[0])
+    rows: Rows = [("method", *(one.symbol for one in chosen))]
+    for method, values in sizes.items():
+        cells = zip(values, chosen, strict=True)
+        rows.append((method, *(figures.number_text(value, label) for value, label in cells)))
+    plate = Plate(
         "peers",
         "Peers side by side",
-        f"{mark(material)}Scatter of each label by several methods on the same stars, over that of "
-        f"{methods[0]}.",
+        f"{mark(material)}Scatter ({size_column.replace('_', ', ')}) of each label by "
+        f"{len(methods)} methods on the same stars, over that of {reference}.",
         checks.relative_figure(
             sizes,
-            nothing,
+            {method: np.zeros(len(chosen)) for method in methods},
             chosen,
-            basis=sizes[methods[0]],
-            text=f"scatter / scatter of {methods[0]}",
+            basis=sizes[reference],
+            text=f"scatter / scatter of {reference}",
             simulated=material.simulated,
         ),
-        {name: np.asarray(table[name]) for name in table.colnames},
+        columns,
     )
+    return plate, (("Scatter of the same stars by each method", rows),)
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, (float, np.floating)):
-        return f"{value:.4g}" if np.isfinite(value) else "-"
-    return str(value)
+def _mean_of(values: NDArray[Any]) -> float:
+    known = values.astype(np.float64)
+    known = known[np.isfinite(known)]
+    return float(known.mean()) if known.size else np.nan

@@ -1,0 +1,343 @@
+"""The report: every figure with its data and caption, on one page that needs nothing outside."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from maury import simulate_survey
+from maury.bimodality import bimodality
+from maury.catalogue import Catalogue
+from maury.errors import ColumnError, ConfigError, InputFileError, OutputExists
+from maury.figures import checks, planes
+from maury.figures.style import SIMULATED
+from maury.labels import LABEL_NAMES, LABELS, select
+from maury.model import Model
+from maury.prediction import predict
+from maury.report import material as material_module
+from maury.report import sections, write_report
+from maury.report.galaxy import galaxy_section
+from maury.report.material import gather, match, read_table
+from maury.report.plates import MOST_ROWS, Plate
+from maury.report.quality import coverage_section
+from maury.report.science import checks_section
+
+FIGURES = {
+    *("one_to_one_test", "one_to_one_training", "trends", "residuals_snr"),
+    *("coverage_curves", "z", "coverage_regimes", "coverage_map", "audit"),
+    *("kiel_samples", "kiel_snr", "kiel_m_h", "elements", "alpha_slices", "bimodality"),
+    *("alpha_by_place", "gradients", "maps", "distributions", "losses", "magnitudes"),
+    *("external_logg", "clusters", "peers"),
+}
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory, default_model) -> Path:
+    """Catalogue of 300 simulated stars in discs."""
+    folder = tmp_path_factory.mktemp("observed")
+    survey = simulate_survey(
+        folder / "observed.zarr", n_star=300, seed=4, observed=True, galaxy=True
+    )
+    predict(default_model, survey, folder / "labels.parquet")
+    return folder / "labels.parquet"
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory, catalogue) -> dict[str, Path]:
+    """Further tables: external log g, members of two clusters, a comparison."""
+    folder = tmp_path_factory.mktemp("tables")
+    stars = Catalogue.read(catalogue).table
+    logg = Table({"star_id": stars["star_id"][:80], "logg": np.asarray(stars["logg"][:80]) + 0.1})
+    members = Table(
+        {
+            "star_id": stars["star_id"][:40],
+            "cluster": ["M 67"] * 20 + ["<NGC 1>"] * 20,
+            "probability": np.r_[np.ones(39), 0.1],
+        }
+    )
+    peers = Table(
+        {
+            "method": np.repeat(["maury", "cannon"], 9),
+            "label": [*LABEL_NAMES, *LABEL_NAMES],
+            "scatter": np.r_[np.full(9, 1.0), np.full(9, 2.0)],
+        }
+    )
+    paths = {
+        "logg": folder / "logg.csv",
+        "clusters": folder / "c.ecsv",
+        "compare": folder / "p.csv",
+    }
+    logg.write(paths["logg"], format="ascii.csv")
+    members.write(paths["clusters"], format="ascii.ecsv")
+    peers.write(paths["compare"], format="ascii.csv")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def whole(default_model, default_survey, catalogue, tables):
+    """All that a report can be drawn from."""
+    return gather(default_model, default_survey, catalogue, tables=tables)
+
+
+@pytest.fixture(scope="module")
+def drawn(whole):
+    """All sections; the map's plane is a stand-in, as t-SNE takes long and has its own tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maury.adviser.embed", lambda points: points[:, :2].astype(float))
+        return list(sections(whole))
+
+
+def plates(drawn) -> dict[str, Plate]:
+    return {plate.name: plate for section in drawn for plate in section.plates}
+
+
+def test_every_figure_is_drawn_with_caption_and_data(drawn) -> None:
+    found = plates(drawn)
+    assert set(found) >= FIGURES
+    for name, plate in found.items():
+        assert len(plate.caption) > 60, name
+        assert plate.caption.startswith("Simulated spectra."), name
+        lengths = {len(np.asarray(values)) for values in plate.data.values()}
+        assert len(lengths) == 1, name
+        assert lengths.pop() > 0, name
+
+
+def test_every_figure_of_simulated_spectra_says_so(drawn) -> None:
+    for name, plate in plates(drawn).items():
+        texts = [t.get_text() for t in plate.figure.findobj(matplotlib.text.Text)]
+        assert SIMULATED in texts, name
+
+
+def test_every_figure_has_the_width_of_a_column_or_a_page(drawn) -> None:
+    for name, plate in plates(drawn).items():
+        width = 25.4 * plate.figure.get_size_inches()[0]
+        assert width == pytest.approx(88.0) or width == pytest.approx(180.0), name
+
+
+def test_what_was_not_drawn_is_told_with_the_reason(drawn) -> None:
+    told = {one.title: one.reason for section in drawn for one in section.omitted}
+    assert "Isochrones" in told
+    assert all(told.values())
+
+
+def test_data_behind_a_figure_are_what_the_figure_shows(whole, drawn) -> None:
+    found = plates(drawn)
+    test = whole.samples["test"]
+    data = found["one_to_one_test"].data
+    np.testing.assert_array_equal(data["teff"], whole.column(test, "teff"))
+    np.testing.assert_array_equal(data["reference_teff"], whole.column(test, "teff", truth=True))
+    external = found["external_logg"].data
+    np.testing.assert_allclose(external["external_logg"] - external["logg"], 0.1, atol=1e-6)
+    assert set(found["clusters"].data["cluster"]) == {"M 67", "<NGC 1>"}
+    assert len(found["clusters"].data["id"]) == 39
+
+
+def test_gradients_show_what_the_simulation_put_in(whole, drawn) -> None:
+    discs = whole.put_in["discs"]
+    assert [one["radial_gradient"] for one in discs] == [-0.06, 0.0]
+    texts = [t.get_text() for t in plates(drawn)["gradients"].figure.findobj(matplotlib.text.Text)]
+    assert "put in, low-alpha" in texts
+
+
+def test_simulated_parallaxes_have_no_zero_point_and_others_that_of_the_release(
+    whole, catalogue, default_model
+) -> None:
+    assert whole.gaia == "none"
+    assert whole.places.zero_point_mas == 0.0
+    other = gather(default_model, None, catalogue, gaia="EDR3")
+    assert other.places.zero_point_mas == -0.017
+
+
+class Reader(HTMLParser):
+    """Collects what a page refers to, and checks that tags are closed."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.refers: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag not in self.VOID:
+            self.stack.append(tag)
+        self.images += tag == "img"
+        self.refers += [value for name, value in attrs if name in ("src", "href", "action")]
+
+    def handle_endtag(self, tag) -> None:
+        assert self.stack.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, default_model, catalogue, tables):
+    """A report of a catalogue alone, as written: some of the sections, as saving takes long."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maury.report._SECTIONS", (coverage_section, galaxy_section, checks_section))
+        return write_report(default_model, out, observed=catalogue, clusters=tables["clusters"])
+
+
+def test_the_page_needs_nothing_from_outside(written) -> None:
+    page = written.page.read_text("utf-8")
+    reader = Reader()
+    reader.feed(page)
+    assert reader.stack == []
+    assert reader.images == len(written.figures)
+    for target in reader.refers:
+        if target.startswith("figures/"):
+            assert (written.directory / target).is_file()
+        else:
+            assert target.startswith(("#", "data:image/png;base64,")), target
+    assert not re.search(r"https?://", page)
+    for anchor in re.findall(r'href="#([\w-]+)"', page):
+        assert f'id="{anchor}"' in page
+
+
+def test_the_first_screen_answers_the_three_questions(written) -> None:
+    page = written.page.read_text("utf-8")
+    start = page.index('<section id="summary">')
+    first = page[start : page.index("</section>", start)]
+    for question in ("How precise?", "How well calibrated?", "How much of the survey is covered?"):
+        assert question in first
+    assert "of 300 observed spectra bear no warning" in first
+    assert "SIMULATED spectra." in page[:start]
+
+
+def test_each_figure_is_written_thrice(written) -> None:
+    folder = written.directory / "figures"
+    for name in written.figures:
+        for suffix in ("png", "pdf", "ecsv"):
+            assert (folder / f"{name}.{suffix}").stat().st_size > 500, name
+        table = Table.read(folder / f"{name}.ecsv", format="ascii.ecsv")
+        assert table.meta["maury"]["simulated"] is True
+        assert table.meta["maury"]["caption"] in (folder / "captions.txt").read_text("utf-8")
+
+
+def test_an_existing_report_is_not_overwritten_silently(written, catalogue, default_model) -> None:
+    before = written.page.read_bytes()
+    with pytest.raises(OutputExists):
+        write_report(default_model, written.directory, observed=catalogue)
+    assert written.page.read_bytes() == before
+
+
+def test_nothing_is_left_of_a_report_that_fails(tmp_path, tiny_model, monkeypatch, catalogue):
+    def fail(*args, **kwargs):
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr("maury.report.render", fail)
+    monkeypatch.setattr("maury.report._SECTIONS", ())
+    with pytest.raises(RuntimeError):
+        write_report(tiny_model, tmp_path / "out", observed=catalogue)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_calibration_and_audit_has_a_report_too(tiny_model, tiny_survey) -> None:
+    found = gather(tiny_model, tiny_survey)
+    names = plates(sections(found))
+    assert {"one_to_one_test", "kiel_samples", "losses", "z"} <= set(names)
+    assert "alpha_by_place" not in names
+
+
+def test_losses_of_every_member_are_recorded(tiny_model) -> None:
+    model = Model.open(tiny_model)
+    arrays = model.arrays("losses")
+    assert sorted(arrays) == ["member_000", "member_001"]
+    for member in model.members:
+        table = arrays[f"member_{member.file[8:11]}"]
+        assert table.shape == (member.n_epochs, 2)
+        assert np.nanmin(table[:, 1]) == pytest.approx(member.validation_loss)
+
+
+def test_a_report_of_nothing_and_of_wrong_tables_is_refused(tmp_path, tiny_model, catalogue):
+    with pytest.raises(ConfigError, match="--survey"):
+        write_report(tiny_model, tmp_path / "out")
+    bad = tmp_path / "bad.csv"
+    bad.write_text("star_id,gravity\na,2\n", "utf-8")
+    with pytest.raises(ColumnError, match="logg"):
+        write_report(tiny_model, tmp_path / "out", observed=catalogue, external_logg=bad)
+    with pytest.raises(InputFileError, match="suffix"):
+        read_table(tmp_path / "bad.txt")
+    with pytest.raises(InputFileError, match="cannot read"):
+        read_table(tmp_path / "absent.csv")
+
+
+def test_stars_are_matched_by_name(whole) -> None:
+    sample = whole.samples["observed"]
+    table = Table({"star_id": [sample.star_id[5], "stranger", sample.star_id[2]]})
+    rows, others = match(sample, table)
+    assert rows.tolist() == [2, 5]
+    assert others.tolist() == [2, 0]
+
+
+def test_data_of_many_stars_are_thinned_and_say_so(drawn) -> None:
+    figure = plates(drawn)["z"].figure
+    plate = Plate("x", "X", "A caption.", figure, {"a": np.arange(3 * MOST_ROWS)})
+    table = plate.table(simulated=False)
+    assert len(table) == MOST_ROWS
+    assert "every 3th" in json.dumps(table.meta)
+
+
+def test_coverage_curves_are_those_of_a_normal_distribution() -> None:
+    z = np.random.default_rng(0).standard_normal(40_000)
+    found = checks.coverage_curve(z)
+    np.testing.assert_allclose(found, checks.LEVELS, atol=0.01)
+    assert checks.coverage_curve(2.0 * z)[33] < checks.LEVELS[33] - 0.2
+    assert np.isnan(checks.coverage_curve([np.nan])).all()
+
+
+def test_regimes_divide_the_stars() -> None:
+    rng = np.random.default_rng(1)
+    snr, logg, m_h = 100 * rng.random(500), 5 * rng.random(500), rng.normal(-0.3, 0.4, 500)
+    parts = checks.regimes(snr, logg, m_h)
+    assert sum(one.rows.sum() for one in parts) == 4 * 500
+    share, count = checks.regime_coverage(rng.standard_normal((500, 2)), parts)
+    assert count[0].tolist() == [500, 500]
+    assert share[0] == pytest.approx(0.68, abs=0.08)
+
+
+def test_trends_find_a_label_that_is_drawn_towards_the_mean() -> None:
+    rng = np.random.default_rng(2)
+    true = rng.standard_normal(2000)
+    residual = (-0.3 * true + 0.1 * rng.standard_normal(2000))[:, None]
+    strip = checks.trend_strips(residual, true[:, None])[0, 0]
+    assert np.all(np.diff(strip) < 0)
+    assert strip[0] > 0.5
+
+
+def test_density_planes_hold_every_star_once() -> None:
+    from maury.figures.style import new_figure
+
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(0, 1, (2, 3000))
+    ax = new_figure().add_subplot()
+    ranges = ((-6.0, 6.0), (-6.0, 6.0))
+    mesh = planes.density_plane(ax, x, y, ranges=ranges)
+    lone = sum(len(c.get_offsets()) for c in ax.collections if c is not mesh)
+    assert lone + np.ma.filled(mesh.get_array(), 0).sum() == 3000
+    assert lone > 0
+
+
+def test_bimodality_figures_take_any_number_of_parts() -> None:
+    from maury import figures
+
+    rng = np.random.default_rng(4)
+    x = rng.normal(0.0, 0.05, 300)
+    found = bimodality(x, np.zeros(300), rng=rng, n_bootstrap=2)
+    for n in (1, 2, 4):
+        figure = figures.bimodality_figure([("all", x, found)] * n, simulated=True)
+        assert sum(ax.get_visible() and ax.axison for ax in figure.axes) == n
+
+
+def test_training_spectra_are_thinned(default_model, default_survey, monkeypatch) -> None:
+    monkeypatch.setattr(material_module, "MOST_TRAINING", 100)
+    monkeypatch.setattr(material_module, "_audit", lambda *args: None)
+    found = gather(default_model, default_survey)
+    assert 50 < len(found.samples["training"]) <= 100
+    assert found.statistics[0].name == LABELS[0].name
+    assert select(["teff"])[0] == LABELS[0]
