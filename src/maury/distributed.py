@@ -77,7 +77,9 @@ def connect(
     if str(scheduler) == LOCAL:
         count = workers or n_cores()
         with (
-            LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as local,
+            LocalCluster(
+                n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+            ) as local,
             Client(local, set_as_default=False) as client,
         ):
             yield _checked(client, count, timeout_s)

@@ -1,0 +1,28 @@
+"""Tasks for workers of a cluster, importable there."""
+
+import os
+import time
+from pathlib import Path
+
+
+def hang_once(task, tell):
+    """Hang the first time, and write the process that did not."""
+    started, output = map(Path, task)
+    if not started.exists():
+        started.write_text("")
+        tell(os.getpid())
+        time.sleep(120)
+    output.write_text(str(os.getpid()))
+    return os.getpid()
+
+
+def write_nothing(task, tell):
+    return task
+
+
+def fail(task, tell):
+    raise ZeroDivisionError("as a bug would")
+
+
+def die(task, tell):
+    os.kill(os.getpid(), 9)
