@@ -22,11 +22,11 @@ from maury.labels import LABEL_NAMES
 from maury.methods.chain import Chain, Continuum
 from maury.methods.fitter import Fitter
 from maury.methods.grid import Grid, Interpolation
-from maury.methods.grid_method import Foundation, GridMethod, at_rest
+from maury.methods.grid_method import Foundation, GridMethod
 from maury.methods.gridded import GridSettings
 from maury.methods.priors import Prior
 from maury.methods.protocols import External, FitResult, MethodSettings, Sample
-from maury.methods.theory import draw_nuisances, finite_rows
+from maury.methods.theory import at_rest, draw_nuisances, finite_rows
 from maury.methods.windows import ELEMENTS, element_windows, lines_of
 from maury.preparation import Inputs
 

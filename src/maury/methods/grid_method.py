@@ -18,6 +18,7 @@ from maury.methods.gridded import PATTERN_FIELDS, GridFit, GridSettings, Pattern
 from maury.methods.protocols import FitResult, Method, MethodSettings, Sample
 from maury.methods.theory import (
     LEAST_STARS,
+    at_rest,
     calibrate,
     complete_stars,
     finite_rows,
@@ -96,14 +97,6 @@ class Foundation:
         if not few:
             core = _with_variance(core, stars, index)
         return cls(theory, truth, core, pattern)
-
-
-def at_rest(theory: Chain, nine: Float64Array) -> Float32Array:
-    """Flux (n_star, n_pixel) of nine labels (n_star, 9), all nuisances zero."""
-    whole = np.zeros((len(nine), len(theory.label_names)))
-    whole[:, :_N] = nine
-    whole = np.clip(whole, theory.bounds[:, 0], theory.bounds[:, 1])
-    return theory.evaluate(whole, jacobian=False).flux
 
 
 def _with_modes(core: GridFit, stars: Sample, index: list[int]) -> GridFit:

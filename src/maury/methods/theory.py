@@ -24,6 +24,7 @@ from maury.population import Population
 from maury.sky import Sky, TheoryCalibration
 
 __all__ = [
+    "at_rest",
     "calibrate",
     "complete_stars",
     "draw_nuisances",
@@ -275,6 +276,14 @@ def residual_modes(
     patterns = whiten.undo((vector[:, kept] * size).T)
     noise = np.nanmedian(np.where(used, 1.0 / np.sqrt(np.where(used, ivar, 1.0)), np.nan), axis=0)
     return np.asarray(patterns * np.where(np.isfinite(noise), noise, 0.0), dtype=np.float32)
+
+
+def at_rest(theory: Chain, nine: Float64Array) -> Float32Array:
+    """Flux (n_star, n_pixel) of nine labels (n_star, 9), all nuisances zero."""
+    whole = np.zeros((len(nine), len(theory.label_names)))
+    whole[:, :_N] = nine
+    whole = np.clip(whole, theory.bounds[:, 0], theory.bounds[:, 1])
+    return theory.evaluate(whole, jacobian=False).flux
 
 
 def require_emulator(about: Mapping[str, Any]) -> None:

@@ -1,0 +1,276 @@
+"""SP_Ace: labels from a library of equivalent widths, in two stages that take turns.
+
+Boeche et al. (2011, AJ 142, 193) and Boeche & Grebel (2016, A&A 587, A2). The library is learnt
+from the calibrated emulator. The first stage fits Teff, log g, [M/H] and [alpha/M] with velocity
+and continuum, the second the abundances of single elements at fixed parameters; between them pixels
+four sigma off are rejected, and the noise is measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from maury.labels import LABEL_NAMES
+from maury.methods.chain import Chain, Continuum, Modes, Shift
+from maury.methods.emulated import shipped_emulator
+from maury.methods.fitter import Fitter
+from maury.methods.knowledge import LabelKnowledge
+from maury.methods.lines import LineModel, find_lines
+from maury.methods.priors import Prior
+from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.starting import RidgeStart
+from maury.methods.theory import (
+    LEAST_STARS,
+    at_rest,
+    calibrate,
+    complete_stars,
+    draw_nuisances,
+    external_prior,
+    in_air,
+    learn_start,
+    nuisance_sigmas,
+    observed_chain,
+    require_emulator,
+    residual_modes,
+    residual_variance,
+    smooth_patterns,
+    typical_labels,
+)
+from maury.observing import TRAINING_SKY
+from maury.preparation import Inputs
+
+__all__ = ["Space", "SpaceSettings"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_N = len(LABEL_NAMES)
+_TYPICAL = 2000
+_LIBRARY = 4000
+_FINDING = 80
+_RESIDUAL_STARS = 400
+_MODE_STARS = 1500
+_MODES = 10
+_STAGE_1 = ("teff", "logg", "m_h", "alpha_m")
+_REJECT_SIGMA = 4.0
+_SPREAD = np.array([100.0, 0.1, 0.1, 0.1, 0.1, 0.15, 0.2, 0.15, 0.1])
+
+
+class SpaceSettings(MethodSettings):
+    """Settings of SP_Ace.
+
+    Attributes
+    ----------
+    calibrate : bool
+        Whether theory is calibrated on the training stars.
+    rounds : int
+        Turns of the two stages.
+    external : tuple of str
+        Labels that are taken from columns of the survey, such as a seismic ``logg``.
+    rv_error_kms : float
+        Standard deviation of the velocity left in the spectra.
+    """
+
+    calibrate: bool = True
+    rounds: int = Field(default=2, ge=1, le=10)
+    external: tuple[str, ...] = ()
+    rv_error_kms: float = Field(default=1.3, gt=0.0, le=10.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Space(Method):
+    """Voigt lines with polynomial equivalent widths, fitted in two stages.
+
+    Attributes
+    ----------
+    lines : LineModel
+    patterns : (n_mode, n_pixel) float32
+        In which stars differ from the lines, one standard deviation each; maybe none.
+    knowledge : LabelKnowledge
+    start : RidgeStart
+    noise_correlation : tuple of float
+    """
+
+    name: ClassVar[str] = "space"
+    paper: ClassVar[str] = "Boeche & Grebel (2016, A&A 587, A2)"
+    bibtex_key: ClassVar[str] = "Boeche2016"
+    settings_class: ClassVar[type[MethodSettings]] = SpaceSettings
+    known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
+
+    lines: LineModel
+    patterns: Float32Array
+    knowledge: LabelKnowledge
+    start: RidgeStart
+    noise_correlation: tuple[float, ...]
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Learn the line library from calibrated theory; see `Method`."""
+        del validation
+        assert isinstance(settings, SpaceSettings), "settings are of the method's class"
+        stars = complete_stars(training)
+        few = len(stars) < LEAST_STARS
+        wave = in_air(training)
+        calibration = calibrate(stars) if settings.calibrate else None
+        theory = observed_chain(wave, calibration, np.zeros(wave.size, dtype=np.float32))
+        truth = typical_labels(_TYPICAL, seed) if few else stars.truth
+        rng = np.random.default_rng(seed)
+        some = truth[rng.choice(len(truth), _FINDING)]
+        found = find_lines(theory, draw_nuisances(theory, some, settings.rv_error_kms, rng))
+        labels = truth[rng.choice(len(truth), _LIBRARY)]
+        labels = labels + _SPREAD * rng.standard_normal(labels.shape)
+        labels = np.clip(labels, *theory.bounds[:_N].T)
+        blocks = [at_rest(theory, labels[k : k + 128]) for k in range(0, _LIBRARY, 128)]
+        lines = LineModel.learn(
+            found,
+            labels,
+            np.concatenate(blocks),
+            wave=wave,
+            resolving_power=TRAINING_SKY.resolving_power,
+            limits=theory.bounds[:_N],
+        )
+        method = cls(
+            settings,
+            tuple(name for name in LABEL_NAMES if name in training.label_names),
+            lines,
+            np.zeros((0, wave.size), dtype=np.float32),
+            LabelKnowledge.learn(LABEL_NAMES, truth, np.zeros((len(truth), 0))),
+            learn_start(theory, truth, settings.rv_error_kms, seed),
+            training.noise_correlation,
+        )
+        return method if few else method._with_residuals(stars)
+
+    def _with_residuals(self, stars: Sample) -> Self:
+        """Return the method with the patterns and the variance that its fits leave at the truth."""
+        many = stars.rows(np.argsort(-stars.inputs.snr)[:_MODE_STARS])
+        patterns = residual_modes(
+            many.inputs.flux,
+            many.inputs.ivar,
+            self._at_truth(many),
+            count=_MODES,
+            noise_correlation=self.noise_correlation,
+        )
+        shaped = replace(self, patterns=patterns)
+        best = many.rows(np.arange(min(len(many), _RESIDUAL_STARS)))
+        own = residual_variance(best.inputs.flux, best.inputs.ivar, shaped._at_truth(best))
+        return replace(shaped, lines=replace(self.lines, own_variance=own))
+
+    def _at_truth(self, stars: Sample) -> Float32Array:
+        place = np.zeros((len(stars), len(self.chain.label_names)))
+        place[:, :_N] = stars.truth
+        frozen = np.arange(place.shape[1]) < _N
+        flux, ivar = stars.inputs.flux, stars.inputs.ivar
+        fitted = self.fitter.fit(flux, ivar, place, prior=self._prior(len(stars)), frozen=frozen)
+        assert fitted.flux is not None, "a fit has a best spectrum"
+        return fitted.flux
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The lines, shifted, times a smooth continuum, with further patterns."""
+        wave = self.lines.wave
+        smooth = Continuum(smooth_patterns(wave, TRAINING_SKY.continuum_rms))
+        operators = (Shift(wave), smooth, Modes(self.patterns, "residual"))
+        return Chain(self.lines, operators, wave, self.lines.own_variance)
+
+    @cached_property
+    def fitter(self) -> Fitter:
+        """The fit of either stage."""
+        return Fitter(self.chain, noise_correlation=self.noise_correlation, tolerance=0.05)
+
+    @property
+    def external_names(self) -> tuple[str, ...]:
+        """Labels that the settings name."""
+        assert isinstance(self.settings, SpaceSettings), "settings are of the method's class"
+        return self.settings.external
+
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+        """Fit the two stages in turn; see `Method`."""
+        assert isinstance(self.settings, SpaceSettings), "settings are of the method's class"
+        names, n = self.chain.label_names, len(inputs)
+        prior = self._prior(n) + self._label_prior(n)
+        place = np.zeros((n, len(names)))
+        place[:, :_N] = self.start.regress(inputs.flux, inputs.ivar)
+        known = np.zeros((n, len(names)), dtype=np.bool_)
+        for name, value in (external or {}).items():
+            added, exact = external_prior(names, name, value)
+            prior += added
+            column = names.index(name)
+            place[:, column] = np.where(np.isfinite(value.value), value.value, place[:, column])
+            known[:, column] |= exact
+        ivar = inputs.ivar
+        first = np.array([name in _STAGE_1 or name not in LABEL_NAMES for name in names])
+        for _ in range(self.settings.rounds):
+            one = self.fitter.fit(inputs.flux, ivar, place, prior=prior, frozen=~first | known)
+            elements = known | first
+            two = self.fitter.fit(inputs.flux, ivar, one.labels, prior=prior, frozen=elements)
+            ivar, place = _reweighed(inputs, two), two.labels
+        whole = Fitter(self.chain, noise_correlation=self.noise_correlation, max_steps=2)
+        joint = whole.fit(inputs.flux, ivar, place, prior=prior, frozen=known)
+        result = FitResult(
+            names, place, joint.covariance, two.chi2, two.n_freedom, one.flags | two.flags, two.flux
+        )
+        return result.select(self.label_names)
+
+    def _prior(self, n_star: int) -> Prior:
+        assert isinstance(self.settings, SpaceSettings), "settings are of the method's class"
+        names = self.chain.label_names
+        return Prior.of(names, n_star, nuisance_sigmas(names, self.settings.rv_error_kms))
+
+    def _label_prior(self, n_star: int) -> Prior:
+        known = self.knowledge.prior("wide", LABEL_NAMES, n_star, np.zeros((n_star, 0)))
+        prior = Prior.flat(n_star, len(self.chain.label_names))
+        prior.precision[:, :_N, :_N] = known.precision
+        prior.pull[:, :_N] = known.pull
+        return prior
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON; see `Method`."""
+        arrays = self.knowledge.to_arrays() | self.start.to_arrays()
+        arrays |= {f"lines.{name}": value for name, value in self.lines.to_fields().items()}
+        if len(self.patterns):
+            arrays["patterns"] = self.patterns
+        about = {
+            "noise_correlation": list(self.noise_correlation),
+            "emulator": shipped_emulator().spec.checksum,
+        }
+        return arrays, about
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave; see `Method`."""
+        require_emulator(about)
+        return cls(
+            settings,
+            label_names,
+            LineModel.from_arrays(arrays),
+            arrays.get("patterns", np.zeros((0, arrays["lines.wave"].size), dtype=np.float32)),
+            LabelKnowledge.from_arrays(arrays),
+            RidgeStart.from_arrays(arrays, LABEL_NAMES),
+            tuple(about["noise_correlation"]),
+        )
+
+
+def _reweighed(inputs: Inputs, fitted: FitResult) -> Float32Array:
+    """Inverse variances by the noise that the fit finds, without pixels four sigma off."""
+    assert fitted.flux is not None, "a fit has a best spectrum"
+    scale = np.clip(fitted.chi2_reduced, 0.5, 4.0)
+    scale = np.where(np.isfinite(scale), scale, 1.0)[:, None]
+    ivar = inputs.ivar / scale
+    far = np.abs(inputs.flux - fitted.flux) * np.sqrt(ivar) > _REJECT_SIGMA
+    return np.where(far, 0.0, ivar).astype(np.float32)
