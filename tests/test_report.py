@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from maury.report.plates import MOST_ROWS, Plate
 from maury.report.quality import coverage_section
 from maury.report.science import checks_section
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURES = {
     *("one_to_one_test", "one_to_one_training", "trends", "residuals_snr"),
     *("coverage_curves", "z", "coverage_regimes", "coverage_map", "audit"),
@@ -341,3 +343,20 @@ def test_training_spectra_are_thinned(default_model, default_survey, monkeypatch
     assert 50 < len(found.samples["training"]) <= 100
     assert found.statistics[0].name == LABELS[0].name
     assert select(["teff"])[0] == LABELS[0]
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_documentation_runs(tmp_path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(DOCS / "figures.ipynb", as_version=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        client = nbclient.NotebookClient(
+            notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+        )
+        client.execute()
+    shown = [out for cell in notebook.cells for out in cell.get("outputs", ())]
+    assert sum("image/png" in out.get("data", {}) for out in shown) == 4
+    assert not any(out["output_type"] == "error" for out in shown)

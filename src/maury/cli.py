@@ -466,6 +466,7 @@ def report(
 ) -> None:
     """Draw all figures of a model and its surveys, and one page that works offline."""
     from maury.report import write_report
+    from maury.workers import n_cores
 
     with _stages() as stage:
         written = write_report(
@@ -478,6 +479,7 @@ def report(
             compare=compare,
             gaia=gaia,
             seed=seed,
+            n_processes=n_cores(),
             overwrite=overwrite,
             stage=stage,
         )
@@ -559,12 +561,14 @@ def demo(
 ) -> None:
     """Simulate a small survey, train, predict, validate, and draw: the main job in minutes."""
     from maury.demo import run_demo
+    from maury.workers import n_cores
 
     result = run_demo(
         out,
         n_star=stars,
         n_observed=observed,
         seed=seed,
+        n_processes=n_cores(),
         overwrite=overwrite,
         stage=_demo_stage,
     )

@@ -61,6 +61,7 @@ def run_demo(
     n_star: int = 3000,
     n_observed: int = 10_000,
     seed: int = 0,
+    n_processes: int = 1,
     overwrite: bool = False,
     stage: Stage = _silent,
 ) -> DemoResult:
@@ -74,6 +75,9 @@ def run_demo(
         Labelled and observed stars to simulate.
     seed : int
         Seed of the simulation, the split and the networks.
+    n_processes : int
+        Processes that write the figures of the report; with more than one, a script of your own
+        needs a main guard.
     overwrite : bool
         Replace an existing directory.
     stage : callable
@@ -112,6 +116,7 @@ def run_demo(
             survey=labelled,
             observed=work / "catalogue.fits",
             seed=seed,
+            n_processes=n_processes,
             overwrite=True,
         )
     publish(work, out, overwrite=overwrite)

@@ -251,7 +251,7 @@ def bimodality_panel(
     title: str = "",
     simulated: bool = False,
 ) -> Axes:
-    """Draw the distribution of a label, say [alpha/M], with the two components, widened by an error.
+    """Draw the distribution of a label with the two components, widened by an error.
 
     Parameters
     ----------

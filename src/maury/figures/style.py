@@ -211,7 +211,7 @@ def point_size(n: int) -> float:
 def _laid_out(figure: Figure) -> Iterator[None]:
     """Lay a figure out once, as to do so costs more than to draw it."""
     engine = figure.get_layout_engine()
-    if engine is not None:
+    if engine is not None and figure.axes:
         engine.execute(figure)
     figure.set_layout_engine("none")
     try:

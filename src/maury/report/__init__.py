@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from maury.report.plates import Omitted as Omitted
 from maury.report.plates import Plate as Plate
 from maury.report.plates import Section as Section
 from maury.survey import Survey
+from maury.workers import run_tasks
 
 __all__ = ["Omitted", "Plate", "Report", "Section", "sections", "write_report"]
 
@@ -70,6 +71,7 @@ def write_report(
     compare: Path | str | None = None,
     gaia: str | None = None,
     seed: int = 0,
+    n_processes: int = 1,
     overwrite: bool = False,
     stage: Stage = logger.info,
 ) -> Report:
@@ -95,6 +97,8 @@ def write_report(
         Whose parallax zero point to take off; by default none for simulated parallaxes, else DR2.
     seed : int
         Of sampled distances and of the audit.
+    n_processes : int
+        Processes that write figures. With more than one, a script of your own needs a main guard.
     overwrite : bool
         Replace an existing directory.
     stage : callable
@@ -132,8 +136,9 @@ def write_report(
     try:
         overview = quality.overview(material)
         found = list(sections(material, stage=stage))
-        first = Section("summary", "Summary", () if overview is None else (overview,))
-        written = _write([first, *found], folder, material, stage)
+        plates = [*filter(None, [overview]), *(one for part in found for one in part.plates)]
+        stage("writing the figures")
+        written = _write(plates, folder, simulated=material.simulated, n_processes=n_processes)
         page = render(
             found,
             quality.summary(material),
@@ -160,17 +165,42 @@ def sections(material: Material, *, stage: Stage = logger.info) -> Iterator[Sect
 
 
 def _write(
-    found: Iterable[Section], folder: Path, material: Material, stage: Stage
+    plates: Sequence[Plate], folder: Path, *, simulated: bool, n_processes: int
 ) -> dict[str, Path]:
-    written = {}
-    captions = []
-    for section in found:
-        stage(f"writing: {section.title}")
-        for plate in section.plates:
-            written[plate.name] = plate.write(folder, simulated=material.simulated)
-            captions.append(f"{plate.name}\n{plate.caption}\n")
+    """Write all figures with their data and captions; return the PNG of each."""
+    tasks = [_Task(plate, folder, simulated) for plate in plates]
+    if n_processes > 1:
+        run_tasks(
+            _write_one,
+            tasks,
+            n_workers=min(n_processes, len(tasks)),
+            unfinished=lambda task: not task.last.is_file(),
+        )
+    else:
+        for task in tasks:
+            _write_one(task, lambda rows: None)
+    captions = [f"{plate.name}\n{plate.caption}\n" for plate in plates]
     (folder / "captions.txt").write_text("\n".join(captions), "utf-8")
-    return written
+    return {plate.name: folder / f"{plate.name}.png" for plate in plates}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One figure to write."""
+
+    plate: Plate
+    folder: Path
+    simulated: bool
+
+    @property
+    def last(self) -> Path:
+        """File that is written last."""
+        return self.folder / f"{self.plate.name}.ecsv"
+
+
+def _write_one(task: _Task, told: Callable[[int], None]) -> None:
+    task.plate.write(task.folder, simulated=task.simulated)
+    told(1)
 
 
 def _about(material: Material) -> dict[str, str]:

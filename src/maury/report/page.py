@@ -141,8 +141,8 @@ def _figure(plate: Plate, image: Path) -> str:
     )
     return (
         f'<figure id="figure-{escape(plate.name)}"><h3>{escape(plate.title)}</h3>'
-        f'<img style="max-width:{1.5 * width_mm:.0f}mm;--paper:{width_mm:.0f}mm" alt="{escape(plate.title)}. '
-        f'{escape(plate.caption)}" src="data:image/png;base64,{data}">'
+        f'<img style="max-width:{1.5 * width_mm:.0f}mm;--paper:{width_mm:.0f}mm" '
+        f'alt="{escape(plate.title)}. {escape(plate.caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{escape(plate.caption)}</figcaption>"
         f'<p class="files">{files} <button type="button" class="copy">copy caption</button></p>'
         "</figure>"
