@@ -604,6 +604,7 @@ def _cluster(scheduler: str | None, workers: int | None, *, local: bool = False)
     from maury.distributed import LOCAL, connect
 
     with connect(scheduler or LOCAL, workers=workers) as cluster:
+        logging.getLogger("distributed").setLevel(logging.getLogger().level)
         yield cluster
 
 
