@@ -19,7 +19,7 @@ from maury.labels import LABELS
 
 _SYMBOLS = {label.name: label.symbol for label in LABELS}
 _REVERSED = ("teff", "logg")
-_ODD, _FAR = 0.0005, 0.005
+_ODD, _FAR, _FAINT = 0.0005, 0.005, 0.02
 _HIDDEN_SUFFIXES = (*(f"_{suffix}" for suffix, _ in QUANTILES), "_corr")
 _FAST = 1
 
@@ -35,6 +35,8 @@ class Shown:
         ``label``, ``error``, ``place`` or ``other``.
     low, high : float
         Range of all but one in a thousand of the values, or one in a hundred of the places.
+    dark, bright : float
+        Range of the middle 96 % of the values, for colours.
     reverse : bool
         Whether an axis runs the other way, as in a Kiel diagram.
     """
@@ -46,6 +48,8 @@ class Shown:
     group: str
     low: float
     high: float
+    dark: float
+    bright: float
     reverse: bool = False
 
 
@@ -188,16 +192,18 @@ class Content:
         values = self.values(name)
         known = values[np.isfinite(values)]
         odd = _FAR if group == "place" else _ODD
-        low, high = np.quantile(known, [odd, 1 - odd]) if known.size else (0.0, 1.0)
+        ends = [odd, 1 - odd, _FAINT, 1 - _FAINT]
+        low, high, dark, bright = np.quantile(known, ends) if known.size else (0.0, 1.0, 0.0, 1.0)
         if not high > low:
             low, high = low - 0.5, high + 0.5
+        if not bright > dark:
+            dark, bright = low, high
+        ranges = (float(low), float(high), float(dark), float(bright))
         label = name.removesuffix("_error")
         symbol = _SYMBOLS.get(label, _NAMES.get(name, label))
         if name.endswith("_error"):
             symbol = f"error of {symbol}"
-        return Shown(
-            name, symbol, unit, description, group, float(low), float(high), name in _REVERSED
-        )
+        return Shown(name, symbol, unit, description, group, *ranges, name in _REVERSED)
 
     @cached_property
     def _places(self) -> dict[str, NDArray[np.float64]]:

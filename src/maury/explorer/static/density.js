@@ -42,23 +42,25 @@ export class Density {
     this.fresh = true;
   }
 
-  get dot() {
-    const css = this.seen < 6000 ? 3 : this.seen < 60000 ? 2 : 1;
+  // Few stars get larger dots, so that none is overlooked.
+  dot(shown) {
+    const seen = Math.min(shown, this.seen);
+    const css = seen < 300 ? 4 : seen < 6000 ? 3 : seen < 60000 ? 2 : 1;
     return Math.max(1, Math.round(css * this.scale));
   }
 
-  count(counts, mask) {
-    const { place, width, height } = this, n = place.length;
+  count(counts, mask, dot) {
+    const { place } = this, n = place.length;
     counts.fill(0);
-    if (this.dot === 1) {
+    if (dot === 1) {
       for (let i = 0; i < n; i++) if (mask[i] && place[i] >= 0) counts[place[i]]++;
       return;
     }
-    this.eachDot(mask, (pixel) => { counts[pixel]++; });
+    this.eachDot(mask, dot, (pixel) => { counts[pixel]++; });
   }
 
-  eachDot(mask, paint) {
-    const { place, width, height, dot } = this, n = place.length;
+  eachDot(mask, dot, paint) {
+    const { place, width, height } = this, n = place.length;
     const before = dot >> 1;
     for (let i = 0; i < n; i++) {
       if (!mask[i] || place[i] < 0) continue;
@@ -75,17 +77,18 @@ export class Density {
     if (!this.place) return;
     const some = store.nSelected !== store.nFiltered;
     if (some && (this.fresh || changed.filters || !this.hasAll)) {
-      this.count(this.all, store.filtered);
+      this.count(this.all, store.filtered, this.dot(store.nFiltered));
       this.hasAll = true;
     }
     if (!some && (this.fresh || changed.filters)) this.hasAll = false;
     this.fresh = false;
-    this.count(this.chosen, store.selected);
+    const dot = this.dot(store.nSelected);
+    this.count(this.chosen, store.selected, dot);
     const { words, all, chosen } = this;
     if (some) this.shade(all, greys);
     else words.fill(0);
     const values = store.colour && store.columns.get(store.colour);
-    if (values) this.shadeMean(store, values);
+    if (values) this.shadeMean(store, values, dot);
     else {
       const steps = logSteps(largest(chosen));
       for (let k = 0; k < words.length; k++) if (chosen[k]) words[k] = viridis[steps[chosen[k]]];
@@ -99,17 +102,17 @@ export class Density {
   }
 
   // Colours a pixel by the mean of its selected stars.
-  shadeMean(store, values) {
+  shadeMean(store, values, dot) {
     const { sums, words } = this, known = this.all.slice().fill(0);
-    const { low, high } = store.info.get(store.colour);
+    const { dark, bright } = store.info.get(store.colour);
     sums.fill(0);
-    this.eachDot(store.selected, (pixel, i) => {
+    this.eachDot(store.selected, dot, (pixel, i) => {
       if (values[i] === values[i]) { sums[pixel] += values[i]; known[pixel]++; }
     });
-    const scale = 255 / (high - low);
+    const scale = 255 / (bright - dark);
     for (let k = 0; k < words.length; k++) {
       if (!known[k]) continue;
-      const step = (sums[k] / known[k] - low) * scale;
+      const step = (sums[k] / known[k] - dark) * scale;
       words[k] = viridis[step < 0 ? 0 : step > 255 ? 255 : step | 0];
     }
   }

@@ -81,9 +81,9 @@ function showCounts(store) {
 }
 
 function showLegend(store, column) {
-  const text = (value) => number(Number(value.toPrecision(3)));
-  byId("low").textContent = column ? text(column.low) : "few";
-  byId("high").textContent = column ? `${text(column.high)} ${column.unit}` : "many";
+  const text = (value) => number(Number(value.toPrecision(2)));
+  byId("low").textContent = column ? text(column.dark) : "few";
+  byId("high").textContent = column ? `${text(column.bright)} ${column.unit}` : "many";
   byId("legend").setAttribute("aria-label", column
     ? `Colour: mean ${axisText(column)}, dark is low, bright is high`
     : "Colour: number of stars in a pixel, logarithmic, dark is few, bright is many");
@@ -138,7 +138,7 @@ async function tellHub() {
   try {
     const { hub } = await json("/api/samp");
     button.title = hub ? "Send the selection by SAMP" : "No SAMP hub runs: start TOPCAT first";
-    button.textContent = hub ? "Send to TOPCAT" : "Send to TOPCAT (no hub)";
+    button.textContent = hub ? "Send to TOPCAT" : "TOPCAT (no hub)";
   } catch { /* the button says so when it is used */ }
 }
 

@@ -4,6 +4,8 @@ import { json } from "./data.js";
 import { byId, decimals, make, number, pretty } from "./dom.js";
 import { SpectrumPlot } from "./spectrum.js";
 
+const MAIN = ["teff", "logg", "m_h", "alpha_m"];
+
 export class StarSheet {
   constructor(store, calls) {
     this.store = store;
@@ -167,7 +169,8 @@ export class StarSheet {
   neighbours(star) {
     const { names, stars, origin } = star.neighbours;
     if (!stars.length) return make("p", { class: "quiet" }, "No training stars are known here.");
-    const shown = names.slice(0, 6), at = (name) => names.indexOf(name);
+    const main = MAIN.filter((name) => names.includes(name));
+    const shown = main.length ? main : names.slice(0, 4), at = (name) => names.indexOf(name);
     const head = ["star", "distance", ...shown.map((name) => pretty(this.symbol(name)))];
     const who = (near) => (near.row === null || near.row === undefined
       ? near.id || "\u2013"
