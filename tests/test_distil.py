@@ -6,6 +6,7 @@ import torch
 
 from maury import trust
 from maury.distil import distil
+from maury.engine import CompiledEngine, TorchEngine
 from maury.errors import ConfigError, OutputExists, ResumeMismatch
 from maury.inference import EnsembleNetwork
 from maury.lessons import Teacher
@@ -15,6 +16,7 @@ from maury.prediction import Predictor, predict
 from maury.survey import Survey
 from maury.trust import Trust
 from maury.validation import validate
+from maury.vectorcode import available
 
 CONFIG = {"network": {"stem": 32, "width": 48}, "training": {"stars": 1500, "passes": 60}}
 SHORT = {"training": {"stars": 300, "passes": 4, "batch_size": 100}}
@@ -134,6 +136,22 @@ def test_the_kept_out_stars_teach_nothing(default_model, default_survey):
     assert np.array_equal(rows, np.flatnonzero(~held)), "all others, when so many are asked for"
     few = teacher.rows(survey, 128, np.random.default_rng(0))
     assert 0 < few.size <= 128
+
+
+def test_the_compiled_engine_gives_the_same():
+    if not available():
+        pytest.skip("llvmlite is not installed")
+    config, net = network(n_pixel=130)
+    with torch.no_grad():
+        net.out.weight.mul_(40)
+    flux, ivar, observables = (tensor.numpy().copy() for tensor in inputs(n=70, n_pixel=130))
+    flux[3], ivar[3] = np.nan, 0.0
+    ivar[5, 40:90], ivar[6, 7], observables[8] = 0.0, 1e9, np.nan
+    engines = TorchEngine(config, [net]), CompiledEngine(config, [net], n_pixel=130, n_observable=3)
+    plain, compiled = (engine.answer(flux, ivar, observables) for engine in engines)
+    assert np.isfinite(plain.mean).all()
+    assert np.allclose(plain.mean, compiled.mean, atol=1e-4)
+    assert np.allclose(plain.covariance, compiled.covariance, rtol=1e-3, atol=1e-4)
 
 
 class Killed(Exception):

@@ -23,6 +23,7 @@ from maury.default_network import (
 from maury.kernels import Apply, Graph, Normalise, Pool, Standardise, Trust
 from maury.network_base import Answer, NetworkConfig
 from maury.networks import ChannelsLast, TwoBranch
+from maury.student_network import StudentConfig, StudentNetwork, posterior
 from maury.vectorcode import NONE, SILU, Activation
 
 Float32s = NDArray[np.float32]
@@ -64,6 +65,8 @@ def lower(
     if isinstance(config, DefaultConfig):
         defaults = [network for network in networks if isinstance(network, DefaultNetwork)]
         return _DefaultPlan(defaults)
+    if isinstance(config, StudentConfig):
+        return _StudentPlan([one for one in networks if isinstance(one, StudentNetwork)])
     branched = [network for network in networks if isinstance(network, TwoBranch)]
     if len(branched) != len(networks):
         raise NotLowered(f"the preset '{config.name}' is not known to it")
@@ -291,3 +294,51 @@ def _normalise(
     n = norm.normalized_shape[0]
     numbers = graph.put(_numbers(norm.weight), _numbers(norm.bias))
     graph.steps.append(Normalise(source, target, n, numbers, norm.eps, activation))
+
+
+class _StudentPlan(Plan):
+    """Students; those of an ensemble share what they see."""
+
+    def __init__(self, networks: Sequence[StudentNetwork]) -> None:
+        self._network = networks[0]
+        self.graphs = [_student(network) for network in networks]
+
+    def inputs(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> tuple[Float32s, ...]:
+        """See `Plan.inputs`."""
+        typical, present = self._network.noise(torch.from_numpy(ivar))
+        other = self._network.others(typical, present, torch.from_numpy(observables))
+        return flux, ivar, (1.0 / (NOISY_PIXEL * typical)).numpy(), other.numpy()
+
+    def answer(self, output: Tensor) -> Answer:
+        """See `Plan.answer`."""
+        found = posterior(*self._network.read(output.flatten(0, 1)))
+        covariance = found.covariance()
+        variance = torch.diagonal(covariance, dim1=1, dim2=2)
+        parts = (found.mean, variance, covariance)
+        return Answer(*(x.reshape(*output.shape[:2], *x.shape[1:]) for x in parts))
+
+
+def _student(network: StudentNetwork) -> Graph:
+    graph = Graph()
+    n_pixel, stem = network.project.in_features, network.project.out_features
+    n_other = network.join.in_features - 2 * stem
+    join = graph.rows(2 * stem + n_other)
+    flux, ivar, pull = graph.load(n_pixel), graph.load(n_pixel), graph.load(1)
+    graph.load(n_other, target=join + 2 * stem)
+    graph.shared.append(Trust(ivar, pull, ivar, n_pixel))
+    pixels = graph.rows(n_pixel)
+    numbers = graph.put(_numbers(network.flux_centre), 1.0 / _numbers(network.flux_scale))
+    graph.steps.append(Standardise(flux, ivar, pixels, n_pixel, numbers, LARGEST_DEVIATION))
+    graph.dense(pixels, _numbers(network.project.weight), _bias(network.project), target=join)
+    graph.steps.append(Apply(join, join + stem, stem, SILU))
+    width = network.join.out_features
+    features = graph.dense(join, _numbers(network.join.weight), _bias(network.join))
+    bent = graph.rows(width)
+    for layer in network.body:
+        assert isinstance(layer, nn.Linear)
+        graph.steps.append(Apply(features, bent, width, SILU))
+        features = graph.dense(bent, _numbers(layer.weight), _bias(layer), plus=features)
+    graph.steps.append(Apply(features, bent, width, SILU))
+    raw = graph.dense(bent, _numbers(network.out.weight), _bias(network.out))
+    graph.store(raw, network.out.out_features)
+    return graph

@@ -10,13 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maury.default_network import DefaultConfig, LabelPosterior
+from maury.default_network import (
+    LARGEST_DEVIATION,
+    NOISY_PIXEL,
+    DefaultConfig,
+    LabelPosterior,
+    noise_quality,
+    with_presence,
+)
 from maury.network_base import Answer, NetworkConfig, ScalingRule, preset
 
-_LARGEST_DEVIATION = 8.0
-_OBSERVABLE_KNEE = 3.0
-_NOISY_PIXEL = 0.25
-_TYPICAL_SNR = 55.0
 _SAMPLED_PIXELS = 32
 _LARGEST_LOG_SIGMA = 3.0
 _N_QUALITY = 3
@@ -103,9 +106,7 @@ class StudentNetwork(nn.Module):
 
     def forward(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> LabelPosterior:
         """Return the posterior of scaled labels; arguments as of the default network."""
-        mean, sigma, factor = self.lesson(*self.see(flux, ivar, observables))
-        own = (1.0 - factor.square().sum(dim=2)) * sigma.square()
-        return LabelPosterior(mean, own, factor * sigma.unsqueeze(2))
+        return posterior(*self.lesson(*self.see(flux, ivar, observables)))
 
     def see(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled pixels (n, n_pixel), and all other inputs (n, n_other); nothing is learnt here.
@@ -117,23 +118,26 @@ class StudentNetwork(nn.Module):
         observables : Tensor
             Shape (n, n_observable), scaled, NaN where missing.
         """
-        largest = ivar.amax(dim=1, keepdim=True)
-        some = ivar[:, :: self.stride]
-        typical = torch.where(some > 0, some, torch.nan).nanmedian(dim=1, keepdim=True).values
-        typical = torch.where(typical > 0, typical, largest)
-        present = typical > 0
-        typical = torch.where(present, typical, 1.0)
-        trust = (ivar * (1.0 / (_NOISY_PIXEL * typical))).clamp_(max=1.0)
+        typical, present = self.noise(ivar)
+        trust = (ivar * (1.0 / (NOISY_PIXEL * typical))).clamp_(max=1.0)
         per_scale = 1.0 / self.flux_scale
         pixels = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
         # Only a row without a spectrum can hold NaN, and its trust is 0.
-        pixels.nan_to_num_().clamp_(-_LARGEST_DEVIATION, _LARGEST_DEVIATION).mul_(trust)
-        relative = (typical.sqrt() / _TYPICAL_SNR).clamp(0.05, 20.0)
-        noise = torch.cat([relative.log(), 1.0 / relative - 1.0], dim=1)
-        known = torch.isfinite(observables)
-        bent = torch.asinh(torch.where(known, observables, 0.0) / _OBSERVABLE_KNEE)
-        parts = [torch.where(present, noise, 0.0), present.to(noise)]
-        return pixels, torch.cat([*parts, _OBSERVABLE_KNEE * bent, known.to(noise)], dim=1)
+        pixels.nan_to_num_().clamp_(-LARGEST_DEVIATION, LARGEST_DEVIATION).mul_(trust)
+        return pixels, self.others(typical, present, observables)
+
+    def noise(self, ivar: Tensor) -> tuple[Tensor, Tensor]:
+        """Typical inverse variance of good pixels (n, 1), and whether there is any."""
+        some = ivar[:, :: self.stride]
+        typical = torch.where(some > 0, some, torch.nan).nanmedian(dim=1, keepdim=True).values
+        typical = torch.where(typical > 0, typical, ivar.amax(dim=1, keepdim=True))
+        present = typical > 0
+        return torch.where(present, typical, 1.0), present
+
+    def others(self, typical: Tensor, present: Tensor, observables: Tensor) -> Tensor:
+        """Quality of the spectrum, observables and their presence bits, (n, n_other)."""
+        quality = noise_quality(typical, present)
+        return torch.cat([quality, with_presence(observables)], dim=1)
 
     def lesson(self, pixels: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled means and errors (n, n_label), and a factor (n, n_label, rank).
@@ -144,10 +148,20 @@ class StudentNetwork(nn.Module):
         features = self.join(torch.cat([projected, functional.silu(projected), other], dim=1))
         for layer in self.body:
             features = features + layer(functional.silu(features))
+        return self.read(self.out(functional.silu(features)))
+
+    def read(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the last layer says (n, n_out) as means, errors and factor."""
         sizes = [self.n_label, self.n_label, self.n_label * self.rank]
-        mean, log_sigma, raw = self.out(functional.silu(features)).split(sizes, dim=1)
+        mean, log_sigma, raw = torch.split(output, sizes, dim=1)
         bound = _LARGEST_LOG_SIGMA
         sigma = (bound * torch.tanh((log_sigma - 1.0) / bound)).exp()
         raw = raw.reshape(-1, self.n_label, self.rank)
         factor = raw / (1.01 + raw.square().sum(dim=2, keepdim=True)).sqrt()
         return mean, sigma, factor
+
+
+def posterior(mean: Tensor, sigma: Tensor, factor: Tensor) -> LabelPosterior:
+    """Return as a posterior what `StudentNetwork.lesson` gave."""
+    own = (1.0 - factor.square().sum(dim=2)) * sigma.square()
+    return LabelPosterior(mean, own, factor * sigma.unsqueeze(2))
