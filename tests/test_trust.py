@@ -1,15 +1,17 @@
 """The default model as a whole: calibrated errors, quantiles, covariances, reasons."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 
-from maury.errors import ModelFileError
+from maury.errors import ColumnError, ConfigError, ModelFileError
 from maury.flags import Flag
 from maury.labels import LABEL_NAMES
 from maury.model import Model
 from maury.operators import shift_to_rest
 from maury.prediction import Predictor, predict, predict_rows
-from maury.survey import Survey
+from maury.survey import Batch, Survey
 from maury.trust import Trust
 from surveys import copy_survey
 
@@ -144,3 +146,31 @@ def test_damaged_attachments_are_one_clear_error(tmp_path, default_model):
     broken = model.with_arrays("calibration", arrays).save(tmp_path / "m")
     with pytest.raises(ModelFileError, match="calibration is damaged"):
         Predictor(broken)
+
+
+def test_a_label_known_from_elsewhere_informs_the_others(default_model, default_survey):
+    survey = Survey.open(default_survey)
+    batch = survey.batch(0, 200)
+    truth = batch.column("logg").copy()
+    truth[:20] = np.nan
+    known = {"logg": truth, "logg_error": np.full(200, 0.01)}
+    batch = Batch(batch.spectra, MappingProxyType({**batch.columns, **known}), batch.start)
+    plain = Predictor(default_model).predict(batch)
+    given = Predictor(default_model, given="logg").predict(batch)
+    for name in LABEL_NAMES:
+        assert np.array_equal(given[name][:20], plain[name][:20])
+        assert np.all(given[f"{name}_error"] <= plain[f"{name}_error"] * (1 + 1e-9))
+        assert np.all(given[f"{name}_q16"] < given[f"{name}_q84"])
+    assert np.abs(given["logg"] - truth)[20:].max() < 0.03
+    assert given["logg_error"][20:].max() < 0.0101
+    assert (given["teff_error"] / plain["teff_error"])[20:].mean() < 0.99
+
+
+def test_a_survey_without_the_external_label_is_refused(tmp_path, default_model, observed_survey):
+    with pytest.raises(ColumnError, match="no column logg and no logg_error"):
+        predict(default_model, observed_survey, tmp_path / "a.fits", given="logg")
+
+
+def test_an_external_label_needs_a_covariance(tiny_model):
+    with pytest.raises(ConfigError, match="no calibrated covariances"):
+        Predictor(tiny_model, given="logg")

@@ -267,6 +267,14 @@ def predict(
     correlations: Annotated[
         bool, typer.Option("--correlations", help="Add the correlations of the labels' errors.")
     ] = False,
+    given: Annotated[
+        str,
+        typer.Option(
+            "--given",
+            metavar="LABEL",
+            help="Weigh in this label of the survey, with its error: an asteroseismic logg, say.",
+        ),
+    ] = "",
     workers: Annotated[
         int | None,
         typer.Option("--workers", min=1, help="Processes on this machine (default: its cores)."),
@@ -289,7 +297,7 @@ def predict(
             model,
             survey,
             out,
-            options=Options(tuple(without or ()), correlations, engine=engine),
+            options=Options(tuple(without or ()), correlations, engine=engine, given=given),
             overwrite=overwrite,
             workers=workers or n_cores(),
             cluster=cluster,

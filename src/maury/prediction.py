@@ -30,7 +30,7 @@ from maury.catalogue import (
     write_part,
 )
 from maury.distributed import Cluster
-from maury.errors import ModelFileError, ResumeMismatch
+from maury.errors import ColumnError, ModelFileError, ResumeMismatch
 from maury.files import refuse_existing, remove, writing
 from maury.model import Model
 from maury.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
@@ -86,12 +86,15 @@ class Options:
         not change the result.
     engine : {"auto", "torch", "compiled"}
         What computes the networks, see `maury.engine.make_engine`.
+    given : str
+        A label that the survey has from elsewhere, as of `Predictor`.
     """
 
     without: tuple[str, ...] = ()
     correlations: bool = False
     batch_size: int = 2048
     engine: str = "auto"
+    given: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,8 +236,13 @@ def plan(
     paths = (str(model.path.absolute()), str(survey.path.absolute()))
     predictor = _predictor(paths[0], options, model.checksum)
     _check_grid(model, survey)
+    _check_given(survey, options.given)
     spec = catalogue_spec(
-        model, survey, without=predictor.without, correlations=options.correlations
+        model,
+        survey,
+        without=predictor.without,
+        correlations=options.correlations,
+        given=options.given,
     )
     work = _work_directory(
         out,
@@ -407,6 +415,7 @@ def predict(
     workers: int = 1,
     cluster: Cluster | None = None,
     engine: str = "auto",
+    given: str = "",
     progress: Progress | None = None,
 ) -> Catalogue:
     """Predict a whole survey, write its catalogue and read it.
@@ -435,6 +444,8 @@ def predict(
         Workers elsewhere, as of `write_catalogue`.
     engine : {"auto", "torch", "compiled"}
         What computes the networks, see `maury.engine.make_engine`.
+    given : str
+        A label that the survey has from elsewhere, as of `maury.predictor.Predictor`.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -450,7 +461,7 @@ def predict(
     WorkerLost, ClusterError
         As of `write_catalogue`.
     """
-    options = Options(tuple(without), correlations, batch_size, engine)
+    options = Options(tuple(without), correlations, batch_size, engine, given)
     written = write_catalogue(
         model,
         survey,
@@ -496,9 +507,21 @@ def predict_rows(
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
+def _check_given(survey: Readable, given: str) -> None:
+    """Fail unless the survey has this label and its error."""
+    absent = {given, f"{given}_error"} - set(survey.column_names) if given else set()
+    if absent:
+        raise ColumnError(
+            f"{survey.path} has no column {' and no '.join(sorted(absent))}, of which an external "
+            f"{given} is made; name them in the TOML file with which it is ingested"
+        )
+
+
 @lru_cache(maxsize=1)
 def _predictor(model: str, options: Options, checksum: str) -> Predictor:
-    predictor = Predictor(model, without=options.without, engine=options.engine)
+    predictor = Predictor(
+        model, without=options.without, given=options.given, engine=options.engine
+    )
     if predictor.model.checksum != checksum:
         raise ModelFileError(f"{model} is another model than when the work was planned; start anew")
     return predictor

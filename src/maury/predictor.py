@@ -51,6 +51,9 @@ class Predictor:
         The model.
     without : sequence of str
         Inputs of `WITHOUT` that count as missing.
+    given : str
+        A label that the survey has from elsewhere, such as an asteroseismic ``logg``, with its
+        error: it is taken into the others by their covariance (`maury.conditioning.condition`).
     engine : {"auto", "torch", "compiled"}
         What computes the networks, see `maury.engine.make_engine`.
 
@@ -65,11 +68,22 @@ class Predictor:
     """
 
     def __init__(
-        self, model: Model | Path | str, *, without: Sequence[str] = (), engine: str = "auto"
+        self,
+        model: Model | Path | str,
+        *,
+        without: Sequence[str] = (),
+        given: str = "",
+        engine: str = "auto",
     ) -> None:
         self.model = model if isinstance(model, Model) else Model.open(model)
         self.without = tuple(check_known("input", name, WITHOUT) for name in without)
+        self.given = given and check_known("label", given, self.model.label_names)
         self._network, self.trust = _load(self.model, engine)
+        if given and self.trust is None:
+            raise ConfigError(
+                f"{self.model.path} has no calibrated covariances, into which an external {given} "
+                "could be taken; use a model of the preset maury"
+            )
         if needed := sorted(set(self.without) & self._network.needs):
             raise ConfigError(
                 f"the network '{self.model.network['name']}' gives no labels without "
@@ -103,6 +117,9 @@ class Predictor:
         rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
         if self.trust is not None:
             found = self.trust.assess(inputs, answer)
+            if self.given:
+                known = (batch.column(self.given), batch.column(f"{self.given}_error"))
+                found = self.trust.given(found, self.given, *known)
             mean, error, flags = found.mean, found.sigma, flags | found.flags
             rows |= _trusted(self.model.labels, found)
         elif self.model.is_method:
@@ -225,7 +242,12 @@ _BANDS = {band.name: band for band in BANDS}
 
 
 def catalogue_spec(
-    model: Model, survey: Readable, *, without: Sequence[str] = (), correlations: bool = False
+    model: Model,
+    survey: Readable,
+    *,
+    without: Sequence[str] = (),
+    correlations: bool = False,
+    given: str = "",
 ) -> CatalogueSpec:
     """Return the columns and the metadata of the catalogue of `survey` by `model`."""
     trusted = "calibration" in model.attachments
@@ -250,6 +272,7 @@ def catalogue_spec(
         },
         "errors": errors,
         "without": list(without),
+        "external": [given] if given else [],
     }
     if "audit" in model.attachments:
         metadata["audit"] = dict(model.attachments["audit"].metadata)

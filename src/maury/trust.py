@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.calibration import LEAST_STARS, Calibration, Regime, least_shrunk, repeat_scatter
+from maury.conditioning import condition
 from maury.coverage import CoverageModel, Evidence, TwoViews
 from maury.errors import ModelFileError, TrainingError
 from maury.flags import FLAG_DTYPE
@@ -159,6 +160,29 @@ class Trust:
         mean = self.calibration.means(answer.mean)
         quantiles = self.calibration.quantiles(mean, sigma)
         return Assessment(mean, sigma, quantiles, covariance, flags, chi2, worst)
+
+    def given(
+        self, found: Assessment, label: str, value: Float64Array, error: Float64Array
+    ) -> Assessment:
+        """Take a label known from elsewhere into the others.
+
+        Parameters
+        ----------
+        found : Assessment
+            What `assess` gave.
+        label : str
+            Name of the label.
+        value, error : (n_star,) float64
+            Its measurement and 1 sigma error; a star where either is unknown stays as it is.
+        """
+        assert found.covariance is not None, "the networks predict a covariance"
+        names = self.network.model.label_names
+        mean, covariance = condition(
+            found.mean, found.covariance, label=label, value=value, error=error, names=names
+        )
+        sigma = np.sqrt(np.einsum("nii->ni", covariance))
+        quantiles = self.calibration.quantiles(mean, sigma)
+        return replace(found, mean=mean, sigma=sigma, covariance=covariance, quantiles=quantiles)
 
     def excess(self, inputs: Inputs, answer: Prediction) -> dict[str, Float64Array]:
         """Return each score of the coverage over its threshold, by detector: above 1 is flagged."""
