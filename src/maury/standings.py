@@ -113,6 +113,7 @@ class Standing:
     def to_dict(self) -> dict[str, Any]:
         """Return a plain flat mapping; what could not be measured is None."""
         own = {k: v for k, v in asdict(self).items() if k != "statistics"}
+        own["outliers"] = _none(self.outliers)
         return {**own, **self.statistics.to_dict()}
 
 
