@@ -1,0 +1,208 @@
+"""GAUFRE: radial velocity, then labels by chi-square on a library or by equivalent widths.
+
+Valentini et al. (2013, A&A 559, A65). The velocity is that of the highest cross-correlation with
+the best of some templates. In the mode ``chi2`` a library is compared with the spectrum; in the
+mode ``ew`` Teff and [M/H] then follow from the iron lines (`maury.methods.iron`). There are no
+lines of ionised iron of use in this band, so that log g is that of the library, or an external
+value, such as a seismic one, to which either mode keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from maury.errors import ConfigError
+from maury.flags import FLAG_DTYPE, Flag
+from maury.labels import LABEL_NAMES
+from maury.methods.grid_method import Foundation, GridMethod
+from maury.methods.gridded import GridSettings
+from maury.methods.iron import IronLines
+from maury.methods.protocols import External, FitResult, MethodSettings, Sample
+from maury.methods.theory import finite_rows
+from maury.operators import SPEED_OF_LIGHT_KMS, to_rest_frame
+from maury.preparation import Inputs
+
+__all__ = ["Gaufre", "GaufreSettings", "cross_correlate"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_TEMPLATES = 24
+_SMALL_KMS = 12.0
+_EW_LABELS = ("teff", "logg", "m_h")
+
+
+class GaufreSettings(GridSettings):
+    """Settings of GAUFRE.
+
+    Attributes
+    ----------
+    mode : {"chi2", "ew"}
+        Library, or equivalent widths of iron lines after it.
+    velocity_range_kms : float
+        Largest velocity that is looked for; 0 takes spectra to be at rest. Velocities below
+        12 km/s are left to the fit, as resampling would correlate the noise.
+    """
+
+    mode: Literal["chi2", "ew"] = "chi2"
+    velocity_range_kms: float = Field(default=300.0, ge=0.0, le=1000.0)
+
+
+def cross_correlate(
+    wave_aa: Float64Array,
+    flux: Float32Array,
+    templates: Float32Array,
+    *,
+    range_kms: float,
+) -> Float64Array:
+    """Velocities (n_star,) in km/s of the highest normalised cross-correlation.
+
+    Parameters
+    ----------
+    wave_aa : (n_pixel,) float64
+    flux : (n_star, n_pixel) float32
+        Normalised; bad pixels filled.
+    templates : (n_template, n_pixel) float32
+        At rest.
+    range_kms : float
+        Velocities tried, either way. The peak is refined by a parabola.
+    """
+    n_even = 2 * wave_aa.size
+    even = np.geomspace(wave_aa[0], wave_aa[-1], n_even)
+    step = SPEED_OF_LIGHT_KMS * np.log(even[1] / even[0])
+    taper = np.clip(np.minimum(np.arange(n_even), np.arange(n_even)[::-1]) / (0.05 * n_even), 0, 1)
+
+    def prepared(rows: Float32Array) -> NDArray[np.complex128]:
+        depth = np.stack([np.interp(even, wave_aa, 1.0 - row) for row in rows])
+        depth = (depth - depth.mean(axis=1, keepdims=True)) * taper
+        norm = np.sqrt(np.sum(depth**2, axis=1, keepdims=True))
+        return np.fft.rfft(depth / np.where(norm > 0, norm, 1.0), 2 * n_even, axis=1)
+
+    reach = max(2, int(np.ceil(range_kms / step)))
+    lags = np.arange(-reach, reach + 1)
+    models, velocity = prepared(templates), np.empty(len(flux))
+    for number, one in enumerate(prepared(flux)):
+        height = np.fft.irfft(one * models.conj(), 2 * n_even, axis=1)[:, lags]
+        best = height[height.max(axis=1).argmax()]
+        peak = int(np.clip(best.argmax(), 1, lags.size - 2))
+        before, top, after = best[peak - 1 : peak + 2]
+        bend = before - 2 * top + after
+        velocity[number] = step * (lags[peak] + (0.5 * (before - after) / bend if bend else 0.0))
+    return velocity
+
+
+@dataclass(frozen=True, eq=False)
+class Gaufre(GridMethod):
+    """Cross-correlation, then a library or equivalent widths.
+
+    Attributes
+    ----------
+    iron : IronLines or None
+        For the mode ``ew``.
+    """
+
+    name: ClassVar[str] = "gaufre"
+    paper: ClassVar[str] = "Valentini et al. (2013, A&A 559, A65)"
+    bibtex_key: ClassVar[str] = "Valentini2013"
+    settings_class: ClassVar[type[MethodSettings]] = GaufreSettings
+
+    iron: IronLines | None
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Build the library, and the curves of growth; see `Method`."""
+        del validation
+        assert isinstance(settings, GaufreSettings), "settings are of the method's class"
+        if settings.mode == "ew" and not set(_EW_LABELS) <= set(settings.axes):
+            raise ConfigError(f"the mode ew needs the axes {', '.join(_EW_LABELS)}")
+        base = Foundation.lay(training, settings, seed)
+        iron = None
+        if settings.mode == "ew":
+            bounds = dict(zip(settings.axes, base.core.grid.bounds, strict=True))
+            iron = IronLines.learn(base.theory, base.pattern, bounds)
+        names = tuple(n for n in LABEL_NAMES if n in training.label_names)
+        return cls(settings, names, base.core, base.pattern, iron)
+
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+        """Find the velocity, then fit; see `Method`."""
+        rest = self.at_rest(inputs)
+        fitted = self.core.fit(rest, external=external)
+        out = self.nine(fitted)
+        if self.iron is not None:
+            out = self._balanced(rest, fitted, out)
+        return out.select(self.label_names)
+
+    def velocities(self, inputs: Inputs) -> Float64Array:
+        """Return velocities (n_star,) in km/s by cross-correlation."""
+        assert isinstance(self.settings, GaufreSettings), "settings are of the method's class"
+        grid = self.core.grid
+        chosen = np.linspace(0, len(grid.nodes) - 1, _TEMPLATES).astype(int)
+        templates = grid.nodes[chosen]
+        if grid.basis is not None:
+            templates = templates @ grid.basis + grid.mean
+        reach = self.settings.velocity_range_kms
+        return cross_correlate(grid.wave, inputs.flux, templates, range_kms=reach)
+
+    def at_rest(self, inputs: Inputs) -> Inputs:
+        """Return spectra of which those that move are shifted to rest."""
+        assert isinstance(self.settings, GaufreSettings), "settings are of the method's class"
+        if self.settings.velocity_range_kms == 0.0 or not len(inputs):
+            return inputs
+        velocity = self.velocities(inputs)
+        moving = np.flatnonzero(np.abs(velocity) > _SMALL_KMS)
+        if not moving.size:
+            return inputs
+        flux, ivar = inputs.flux.copy(), inputs.ivar.copy()
+        wave = self.core.grid.wave
+        flux[moving], ivar[moving] = to_rest_frame(
+            flux[moving], ivar[moving], velocity[moving], wave_in_aa=wave, wave_out_aa=wave
+        )
+        return replace(inputs, flux=flux, ivar=ivar)
+
+    def _balanced(self, inputs: Inputs, fitted: FitResult, out: FitResult) -> FitResult:
+        """Replace Teff and metallicity by those of the iron lines, and what follows them."""
+        assert self.iron is not None, "only the mode ew has iron lines"
+        good = np.flatnonzero(finite_rows(fitted.labels))
+        axes = self.core.grid.label_names
+        teff, logg, m_h = (fitted.labels[good, axes.index(name)] for name in _EW_LABELS)
+        assert fitted.flux is not None, "a fit has a best spectrum"
+        plain = self.core.grid.evaluate(fitted.labels[good, : len(axes)], jacobian=False).flux
+        flux = inputs.flux[good] - (fitted.flux[good] - plain)
+        found = self.iron.balance(flux, inputs.ivar[good], teff=teff, logg=logg, m_h=m_h)
+        moved = replace(fitted, labels=fitted.labels.copy(), covariance=fitted.covariance.copy())
+        pair = np.array([axes.index("teff"), axes.index("m_h")])
+        moved.labels[np.ix_(good, pair)] = np.column_stack([found.teff, found.metals])
+        for column in pair:
+            moved.covariance[good, column] = moved.covariance[good, :, column] = 0.0
+        moved.covariance[np.ix_(good, pair, pair)] = found.covariance
+        flags = out.flags.copy()
+        flags[good[~found.converged]] |= Flag.NOT_CONVERGED.value
+        return replace(self.nine(moved), flags=flags.astype(FLAG_DTYPE))
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON; see `Method`."""
+        arrays, about = self.core_arrays()
+        return arrays | ({} if self.iron is None else self.iron.to_arrays()), about
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave; see `Method`."""
+        core, pattern = cls.core_from(arrays, about, settings)
+        assert isinstance(settings, GaufreSettings), "settings are of the method's class"
+        iron = IronLines.from_arrays(arrays) if settings.mode == "ew" else None
+        return cls(settings, label_names, core, pattern, iron)
