@@ -12,6 +12,7 @@ from scipy.stats import kstest
 
 from maury import bimodality as two
 from maury import cartography as carto
+from maury import simulate_survey
 from maury.errors import LengthMismatch, UnknownName
 from maury.galaxy import (
     R_SUN_KPC,
@@ -317,3 +318,21 @@ def test_circular_orbits_are_round() -> None:
     assert found["z_max"][0] < 0.05
     assert found["r_apo"][0] == pytest.approx(8.3, abs=0.3)
     assert all(np.isnan(values[1]) for values in found.values())
+
+
+def test_surveys_in_discs_keep_the_truth_and_others_are_as_before(tmp_path) -> None:
+    placed = simulate_survey(tmp_path / "placed.zarr", n_star=300, seed=2, galaxy=True)
+    plain = simulate_survey(tmp_path / "plain.zarr", n_star=300, seed=2)
+    assert {"true_distance", "true_disc"} <= set(placed.column_names)
+    assert not {"true_distance", "true_disc"} & set(plain.column_names)
+    assert set(np.unique(placed.column("true_disc"))) == {0, 1}
+    assert "discs" not in plain.provenance["simulation"]
+    assert len(placed.provenance["simulation"]["discs"]["discs"]) == 2
+    place = galactocentric(
+        placed.column("ra"), placed.column("dec"), placed.column("true_distance")
+    )
+    radius, height = cylindrical(place)
+    thin = placed.column("true_disc") == 0
+    expected = THIN_DISC.m_h - 0.06 * (radius - R_SUN_KPC) - 0.11 * np.abs(height)
+    rest = (placed.column("true_m_h") - expected)[thin]
+    assert rest.mean() == pytest.approx(0.0, abs=4 * THIN_DISC.m_h_scatter / np.sqrt(thin.sum()))
