@@ -148,25 +148,31 @@ class Broadening:
     ----------
     spectrograph : Spectrograph
         Pixels, and the typical broadening.
+    widths : bool
+        Whether resolving power and rotation are parameters; otherwise they are typical.
     """
 
     spectrograph: Spectrograph
+    widths: bool = True
 
     @property
     def parameters(self) -> dict[str, tuple[float, float]]:
         """Teff (through the typical widths), velocity, and logarithms of relative widths."""
-        return {
+        known = {
             "teff": (-np.inf, np.inf),
             "rv_kms": (-100.0, 100.0),
             "ln_resolving_power": (-0.3, 0.3),
             "ln_rotation": (-2.5, 2.5),
         }
+        return known if self.widths else {name: known[name] for name in ("teff", "rv_kms")}
 
     def apply(
         self, rows: Float32Array, values: Float64Array, *, slopes: bool
     ) -> tuple[Float32Array, Float32Array | None]:
         """Broaden; see `Operator`."""
-        teff, velocity, ln_power, ln_rotation = values.T
+        count = values.shape[1]
+        padded = np.pad(values, [(0, 0), (0, 4 - count)])
+        teff, velocity, ln_power, ln_rotation = padded.T
         typical = self.spectrograph.typical_broadening
         rotation, macroturbulence = typical(teff)
         rotation = rotation * np.exp(ln_rotation)
@@ -205,7 +211,7 @@ class Broadening:
         mixing[:, 0, 1], mixing[:, 0, 2] = macro_rise, ln_rise
         mixing[:, 1, 0] = mixing[:, 3, 2] = 1.0
         mixing[:, 2, 1] = -2.0 * per_power
-        return broadened, mixing @ moved
+        return broadened, mixing[:, :count] @ moved
 
     def _to_pixels(self, transform: NDArray[np.complex64], n_in: int) -> Float32Array:
         """Spectra (n_star, n_row, n_pixel) of their transforms, the first plus one."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -41,7 +42,7 @@ from maury.methods.theory import (
 from maury.preparation import Inputs
 from maury.sky import TheoryCalibration
 
-__all__ = ["Payne", "PayneSettings"]
+__all__ = ["Payne", "PaynePhotometry", "PaynePhotometrySettings", "PayneSettings"]
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -67,6 +68,9 @@ class PayneSettings(MethodSettings):
         an error it is a prior, otherwise it is exact.
     rv_error_kms : float
         Standard deviation of the velocity left in the spectra.
+    nuisances : bool
+        Whether line widths, continuum, Ca II cores, and abundances of further elements are fitted
+        too; without them a fit takes less time, and its errors are too small.
     max_steps, reuse : int
         Of `maury.methods.fitter.Fitter`.
     """
@@ -75,6 +79,7 @@ class PayneSettings(MethodSettings):
     prior: PriorKind = "wide"
     external: tuple[str, ...] = ()
     rv_error_kms: float = Field(default=1.3, gt=0.0, le=30.0)
+    nuisances: bool = True
     max_steps: int = Field(default=20, ge=1)
     reuse: int = Field(default=3, ge=0)
 
@@ -114,7 +119,8 @@ class Payne(Method):
         stars = complete_stars(training)
         calibration = calibrate(stars) if settings.calibrate else None
         wave = in_air(training)
-        chain = observed_chain(wave, calibration, np.zeros(wave.size, dtype=np.float32))
+        none = np.zeros(wave.size, dtype=np.float32)
+        chain = observed_chain(wave, calibration, none, nuisances=settings.nuisances)
         few = len(stars) < LEAST_STARS
         truth = typical_labels(_TYPICAL, seed) if few else stars.truth
         seen = np.zeros((_TYPICAL, 0)) if few else stars.inputs.observables.astype(np.float64)
@@ -135,8 +141,7 @@ class Payne(Method):
         fitted = self._fit(some.inputs, {}, some.truth)
         assert fitted.flux is not None, "a fit has a best spectrum"
         own = residual_variance(some.inputs.flux, some.inputs.ivar, fitted.flux)
-        chain = observed_chain(self.chain.wave_aa, self.calibration, own)
-        return replace(self, chain=chain)
+        return replace(self, chain=replace(self.chain, own_variance=own))
 
     @cached_property
     def fitter(self) -> Fitter:
@@ -220,12 +225,34 @@ class Payne(Method):
         if about["calibrated"]:
             parts = {f.name: arrays[f"calibration.{f.name}"] for f in fields(TheoryCalibration)}
             calibration = TheoryCalibration(**parts)
+        assert isinstance(settings, PayneSettings), "settings are of the method's class"
+        own, open_ = arrays["own_variance"], settings.nuisances
         return cls(
             settings,
             label_names,
-            observed_chain(arrays["wave_aa"], calibration, arrays["own_variance"]),
+            observed_chain(arrays["wave_aa"], calibration, own, nuisances=open_),
             calibration,
             LabelKnowledge.from_arrays(arrays),
             RidgeStart.from_arrays(arrays, LABEL_NAMES),
             tuple(about["noise_correlation"]),
         )
+
+
+class PaynePhotometrySettings(PayneSettings):
+    """Settings of the Payne with photometry: those of `PayneSettings`, with its prior."""
+
+    prior: PriorKind = "photometry"
+
+
+@dataclass(frozen=True, eq=False)
+class PaynePhotometry(Payne):
+    """The Payne with what photometry says of the labels as a prior."""
+
+    name: ClassVar[str] = "payne-photometry"
+    settings_class: ClassVar[type[MethodSettings]] = PaynePhotometrySettings
+    preparation_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "steps": ({"step": "noise"}, {"step": "mask_cosmics"}),
+            "observables": ({"observable": "absolute_magnitudes"}, {"observable": "a_v"}),
+        }
+    )

@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "gauguin": "gauguin:Gauguin",
     "matisse": "matisse:Matisse",
     "payne": "payne:Payne",
+    "payne-photometry": "payne:PaynePhotometry",
     "sme": "sme:Sme",
     "space": "space:Space",
     "synspec": "synspec:Synspec",

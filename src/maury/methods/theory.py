@@ -63,6 +63,7 @@ def observed_chain(
     own_variance: Float32Array,
     *,
     observing: ObservingModel = TRAINING_SKY,
+    nuisances: bool = True,
 ) -> Chain:
     """Return the emulator as a survey sees it, with all that a fit leaves open.
 
@@ -74,9 +75,11 @@ def observed_chain(
     own_variance : (n_pixel,) float32
         Variance of the model's flux.
     observing : ObservingModel
+    nuisances : bool
+        Whether anything but the nine labels and the velocity is open.
     """
     emulator = shipped_emulator()
-    source = EmulatorSource(OFFSETS)
+    source = EmulatorSource(OFFSETS if nuisances else ())
     try:
         spectrograph = Spectrograph(
             emulator.wave_aa, wave_aa, emulator.spec.resolving_power, observing
@@ -86,6 +89,10 @@ def observed_chain(
             f"the emulator cannot fit these spectra: {error}; cut them to that range in the "
             "preparation, or train a method that learns from spectra alone, such as cannon"
         ) from error
+    if not nuisances:
+        seen = Broadening(spectrograph, widths=False)
+        calibrated = () if calibration is None else (Calibrated(calibration, LABEL_NAMES),)
+        return Chain(source, (seen, *calibrated), wave_aa, own_variance)
     if calibration is None:
         smooth = Continuum(smooth_patterns(wave_aa, observing.continuum_rms))
         return Chain(source, (Broadening(spectrograph), smooth), wave_aa, own_variance)

@@ -1,0 +1,141 @@
+"""Synspec: fits of a grid that it has synthesised, or that it synthesises when trained.
+
+Hubeny & Lanz (2011, ascl:1109.022; 2017, arXiv 1706.01859); used so for abundances by Mikolaitis et
+al. (2014, A&A 572, A33). The grid is a directory of its spectra with an index, or what a command
+around it writes for each node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ConfigError
+from maury.methods.ferre_files import read_synspec_grid
+from maury.methods.grid import Grid
+from maury.methods.grid_method import GridMethod
+from maury.methods.gridded import GridFit, GridSettings, axes_around
+from maury.methods.protocols import External, FitResult, MethodSettings, Sample
+from maury.methods.synthesis import CommandSynthesiser, SynthesiserModel
+from maury.methods.theory import finite_rows, in_air, smooth_patterns
+from maury.observing import TRAINING_SKY
+from maury.preparation import Inputs
+
+__all__ = ["Synspec", "SynspecSettings"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+
+class SynspecSettings(GridSettings):
+    """Settings of Synspec; one of the first two is needed.
+
+    Attributes
+    ----------
+    directory : str
+        Spectra and ``index.csv``; see `maury.methods.ferre_files.read_synspec_grid`.
+    command : str
+        See `maury.methods.synthesis.CommandSynthesiser`; run at each node of `axes`.
+    resolving_power : float
+        To which the spectra of the directory are broadened; 0 leaves them as they are.
+    """
+
+    axes: tuple[str, ...] = ("teff", "logg", "m_h")
+    directory: str = ""
+    command: str = ""
+    resolving_power: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Synspec(GridMethod):
+    """A grid of Synspec's spectra, fitted."""
+
+    name: ClassVar[str] = "synspec"
+    paper: ClassVar[str] = "Hubeny & Lanz (2017, arXiv 1706.01859)"
+    bibtex_key: ClassVar[str] = "Hubeny2017"
+    settings_class: ClassVar[type[MethodSettings]] = SynspecSettings
+    known_labels: ClassVar[tuple[str, ...] | None] = None
+
+    @classmethod
+    def train(
+        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+    ) -> Self:
+        """Read the grid, or synthesise it; see `Method`."""
+        del validation, seed
+        assert isinstance(settings, SynspecSettings), "settings are of the method's class"
+        wave = in_air(training)
+        if settings.directory:
+            grid = read_synspec_grid(
+                Path(settings.directory),
+                wave_aa=wave,
+                resolving_power=settings.resolving_power,
+                interpolation=settings.interpolation,
+                components=settings.components,
+            )
+        else:
+            grid = _synthesised(training, settings, wave)
+        names = tuple(name for name in grid.label_names if name in training.label_names)
+        if not names:
+            axes = ", ".join(grid.label_names)
+            raise ConfigError(f"the grid has {axes}, none of which is a label of the survey")
+        continuum = smooth_patterns(wave, TRAINING_SKY.continuum_rms if settings.nuisances else 0.0)
+        core = GridFit(
+            grid,
+            continuum[: len(continuum) if settings.nuisances else 0],
+            training.noise_correlation,
+            settings.rv_error_kms,
+            settings.starts,
+        )
+        return cls(settings, names, core, None)
+
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+        """Fit the grid; see `Method`."""
+        return self.core.fit(inputs, external=external).select(self.label_names)
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON; see `Method`."""
+        return self.core_arrays()
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        about: Mapping[str, Any],
+        *,
+        settings: MethodSettings,
+        label_names: tuple[str, ...],
+    ) -> Self:
+        """Read what `to_arrays` gave; see `Method`."""
+        return cls(settings, label_names, *cls.core_from(arrays, about, settings))
+
+
+def _synthesised(training: Sample, settings: SynspecSettings, wave: Float64Array) -> Grid:
+    """Build a grid over the range of the training stars with a command."""
+    if not settings.command:
+        raise ConfigError(
+            "the method synspec needs spectra: give directory = '<path>' or command = '...' in "
+            "[method]"
+        )
+    missing = [name for name in settings.axes if name not in training.label_names]
+    if missing:
+        raise ConfigError(f"the training stars have no {', '.join(missing)}")
+    truth = training.truth[:, [training.label_names.index(name) for name in settings.axes]]
+    truth = truth[finite_rows(truth)]
+    ends = np.array([truth.min(axis=0), truth.max(axis=0)]).T
+    model = SynthesiserModel(CommandSynthesiser(settings.command), settings.axes, ends, wave)
+
+    def synthesise(labels: Float64Array) -> Float32Array:
+        return model.evaluate(labels, jacobian=False).flux
+
+    return Grid.build(
+        axes_around(settings.axes, ends),
+        synthesise,
+        wave,
+        interpolation=settings.interpolation,
+        components=min(settings.components, wave.size),
+    )
