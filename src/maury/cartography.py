@@ -486,25 +486,31 @@ def orbits(
     phi = np.arctan2(xyz[:, 1], -xyz[:, 0])
     state = np.column_stack([radius, speed[:, 0], speed[:, 1], height, speed[:, 2], phi])[known]
     scale = np.array([R_SUN_KPC, _V_KMS, _V_KMS, R_SUN_KPC, _V_KMS, 1.0])
-    orbit = orbit_of(state / scale, ro=R_SUN_KPC, vo=_V_KMS)
-    how = {"analytic": True, "type": "staeckel", "delta": 0.4, "pot": potential}
-    found = {
-        "eccentricity": orbit.e(**how),
-        "z_max": orbit.zmax(**how, use_physical=True),
-        "r_peri": orbit.rperi(**how, use_physical=True),
-        "r_apo": orbit.rap(**how, use_physical=True),
-    }
+    found = _shapes(orbit_of, potential, state / scale)
     out = {name: np.full(len(xyz), np.nan) for name in found}
     for name, values in found.items():
         out[name][known] = values
     return out
 
 
+def _shapes(orbit_of: Any, potential: Any, state: Float64Array) -> dict[str, Float64Array]:
+    how = {"analytic": True, "type": "staeckel", "delta": 0.4, "pot": potential}
+    with warnings.catch_warnings():
+        # galpy warns where its compiled parts are missing; it does without them.
+        warnings.simplefilter("ignore")
+        orbit = orbit_of(state, ro=R_SUN_KPC, vo=_V_KMS)
+        return {
+            "eccentricity": orbit.e(**how),
+            "z_max": orbit.zmax(**how, use_physical=True),
+            "r_peri": orbit.rperi(**how, use_physical=True),
+            "r_apo": orbit.rap(**how, use_physical=True),
+        }
+
+
 def _galpy() -> tuple[Any, Any]:
     """Return galpy's `Orbit` and its potential."""
     try:
         with warnings.catch_warnings():
-            # On import galpy warns where its compiled parts, which are not used here, are missing.
             warnings.simplefilter("ignore")
             from galpy.orbit import Orbit
             from galpy.potential import MWPotential2014
