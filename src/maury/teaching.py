@@ -34,7 +34,7 @@ from maury.training import (
 
 _SIGMA_WEIGHT = 1.0
 _CORRELATION_WEIGHT = 0.3
-_BALANCE = 0.5
+_BALANCE = 1.0
 _PIXEL_RIDGE = 0.02
 _OTHER_RIDGE = 2e-4
 _STATISTICS_STARS = 30_000
@@ -65,10 +65,10 @@ class DistilConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stars: int = Field(default=12 * SHEET_STARS, ge=1)
+    stars: int = Field(default=16 * SHEET_STARS, ge=1)
     survey_share: float = Field(default=0.1, ge=0.0, le=10.0)
-    passes: int = Field(default=50, ge=1)
-    batch_size: int = Field(default=1024, ge=1)
+    passes: int = Field(default=40, ge=1)
+    batch_size: int = Field(default=512, ge=1)
     inner_rate: float = Field(default=0.01, gt=0.0, allow_inf_nan=False)
     outer_rate: float = Field(default=4e-3, gt=0.0, allow_inf_nan=False)
     rise: float = Field(default=0.1, gt=0.0, lt=1.0)
@@ -267,8 +267,8 @@ def _start_projection(project: nn.Linear, slopes: Tensor) -> None:
 def lesson_loss(student: StudentNetwork, stars: Sheet) -> Tensor:
     """Mean squared difference to the teacher.
 
-    Of labels in units of the teacher's error, where labels learnt less well count more; of the
-    logarithm of errors; and of correlations.
+    Of labels in units of the teacher's error, of the logarithm of errors, and of correlations;
+    labels learnt less well count more.
 
     Parameters
     ----------
@@ -277,13 +277,18 @@ def lesson_loss(student: StudentNetwork, stars: Sheet) -> Tensor:
         With pixels in float32.
     """
     mean, sigma, factor = student.lesson(stars.pixels, stars.other)
-    first, second = torch.triu_indices(student.n_label, student.n_label, 1)
-    correlation = (factor[:, first] * factor[:, second]).sum(dim=2)
     label = ((mean - stars.mean) / stars.sigma).square().mean(dim=0)
-    weight = label.detach() ** _BALANCE
-    loss = (label * weight).mean() / weight.mean()
-    loss = loss + _SIGMA_WEIGHT * (sigma / stars.sigma).log().square().mean()
-    if correlation.shape[1] == 0:
+    error = (sigma / stars.sigma).log().square().mean(dim=0)
+    loss = _balanced(label) + _SIGMA_WEIGHT * _balanced(error)
+    first, second = torch.triu_indices(student.n_label, student.n_label, 1)
+    if first.numel() == 0:
         return loss
+    correlation = (factor[:, first] * factor[:, second]).sum(dim=2)
     pairs = (correlation - stars.correlation).square().mean()
     return loss + _CORRELATION_WEIGHT * pairs
+
+
+def _balanced(terms: Tensor) -> Tensor:
+    """Mean of one term per label, the larger ones counting more."""
+    weight = terms.detach() ** _BALANCE
+    return (terms * weight).mean() / weight.mean().clamp(min=1e-30)
