@@ -114,6 +114,7 @@ def test_it_is_a_model_like_any_other(student, default_model, default_survey, tm
     catalogue = predict(student, default_survey, tmp_path / "labels.parquet")
     assert len(catalogue) == 500
     assert catalogue.metadata["model"]["preset"] == "student"
+    assert catalogue.metadata["model"]["distilled_from"]["checksum"] == teacher.checksum
 
 
 @pytest.mark.parametrize("without", ["spectrum", "photometry"])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 WITHOUT = ("spectrum", "photometry", *SOURCES)
 """Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
 
+_ORIGIN = ("distilled_from",)
 BLOCK_STARS = 512
 """Rows computed together, counted from the first of a batch; batches of whole blocks are equal
 to the last bit, however long they are."""
@@ -269,6 +270,7 @@ def catalogue_spec(
             "trained_on_simulated_spectra": model.simulated,
             "citation": model.citation,
             "split": model.split.rule,
+            **{name: model.provenance[name] for name in _ORIGIN if name in model.provenance},
         },
         "errors": errors,
         "without": list(without),
