@@ -198,7 +198,7 @@ def test_a_method_with_more_inputs_is_no_rival_of_spectra_alone():
 
 def test_consensus_weights_are_the_best_linear_unbiased_ones():
     covariance = np.array([[1.0, 0.8, 0.0], [0.8, 1.2, 0.1], [0.0, 0.1, 2.0]])
-    combination = Combination(np.zeros(3), np.ones(3), covariance)
+    combination = Combination(np.zeros(3), np.ones(3), np.ones(3), np.ones(3), covariance)
     weight, variance = combination.weights(np.zeros((1, 3)), np.ones((1, 3)))
     inverse = np.linalg.inv(covariance)
     np.testing.assert_allclose(weight[0], inverse.sum(axis=1) / inverse.sum())
@@ -235,6 +235,27 @@ def test_consensus_follows_the_errors_of_each_star():
     value, error = combination.combine(residual, sigma)
     plain = residual.mean(axis=1)
     assert value.std() < 0.8 * plain.std()
+    assert 0.85 < robust_sigma(value / error) < 1.15
+
+
+def test_quoted_errors_that_tell_nothing_do_not_count():
+    rng = np.random.default_rng(6)
+    sigma = np.exp(rng.normal(0, 1, (4000, 2)))
+    residual = rng.standard_normal((4000, 2)) * np.array([1.0, 3.0])
+    combination = Combination.learn(residual[:400], sigma[:400])
+    assert np.all(combination.power <= 0.25)
+    value, _ = combination.combine(residual, sigma)
+    assert value.std() < 1.03 * np.sqrt(1 / (1 + 1 / 9))
+
+
+def test_one_bad_method_does_not_spoil_the_consensus():
+    """A method whose errors are far too small must not win by it."""
+    rng = np.random.default_rng(7)
+    residual = rng.standard_normal((2000, 2)) * np.array([1.0, 4.0])
+    sigma = np.tile([1.0, 0.5], (2000, 1))
+    combination = Combination.learn(residual[:300], sigma[:300])
+    value, error = combination.combine(residual, sigma)
+    assert value.std() < 1.02
     assert 0.85 < robust_sigma(value / error) < 1.15
 
 

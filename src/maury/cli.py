@@ -686,7 +686,7 @@ def _show_rows(rows: Any) -> None:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for number, name in enumerate(header):
         left = number == 0 or name == "inputs"
-        table.add_column(escape(name), justify="left" if left else "right", no_wrap=not left)
+        table.add_column(escape(name), justify="left" if left else "right", no_wrap=number == 0)
     for row in body:
         table.add_row(*(escape(cell) for cell in row))
     Console().print(table)

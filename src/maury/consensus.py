@@ -1,14 +1,15 @@
 """One answer of many methods whose errors are correlated: best linear unbiased combination.
 
 Methods that see the same noise err together. With the covariance C of their errors, the weights
-C^-1 1 / (1^T C^-1 1) give the unbiased combination of least variance, 1 / (1^T C^-1 1) (Aitken
-1935; Lyons, Gibaut & Clifford 1988, NIM A 270, 110). C is learnt from stars of known labels that
-trained none of the methods, in units of the errors that each method quotes.
+C^-1 1 / (1^T C^-1 1) give the unbiased combination of least variance, 1 / (1^T C^-1 1) (Lyons,
+Gibaut & Clifford 1988, NIM A 270, 110). C is learnt from stars of known labels that trained none
+of the methods. The errors that a method quotes count as far as they tell which of its answers are
+worse.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -26,6 +27,8 @@ _LEAST_STARS = 20
 _LEAST_EIGENVALUE = 1e-3
 _FOLDS = 5
 _LARGEST_INFLATION = 3.0
+_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_FACTOR = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +40,21 @@ class Combination:
     bias : (M,) float64
         Median residual of each method.
     typical : (M,) float64
-        Error of a method where it quotes none.
+        Robust scatter of each method.
+    quoted : (M,) float64
+        Median of its quoted errors; NaN if it quotes none.
+    power : (M,) float64
+        A star's error is taken as typical (own quoted error / median)^power, within a factor of 10.
     covariance : (M, M) float64
-        Of residuals over quoted errors.
+        Of residuals over these errors.
     inflation : float
         By which the errors of combinations of left-out stars were too small.
     """
 
     bias: Float64Array
     typical: Float64Array
+    quoted: Float64Array
+    power: Float64Array
     covariance: Float64Array
     inflation: float = 1.0
 
@@ -77,18 +86,23 @@ class Combination:
         if not np.isfinite(spread):
             return whole
         inflation = float(np.clip(spread, 1.0, _LARGEST_INFLATION))
-        return cls(whole.bias, whole.typical, whole.covariance, inflation)
+        return replace(whole, inflation=inflation)
 
     @classmethod
     def _plain(cls, residual: Float64Array, sigma: Float64Array) -> Self:
         enough = np.isfinite(residual).sum(axis=0) >= _LEAST_STARS
         count = residual.shape[1]
-        bias, typical = np.full(count, np.nan), np.full(count, np.nan)
+        bias, typical, quoted = np.full((3, count), np.nan)
+        power = np.zeros(count)
         for k in np.flatnonzero(enough):
             bias[k] = np.nanmedian(residual[:, k])
             typical[k] = max(robust_sigma(residual[:, k]), 1e-12)
-        quoted = _quoted(sigma, typical)
-        pull = np.clip((residual - bias) / quoted, -_CLIP, _CLIP)
+            positive = sigma[:, k] > 0
+            if positive.any():
+                quoted[k] = np.median(sigma[positive, k])
+                power[k] = _best_power(residual[:, k] - bias[k], sigma[:, k], quoted[k])
+        plain = cls(bias, typical, quoted, power, np.eye(count))
+        pull = np.clip((residual - bias) / plain.errors(sigma), -_CLIP, _CLIP)
         known = np.isfinite(pull)
         filled = np.where(known, pull, 0.0)
         both = np.maximum(known.astype(np.float64).T @ known, 1.0)
@@ -96,8 +110,14 @@ class Combination:
         shrunk = (1.0 - _SHRINK) * covariance + _SHRINK * np.diag(np.diag(covariance))
         value, vector = np.linalg.eigh(shrunk)
         floor = _LEAST_EIGENVALUE * max(float(value.max()), 1e-12)
-        positive = (vector * np.maximum(value, floor)) @ vector.T
-        return cls(bias, typical, positive)
+        return replace(plain, covariance=(vector * np.maximum(value, floor)) @ vector.T)
+
+    def errors(self, sigma: Float64Array) -> Float64Array:
+        """Errors (n_star, M) that count, of the quoted ones; NaN for a method without weight."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.clip(sigma / self.quoted, 1.0 / _FACTOR, _FACTOR)
+        ratio = np.where(np.isfinite(ratio), ratio, 1.0)
+        return np.asarray(self.typical * ratio**self.power)
 
     def combine(
         self, values: Float64Array, sigma: Float64Array
@@ -123,9 +143,9 @@ class Combination:
         self, values: Float64Array, sigma: Float64Array
     ) -> tuple[Float64Array, Float64Array]:
         """Weights (n_star, M), which add up to 1, and the variance (n_star,) before inflation."""
-        quoted = _quoted(sigma, self.typical)
-        known = np.isfinite(values) & np.isfinite(self.bias) & np.isfinite(quoted)
-        scale = np.where(known, quoted, 1.0)
+        errors = self.errors(sigma)
+        known = np.isfinite(values) & np.isfinite(self.bias) & np.isfinite(errors)
+        scale = np.where(known, errors, 1.0)
         matrix = self.covariance * scale[:, :, None] * scale[:, None]
         pair = known[:, :, None] & known[:, None]
         unit = np.eye(self.bias.size)
@@ -142,7 +162,13 @@ class Combination:
         return weight, np.where(some, 1.0 / safe, np.nan)
 
 
-def _quoted(sigma: Float64Array, typical: Float64Array) -> Float64Array:
-    """Quoted errors, or the typical one; neither is trusted to a tenth or tenfold of the other."""
-    known = np.where(np.isfinite(sigma) & (sigma > 0), sigma, typical)
-    return np.asarray(np.clip(known, 0.1 * typical, 10.0 * typical))
+def _best_power(residual: Float64Array, sigma: Float64Array, quoted: float) -> float:
+    """Power of the quoted errors that makes residuals over errors likeliest (Laplace)."""
+    known = np.isfinite(residual) & (sigma > 0)
+    ratio = np.log(np.clip(sigma[known] / quoted, 1.0 / _FACTOR, _FACTOR))
+    size = np.abs(residual[known])
+    scores = [
+        power * ratio.mean() + np.log(np.mean(size * np.exp(-power * ratio)) + 1e-300)
+        for power in _POWERS
+    ]
+    return _POWERS[int(np.argmin(scores))]

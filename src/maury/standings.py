@@ -367,7 +367,7 @@ class Standings:
             rows.append(
                 (
                     one.name,
-                    one.inputs,
+                    one.inputs.replace("spectrum, ", "+ "),
                     _number(_middle([s.statistics.z_scatter_robust for s in given]), 2),
                     _number(_middle([s.statistics.coverage_1sigma for s in given]), 2),
                     _number(100 * _middle([s.unanswered for s in given]), 1),

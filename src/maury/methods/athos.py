@@ -72,7 +72,7 @@ class Athos(Method):
 
     name: ClassVar[str] = "athos"
     paper: ClassVar[str] = "Hanke et al. (2018, A&A 619, A134)"
-    bibtex_key: ClassVar[str] = "Hanke2018"
+    bibtex_key: ClassVar[str] = "2018A&A...619A.134H"
     settings_class: ClassVar[type[MethodSettings]] = AthosSettings
 
     order: NDArray[np.int64]

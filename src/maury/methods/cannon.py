@@ -107,7 +107,7 @@ class Cannon(Method):
 
     name: ClassVar[str] = "cannon"
     paper: ClassVar[str] = "Ness et al. (2015, ApJ 808, 16); Casey et al. (2016, arXiv 1603.03040)"
-    bibtex_key: ClassVar[str] = "Ness2015"
+    bibtex_key: ClassVar[str] = "2015ApJ...808...16N"
     settings_class: ClassVar[type[MethodSettings]] = CannonSettings
 
     model: QuadraticModel

@@ -134,7 +134,7 @@ class DDPayne(Method):
 
     name: ClassVar[str] = "dd-payne"
     paper: ClassVar[str] = "Xiang et al. (2019, ApJS 245, 34); Ting et al. (2017, ApJ 849, L9)"
-    bibtex_key: ClassVar[str] = "Xiang2019"
+    bibtex_key: ClassVar[str] = "2019ApJS..245...34X"
     settings_class: ClassVar[type[MethodSettings]] = DDPayneSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
 

@@ -75,7 +75,7 @@ class Matisse(Method):
 
     name: ClassVar[str] = "matisse"
     paper: ClassVar[str] = "Recio-Blanco et al. (2006, MNRAS 370, 141)"
-    bibtex_key: ClassVar[str] = "RecioBlanco2006"
+    bibtex_key: ClassVar[str] = "2006MNRAS.370..141R"
     settings_class: ClassVar[type[MethodSettings]] = MatisseSettings
 
     vectors: Float32Array
