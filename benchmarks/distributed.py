@@ -135,7 +135,8 @@ def main() -> None:
             ):
                 out = Path(folder) / f"{name.replace(' ', '-')}-{repeat}.dataset"
                 runs.setdefault(name, []).append(on_site(arguments, out, workers, kill=kill))
-                print(f"{name:24s}catalogue identical: {same(plain, out)}", flush=True)
+                identical = "identical" if same(plain, out) else "DIFFERENT"
+                print(f"{name:24s}catalogue {identical}", flush=True)
     median = {name: np.median(np.array(times), axis=0) for name, times in runs.items()}
     for name, (wall_s, cpu_s) in median.items():
         ratio = cpu_s / median["plain"][1]
