@@ -352,6 +352,7 @@ class Standings:
         header = (
             "method",
             "inputs",
+            "slope",
             "robust z",
             "in 1 sigma",
             "failed %",
@@ -368,6 +369,7 @@ class Standings:
                 (
                     one.name,
                     one.inputs.replace("spectrum, ", "+ "),
+                    _number(_middle([s.statistics.slope for s in given]), 2),
                     _number(_middle([s.statistics.z_scatter_robust for s in given]), 2),
                     _number(_middle([s.statistics.coverage_1sigma for s in given]), 2),
                     _number(100 * _middle([s.unanswered for s in given]), 1),
@@ -429,9 +431,10 @@ def _outliers(residual: Float64Array) -> float:
 
 
 def _range(low: float, high: float) -> str:
-    if not np.isfinite(low) or (low == 0.0 and high > 1.0):
-        return f"< {high:g}"
-    return f">= {low:g}" if not np.isfinite(high) else f"{low:g} to {high:g}"
+    if not np.isfinite(high):
+        return f">= {low:g}"
+    positive = low == 0.0 and high > 1.0
+    return f"< {high:g}" if positive or not np.isfinite(low) else f"{low:g} to {high:g}"
 
 
 def _flat(standing: Standing) -> dict[str, Any]:

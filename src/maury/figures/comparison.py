@@ -182,13 +182,15 @@ def speed_figure(found: Standings) -> Figure:
     with style():
         figure = new_figure(COLUMN_MM, 75)
         ax = figure.subplots()
-        for one, y in zip(found.views[0].answers, middle, strict=True):
+        order = np.argsort(middle)
+        for place, k in enumerate(order):
+            one, y = found.views[0].answers[k], middle[k]
             if np.isfinite(one.ms) and np.isfinite(y):
                 ax.plot(one.ms, y, "o", color=_colour(one.name), markersize=3.5)
                 ax.annotate(
                     one.name,
                     (one.ms, y),
-                    xytext=(3, 2),
+                    xytext=(3, 2 if place % 2 else -6),
                     textcoords="offset points",
                     fontsize=5.5,
                 )
@@ -203,11 +205,11 @@ def speed_figure(found: Standings) -> Figure:
                 fontsize=5.5,
             )
         ax.set_xscale("log")
-        ax.margins(x=0.12)
+        ax.margins(x=0.2)
         ax.set_xlabel("CPU milliseconds per spectrum, one thread")
         ax.set_ylabel("robust scatter / that of the best")
         if found.simulated:
-            mark_simulated(ax, place="upper right")
+            mark_simulated(ax, place="upper left")
     return figure
 
 
