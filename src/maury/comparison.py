@@ -31,7 +31,6 @@ from maury.model import Model
 from maury.naming import check_known
 from maury.networks import PRESETS
 from maury.predictor import Predictor
-from maury.preparation import Preparation
 from maury.sky import Sky
 from maury.split import Split, SplitConfig, split_rows
 from maury.staging import learn_sky, restage
@@ -89,18 +88,16 @@ class Competitor:
 
 
 def _competitors() -> dict[str, Competitor]:
-    observed = Preparation().model_dump(mode="json")["observables"]
-    photometry = {"method": {"prior": "photometry"}, "preparation": {"observables": observed}}
+    methods = {
+        name: Competitor(name, name, _BOTH if name.endswith("-photometry") else "spectrum")
+        for name in METHODS
+    }
     networks = {
         name: Competitor(name, name, _BOTH if PRESETS[name]().photometry else "spectrum")
         for name in PRESETS
     }
-    return {
-        **{name: Competitor(name, name) for name in METHODS},
-        "payne-photometry": Competitor("payne-photometry", "payne", _BOTH, (), photometry),
-        **networks,
-        "maury-spectrum": Competitor("maury-spectrum", "maury", "spectrum", ("photometry",)),
-    }
+    alone = Competitor("maury-spectrum", "maury", "spectrum", ("photometry",))
+    return {**methods, **networks, alone.name: alone}
 
 
 COMPETITORS: Mapping[str, Competitor] = _competitors()
