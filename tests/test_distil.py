@@ -18,7 +18,10 @@ from maury.trust import Trust
 from maury.validation import validate
 from maury.vectorcode import available
 
-CONFIG = {"network": {"stem": 32, "width": 48}, "training": {"stars": 1500, "passes": 60}}
+CONFIG = {
+    "network": {"stem": 24, "width": 48},
+    "training": {"stars": 8000, "passes": 14, "batch_size": 128},
+}
 SHORT = {"training": {"stars": 300, "passes": 4, "batch_size": 100}}
 
 
@@ -27,8 +30,7 @@ def student(tmp_path_factory, default_model, default_survey):
     path = tmp_path_factory.mktemp("student") / "student"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trust, "N_SIMULATED", 1000)
-        config = {**CONFIG, "training": {**CONFIG["training"], "batch_size": 128}}
-        distil(default_model, path, survey=default_survey, config=config)
+        distil(default_model, path, survey=default_survey, config=CONFIG)
     return path
 
 
