@@ -226,5 +226,5 @@ def _to_numpy(answer: Answer) -> Answers:
         mean,
         double(answer.variance),
         double(answer.covariance),
-        None if features is None else features.cpu().numpy(),
+        None if features is None else features.float().cpu().numpy(),
     )

@@ -424,3 +424,90 @@ class Normalise(Step):
             code.loop(self.n, one)
 
         code.each_vector(block)
+
+
+@dataclass(frozen=True)
+class Gate(Step):
+    """Gradient before ``max(x, slope x)`` from that after it, in place; `value` is after it."""
+
+    value: int
+    gradient: int
+    n: int
+    slope: float
+
+    def emit(self, code: Code) -> None:
+        """See `Step.emit`."""
+
+        def one(index: str) -> None:
+            place = code.row(self.gradient, index)
+            gradient, value = code.load(place), code.load(code.row(self.value, index))
+            lower = code.op(f"fmul {code.vector} {gradient}, {code.constant(self.slope)}")
+            code.store(place, code.where_positive(value, gradient, lower))
+
+        code.each_vector(lambda _: code.loop(self.n, one))
+
+
+@dataclass(frozen=True)
+class Correlate(Step):
+    """Gradient of the weights of a convolution, a share of each star.
+
+    Gives rows (in, tap, out), then those of the biases (out).
+    """
+
+    source: int
+    gradient: int
+    target: int
+    n_in: int
+    n_tap: int
+    n_position: int
+    n_out: int
+
+    def emit(self, code: Code) -> None:
+        """See `Step.emit`."""
+        depth = max(1, min(code.n_sum // self.n_out, self.n_tap))
+        n_depth = -(-self.n_tap // depth)
+
+        def tile(channel: str, number: str) -> None:
+            tap = code.bounded(number, depth, self.n_tap - depth)
+            first = code.op(f"mul i64 {tap}, {self.n_in}")
+            first = code.op(f"add i64 {first}, {channel}")
+            sums = self._sums(code, first, depth)
+            row = code.op(f"mul i64 {channel}, {self.n_tap}")
+            row = code.op(f"mul i64 {code.op(f'add i64 {row}, {tap}')}, {self.n_out}")
+            place = code.row(self.target, row)
+            for k, value in enumerate(sums):
+                code.store(code.at(place, k * code.lanes), value)
+
+        def bias(channel: str) -> None:
+            def add(position: str, total: list[str]) -> list[str]:
+                row = code.op(f"mul i64 {position}, {self.n_out}")
+                value = code.load(code.row(self.gradient, code.op(f"add i64 {row}, {channel}")))
+                return [code.op(f"fadd {code.vector} {total[0]}, {value}")]
+
+            total = code.loop(self.n_position, add, carried=[code.constant(0.0)])
+            code.store(
+                code.row(self.target + self.n_in * self.n_tap * self.n_out, channel), total[0]
+            )
+
+        def block(_: str) -> None:
+            code.loop(self.n_in, lambda c: code.loop(n_depth, lambda number: tile(c, number)))
+            code.loop(self.n_out, bias)
+
+        code.each_vector(block)
+
+    def _sums(self, code: Code, first: str, depth: int) -> list[str]:
+        def add(position: str, sums: list[str]) -> list[str]:
+            row = code.op(f"mul i64 {position}, {self.n_in}")
+            x = code.row(self.source, code.op(f"add i64 {row}, {first}"))
+            g = code.row(self.gradient, code.op(f"mul i64 {position}, {self.n_out}"))
+            gradients = [code.load(code.at(g, k * code.lanes)) for k in range(self.n_out)]
+            for tap in range(depth):
+                value = code.load(code.at(x, tap * self.n_in * code.lanes))
+                for k, gradient in enumerate(gradients):
+                    sums[tap * self.n_out + k] = code.fma(
+                        value, gradient, sums[tap * self.n_out + k]
+                    )
+            return sums
+
+        zero = code.constant(0.0)
+        return code.loop(self.n_position, add, carried=[zero] * (depth * self.n_out))

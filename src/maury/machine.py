@@ -7,6 +7,7 @@ part.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -52,6 +53,7 @@ class Machine:
         self._inputs, self._n_out = tuple(first.inputs), first.n_out
         self._n_member, self._n_thread = len(members), n_thread
         self._weights = _aligned(np.stack([np.concatenate(one.numbers) for one in members]))
+        self._local = threading.local()
         target = Target(lanes)
         self._lanes = target.lanes
         bytes_per_vector = 4 * target.lanes * first.n_row
@@ -68,6 +70,10 @@ class Machine:
     def block(self) -> int:
         """Stars computed at a time."""
         return self._lanes * self._n_vector
+
+    def set_numbers(self, number: int, graph: Graph) -> None:
+        """Give member `number` the numbers of `graph`, which is alike otherwise."""
+        np.concatenate(graph.numbers, out=self._weights[number])
 
     def __call__(self, *inputs: Float32s) -> Float32s:
         """Run all members on the same stars.
@@ -109,7 +115,9 @@ class Machine:
     def _part(self, inputs: list[Float32s], out: Float32s, part: tuple[int, int]) -> None:
         """Run the blocks of one thread, with an arena of its own."""
         start, stop = part
-        arena = _aligned(np.zeros(self._n_arena, dtype=np.float32))
+        arena = getattr(self._local, "arena", None)
+        if arena is None:
+            arena = self._local.arena = _aligned(np.zeros(self._n_arena, dtype=np.float32))
         pointers = (ctypes.c_void_p * len(inputs))(
             *(array[start * self.block :].ctypes.data for array in inputs)
         )

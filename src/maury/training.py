@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from maury.errors import TrainingError
 from maury.networks import NetworkConfig, build
+from maury.quick_training import quick_forward
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +258,7 @@ class _Run(Run):
         torch.manual_seed(epoch_seed(seed, 0))
         n_pixel, n_observable = train.flux.shape[1], train.observables.shape[1]
         self._module = build(network, n_pixel, n_observable, train.target.shape[1])
+        self._forward = quick_forward(network, self._module, n_pixel) or self._module
         self._optimizer = torch.optim.AdamW(
             self._module.parameters(),
             lr=config.learning_rate,
@@ -319,7 +321,7 @@ class _Run(Run):
         return total / len(self._validation)
 
     def _loss(self, stars: Sample) -> Tensor:
-        output = self._module(stars.flux, stars.observables)
+        output = self._forward(stars.flux, stars.observables)
         return self._network.loss(output, stars.target, stars.variance)
 
     def save(self, path: Path) -> None:

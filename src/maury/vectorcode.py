@@ -174,6 +174,11 @@ class Code:
         """Smaller of two."""
         return self._select("olt", a, b)
 
+    def where_positive(self, value: str, a: str, b: str) -> str:
+        """Return `a` where `value` > 0, else `b`."""
+        wins = self.op(f"fcmp ogt {self.vector} {value}, {self.constant(0.0)}")
+        return self.op(f"select <{self.lanes} x i1> {wins}, {self.vector} {a}, {self.vector} {b}")
+
     def _select(self, order: str, a: str, b: str) -> str:
         wins = self.op(f"fcmp {order} {self.vector} {a}, {b}")
         return self.op(f"select <{self.lanes} x i1> {wins}, {self.vector} {a}, {self.vector} {b}")
