@@ -69,7 +69,7 @@ def _losses(material: Material) -> Found:
     if LOSSES not in model.attachments:
         yield Omitted(title, "this model does not record the losses of its training")
         return
-    arrays = model.arrays(LOSSES)
+    arrays = dict(sorted(model.arrays(LOSSES).items()))
     kept = {f"member_{one.file[8:11]}": one.kept for one in model.members}
     shown = {name.replace("_", " "): table for name, table in arrays.items() if name in kept}
     data: dict[str, Any] = {
