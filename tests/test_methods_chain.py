@@ -133,7 +133,7 @@ def test_offsets_are_relative_to_what_is_typical():
     assert set(OFFSETS) > {"off_vmic", "off_cr"}
 
 
-@given(velocity=st.floats(-8, 8))
+@given(velocity=st.floats(-5, 5))
 @settings(max_examples=20, deadline=None)
 def test_small_shifts_move_lines(velocity):
     centre, width = WAVE.mean(), 1.2
@@ -145,7 +145,7 @@ def test_small_shifts_move_lines(velocity):
     rows = line(WAVE)[None, None].astype(np.float32)
     seen, slope = shift.apply(rows, np.array([[velocity]]), slopes=True)
     expected = line(WAVE / (1 + velocity / 299792.458))
-    assert seen[0, 0] == pytest.approx(expected, abs=5e-4)
+    assert seen[0, 0] == pytest.approx(expected, abs=6e-4)
     ends = [
         shift.apply(rows, np.array([[velocity + d]]), slopes=False)[0].astype(float)
         for d in (0.5, -0.5)

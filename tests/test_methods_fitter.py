@@ -96,14 +96,14 @@ def test_covariance_is_that_of_a_brute_force_hessian():
         apart = (flux[0].astype(float) - MODEL.evaluate(x[None], jacobian=False).flux[0]) / 0.02
         return apart @ inverse @ apart
 
-    x, step = found.labels[0], 0.02 * np.eye(3)
+    x, step = found.labels[0], 0.008 * np.eye(3)
     hessian = np.array(
         [
             [chi2(x + u + v) - chi2(x + u - v) - chi2(x - u + v) + chi2(x - u - v) for v in step]
             for u in step
         ]
     )
-    expected = np.linalg.inv(0.5 * hessian / (4 * 0.02**2))
+    expected = np.linalg.inv(0.5 * hessian / (4 * 0.008**2))
     assert found.covariance[0] == pytest.approx(expected, rel=0.05, abs=1e-7)
 
 
