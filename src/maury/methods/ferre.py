@@ -65,7 +65,7 @@ class Ferre(GridMethod):
 
     name: ClassVar[str] = "ferre"
     paper: ClassVar[str] = "Allende Prieto et al. (2006, ApJ 636, 804)"
-    bibtex_key: ClassVar[str] = "AllendePrieto2006"
+    bibtex_key: ClassVar[str] = "2006ApJ...636..804A"
     settings_class: ClassVar[type[MethodSettings]] = FerreSettings
 
     windows: Mapping[str, Float64Array]

@@ -109,7 +109,7 @@ class Gaufre(GridMethod):
 
     name: ClassVar[str] = "gaufre"
     paper: ClassVar[str] = "Valentini et al. (2013, A&A 559, A65)"
-    bibtex_key: ClassVar[str] = "Valentini2013"
+    bibtex_key: ClassVar[str] = "2013A&A...559A..65V"
     settings_class: ClassVar[type[MethodSettings]] = GaufreSettings
 
     iron: IronLines | None

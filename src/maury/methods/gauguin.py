@@ -152,7 +152,7 @@ class Gauguin(GridMethod):
 
     name: ClassVar[str] = "gauguin"
     paper: ClassVar[str] = "Bijaoui et al. (2012, Stat. Meth. 9, 55); Guiglion et al. (2016)"
-    bibtex_key: ClassVar[str] = "Guiglion2016"
+    bibtex_key: ClassVar[str] = "2016A&A...595A..18G"
     settings_class: ClassVar[type[MethodSettings]] = GauguinSettings
 
     families: Mapping[str, tuple[Family, ...]]

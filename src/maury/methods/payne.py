@@ -99,7 +99,7 @@ class Payne(Method):
 
     name: ClassVar[str] = "payne"
     paper: ClassVar[str] = "Ting, Conroy, Rix & Cargile (2019, ApJ 879, 69)"
-    bibtex_key: ClassVar[str] = "Ting2019"
+    bibtex_key: ClassVar[str] = "2019ApJ...879...69T"
     settings_class: ClassVar[type[MethodSettings]] = PayneSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
 

@@ -196,7 +196,7 @@ class Sme(SynthesisMethod):
 
     name: ClassVar[str] = "sme"
     paper: ClassVar[str] = "Valenti & Piskunov (1996, A&AS 118, 595); Wehrhahn et al. (2023)"
-    bibtex_key: ClassVar[str] = "Wehrhahn2023"
+    bibtex_key: ClassVar[str] = "2023A&A...671A.171W"
     settings_class: ClassVar[type[MethodSettings]] = SmeSettings
 
     def synthesiser(self) -> Synthesiser:

@@ -100,7 +100,7 @@ class Space(Method):
 
     name: ClassVar[str] = "space"
     paper: ClassVar[str] = "Boeche & Grebel (2016, A&A 587, A2)"
-    bibtex_key: ClassVar[str] = "Boeche2016"
+    bibtex_key: ClassVar[str] = "2016A&A...587A...2B"
     settings_class: ClassVar[type[MethodSettings]] = SpaceSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
 

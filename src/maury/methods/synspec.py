@@ -1,7 +1,6 @@
 """Synspec: fits of a grid that it has synthesised, or that it synthesises when trained.
 
-Hubeny & Lanz (2011, ascl:1109.022; 2017, arXiv 1706.01859); used so for abundances by Mikolaitis et
-al. (2014, A&A 572, A33). The grid is a directory of its spectra with an index, or what a command
+Hubeny & Lanz (2017, arXiv 1706.01859). The grid is a directory of its spectra with an index, or what a command
 around it writes for each node.
 """
 
@@ -57,7 +56,7 @@ class Synspec(GridMethod):
 
     name: ClassVar[str] = "synspec"
     paper: ClassVar[str] = "Hubeny & Lanz (2017, arXiv 1706.01859)"
-    bibtex_key: ClassVar[str] = "Hubeny2017"
+    bibtex_key: ClassVar[str] = "2017arXiv170601859H"
     settings_class: ClassVar[type[MethodSettings]] = SynspecSettings
     known_labels: ClassVar[tuple[str, ...] | None] = None
 
