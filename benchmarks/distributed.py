@@ -1,10 +1,10 @@
 """What a Dask cluster costs and gains: one process, one worker, two workers, and one killed midway.
 
 Wall time means something on idle cores only; CPU time of whole process trees does on any. A run's
-CPU time is that of the client, the scheduler and its workers, their start included; the work alone
-is what a second pass of the same length adds (`--stars` and twice as many).
+CPU time is that of the command, the scheduler and its workers. The first run on a cluster loads
+libraries and the model in each worker; the second finds them there, as a long one does.
 
-Usage: OMP_NUM_THREADS=1 python benchmarks/distributed.py MODEL SURVEY.zarr [--repeats 1]
+Usage: OMP_NUM_THREADS=1 python benchmarks/distributed.py MODEL SURVEY.zarr
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from maury.catalogue import Catalogue
 
@@ -47,7 +48,7 @@ class Site:
 
     def _run(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
-        process = subprocess.Popen(
+        process = psutil.Popen(
             [*command, "--scheduler-file", str(self.file)],
             env={**os.environ, **ONE_THREAD},
             stdout=subprocess.DEVNULL,
@@ -55,20 +56,25 @@ class Site:
         )
         self._processes.append(process)
 
+    def cpu_s(self) -> float:
+        """Return the CPU time of the processes since their start."""
+        times = [process.cpu_times() for process in self._processes]
+        return sum(one.user + one.system for one in times)
+
     def kill_worker(self) -> None:
         """Kill the first worker as `kill -9` does."""
         self._processes[1].kill()
 
     def stop(self) -> None:
-        """End all processes, workers first, so that their CPU time is counted."""
+        """End all processes, workers first."""
         for process in reversed(self._processes):
             process.terminate()
             process.wait()
 
 
-def predict(arguments: argparse.Namespace, out: Path, *options: str) -> float:
-    """Run `maury predict` and return its wall time."""
-    start = time.perf_counter()
+def predict(arguments: argparse.Namespace, out: Path, *options: str) -> tuple[float, float]:
+    """Run `maury predict` and return its wall and CPU time."""
+    start, before = time.perf_counter(), children_cpu_s()
     command = [sys.executable, "-m", "maury", "predict", str(arguments.model)]
     subprocess.run(
         [*command, str(arguments.survey), str(out), *options],
@@ -76,28 +82,13 @@ def predict(arguments: argparse.Namespace, out: Path, *options: str) -> float:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return time.perf_counter() - start
-
-
-def on_site(
-    arguments: argparse.Namespace, out: Path, workers: int, *, kill: bool = False
-) -> tuple[float, float]:
-    """Predict on a cluster; return wall time of the command and CPU time of all processes."""
-    before = children_cpu_s()
-    with tempfile.TemporaryDirectory() as folder:
-        site = Site(Path(folder), workers)
-        if kill:
-            threading.Thread(target=kill_midway, args=(site, out), daemon=True).start()
-        options = ("--scheduler", str(site.file), "--workers", str(workers))
-        wall_s = predict(arguments, out, *options)
-        site.stop()
-    return wall_s, children_cpu_s() - before
+    return time.perf_counter() - start, children_cpu_s() - before
 
 
 def kill_midway(site: Site, out: Path) -> None:
     """Kill a worker once a part is written."""
     while not list(out.with_name(out.name + ".part").glob("part-*.parquet")):
-        time.sleep(0.1)
+        time.sleep(0.05)
     site.kill_worker()
 
 
@@ -113,36 +104,51 @@ def same(first: Path, second: Path) -> bool:
     return columns and one.metadata == other.metadata
 
 
+def on_site(arguments: argparse.Namespace, folder: Path, plain: Path, workers: int) -> list[float]:
+    """Predict twice on a cluster, then with a worker killed; return the wall times."""
+    walls = []
+    site = Site(folder, workers)
+    options = ("--scheduler", str(site.file), "--workers", str(workers))
+    passes = ["loading", "loaded", *(["one killed"] if workers > 1 else [])]
+    for name in passes:
+        out = folder / f"{workers}-{name.replace(' ', '-')}.dataset"
+        before = site.cpu_s()
+        if name == "one killed":
+            threading.Thread(target=kill_midway, args=(site, out), daemon=True).start()
+            predict(arguments, out, *options)
+            figures = ""
+        else:
+            wall_s, cpu_s = predict(arguments, out, *options)
+            walls.append(wall_s)
+            there_s = site.cpu_s() - before
+            figures = (
+                f"{wall_s:7.1f} s wall {cpu_s + there_s:7.1f} s CPU ({cpu_s:.1f} of the command)"
+            )
+        equal = "identical" if same(plain, out) else "DIFFERENT"
+        print(f"{workers} workers, {name:12s}{figures}  catalogue {equal}", flush=True)
+    site.stop()
+    return walls
+
+
 def main() -> None:
-    """Print wall and CPU times, their ratios, and whether all catalogues are the same."""
+    """Print wall and CPU times, and whether all catalogues are the same."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("survey", type=Path)
-    parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
-    runs: dict[str, list[tuple[float, float]]] = {}
     print("load before:", " ".join(f"{load:.1f}" for load in os.getloadavg()))
     with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "plain.parquet"
-        for repeat in range(arguments.repeats):
-            before = children_cpu_s()
-            wall_s = predict(arguments, plain, "--workers", "1", "--overwrite")
-            runs.setdefault("plain", []).append((wall_s, children_cpu_s() - before))
-            for name, workers, kill in (
-                ("1 worker", 1, False),
-                ("2 workers", 2, False),
-                ("2 workers, one killed", 2, True),
-            ):
-                out = Path(folder) / f"{name.replace(' ', '-')}-{repeat}.dataset"
-                runs.setdefault(name, []).append(on_site(arguments, out, workers, kill=kill))
-                identical = "identical" if same(plain, out) else "DIFFERENT"
-                print(f"{name:24s}catalogue {identical}", flush=True)
-    median = {name: np.median(np.array(times), axis=0) for name, times in runs.items()}
-    for name, (wall_s, cpu_s) in median.items():
-        ratio = cpu_s / median["plain"][1]
-        print(f"{name:24s}{wall_s:8.1f} s wall {cpu_s:8.1f} s CPU  {ratio:5.2f} of plain's CPU")
-    speed_up = median["1 worker"][0] / median["2 workers"][0]
-    print(f"two workers over one, wall: {speed_up:.2f}")
+        plain = Path(folder) / "plain.dataset"
+        for _ in range(2):
+            wall_s, cpu_s = predict(arguments, plain, "--workers", "1", "--overwrite")
+            print(f"one process           {wall_s:7.1f} s wall {cpu_s:7.1f} s CPU", flush=True)
+        walls = []
+        for workers in (1, 2):
+            place = Path(folder) / str(workers)
+            place.mkdir()
+            walls.append(on_site(arguments, place, plain, workers))
+    print(f"two workers over one, loaded, wall: {walls[0][1] / walls[1][1]:.2f}")
+    print("load after:", " ".join(f"{load:.1f}" for load in os.getloadavg()))
 
 
 if __name__ == "__main__":
