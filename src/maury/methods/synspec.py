@@ -1,7 +1,7 @@
 """Synspec: fits of a grid that it has synthesised, or that it synthesises when trained.
 
-Hubeny & Lanz (2017, arXiv 1706.01859). The grid is a directory of its spectra with an index, or what a command
-around it writes for each node.
+Hubeny & Lanz (2017, arXiv 1706.01859). The grid is a directory of its spectra with an index, or
+what a command around it writes for each node.
 """
 
 from __future__ import annotations
