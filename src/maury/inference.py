@@ -51,6 +51,11 @@ def load_members(model: Model) -> list[nn.Module]:
 
 
 def _network_of(model: Model) -> NetworkConfig:
+    if model.is_method:
+        raise ConfigError(
+            f"{model.path} is the method '{model.network['name']}', which has no networks; "
+            "give a model that was trained with a preset"
+        )
     options = {name: value for name, value in model.network.items() if name != "name"}
     try:
         return network_config(str(model.network["name"]), options)
