@@ -531,7 +531,10 @@ def test_the_command_ends_by_interrupt(tmp_path) -> None:
         )
         time.sleep(0.2)
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
         out, err = process.stdout.read(), process.stderr.read()
     assert (process.returncode, out, err) == (0, "Ctrl-C ends it\n", "")
 
