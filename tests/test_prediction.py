@@ -76,8 +76,11 @@ def test_labels_are_the_mean_and_errors_the_spread_of_the_networks(
         np.testing.assert_allclose(
             catalogue.table[name][known], expected.mean(axis=0), rtol=2e-5, atol=2e-5
         )
+        spread = expected.std(axis=0, ddof=1)
+        # Where networks agree by chance, rounding of their answers shows.
+        rounding = 1e-5 * expected.std()
         np.testing.assert_allclose(
-            catalogue.table[f"{name}_error"][known], expected.std(axis=0, ddof=1), rtol=2e-3
+            catalogue.table[f"{name}_error"][known], spread, rtol=2e-3, atol=rounding
         )
 
 

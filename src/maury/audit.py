@@ -8,7 +8,7 @@ the spectrum is that of another star, alike in everything but this label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from maury.sensitivity import (
     sees_photometry,
 )
 from maury.survey import Survey
+from maury.trust import Trust
 from maury.validation import STARS, held_out_rows
 from maury.verdicts import (
     ALL,
@@ -50,6 +51,7 @@ from maury.verdicts import (
 __all__ = ["WITHOUT", "alike", "audit", "audit_metadata", "bootstrap_scatter"]
 
 Float64s = NDArray[np.float64]
+Answering = Callable[[Inputs], Float64s]
 
 WITHOUT: Mapping[str, tuple[str, ...]] = {
     SPECTRUM: ("photometry",),
@@ -108,16 +110,17 @@ def audit(
     network, batch = EnsembleNetwork(model), survey.rows(rows)
     truth = survey.labels(model.label_names)[rows]
     inputs = model.preparation.apply(batch)
-    means = {ALL: network.predict(inputs).mean}
+    answer = _answering(model, network)
+    means = {ALL: answer(inputs)}
     for name, without in _cases(model, network).items():
-        means[name] = network.predict(model.preparation.apply(hide(batch, without))).mean
+        means[name] = answer(model.preparation.apply(hide(batch, without)))
     residuals = {name: _finite_only(mean - truth) for name, mean in means.items()}
     residuals = {name: one for name, one in residuals.items() if np.isfinite(one).any()}
     pool = _pool(model, survey, trained=split == "train")
     numbers = _star_numbers(survey.star_id)
     star = numbers[rows]
     swap = _Swap(
-        network,
+        answer,
         inputs,
         truth,
         star,
@@ -143,6 +146,17 @@ def audit(
         warning="" if split == "train" else model.split.warning,
         note=_note(model, residuals),
     )
+
+
+def _answering(model: Model, network: EnsembleNetwork) -> Answering:
+    """Return what gives the labels of the catalogue to prepared stars."""
+    trust = Trust.load(model, network)
+
+    def answer(inputs: Inputs) -> Float64s:
+        mean = network.predict(inputs).mean
+        return mean if trust is None else trust.calibration.means(mean)
+
+    return answer
 
 
 def _cases(model: Model, network: EnsembleNetwork) -> dict[str, tuple[str, ...]]:
@@ -213,7 +227,7 @@ class _Swap:
     what a difference of each label is measured in; `given` are the labels that are known at all.
     """
 
-    network: EnsembleNetwork
+    answer: Answering
     inputs: Inputs
     truth: Float64s
     star: NDArray[np.int64]
@@ -248,7 +262,7 @@ class _Swap:
         if len(self.pool) == 0:
             return np.full(self.truth.shape, np.nan)
         flux, ivar = self.pool.flux[donors], self.pool.ivar[donors]
-        mean = self.network.predict(replace(self.inputs, flux=flux, ivar=ivar)).mean
+        mean = self.answer(replace(self.inputs, flux=flux, ivar=ivar))
         return np.where((donors < 0)[:, None], np.nan, mean)
 
 
