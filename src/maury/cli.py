@@ -2,15 +2,12 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from maury import terminal
 
 app = typer.Typer(
     name="maury",
@@ -89,7 +86,10 @@ def ingest_released(
     """
     from maury.readers import ingest_released
 
-    with _cluster(scheduler, workers, local=True) as cluster, _bar("ingesting") as progress:
+    with (
+        terminal.cluster(scheduler, workers, local=True) as cluster,
+        terminal.bar("ingesting") as progress,
+    ):
         survey = ingest_released(
             directory, out, overwrite=overwrite, progress=progress, cluster=cluster
         )
@@ -107,7 +107,10 @@ def ingest_toml(
     """Read spectra and tables of any survey, as a short TOML file describes them."""
     from maury.readers import ingest_toml
 
-    with _cluster(scheduler, workers, local=True) as cluster, _bar("ingesting") as progress:
+    with (
+        terminal.cluster(scheduler, workers, local=True) as cluster,
+        terminal.bar("ingesting") as progress,
+    ):
         survey = ingest_toml(config, out, overwrite=overwrite, progress=progress, cluster=cluster)
     print(survey)
 
@@ -131,7 +134,10 @@ def simulate(
     """Simulate a RAVE-like survey with the emulator that ships with maury."""
     from maury.simulate import simulate_survey
 
-    with _cluster(scheduler, workers, local=True) as cluster, _bar("simulating") as progress:
+    with (
+        terminal.cluster(scheduler, workers, local=True) as cluster,
+        terminal.bar("simulating") as progress,
+    ):
         survey = simulate_survey(
             out,
             n_star=stars,
@@ -181,7 +187,7 @@ def train(
     """
     from maury.learning import train
 
-    with _cluster(scheduler, workers) as cluster, _member_bars() as progress:
+    with terminal.cluster(scheduler, workers) as cluster, terminal.member_bars() as progress:
         result = train(
             survey,
             model,
@@ -233,7 +239,7 @@ def distil(
     from maury.distil import distil
 
     survey = paths[0] if len(paths) == 2 else None
-    with _bar("distilling") as progress:
+    with terminal.bar("distilling") as progress:
         student = distil(
             model,
             paths[-1],
@@ -292,7 +298,10 @@ def predict(
     from maury.prediction import Options, write_catalogue
     from maury.workers import n_cores
 
-    with _cluster(scheduler, workers) as cluster, _bar("predicting") as progress:
+    with (
+        terminal.cluster(scheduler, workers) as cluster,
+        terminal.bar("predicting") as progress,
+    ):
         written = write_catalogue(
             model,
             survey,
@@ -330,7 +339,7 @@ def validate(
     if json_file is not None:
         with writing(json_file, overwrite=overwrite) as partial:
             partial.write_text(report.to_json(), "utf-8")
-    _show_report(report)
+    terminal.show_report(report)
 
 
 @app.command()
@@ -363,8 +372,8 @@ def audit(
         with writing(json_file, overwrite=overwrite) as partial:
             partial.write_text(report.to_json(), "utf-8")
     if figure is not None:
-        _draw_audit(report, figure, overwrite=overwrite)
-    _show_audit(report)
+        terminal.draw_audit(report, figure, overwrite=overwrite)
+    terminal.show_audit(report)
 
 
 @app.command()
@@ -393,12 +402,12 @@ def coverage(
         refuse_existing(adviser.check_suffix(out), overwrite=overwrite)
     if map_file is not None:
         refuse_existing(map_file.with_suffix(".png"), overwrite=overwrite)
-    with _bar("predicting") as progress:
+    with terminal.bar("predicting") as progress:
         census = adviser.Census.take(model, survey, progress=progress)
     suggestions = adviser.suggest_from(census, number) if number else None
-    _show_census(census)
+    terminal.show_census(census)
     if suggestions is not None:
-        _show_suggestions(suggestions)
+        terminal.show_suggestions(suggestions)
         if out is not None:
             suggestions.write(out, overwrite=overwrite)
     if map_file is not None:
@@ -476,7 +485,7 @@ def report(
     from maury.report import write_report
     from maury.workers import n_cores
 
-    with _stages() as stage:
+    with terminal.stages() as stage:
         written = write_report(
             model,
             out,
@@ -527,7 +536,7 @@ def compare(
     """
     from maury.comparison import compare, draw, pairs_of
 
-    with _named_bar() as progress:
+    with terminal.named_bar() as progress:
         found = compare(
             survey,
             out,
@@ -541,7 +550,7 @@ def compare(
             overwrite=overwrite,
         )
     draw(found, out)
-    _show_standings(found)
+    terminal.show_standings(found)
     print(f"tables and figures are in {out}")
 
 
@@ -578,9 +587,9 @@ def demo(
         seed=seed,
         n_processes=n_cores(),
         overwrite=overwrite,
-        stage=_demo_stage,
+        stage=terminal.demo_stage,
     )
-    _show_report(result.report)
+    terminal.show_report(result.report)
     print(result.summary)
 
 
@@ -601,253 +610,3 @@ def info(
         print(Survey.open(path))
     else:
         print(Catalogue.read(path))
-
-
-@contextmanager
-def _cluster(scheduler: str | None, workers: int | None, *, local: bool = False) -> Iterator[Any]:
-    """Yield the workers of a scheduler, or None without one; `local` may start one for workers."""
-    if scheduler is None and not (local and workers):
-        yield None
-        return
-    from maury.distributed import LOCAL, connect
-
-    with connect(scheduler or LOCAL, workers=workers) as cluster:
-        logging.getLogger("distributed").setLevel(logging.getLogger().level)
-        yield cluster
-
-
-@contextmanager
-def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback of (done, total) that draws one bar on the terminal."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    console = _console()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
-        task = bars.add_task(text, total=None)
-
-        def update(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
-        yield update
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
-    """Yield a callback that shows on the terminal what is done."""
-    with _console().status("") as status:
-        yield status.update
-
-
-@contextmanager
-def _named_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback of (what, done, total) that draws one bar on the terminal."""
-    from rich.progress import Progress, TimeElapsedColumn
-
-    columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn())
-    console = _console()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
-        task = bars.add_task("", total=None)
-
-        def update(what: str, done: int, total: int) -> None:
-            bars.update(task, description=what, completed=done, total=total)
-
-        yield update
-
-
-def _show_standings(found: Any) -> None:
-    print(found.title)
-    for view in found.views:
-        print(f"robust scatter, {view.name}")
-        _show_rows(found.scatter_rows(view=view.name))
-    print("calibration and cost, as given (medians over labels; CPU ms per spectrum)")
-    _show_rows(found.summary_rows())
-    for name, reason in found.not_run.items():
-        print(f"{name} was not run: {reason}")
-    for name in found.methods:
-        if name.split("-")[0] == "maury":
-            losses = found.losses(name)
-            print(f"{name}: {len(losses)} losses" if losses else f"{name} loses nowhere")
-            for loss in losses:
-                print(f"  {loss}")
-
-
-def _show_rows(rows: Any) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    header, *body = rows
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for number, name in enumerate(header):
-        left = number == 0 or name == "inputs"
-        table.add_column(escape(name), justify="left" if left else "right", no_wrap=number == 0)
-    for row in body:
-        table.add_row(*(escape(cell) for cell in row))
-    Console().print(table)
-
-
-@contextmanager
-def _member_bars() -> Iterator[Callable[[Any], None]]:
-    """Yield a callback of training events that draws one bar per member."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("member {task.fields[member]}"),
-        BarColumn(),
-        TextColumn("epoch {task.completed} of at most {task.total}"),
-        TextColumn("loss {task.fields[loss]:.5f}"),
-        TimeElapsedColumn(),
-    )
-    console = _console()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
-        tasks: dict[int, Any] = {}
-
-        def update(event: Any) -> None:
-            if event.member not in tasks:
-                tasks[event.member] = bars.add_task(
-                    "", total=event.n_epochs, member=event.member, loss=float("nan")
-                )
-            loss = event.validation_loss
-            loss = event.training_loss if loss is None else loss
-            bars.update(tasks[event.member], completed=event.epoch, loss=loss)
-
-        yield update
-
-
-@contextmanager
-def _demo_stage(text: str) -> Iterator[Any]:
-    """Announce a stage of the demonstration and yield the callback of its progress."""
-    print(text, flush=True)
-    if text.startswith("training"):
-        with _member_bars() as progress:
-            yield progress
-    else:
-        with _bar("") as progress:
-            yield progress
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-_SHOWN = (
-    "label",
-    "unit",
-    "bias",
-    "sigma",
-    "robust sigma",
-    "slope",
-    "in 1 sigma",
-    "sigma / bound",
-    "as observed",
-)
-"""Columns of a report that fit a terminal of 80 characters; the JSON has all."""
-_LINE_BREAK = {
-    "robust sigma": "robust\nsigma",
-    "in 1 sigma": "in 1\nsigma",
-    "sigma / bound": "sigma /\nbound",
-    "as observed": "as ob-\nserved",
-}
-
-
-def _show_report(report: Any) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    print(report.title)
-    if report.warning:
-        print(f"warning: {report.warning}")
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    header, *rows = report.rows()
-    n_absent = 2 - bool(report.bounds) - bool(report.bounds_as_observed)
-    shown = _SHOWN[: len(_SHOWN) - n_absent]
-    for name in shown:
-        side: Any = "left" if name in _SHOWN[:2] else "right"
-        table.add_column(_LINE_BREAK.get(name, name), justify=side, no_wrap=True)
-    for row in rows:
-        values = dict(zip(header, row, strict=True))
-        table.add_row(*(escape(values[name]) for name in shown))
-    Console().print(table)
-
-
-_LEFT = ("label", "star", "verdict", "flag", "", "id", "reason")
-"""Columns of text."""
-
-
-def _draw_audit(report: Any, path: Path, *, overwrite: bool) -> None:
-    from maury.figures import audit_figure, save, sensitivity_figure
-
-    save(audit_figure(report), path, overwrite=overwrite)
-    for one in report.sensitivities:
-        drawn = sensitivity_figure(one, simulated=report.simulated)
-        save(drawn, path.with_name(f"{path.stem}-{one.slug}.png"), overwrite=overwrite)
-
-
-def _show_audit(report: Any) -> None:
-    print(report.title)
-    for caution in filter(None, (report.warning, report.note)):
-        print(f"note: {caution}")
-    known = [column for column in zip(*report.rows(), strict=True) if set(column[1:]) != {"-"}]
-    shown = [column for column in known if column[0] not in ("unit", "n")]
-    basis = " and ".join(sorted({one.basis for one in report.labels}))
-    for title, rows in (
-        (f"Scatter, by what the networks see; gain over {basis}", list(zip(*shown, strict=True))),
-        ("Scatter with the spectra of other stars, and response to them", report.swap_rows()),
-        ("To use or not to use absolute magnitudes (parallaxes)", report.magnitude_rows()),
-        ("Correlation with the best linear estimator; responses", report.sensitivity_rows()),
-    ):
-        if len(rows) > 1:
-            print(title)
-            _show_table(rows)
-
-
-def _show_census(census: Any) -> None:
-    from maury.flags import Flag
-
-    mark = "SIMULATED " if census.simulated else ""
-    print(f"{len(census)} {mark}spectra, {census.warned:.1%} of them with a warning flag")
-    shares = [
-        (name, "warns" if Flag[name].warns else "informs", f"{share:.1%}", Flag[name].text)
-        for name, share in census.shares().items()
-    ]
-    if shares:
-        _show_table([("flag", "", "share", "reason"), *shares])
-
-
-def _show_suggestions(suggestions: Any, most: int = 20) -> None:
-    for reason, count in suggestions.excluded.items():
-        print(f"not considered: {count} ({reason})")
-    rest = f", the first {most} of them" if len(suggestions) > most else ""
-    print(f"{len(suggestions)} stars to label next{rest}")
-    shown = zip(suggestions.id, suggestions.gain, suggestions.reasons, strict=True)
-    rows = [
-        (str(rank), str(name), f"{gain:.2f}", reason)
-        for rank, (name, gain, reason) in enumerate(shown, start=1)
-    ]
-    _show_table([("rank", "id", "gain", "reason"), *rows[:most]])
-
-
-def _show_table(rows: list[tuple[str, ...]]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name in _LEFT else "right")
-    for row in rows[1:]:
-        table.add_row(*(escape(cell.replace("+-", "\N{PLUS-MINUS SIGN}")) for cell in row))
-    Console().print(table)
