@@ -46,6 +46,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
 
 _BOTH = "spectrum, photometry"
+_TAUGHT = ("student",)
+"""Presets that learn from another model, not from labelled stars."""
 _WARM_UP = 8
 _ROWS = 2048
 
@@ -95,6 +97,7 @@ def _competitors() -> dict[str, Competitor]:
     networks = {
         name: Competitor(name, name, _BOTH if PRESETS[name]().photometry else "spectrum")
         for name in PRESETS
+        if name not in _TAUGHT
     }
     alone = Competitor("maury-spectrum", "maury", "spectrum", ("photometry",))
     return {**methods, **networks, alone.name: alone}
