@@ -64,6 +64,15 @@ def test_the_covariance_has_the_errors_and_correlations_that_were_learnt():
     assert torch.linalg.eigvalsh(correlation).min() > 0
 
 
+def test_errors_may_be_far_below_and_above_the_scatter_of_labels():
+    _, net = network()
+    raw = torch.zeros(2, net.out.out_features)
+    raw[:, net.n_label : 2 * net.n_label] = torch.tensor([[-4.0], [4.0]])
+    low, high = net.read(raw)[1].mean(dim=1)
+    assert low < 0.02
+    assert high > 10
+
+
 def test_bad_pixels_and_missing_observables_carry_nothing():
     _, net = network()
     flux, ivar, observables = inputs()

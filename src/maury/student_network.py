@@ -16,12 +16,12 @@ from maury.default_network import (
     DefaultConfig,
     LabelPosterior,
     noise_quality,
-    with_presence,
 )
 from maury.network_base import Answer, NetworkConfig, ScalingRule, preset
 
+_OBSERVABLE_KNEE = 3.0
 _SAMPLED_PIXELS = 32
-_LARGEST_LOG_SIGMA = 3.0
+_LARGEST_LOG_SIGMA = 8.0
 _N_QUALITY = 3
 
 
@@ -53,7 +53,7 @@ class StudentConfig(NetworkConfig):
     takes_missing: ClassVar[bool] = True
     needs_spectrum: ClassVar[bool] = False
 
-    stem: int = Field(default=32, ge=1)
+    stem: int = Field(default=48, ge=1)
     width: int = Field(default=128, ge=1)
     depth: int = Field(default=2, ge=0)
     rank: int = Field(default=4, ge=1)
@@ -137,7 +137,12 @@ class StudentNetwork(nn.Module):
     def others(self, typical: Tensor, present: Tensor, observables: Tensor) -> Tensor:
         """Quality of the spectrum, observables and their presence bits, (n, n_other)."""
         quality = noise_quality(typical, present)
-        return torch.cat([quality, with_presence(observables)], dim=1)
+        present = torch.isfinite(observables)
+        scaled = torch.where(present, observables, 0.0) / _OBSERVABLE_KNEE
+        size = scaled.abs()
+        # asinh, in functions that are vectorised.
+        bent = torch.copysign((size + (size.square() + 1.0).sqrt()).log(), scaled)
+        return torch.cat([quality, _OBSERVABLE_KNEE * bent, present.to(bent)], dim=1)
 
     def lesson(self, pixels: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled means and errors (n, n_label), and a factor (n, n_label, rank).

@@ -34,7 +34,7 @@ from maury.training import (
 
 _SIGMA_WEIGHT = 1.0
 _CORRELATION_WEIGHT = 0.3
-_BALANCE = 1.0
+_BALANCE = 0.75
 _PIXEL_RIDGE = 0.02
 _OTHER_RIDGE = 2e-4
 _STATISTICS_STARS = 30_000
@@ -65,10 +65,10 @@ class DistilConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stars: int = Field(default=16 * SHEET_STARS, ge=1)
+    stars: int = Field(default=14 * SHEET_STARS, ge=1)
     survey_share: float = Field(default=0.1, ge=0.0, le=10.0)
-    passes: int = Field(default=40, ge=1)
-    batch_size: int = Field(default=512, ge=1)
+    passes: int = Field(default=70, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
     inner_rate: float = Field(default=0.01, gt=0.0, allow_inf_nan=False)
     outer_rate: float = Field(default=4e-3, gt=0.0, allow_inf_nan=False)
     rise: float = Field(default=0.1, gt=0.0, lt=1.0)
