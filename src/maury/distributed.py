@@ -67,6 +67,8 @@ def connect(
         If the scheduler does not answer, has too few workers, or workers have another maury.
     """
     try:
+        import dask
+
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise MissingExtra(
@@ -76,10 +78,11 @@ def connect(
         raise ConfigError(f"the number of workers must be at least 1, got {workers}")
     if str(scheduler) == LOCAL:
         count = workers or n_cores()
+        options = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+        # Dask's profiler looks at every task a hundred times a second, which costs the task time.
         with (
-            LocalCluster(
-                n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0"
-            ) as local,
+            dask.config.set({"distributed.worker.profile.enabled": False}),
+            LocalCluster(**options) as local,
             Client(local, set_as_default=False) as client,
         ):
             yield _checked(client, count, timeout_s)

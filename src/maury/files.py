@@ -1,6 +1,7 @@
 """Output paths: never overwritten silently, never half written under their final name."""
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,9 @@ def writing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary file beside `path`, moved to `path` when the block ends without error."""
     refuse_existing(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # Processes on several machines that write to one directory may have equal numbers.
+    maker = f"{platform.node()}-{os.getpid()}"
+    partial = path.with_name(f".{path.stem}.{maker}.tmp{path.suffix}")
     try:
         yield partial
         publish(partial, path, overwrite=overwrite)
