@@ -259,3 +259,17 @@ def test_saving_never_overwrites_silently(tmp_path) -> None:
     png, pdf = figures.save(figure, tmp_path / "a.v2.png", overwrite=True)
     assert pdf.read_bytes().startswith(b"%PDF")
     assert png.read_bytes() == figures.save(figure, png, overwrite=True)[0].read_bytes()
+
+
+def test_many_cases_never_look_alike():
+    sizes = {f"method {k}": np.array([1.0 + k, 2.0]) for k in range(14)}
+    errors = {name: np.zeros(2) for name in sizes}
+    figure = figures.relative_figure(
+        sizes, errors, LABELS[:2], basis=np.ones(2), text="scatter / scatter"
+    )
+    (ax,) = figure.axes
+    handles, names = ax.get_legend_handles_labels()
+    assert names == list(sizes)
+    looks = {(one.lines[0].get_marker(), one.lines[0].get_color()) for one in handles}
+    assert len(looks) == 14
+    assert ax.get_xscale() == "log"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
@@ -31,6 +32,8 @@ LEVELS = np.linspace(0.05, 0.99, 48)
 """Central probabilities at which coverage is measured."""
 _LEAST = 20
 _BINS = 8
+_WIDE_RATIO = 5.0
+"""Ratios beyond which their axis is logarithmic."""
 
 
 def coverage_curve(z: ArrayLike, levels: ArrayLike = LEVELS) -> Float64s:
@@ -352,18 +355,22 @@ def relative_figure(
         Whether to mark the axes as simulated.
     """
     unit = np.asarray(basis, np.float64)
-    marks = ("o", "s", "D", "^")
+    marks = ("o", "s", "D", "^", "v", "P", "X", "*")
+    n_case, n_colour = len(sizes), len(OKABE_ITO)
+    step = min(0.12, 0.8 / max(n_case, 1))
+    legend_mm = 4.0 * -(-n_case // 2)
     with style():
-        figure = new_figure(COLUMN_MM, 24.0 + 6.5 * len(labels))
+        figure = new_figure(COLUMN_MM, 16.0 + legend_mm + max(6.5, 1.1 * n_case) * len(labels))
         ax = figure.add_subplot()
         ax.axvline(1.0, color=MISSING, linewidth=0.6, zorder=0)
         for k, (name, size) in enumerate(sizes.items()):
             ax.errorbar(
                 size / unit,
-                np.arange(len(labels)) + 0.12 * (k - 0.5 * (len(sizes) - 1)),
+                np.arange(len(labels)) + step * (k - 0.5 * (n_case - 1)),
                 xerr=errors[name] / unit,
-                fmt=marks[k % len(marks)],
-                color=OKABE_ITO[k],
+                # Colours come again after seven cases, but never with the same mark.
+                fmt=marks[(k + 3 * (k // n_colour)) % len(marks)],
+                color=OKABE_ITO[k % n_colour],
                 markersize=3.5,
                 elinewidth=0.7,
                 label=name,
@@ -371,6 +378,11 @@ def relative_figure(
         ax.set_yticks(range(len(labels)), [symbol_text(one) for one in labels])
         ax.tick_params(axis="y", which="minor", left=False, right=False)
         ax.set_ylim(len(labels) - 0.4, -0.6)
+        if max(float(np.nanmax(size / unit)) for size in sizes.values()) > _WIDE_RATIO:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.set_xlabel(text)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
         if simulated:

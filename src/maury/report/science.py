@@ -364,7 +364,7 @@ def _peers(
         )
         for method in methods
     }
-    reference = next((one for one in methods if one.startswith("maury")), methods[0])
+    reference = "maury" if "maury" in methods else methods[0]
     rows: Rows = [("method", *(one.symbol for one in chosen))]
     for method, values in sizes.items():
         cells = zip(values, chosen, strict=True)
