@@ -126,9 +126,10 @@ class EnsembleNetwork:
             added to the variance over the networks (the law of total variance). A row that lacks
             what the networks need is NaN.
         """
-        rows = np.flatnonzero(self._usable(inputs))
+        spectrum = has_spectrum(inputs)
+        rows = np.flatnonzero(self._usable(inputs, spectrum))
         starts = range(0, max(rows.size, 1), _PREDICT_ROWS)
-        parts = [self._answer(inputs, rows[k : k + _PREDICT_ROWS]) for k in starts]
+        parts = [self._answer(inputs, spectrum, rows[k : k + _PREDICT_ROWS]) for k in starts]
         n = len(inputs.flux)
 
         def whole(name: str) -> Any:
@@ -142,14 +143,15 @@ class EnsembleNetwork:
 
         return Prediction(**{f.name: whole(f.name) for f in fields(Prediction)})
 
-    def _usable(self, inputs: Inputs) -> NDArray[np.bool_]:
-        spectrum = has_spectrum(inputs)
+    def _usable(self, inputs: Inputs, spectrum: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if self._config.needs_spectrum:
             return spectrum & has_observables(inputs, self._config)
         seen = np.isfinite(inputs.observables[:, self._is_photometry]).any(axis=1)
         return np.asarray(spectrum | (seen & self._config.photometry), dtype=np.bool_)
 
-    def _answer(self, inputs: Inputs, rows: NDArray[np.int64]) -> Prediction:
+    def _answer(
+        self, inputs: Inputs, spectrum: NDArray[np.bool_], rows: NDArray[np.int64]
+    ) -> Prediction:
         """Answer of all networks to some usable rows."""
         observables = np.asarray(inputs.observables[rows], dtype=np.float32)
         if self._imputer is not None:
@@ -158,7 +160,7 @@ class EnsembleNetwork:
         if not self._config.photometry:
             observables = observables[:, :0]
         # A constant spectrum is none, though its pixels have a weight.
-        dark = ~has_spectrum(inputs)[rows, None]
+        dark = ~spectrum[rows, None]
         ivar = np.where(dark, np.float32(0), inputs.ivar[rows])
         flux = np.asarray(inputs.flux[rows], dtype=np.float32)
         return self._join(self._engine.answer(flux, ivar, observables))
