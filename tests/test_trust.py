@@ -5,12 +5,12 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from maury.errors import ColumnError, ConfigError, ModelFileError
+from maury.errors import ColumnError, ConfigError, ModelFileError, ResumeMismatch
 from maury.flags import Flag
 from maury.labels import LABEL_NAMES
 from maury.model import Model
 from maury.operators import shift_to_rest
-from maury.prediction import Predictor, predict, predict_rows
+from maury.prediction import Options, Predictor, plan, predict, predict_rows
 from maury.survey import Batch, Survey
 from maury.trust import Trust
 from surveys import copy_survey
@@ -174,3 +174,10 @@ def test_a_survey_without_the_external_label_is_refused(tmp_path, default_model,
 def test_an_external_label_needs_a_covariance(tiny_model):
     with pytest.raises(ConfigError, match="no calibrated covariances"):
         Predictor(tiny_model, given="logg")
+
+
+def test_a_run_with_another_external_label_is_not_taken_up(tmp_path, default_model, default_survey):
+    out = tmp_path / "a.fits"
+    plan(default_model, default_survey, out)
+    with pytest.raises(ResumeMismatch, match="partial catalogue"):
+        plan(default_model, default_survey, out, options=Options(given="logg"))

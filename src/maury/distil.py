@@ -24,8 +24,8 @@ from torch import Tensor
 
 import maury
 from maury.calibration import LEAST_STARS, Calibration
-from maury.errors import ConfigError, ResumeMismatch
-from maury.files import refuse_existing, remove, writing
+from maury.errors import ConfigError
+from maury.files import refuse_existing, remove, work_folder
 from maury.learning import completion
 from maury.lessons import SHEET_STARS, Sheet, SheetFolder, Teacher, join
 from maury.model import Member, Model
@@ -103,7 +103,8 @@ def distil(
         survey = Survey.open(survey)
     network = network.model_copy(update={"photometry": teacher.photometry})
     key = _fingerprint(teacher.model, survey, network, training, seed)
-    work = _work_folder(out, key, overwrite=overwrite)
+    holds = "a student of another teacher, survey or settings"
+    work = work_folder(out, key, holds=holds, overwrite=overwrite)
     total = training.sheets + training.passes
     tell = progress or (lambda done, total: None)
     with single_thread(), torch.random.fork_rng(devices=[]):
@@ -254,23 +255,3 @@ def _fingerprint(
     settings = (network.model_dump(mode="json"), training.model_dump(mode="json"))
     identity = [teacher.checksum, real, settings, seed, torch.__version__]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
-def _work_folder(out: Path, key: str, *, overwrite: bool) -> Path:
-    work = out.with_name(out.name + ".part")
-    stamp = work / "run.json"
-    if work.exists():
-        found = json.loads(stamp.read_text("utf-8")).get("key") if stamp.is_file() else None
-        if found == key:
-            logger.info("resuming %s", out)
-            return work
-        if found is not None and not overwrite:
-            raise ResumeMismatch(
-                f"{work} holds a student of another teacher, survey or settings; "
-                "finish that run, or pass --overwrite to discard it"
-            )
-        remove(work)
-    work.mkdir(parents=True)
-    with writing(stamp, overwrite=True) as partial:
-        partial.write_text(json.dumps({"key": key}), "utf-8")
-    return work

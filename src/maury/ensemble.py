@@ -20,8 +20,8 @@ import maury
 from maury import labels as labels_module
 from maury.distributed import Cluster
 from maury.emulator import Emulator
-from maury.errors import ConfigError, ResumeMismatch, TrainingError
-from maury.files import refuse_existing, remove
+from maury.errors import ConfigError, TrainingError
+from maury.files import refuse_existing, remove, work_folder
 from maury.inference import has_observables, has_spectrum
 from maury.labels import LABEL_NAMES
 from maury.members import MemberJob, Progress, WorkFolder, train_members
@@ -116,7 +116,9 @@ def train(
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     stars = _collect(survey, settings, seed)
-    folder = _work_folder(path, _fingerprint(settings, seed, stars), overwrite=overwrite)
+    key = _fingerprint(settings, seed, stars)
+    holds = "a training of other settings or data"
+    folder = WorkFolder(work_folder(path, key, holds=holds, overwrite=overwrite))
     if not settings.network.simulates:
         for part in ("train", "validation"):
             folder.put_sample(part, *stars.sample(part))
@@ -362,27 +364,6 @@ def _fingerprint(settings: EnsembleConfig, seed: int, stars: _Stars) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _work_folder(model: Path, key: str, *, overwrite: bool) -> WorkFolder:
-    folder = model.with_name(model.name + ".part")
-    stamp = folder / "run.json"
-    if folder.exists():
-        found = json.loads(stamp.read_text("utf-8")).get("key") if stamp.is_file() else None
-        if found == key:
-            logger.info("resuming the training of %s", model)
-            return WorkFolder(folder)
-        if found is not None and not overwrite:
-            raise ResumeMismatch(
-                f"{folder} holds a training of other settings or data; "
-                "finish that run, or pass --overwrite to discard it"
-            )
-        remove(folder)
-    folder.mkdir(parents=True)
-    temporary = stamp.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"key": key}), "utf-8")
-    os.replace(temporary, stamp)
-    return WorkFolder(folder)
 
 
 def choose(losses: NDArray[np.float64], choice: ChoiceConfig) -> NDArray[np.bool_]:

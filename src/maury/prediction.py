@@ -30,8 +30,8 @@ from maury.catalogue import (
     write_part,
 )
 from maury.distributed import Cluster
-from maury.errors import ColumnError, ModelFileError, ResumeMismatch
-from maury.files import refuse_existing, remove, writing
+from maury.errors import ColumnError, ModelFileError
+from maury.files import STAMP, refuse_existing, remove, work_folder
 from maury.model import Model
 from maury.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
 from maury.readers import open_toml
@@ -67,7 +67,6 @@ PART_STARS = 16384
 """Rows of one part: what a killed run has to repeat at most."""
 CLUSTER_PART_STARS = 4096
 """The same on a cluster, whose many workers shall all have work until the end."""
-_STAMP = "run.json"
 
 
 @dataclass(frozen=True)
@@ -244,13 +243,14 @@ def plan(
         correlations=options.correlations,
         given=options.given,
     )
-    work = _work_directory(
+    work = work_folder(
         out,
         _fingerprint(predictor, survey, spec),
-        part_stars or PART_STARS,
+        holds="a partial catalogue of another model or survey",
         overwrite=overwrite,
+        notes={"part_stars": part_stars or PART_STARS},
     )
-    step = int(json.loads((work / _STAMP).read_text("utf-8"))["part_stars"])
+    step = int(json.loads((work / STAMP).read_text("utf-8"))["part_stars"])
     parts = tuple(
         Part(
             *paths,
@@ -581,26 +581,6 @@ def _check_grid(model: Model, survey: Readable) -> None:
 
 def _fingerprint(predictor: Predictor, survey: Readable, spec: CatalogueSpec) -> str:
     names = [column.name for column in spec.columns]
-    made_by = (predictor.model.checksum, predictor.without, names)
+    made_by = (predictor.model.checksum, predictor.without, predictor.given, names)
     identity = (made_by, survey.fingerprint)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
-def _work_directory(out: Path, key: str, part_stars: int, *, overwrite: bool) -> Path:
-    work = out.with_name(out.name + ".part")
-    stamp = work / _STAMP
-    if work.exists():
-        found = json.loads(stamp.read_text("utf-8")).get("key") if stamp.is_file() else None
-        if found == key:
-            logger.info("resuming %s", out)
-            return work
-        if found is not None and not overwrite:
-            raise ResumeMismatch(
-                f"{work} holds a partial catalogue of another model or survey; "
-                "finish that run, or pass --overwrite to discard it"
-            )
-        remove(work)
-    work.mkdir(parents=True)
-    with writing(stamp, overwrite=True) as unfinished:
-        unfinished.write_text(json.dumps({"key": key, "part_stars": part_stars}), "utf-8")
-    return work
