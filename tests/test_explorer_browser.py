@@ -97,6 +97,7 @@ class Sight:
         self.settle()
 
     def settle(self):
+        self.page.wait_for_function("() => document.body.getAttribute('aria-busy') !== 'true'")
         self.page.evaluate(
             "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
         )

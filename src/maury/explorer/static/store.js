@@ -35,11 +35,14 @@ export class Store {
       if (!this.waiting.has(name)) {
         this.waiting.set(name, column(name)
           .then((values) => { this.columns.set(name, values); })
-          .finally(() => this.waiting.delete(name)));
+          .finally(() => { this.waiting.delete(name); this.showBusy(); }));
+        this.showBusy();
       }
       return this.waiting.get(name);
     }));
   }
+
+  showBusy() { document.body.setAttribute("aria-busy", String(this.waiting.size > 0)); }
 
   get hasRegion() { return this.regions.size > 0; }
 
