@@ -15,11 +15,10 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-from maury import columns, errors, flags, labels
+from maury import bibliography, columns, errors, flags, labels
 from maury.catalogue import CatalogueSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-BIBLIOGRAPHY = ROOT / "docs" / "references.bib"
 
 Cell = str | nodes.Node
 Rows = Iterable[tuple[Cell, ...]]
@@ -151,18 +150,12 @@ def layers_table() -> nodes.table:
 
 
 def references() -> list[dict[str, str]]:
-    """Read the bibliography: entries of one ``field = {value},`` per line."""
-    found: list[dict[str, str]] = []
-    for line in BIBLIOGRAPHY.read_text("utf-8").splitlines():
-        entry = re.fullmatch(r"@(\w+)\{(\S+),", line)
-        field = re.fullmatch(r"  (\w+) = \{(.*)\},", line)
-        if entry:
-            found.append({"kind": entry[1], "key": entry[2]})
-        elif field:
-            found[-1][field[1]] = field[2].replace(r"\&", "&")
-        elif line.strip() not in ("", "}"):
-            raise ValueError(f"{BIBLIOGRAPHY.name}: cannot read {line!r}")
-    return found
+    """Return the bibliography as text."""
+    return [
+        {"kind": entry.kind, "key": entry.key}
+        | {name: bibliography.plain(value) for name, value in entry.fields.items()}
+        for entry in bibliography.entries().values()
+    ]
 
 
 def authors(text: str) -> str:
@@ -176,8 +169,10 @@ def authors(text: str) -> str:
 def references_list() -> nodes.Element:
     """Return the bibliography, sorted by author and year."""
     out = nodes.bullet_list()
-    for entry in sorted(references(), key=lambda e: (e["author"], e["year"])):
-        place = ", ".join(entry[k] for k in ("journal", "volume", "pages") if k in entry)
+    papers = [entry for entry in references() if entry["kind"] != "software"]
+    for entry in sorted(papers, key=lambda e: (e["author"], e["year"])):
+        parts = ("journal", "booktitle", "volume", "pages")
+        place = ", ".join(entry[k] for k in parts if k in entry)
         text = f"{authors(entry['author'])} ({entry['year']}): {entry['title']}. "
         paragraph = nodes.paragraph("", text)
         paragraph += nodes.reference("", place or entry["key"], refuri=entry["url"])
@@ -191,7 +186,7 @@ def directive(make: Callable[[], nodes.Element]) -> type[Directive]:
 
     class Generated(Directive):
         def run(self) -> list[nodes.Node]:
-            self.state.document.settings.env.note_dependency(str(BIBLIOGRAPHY))
+            self.state.document.settings.env.note_dependency(str(bibliography.BIBLIOGRAPHY))
             return [make()]
 
     return Generated

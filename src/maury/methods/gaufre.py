@@ -1,6 +1,6 @@
 """GAUFRE: radial velocity, then labels by chi-square on a library or by equivalent widths.
 
-Valentini et al. (2013, A&A 559, A65). The velocity is that of the highest cross-correlation with
+Valentini et al. (2013, EPJ Web Conf. 43, 03006). The velocity is that of the highest cross-correlation with
 the best of some templates. In the mode ``chi2`` a library is compared with the spectrum; in the
 mode ``ew`` Teff and [M/H] then follow from the iron lines (`maury.methods.iron`). There are no
 lines of ionised iron of use in this band, so that log g is that of the library, or an external
@@ -108,8 +108,8 @@ class Gaufre(GridMethod):
     """
 
     name: ClassVar[str] = "gaufre"
-    paper: ClassVar[str] = "Valentini et al. (2013, A&A 559, A65)"
-    bibtex_key: ClassVar[str] = "2013A&A...559A..65V"
+    paper: ClassVar[str] = "Valentini et al. (2013, EPJ Web Conf. 43, 03006)"
+    bibtex_key: ClassVar[str] = "2013EPJWC..4303006V"
     settings_class: ClassVar[type[MethodSettings]] = GaufreSettings
 
     iron: IronLines | None
