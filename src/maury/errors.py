@@ -49,8 +49,20 @@ class ModelFileError(MauryError):
     """A model directory is damaged, of another format, or no model: train or copy it again."""
 
 
+class CanaryMoved(MauryError):
+    """A model no longer gives the answers that it left with: try another engine or version."""
+
+
 class OutputExists(MauryError):
     """The output exists and is never overwritten silently: choose another name or `--overwrite`."""
+
+
+class OutputError(MauryError):
+    """An output cannot be written: free some space, or choose a place where you may write."""
+
+
+class OutputBusy(MauryError):
+    """Another run makes the same output: wait until it ends, or choose another name."""
 
 
 class ResumeMismatch(MauryError):

@@ -1,21 +1,53 @@
 """Output paths: never overwritten silently, never half written under their final name."""
 
+import ctypes
+import errno
 import json
 import logging
 import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from maury.errors import OutputExists, ResumeMismatch
+from maury.errors import OutputError, OutputExists, ResumeMismatch
 
 logger = logging.getLogger(__name__)
 
 STAMP = "run.json"
 """Says in a work folder which run it is of."""
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "choose a place that is not read-only",
+    errno.EACCES: "choose a place where you may write",
+    errno.EPERM: "choose a place where you may write",
+    errno.EIO: "look after the disk",
+    errno.EMFILE: "raise the number of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose a place inside a directory",
+}
+_EXCHANGE = 2
+_HERE = -100
+
+
+@contextmanager
+def explaining(path: Path | str) -> Iterator[None]:
+    """Turn the refusal of a disk, while `path` is made, into an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        where = f" ({error.filename})" if error.filename and error.filename != str(path) else ""
+        raise OutputError(
+            f"{path} cannot be written: {os.strerror(error.errno or 0)}{where}; {remedy}, and give "
+            "the same command again"
+        ) from error
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -32,6 +64,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def settle(path: Path) -> None:
+    """Have the disk keep a file, or a directory tree, even if the machine loses its power."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in path.iterdir():
+            settle(entry)
+    if path.is_symlink() or (path.is_dir() and os.name == "nt"):
+        return
+    number = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def publish(partial: Path, path: Path, *, overwrite: bool) -> None:
     """Move a finished `partial` file or directory to its final `path` in one step.
 
@@ -41,29 +87,108 @@ def publish(partial: Path, path: Path, *, overwrite: bool) -> None:
         If `path` exists and `overwrite` is false; `partial` is then left as it is.
     """
     refuse_existing(path, overwrite=overwrite)
-    if path.is_dir() and not path.is_symlink():
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        os.replace(path, old)
-        os.replace(partial, path)
-        remove(old)
+    settle(partial)
+    in_the_way = path.exists() or path.is_symlink()
+    if in_the_way and (partial.is_dir() or path.is_dir()):
+        if not _exchanged(partial, path):
+            os.replace(path, _set_aside(path))
+            os.replace(partial, path)
+            remove(_set_aside(path))
+        if partial.exists() or partial.is_symlink():
+            remove(partial)
     else:
         os.replace(partial, path)
+    with suppress(OSError):
+        _settle_names(path.parent)
+
+
+def _settle_names(directory: Path) -> None:
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, where the system can."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    names = (os.fsencode(one.absolute()), os.fsencode(other.absolute()))
+    return bool(rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)
+
+
+def _set_aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def temporary(path: Path) -> Path:
+    """Return the name beside `path` under which this process writes it."""
+    # Processes on several machines that write to one directory may have equal numbers.
+    maker = f"{platform.node()}-{os.getpid()}"
+    return path.with_name(f".{path.stem}.{maker}.tmp{path.suffix}")
+
+
+def tidy(path: Path) -> None:
+    """Remove what dead processes of this machine left beside `path`.
+
+    An output that a kill caught between two names, on a system that cannot exchange these, is put
+    back.
+    """
+    aside = _set_aside(path)
+    if aside.exists():
+        if path.exists():
+            remove(aside)
+        else:
+            logger.warning("%s is put back, which a killed run was replacing", path)
+            os.replace(aside, path)
+    head, tail = f".{path.stem}.{platform.node()}-", f".tmp{path.suffix}"
+    if not path.parent.is_dir():
+        return
+    for entry in list(os.scandir(path.parent)):
+        if entry.name.startswith(head) and entry.name.endswith(tail):
+            number = entry.name[len(head) : -len(tail)]
+            if number.isdigit() and not is_alive(int(number)):
+                remove(Path(entry.path))
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine lives, as far as can be told."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager
 def writing(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary file beside `path`, moved to `path` when the block ends without error."""
+    """Yield a temporary file beside `path`, moved to `path` when the block ends without error.
+
+    Raises
+    ------
+    OutputExists
+        If `path` exists and `overwrite` is false.
+    OutputError
+        If the disk is full, or cannot be written.
+    """
     refuse_existing(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes on several machines that write to one directory may have equal numbers.
-    maker = f"{platform.node()}-{os.getpid()}"
-    partial = path.with_name(f".{path.stem}.{maker}.tmp{path.suffix}")
-    try:
-        yield partial
-        publish(partial, path, overwrite=overwrite)
-    finally:
-        if partial.exists():
-            remove(partial)
+    with explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tidy(path)
+        partial = temporary(path)
+        try:
+            yield partial
+            publish(partial, path, overwrite=overwrite)
+        finally:
+            if partial.exists():
+                remove(partial)
 
 
 def work_folder(
@@ -87,12 +212,15 @@ def work_folder(
     Raises
     ------
     ResumeMismatch
-        If the folder is of another run and `overwrite` is false.
+        If the folder is of another run and `overwrite` is false, or was not made by `maury`.
+    OutputError
+        If the disk is full, or cannot be written.
     """
     work = out.with_name(out.name + ".part")
     stamp = work / STAMP
-    if work.exists():
-        found = json.loads(stamp.read_text("utf-8")).get("key") if stamp.is_file() else None
+    if work.exists() or work.is_symlink():
+        require_ours(work, STAMP)
+        found = read_stamp(stamp).get("key")
         if found == key:
             logger.info("resuming %s", out)
             return work
@@ -101,7 +229,32 @@ def work_folder(
                 f"{work} holds {holds}; finish that run, or pass --overwrite to discard it"
             )
         remove(work)
-    work.mkdir(parents=True)
+    with explaining(out):
+        work.mkdir(parents=True)
     with writing(stamp, overwrite=True) as partial:
         partial.write_text(json.dumps({"key": key, **(notes or {})}), "utf-8")
     return work
+
+
+def read_stamp(stamp: Path) -> dict[str, Any]:
+    """Read a stamp; nothing if there is none, or a failing machine has damaged it."""
+    try:
+        found = json.loads(stamp.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read, so that its work is done again: %s", stamp, error)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def require_ours(work: Path, stamp: str) -> None:
+    """Raise `ResumeMismatch` unless a folder in the way has this stamp, or is empty."""
+    ours = work.is_dir() and not work.is_symlink()
+    if ours and not (work / stamp).exists():
+        ours = all(one.name.startswith(f".{Path(stamp).stem}.") for one in work.iterdir())
+    if not ours:
+        raise ResumeMismatch(
+            f"{work} is in the way, and is not of maury's making; move it elsewhere, or choose "
+            "another output"
+        )

@@ -8,7 +8,6 @@ data: nothing in it is executed, and every file is checked before it is used.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -31,14 +30,14 @@ from safetensors.numpy import save
 
 from maury import labels as labels_module
 from maury.errors import MauryError, ModelFileError
-from maury.files import publish, refuse_existing, remove
+from maury.files import refuse_existing, writing
 from maury.labels import Label
 from maury.naming import check_known
 from maury.preparation import Preparation
 from maury.spectra import Medium, check_wavelengths, describe_grid
 from maury.split import SplitRecord
 from maury.statistics import robust_scale
-from maury.tensorfile import damaged, read_tensor_file
+from maury.tensorfile import check_sum, damaged, read_tensor_file, write_sums
 
 FORMAT = "maury model"
 FORMAT_VERSION = 1
@@ -301,6 +300,7 @@ class Model:
             model.weights(member)
         for name in model.attachments:
             model.arrays(name)
+        check_sum(path / "model.json")
         return model
 
     def weights(self, member: Member) -> dict[str, NDArray[np.float32]]:
@@ -391,16 +391,16 @@ class Model:
         ------
         OutputExists
             If `path` exists and `overwrite` is false.
+        OutputError
+            If the disk is full, or cannot be written.
         """
         path = Path(path)
         refuse_existing(path, overwrite=overwrite)
         if weights is None:
             weights = [self.weights(member) for member in self.members]
         assert len(weights) == len(self.members), "one set of weights per member"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        remove(partial)
-        (partial / "members").mkdir(parents=True)
-        try:
+        with writing(path, overwrite=overwrite) as partial:
+            (partial / "members").mkdir(parents=True)
             members = tuple(
                 _write_member(partial, member, arrays)
                 for member, arrays in zip(self.members, weights, strict=True)
@@ -417,10 +417,7 @@ class Model:
                 for name, value in _document(saved).items()
             )
             (partial / "model.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
-            publish(partial, path, overwrite=overwrite)
-        finally:
-            if partial.exists():
-                remove(partial)
+            write_sums(partial)
         return Model.open(path)
 
 

@@ -15,7 +15,10 @@ from safetensors.numpy import load
 from maury.errors import ModelFileError
 
 MAX_TENSOR_BYTES = 2**30
+SUMS = "SHA256SUMS"
+"""File of the checksums of all files of a model, as ``sha256sum -c`` takes it."""
 _MAX_HEADER_BYTES = 2**20
+_MAX_SUMS_BYTES = 2**20
 _KINDS = frozenset({"F64", "F32", "I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 
@@ -58,6 +61,41 @@ def read_tensor_file(
     except SafetensorError as error:
         raise damaged(path, str(error)) from error
     return arrays
+
+
+def write_sums(directory: Path) -> None:
+    """Write the checksums of all files in a directory beside them."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(directory).as_posix()}"
+        for path in files
+    ]
+    (directory / SUMS).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def check_sum(path: Path) -> None:
+    """Compare a file with its checksum; a directory without checksums is of an older version.
+
+    Raises
+    ------
+    ModelFileError
+        If they differ.
+    """
+    sums = path.with_name(SUMS)
+    if sums.is_symlink():
+        raise damaged(sums, "it is a link, and a model directory may hold none")
+    if not sums.is_file():
+        return
+    if sums.stat().st_size > _MAX_SUMS_BYTES:
+        raise damaged(sums, f"it is larger than {_MAX_SUMS_BYTES} bytes")
+    lines = sums.read_bytes().decode("utf-8", errors="replace").splitlines()
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if known.get(path.name) != digest:
+        raise ModelFileError(
+            f"{path} is not the file whose checksum {sums.name} holds; copy or train the model "
+            f"again (if it was changed on purpose, remove {sums})"
+        )
 
 
 def _check_size(path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
