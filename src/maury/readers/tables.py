@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ TABLE_SUFFIXES: Mapping[str, str] = {
     ".pq": "parquet",
 }
 _MISSING_TEXT = ("", "NA", "N/A", "null", "NULL", "None", "--", "-", "masked")
+_NO_ARRAY = (*_MISSING_TEXT, "NaN", "nan", "[]", "()")
 _LARGEST_EXACT = 2.0**53
 
 
@@ -70,8 +71,21 @@ class SourceTable:
             )
         return name
 
-    def floats(self, name: str) -> NDArray[np.float64]:
+    @classmethod
+    def of_arrays(cls, path: Path, arrays: Mapping[str, Any]) -> Self:
+        """Wrap arrays in memory, of one length; `path` names them in messages."""
+        n_row = len(next(iter(arrays.values())))
+        return cls(path, tuple(arrays), n_row, {}, lambda name: np.ma.asanyarray(arrays[name]))
+
+    def floats(self, name: str, *, index: int | None = None) -> NDArray[np.float64]:
         """Return a column of numbers, shape (n_row,) float64, NaN where missing.
+
+        Parameters
+        ----------
+        name : str
+            The column.
+        index : int, optional
+            Which element (from 0) of a column that holds a vector a row.
 
         Raises
         ------
@@ -79,9 +93,62 @@ class SourceTable:
             If it does not exist, or holds something else than one number a row.
         """
         with reading(self.path):
-            values = self.raw(self.check(name))
+            values = self._element(self.raw(self.check(name)), name, index)
             what = f"{self.path}, column {name!r}"
             return _arrow_floats(values, what) if _is_arrow(values) else _floats(values, what)
+
+    def vectors(self, name: str, size: int) -> NDArray[np.float64]:
+        """Return a column of arrays, shape (n_row, size) float64, NaN where missing.
+
+        In a text table an array is written ``[0.1,0.2]`` or ``(0.1,0.2)``.
+
+        Raises
+        ------
+        ColumnError
+            If it does not exist, or an array has neither `size` values nor none.
+        """
+        with reading(self.path):
+            values = self.raw(self.check(name))
+            return _vectors(values, size, f"{self.path}, column {name!r}")
+
+    def plain(self, name: str, *, index: int | None = None) -> Any:
+        """Return a column as a masked array of numbers, truth values or texts, shape (n_row,).
+
+        Integers stay integers; texts are free of blanks around them. A text table, which has no
+        types, gives numbers where every value is one.
+
+        Raises
+        ------
+        ColumnError
+            As of `floats`.
+        """
+        with reading(self.path):
+            values = self._element(self.raw(self.check(name)), name, index)
+            what = f"{self.path}, column {name!r}"
+            return _plain(values, what)
+
+    def _element(self, values: Any, name: str, index: int | None) -> Any:
+        if index is None:
+            return values
+        if _is_arrow(values):
+            from pyarrow import compute
+
+            if not hasattr(values.type, "value_type"):
+                raise ColumnError(
+                    f"{self.path}, column {name!r} holds one value a row; leave out 'index'"
+                )
+            lengths = compute.min(compute.list_value_length(values)).as_py()
+            if index >= (lengths or 0):
+                raise ColumnError(
+                    f"{self.path}, column {name!r} has no element {index} in each row"
+                )
+            return compute.list_element(values, index)
+        if values.ndim != 2 or index >= values.shape[1]:
+            raise ColumnError(
+                f"{self.path}, column {name!r} has shape {values.shape[1:]} a row, which has no "
+                f"element {index}; correct 'index'"
+            )
+        return values[:, index]
 
     def texts(self, name: str) -> NDArray[np.str_]:
         """Return a column as text without blanks around it, shape (n_row,), empty where missing.
@@ -318,6 +385,86 @@ def _texts(values: Any, what: str) -> NDArray[np.str_]:
         raise ColumnError(f"{what} must hold text or whole numbers, got {data.dtype}")
     text = np.array([_decoded(v) for v in data], np.str_) if kind in "OS" else data.astype(np.str_)
     return np.char.strip(np.where(mask, "", text))
+
+
+def _vectors(values: Any, size: int, what: str) -> NDArray[np.float64]:
+    rows = values.to_pylist() if _is_arrow(values) else values
+    out = np.full((len(rows), size), np.nan)
+    for number, row in enumerate(rows):
+        array = _one_vector(row, what)
+        if array.size not in (0, size):
+            raise ColumnError(
+                f"{what} has {array.size} values in row {number}, expected {size}; correct 'size'"
+            )
+        if array.size:
+            out[number] = array
+    return out
+
+
+def _one_vector(row: Any, what: str) -> NDArray[np.float64]:
+    if row is None or row is np.ma.masked:
+        return np.empty(0)
+    if isinstance(row, str | bytes):
+        return parse_array(_decoded(row), what)
+    array = np.ma.asanyarray(row)
+    if array.ndim != 1 or array.dtype.kind not in "fiub":
+        raise ColumnError(f"{what} must hold an array of numbers a row, got {array.dtype}")
+    return np.asarray(np.ma.filled(array.astype(np.float64), np.nan))
+
+
+def parse_array(text: str, what: str) -> NDArray[np.float64]:
+    """Read an array written ``[0.1,0.2]`` or ``(0.1,0.2)``; a missing text has no values.
+
+    Raises
+    ------
+    ColumnError
+        If it is written otherwise; `what` names it.
+    """
+    text = text.strip()
+    if text in _NO_ARRAY:
+        return np.empty(0)
+    if (text[0], text[-1]) not in (("[", "]"), ("(", ")")):
+        raise ColumnError(f"{what}: expected arrays such as [0.1,0.2], got {text:.30!r}")
+    words = [word.strip() for word in text[1:-1].split(",")]
+    try:
+        return np.array(["nan" if w in _NO_ARRAY else w for w in words], dtype=np.float64)
+    except ValueError as error:
+        raise ColumnError(f"{what} must hold arrays of numbers: {error}") from error
+
+
+def _plain(values: Any, what: str) -> Any:
+    if _is_arrow(values):
+        import pyarrow as pa
+
+        kind = values.type
+        if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+            null = np.array(values.is_null().to_numpy(zero_copy_only=False), dtype=np.bool_)
+            filled = values.fill_null(False if pa.types.is_boolean(kind) else 0)
+            return np.ma.masked_array(np.array(filled.to_numpy(zero_copy_only=False)), mask=null)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            text = _arrow_texts(values, what)
+            return _numbers_of(np.ma.masked_array(text, mask=np.isin(text, _MISSING_TEXT)))
+        return np.ma.masked_invalid(_arrow_floats(values, what))
+    _one_a_row(values, what)
+    if values.dtype.kind in "SUO":
+        text = _texts(values, what)
+        return np.ma.masked_array(text, mask=text == "")
+    if values.dtype.kind not in "fiub":
+        raise ColumnError(f"{what} must hold numbers or text, got {values.dtype}")
+    data = values.astype(values.dtype.newbyteorder("="))
+    return np.ma.masked_array(np.ma.getdata(data), mask=np.ma.getmaskarray(values))
+
+
+def _numbers_of(text: Any) -> Any:
+    """Turn texts that are all numbers into such; a masked array."""
+    mask = np.ma.getmaskarray(text)
+    filled = np.where(mask, "0", np.ma.getdata(text))
+    for kind in (np.int64, np.float64):
+        try:
+            return np.ma.masked_array(filled.astype(kind), mask=mask)
+        except (ValueError, OverflowError):
+            continue
+    return text
 
 
 def _decoded(value: str | bytes) -> str:

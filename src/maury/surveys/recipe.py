@@ -1,0 +1,365 @@
+"""The TOML file that describes a public survey."""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from maury import labels as labels_module
+from maury.conventions import Convention
+from maury.errors import ConfigError
+from maury.labels import LABELS, Label
+from maury.naming import check_known
+from maury.readers.config import ColumnConfig, Key, Strict, mistakes, unknown_columns
+from maury.spectra import Medium
+from maury.surveys.cuts import Cut
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Address = Annotated[str, Field(pattern=r"^https?://\S+$")]
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(Strict):
+    """``[[file]]``: a public file, as ``maury fetch`` downloads it.
+
+    Attributes
+    ----------
+    name : str
+        Name of the file on disk.
+    url : str
+    bytes : int, optional
+        Published size.
+    sha256 : str, optional
+        Published checksum.
+    note : str
+        What it holds.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+    url: Address
+    bytes: Annotated[int, Field(ge=0)] | None = None
+    sha256: Checksum | None = None
+    note: str = ""
+
+
+class TableFacts(Strict):
+    """``[table]``: where the catalogue is in its file.
+
+    Attributes
+    ----------
+    hdu : int or str, optional
+        HDU of a FITS file; else its first table.
+    missing : tuple of float, optional
+        Numbers that mean "missing" in every column that does not say otherwise.
+    """
+
+    hdu: Key | None = None
+    missing: tuple[float, ...] | None = None
+
+
+class IdFacts(Strict):
+    """``[id]``: identifiers.
+
+    Attributes
+    ----------
+    column : str
+        Column of the survey's own identifier of the row.
+    star : str, optional
+        Column of the identifier of the star, where a star has several rows.
+    spectrum : str, optional
+        Column that names the spectrum (the ``id`` of the spectra of this recipe).
+    other : mapping of str to str
+        Identifiers in other surveys: the survey (``gaia_dr3``, ``tmass``, ...) and the column.
+    """
+
+    column: str
+    star: str | None = None
+    spectrum: str | None = None
+    other: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str] = Field(default={})
+
+
+class PositionFacts(Strict):
+    """``[position]``: columns of position and proper motion.
+
+    Attributes
+    ----------
+    ra, dec : str
+        Columns, in degrees.
+    pmra, pmdec : str, optional
+        Columns, in mas/yr; pmra includes cos(dec).
+    epoch : float or str, optional
+        Julian year of the positions, or the column that gives it; not given: unknown.
+    system : {"icrs"}
+    """
+
+    ra: str
+    dec: str
+    pmra: str | None = None
+    pmdec: str | None = None
+    epoch: float | str | None = None
+    system: Literal["icrs"] = "icrs"
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.pmra is None) != (self.pmdec is None):
+            raise ValueError("'pmra' and 'pmdec' go together")
+        return self
+
+
+class AbundanceFacts(Strict):
+    """``[abundances]``: conventions of the abundances.
+
+    Attributes
+    ----------
+    solar_scale : str, optional
+        Name of the solar composition, one of `maury.solar`.
+    ratio : {"x_h", "x_fe", "x_m"}, optional
+        What the survey's catalogue gives for single elements.
+    alpha : tuple of str
+        Elements of its alpha abundance; none if it states none.
+    note : str
+    """
+
+    solar_scale: str | None = None
+    ratio: Literal["x_h", "x_fe", "x_m"] | None = None
+    alpha: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def convention(self) -> Convention:
+        """Solar scale and alpha elements, for conversion."""
+        return Convention.of(self.solar_scale, self.alpha)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        try:
+            _ = self.convention
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class GridFacts(Strict):
+    """A wavelength grid: ``start + step k`` angstrom for k = 0 to n - 1; log10 of it if `log`."""
+
+    start: Annotated[float, Field(gt=0)]
+    step: Annotated[float, Field(gt=0)]
+    n: Annotated[int, Field(ge=2, le=10_000_000)]
+    log: bool = False
+
+
+class ArmFacts(Strict):
+    """``[[spectra.arm]]``: one of several wavelength ranges, each a store of its own.
+
+    Attributes
+    ----------
+    name : str
+        As ``--arm`` takes it.
+    reader : str
+        Reader of this arm, in place of that of the spectra.
+    grid, resolving_power
+        The same.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    reader: str | None = None
+    grid: GridFacts | None = None
+    resolving_power: Annotated[float, Field(gt=0)] | None = None
+
+
+class SpectraFacts(Strict):
+    """``[spectra]``: how the spectra are published.
+
+    Attributes
+    ----------
+    reader : str
+        Name of the published format (`maury.readers.formats`).
+    medium : {"air", "vacuum"}
+    resolving_power : float, optional
+        lambda / FWHM; not given where it is unknown.
+    grid : GridFacts, optional
+        Grid that the spectra are put on; without it all must stand on that of the first.
+    at_rest : bool
+        Whether they are shifted to the rest frame.
+    normalised : bool
+        Whether they are divided by the continuum.
+    columns : mapping of str to ColumnConfig
+        Columns of the survey, from the facts (header cards, or columns) of each spectrum.
+    arm : tuple of ArmFacts
+        The first is taken unless a user says otherwise.
+    note : str
+    """
+
+    reader: str
+    medium: Medium
+    resolving_power: Annotated[float, Field(gt=0)] | None = None
+    grid: GridFacts | None = None
+    at_rest: bool = False
+    normalised: bool = False
+    columns: dict[str, ColumnConfig] = Field(default={})
+    arm: tuple[ArmFacts, ...] = ()
+    note: str = ""
+
+
+class SurveyRecipe(Strict):
+    """A public survey.
+
+    Attributes
+    ----------
+    name, title, description : str
+    kind : {"catalogue", "spectra", "both"}
+    citation : tuple of str
+        Keys of the bibliography.
+    documentation : str
+        Page of the data model.
+    acknowledgement, licence : str
+        As the survey asks for; empty if it does not say.
+    file, table, id, position, columns, abundances, cut, spectra
+        See their classes. `columns` maps columns of ``maury`` to those of the catalogue.
+    label : tuple of mapping
+        Definitions of further labels, as in `maury.labels`.
+    """
+
+    name: Name
+    title: str
+    kind: Literal["catalogue", "spectra", "both"]
+    description: str
+    citation: tuple[str, ...]
+    documentation: Address
+    acknowledgement: str = ""
+    licence: str = ""
+    file: tuple[FileEntry, ...] = ()
+    table: TableFacts = TableFacts()
+    id: IdFacts | None = None
+    position: PositionFacts | None = None
+    columns: dict[str, ColumnConfig] = Field(default={})
+    abundances: AbundanceFacts | None = None
+    cut: tuple[Cut, ...] = ()
+    spectra: SpectraFacts | None = None
+    label: tuple[dict[str, Any], ...] = ()
+
+    @field_validator("cut", "file")
+    @classmethod
+    def _once(cls, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [item.name for item in given]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(map(repr, twice))} stands twice; names must differ")
+        return given
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind != "catalogue" and self.spectra is None:
+            raise ValueError(f"a recipe of kind {self.kind!r} needs [spectra]")
+        if self.kind != "spectra" and (self.id is None or not self.columns):
+            raise ValueError(f"a recipe of kind {self.kind!r} needs [id] and [columns]")
+        return self
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """Labels that surveys made with this recipe know: the default ones and its own."""
+        return labels_module.extend(labels_module.parse(self.label))
+
+    def cuts(self, *, without: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> tuple[Cut, ...]:
+        """Return the default cuts, without some of them, and with some that are off by default.
+
+        Raises
+        ------
+        UnknownName
+            If a name is not that of a cut.
+        """
+        known = [cut.name for cut in self.cut]
+        for name in (*without, *also):
+            check_known(f"cut of {self.name}", name, known)
+        return tuple(
+            cut for cut in self.cut if cut.name in also or (cut.default and cut.name not in without)
+        )
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the recipes that ship with the package, sorted."""
+    folder = resources.files("maury.surveys") / "recipes"
+    return tuple(
+        sorted(
+            item.name.removesuffix(".toml")
+            for item in folder.iterdir()
+            if item.name.endswith(".toml")
+        )
+    )
+
+
+def load(name_or_path: str | Path) -> SurveyRecipe:
+    """Read a recipe by its name, or from a TOML file.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        One of `names`, or the path of a file ending in ``.toml``.
+
+    Raises
+    ------
+    UnknownName
+        If it is neither.
+    ConfigError
+        Naming everything that is wrong in the file, at once.
+    """
+    if isinstance(name_or_path, Path) or name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+        return parse(text, what=str(path))
+    name = check_known("survey recipe", name_or_path, names())
+    file = resources.files("maury.surveys") / "recipes" / f"{name}.toml"
+    recipe = parse(file.read_text("utf-8"), what=f"the recipe {name}")
+    assert recipe.name == name, "a recipe's file is called by its name"
+    return recipe
+
+
+def parse(text: str, *, what: str) -> SurveyRecipe:
+    """Read a recipe from TOML.
+
+    Parameters
+    ----------
+    text : str
+        The document.
+    what : str
+        Where it comes from, for the message.
+
+    Raises
+    ------
+    ConfigError
+        Naming everything that is wrong, at once.
+    """
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"cannot read {what}: {error}") from error
+    problems: list[str] = []
+    labels = LABELS
+    try:
+        rows = document.get("label", [])
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            labels = labels_module.extend(labels_module.parse(rows))
+    except ConfigError as error:
+        problems.append(str(error))
+    recipe = None
+    try:
+        recipe = SurveyRecipe.model_validate(document)
+    except (ValidationError, RecursionError) as error:
+        problems += (
+            mistakes(error, SurveyRecipe)
+            if isinstance(error, ValidationError)
+            else ["it is nested too deeply"]
+        )
+    problems += unknown_columns(document, labels)
+    spectra = document.get("spectra")
+    if isinstance(spectra, Mapping):
+        problems += [f"spectra.{p}" for p in unknown_columns(spectra, labels)]
+    if problems or recipe is None:
+        raise ConfigError(f"{what} is wrong: " + "; ".join(problems))
+    return recipe
