@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import numpy as np
@@ -10,6 +11,7 @@ from maury.errors import (
     ColumnError,
     IdentifierError,
     LengthMismatch,
+    OutputBusy,
     OutputExists,
     ResumeMismatch,
     SurveyFileError,
@@ -100,6 +102,9 @@ def test_resumes_after_the_last_written_row(tmp_path, rng):
     path = tmp_path / "s.zarr"
     first = writer(path, resume_key="a")
     fill(first, 0, 8, rng)
+    with pytest.raises(OutputBusy, match=f"process {os.getpid()}"):
+        writer(path, resume_key="a")
+    del first  # As if its process had died.
     with pytest.raises(ResumeMismatch, match="other settings"):
         writer(path, resume_key="b")
     with writer(path, resume_key="a") as again:

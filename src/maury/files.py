@@ -252,7 +252,8 @@ def require_ours(work: Path, stamp: str) -> None:
     """Raise `ResumeMismatch` unless a folder in the way has this stamp, or is empty."""
     ours = work.is_dir() and not work.is_symlink()
     if ours and not (work / stamp).exists():
-        ours = all(one.name.startswith(f".{Path(stamp).stem}.") for one in work.iterdir())
+        head = f".{Path(stamp).stem}."
+        ours = all(one.is_dir() or one.name.startswith(head) for one in work.rglob("*"))
     if not ours:
         raise ResumeMismatch(
             f"{work} is in the way, and is not of maury's making; move it elsewhere, or choose "

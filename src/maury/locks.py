@@ -76,10 +76,13 @@ def _sign(number: int) -> None:
 
 
 def _release(path: Path, number: int) -> None:
-    steps = [path.unlink, lambda: os.close(number)]
-    for step in steps if fcntl is not None else reversed(steps):
-        with suppress(OSError):
-            step()
+    # Where locks are the system's, the name goes first: whoever waits finds another file.
+    if fcntl is None:
+        os.close(number)
+    with suppress(OSError):
+        path.unlink()
+    if fcntl is not None:
+        os.close(number)
 
 
 def _require_free(number: int, path: Path, out: Path) -> None:

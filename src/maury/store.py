@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,8 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 from maury import columns as columns_module
 from maury.columns import Column
 from maury.errors import ColumnError, IdentifierError, LengthMismatch, ResumeMismatch
-from maury.files import publish, refuse_existing, remove
+from maury.files import (
+    explaining,
+    publish,
+    read_stamp,
+    refuse_existing,
+    remove,
+    require_ours,
+    settle,
+)
+from maury.integrity import MANIFEST, write_manifest
 from maury.labels import LABELS, Label
+from maury.locks import making
 from maury.spectra import Medium, check_wavelengths
 
 logger = logging.getLogger(__name__)
@@ -65,6 +75,10 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         If `path` exists and `overwrite` is false.
     ResumeMismatch
         If a partial store of another run is in the way.
+    OutputBusy
+        If another run writes the store.
+    OutputError
+        If the disk is full, or cannot be written.
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".part")
         self._rows: list[tuple[int, int]] = []
+        self._settled: list[tuple[int, int]] = []
         self._overwrite = overwrite
         self.n_star = n_star
         self._key = resume_key
@@ -99,8 +114,11 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             "labels": [label.model_dump(mode="json") for label in labels],
             "provenance": dict(provenance or {}),
         }
-        if not self._resume():
-            self._create(wave, header, chunk)
+        with ExitStack() as stack:
+            stack.enter_context(making(self.path))
+            if not self._resume():
+                self._create(wave, header, chunk)
+            self._held = stack.pop_all()
 
     @property
     def done(self) -> int:
@@ -138,7 +156,12 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             else:
                 merged.append((first, last))
         self._rows = merged
-        self._note_progress()
+        with explaining(self.path):
+            new = self.n_written - sum(last - first for first, last in self._settled)
+            if new >= self.stretch:
+                settle(self.partial)
+                self._settled = merged
+            self._note_progress()
 
     def write(self, start: int, flux: ArrayLike, ivar: ArrayLike, **columns: ArrayLike) -> None:
         """Write consecutive rows.
@@ -171,7 +194,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             n = np.shape(values)[0]
             if n != flux.shape[0]:
                 raise LengthMismatch(f"{name!r} has {n} rows, flux {flux.shape[0]}")
-        _put(self._group, start, arrays)
+        with explaining(self.path):
+            _put(self._group, start, arrays)
         self.note(start, stop)
 
     def __exit__(
@@ -181,27 +205,36 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         trace: TracebackType | None,
     ) -> None:
         """Publish the store if every row was written, else keep (resumable) or remove it."""
-        if kind is None:
-            if self._rows != [(0, self.n_star)]:
-                raise LengthMismatch(
-                    f"{self.path}: {self.n_written} rows written of {self.n_star} declared"
-                )
-            self._check_ids()
-            (self.partial / _PROGRESS).unlink(missing_ok=True)
-            publish(self.partial, self.path, overwrite=self._overwrite)
-        elif self._key is None:
-            remove(self.partial)
+        with self._held, explaining(self.path):
+            if kind is None:
+                self._publish()
+            elif self._key is None:
+                remove(self.partial)
+
+    def _publish(self) -> None:
+        if self._rows != [(0, self.n_star)]:
+            raise LengthMismatch(
+                f"{self.path}: {self.n_written} rows written of {self.n_star} declared"
+            )
+        self._check_ids()
+        write_manifest(self.partial)
+        # A kill from here on leaves all that is needed to publish once more.
+        publish(self.partial, self.path, overwrite=self._overwrite)
+        (self.path / _PROGRESS).unlink(missing_ok=True)
 
     def _resume(self) -> bool:
         import zarr
 
-        if not self.partial.exists():
+        if not (self.partial.exists() or self.partial.is_symlink()):
             return False
-        progress = self.partial / _PROGRESS
-        state = json.loads(progress.read_text("utf-8")) if progress.is_file() else {}
+        require_ours(self.partial, _PROGRESS)
+        state = read_stamp(self.partial / _PROGRESS)
         if self._key is not None and state.get("key") == self._key:
             self._group = zarr.open_group(str(self.partial), mode="r+")
-            self._rows = [(int(first), int(last)) for first, last in state["rows"]]
+            # What a machine wrote just before it lost its power may be gone.
+            safe = "rows" if state.get("boot") == _boot() else "settled"
+            rows = [(int(first), int(last)) for first, last in state.get(safe, state["rows"])]
+            self._rows = self._settled = rows
             logger.info("resuming %s after row %d", self.path, self.done)
             return True
         if self._key is not None and state.get("key") and not self._overwrite:
@@ -215,7 +248,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
     def _create(self, wave: NDArray[np.float64], header: dict[str, Any], chunk: int) -> None:
         import zarr
 
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        self.partial.mkdir(parents=True)
+        self._put_progress({})
         self._group = zarr.create_group(str(self.partial), zarr_format=3)
         self._group.attrs["maury"] = header
         n_star, n_pixel = self.n_star, wave.size
@@ -231,6 +265,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
                 dtype="float32",
                 fill_value=float("nan") if name == "flux" else 0.0,
                 dimension_names=("star", "pixel"),
+                compressors=_codecs(),
             )
             array.attrs.update({"units": "", "ucd": ucd})
         wave_array = self._group.create_array(
@@ -239,6 +274,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             chunks=(n_pixel,),
             dtype="float64",
             dimension_names=("pixel",),
+            compressors=_codecs(),
         )
         wave_array[:] = wave
         wave_array.attrs.update({"units": "Angstrom", "ucd": "em.wl", "medium": header["medium"]})
@@ -256,15 +292,21 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             dtype="str" if text else column.kind,
             fill_value="" if text else (0 if integer else float("nan")),
             dimension_names=("star",),
+            compressors=_codecs(),
         )
         array.attrs.update(
             {"units": column.unit, "ucd": column.ucd, "description": column.description}
         )
 
     def _note_progress(self) -> None:
-        state = json.dumps({"key": self._key, "rows": self._rows})
-        temporary = self.partial / (_PROGRESS + ".tmp")
-        temporary.write_text(state, "utf-8")
+        self._put_progress(
+            {"key": self._key, "rows": self._rows, "settled": self._settled, "boot": _boot()}
+        )
+
+    def _put_progress(self, state: Mapping[str, Any]) -> None:
+        temporary = (self.partial / _PROGRESS).with_name(".progress.tmp")
+        temporary.parent.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps(state), "utf-8")
         temporary.replace(self.partial / _PROGRESS)
 
     def _check_ids(self) -> None:
@@ -272,7 +314,22 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         require_unique(np.asarray(array[:], dtype=object), what=str(self.path))
 
 
-_PROGRESS = "maury-progress.json"
+_PROGRESS = f"{MANIFEST}/progress.json"
+
+
+def _codecs() -> list[Any]:
+    """Return what compresses a chunk, and the checksum of what comes out."""
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return [ZstdCodec(level=0), Crc32cCodec()]
+
+
+def _boot() -> str | None:
+    """Identity of this run of this machine, where the system tells it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return None
 
 
 def put_rows(store: Path | str, start: int, arrays: Mapping[str, ArrayLike]) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from maury import addresses
 from maury import labels as labels_module
 from maury.errors import ColumnError, SurveyFileError
+from maury.integrity import check_manifest, manifest_digest
 from maury.labels import Label
 from maury.spectra import Medium, Spectra, check_wavelengths, describe_grid
 from maury.store import CHUNK_STARS as CHUNK_STARS
@@ -127,6 +128,9 @@ class Survey:
     def open(cls, path: Path | str) -> Self:
         """Open a store; nothing but its metadata is read.
 
+        Metadata, and the lengths of all chunks, are compared with those that were written; the
+        checksum of a chunk is compared when it is read. Stores of older versions have neither.
+
         Parameters
         ----------
         path : path-like
@@ -149,6 +153,8 @@ class Survey:
             raise SurveyFileError(
                 f"{path} is not a survey store; make one with 'maury ingest' or 'maury simulate'"
             )
+        else:
+            check_manifest(place)
         try:
             dataset = xr.open_zarr(str(place), consolidated=False, chunks=None)
         except Exception as error:
@@ -197,10 +203,10 @@ class Survey:
 
     @property
     def fingerprint(self) -> str:
-        """Place, size and date of the store."""
+        """Place and content of the store; its date, where it has no manifest."""
         if isinstance(self.path, addresses.Address):
             return f"{self.path} {self.n_star} {self.path.fingerprint(_HEADER_FILE)}"
-        stamp = (self.path / _HEADER_FILE).stat().st_mtime_ns
+        stamp = manifest_digest(self.path) or (self.path / _HEADER_FILE).stat().st_mtime_ns
         return f"{self.path.resolve()} {self.n_star} {stamp}"
 
     @property
@@ -327,7 +333,25 @@ class Survey:
         try:
             return np.asarray(self.dataset[name][rows].values)
         except Exception as error:
-            raise SurveyFileError(f"cannot read {name!r} of {self.path}: {error}") from error
+            raise SurveyFileError(self._damage(name, rows) or str(error)) from error
+
+    def _damage(self, name: str, rows: slice) -> str:
+        """Say which chunk of some rows cannot be read."""
+        first, stop, _ = rows.indices(self.n_star)
+        step = self.dataset[name].encoding.get("chunks", (self.n_star,))[0]
+        for start in range(first // step * step, stop, step):
+            end = min(start + step, self.n_star)
+            try:
+                self.dataset[name][start:end].to_numpy()
+            except Exception as error:
+                inner = "" if self.dataset[name].ndim == 1 else "/0"
+                chunk = f"{self.path}/{name}/c/{start // step}{inner}"
+                return (
+                    f"{self.path}: rows {start} to {end - 1} of {name!r} cannot be read, their "
+                    f"chunk {chunk} is damaged ({error}); copy it from a backup, or make the store "
+                    "anew; all other chunks are whole unless they are named as well"
+                )
+        return f"cannot read {name!r} of {self.path}"
 
 
 def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, Any]:
