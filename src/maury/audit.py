@@ -20,6 +20,7 @@ from maury.gradients import flux_gradient
 from maury.inference import EnsembleNetwork
 from maury.labels import LABEL_NAMES, Label
 from maury.model import Model
+from maury.observing import TRAINING_SKY, ObservingModel
 from maury.prediction import hide
 from maury.preparation import Inputs
 from maury.sensitivity import (
@@ -136,7 +137,9 @@ def audit(
     )
     return AuditReport(
         labels=labels,
-        sensitivities=tuple(_sensitivities(model, inputs, truth)),
+        sensitivities=tuple(
+            _sensitivities(model, inputs, truth, sky=TRAINING_SKY.at_power(survey.resolving_power))
+        ),
         simulated=survey.simulated,
         n_row=int(rows.size),
         n_star=int(np.unique(star).size),
@@ -196,7 +199,9 @@ def _note(model: Model, residuals: Mapping[str, Float64s]) -> str:
     )
 
 
-def _sensitivities(model: Model, inputs: Inputs, truth: Float64s) -> Iterator[Sensitivity]:
+def _sensitivities(
+    model: Model, inputs: Inputs, truth: Float64s, *, sky: ObservingModel
+) -> Iterator[Sensitivity]:
     if not can_compare(model):
         return
     columns = [model.label_names.index(name) for name in LABEL_NAMES]
@@ -207,7 +212,9 @@ def _sensitivities(model: Model, inputs: Inputs, truth: Float64s) -> Iterator[Se
         answered = np.isfinite(gradient).all(axis=(1, 2))
         rows, gradient = rows[answered], gradient[answered]
         if rows.size:
-            yield compare_with_optimal(star, gradient, labels[rows], inputs.snr[rows], model=model)
+            yield compare_with_optimal(
+                star, gradient, labels[rows], inputs.snr[rows], model=model, sky=sky
+            )
 
 
 def _some(inputs: Inputs, rows: NDArray[np.int64]) -> Inputs:

@@ -215,6 +215,7 @@ def compare_with_bound(
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     noise_correlation: Sequence[float] = (0.44, 0.05),
     modes: ObservedModes | None = None,
+    sky: ObservingModel = TRAINING_SKY,
 ) -> tuple[LabelBound, ...]:
     """Compare residuals with the bounds at the true labels, with and without photometry.
 
@@ -229,6 +230,8 @@ def compare_with_bound(
         As of `cramer_rao`.
     modes : ObservedModes, optional
         Nuisances as measured at `wave_aa`, instead of the typical continuum.
+    sky : ObservingModel
+        As of `cramer_rao`.
 
     Returns
     -------
@@ -238,7 +241,7 @@ def compare_with_bound(
     true, ratio = np.asarray(truth, dtype=np.float64), np.asarray(snr, dtype=np.float64)
     residual = np.asarray(predicted, dtype=np.float64) - true
     values, n_given = _complete(true)
-    instrument = _Instrument.of(_shipped(), wave_aa, TRAINING_SKY, noise_correlation, modes=modes)
+    instrument = _Instrument.of(_shipped(), wave_aa, sky, noise_correlation, modes=modes)
     fisher = instrument.information(values, ratio)
     priors: tuple[Prior, Prior] = ("photometry", None)
     both = [_sigma(_covariance(fisher, _prior_precision(one, values))) for one in priors]

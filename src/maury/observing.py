@@ -138,6 +138,23 @@ class ObservingModel(BaseModel):
     spike_height: tuple[float, float] = (0.1, 0.4)
     theory_mismatch: TheoryMismatch = TheoryMismatch()
 
+    def at_power(self, resolving_power: float | None) -> ObservingModel:
+        """Return the same sky seen at another resolving power; scatter and range go with it.
+
+        None means unknown: nothing changes.
+        """
+        if resolving_power is None:
+            return self
+        ratio = resolving_power / self.resolving_power
+        low, high = self.resolving_power_range
+        return self.model_copy(
+            update={
+                "resolving_power": float(resolving_power),
+                "resolving_power_scatter": ratio * self.resolving_power_scatter,
+                "resolving_power_range": (ratio * low, ratio * high),
+            }
+        )
+
     @model_validator(mode="after")
     def _ranges_increase(self) -> ObservingModel:
         for name in ("resolving_power_range", "snr_range", "spike_height"):

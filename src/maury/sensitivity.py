@@ -33,7 +33,7 @@ from maury.bound import (
 )
 from maury.labels import LABEL_NAMES
 from maury.model import Model
-from maury.observing import RAVE_WAVE_AA, TRAINING_SKY
+from maury.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel
 from maury.operators import vacuum_to_air
 
 Float64s = NDArray[np.float64]
@@ -154,6 +154,7 @@ def optimal_weights(
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     prior: Prior = None,
     noise_correlation: Sequence[float] = (0.44, 0.05),
+    sky: ObservingModel = TRAINING_SKY,
 ) -> tuple[Float64s, Float64s]:
     """Weights of the best linear estimator of each label, and the slopes of the flux.
 
@@ -161,7 +162,7 @@ def optimal_weights(
     ----------
     labels : (n_star, 9) array_like
         In the order of `maury.labels.LABELS`, finite.
-    snr, wave_aa, prior, noise_correlation
+    snr, wave_aa, prior, noise_correlation, sky
         As of `maury.bound.cramer_rao`.
 
     Returns
@@ -173,7 +174,7 @@ def optimal_weights(
         Derivative of the flux by each label, per unit of the label.
     """
     values, n_given = _complete(labels)
-    instrument = _Instrument.of(_shipped(), wave_aa, TRAINING_SKY, noise_correlation)
+    instrument = _Instrument.of(_shipped(), wave_aa, sky, noise_correlation)
     total = instrument.information(values, snr)
     total[:, :_N, :_N] += _prior_precision(prior, values)
     flux, slopes = instrument.derivatives(values)
@@ -204,7 +205,13 @@ def nearest_to(star: str, labels: Float64s) -> NDArray[np.int64]:
 
 
 def compare_with_optimal(
-    star: str, gradient: Float64s, labels: Float64s, snr: Float64s, *, model: Model
+    star: str,
+    gradient: Float64s,
+    labels: Float64s,
+    snr: Float64s,
+    *,
+    model: Model,
+    sky: ObservingModel = TRAINING_SKY,
 ) -> Sensitivity:
     """Set a model's derivatives at some stars beside the best linear weights.
 
@@ -220,6 +227,8 @@ def compare_with_optimal(
         S/N per pixel.
     model : Model
         Its wavelengths, noise and inputs; with photometry the best estimator has it too.
+    sky : ObservingModel
+        As of `maury.bound.cramer_rao`.
     """
     weights, slopes = optimal_weights(
         labels,
@@ -227,6 +236,7 @@ def compare_with_optimal(
         wave_aa=air_wavelengths(model),
         prior="photometry" if sees_photometry(model) else None,
         noise_correlation=model.preparation.noise_correlation,
+        sky=sky,
     )
     mean, best = gradient.mean(axis=0), weights.mean(axis=0)
     return Sensitivity(

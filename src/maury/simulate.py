@@ -256,6 +256,7 @@ def simulate_survey(
         provenance=provenance,
         overwrite=overwrite,
         resume_key=_fingerprint({**provenance, "n_star": n_star}),
+        resolving_power=chosen.observing.resolving_power,
     ) as writer:
         if cluster is not None:
             _simulate_on(cluster, simulator, writer, progress)

@@ -68,6 +68,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         Replace an existing store (only once the new one is complete).
     resume_key : str, optional
         Fingerprint of everything that determines the content.
+    resolving_power : float, optional
+        lambda / FWHM of the spectra, if it is known.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         chunk: int = CHUNK_STARS,
         overwrite: bool = False,
         resume_key: str | None = None,
+        resolving_power: float | None = None,
     ) -> None:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".part")
@@ -114,6 +117,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             "labels": [label.model_dump(mode="json") for label in labels],
             "provenance": dict(provenance or {}),
         }
+        if resolving_power is not None:
+            header["resolving_power"] = float(resolving_power)
         with ExitStack() as stack:
             stack.enter_context(making(self.path))
             if not self._resume():

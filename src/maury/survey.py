@@ -197,6 +197,12 @@ class Survey:
         return bool(self._header["simulated"])
 
     @property
+    def resolving_power(self) -> float | None:
+        """Typical lambda / FWHM of the spectra; None if it is not known."""
+        value = self._header.get("resolving_power")
+        return None if value is None else float(value)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Where the survey comes from: source, software versions, settings."""
         return dict(self._header["provenance"])

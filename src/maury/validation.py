@@ -14,6 +14,7 @@ from maury.errors import ColumnError, ConfigError
 from maury.labels import LABEL_NAMES
 from maury.model import Model
 from maury.naming import check_known
+from maury.observing import TRAINING_SKY
 from maury.operators import vacuum_to_air
 from maury.prediction import predict_rows
 from maury.statistics import LabelStatistics, residual_statistics
@@ -240,6 +241,7 @@ def _bounds(
             wave_aa=wave_aa,
             noise_correlation=model.preparation.noise_correlation,
             modes=modes,
+            sky=TRAINING_SKY.at_power(survey.resolving_power),
         )
 
     modes = _observed_modes(model, wave_aa)

@@ -254,6 +254,8 @@ class IngestConfig(Strict):
         See their classes. Spectra stand in ``[spectra]``, or in two ``[[arm]]`` or more.
     windows : tuple of (float, float), optional
         Stretches of wavelength that are kept, in angstrom.
+    resolving_power : float, optional
+        lambda / FWHM of the spectra.
     simulated : bool
         Whether the spectra are simulated; a header card ``SIMULATE = T`` says so too.
     missing : tuple of float, optional
@@ -271,6 +273,7 @@ class IngestConfig(Strict):
     observable: tuple[ObservableConfig, ...] = ()
     table: tuple[TableConfig, ...] = ()
     columns: dict[str, ColumnConfig] = {}
+    resolving_power: Annotated[float, Field(gt=0)] | None = None
     simulated: bool = False
     missing: tuple[float, ...] | None = None
     label: tuple[dict[str, Any], ...] = ()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import maury
-from maury.columns import BANDS
+from maury.columns import BANDS, Column
 from maury.distributed import Cluster
 from maury.errors import (
     ClusterError,
@@ -195,6 +195,8 @@ class Target:
     resume_key: str
     labels: Sequence[Label] = LABELS
     overwrite: bool = False
+    further: Sequence[Column] = ()
+    resolving_power: float | None = None
 
 
 def write_survey(
@@ -230,17 +232,19 @@ def write_survey(
         A function of an importable module that opens the source again, and its argument.
     """
     n_star = source.n_star
+    further = {column.name: column for column in target.further}
     writer = SurveyWriter(
         target.out,
         n_star=n_star,
         wave_aa=gridder.wave_aa,
         medium=medium,
-        columns=[*columns, "snr"],
+        columns=[*(further.get(name, name) for name in columns), "snr"],
         simulated=target.simulated,
         labels=target.labels,
         provenance=target.provenance,
         overwrite=target.overwrite,
         resume_key=target.resume_key,
+        resolving_power=target.resolving_power,
     )
     with writer:
         try:

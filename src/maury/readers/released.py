@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 N_PIXEL = 912
 START_AA, STEP_AA = 8420.0, 0.4
 
+RESOLVING_POWER = 7500.0
+"""Typical of RAVE spectra (Steinmetz et al. 2020, AJ 160, 82)."""
+
 _PARTS: Mapping[str, str] = {
     "spectra": "*_spectra.fits",
     "parameters": "*_parameters.csv",
@@ -147,6 +150,7 @@ def ingest_released(
             provenance("released", describe_files(files.values()), {"medium": medium}),
             fingerprint(files.values(), "released"),
             overwrite=overwrite,
+            resolving_power=RESOLVING_POWER,
         )
         gridder = Gridder(wave_aa, resample=False, medium=medium)
         return write_survey(
