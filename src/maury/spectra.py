@@ -1,6 +1,7 @@
 """A frozen batch of spectra on one wavelength grid."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, Self
 
 import numpy as np
@@ -42,6 +43,32 @@ def check_wavelengths(wave_aa: ArrayLike, *, name: str = "wavelengths") -> NDArr
         )
     wave.setflags(write=False)
     return wave
+
+
+ARM_GAP = 4.0
+"""How many times its neighbours a step must be to part two arms."""
+
+
+def arm_slices(wave_aa: NDArray[np.float64], *, gap: float = ARM_GAP) -> tuple[slice, ...]:
+    """Return the pixels of each arm of a grid: stretches between gaps, the whole if it has none.
+
+    A gap is a step of more than `gap` times the steps beside it. On a store's grid a guard
+    pixel without weight stands at either side of it, so that pixel edges midway between centres
+    are right for every other pixel.
+
+    Parameters
+    ----------
+    wave_aa : (n_pixel,) float64
+        Increasing wavelengths.
+    gap : float
+    """
+    step = np.diff(wave_aa)
+    if step.size < 3:
+        return (slice(0, wave_aa.size),)
+    beside = np.full(step.size, np.inf)
+    beside[1:-1] = np.maximum(step[:-2], step[2:])
+    edges = [0, *(np.flatnonzero(step > gap * beside) + 1).tolist(), wave_aa.size]
+    return tuple(slice(a, b) for a, b in pairwise(edges))
 
 
 def describe_grid(wave_aa: NDArray[np.float64], medium: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury import columns as columns_module
+from maury.columns import Column
 from maury.labels import Label
 from maury.readers.grids import Gridder
 from maury.readers.pipeline import Columns, Source, read_rows
@@ -36,7 +37,11 @@ class FileSurvey:
     medium : {"air", "vacuum"}
     labels : sequence of Label
         Labels that the survey knows.
+    further : sequence of Column
+        Definitions of columns that `maury.columns` does not have.
     simulated : bool
+    resolving_power : float, optional
+        lambda / FWHM of the spectra, if it is known.
     provenance : mapping
     fingerprint : str
         Of everything that determines the content.
@@ -51,7 +56,9 @@ class FileSurvey:
         gridder: Gridder,
         medium: Medium,
         labels: Sequence[Label],
+        further: Sequence[Column] = (),
         simulated: bool,
+        resolving_power: float | None = None,
         provenance: Mapping[str, Any],
         fingerprint: str,
         stack: ExitStack,
@@ -63,9 +70,12 @@ class FileSurvey:
         self.medium: Medium = medium
         self.labels = tuple(labels)
         self.simulated = simulated
+        self.resolving_power = resolving_power
         self.provenance = dict(provenance)
         self.fingerprint = fingerprint
-        self._kinds = {name: c.kind for name, c in columns_module.known(labels).items()}
+        self.further = tuple(further)
+        known = columns_module.known(labels) | {column.name: column for column in further}
+        self._kinds = {name: column.kind for name, column in known.items()}
         self._close = weakref.finalize(self, stack.close)
 
     def __enter__(self) -> Self:

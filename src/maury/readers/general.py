@@ -1,19 +1,35 @@
 """Spectra and tables of any survey, as a short TOML file describes them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from maury.distributed import Cluster
-from maury.errors import InputFileError
-from maury.readers.config import IngestConfig, load_config
+from maury.errors import ConfigError, InputFileError
+from maury.labels import Label
+from maury.readers.arms import Arm, ArmsSource, Readable, join_arms
+from maury.readers.config import (
+    ArmConfig,
+    ExposuresConfig,
+    IngestConfig,
+    SpectraConfig,
+    WavelengthConfig,
+    Window,
+    load_config,
+)
 from maury.readers.direct import FileSurvey
+from maury.readers.exposures import CoaddedSource, collapse, group_exposures
 from maury.readers.folder import FolderSource, open_folder
-from maury.readers.grids import Gridder, linear_grid
+from maury.readers.formats import open_format
+from maury.readers.grids import Gridder, Layout, linear_grid
 from maury.readers.joining import Spectrograph, join
 from maury.readers.pipeline import (
+    Columns,
     Opened,
     Progress,
     Target,
@@ -24,7 +40,8 @@ from maury.readers.pipeline import (
     write_survey,
 )
 from maury.readers.rows import RowsSource, open_rows
-from maury.spectra import check_wavelengths
+from maury.readers.sources import FormatSource
+from maury.spectra import Medium, check_wavelengths
 from maury.survey import Survey
 
 logger = logging.getLogger(__name__)
@@ -76,7 +93,14 @@ def ingest_toml(
     """
     files = open_toml(config_path)
     target = Target(
-        out, files.simulated, files.provenance, files.fingerprint, files.labels, overwrite
+        out,
+        files.simulated,
+        files.provenance,
+        files.fingerprint,
+        files.labels,
+        overwrite,
+        further=files.further,
+        resolving_power=files.resolving_power,
     )
     with files:
         return write_survey(
@@ -114,31 +138,91 @@ def open_toml(config_path: Path | str) -> FileSurvey:
     config_path = Path(config_path)
     stated, labels = load_config(config_path)
     config = _rooted(stated, config_path.absolute().parent)
+    return open_config(config, config_path, labels=labels, options=_options(stated))
+
+
+def _options(stated: IngestConfig) -> dict[str, Any]:
+    return stated.model_dump(mode="json", exclude_defaults=True)
+
+
+def open_config(
+    config: IngestConfig, path: Path, *, labels: Sequence[Label], options: Mapping[str, Any]
+) -> FileSurvey:
+    """Open spectra and tables that a configuration describes, as `open_toml` does.
+
+    Parameters
+    ----------
+    config : IngestConfig
+        With absolute paths.
+    path : Path
+        Where it comes from, for messages.
+    labels : sequence of Label
+        Labels that the survey knows.
+    options : mapping
+        JSON that is recorded as its settings.
+
+    Raises
+    ------
+    ConfigError, InputFileError, GridMismatch
+        As of `ingest_toml`.
+    """
     files = _existing(config)
-    options = stated.model_dump(mode="json", exclude_defaults=True)
     with ExitStack() as stack:
-        source, path = _open(config, stack)
-        gridder = _gridder(config, source, path)
-        table = source.table if isinstance(source, RowsSource) else None
-        columns = join(config, Spectrograph(path, source.n_star, source.ids, table), labels, stack)
+        arms = [_arm(arm, config.windows, stack) for arm in config.arms]
+        source: Readable = arms[0].source if len(arms) == 1 else join_arms(arms)
+        gridder = arms[0].gridder
+        if isinstance(source, ArmsSource):
+            gridder = Gridder(source.wave_aa, resample=False, medium=arms[0].medium)
+        place = _place(config.arms[0].spectra)
+        spectrograph = Spectrograph(place, source.n_star, source.ids, arms[0].table)
+        columns = join(config, spectrograph, labels, stack)
         columns["star_id"] = group_stars(columns, columns["id"])
+        exposures = config.exposures
+        if exposures is not None and exposures.mode == "coadd":
+            velocity = _velocity(columns, exposures, path)
+            groups = group_exposures(columns["star_id"])
+            columns = collapse(columns, groups, at_rest=velocity is not None)
+            source = CoaddedSource(source, gridder, groups, velocity)
+            gridder = Gridder(gridder.wave_aa, resample=False, medium=arms[0].medium)
         hashed = describe_files(files)
-        if isinstance(source, FolderSource):
-            size = sum(item.stat().st_size for item in source.paths)
-            hashed.append({"name": path.name, "files": source.n_star, "bytes": size})
-            files += source.paths
+        for arm, found in zip(config.arms, arms, strict=True):
+            listed = _listed(found.source)
+            if arm.spectra.folder is not None:
+                size = sum(item.stat().st_size for item in listed)
+                name = arm.spectra.folder.name
+                hashed.append({"name": name, "files": len(listed), "bytes": size})
+                files += listed
         return FileSurvey(
-            config_path,
+            path,
             source,
             columns,
             gridder=gridder,
-            medium=config.wavelength.medium,
+            medium=arms[0].medium,
             labels=labels,
+            further=[c for parts in config.further_columns.values() for c in parts],
             simulated=config.simulated or source.simulated,
+            resolving_power=config.resolving_power,
             provenance=provenance("toml", hashed, options),
             fingerprint=fingerprint(files, options),
             stack=stack.pop_all(),
         )
+
+
+def _velocity(
+    columns: Columns, exposures: ExposuresConfig, path: Path
+) -> NDArray[np.float64] | None:
+    if exposures.velocity is None:
+        return None
+    if exposures.velocity not in columns:
+        raise ConfigError(
+            f"{path}: exposures.velocity names {exposures.velocity!r}, which [columns] does not "
+            "map; map it, or leave 'velocity' out if the exposures are at rest"
+        )
+    velocity = np.asarray(columns[exposures.velocity], dtype=np.float64)
+    unknown = int(np.isnan(velocity).sum())
+    if unknown:
+        logger.warning("%d exposures have no velocity and are left out of the sums", unknown)
+    return velocity
 
 
 def _rooted(config: IngestConfig, base: Path) -> IngestConfig:
@@ -152,7 +236,7 @@ def _rooted(config: IngestConfig, base: Path) -> IngestConfig:
             }
         return [walk(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return IngestConfig.model_validate(walk(config.model_dump()))
+    return IngestConfig.model_validate(walk(config.model_dump(exclude_unset=True)))
 
 
 def _paths(value: Any) -> Iterator[Path]:
@@ -172,19 +256,58 @@ def _existing(config: IngestConfig) -> list[Path]:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise InputFileError(f"not found: {', '.join(missing)}; correct the paths, or fetch them")
-    return [path for path in paths if path != config.spectra.folder]
+    folders = [arm.spectra.folder for arm in config.arms]
+    return [path for path in paths if path not in folders]
 
 
-def _open(config: IngestConfig, stack: ExitStack) -> tuple[RowsSource | FolderSource, Path]:
-    spectra = config.spectra
-    if spectra.folder is not None:
-        return open_folder(spectra.folder, spectra, config.wavelength), spectra.folder
-    assert spectra.file is not None
-    return open_rows(spectra.file, spectra, config.wavelength, stack), spectra.file
+def _place(spectra: SpectraConfig) -> Path:
+    place = spectra.folder or spectra.file
+    assert place is not None, "one of them was required"
+    return place
 
 
-def _gridder(config: IngestConfig, source: RowsSource | FolderSource, path: Path) -> Gridder:
-    medium, wanted = config.wavelength.medium, config.resample
+def _listed(source: object) -> list[Path]:
+    """Return the files that a folder was found to hold."""
+    return list(getattr(source, "paths", ()))
+
+
+def _arm(config: ArmConfig, windows: Sequence[Window], stack: ExitStack) -> Arm:
+    """Open the spectra of one arm, and settle their grid."""
+    spectra, wavelength = config.spectra, config.wavelength
+    path = _place(spectra)
+    source: FormatSource | RowsSource | FolderSource
+    if spectra.reader is not None:
+        source = open_format(spectra.reader, path, stack)
+        medium = _medium_of(source, wavelength, path)
+        table = source.table
+    else:
+        assert wavelength is not None, "it was required"
+        medium, table = wavelength.medium, None
+        if spectra.folder is not None:
+            source = open_folder(spectra.folder, spectra, wavelength)
+        else:
+            source = open_rows(path, spectra, wavelength, stack)
+            table = source.table
     first = check_wavelengths(source.first_grid(), name=f"wavelengths of {path}")
+    wanted = config.resample
     grid = first if wanted is None else linear_grid(wanted.start, wanted.step, wanted.n)
-    return Gridder(grid, resample=wanted is not None, medium=medium)
+    kept = windows if config.window is None else [config.window]
+    layout = Layout.of(grid, kept, what=str(path))
+    gridder = Gridder(grid, resample=wanted is not None, medium=medium, layout=layout)
+    return Arm(config.name, source, gridder, medium, table)
+
+
+def _medium_of(source: FormatSource, wavelength: WavelengthConfig | None, path: Path) -> Medium:
+    stated = None if wavelength is None else wavelength.medium
+    if source.medium is None and stated is None:
+        raise ConfigError(
+            f"{path} does not say whether its wavelengths are in air or in vacuum; write "
+            "'medium' in [wavelength]"
+        )
+    if source.medium is not None and stated not in (None, source.medium):
+        raise ConfigError(
+            f"{path} says that its wavelengths are in {source.medium}, [wavelength] in {stated}; "
+            "correct 'medium', or leave it out"
+        )
+    medium: Medium = source.medium or stated or "air"
+    return medium

@@ -1,6 +1,8 @@
 """Wavelength grids: from FITS headers, from a start and a step; and spectra put on one grid."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from maury.errors import GridMismatch, WavelengthError
 from maury.operators import Resampler
-from maury.spectra import Medium, check_wavelengths, describe_grid
+from maury.spectra import Medium, arm_slices, check_wavelengths, describe_grid
 
 _TOLERANCE_AA = 0.01
 _TOLERANCE_PIXEL = 0.05
@@ -122,10 +124,26 @@ class Gridder:
         Whether spectra on other grids are resampled (or refused).
     medium : {"air", "vacuum"}
         For messages.
+    layout : Layout, optional
+        Which pixels of it are kept.
+
+    Attributes
+    ----------
+    wave_aa : (n_kept,) float64
+        What spectra have in the end.
     """
 
-    def __init__(self, wave_aa: ArrayLike, *, resample: bool, medium: Medium) -> None:
-        self.wave_aa = check_wavelengths(wave_aa)
+    def __init__(
+        self,
+        wave_aa: ArrayLike,
+        *,
+        resample: bool,
+        medium: Medium,
+        layout: "Layout | None" = None,
+    ) -> None:
+        self._base_aa = check_wavelengths(wave_aa)
+        self._layout = layout
+        self.wave_aa = self._base_aa if layout is None else check_wavelengths(layout.wave_aa)
         self._resample = resample
         self._medium = medium
         self._last: tuple[NDArray[np.float64], Resampler] | None = None
@@ -155,16 +173,124 @@ class Gridder:
         GridMismatch
             If they are another grid and resampling was not asked for.
         """
-        if same_grid(self.wave_aa, wave_aa):
+        flux, ivar = self._on_base(wave_aa, spectra, what)
+        return (flux, ivar) if self._layout is None else self._layout.lay(flux, ivar)
+
+    def _on_base(
+        self,
+        wave_aa: NDArray[np.float64],
+        spectra: tuple[NDArray[np.float32], NDArray[np.float32]],
+        what: str,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        if same_grid(self._base_aa, wave_aa):
             return spectra
         wave_aa = check_wavelengths(wave_aa, name=f"wavelengths of {what}")
         if not self._resample:
             raise GridMismatch(
                 f"{what} stands on {describe_grid(wave_aa, self._medium)}, the first spectrum on "
-                f"{describe_grid(self.wave_aa, self._medium)}; ask for a common grid by "
+                f"{describe_grid(self._base_aa, self._medium)}; ask for a common grid by "
                 "'resample = { start = ..., step = ..., n = ... }'"
             )
         if self._last is None or not np.array_equal(self._last[0], wave_aa):
-            self._last = (wave_aa, Resampler(wave_aa, self.wave_aa))
+            self._last = (wave_aa, Resampler(wave_aa, self._base_aa))
         flux, ivar = self._last[1](*spectra)
         return np.where(ivar > 0, flux, np.nan), ivar
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Pixels that are kept of a grid, and guards beside its gaps.
+
+    Attributes
+    ----------
+    wave_aa : (n_kept,) float64
+        Their wavelengths, guards among them.
+    take : (n_kept,) int
+        Numbers of the pixels; -1 for a guard, which never has a weight.
+    """
+
+    wave_aa: NDArray[np.float64]
+    take: NDArray[np.intp]
+
+    @classmethod
+    def of(
+        cls, wave_aa: NDArray[np.float64], windows: Sequence[tuple[float, float]], *, what: str
+    ) -> "Layout | None":
+        """Return the layout of a grid cut to windows (angstrom), or None if all of it is kept.
+
+        Raises
+        ------
+        WavelengthError
+            If a window holds fewer than two pixels, or two are too near each other.
+        """
+        pixels = np.arange(wave_aa.size)
+        parts = [pixels]
+        if windows:
+            parts = [pixels[(wave_aa >= low) & (wave_aa <= high)] for low, high in windows]
+        for part, window in zip(parts, windows, strict=False):
+            if part.size < 2:
+                raise WavelengthError(
+                    f"{what}: the window {window[0]} to {window[1]} angstrom holds {part.size} "
+                    f"pixels of {describe_grid(wave_aa, 'as given')}; correct it"
+                )
+        parts = [part[piece] for part in parts for piece in _natural(wave_aa[part])]
+        if len(parts) == 1 and parts[0].size == wave_aa.size:
+            return None
+        wave, take = join_grids([wave_aa[part] for part in parts], what=what)
+        place = np.concatenate(parts)
+        return cls(wave, np.where(take >= 0, place[np.maximum(take, 0)], -1))
+
+    def lay(self, flux: NDArray[Any], ivar: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return flux and ivar (n_star, n_kept) of those of the whole grid."""
+        guard = self.take < 0
+        return (
+            np.where(guard, np.float32(np.nan), flux[:, self.take]),
+            np.where(guard, np.float32(0), ivar[:, self.take]),
+        )
+
+
+_NATURAL_GAP = 8.0
+_LEAST_GAP = 6.5
+
+
+def _natural(wave_aa: NDArray[np.float64]) -> tuple[slice, ...]:
+    """Return the stretches between gaps that a grid has by itself."""
+    return arm_slices(wave_aa, gap=_NATURAL_GAP)
+
+
+def join_grids(
+    grids: Sequence[NDArray[np.float64]], *, what: str
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Join grids of arms into one, with a guard pixel at either side of each gap.
+
+    Parameters
+    ----------
+    grids : sequence of (n_i,) float64
+        In order of wavelength.
+    what : str
+        For messages.
+
+    Returns
+    -------
+    wave_aa : (n_pixel,) float64
+    take : (n_pixel,) int
+        Numbers of the pixels, counted through all grids; -1 for a guard.
+
+    Raises
+    ------
+    WavelengthError
+        If two grids overlap, or there is no room for guards between them.
+    """
+    waves, takes, first = [grids[0]], [np.arange(grids[0].size)], grids[0].size
+    for before, after in pairwise(grids):
+        left, right = before[-1] - before[-2], after[1] - after[0]
+        room, needed = after[0] - before[-1], _LEAST_GAP * max(left, right)
+        if room < needed:
+            raise WavelengthError(
+                f"{what}: one arm ends at {before[-1]:.3f} angstrom, the next begins at "
+                f"{after[0]:.3f}; leave at least {needed:.3f} between them by 'window' or 'windows'"
+            )
+        waves += [np.array([before[-1] + left, after[0] - right]), after]
+        takes += [np.array([-1, -1]), first + np.arange(after.size)]
+        first += after.size
+    return np.concatenate(waves), np.concatenate(takes).astype(np.intp)

@@ -1,7 +1,7 @@
 """Tables joined to spectra: which column comes from where, in which unit."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury import columns as columns_module
+from maury.columns import Column
 from maury.errors import ColumnError, IdentifierError, LengthMismatch
 from maury.labels import Label
 from maury.naming import suggestion
@@ -23,6 +24,8 @@ from maury.survey import require_unique
 logger = logging.getLogger(__name__)
 
 _SPECTRA = "spectra"
+
+Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,42 @@ def join(
     ids = _ids(config, spectra, tables)
     tables = {title: _joined(joined, ids, spectra) for title, joined in tables.items()}
     known = columns_module.known(labels)
+    further = config.further_columns
     columns: dict[str, NDArray[Any]] = {"id": ids}
     for name, wanted in config.columns.items():
         if name == "id":
             continue
         joined = _locate(name, wanted, tables)
-        if known[name].kind == "str":
+        if name not in further and known[name].kind == "str":
             columns[name] = joined.take(joined.table.texts(wanted.name), "")
             continue
-        what = f"{joined.table.path}, column {wanted.name!r}"
-        unit = joined.table.units.get(wanted.name) if wanted.unit is None else wanted.unit
+        parts = further.get(name, (known[name],) if name in known else ())
         missing = config.missing if wanted.missing is None else wanted.missing
-        values = without_missing(joined.table.floats(wanted.name), known[name], missing)
-        columns[name] = joined.take(converted(values, known[name], unit, what=what), np.nan)
+        for column, values in zip(parts, _numbers(joined, wanted, len(parts)), strict=True):
+            columns[column.name] = joined.take(
+                _settled(joined, wanted, values, column, missing), np.nan
+            )
     return columns
+
+
+def _numbers(joined: _Joined, wanted: ColumnConfig, n_part: int) -> Iterable[Float64Array]:
+    """Return the numbers of a column, one array a part; several come from a column of arrays."""
+    if n_part == 1:
+        return [joined.table.floats(wanted.name, index=wanted.index)]
+    return joined.table.vectors(wanted.name, n_part).T
+
+
+def _settled(
+    joined: _Joined,
+    wanted: ColumnConfig,
+    values: Float64Array,
+    column: Column,
+    missing: Sequence[float] | None,
+) -> Float64Array:
+    """Return values without stand-ins for missing ones, in the unit of `column`."""
+    what = f"{joined.table.path}, column {wanted.name!r}"
+    unit = joined.table.units.get(wanted.name) if wanted.unit is None else wanted.unit
+    return converted(without_missing(values, column, missing), column, unit, what=what)
 
 
 def _ids(

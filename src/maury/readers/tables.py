@@ -406,6 +406,8 @@ def _one_vector(row: Any, what: str) -> NDArray[np.float64]:
         return np.empty(0)
     if isinstance(row, str | bytes):
         return parse_array(_decoded(row), what)
+    if isinstance(row, list):
+        row = [np.nan if value is None else value for value in row]
     array = np.ma.asanyarray(row)
     if array.ndim != 1 or array.dtype.kind not in "fiub":
         raise ColumnError(f"{what} must hold an array of numbers a row, got {array.dtype}")

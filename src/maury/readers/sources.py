@@ -1,0 +1,201 @@
+"""What readers of published formats share: spectra, and the facts of each."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import InputFileError, LengthMismatch
+from maury.readers.grids import same_grid
+from maury.readers.pipeline import Piece, Source
+from maury.readers.tables import SourceTable
+from maury.spectra import Medium
+
+Float64Array = NDArray[np.float64]
+
+
+class FormatSource(Source, Protocol):
+    """Spectra of a published format, which tells all but the columns' names."""
+
+    @property
+    def medium(self) -> Medium | None:
+        """Medium of the wavelengths, if the format or its files say it."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the files say that they are simulated."""
+
+    @property
+    def table(self) -> SourceTable | None:
+        """Facts of each spectrum: header cards or columns, by their own names."""
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The files."""
+
+    def first_grid(self) -> Float64Array:
+        """Return the wavelengths of the first spectrum, in angstrom."""
+
+
+@dataclass(frozen=True)
+class StarSpectrum:
+    """One spectrum and what its header says.
+
+    Attributes
+    ----------
+    wave_aa, flux : (n_pixel,) float64
+    ivar : (n_pixel,) float64 or None
+        0 in bad pixels; None where the file gives no noise.
+    facts : mapping
+        Header cards.
+    medium : {"air", "vacuum"} or None
+        None where the file does not say.
+    """
+
+    wave_aa: Float64Array
+    flux: Float64Array
+    ivar: Float64Array | None
+    facts: Mapping[str, Any]
+    medium: Medium | None = None
+
+
+@dataclass(frozen=True)
+class StarFiles:
+    """Files of one spectrum each, in the order of `paths`.
+
+    Attributes
+    ----------
+    paths : sequence of Path
+    read : callable
+        ``read(path)`` gives the `StarSpectrum`.
+    ids : (n_star,) str
+    table : SourceTable
+        Facts of all files.
+    medium : {"air", "vacuum"} or None
+        Of all files.
+    simulated : bool
+    """
+
+    paths: Sequence[Path]
+    read: Callable[[Path], StarSpectrum]
+    ids: NDArray[np.str_]
+    table: SourceTable
+    medium: Medium | None
+    simulated: bool = False
+
+    @property
+    def n_star(self) -> int:
+        """Number of spectra."""
+        return len(self.paths)
+
+    def first_grid(self) -> Float64Array:
+        """Return the wavelengths of the first spectrum, in angstrom."""
+        return self._checked(self.paths[0]).wave_aa
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Yield the spectra of rows `start` to before `stop`, alike ones together."""
+        held: list[StarSpectrum] = []
+        what = ""
+        for path in self.paths[start:stop]:
+            star = self._checked(path)
+            if held and not _alike(held[0], star):
+                yield _piece(held, what)
+                held = []
+            if not held:
+                what = str(path)
+            held.append(star)
+        if held:
+            yield _piece(held, what)
+
+    def _checked(self, path: Path) -> StarSpectrum:
+        star = self.read(path)
+        for array in (star.flux, star.ivar):
+            if array is not None and array.shape != star.wave_aa.shape:
+                raise LengthMismatch(
+                    f"{path} has {star.wave_aa.size} wavelengths, but {array.size} values of flux "
+                    "or noise; they must be equally many"
+                )
+        return star
+
+
+def _alike(one: StarSpectrum, other: StarSpectrum) -> bool:
+    noisy = (one.ivar is None) == (other.ivar is None)
+    return noisy and same_grid(one.wave_aa, other.wave_aa)
+
+
+def _piece(stars: Sequence[StarSpectrum], what: str) -> Piece:
+    with np.errstate(over="ignore", invalid="ignore"):
+        flux = np.array([star.flux for star in stars], dtype=np.float32)
+        noisy = [star.ivar for star in stars if star.ivar is not None]
+        ivar = np.array(noisy, dtype=np.float32) if noisy else None
+    return Piece(stars[0].wave_aa, flux, ivar, what)
+
+
+def list_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Return a file, or the files of a folder with one of these suffixes, in the order of names.
+
+    Raises
+    ------
+    InputFileError
+        If there are none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise InputFileError(f"{path} does not exist; correct its name")
+    found = sorted(
+        item
+        for item in path.iterdir()
+        if item.is_file()
+        and not item.name.startswith(".")
+        and item.name.lower().endswith(tuple(suffixes))
+    )
+    if not found:
+        raise InputFileError(f"{path} has no file with the suffix {' or '.join(suffixes)}")
+    return found
+
+
+def stem(path: Path) -> str:
+    """Return the name of a file without its suffixes."""
+    name = path.name.removesuffix(".gz")
+    return name.rsplit(".", 1)[0] if "." in name else name
+
+
+@dataclass
+class Facts:
+    """Facts of many spectra, gathered one after another, to become a table."""
+
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Take down the facts of the next spectrum."""
+        self.rows.append(facts)
+
+    def table(self, path: Path, units: Mapping[str, str] | None = None) -> SourceTable:
+        """Return the table of all facts; one that a spectrum lacks is missing."""
+        names = tuple(dict.fromkeys(name for row in self.rows for name in row))
+        return SourceTable(path, names, len(self.rows), dict(units or {}), self._column)
+
+    def _column(self, name: str) -> NDArray[Any]:
+        values = [row.get(name) for row in self.rows]
+        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+            return np.array(values)
+        if all(v is None or isinstance(v, int | float) for v in values):
+            return np.array([np.nan if v is None else float(v) for v in values])
+        return np.array(["" if v is None else str(v) for v in values], dtype=np.str_)
+
+
+def header_facts(*headers: Any) -> dict[str, Any]:
+    """Return the plain cards of FITS headers; of equal names the first counts."""
+    facts: dict[str, Any] = {}
+    for header in headers:
+        for card in header.cards:
+            name = str(card.keyword)
+            plain = isinstance(card.value, str | int | float | bool)
+            if plain and name not in ("", "COMMENT", "HISTORY", "CONTINUE"):
+                value = card.value.strip() if isinstance(card.value, str) else card.value
+                facts.setdefault(name, value)
+    return facts

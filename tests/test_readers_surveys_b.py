@@ -1,0 +1,502 @@
+"""Readers of published formats, on small files written here to the published descriptions."""
+
+import gzip
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.io import fits
+from astropy.io import votable as vot
+from astropy.table import Table
+
+from maury.errors import (
+    ColumnError,
+    ConfigError,
+    GridMismatch,
+    IdentifierError,
+    InputFileError,
+    LengthMismatch,
+    MauryError,
+    WavelengthError,
+)
+from maury.readers import ingest_toml
+
+RNG = np.random.default_rng(11)
+
+
+def ingest(folder, text, name="out"):
+    (folder / f"{name}.toml").write_text(text)
+    return ingest_toml(folder / f"{name}.toml", folder / f"{name}.zarr")
+
+
+# Gaia RVS. Data model: Gaia DR3 documentation, 20.12.1 rvs_mean_spectrum; structures as of the
+# archive's DataLink page.
+
+N_RVS = 2401
+SOURCES = np.array([4295806720, 5853498713190525696, 38655544960], dtype=np.int64)
+RVS_WAVE_NM = 846.0 + 0.01 * np.arange(N_RVS)
+RVS_FLUX = (1 + RNG.normal(0, 0.02, (3, N_RVS))).astype("f4")
+RVS_ERROR = RNG.uniform(0.01, 0.03, (3, N_RVS)).astype("f4")
+RVS_FLUX[:, :3] = np.nan
+RVS_ERROR[:, :3] = np.nan
+TRANSITS = np.array([12, 30, 7])
+
+
+def raw_table():
+    return Table(
+        {
+            "source_id": SOURCES,
+            "ra": [44.9, 217.4, 45.0],
+            "dec": [0.1, -62.7, 0.2],
+            "flux": RVS_FLUX,
+            "flux_error": RVS_ERROR,
+            "combined_transits": TRANSITS.astype("i2"),
+        },
+        units={"ra": "deg", "dec": "deg"},
+    )
+
+
+def one_source(k):
+    columns = {
+        "wavelength": RVS_WAVE_NM,
+        "flux": RVS_FLUX[k].astype("f4"),
+        "flux_error": RVS_ERROR[k],
+    }
+    return Table(columns, units={"wavelength": "nm"})
+
+
+def gaia_csv(rows, *, header=()):
+    def cell(values):
+        return '"[' + ",".join("null" if np.isnan(v) else repr(float(v)) for v in values) + ']"'
+
+    lines = [*header, "source_id,ra,dec,flux,flux_error,combined_transits"]
+    for k in rows:
+        t = raw_table()[k]
+        lines.append(
+            f"{t['source_id']},{t['ra']},{t['dec']},{cell(RVS_FLUX[k])},{cell(RVS_ERROR[k])},"
+            f"{t['combined_transits']}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+ECSV_HEADER = (
+    "# %ECSV 1.0",
+    "# ---",
+    "# delimiter: ','",
+    "# datatype:",
+    "# - {name: source_id, datatype: int64}",
+    "# - {name: flux, datatype: string, subtype: 'float64[null]'}",
+)
+
+
+def write_fits_raw(folder):
+    raw_table().write(folder / "RVS_RAW.fits")
+
+
+def write_votable_raw(folder):
+    raw_table().write(folder / "RVS_RAW.xml", format="votable")
+
+
+def write_bulk(folder):
+    for name, rows in (
+        ("RvsMeanSpectrum_000000-003111.csv.gz", [0, 1]),
+        ("RvsMeanSpectrum_003112-005263.csv.gz", [2]),
+    ):
+        with gzip.open(folder / name, "wt") as stream:
+            stream.write(gaia_csv(rows, header=ECSV_HEADER))
+
+
+def write_ecsv_raw(folder):
+    (folder / "RVS_RAW.ecsv").write_text(gaia_csv([0, 1, 2], header=ECSV_HEADER))
+
+
+def write_csv_raw(folder):
+    (folder / "RVS_RAW.csv").write_text(gaia_csv([0, 1, 2]))
+
+
+def write_individual(folder, suffix, **options):
+    for k, source in enumerate(SOURCES):
+        name = f"{k} RVS-Gaia DR3 {source}{suffix}"
+        one_source(k).write(folder / name, **options)
+
+
+def write_fits_individual(folder):
+    write_individual(folder, ".fits")
+
+
+def write_csv_individual(folder):
+    write_individual(folder, ".csv", format="ascii.csv")
+
+
+def votable_of(k):
+    resource = vot.tree.Resource()
+    table = vot.from_table(one_source(k)).get_first_table()
+    return resource, table
+
+
+def write_votable_combined(folder):
+    file = vot.tree.VOTableFile()
+    for k, source in enumerate(SOURCES):
+        resource, table = votable_of(k)
+        for name, value, kind in (
+            ("source_id", int(source), "long"),
+            ("combined_transits", int(TRANSITS[k]), "short"),
+        ):
+            table.params.append(vot.tree.Param(file, name=name, datatype=kind, value=value))
+        resource.tables.append(table)
+        file.resources.append(resource)
+    file.to_xml(str(folder / "RVS_COMBINED.xml"))
+
+
+def write_long_fits(folder):
+    stacked = {
+        name: np.concatenate([one_source(k)[name] for k in range(3)])
+        for name in ("flux", "flux_error")
+    }
+    Table(
+        {"source_id": np.repeat(SOURCES, N_RVS), "wavelength": np.tile(RVS_WAVE_NM, 3), **stacked}
+    ).write(folder / "RVS_COMBINED.fits")
+
+
+RVS_TOML = '[spectra]\nreader = "gaia-rvs"\nfolder = "rvs"\n'
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_fits_raw,
+        write_votable_raw,
+        write_bulk,
+        write_ecsv_raw,
+        write_csv_raw,
+        write_fits_individual,
+        write_csv_individual,
+        write_votable_combined,
+        write_long_fits,
+    ],
+)
+def test_rvs_in_every_structure(tmp_path, write):
+    (tmp_path / "rvs").mkdir()
+    write(tmp_path / "rvs")
+    survey = ingest(tmp_path, RVS_TOML)
+    assert survey.medium == "vacuum"
+    np.testing.assert_allclose(survey.wave_aa, 10 * RVS_WAVE_NM, rtol=0, atol=1e-6)
+    assert survey.id.tolist() == [str(source) for source in SOURCES]
+    spectra = survey.batch(0, 3).spectra
+    good = np.isfinite(RVS_FLUX)
+    np.testing.assert_array_equal(spectra.flux[good], RVS_FLUX[good])
+    np.testing.assert_allclose(
+        spectra.ivar[good], 1 / RVS_ERROR[good].astype(float) ** 2, rtol=1e-6
+    )
+    assert np.all(spectra.ivar[~good] == 0)
+    expected = np.percentile(RVS_FLUX[:, 3:] / RVS_ERROR[:, 3:], 75, axis=1)
+    np.testing.assert_allclose(survey.column("snr"), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("write", [write_fits_raw, write_votable_raw, write_bulk, write_csv_raw])
+def test_rvs_columns_beside_the_spectra(tmp_path, write):
+    (tmp_path / "rvs").mkdir()
+    write(tmp_path / "rvs")
+    survey = ingest(
+        tmp_path,
+        RVS_TOML + '[columns]\nra = "ra"\ntransits = "combined_transits"\n'
+        '[[observable]]\nname = "transits"\ndescription = "Transits that were combined"\n',
+    )
+    np.testing.assert_allclose(survey.column("ra"), [44.9, 217.4, 45.0])
+    np.testing.assert_array_equal(survey.column("transits"), TRANSITS)
+
+
+def test_rvs_of_a_source_without_spectrum_is_a_bad_row(tmp_path):
+    (tmp_path / "rvs").mkdir()
+    text = gaia_csv([0, 1])
+    lines = text.splitlines()
+    lines.append("77,1.0,2.0,null,,3")
+    (tmp_path / "rvs" / "a.csv").write_text("\n".join(lines))
+    survey = ingest(tmp_path, RVS_TOML)
+    assert len(survey) == 3
+    assert np.all(survey.batch(2, 3).spectra.ivar == 0)
+    assert np.isnan(survey.column("snr")[2])
+
+
+def short_bulk(folder):
+    (folder / "a.csv").write_text(gaia_csv([0, 1])[:-30_000])
+
+
+def broken_gzip(folder):
+    content = gzip.compress(gaia_csv([0]).encode())
+    (folder / "a.csv.gz").write_bytes(content[: len(content) // 2])
+
+
+def other_product(folder):
+    Table({"source_id": SOURCES, "flux": RVS_FLUX[:, :343], "flux_error": RVS_FLUX[:, :343]}).write(
+        folder / "xp.fits"
+    )
+
+
+def no_flux(folder):
+    Table({"source_id": SOURCES}).write(folder / "a.fits")
+
+
+def no_source(folder):
+    one_source(0).write(folder / "spectrum.fits")
+
+
+def twice(folder):
+    for name in "ab":
+        raw_table().write(folder / f"{name}.fits")
+
+
+def words_for_arrays(folder):
+    text = gaia_csv([0]).replace('"[', '"').replace(']"', '"')
+    (folder / "a.csv").write_text(text)
+
+
+def cut_samples(folder):
+    table = Table({"source_id": np.repeat(SOURCES, N_RVS), "wavelength": np.tile(RVS_WAVE_NM, 3)})
+    table["flux"] = RVS_FLUX.ravel()
+    table[:-5].write(folder / "a.fits")
+
+
+def no_table(folder):
+    fits.PrimaryHDU(RVS_FLUX).writeto(folder / "a.fits")
+
+
+def garbage(folder):
+    (folder / "a.fits").write_bytes(b"no fits file at all" * 200)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "words"),
+    [
+        (short_bulk, InputFileError, "cut short"),
+        (broken_gzip, InputFileError, "cut short, damaged"),
+        (other_product, GridMismatch, "343"),
+        (no_flux, ColumnError, "'flux'"),
+        (no_source, IdentifierError, "source_id"),
+        (twice, IdentifierError, "more than once"),
+        (cut_samples, GridMismatch, "2396"),
+        (no_table, InputFileError, "no table"),
+        (garbage, InputFileError, "cannot be read"),
+        (lambda folder: None, InputFileError, "no file"),
+    ],
+)
+def test_damaged_rvs_files_are_one_clear_error(tmp_path, damage, error, words):
+    (tmp_path / "rvs").mkdir()
+    damage(tmp_path / "rvs")
+    with pytest.raises(error, match=words):
+        ingest(tmp_path, RVS_TOML)
+    assert not list(tmp_path.glob("*.zarr*"))
+
+
+# ESO Phase 3: ESO Science Data Products Standard, 1-D spectra; TUCD and TUTYP as it defines them.
+
+N_ESO = 300
+ESO_WAVE = 5340.0 + 0.05 * np.arange(N_ESO)
+ESO_FLUX = (1 + RNG.normal(0, 0.02, (3, N_ESO))).astype("f4")
+ESO_ERROR = RNG.uniform(0.01, 0.03, (3, N_ESO)).astype("f4")
+
+
+def write_phase3(
+    path, k=0, *, ucd="em.wl;obs.atmos", unit="nm", extra=(), names=("WAVE", "FLUX", "ERR"), **cards
+):
+    primary = fits.PrimaryHDU()
+    defaults = {
+        "OBJECT": f"star{k}",
+        "RA": 10.0 + k,
+        "DEC": -5.0,
+        "SNR": 50.0 + k,
+        "SPEC_RES": 19200.0,
+        "MJD-OBS": 56000.25,
+        "SPECSYS": "BARYCENT",
+        "PRODCATG": "SCIENCE.SPECTRUM",
+        "CONTNORM": False,
+    }
+    for name, value in (defaults | cards).items():
+        primary.header[name] = value
+    wave = (ESO_WAVE * u.AA).to_value(unit)
+    columns = [
+        fits.Column(names[0], f"{N_ESO}D", unit, array=wave[None]),
+        fits.Column(names[1], f"{N_ESO}E", array=ESO_FLUX[k][None]),
+        fits.Column(names[2], f"{N_ESO}E", array=ESO_ERROR[k][None]),
+        *(
+            fits.Column(name, f"{N_ESO}{kind}", array=values[None])
+            for name, kind, values, *_ in extra
+        ),
+    ]
+    table = fits.BinTableHDU.from_columns(columns, name="SPECTRUM")
+    types = ["SpectralAxis.Value", "FluxAxis.Value", "FluxAxis.Accuracy.StatError"]
+    for number, utype in enumerate(types, start=1):
+        table.header[f"TUTYP{number}"] = f"Spectrum.Data.{utype}"
+    for number, (*_, utype) in enumerate(extra, start=4):
+        if utype:
+            table.header[f"TUTYP{number}"] = utype
+    if ucd:
+        table.header["TUCD1"] = ucd
+    fits.HDUList([primary, table]).writeto(path)
+
+
+ESO_TOML = '[spectra]\nreader = "eso-phase3"\nfolder = "eso"\n'
+ESO_COLUMNS = '[columns]\nra = "RA"\ndec = "DEC"\nsnr = "SNR"\nstar_id = "OBJECT"\n'
+
+
+def folder_of(tmp_path):
+    (tmp_path / "eso").mkdir()
+    return tmp_path / "eso"
+
+
+@pytest.mark.parametrize("unit", ["nm", "Angstrom"])
+@pytest.mark.parametrize(("ucd", "medium"), [("em.wl;obs.atmos", "air"), ("em.wl", "vacuum")])
+def test_phase3_spectra_round_trip(tmp_path, unit, ucd, medium):
+    folder = folder_of(tmp_path)
+    for k in range(3):
+        write_phase3(folder / f"gir_{k}.fits", k, unit=unit, ucd=ucd)
+    survey = ingest(tmp_path, ESO_TOML + ESO_COLUMNS)
+    assert survey.medium == medium
+    np.testing.assert_allclose(survey.wave_aa, ESO_WAVE, rtol=0, atol=1e-6)
+    spectra = survey.batch(0, 3).spectra
+    np.testing.assert_array_equal(spectra.flux, ESO_FLUX)
+    np.testing.assert_allclose(spectra.ivar, 1 / ESO_ERROR.astype(float) ** 2, rtol=1e-6)
+    assert survey.id.tolist() == ["gir_0", "gir_1", "gir_2"]
+    assert survey.star_id.tolist() == ["star0", "star1", "star2"]
+    np.testing.assert_array_equal(survey.column("ra"), [10.0, 11.0, 12.0])
+    np.testing.assert_array_equal(survey.column("snr"), [50.0, 51.0, 52.0])
+
+
+def test_phase3_quality_and_sky_subtraction(tmp_path):
+    """The flux is that of its utype, not another array; pixels of bad quality have no weight."""
+    bad = np.zeros(N_ESO, "i4")
+    bad[[7, 90]] = 1
+    extra = [
+        ("FLUX_NOSS", "E", np.full(N_ESO, 9.0, "f4"), "Spectrum.Data.BackgroundModel.Value"),
+        ("QUAL", "J", bad, "Spectrum.Data.FluxAxis.Accuracy.QualityStatus"),
+    ]
+    write_phase3(folder_of(tmp_path) / "a.fits", extra=extra)
+    spectra = ingest(tmp_path, ESO_TOML).batch(0, 1).spectra
+    good = bad == 0
+    np.testing.assert_array_equal(spectra.flux[0, good], ESO_FLUX[0, good])
+    np.testing.assert_array_equal(spectra.ivar[0] > 0, good)
+
+
+def test_phase3_columns_by_name_where_utypes_are_absent(tmp_path):
+    """As in 4MOST's spectra, whose error is ERR_FLUX."""
+    folder = folder_of(tmp_path)
+    write_phase3(folder / "a.fits", names=("WAVE", "FLUX", "ERR_FLUX"))
+    with fits.open(folder / "a.fits") as hdus:
+        for k in (1, 2, 3):
+            del hdus[1].header[f"TUTYP{k}"]
+        hdus.writeto(folder / "b.fits")
+    (folder / "a.fits").unlink()
+    spectra = ingest(tmp_path, ESO_TOML).batch(0, 1).spectra
+    np.testing.assert_array_equal(spectra.flux[0], ESO_FLUX[0])
+    np.testing.assert_allclose(spectra.ivar[0], 1 / ESO_ERROR[0].astype(float) ** 2, rtol=1e-6)
+
+
+def test_phase3_without_errors_takes_the_noise_of_its_snr(tmp_path):
+    """Some collections fill the column of errors with NaN: then S/N tells the noise."""
+    folder = folder_of(tmp_path)
+    write_phase3(folder / "a.fits", names=("WAVE", "FLUX", "ERR"))
+    with fits.open(folder / "a.fits", mode="update") as hdus:
+        hdus[1].data["ERR"][:] = np.nan
+    survey = ingest(tmp_path, ESO_TOML + '[columns]\nsnr = "SNR"\n')
+    ivar = survey.batch(0, 1).spectra.ivar
+    np.testing.assert_allclose(ivar[0], 50.0**2 / ESO_FLUX[0], rtol=1e-5)
+
+
+def test_phase3_medium_may_be_stated_where_a_file_does_not_say_it(tmp_path):
+    write_phase3(folder_of(tmp_path) / "a.fits", ucd="")
+    with pytest.raises(ConfigError, match="air or in vacuum"):
+        ingest(tmp_path, ESO_TOML)
+    assert ingest(tmp_path, ESO_TOML + '[wavelength]\nmedium = "air"\n').medium == "air"
+
+
+def test_phase3_medium_against_the_files(tmp_path):
+    write_phase3(folder_of(tmp_path) / "a.fits")
+    with pytest.raises(ConfigError, match="in air"):
+        ingest(tmp_path, ESO_TOML + '[wavelength]\nmedium = "vacuum"\n')
+
+
+def two_media(folder):
+    write_phase3(folder / "a.fits")
+    write_phase3(folder / "b.fits", ucd="em.wl")
+
+
+def two_rows(folder):
+    Table({"WAVE": ESO_WAVE, "FLUX": ESO_FLUX[0]}).write(folder / "a.fits")
+
+
+def no_wave(folder):
+    write_phase3(folder / "a.fits", names=("X", "FLUX", "ERR"))
+    with fits.open(folder / "a.fits", mode="update") as hdus:
+        del hdus[1].header["TUTYP1"]
+
+
+def frequencies(folder):
+    write_phase3(folder / "a.fits")
+    with fits.open(folder / "a.fits", mode="update") as hdus:
+        hdus[1].header["TUNIT1"] = "Hz"
+
+
+def cut_short(folder):
+    write_phase3(folder / "a.fits")
+    content = (folder / "a.fits").read_bytes()
+    (folder / "a.fits").write_bytes(content[:-2880])
+
+
+def falling(folder):
+    write_phase3(folder / "a.fits")
+    with fits.open(folder / "a.fits", mode="update") as hdus:
+        hdus[1].data["WAVE"] = hdus[1].data["WAVE"][:, ::-1]
+
+
+def other_grid(folder):
+    write_phase3(folder / "a.fits")
+    write_phase3(folder / "b.fits", 1)
+    with fits.open(folder / "b.fits", mode="update") as hdus:
+        hdus[1].data["WAVE"] = hdus[1].data["WAVE"] + 1.0
+
+
+def unequal(folder):
+    write_phase3(folder / "a.fits")
+    with fits.open(folder / "a.fits") as hdus:
+        primary, table = hdus[0].copy(), hdus[1]
+        columns = [
+            fits.Column("WAVE", "10D", "nm", array=[[*range(500, 510)]]),
+            *table.columns[1:],
+        ]
+        fits.HDUList([primary, fits.BinTableHDU.from_columns(columns)]).writeto(
+            folder / "a.fits", overwrite=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "words"),
+    [
+        (two_media, WavelengthError, "different media"),
+        (two_rows, InputFileError, "one row"),
+        (no_wave, ColumnError, "wavelengths"),
+        (frequencies, WavelengthError, "Hz"),
+        (cut_short, InputFileError, "cut short"),
+        (falling, WavelengthError, "unsorted"),
+        (other_grid, GridMismatch, "resample"),
+        (unequal, LengthMismatch, "equally many"),
+    ],
+)
+def test_damaged_phase3_files_are_one_clear_error(tmp_path, damage, error, words):
+    damage(folder_of(tmp_path))
+    with pytest.raises(error, match=words):
+        ingest(tmp_path, ESO_TOML + ('[wavelength]\nmedium = "air"\n' if damage is unequal else ""))
+    assert not list(tmp_path.glob("*.zarr*"))
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        (ESO_TOML.replace("phase3", "phase2"), "eso-phase3"),
+        (ESO_TOML + 'flux = "FLUX"\n', "leave out flux"),
+        (ESO_TOML + '[wavelength]\nmedium = "air"\nstart = 1.0\nstep = 1.0\n', "leave out start"),
+    ],
+)
+def test_wrong_settings_of_a_reader(tmp_path, toml, words):
+    write_phase3(folder_of(tmp_path) / "a.fits")
+    with pytest.raises(MauryError, match=words):
+        ingest(tmp_path, toml)
