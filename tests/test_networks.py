@@ -128,6 +128,16 @@ def test_likelihood_is_least_at_the_true_variance():
     assert float(trial[int(np.argmin(losses))]) == pytest.approx(0.08, abs=0.003)
 
 
+def test_astronn_sees_spectra_less_the_mean_of_the_training_spectra():
+    config, network = make("astronn", n_pixel=64, n_observable=0)
+    flux, observables = inputs(50, 64, 0)
+    network.eval()
+    before = network(flux - flux.mean(dim=0), observables)
+    config.settle(network, flux)
+    torch.testing.assert_close(network(flux, observables), before, rtol=1e-4, atol=1e-5)
+    assert "spectrum.centre.mean" in network.state_dict()
+
+
 def test_thinned_network_is_the_same_for_every_batch_and_differs_by_seed():
     _, network = make("astronn", n_pixel=64, n_observable=0)
     flux, observables = inputs(6, 64, 0)

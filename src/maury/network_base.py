@@ -120,6 +120,9 @@ class NetworkConfig(BaseModel, ABC):
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
         """Network whose forward takes flux (n, n_pixel) and observables (n, n_observable)."""
 
+    def settle(self, network: nn.Module, flux: Tensor) -> None:
+        """Give a fresh network what it takes from the training spectra, flux (n, n_pixel)."""
+
     def loss(self, output: Tensor, target: Tensor, target_variance: Tensor) -> Tensor:
         """Mean squared error over the labels that are present (NaN means missing).
 

@@ -103,6 +103,20 @@ def thinned(network: nn.Module, seed: int) -> Iterator[None]:
             layer.mask_seed = None
 
 
+class Centre(nn.Module):
+    """Spectra less the mean of the training spectra, pixel by pixel."""
+
+    mean: Tensor
+
+    def __init__(self, n_pixel: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_pixel))
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Return the difference, (n, channel, pixel)."""
+        return signal - self.mean
+
+
 class TwoBranch(nn.Module):
     """A spectrum branch and an optional photometry branch, joined in a head."""
 
@@ -270,7 +284,7 @@ class AstroNN(_Pooled):
     bibtex_key: ClassVar[str] = "2019MNRAS.483.3255L"
     training_defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 64,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "epochs": 100,
         "patience": 20,
     }
@@ -285,6 +299,7 @@ class AstroNN(_Pooled):
         spectrum, photometry, n_feature = self._branches(
             n_pixel, n_observable, self.filters, self.units[0], self.dropout
         )
+        spectrum = _sequence(("centre", Centre(n_pixel)), *spectrum.named_children())
         head = _sequence(
             ("hidden", nn.Linear(n_feature, self.units[1])),
             ("act", nn.ReLU()),
@@ -292,6 +307,12 @@ class AstroNN(_Pooled):
             ("out", nn.Linear(self.units[1], 2 * n_label)),
         )
         return _initialise(TwoBranch(spectrum, photometry, head), _he_normal)
+
+    def settle(self, network: nn.Module, flux: Tensor) -> None:
+        """Centre spectra on the mean training spectrum; around 1 they would starve the ReLUs."""
+        for layer in network.modules():
+            if isinstance(layer, Centre):
+                layer.mean.copy_(flux.mean(dim=0))
 
     def loss(self, output: Tensor, target: Tensor, target_variance: Tensor) -> Tensor:
         """Gaussian negative log-likelihood, zero where the label is missing.

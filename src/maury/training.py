@@ -258,6 +258,7 @@ class _Run(Run):
         torch.manual_seed(epoch_seed(seed, 0))
         n_pixel, n_observable = train.flux.shape[1], train.observables.shape[1]
         self._module = build(network, n_pixel, n_observable, train.target.shape[1])
+        network.settle(self._module, train.flux)
         self._forward = quick_forward(network, self._module, n_pixel) or self._module
         self._optimizer = torch.optim.AdamW(
             self._module.parameters(),
