@@ -159,12 +159,12 @@ def _codes(left: ArrayLike, right: ArrayLike) -> tuple[Int64Array, Int64Array]:
     texts = []
     for values in (left, right):
         array = np.asarray(values)
-        if array.ndim != 1 or array.dtype.kind not in "USOiu":
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "USOiu"):
             raise IdentifierError(
                 f"identifiers must be text or whole numbers, one a row, got {array.dtype} of shape "
                 f"{array.shape}; store them as integers or text"
             )
-        if array.dtype.kind in "SO":
+        if array.dtype.kind in "SO" or not array.size:
             array = np.array([_text(value) for value in array], dtype=np.str_)
         texts.append(compute.utf8_trim_whitespace(pa.array(array).cast(pa.string())))
     encoded = pa.concat_arrays(texts).dictionary_encode()
