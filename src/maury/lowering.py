@@ -22,7 +22,7 @@ from maury.default_network import (
 )
 from maury.kernels import Apply, Graph, Normalise, Pool, Standardise, Trust
 from maury.network_base import Answer, NetworkConfig
-from maury.networks import ChannelsLast, TwoBranch
+from maury.networks import Centre, ChannelsLast, TwoBranch
 from maury.student_network import StudentConfig, StudentNetwork, posterior
 from maury.vectorcode import NONE, SILU, Activation
 
@@ -85,11 +85,14 @@ class _BranchedPlan(Plan):
     ) -> None:
         self._config = config
         self._photometry = networks[0].photometry is not None
+        self._centre = _common_centre(networks)
         self.graphs = [_branched(network, n_pixel, n_observable) for network in networks]
 
     def inputs(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> tuple[Float32s, ...]:
         """See `Plan.inputs`."""
         del ivar
+        if self._centre is not None:
+            flux = flux - self._centre
         return (flux, observables) if self._photometry else (flux,)
 
     def answer(self, output: Tensor) -> Answer:
@@ -97,6 +100,20 @@ class _BranchedPlan(Plan):
         mean, variance = self._config.moments(output.flatten(0, 1))
         shape = (*output.shape[:2], mean.shape[-1])
         return Answer(mean.reshape(shape), None if variance is None else variance.reshape(shape))
+
+
+def _common_centre(networks: Sequence[TwoBranch]) -> Float32s | None:
+    centres = [
+        layer.mean.numpy()
+        for network in networks
+        for layer in network.modules()
+        if isinstance(layer, Centre)
+    ]
+    if not centres:
+        return None
+    if len(centres) != len(networks) or any(np.any(one != centres[0]) for one in centres):
+        raise NotLowered("its members centre spectra differently")
+    return centres[0]
 
 
 def _branched(network: TwoBranch, n_pixel: int, n_observable: int) -> Graph:
@@ -136,7 +153,7 @@ class _Chain:
     def run(self, branch: nn.Module, *, target: int | None = None) -> None:
         """Add the layers of a branch; the last dense layer writes to `target`."""
         layers = [one for one in branch.modules() if not list(one.children())]
-        layers = [one for one in layers if not isinstance(one, nn.Dropout)]
+        layers = [one for one in layers if not isinstance(one, nn.Dropout | Centre)]
         last = max(k for k, one in enumerate(layers) if isinstance(one, nn.Linear))
         for number, layer in enumerate(layers):
             if isinstance(layer, nn.Linear | nn.Conv1d):
