@@ -4,7 +4,6 @@ Name, unit, UCD and description of every column come from `maury.labels`, `maury
 `maury.flags`; provenance and the mark of simulated data stand in the metadata of every format.
 """
 
-import base64
 import io
 import json
 import re
@@ -13,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maury import columns as columns_module
+from maury import votable
 from maury.columns import Column
 from maury.errors import ConfigError, InputFileError
 from maury.files import writing
@@ -217,7 +216,8 @@ def _arrow_type(column: Column) -> "pa.DataType":
     )
 
 
-def _schema(spec: CatalogueSpec) -> "pa.Schema":
+def _schema(spec: CatalogueSpec, kinds: Mapping[str, tuple[str, str]]) -> "pa.Schema":
+    """Return types and metadata; `kinds` are those of strings, of `maury.votable`."""
     import pyarrow as pa
 
     fields = [
@@ -228,39 +228,42 @@ def _schema(spec: CatalogueSpec) -> "pa.Schema":
         )
         for column in spec.columns
     ]
-    return pa.schema(fields, metadata={"maury": json.dumps(dict(spec.metadata))})
+    declared = votable.without_data(spec.columns, spec.metadata, kinds)
+    return pa.schema(
+        fields,
+        metadata={
+            "maury": json.dumps(dict(spec.metadata)),
+            "IVOA.VOTable-Parquet.version": "1.0",
+            "IVOA.VOTable-Parquet.content": declared,
+        },
+    )
 
 
 def _arrow(spec: CatalogueSpec, rows: Rows) -> "pa.Table":
     import pyarrow as pa
 
-    schema = _schema(spec)
-    return pa.Table.from_arrays(
-        [pa.array(rows[c.name], type=_arrow_type(c)) for c in spec.columns], schema=schema
-    )
+    arrays = {c.name: pa.array(rows[c.name], type=_arrow_type(c)) for c in spec.columns}
+    kinds = votable.string_kinds(spec.columns, [pa.table(arrays)])
+    return pa.Table.from_arrays(list(arrays.values()), schema=_schema(spec, kinds))
 
 
-def _tables(
-    spec: CatalogueSpec, parts: Iterable[Path], widths: Mapping[str, str] | None = None
-) -> Iterator["Table"]:
+def _tables(spec: CatalogueSpec, parts: Iterable[Path]) -> Iterator["Table"]:
     """Yield parts as astropy tables with units, UCDs and descriptions."""
     import pyarrow.parquet as pq
 
     for part in parts:
-        yield _astropy_table(spec.columns, pq.read_table(part), widths or {})
+        yield _astropy_table(spec.columns, pq.read_table(part))
 
 
-def _astropy_table(
-    columns: Sequence[Column], data: "pa.Table", widths: Mapping[str, str] = MappingProxyType({})
-) -> "Table":
-    """Return arrow columns as an astropy table; `widths` are types of columns of strings."""
+def _astropy_table(columns: Sequence[Column], data: "pa.Table") -> "Table":
+    """Return arrow columns as an astropy table."""
     from astropy.table import Table
 
     table = Table()
     for column in columns:
         values = data[column.name].to_numpy()
         if column.kind == "str":
-            values = values.astype(widths.get(column.name, "U"))
+            values = values.astype(np.str_)
         table[column.name] = values
         table[column.name].description = column.description
         table[column.name].meta["ucd"] = column.ucd
@@ -272,9 +275,11 @@ def _astropy_table(
 def _write_parquet(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, _schema(spec)) as writer:
+    kinds = votable.string_kinds(spec.columns, votable.strings_of(spec.columns, parts))
+    schema = _schema(spec, kinds)
+    with pq.ParquetWriter(path, schema) as writer:
         for part in parts:
-            writer.write_table(pq.read_table(part, schema=_schema(spec)))
+            writer.write_table(pq.read_table(part, schema=schema))
 
 
 def _write_dataset(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
@@ -373,12 +378,14 @@ def _table_header(spec: CatalogueSpec, record: np.dtype[Any], n_row: int) -> byt
             column.name,
             codes.get(column.kind) or f"{record[column.name].itemsize}A",
             unit=column.unit or None,
+            null=votable.INT_NULL if column.kind == "int32" else None,
         )
         for column in spec.columns
     ]
     header = fits.BinTableHDU.from_columns(columns, nrows=0, name="LABELS").header
     assert header["NAXIS1"] == record.itemsize
     header["NAXIS2"] = n_row
+    header["SIMULATE"] = _simulated_card(spec)
     for number, column in enumerate(spec.columns, start=1):
         header[f"TUCD{number}"] = column.ucd
         header[f"TCOMM{number}"] = column.description
@@ -390,7 +397,7 @@ def _primary_header(spec: CatalogueSpec) -> bytes:
 
     header = fits.PrimaryHDU().header
     header["ORIGIN"] = ("maury", "program that wrote this file")
-    header["SIMULATE"] = (bool(spec.metadata.get("simulated", False)), "simulated spectra")
+    header["SIMULATE"] = _simulated_card(spec)
     for name, about in spec.metadata.get("flags", {}).items():
         kind = "warns" if about["warns"] else "informs"
         header.add_comment(f"flags bit {about['bit']} ({kind}) {name}: {about['text']}")
@@ -398,6 +405,10 @@ def _primary_header(spec: CatalogueSpec) -> bytes:
     for first in range(0, len(text), 60):
         header.add_history("maury:" + text[first : first + 60] + "|")
     return bytes(header.tostring().encode("ascii"))
+
+
+def _simulated_card(spec: CatalogueSpec) -> tuple[bool, str]:
+    return bool(spec.metadata.get("simulated", False)), "whether the spectra are simulated"
 
 
 def _read_fits(path: Path) -> "tuple[Table, dict[str, Any]]":
@@ -447,64 +458,19 @@ def _read_ecsv(path: Path) -> "tuple[Table, dict[str, Any]]":
 
 
 def _write_votable(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
-    """Write the rows part by part into the text that surrounds them."""
-    total = sum(map(_n_rows, parts))
-    widths = {name: f"U{width}" for name, width in _string_widths(spec, parts).items()}
-    rest, foot = b"", b""
-    with path.open("wb") as file:
-        for table in _tables(spec, parts, widths):
-            text = _votable_text(table, spec)
-            opening = re.search(rb'<STREAM encoding="base64">', text)
-            if opening is None:
-                # Without rows there is no stream.
-                file.write(text)
-                return
-            head, foot = text[: opening.end()], text[text.index(b"</STREAM>") :]
-            if file.tell() == 0:
-                file.write(re.sub(rb'nrows="\d+"', b'nrows="%d"' % total, head, count=1) + b"\n")
-            rows = rest + base64.b64decode(text[opening.end() : text.index(b"</STREAM>")])
-            whole = len(rows) - len(rows) % _BASE64_LINE
-            file.write(base64.encodebytes(rows[:whole]))
-            rest = rows[whole:]
-        file.write(base64.encodebytes(rest) + foot)
-
-
-_BASE64_LINE = 57
-"""Bytes of a line of base64, as the standard library writes it."""
-
-
-def _votable_text(table: "Table", spec: CatalogueSpec) -> bytes:
-    """Return a part as a VOTable of its own."""
-    from astropy.io.votable import tree
-
-    for column in spec.columns:
-        # VOUnit has no dex: the number is as it is, and the text says so.
-        if column.unit == "dex":
-            table[column.name].unit = None
-            table[column.name].description = f"{column.description} (dex)"
-    document = tree.VOTableFile.from_table(table)
-    resource = document.resources[0]
-    resource.infos.append(tree.Info(name="maury", value=json.dumps(dict(spec.metadata))))
-    resource.tables[0].name = "labels"
-    resource.tables[0].format = "binary2"
-    buffer = io.BytesIO()
-    document.to_xml(buffer)
-    return buffer.getvalue()
+    votable.write_votable(path, spec.columns, spec.metadata, parts)
 
 
 def _read_votable(path: Path) -> "tuple[Table, dict[str, Any]]":
-    from astropy.io.votable import parse
-
-    document = parse(path)
-    infos = [i.value for r in document.resources for i in r.infos if i.name == "maury"]
-    if not infos:
+    table, metadata = votable.read_votable(path)
+    if metadata is None:
         raise InputFileError(f"{path} is a VOTable, but not a catalogue written by maury")
-    table = _filled(document.get_first_table().to_table(use_names_over_ids=True))
+    table = _filled(table)
     for name in table.colnames:
         if str(table[name].description).endswith(" (dex)"):
             table[name].description = table[name].description.removesuffix(" (dex)")
             table[name].unit = "dex"
-    return table, json.loads(infos[0])
+    return table, metadata
 
 
 def _filled(table: "Table") -> "Table":

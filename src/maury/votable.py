@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
@@ -41,10 +41,22 @@ _FORMS = {"boolean": "S1", "int": ">i4", "double": ">f8"}
 _POSITIONS = ("pos.eq.ra", "pos.eq.dec")
 
 
-def without_data(columns: Sequence[Column], metadata: Mapping[str, Any]) -> str:
-    """Return the VOTable of a catalogue that keeps its rows elsewhere."""
-    kinds = {c.name: ("char", "*") for c in columns if c.kind == "str"}
-    return _declaration(columns, metadata, kinds) + _FOOT
+def without_data(
+    columns: Sequence[Column],
+    metadata: Mapping[str, Any],
+    kinds: Mapping[str, tuple[str, str]],
+) -> str:
+    """Return the VOTable of a catalogue that keeps its rows elsewhere.
+
+    Parameters
+    ----------
+    columns, metadata
+        As of `write_votable`.
+    kinds : mapping
+        As of `string_kinds`; the lengths are stated as the largest.
+    """
+    largest = {name: (kind, f"{size}*") for name, (kind, size) in kinds.items()}
+    return _declaration(columns, metadata, largest) + _FOOT
 
 
 def write_votable(
@@ -65,7 +77,7 @@ def write_votable(
     """
     import pyarrow.parquet as pq
 
-    kinds = _string_kinds(columns, parts)
+    kinds = string_kinds(columns, strings_of(columns, parts))
     total = sum(int(pq.read_metadata(part).num_rows) for part in parts)
     head = _declaration(columns, metadata, kinds, n_row=total)
     rest = b""
@@ -90,7 +102,8 @@ def read_votable(path: Path) -> "tuple[Table, dict[str, Any] | None]":
     content = path.read_bytes()
     begin = content.find(_STREAM)
     end = content.find(b"</STREAM>", begin)
-    fast = 0 < begin < end and content.count(b"<STREAM") == 1
+    streams = (content.count(b"<STREAM"), content.count(b"<BINARY2>"))
+    fast = 0 < begin < end and streams == (1, 1)
     header = content[: begin + len(_STREAM)] + content[end:] if fast else content
     document = parse(io.BytesIO(header))
     infos = [i.value for r in document.resources for i in r.infos if i.name == "maury"]
@@ -101,7 +114,7 @@ def read_votable(path: Path) -> "tuple[Table, dict[str, Any] | None]":
         return whole.to_table(use_names_over_ids=True), about
     record = _record_of(first.fields)
     rows = base64.b64decode(content[begin + len(_STREAM) : end])
-    if record is None or first.format != "binary2" or len(rows) % record.itemsize:
+    if record is None or len(rows) % record.itemsize:
         whole = parse(io.BytesIO(content)).get_first_table()
         return whole.to_table(use_names_over_ids=True), about
     return _table(first.fields, np.frombuffer(rows, record)), about
@@ -163,23 +176,32 @@ def _quoted(value: str) -> str:
     return quoteattr(_CONTROL.sub(" ", value))
 
 
-def _string_kinds(columns: Sequence[Column], parts: Iterable[Path]) -> dict[str, tuple[str, str]]:
-    """Return type and length of each column of strings: the longest string sets the length."""
+def string_kinds(
+    columns: Sequence[Column], tables: "Iterable[pa.Table]"
+) -> dict[str, tuple[str, str]]:
+    """Return VOTable's type and length of each column of strings: the longest sets the length."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     names = [column.name for column in columns if column.kind == "str"]
     width, plain = dict.fromkeys(names, 1), dict.fromkeys(names, True)
-    for part in parts if names else ():
-        data = pq.read_table(part, columns=names)
+    for table in tables:
         for name in names:
-            if pc.all(pc.string_is_ascii(data[name])).as_py() is False:
+            longest = pc.max(pc.utf8_length(table[name])).as_py() or 0
+            if pc.all(pc.string_is_ascii(table[name])).as_py() is False:
                 plain[name] = False
-            units = data[name].to_pylist() if not plain[name] else []
-            longest = max((len(t.encode("utf-16-be")) // 2 for t in units), default=0)
-            longest = max(longest, pc.max(pc.utf8_length(data[name])).as_py() or 0)
+                texts = table[name].to_pylist()
+                longest = max(len(text.encode("utf-16-be")) // 2 for text in texts)
             width[name] = max(width[name], longest)
     return {n: ("char" if plain[n] else "unicodeChar", str(width[n])) for n in names}
+
+
+def strings_of(columns: Sequence[Column], parts: Iterable[Path]) -> "Iterator[pa.Table]":
+    """Yield the columns of strings of Parquet files."""
+    import pyarrow.parquet as pq
+
+    names = [column.name for column in columns if column.kind == "str"]
+    for part in parts if names else ():
+        yield pq.read_table(part, columns=names)
 
 
 def _record(columns: Sequence[Column], kinds: Mapping[str, tuple[str, str]]) -> np.dtype[Any]:
