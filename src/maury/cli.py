@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from maury import terminal
+from maury.commands import transfer as transfer_command
 
 app = typer.Typer(
     name="maury",
@@ -250,6 +251,9 @@ def distil(
             overwrite=overwrite,
         )
     print(student)
+
+
+app.command()(transfer_command.transfer)
 
 
 @app.command()

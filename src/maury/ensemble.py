@@ -23,6 +23,7 @@ from maury.emulator import Emulator
 from maury.errors import ConfigError, TrainingError
 from maury.files import refuse_existing, remove, work_folder
 from maury.inference import has_observables, has_spectrum
+from maury.inheritance import LEAST_STARS, Inheritance
 from maury.labels import LABEL_NAMES
 from maury.members import MemberJob, Progress, WorkFolder, train_members
 from maury.model import Affine, Float64s, Member, Model, Scaling
@@ -63,6 +64,7 @@ def train(
     progress: Progress | None = None,
     overwrite: bool = False,
     complete: Callable[[Model], Model] = lambda model: model,
+    parent: Inheritance | None = None,
 ) -> Model:
     """Train an ensemble on the labelled spectra of a survey and write its model directory.
 
@@ -95,6 +97,8 @@ def train(
         Replace an existing model, and discard a partial one of other settings.
     complete : callable
         Given the trained model before it gets its name; what it returns is written.
+    parent : Inheritance, optional
+        A model to start from (`maury.transfer`); for settings of the preset ``maury`` only.
 
     Returns
     -------
@@ -115,15 +119,19 @@ def train(
     refuse_existing(path, overwrite=overwrite)
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    stars = _collect(survey, settings, seed)
-    key = _fingerprint(settings, seed, stars)
+    stars = _collect(survey, settings, seed, parent)
+    key = _fingerprint(settings, seed, stars, parent)
     holds = "a training of other settings or data"
     folder = WorkFolder(work_folder(path, key, holds=holds, overwrite=overwrite))
     if not settings.network.simulates:
         for part in ("train", "validation"):
             folder.put_sample(part, *stars.sample(part))
     elif not folder.has_sky:
-        folder.put_sky(_fit_sky(stars, settings), _sources(settings))
+        sky = _fit_sky(stars, settings, parent)
+        if parent is not None:
+            for number, start in enumerate(parent.starts(sky, settings.ensemble.members, seed)):
+                folder.put_start(number, start)
+        folder.put_sky(sky, _sources(settings))
     n_members = settings.ensemble.members
     seeds = [
         int(child.generate_state(1, np.uint64)[0] >> 1)
@@ -148,7 +156,7 @@ def train(
         progress=progress or (lambda event: None),
         cluster=cluster,
     )
-    trained = _assemble(folder, settings, stars, jobs, survey, seed)
+    trained = _assemble(folder, settings, stars, jobs, survey, seed, parent)
     result = complete(trained).save(path, overwrite=overwrite)
     remove(folder.path)
     return result
@@ -194,10 +202,16 @@ class _Stars:
         )
 
 
-def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
+def _collect(
+    survey: Survey, settings: EnsembleConfig, seed: int, parent: Inheritance | None
+) -> _Stars:
     """Prepare the labelled rows of a survey and divide them; rows that cannot train are counted."""
-    names = _names(settings.ensemble.labels or survey.label_names, settings)
-    labels = labels_module.select(names, survey.label_definitions)
+    if parent is not None:
+        parent.check_labels(survey)
+        names, labels = parent.model.label_names, parent.model.labels
+    else:
+        names = _names(settings.ensemble.labels or survey.label_names, settings)
+        labels = labels_module.select(names, survey.label_definitions)
     truth = survey.labels(names)
     labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
     if not names or labelled.size == 0:
@@ -207,31 +221,38 @@ def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
         )
     star_id = survey.star_id[labelled]
     split = split_rows(star_id, config=settings.split, seed=seed)
+    if parent is not None:
+        split = parent.divide(split, star_id)
     dropped = {"no label": int(len(survey) - labelled.size)}
     table = _prepare(survey, labelled, settings, dropped)
     if settings.network.simulates:
         Sky.require_grid(table.wave_aa, table.medium, _simulated(settings).observing)
-        table = _complete(table, truth, dropped)
+        if parent is not None:
+            parent.check_grid(table.wave_aa, table.medium)
+        table = _complete(table, parent.fill(truth) if parent else truth, dropped)
     usable = np.isin(labelled, table.rows)
     parts = {
         part: np.searchsorted(table.rows, labelled[rows[usable[rows]]])
         for part, rows in ((part, split.part(part)) for part in PARTS)
     }
-    for part in ("train", "validation"):
+    # A child takes over what it cannot learn, be it a label or the size of errors.
+    needed = ("train", "validation") if parent is None else ()
+    for part in needed:
         if parts[part].size == 0:
             raise TrainingError(
                 f"no {part} star can be used: of {len(survey)} rows, left out are "
                 f"{_counts(dropped)}; give more stars with labels and inputs"
             )
     truth = truth[table.rows]
-    for part in ("train", "validation"):
+    for part in needed:
         _require_values(names, truth[parts[part]], part)
-    if settings.network.simulates and parts["train"].size < _LEAST_STARS:
+    least = _LEAST_STARS if parent is None else LEAST_STARS
+    if settings.network.simulates and parts["train"].size < least:
         raise TrainingError(
-            f"the preset 'maury' calibrates theory on at least {_LEAST_STARS} training stars, got "
+            f"the preset 'maury' calibrates theory on at least {least} training stars, got "
             f"{parts['train'].size}; left out are {_counts(dropped)}"
         )
-    rule = settings.network.scaling
+    scaling = parent.model.scaling if parent else _scaling(table, truth, parts["train"], settings)
     return _Stars(
         labels=labels,
         table=table,
@@ -244,12 +265,18 @@ def _collect(survey: Survey, settings: EnsembleConfig, seed: int) -> _Stars:
             usable=usable,
             validation_use="calibration" if settings.network.simulates else "choice",
         ),
-        scaling=Scaling(
-            Affine.measure(table.observables[parts["train"]], rule=rule),
-            Affine.measure(truth[parts["train"]], rule=rule),
-        ),
+        scaling=scaling,
         takes_observables=settings.network.photometry,
         dropped=dropped,
+    )
+
+
+def _scaling(
+    table: _Table, truth: Float64s, rows: NDArray[np.int64], settings: EnsembleConfig
+) -> Scaling:
+    rule = settings.network.scaling
+    return Scaling(
+        Affine.measure(table.observables[rows], rule=rule), Affine.measure(truth[rows], rule=rule)
     )
 
 
@@ -278,18 +305,22 @@ def _complete(table: _Table, truth: Float64s, dropped: dict[str, int]) -> _Table
     )
 
 
-def _fit_sky(stars: _Stars, settings: EnsembleConfig) -> Sky:
+def _fit_sky(stars: _Stars, settings: EnsembleConfig, parent: Inheritance | None) -> Sky:
     table, rows = stars.table, stars.parts["train"]
-    observables = table.observables[rows]
-    return Sky.fit(
+    observables, labels = table.observables[rows], stars.truth[rows]
+    sky = Sky.fit(
         table.wave_aa,
         table.flux[rows],
         table.ivar[rows],
-        labels=stars.truth[rows],
+        labels=parent.fill(labels) if parent else labels,
         observables=observables if stars.takes_observables else observables[:, :0],
         observing=_simulated(settings).observing,
         medium=table.medium,
+        parent=parent.sky if parent else None,
     )
+    if parent is None:
+        return sky
+    return parent.extend(sky, whole=np.asarray(np.isfinite(labels).all(axis=1)))
 
 
 def _sources(settings: EnsembleConfig) -> NDArray[np.bool_]:
@@ -352,9 +383,13 @@ def _counts(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
 
 
-def _fingerprint(settings: EnsembleConfig, seed: int, stars: _Stars) -> str:
+def _fingerprint(
+    settings: EnsembleConfig, seed: int, stars: _Stars, parent: Inheritance | None
+) -> str:
     """Identity of all that determines the weights of a member."""
     identity = settings.to_json()
+    if parent is not None:
+        identity["parent"] = parent.model.checksum
     del identity["ensemble"]
     digest = hashlib.sha256(json.dumps([identity, seed, torch.__version__]).encode())
     arrays = [*stars.sample("train"), *stars.sample("validation")]
@@ -394,6 +429,7 @@ def _assemble(
     jobs: list[MemberJob],
     survey: Survey,
     seed: int,
+    parent: Inheritance | None,
 ) -> Model:
     """Put the trained members together, as a model in the work folder."""
     results = [folder.result(job.member) for job in jobs]
@@ -412,6 +448,7 @@ def _assemble(
     )
     weights = [{name: t.numpy() for name, t in result.weights.items()} for result in results]
     recorded = settings.to_json()
+    origin = {"transferred_from": parent.record()} if parent else {}
     model = Model(
         labels=stars.labels,
         network={"name": settings.network.name, **settings.network.model_dump(mode="json")},
@@ -422,13 +459,13 @@ def _assemble(
         tensors={name: array.shape for name, array in weights[0].items()},
         members=members,
         split=stars.split,
-        simulated=survey.simulated,
+        simulated=survey.simulated or bool(parent and parent.model.simulated),
         seed=seed,
         training={
             "settings": {name: recorded[name] for name in ("training", "split", "ensemble")},
             "dropped": dict(stars.dropped),
         },
-        provenance=_provenance(settings.network, survey),
+        provenance=_provenance(settings.network, survey) | origin,
     )
     if settings.network.simulates:
         arrays, about = folder.sky()[0].to_arrays()

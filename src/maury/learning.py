@@ -7,6 +7,7 @@ from typing import Any
 
 from maury import ensemble
 from maury.audit import audit
+from maury.calibration import Calibration
 from maury.distributed import Cluster
 from maury.errors import ConfigError, MauryError
 from maury.members import Progress
@@ -98,11 +99,17 @@ def _sections(
     return config
 
 
-def completion(survey: Survey) -> Callable[[Model], Model]:
-    """Return what makes a trained model whole: calibration, coverage and audit."""
+def completion(survey: Survey, *, inherited: Calibration | None = None) -> Callable[[Model], Model]:
+    """Return what makes a trained model whole: calibration, coverage and audit.
+
+    Parameters
+    ----------
+    survey, inherited
+        As of `maury.trust.Trust.fit`.
+    """
 
     def finish(model: Model) -> Model:
-        whole = complete(survey, model)
+        whole = complete(survey, model, inherited=inherited)
         if "calibration" not in whole.attachments:
             return whole
         try:

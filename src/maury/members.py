@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from maury.distributed import Cluster
 from maury.errors import MauryError, TrainingError
 from maury.networks import network_config
-from maury.recipe import SimulatedTraining, train_on_sky
+from maury.recipe import SimulatedTraining, Start, train_on_sky
 from maury.sky import Sky
 from maury.training import (
     Sample,
@@ -94,6 +94,24 @@ class WorkFolder:
         sources = arrays.pop("sources")
         return Sky.from_arrays(arrays, about), sources
 
+    def put_start(self, member: int, start: Start) -> None:
+        """Write where a member starts."""
+        scaling = {name: torch.from_numpy(getattr(start, name)) for name in _SCALING}
+        weights = {f"weights/{k}": torch.from_numpy(v) for k, v in start.weights.items()}
+        write_tensors(self._start_file(member), scaling | weights, {})
+
+    def start(self, member: int) -> Start | None:
+        """Read what `put_start` wrote; None if it was not called."""
+        if not self._start_file(member).is_file():
+            return None
+        tensors, _ = read_tensors(self._start_file(member))
+        scaling = {name: tensors.pop(name).numpy() for name in _SCALING}
+        weights = {name.removeprefix("weights/"): t.numpy() for name, t in tensors.items()}
+        return Start(weights, **scaling)
+
+    def _start_file(self, member: int) -> Path:
+        return self.path / f"start-{member:03d}.safetensors"
+
     @property
     def _sky_file(self) -> Path:
         return self.path / "sky.safetensors"
@@ -146,6 +164,7 @@ class WorkFolder:
 
 
 _SAMPLE = ("flux", "observables", "target", "variance")
+_SCALING = ("label_centre", "label_scale", "observable_centre", "observable_scale")
 
 
 class MemberJob(BaseModel):
@@ -198,6 +217,7 @@ class MemberJob(BaseModel):
         }
         if network.simulates:
             sky, sources = folder.sky()
+            common["start"] = folder.start(self.member)
             result = train_on_sky(sky, network, sources=sources, **common)
         else:
             samples = (folder.sample("train"), folder.sample("validation"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ from maury.training import (
 
 STEPS_PER_EPOCH = 100
 """Steps between two checkpoints or reports."""
+PIXEL_WEIGHTS = "project.weight"
+"""Name of the weights (stem, n_pixel) on the scaled pixels."""
+FLUX_BUFFERS = ("flux_centre", "flux_scale")
+"""Names of the centre and scale of each pixel."""
 _LEAST_FLUX_SCALE = 0.02
 _STATISTICS_ROWS = 8192
 
@@ -118,6 +123,26 @@ class SimulatedTraining(BaseModel):
         return self.learning_rate * max(0.5 * (1.0 + math.cos(math.pi * fall)), 4e-4)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a member starts that does not start at random.
+
+    Attributes
+    ----------
+    weights : mapping of str to float32 array
+        Of all layers; those on the pixels are per unit of flux.
+    label_centre, label_scale : (n_label,) float64
+        Scaling of the labels that the weights are for.
+    observable_centre, observable_scale : (n_observable,) float64
+    """
+
+    weights: Mapping[str, NDArray[np.float32]]
+    label_centre: NDArray[np.float64]
+    label_scale: NDArray[np.float64]
+    observable_centre: NDArray[np.float64]
+    observable_scale: NDArray[np.float64]
+
+
 def train_on_sky(
     sky: Sky,
     network: NetworkConfig,
@@ -125,6 +150,7 @@ def train_on_sky(
     sources: NDArray[np.bool_],
     config: SimulatedTraining,
     seed: int,
+    start: Start | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 20.0,
     on_epoch: EpochCallback | None = None,
@@ -142,6 +168,8 @@ def train_on_sky(
     config : SimulatedTraining
     seed : int
         Seed of the member: initial weights, stars, noise, missing inputs.
+    start : Start, optional
+        Weights and scalings to begin with, instead of random ones and those of the sky.
     checkpoint, checkpoint_seconds, on_epoch
         As of `maury.training.train_member`; an epoch is `STEPS_PER_EPOCH` steps.
 
@@ -152,7 +180,7 @@ def train_on_sky(
     """
     with single_thread(), torch.random.fork_rng(devices=[]):
         run = run_to_the_end(
-            lambda: _Run(sky, network, sources, config, seed),
+            lambda: _Run(sky, network, sources, config, seed, start),
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             on_epoch=on_epoch,
@@ -207,6 +235,7 @@ class _Run(Run):
         sources: NDArray[np.bool_],
         config: SimulatedTraining,
         seed: int,
+        start: Start | None = None,
     ) -> None:
         self._config, self._seed, self._sources = config, seed, sources
         self.epoch = 0
@@ -218,6 +247,10 @@ class _Run(Run):
         n_pixel, n_observable = sky.wave_aa.size, sky.observables.shape[1]
         self._module = build(network, n_pixel, n_observable, sky.labels.shape[1])
         _set_flux_scale(self._module, self._pool)
+        if start is not None:
+            self._labels = _Scale(start.label_centre, start.label_scale)
+            self._observables = _Scale(start.observable_centre, start.observable_scale)
+            _load(self._module, start)
         self._optimizer = torch.optim.AdamW(
             self._module.parameters(),
             lr=config.learning_rate,
@@ -318,6 +351,14 @@ def _set_flux_scale(module: nn.Module, pool: SimulatedPool) -> None:
     state: dict[str, Any] = {"flux_centre": flux.mean(axis=0), "flux_scale": scale}
     for name, values in state.items():
         module.get_buffer(name).copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def _load(module: nn.Module, start: Start) -> None:
+    """Take up all weights; those on the pixels come per unit of flux, and are scaled here."""
+    weights = {name: torch.from_numpy(np.array(value)) for name, value in start.weights.items()}
+    weights[PIXEL_WEIGHTS] = weights[PIXEL_WEIGHTS] * module.get_buffer("flux_scale")
+    kept = {name: module.get_buffer(name).clone() for name in FLUX_BUFFERS}
+    module.load_state_dict(weights | kept)
 
 
 def _generator(seed: int, step: int) -> np.random.Generator:

@@ -9,7 +9,7 @@ simulated spectra, each with noise of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from typing import Any, Self
 
@@ -40,6 +40,8 @@ _SPLINE_DEGREE = 3
 _KNOT_SPACING_AA = 8.3
 _STRENGTH_RIDGE = 1e-3
 _PIXEL_RIDGE = 3000.0
+_PRIOR_STARS = 10_000.0
+_N_LINEAR = 4
 _CALCIUM_AA = (8498.02, 8542.09, 8662.14)
 _CORE_HALF_WIDTH_AA = 3.0
 _N_MODE = 5
@@ -93,6 +95,7 @@ class TheoryCalibration:
         ivar: Float32Array,
         labels: Float64Array,
         noise_side_weight: float = 0.247,
+        prior: TheoryCalibration | None = None,
     ) -> Self:
         """Fit to labelled stars.
 
@@ -104,15 +107,20 @@ class TheoryCalibration:
         labels : (n_star, n_label) float64
         noise_side_weight : float
             Correlation of the noise, as in `maury.observing.ObservingModel`.
+        prior : TheoryCalibration, optional
+            At the same pixels. What is fitted is then the difference to it, held down the more
+            the fewer stars there are; its own modes do not count.
         """
-        centre, scale = robust_scale(labels)
+        known = prior or cls.none(wave_aa.size, labels)
+        centre, scale = known.centre, known.scale
         scaled = _clipped(labels, centre, scale)
         weight = np.median(ivar, axis=1).astype(np.float64)
         weight = np.clip(weight / max(float(np.median(weight)), 1e-30), 0.1, 4.0)
         observed = np.where(ivar > 0, flux, theory).astype(np.float64)
-        strength = _fit_strength(wave_aa, theory, observed, scaled, weight)
-        none = np.zeros((0, wave_aa.size), dtype=np.float32)
-        half_way = cls(centre, scale, strength, np.zeros((1, wave_aa.size)), none, none)
+        ridge = _STRENGTH_RIDGE * (1.0 if prior is None else 1.0 + _PRIOR_STARS / weight.size)
+        missing = observed - known.apply(theory, labels)
+        strength = known.strength + _fit_strength(wave_aa, theory, missing, scaled, weight, ridge)
+        half_way = replace(known, strength=strength)
         missing = observed - half_way.apply(theory, labels)
         terms = _terms(scaled)
         weighted = (terms * weight[:, None]).T
@@ -120,11 +128,37 @@ class TheoryCalibration:
         normal[np.diag_indices(len(normal))] *= 1.0 + _PIXEL_RIDGE / weight.size
         # A term that no star has would leave the system singular.
         normal[np.diag_indices(len(normal))] += 1e-9 * np.trace(normal)
-        pixel = np.asarray(np.linalg.solve(normal, weighted @ missing), dtype=np.float64)
-        missing -= terms @ pixel
+        added = np.asarray(np.linalg.solve(normal, weighted @ missing), dtype=np.float64)
+        missing -= terms @ added
+        pixel = known.pixel + added
         cores = _core_modes(wave_aa, missing, ivar, noise_side_weight)
         continuum = _continuum_modes(wave_aa, missing, observed, ivar, noise_side_weight)
         return cls(centre, scale, strength, pixel, cores, continuum)
+
+    @classmethod
+    def none(cls, n_pixel: int, labels: Float64Array) -> Self:
+        """Return one that leaves theory as it is; labels (n_star, n_label) give its scale."""
+        centre, scale = robust_scale(labels)
+        n_term = _terms(np.zeros((1, centre.size))).shape[1]
+        mode = np.zeros((0, n_pixel), dtype=np.float32)
+        zero = np.zeros((n_term, n_pixel))
+        return cls(centre, scale, zero[:_N_LINEAR], zero, mode, mode)
+
+    def at(self, wave_aa: Float64Array, new_wave_aa: Float64Array) -> Self:
+        """Interpolate from the pixels at `wave_aa` to others, without modes; 0 beyond its own."""
+
+        def moved(values: Float64Array) -> Float64Array:
+            rows = [np.interp(new_wave_aa, wave_aa, row, left=0.0, right=0.0) for row in values]
+            return np.array(rows)
+
+        none = np.zeros((0, new_wave_aa.size), dtype=np.float32)
+        return replace(
+            self,
+            strength=moved(self.strength),
+            pixel=moved(self.pixel),
+            core_modes=none,
+            continuum_modes=none,
+        )
 
     def apply(self, theory: Float32Array, labels: Float64Array) -> Float32Array:
         """Calibrated flux (n_star, n_pixel) of `theory` with `labels` (n_star, n_label)."""
@@ -197,10 +231,12 @@ def _terms(scaled: Float64Array) -> Float64Array:
 def _fit_strength(
     wave_aa: Float64Array,
     theory: Float32Array,
-    observed: Float64Array,
+    missing: Float64Array,
     scaled: Float64Array,
     weight: Float64Array,
+    ridge: float,
 ) -> Float64Array:
+    """Change of line strength (4, n_pixel) that adds the missing flux (n_star, n_pixel)."""
     n_knot = max(4, round((wave_aa[-1] - wave_aa[0]) / _KNOT_SPACING_AA) + 1)
     inner = np.linspace(wave_aa[0], wave_aa[-1], n_knot)
     ends = _SPLINE_DEGREE
@@ -209,14 +245,14 @@ def _fit_strength(
     linear, depth = _linear(scaled), 1.0 - theory.astype(np.float64)
     n_term, n_spline = linear.shape[1], spline.shape[1]
     matrix = np.empty((n_term, n_spline, n_term, n_spline))
-    squared, product = depth * depth, depth * (theory - observed)
+    squared, product = depth * depth, -depth * missing
     for i in range(n_term):
         for j in range(n_term):
             per_pixel = (weight * linear[:, i] * linear[:, j]) @ squared
             matrix[i, :, j] = spline.T @ (per_pixel[:, None] * spline)
     size = n_term * n_spline
     normal = matrix.reshape(size, size)
-    normal[np.diag_indices(size)] += _STRENGTH_RIDGE * np.trace(normal) / size + 1e-12
+    normal[np.diag_indices(size)] += ridge * np.trace(normal) / size + 1e-12
     right = ((weight[:, None] * linear).T @ product) @ spline
     solution = np.linalg.solve(normal, right.reshape(size))
     return np.asarray(solution.reshape(n_term, n_spline) @ spline.T)
@@ -474,6 +510,7 @@ class Sky:
         observables: Float64Array,
         observing: ObservingModel,
         medium: str = "air",
+        parent: Sky | None = None,
     ) -> Self:
         """Calibrate theory on labelled spectra.
 
@@ -488,6 +525,8 @@ class Sky:
         observing : ObservingModel
         medium : {"air", "vacuum"}
             Of `wave_aa`.
+        parent : Sky, optional
+            Of another survey: what its theory lacks is the prior of the calibration.
         """
         wave = _in_air(wave_aa, medium)
         signal = np.sqrt(ivar * np.maximum(flux, np.float32(_FLUX_FLOOR)))
@@ -502,6 +541,7 @@ class Sky:
             ivar=ivar,
             labels=labels,
             noise_side_weight=observing.noise_side_weight,
+            prior=None if parent is None else parent.calibration.at(parent.wave_aa, wave),
         )
         return cls(wave, labels, observables, snr, calibration, observing)
 
@@ -535,14 +575,28 @@ class Sky:
         labels, observables = draw_around(self.labels, self.observables, n_star, rng, config=draw)
         full = _emulator().clip(Population.load().complete(labels, rng))
         labels = full[:, : len(LABEL_NAMES)]
-        flux = np.empty((n_star, self.wave_aa.size), dtype=np.float32)
-        for start in range(0, n_star, _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            theory = _theory(self.spectrograph, full[rows], rng)
-            flux[rows] = self.calibration.apply(theory, labels[rows])
+        flux = self.spectra(full, rng)
         return SimulatedPool(
             flux, labels, observables, self.calibration, self.snr, self.spectrograph, noise
         )
+
+    def spectra(self, full: Float64Array, rng: np.random.Generator) -> Float32Array:
+        """Calibrated flux (n_star, n_pixel) without noise, each star with a broadening of its own.
+
+        Parameters
+        ----------
+        full : (n_star, 16) float64
+            Labels in the order of `maury.population.ALL_NAMES`, within the emulator's bounds.
+        rng : numpy Generator
+            Draws resolving power, rotation, macroturbulence and velocity.
+        """
+        flux = np.empty((len(full), self.wave_aa.size), dtype=np.float32)
+        for start in range(0, len(full), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            theory = _theory(self.spectrograph, full[rows], rng)
+            labels = full[rows, : len(LABEL_NAMES)]
+            flux[rows] = self.calibration.apply(theory, labels)
+        return flux
 
     def theory(self, labels: Float64Array) -> Float32Array:
         """Noise-free calibrated flux (n_star, n_pixel) of the nine `labels` (n_star, 9).

@@ -105,7 +105,7 @@ class Trust:
         return cls(network, _sky(model), calibration, coverage)
 
     @classmethod
-    def fit(cls, model: Model, survey: Survey) -> Self:
+    def fit(cls, model: Model, survey: Survey, *, inherited: Calibration | None = None) -> Self:
         """Learn from the labelled stars of a survey, and from simulated ones.
 
         Errors are calibrated on the validation stars, which neither trained nor chose a network
@@ -117,11 +117,26 @@ class Trust:
             Saved, of a preset that trains on simulated stars.
         survey : Survey
             The survey that trained it.
+        inherited : Calibration, optional
+            Of another model, for the case that too few validation stars are there.
+
+        Raises
+        ------
+        TrainingError
+            If too few validation stars are there, and no calibration is inherited.
         """
         network, sky = EnsembleNetwork(model), _sky(model)
         stars = _Labelled.read(model, network, survey)
         validation = model.split.contains("validation", stars.star_id)
-        calibration = _calibrate(model, network, sky, stars, validation)
+        try:
+            calibration = _calibrate(model, network, sky, stars, validation)
+        except TrainingError as error:
+            if inherited is None:
+                raise
+            logger.warning(
+                "%s: errors are calibrated as those of the parent: %s", model.path, error
+            )
+            calibration = inherited
         training = model.split.contains("train", stars.star_id)
         coverage = _cover(model, network, sky, stars, training)
         return cls(network, sky, calibration, coverage)
@@ -191,12 +206,18 @@ class Trust:
         return self.coverage.excess(scores)
 
 
-def complete(survey: Survey, model: Model) -> Model:
-    """Return a freshly trained model with its calibration and coverage, if its kind has them."""
+def complete(survey: Survey, model: Model, *, inherited: Calibration | None = None) -> Model:
+    """Return a freshly trained model with its calibration and coverage, if its kind has them.
+
+    Parameters
+    ----------
+    survey, model, inherited
+        As of `Trust.fit`.
+    """
     if "sky" not in model.attachments:
         return model
     try:
-        return Trust.fit(model, survey).attach(model)
+        return Trust.fit(model, survey, inherited=inherited).attach(model)
     except TrainingError as error:
         logger.warning("%s: errors are not calibrated: %s", model.path, error)
         return model
