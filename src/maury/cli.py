@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from maury import terminal
+from maury.commands import build as build_command
 from maury.commands import transfer as transfer_command
 
 app = typer.Typer(
@@ -254,6 +255,7 @@ def distil(
 
 
 app.command()(transfer_command.transfer)
+app.command()(build_command.build)
 
 
 @app.command()

@@ -95,6 +95,8 @@ OBSERVED: tuple[Column, ...] = (
     Column("pseudocolour", "um-1", "em.wavenumber", "Gaia astrometric pseudocolour"),
     Column("ecl_lat", "deg", "pos.ecliptic.lat", "Ecliptic latitude"),
     Column("astrometric_params_solved", "", "meta.number", "Gaia type of astrometric solution"),
+    Column("reference_survey", "", "meta.dataset", "Survey that the labels come from", "str"),
+    Column("n_exposures", "", "meta.number;obs.exposure", "Exposures that were added up"),
 )
 """What a survey may know of each spectrum besides its pixels and labels."""
 
@@ -160,6 +162,12 @@ def for_true_label(label: Label) -> Column:
         f"{label.ucd};meta.modelled",
         f"Simulated truth: {label.description}",
     )
+
+
+def part_names(name: str, size: int) -> tuple[str, ...]:
+    """Return the columns of an array of `size` numbers a row: ``bp_00``, ``bp_01``, ..."""
+    width = max(2, len(str(size - 1)))
+    return tuple(f"{name}_{number:0{width}d}" for number in range(size))
 
 
 def known(labels: Iterable[Label] = LABELS) -> dict[str, Column]:

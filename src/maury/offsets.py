@@ -400,7 +400,8 @@ def _fit_label(
         int(rows.size),
     )
     residual = np.full(len(first.values), np.nan)
-    scaled = (difference - phi @ fit.coefficients) / np.sqrt(variance + fit.scatter2)
+    total = np.maximum(variance + fit.scatter2, 1e-24)
+    scaled = (difference - phi @ fit.coefficients) / np.sqrt(total)
     residual[rows] = np.where(fit.inlier > 0.5, scaled, np.nan)
     return offset, residual
 
@@ -417,7 +418,9 @@ class _Fit:
 def _mixture(y: Float64Array, variance: Float64Array, phi: Float64Array) -> _Fit:
     """Linear model with scatter, and outliers about it in a wider Gaussian."""
     middle = np.median(y)
-    width2 = max(float((1.4826 * np.median(np.abs(y - middle))) ** 2), 1e-300)
+    width2 = float((1.4826 * np.median(np.abs(y - middle))) ** 2)
+    # Copies of one value differ by nothing at all.
+    width2 = max(width2, 1e-6 * float(np.median(variance)), 1e-24)
     beta: Float64Array = np.zeros(phi.shape[1])
     beta[0] = middle
     scatter2 = max(width2 - float(np.median(variance)), 0.0)

@@ -72,6 +72,9 @@ def show_standings(found: Any) -> None:
     for view in found.views:
         print(f"robust scatter, {view.name}")
         _show_rows(found.scatter_rows(view=view.name))
+        if view.bounds:
+            print(f"scatter over the Cramer-Rao bound of such spectra, {view.name}")
+            _show_rows(found.bound_rows(view))
     print("calibration and cost, as given (medians over labels; CPU ms per spectrum)")
     _show_rows(found.summary_rows())
     for name, reason in found.not_run.items():
@@ -191,7 +194,21 @@ def show_report(report: Any) -> None:
     Console().print(table)
 
 
-_LEFT = ("label", "star", "verdict", "flag", "", "id", "reason")
+def show_flow(flow: Any) -> None:
+    """Print how many stars each step of a build took in and let through, and why."""
+    header, *rows = flow.rows()
+    drop = header.index("source")
+    print("Flow of rows")
+    _show_table([tuple(c for k, c in enumerate(row) if k != drop) for row in (header, *rows)])
+
+
+def show_offsets(offsets: Any) -> None:
+    """Print the fitted offsets of one reference survey against another."""
+    print(f"Offsets of {offsets.second} against {offsets.first}, taken off")
+    _show_table(offsets.rows())
+
+
+_LEFT = ("label", "star", "verdict", "flag", "", "id", "reason", "of", "step", "why", "slopes")
 """Columns of text."""
 
 
