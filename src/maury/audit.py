@@ -114,7 +114,8 @@ def audit(
     answer = _answering(model, network)
     means = {ALL: answer(inputs)}
     for name, without in _cases(model, network).items():
-        means[name] = answer(model.preparation.apply(hide(batch, without)))
+        hidden = hide(batch, without, further=model.preparation.further_sources)
+        means[name] = answer(model.preparation.apply(hidden))
     residuals = {name: _finite_only(mean - truth) for name, mean in means.items()}
     residuals = {name: one for name, one in residuals.items() if np.isfinite(one).any()}
     pool = _pool(model, survey, trained=split == "train")

@@ -337,6 +337,7 @@ def _prepare(
     survey: Survey, labelled: NDArray[np.int64], settings: EnsembleConfig, dropped: dict[str, int]
 ) -> _Table:
     """Prepare rows batch by batch; count in `dropped` those that the network cannot take."""
+    settings.preparation.require_columns(survey.column_names, what=str(survey.path))
     rows, flux, ivar, observables = [], [], [], []
     dropped |= {"no usable pixel": 0, "missing observable": 0}
     for start in range(0, len(survey), _READ_ROWS):

@@ -56,6 +56,7 @@ class Flag(IntFlag):
     AT_BOUND = 26, True, "a fitted label lies at the edge of what the fit allows"
     GRADIENT_UNLIKE = 27, True, "a label is measured from pixels where theory has none of its lines"
     UPPER_LIMIT = 28, False, "an abundance is an upper limit"
+    COLUMN_MISSING = 29, False, "a further column that the model takes is missing"
 
 
 WARNING_MASK: int = sum(flag.value for flag in Flag if flag.warns)

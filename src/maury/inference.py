@@ -17,7 +17,7 @@ from maury.errors import ConfigError, ModelFileError
 from maury.imputation import Imputer
 from maury.model import Model
 from maury.networks import NetworkConfig, build, network_config
-from maury.preparation import Inputs
+from maury.preparation import FurtherColumns, Inputs
 
 _PREDICT_ROWS = 512
 _BAND_NAMES = frozenset(band.name for band in BANDS)
@@ -94,7 +94,11 @@ class EnsembleNetwork:
         )
         self._imputer = _imputer_of(model)
         groups = model.preparation.observables
-        bright = [bool(group.bands) for group in groups for _ in group.names]
+        bright = [
+            bool(group.bands) or (isinstance(group, FurtherColumns) and group.suffices)
+            for group in groups
+            for _ in group.names
+        ]
         self._is_photometry = np.array(bright, dtype=np.bool_)
 
     @property
@@ -155,7 +159,7 @@ class EnsembleNetwork:
         """Answer of all networks to some usable rows."""
         observables = np.asarray(inputs.observables[rows], dtype=np.float32)
         if self._imputer is not None:
-            observables = self._imputer.fill(observables)
+            observables = self._filled(self._imputer, observables)
         observables = self.model.scaling.observables.forward(observables)
         if not self._config.photometry:
             observables = observables[:, :0]
@@ -164,6 +168,15 @@ class EnsembleNetwork:
         ivar = np.where(dark, np.float32(0), inputs.ivar[rows])
         flux = np.asarray(inputs.flux[rows], dtype=np.float32)
         return self._join(self._engine.answer(flux, ivar, observables))
+
+    def _filled(self, imputer: Imputer, observables: Float32s) -> Float32s:
+        """Fill in bands; further columns neither tell a band nor are told by any."""
+        further = self.model.preparation.is_further
+        if not further.any():
+            return imputer.fill(observables)
+        out = observables.copy()
+        out[:, ~further] = imputer.fill(np.ascontiguousarray(observables[:, ~further]))
+        return out
 
     def _join(self, answers: Answers) -> Prediction:
         scaling = self.model.scaling.labels
@@ -194,7 +207,11 @@ def _imputer_of(model: Model) -> Imputer | None:
         return None
     names, depends = model.preparation.source_names, model.preparation.sources
     is_band = [name in _BAND_NAMES for name in names]
-    return Imputer.fit(model.arrays("sky")["observables"], depends[is_band])
+    observables, depends = model.arrays("sky")["observables"], depends[is_band]
+    further = model.preparation.is_further
+    if further.any():
+        observables, depends = observables[:, ~further], depends[:, ~further]
+    return Imputer.fit(observables, depends)
 
 
 def has_observables(inputs: Inputs, network: NetworkConfig) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """A model ready to predict: batches in, columns of the catalogue out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 WITHOUT = ("spectrum", "photometry", *SOURCES)
 """Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
 
+_NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 _ORIGIN = ("distilled_from",)
 BLOCK_STARS = 512
 """Rows computed together, counted from the first of a batch; batches of whole blocks are equal
@@ -51,7 +52,7 @@ class Predictor:
     model : Model or path-like
         The model.
     without : sequence of str
-        Inputs of `WITHOUT` that count as missing.
+        Inputs of `WITHOUT`, or sources of further columns, that count as missing.
     given : str
         A label that the survey has from elsewhere, such as an asteroseismic ``logg``, with its
         error: it is taken into the others by their covariance (`maury.conditioning.condition`).
@@ -77,7 +78,8 @@ class Predictor:
         engine: str = "auto",
     ) -> None:
         self.model = model if isinstance(model, Model) else Model.open(model)
-        self.without = tuple(check_known("input", name, WITHOUT) for name in without)
+        inputs = (*WITHOUT, *self.model.preparation.further_sources)
+        self.without = tuple(check_known("input", name, inputs) for name in without)
         self.given = given and check_known("label", given, self.model.label_names)
         self._network, self.trust = _load(self.model, engine)
         if given and self.trust is None:
@@ -134,7 +136,8 @@ class Predictor:
 
     def answer(self, batch: Batch) -> "tuple[Inputs, Prediction]":
         """Prepare a batch, and give the bare answer of the networks to it."""
-        inputs = self.model.preparation.apply(hide(batch, self.without))
+        further = self.model.preparation.further_sources
+        inputs = self.model.preparation.apply(hide(batch, self.without, further=further))
         if isinstance(self._network, MethodNetwork):
             return inputs, self._network.predict(inputs, self._network.external(batch))
         return inputs, self._network.predict(inputs)
@@ -219,7 +222,9 @@ def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
     return outside
 
 
-def hide(batch: Batch, without: Sequence[str]) -> Batch:
+def hide(
+    batch: Batch, without: Sequence[str], *, further: Mapping[str, Sequence[str]] = _NOTHING
+) -> Batch:
     """Return a batch in which inputs are missing.
 
     Parameters
@@ -227,10 +232,14 @@ def hide(batch: Batch, without: Sequence[str]) -> Batch:
     batch : Batch
         Rows of a survey.
     without : sequence of str
-        Names of `WITHOUT`.
+        Names of `WITHOUT` or of `further`.
+    further : mapping of str to sequence of str
+        Sources of further columns, and the columns.
     """
-    hidden = set(SOURCES if "photometry" in without else without) & set(SOURCES)
+    sources = (*SOURCES, *further)
+    hidden = set(sources if "photometry" in without else without) & set(sources)
     names = {band.column if (band := _BANDS.get(name)) else name for name in hidden}
+    names |= {column for source in hidden for column in further.get(source, ())}
     missing = np.full(len(batch), np.nan)
     columns = {name: missing if name in names else v for name, v in batch.columns.items()}
     spectra = batch.spectra

@@ -9,7 +9,7 @@ rows out = rows in, in order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from pydantic import ValidationError, model_validator
 
 from maury import observables as obs
 from maury import operators as ops
-from maury.errors import ConfigError
+from maury.errors import ColumnError, ConfigError
 from maury.flags import FLAG_DTYPE, Flag, set_where
 from maury.naming import suggestion
 from maury.spectra import Medium, Spectra
@@ -32,6 +32,7 @@ from maury.steps import (
     CheckGrid,
     Colours,
     Config,
+    FurtherColumns,
     LinearGrid,
     ListedGrid,
     MaskCosmics,
@@ -57,6 +58,7 @@ __all__ = [
     "ChebyshevContinuum",
     "CheckGrid",
     "Colours",
+    "FurtherColumns",
     "Inputs",
     "LinearGrid",
     "ListedGrid",
@@ -79,7 +81,7 @@ POOR_PARALLAX = 0.2
 """Relative parallax error above which `Flag.PARALLAX_POOR` warns."""
 
 SOURCES: tuple[str, ...] = (*ALL_BANDS, "parallax", "a_v")
-"""All that observables can be made of."""
+"""What observables are made of, besides further columns."""
 
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -93,7 +95,7 @@ _STEP_NAMES = (
     "mask_cosmics",
     "continuum",
 )
-_OBSERVABLE_NAMES = ("absolute_magnitudes", "colours", "parallax_snr", "a_v")
+_OBSERVABLE_NAMES = ("absolute_magnitudes", "colours", "parallax_snr", "a_v", "columns")
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,43 @@ class Preparation(Config):
             raise ValueError(f"observables listed twice: {', '.join(twice)}")
         return self
 
+    @property
+    def further(self) -> tuple[FurtherColumns, ...]:
+        """Groups of further columns."""
+        return tuple(group for group in self.observables if isinstance(group, FurtherColumns))
+
+    @property
+    def further_sources(self) -> dict[str, tuple[str, ...]]:
+        """Columns of the survey that each source of further columns stands for."""
+        table: dict[str, tuple[str, ...]] = {}
+        for group in self.further:
+            table[group.source] = (*table.get(group.source, ()), *group.survey_columns)
+        return table
+
+    @property
+    def is_further(self) -> BoolArray:
+        """Which observable (n_observable,) is a further column."""
+        flags = [
+            isinstance(group, FurtherColumns) for group in self.observables for _ in group.names
+        ]
+        return np.array(flags, dtype=np.bool_)
+
+    @property
+    def further_numbers(self) -> tuple[int, ...]:
+        """Numbers of the observables that are further columns."""
+        return tuple(np.flatnonzero(self.is_further).tolist())
+
+    def require_columns(self, names: Collection[str], *, what: str) -> None:
+        """Raise `ColumnError` unless every further column is among `names`, those of `what`."""
+        needed = [n for group in self.further for n in (*group.survey_columns, group.over) if n]
+        absent = list(dict.fromkeys(name for name in needed if name not in names))
+        if absent:
+            raise ColumnError(
+                f"{what} has no column {absent[0]!r}{suggestion(absent[0], names)}, which the "
+                f"preparation takes ({len(absent)} of its further columns are missing); ingest it "
+                "with an [[observable]], or correct 'columns'"
+            )
+
     @classmethod
     def published(cls) -> Self:
         """Return what the published RAVE network takes (Guiglion et al. 2020, A&A 644, A168).
@@ -216,9 +255,9 @@ class Preparation(Config):
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """What the observables are made of: bands, ``parallax``, ``a_v``."""
+        """What the observables are made of: bands, ``parallax``, ``a_v``, further columns."""
         used = {name for group in self.observables for made_of in group.sources for name in made_of}
-        return tuple(name for name in SOURCES if name in used)
+        return (*(name for name in SOURCES if name in used), *self.further_sources)
 
     @property
     def sources(self) -> BoolArray:
@@ -324,6 +363,9 @@ class Preparation(Config):
             checks.append((Flag.MAGNITUDE_MISSING, np.isnan(np.sum(magnitudes, axis=0))))
         if any(isinstance(group, AV) or getattr(group, "deredden", False) for group in groups):
             checks.append((Flag.A_V_MISSING, np.isnan(column(batch, "a_v"))))
+        if self.further:
+            lacking = [np.isnan(group.measure(batch)[0]).any(axis=1) for group in self.further]
+            checks.append((Flag.COLUMN_MISSING, np.any(lacking, axis=0)))
         for flag, where in checks:
             flags = set_where(flags, flag, where)
         return flags

@@ -98,6 +98,7 @@ class EnsembleConfig(BaseModel):
             parsed[name] = parse_settings(kind, options, name, problems)
         if problems:
             raise ConfigError("the settings are wrong:\n  " + "\n  ".join(problems))
+        parsed["training"] = _quietened(parsed["training"], parsed["preparation"])
         return parsed
 
     @classmethod
@@ -132,6 +133,17 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "split": SplitConfig,
     "ensemble": ChoiceConfig,
 }
+
+
+def _quietened(
+    training: TrainingConfig | SimulatedTraining, preparation: Preparation
+) -> TrainingConfig | SimulatedTraining:
+    """Return the training without noise on further columns, whose units may be anything."""
+    quiet = preparation.further_numbers
+    if not quiet or not isinstance(training, SimulatedTraining):
+        return training
+    noise = training.noise.model_copy(update={"quiet": quiet})
+    return training.model_copy(update={"noise": noise})
 
 
 def _defaults(network: NetworkConfig | None, section: str) -> dict[str, Any]:

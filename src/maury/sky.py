@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -428,6 +428,7 @@ class SimulatedPool:
         flux, ivar = self.spectrograph.degrade(sharp, self._snr(n_star, rng), rng)
         self._drop_pixels(ivar, rng)
         jitter = rng.standard_normal((n_star, self.observables.shape[1]))
+        jitter[:, [k for k in self.noise.quiet if k < jitter.shape[1]]] = 0.0
         observables = self.observables[row] + self.noise.magnitude_rms * jitter
         return flux, ivar, observables, self.labels[row]
 
@@ -457,6 +458,8 @@ class BatchNoise(BaseModel):
         Share of stars with one to four gaps of dropped pixels.
     magnitude_rms : float
         Noise added to every observable, in its own unit.
+    quiet : tuple of int
+        Numbers of the observables that get none, as their units may be anything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -464,6 +467,7 @@ class BatchNoise(BaseModel):
     low_snr_share: float = Field(default=0.2, ge=0.0, le=1.0)
     mask_share: float = Field(default=0.1, ge=0.0, le=1.0)
     magnitude_rms: float = Field(default=0.01, ge=0.0)
+    quiet: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 _NOISE = BatchNoise()

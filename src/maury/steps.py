@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from maury import observables as obs
 from maury import operators as ops
-from maury.columns import BANDS
+from maury.columns import BANDS, part_names
 from maury.errors import ColumnError
 from maury.flags import Flag, set_where
 from maury.naming import suggestion
-from maury.spectra import Medium, Spectra, check_wavelengths, require_same_grid
+from maury.spectra import Medium, Spectra, arm_slices, check_wavelengths, require_same_grid
 from maury.survey import Batch
 
 Float64Array = NDArray[np.float64]
@@ -269,10 +269,15 @@ class MaskCosmics(Config):
 
 class _Continuum(Config):
     def run(self, state: State) -> State:
-        """Return the state normalised."""
+        """Return the state normalised, each arm by itself."""
         spectra = state.spectra
         options = self.model_dump(exclude={"step"})
-        flux, ivar = ops.normalise_continuum(spectra.flux, spectra.ivar, **options)
+        arms = arm_slices(spectra.wave_aa)
+        parts = [
+            ops.normalise_continuum(spectra.flux[:, arm], spectra.ivar[:, arm], **options)
+            for arm in arms
+        ]
+        flux, ivar = (np.hstack([part[k] for part in parts]) for k in (0, 1))
         failed = np.asarray(spectra.good.any(axis=1) & ~(ivar > 0).any(axis=1))
         return state.with_pixels(flux, ivar).flagged(Flag.CONTINUUM_FAILED, failed)
 
@@ -318,6 +323,7 @@ SpectralStep = Annotated[
 ]
 
 
+_COLUMN_NAME = r"^[a-z][a-z0-9_]{0,39}$"
 BandName = Literal["G", "BP", "RP", "J", "H", "Ks", "W1", "W2"]
 ALL_BANDS: tuple[BandName, ...] = get_args(BandName)
 assert tuple(band.name for band in BANDS) == ALL_BANDS
@@ -504,6 +510,90 @@ class AV(Config):
         return column(batch, "a_v")[:, None], column(batch, "a_v_error")[:, None]
 
 
+class ColumnRange(Config):
+    """Columns ``<name>_00``, ``<name>_01``, ... that a survey has of an array of `size` numbers."""
+
+    name: Annotated[str, Field(pattern=_COLUMN_NAME)]
+    size: Annotated[int, Field(ge=1, le=1000)]
+
+
+def _in_single(values: Float64Array) -> Float64Array:
+    """Return values with NaN for those that float32 cannot hold."""
+    return np.where(np.abs(values) < np.finfo(np.float32).max, values, np.nan)
+
+
+class FurtherColumns(Config):
+    """Any other columns of the survey, as numbers: coefficients, a seismic log g, reddening.
+
+    Attributes
+    ----------
+    source : str
+        What they are called together, as an input that may be missing (``--without``).
+    columns : tuple of str or ColumnRange
+        Columns of the survey; errors are those with ``_error`` behind.
+    over : str, optional
+        A column by which each is divided, such as the first coefficient, so that the brightness
+        of the star drops out. It is no observable itself.
+    suffices : bool
+        Whether a star without spectrum and magnitudes gets labels from these alone.
+    """
+
+    observable: Literal["columns"] = "columns"
+    source: Annotated[str, Field(pattern=_COLUMN_NAME)]
+    columns: Annotated[
+        tuple[Annotated[str, Field(pattern=_COLUMN_NAME)] | ColumnRange, ...], Field(min_length=1)
+    ]
+    over: Annotated[str, Field(pattern=_COLUMN_NAME)] | None = None
+    suffices: bool = False
+
+    @model_validator(mode="after")
+    def _own_source(self) -> Self:
+        if self.source in (*ALL_BANDS, "parallax", "a_v", "spectrum", "photometry"):
+            raise ValueError(f"source {self.source!r} is an input already; take another name")
+        return self
+
+    @property
+    def survey_columns(self) -> tuple[str, ...]:
+        """Columns that are read, without their errors and the one that divides."""
+        return tuple(
+            name
+            for entry in self.columns
+            for name in ([entry] if isinstance(entry, str) else part_names(entry.name, entry.size))
+            if name != self.over
+        )
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """No band is used."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        suffix = "" if self.over is None else f"/{self.over}"
+        return tuple(f"{name}{suffix}" for name in self.survey_columns)
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        return tuple(frozenset({self.source}) for _ in self.survey_columns)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, n_observable) float64."""
+        names = self.survey_columns
+        values = np.stack([column(batch, name) for name in names], axis=1)
+        errors = np.stack([column(batch, f"{name}_error") for name in names], axis=1)
+        if self.over is None:
+            return _in_single(values), errors
+        below, below_error = (column(batch, self.over + end)[:, None] for end in ("", "_error"))
+        below = np.where(below != 0, below, np.nan)
+        with np.errstate(over="ignore"):
+            ratio = _in_single(values / below)
+        share = np.where(np.isfinite(below_error), below_error, 0.0) * ratio
+        return ratio, np.hypot(errors, share) / np.abs(below)
+
+
 Observable = Annotated[
-    AbsoluteMagnitudes | Colours | ParallaxSnr | AV, Field(discriminator="observable")
+    AbsoluteMagnitudes | Colours | ParallaxSnr | AV | FurtherColumns,
+    Field(discriminator="observable"),
 ]

@@ -20,7 +20,7 @@ from maury.flags import FLAG_DTYPE
 from maury.inference import EnsembleNetwork, Prediction
 from maury.model import Model
 from maury.preparation import Inputs
-from maury.sky import DrawConfig, Sky
+from maury.sky import BatchNoise, DrawConfig, Sky
 from maury.survey import Survey
 
 logger = logging.getLogger(__name__)
@@ -295,7 +295,10 @@ def simulated_stars(
     truth : (n_star, n_label) float64
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
-    flux, ivar, observables, truth = sky.pool(n_star, rng, draw=draw).batch(n_star, rng)
+    noise = BatchNoise(quiet=model.preparation.further_numbers)
+    flux, ivar, observables, truth = sky.pool(n_star, rng, draw=draw, noise=noise).batch(
+        n_star, rng
+    )
     n_observable = len(model.preparation.observable_names)
     if observables.shape[1] != n_observable:
         # Networks without photometry have a sky without observables.

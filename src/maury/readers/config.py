@@ -199,8 +199,7 @@ class ObservableConfig(Strict):
         error = mapped == f"{self.name}_error"
         names = [self.name]
         if self.size is not None:
-            width = len(str(self.size - 1))
-            names = [f"{self.name}_{k:0{max(width, 2)}d}" for k in range(self.size)]
+            names = list(columns_module.part_names(self.name, self.size))
         about = f"1 sigma error of {self.name}" if error else self.description
         ucd = ";".join(["stat.error", self.ucd]).rstrip(";") if error else self.ucd
         return tuple(
