@@ -12,9 +12,9 @@ import json
 import logging
 import os
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury import labels as labels_module
+from maury.bound import ObservedModes, cramer_rao
 from maury.consensus import Combination
+from maury.documents import read_toml
 from maury.errors import ConfigError, MauryError, ResumeMismatch
 from maury.files import remove, writing
 from maury.learning import train
+from maury.locks import one_at_a_time
 from maury.methods.registry import METHODS
 from maury.model import Model
 from maury.naming import check_known
 from maury.networks import PRESETS
+from maury.operators import vacuum_to_air
 from maury.predictor import Predictor
 from maury.sky import Sky
 from maury.split import Split, SplitConfig, split_rows
@@ -107,6 +111,7 @@ COMPETITORS: Mapping[str, Competitor] = _competitors()
 """All that can be compared; ``maury`` is the default model, with and without photometry."""
 
 
+@one_at_a_time("out")
 def compare(
     survey: Survey | Path | str,
     out: Path | str,
@@ -241,10 +246,7 @@ def _chosen(
 
 
 def _read(path: Path | str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read settings from {path}: {error}") from error
+    return read_toml(path, what="settings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,16 +364,33 @@ class _Run:
         rows = self.rows(fold, part)
         batch = self.survey.rows(rows)
         names = list(self.survey.label_names)
-        truth = self.survey.labels(names)[rows]
         if view == GIVEN:
-            return batch, truth
+            return batch, self.survey.labels(names)[rows]
+        staged, nine = self._staged(batch, fold, view)
+        return staged, nine[:, [labels_module.LABEL_NAMES.index(name) for name in names]]
+
+    def _staged(self, batch: Batch, fold: int, view: str) -> tuple[Batch, Float64Array]:
         if fold not in self._skies:
             self._skies[fold] = learn_sky(self.survey, self.rows(fold, "train"))
         snr = next(value for value in self.snr if f"S/N {value:g}" == view)
         rng = np.random.default_rng([self.seed, fold, int(1000 * snr)])
-        staged, nine = restage(batch, self._skies[fold], snr, rng=rng)
-        columns = [labels_module.LABEL_NAMES.index(name) for name in names]
-        return staged, nine[:, columns]
+        return restage(batch, self._skies[fold], snr, rng=rng)
+
+    def _bounds(self, fold: int, view: str) -> dict[str, Float64Array]:
+        """Least errors of the test stars' simulated spectra, without and with photometry."""
+        rows = self.rows(fold, "test")
+        staged, nine = self._staged(self.survey.rows(rows), fold, view)
+        calibration = self._skies[fold].calibration
+        wave_aa, medium = staged.spectra.wave_aa, staged.spectra.medium
+        bound = partial(
+            cramer_rao,
+            nine,
+            staged.column("snr"),
+            wave_aa=wave_aa if medium == "air" else vacuum_to_air(wave_aa),
+            modes=ObservedModes(calibration.continuum_modes, calibration.core_modes),
+        )
+        columns = [labels_module.LABEL_NAMES.index(name) for name in self.survey.label_names]
+        return {"spectrum": bound()[:, columns], _BOTH: bound(prior="photometry")[:, columns]}
 
     def standings(self, done: Sequence[Competitor], not_run: Mapping[str, str]) -> Standings:
         names = self.survey.label_names
@@ -403,7 +422,11 @@ class _Run:
         ]
         if len(done) > 1:
             answers.append(self._consensus(done, parts))
-        return View(view, np.concatenate(truth), np.concatenate(snr), tuple(answers))
+        bounds = {}
+        if view != GIVEN:
+            folds = [self._bounds(fold, view) for fold in range(self.folds)]
+            bounds = {kind: np.concatenate([one[kind] for one in folds]) for kind in folds[0]}
+        return View(view, np.concatenate(truth), np.concatenate(snr), tuple(answers), bounds)
 
     def _load(self, one: Competitor, fold: int, part: str, view: str) -> dict[str, NDArray[Any]]:
         with np.load(self._file(one, fold, part, view)) as file:

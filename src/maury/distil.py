@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +23,12 @@ from torch import Tensor
 
 import maury
 from maury.calibration import LEAST_STARS, Calibration
+from maury.documents import read_toml
 from maury.errors import ConfigError
 from maury.files import refuse_existing, remove, work_folder
 from maury.learning import completion
 from maury.lessons import SHEET_STARS, Sheet, SheetFolder, Teacher, join
+from maury.locks import one_at_a_time
 from maury.model import Member, Model
 from maury.networks import build, parse_settings
 from maury.student_network import StudentConfig, StudentNetwork
@@ -44,6 +45,7 @@ CHECKPOINT_SECONDS = 20.0
 _SLOPE_STARS = 600
 
 
+@one_at_a_time("out")
 def distil(
     model: Model | Path | str,
     out: Path | str,
@@ -136,10 +138,7 @@ def _settings(
     config: Mapping[str, Any] | Path | str | None,
 ) -> tuple[StudentConfig, DistilConfig]:
     if isinstance(config, Path | str):
-        try:
-            config = tomllib.loads(Path(config).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read settings from {config}: {error}") from error
+        config = read_toml(config, what="settings")
     sections = dict(config or {})
     network_options = dict(sections.pop("network", {}))
     training_options = dict(sections.pop("training", {}))

@@ -12,13 +12,13 @@ a model carries the definitions of its own labels, so that users can add others 
     range = [-0.4, 0.6]
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from maury.documents import read_toml
 from maury.errors import ConfigError
 from maury.naming import check_known
 
@@ -165,11 +165,7 @@ def load(path: Path | str) -> tuple[Label, ...]:
     ConfigError
         If the file is not TOML, or a definition is wrong.
     """
-    try:
-        document = tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read label definitions from {path}: {error}") from error
-    rows = document.get("label", [])
+    rows = read_toml(path, what="label definitions").get("label", [])
     if not isinstance(rows, list) or not rows:
         raise ConfigError(f"{path} has no [[label]] tables; write one per label")
     return parse(rows)

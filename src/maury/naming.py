@@ -2,13 +2,20 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 
 from maury.errors import UnknownName
+
+_LONGEST, _MOST = 64, 2000
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    # The comparison takes the product of lengths for each name, and names may come from files.
+    if len(name) > _LONGEST:
+        return ""
+    names = [other for other in islice(known, _MOST) if len(other) <= _LONGEST]
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

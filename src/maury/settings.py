@@ -1,12 +1,12 @@
 """All settings of a training run, from TOML, a mapping or keywords."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
+from maury.documents import read_toml
 from maury.errors import ConfigError
 from maury.naming import suggestion
 from maury.networks import PRESETS, DefaultConfig, NetworkConfig, parse_settings
@@ -110,11 +110,7 @@ class EnsembleConfig(BaseModel):
         ConfigError
             If the file cannot be read, or keys or values are wrong; all of them are listed.
         """
-        try:
-            document = tomllib.loads(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read settings from {path}: {error}") from error
-        return cls.model_validate(document)
+        return cls.model_validate(read_toml(path, what="settings"))
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain mapping that `model_validate` reads."""

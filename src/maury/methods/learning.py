@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,10 @@ from pydantic import BaseModel, ValidationError
 import maury
 from maury import labels as labels_module
 from maury.answers import has_spectrum
+from maury.documents import read_toml
 from maury.errors import ConfigError, TrainingError
 from maury.files import refuse_existing
+from maury.locks import one_at_a_time
 from maury.methods.protocols import Method, MethodSettings, Sample, join_inputs, take
 from maury.methods.registry import method_class, method_settings
 from maury.model import METHOD, Affine, Model, Scaling
@@ -98,10 +99,7 @@ class MethodConfig:
 
 
 def _read(path: Path | str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read settings from {path}: {error}") from error
+    return read_toml(path, what="settings")
 
 
 def _plain(section: Any) -> Mapping[str, Any]:
@@ -212,6 +210,7 @@ def _parts(
     return parts
 
 
+@one_at_a_time("model")
 def train_method(
     survey: Survey | Path | str,
     model: Path | str,

@@ -1,6 +1,5 @@
 """The TOML file that describes spectra and tables of any survey."""
 
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -19,6 +18,7 @@ from pydantic import (
 from maury import columns as columns_module
 from maury import labels as labels_module
 from maury.columns import Column
+from maury.documents import read_toml
 from maury.errors import ConfigError
 from maury.labels import LABELS, Label
 from maury.naming import suggestion
@@ -107,11 +107,15 @@ class WavelengthConfig(Strict):
 
 
 class ResampleConfig(Strict):
-    """``resample``: the linear grid, in angstrom, that every spectrum is put on."""
+    """``resample``: the grid that every spectrum is put on.
+
+    It is ``start + step k`` angstrom for k = 0 to n - 1, or ten to that power if `log`.
+    """
 
     start: Annotated[float, Field(gt=0)]
     step: Annotated[float, Field(gt=0)]
     n: Annotated[int, Field(ge=2, le=10_000_000)]
+    log: bool = False
 
 
 Window = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -224,7 +228,8 @@ class TableConfig(Strict):
 class ColumnConfig(Strict):
     """One entry of ``[columns]``: the source column; a text alone is its name.
 
-    Of a column that holds a vector a row, `index` is the element, from 0.
+    Of a column that holds a vector a row, `index` is the element, from 0. An `optional` column
+    that no table has is left out, with a warning.
     """
 
     name: str
@@ -232,6 +237,7 @@ class ColumnConfig(Strict):
     unit: str | None = None
     missing: tuple[float, ...] | None = None
     table: str | None = None
+    optional: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -365,10 +371,7 @@ def load_config(path: Path) -> tuple[IngestConfig, tuple[Label, ...]]:
     ConfigError
         If the file is not TOML; or naming everything that is wrong in it, at once.
     """
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    document = read_toml(path, what="the configuration")
     problems: list[str] = []
     labels = LABELS
     try:

@@ -1,6 +1,7 @@
 """A folder with one file per star: FITS images, FITS tables, or text in two or three columns."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import InputFileError, LengthMismatch, WavelengthError
+from maury.limits import current, exceeded
 from maury.readers.config import ArrayRef, SpectraConfig, WavelengthConfig
 from maury.readers.grids import angstrom_per, header_grid, linear_grid, same_grid, to_angstrom
+from maury.readers.guards import files_of
 from maury.readers.opening import find_hdu, open_fits, reading
-from maury.readers.pipeline import Piece
+from maury.readers.pipeline import Piece, check_pixels
 from maury.readers.rows import to_ivar
 from maury.readers.tables import fits_table
 
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 Float64Array = NDArray[np.float64]
 _DEFAULT_WAVE = ArrayRef(name="wave")
+_MOST_BYTES_PER_PIXEL = 10
 _FITS_SUFFIXES = (".fits", ".fit", ".fits.gz")
 
 
@@ -127,11 +131,7 @@ def open_folder(folder: Path, spectra: SpectraConfig, wavelength: WavelengthConf
     """
     if not folder.is_dir():
         raise InputFileError(f"{folder} is no directory; correct 'folder' in [spectra]")
-    paths = sorted(
-        path
-        for path in folder.glob(spectra.pattern)
-        if path.is_file() and not path.name.startswith(".")
-    )
+    paths = sorted(files_of(folder, spectra.pattern))
     if not paths:
         raise InputFileError(
             f"{folder} has no file {spectra.pattern!r}; correct 'folder' or 'pattern' in [spectra]"
@@ -166,9 +166,10 @@ def _fits_star(
     simulated = any(bool(h.header.get("SIMULATE", False)) for h in hdus)
     noise = spectra.ivar or spectra.error
     if hdu.is_image:
+        check_pixels(math.prod(hdu.shape), path)
         flux = _line(hdu.data, path)
         wave = _image_wave(hdus, hdu, wavelength, path)
-        found = None if noise is None else _line(_image(hdus, noise, path).data, path)
+        found = None if noise is None else _line(_small(_image(hdus, noise, path), path), path)
         return _Star(wave, flux, found, simulated)
 
     def column(ref: ArrayRef) -> Float64Array:
@@ -198,10 +199,18 @@ def _image(hdus: Any, ref: ArrayRef, path: Path) -> Any:
     return find_hdu(hdus, ref.hdu if ref.hdu is not None else ref.name, path, image=True)
 
 
+def _small(hdu: Any, path: Path) -> Any:
+    """Return the data of an HDU that is an image of one spectrum."""
+    if not hdu.is_image:
+        raise InputFileError(f"{path}: HDU {hdu.name!r} is no image; name one, or a column")
+    check_pixels(math.prod(hdu.shape or (0,)), path)
+    return hdu.data
+
+
 def _image_wave(hdus: Any, hdu: Any, wavelength: WavelengthConfig, path: Path) -> Float64Array:
     n_pixel = int(np.prod(hdu.shape))
     if wavelength.values is not None:
-        values = _line(_image(hdus, wavelength.values, path).data, path)
+        values = _line(_small(_image(hdus, wavelength.values, path), path), path)
         return to_angstrom(values, wavelength.unit, log=wavelength.log)
     if wavelength.start is not None:
         return _stated(wavelength, n_pixel)
@@ -231,6 +240,8 @@ def _line(data: Any, path: Path) -> Float64Array:
 
 
 def _ascii_star(path: Path, spectra: SpectraConfig, wavelength: WavelengthConfig) -> _Star:
+    if path.stat().st_size > _MOST_BYTES_PER_PIXEL * current().pixels:
+        raise exceeded(path, f"has {path.stat().st_size} bytes of text", "pixels")
     lines = [line.replace(",", " ") for line in path.read_text("utf-8").splitlines()]
     lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if lines and not _numeric(lines[0]):

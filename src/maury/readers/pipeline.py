@@ -24,6 +24,7 @@ from maury.errors import (
 )
 from maury.files import remove
 from maury.labels import LABELS, Label
+from maury.limits import current, exceeded
 from maury.operators import estimate_snr, ivar_from_snr
 from maury.readers.grids import Gridder
 from maury.readers.opening import reading
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 Columns = Mapping[str, NDArray[Any]]
 
-MOST_ROWS = 100_000_000
 _LARGEST_HASHED = 64 * 2**20
 _NORMALISED = (0.8, 1.25)
 
@@ -94,10 +94,17 @@ def check_rows(n_star: int, what: Path) -> None:
     """Raise `InputFileError` if a source has no spectra, or absurdly many."""
     if n_star == 0:
         raise InputFileError(f"{what} holds no spectra; give at least one")
-    if n_star > MOST_ROWS:
+    if n_star > current().rows:
         raise InputFileError(
-            f"{what} promises {n_star} spectra; it is damaged, or transposed (at most {MOST_ROWS})"
+            f"{what} promises {n_star} spectra; it is damaged, or transposed "
+            f"(at most {current().rows})"
         )
+
+
+def check_pixels(n_pixel: int, what: Path) -> None:
+    """Raise `InputFileError` if spectra are absurdly long."""
+    if n_pixel > current().pixels:
+        raise exceeded(what, f"holds spectra of {n_pixel} pixels", "pixels")
 
 
 def complete_ids(ids: NDArray[np.str_] | None, n_star: int, what: Path) -> NDArray[np.str_]:

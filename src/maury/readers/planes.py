@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ColumnError, GridMismatch, InputFileError
+from maury.limits import check_unfolded, current, exceeded
 from maury.naming import suggestion
 from maury.readers.opening import reading
 from maury.readers.pipeline import check_rows
-from maury.readers.tables import SourceTable
+from maury.readers.tables import SourceTable, open_parquet
 
 _PEEK = 64
+_AT_ONCE = 2**22
 
 Float64Array = NDArray[np.float64]
 
@@ -95,14 +97,28 @@ def numpy_plane(path: Path, name: str | None, default: str) -> Plane:
 
 
 def _npz_plane(path: Path, name: str) -> Plane:
-    with np.load(path, allow_pickle=False) as archive:
+    data = npz_array(path, name)
+    return _numeric_plane(data, f"{path}, array {name!r}")
+
+
+def npz_array(path: Path, name: str) -> NDArray[Any]:
+    """Read an array of a ``.npz`` file whole; pickles, and arrays that unfold too far, are refused.
+
+    Raises
+    ------
+    InputFileError
+        If so, or if there is no such array.
+    """
+    with reading(path), np.load(path, allow_pickle=False) as archive:
         if name not in archive.files:
             raise InputFileError(
                 f"{path} has no array {name!r}{suggestion(name, archive.files)} "
-                f"(it has {', '.join(archive.files)})"
+                f"(it has {', '.join(archive.files[:40]):.400})"
             )
-        data = archive[name]
-    return _numeric_plane(data, f"{path}, array {name!r}")
+        for entry in archive.zip.infolist():
+            if entry.filename in (name, f"{name}.npy"):
+                check_unfolded(entry.file_size, path)
+        return np.asarray(archive[name])
 
 
 def _numeric_plane(data: Any, what: str) -> Plane:
@@ -143,6 +159,12 @@ def _stacked(values: Any, what: str) -> NDArray[Any]:
         parts = [np.ma.asanyarray(value) for value in values]
         if any(part.dtype.kind not in "fiu" or part.ndim != 1 for part in parts):
             raise ColumnError(f"{what} must hold arrays of numbers, not objects")
+        total = sum(part.size for part in parts)
+        if (
+            total > max(_PEEK, len(parts)) * current().pixels
+            or 8 * total > current().chunk_bytes * 4
+        ):
+            raise exceeded(what, f"has rows of {total // max(len(parts), 1)} values", "pixels")
         flat = np.concatenate([np.ma.filled(part.astype(np.float64), np.nan) for part in parts])
         return _filled(np.array([part.size for part in parts]), flat, what)
     if values.ndim < 2 or values.dtype.kind not in "fiu":
@@ -183,13 +205,12 @@ class ParquetCursor:
     def rows(self, name: str, start: int, stop: int) -> Any:
         """Return rows `start` to before `stop` of a column, shape (n, n_pixel)."""
         import pyarrow as pa
-        from pyarrow import parquet
 
         position, stream, held = self._streams.get(name, (0, None, []))
         if stream is None or start < position:
-            file = self._stack.enter_context(parquet.ParquetFile(self._path))
+            file = open_parquet(self._path, self._stack)
             position, held = 0, []
-            stream = file.iter_batches(batch_size=1024, columns=[name])
+            stream = file.iter_batches(batch_size=_rows_at_once(file, name), columns=[name])
         while position + sum(map(len, held)) < stop:
             held.append(next(stream).column(0))
         while held and position + len(held[0]) <= start:
@@ -197,6 +218,24 @@ class ParquetCursor:
         self._streams[name] = (position, stream, held)
         chunk = pa.chunked_array(held).slice(start - position, stop - start).combine_chunks()
         return _arrow_rows(chunk, f"{self._path}, column {name!r}")
+
+
+def _rows_at_once(file: Any, name: str) -> int:
+    """Rows to read at a time: 1024, fewer where they are long; arrays too long are refused.
+
+    A few bytes may stand for any number of equal values.
+    """
+    rows = values = 0
+    for group in range(file.num_row_groups):
+        about = file.metadata.row_group(group)
+        rows += about.num_rows
+        for number in range(about.num_columns):
+            chunk = about.column(number)
+            if chunk.path_in_schema.split(".")[0] == name:
+                values += chunk.num_values
+    if values > max(rows, 1) * current().pixels:
+        raise exceeded(name, f"has rows of {values // max(rows, 1)} values", "pixels")
+    return max(1, min(1024, _AT_ONCE // max(1, values // max(rows, 1))))
 
 
 def _arrow_rows(chunk: Any, what: str) -> NDArray[Any]:

@@ -10,15 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ColumnError, GridMismatch, InputFileError, LengthMismatch, WavelengthError
+from maury.limits import current, exceeded
 from maury.readers.config import ArrayRef, SpectraConfig, WavelengthConfig
 from maury.readers.grids import angstrom_per, header_grid, linear_grid, to_angstrom
 from maury.readers.opening import find_hdu, open_fits, reading
-from maury.readers.pipeline import Piece, check_rows
+from maury.readers.pipeline import Piece, check_pixels, check_rows
 from maury.readers.planes import (
     ParquetCursor,
     Plane,
     as_spectra,
     column_plane,
+    npz_array,
     numpy_plane,
     plane_of,
     turned,
@@ -146,6 +148,7 @@ def _assemble(
         known = (n_pixel, None if ids is None else ids.size)
         flux = _oriented(flux, spectra.orientation, known, path)
     check_rows(flux.n_star, path)
+    check_pixels(flux.n_pixel, path)
     noise = spectra.ivar or spectra.error
     ivar = None if noise is None else file.get(noise)
     if ivar is not None and not file.oriented:
@@ -265,12 +268,13 @@ def _open_numpy(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
         return numpy_plane(ref.file or path, ref.name, spectra.flux)
 
     def texts(name: str) -> NDArray[np.str_]:
-        with reading(path), np.load(path, allow_pickle=False) as content:
-            if not archive or name not in content.files:
-                raise ColumnError(f"{path} has no array {name!r} of identifiers")
-            values = content[name]
+        if not archive:
+            raise ColumnError(f"{path} has no array {name!r} of identifiers")
+        values = npz_array(path, name)
         if values.ndim != 1 or values.dtype.kind not in "SUiu":
             raise ColumnError(f"{path}: {name!r} must be one row of text or whole numbers")
+        if values.dtype.itemsize > 4 * current().text_characters:
+            raise exceeded(path, f"has texts of {values.dtype.itemsize} bytes", "text_characters")
         return np.char.strip(values.astype(np.str_))
 
     flux = numpy_plane(path, spectra.flux, "flux")

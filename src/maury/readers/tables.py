@@ -1,6 +1,7 @@
 """Tables of many formats, by one interface: column names, numbers, texts."""
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ColumnError, IdentifierError, InputFileError
+from maury.limits import check_columns, check_unfolded, current, exceeded
 from maury.naming import suggestion
+from maury.readers.guards import check_ecsv, header_lines
 from maury.readers.opening import check_votable, find_hdu, open_fits, reading
 
 TABLE_SUFFIXES: Mapping[str, str] = {
@@ -214,9 +217,15 @@ def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) ->
             table = _parquet_table(path, stack)
         else:
             table = astropy_table(read_votable(path) if kind == "votable" else _ecsv(path), path)
-    twice = sorted({name for name in table.names if table.names.count(name) > 1})
+    check_columns(table.names, path)
+    twice = sorted(name for name, count in Counter(table.names).items() if count > 1)
     if twice:
-        raise ColumnError(f"{path} has more than one column named {twice[0]!r}; rename one")
+        raise ColumnError(f"{path} has more than one column named {twice[0]!r:.90}; rename one")
+    if max(map(len, table.names), default=0) > current().text_characters:
+        raise exceeded(path, "has a column with a name that is too long", "text_characters")
+    if table.n_row > current().rows:
+        raise exceeded(path, f"promises {table.n_row} rows", "rows")
+    check_unfolded(8 * table.n_row, path)
     if table.n_row == 0:
         raise InputFileError(f"{path} has no rows; give a table with at least one")
     return table
@@ -267,22 +276,59 @@ def read_votable(path: Path) -> Any:
 def _ecsv(path: Path) -> Any:
     from astropy.table import Table
 
+    check_ecsv(path)
     return Table.read(str(path), format="ascii.ecsv")
 
 
 def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
-    from pyarrow import parquet
-
-    file = stack.enter_context(parquet.ParquetFile(path))
+    file = open_parquet(path, stack)
     names = tuple(file.schema_arrow.names)
+    texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    # As words of a dictionary, a text that stands in every row is in memory once.
+    lean = open_parquet(path, stack, dictionaries=texts) if texts else file
     units = {
         field.name: field.metadata[b"unit"].decode()
         for field in file.schema_arrow
         if field.metadata and b"unit" in field.metadata
     }
-    return SourceTable(
-        path, names, file.metadata.num_rows, units, lambda name: file.read([name])[name]
+
+    def raw(name: str) -> Any:
+        check_parquet_column(file, name, path)
+        return lean.read([name])[name]
+
+    return SourceTable(path, names, file.metadata.num_rows, units, raw)
+
+
+def open_parquet(path: Path, stack: ExitStack, *, dictionaries: Any = None) -> Any:
+    """Open a Parquet file until `stack` closes; its metadata may hold so many columns at most."""
+    from pyarrow import parquet
+
+    return stack.enter_context(
+        parquet.ParquetFile(
+            path,
+            read_dictionary=dictionaries,
+            thrift_container_size_limit=64 * current().columns,
+            thrift_string_size_limit=16 * current().head_bytes,
+        )
     )
+
+
+def check_parquet_column(file: Any, name: str, path: Path) -> None:
+    """Refuse a column that unfolds to absurdly many bytes in memory."""
+    total = 0
+    for group in range(file.num_row_groups):
+        about = file.metadata.row_group(group)
+        for number in range(about.num_columns):
+            chunk = about.column(number)
+            if chunk.path_in_schema.split(".")[0] == name:
+                total += max(8 * chunk.num_values, chunk.total_uncompressed_size)
+    check_unfolded(total, path)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _csv_table(path: Path) -> SourceTable:
@@ -291,8 +337,9 @@ def _csv_table(path: Path) -> SourceTable:
 
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream, delimiter=delimiter, strict=True), [])
+        header = next(csv.reader(header_lines(stream, path), delimiter=delimiter, strict=True), [])
     names = tuple(name.strip() for name in header)
+    check_columns(names, path)
     # Everything is read as text: identifiers keep their leading zeros, and blanks are stripped
     # before numbers are parsed.
     table = arrow_csv.read_csv(
@@ -318,6 +365,7 @@ def _arrow_floats(values: Any, what: str) -> NDArray[np.float64]:
     import pyarrow as pa
     from pyarrow import compute
 
+    values = _short(values, what)
     kind = values.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
         text = compute.utf8_trim_whitespace(values.cast(pa.string()))
@@ -344,6 +392,7 @@ def _arrow_texts(values: Any, what: str) -> NDArray[np.str_]:
     import pyarrow as pa
     from pyarrow import compute
 
+    values = _short(values, what)
     kind = values.type
     if pa.types.is_floating(kind):
         return _texts(values.to_numpy(), what)
@@ -351,6 +400,30 @@ def _arrow_texts(values: Any, what: str) -> NDArray[np.str_]:
         raise ColumnError(f"{what} must hold one text a row, got {kind}")
     text = compute.utf8_trim_whitespace(compute.fill_null(values.cast(pa.string()), ""))
     return np.array(text.to_numpy(), dtype=np.str_)
+
+
+def _short(values: Any, what: str) -> Any:
+    """Return arrow values without dictionary, if no text is too long for an identifier.
+
+    Columns of text become as wide as their longest one.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    kind = values.type
+    encoded = pa.types.is_dictionary(kind)
+    if not (encoded or _is_text(kind)):
+        return values
+    for chunk in getattr(values, "chunks", [values]):
+        words = chunk.dictionary if encoded else chunk
+        if _is_text(words.type):
+            _check_width(compute.max(compute.binary_length(words)).as_py() or 0, what)
+    return values.cast(kind.value_type) if encoded else values
+
+
+def _check_width(longest: int, what: str) -> None:
+    if longest > current().text_characters:
+        raise exceeded(what, f"holds a text of {longest} bytes", "text_characters")
 
 
 def _floats(values: Any, what: str) -> NDArray[np.float64]:
@@ -383,6 +456,10 @@ def _texts(values: Any, what: str) -> NDArray[np.str_]:
         raise ColumnError(f"{what} holds objects, which are refused; store text or numbers")
     elif kind not in "SUOiu":
         raise ColumnError(f"{what} must hold text or whole numbers, got {data.dtype}")
+    if kind in "SU":
+        _check_width(data.dtype.itemsize // (4 if kind == "U" else 1), what)
+    elif kind == "O":
+        _check_width(max(map(len, data[~mask]), default=0), what)
     text = np.array([_decoded(v) for v in data], np.str_) if kind in "OS" else data.astype(np.str_)
     return np.char.strip(np.where(mask, "", text))
 
