@@ -9,10 +9,12 @@ from astropy.table import Table
 from typer.testing import CliRunner
 
 from maury import labels as labels_module
+from maury.bound import cramer_rao
 from maury.cli import app
 from maury.comparison import COMPETITORS, Competitor, compare, draw, pairs_of
 from maury.consensus import Combination
 from maury.errors import ConfigError, ResumeMismatch, UnknownName
+from maury.labels import LABEL_NAMES
 from maury.learning import train
 from maury.methods.registry import METHODS
 from maury.networks import PRESETS
@@ -286,6 +288,30 @@ def test_spectra_are_made_anew_at_the_stated_snr(tiny_survey):
     assert np.all(staged.column("snr") == 20.0)
     np.testing.assert_allclose(truth[:, 0], batch.column("teff"), rtol=0.1)
     np.testing.assert_array_equal(staged.column("parallax"), batch.column("parallax"))
+
+
+def test_scatter_is_told_in_units_of_the_least_that_simulated_spectra_allow(tiny_survey, tmp_path):
+    found = compare(
+        tiny_survey, tmp_path / "out", methods=("matisse", "gaufre"), config=QUICK, snr=(100.0,)
+    )
+    given, view = found.views
+    assert not given.bounds
+    assert found.over_bound(given) == {}
+    alone, helped = (view.bounds[kind] for kind in ("spectrum", "spectrum, photometry"))
+    nine = [LABEL_NAMES.index(label.name) for label in found.labels]
+    assert alone.shape == view.truth.shape
+    assert np.all(helped <= alone * (1 + 1e-9))
+    # A measured continuum may differ from the typical one, but not by much.
+    typical = cramer_rao(view.truth[:, np.argsort(nine)], view.snr)[:, nine]
+    assert 0.5 < np.median(alone[:, 0] / typical[:, 0]) < 2.0
+    k = [label.name for label in found.labels].index("teff")
+    answer = view.of("gaufre")
+    ratio = robust_sigma((answer.mean[:, k] - view.truth[:, k]) / alone[:, k])
+    assert found.over_bound(view)["gaufre"][k] == pytest.approx(ratio)
+    assert ratio > 0.8
+    header, *rows = found.bound_rows(view)
+    assert [row[0] for row in rows] == ["matisse", "gaufre", CONSENSUS]
+    assert len(header) == 10
 
 
 def test_too_few_labels_for_simulated_snr_are_named(survey, tmp_path):

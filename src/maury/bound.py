@@ -67,6 +67,7 @@ def cramer_rao(
     prior: Prior = None,
     sky: ObservingModel = TRAINING_SKY,
     noise_correlation: Sequence[float] = (0.44, 0.05),
+    modes: ObservedModes | None = None,
     emulator: Emulator | None = None,
 ) -> Float64Array:
     """Least 1 sigma error of each label of each star, all other labels and nuisances unknown.
@@ -91,6 +92,8 @@ def cramer_rao(
         Mean and scatter of resolving power, rotation, radial velocity and continuum.
     noise_correlation : sequence of float
         Correlation of the noise between pixels 1, 2, ... apart.
+    modes : ObservedModes, optional
+        Nuisances as measured at `wave_aa`, instead of the typical continuum.
     emulator : Emulator, optional
         The shipped one by default.
 
@@ -118,6 +121,7 @@ def cramer_rao(
         prior=prior,
         sky=sky,
         noise_correlation=noise_correlation,
+        modes=modes,
         emulator=emulator,
     )
     return _sigma(covariance)
@@ -131,11 +135,14 @@ def cramer_rao_covariance(
     prior: Prior = None,
     sky: ObservingModel = TRAINING_SKY,
     noise_correlation: Sequence[float] = (0.44, 0.05),
+    modes: ObservedModes | None = None,
     emulator: Emulator | None = None,
 ) -> Float64Array:
     """Covariance (n_star, n_label, n_label) of which `cramer_rao` is the diagonal, which see."""
     values, n_given = _complete(labels)
-    instrument = _Instrument.of(emulator or _shipped(), wave_aa, sky, noise_correlation)
+    instrument = _Instrument.of(
+        emulator or _shipped(), wave_aa, sky, noise_correlation, modes=modes
+    )
     fisher = instrument.information(values, snr)
     return _covariance(fisher, _prior_precision(prior, values))[:, :n_given, :n_given]
 

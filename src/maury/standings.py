@@ -76,12 +76,16 @@ class View:
     truth : (n_star, n_label) float64
     snr : (n_star,) float64
     answers : tuple of Answers
+    bounds : mapping of str to (n_star, n_label) float64
+        Least errors that such spectra allow, for each kind of `Answers.inputs`; of simulated
+        spectra only.
     """
 
     name: str
     truth: Float64Array
     snr: Float64Array
     answers: tuple[Answers, ...]
+    bounds: Mapping[str, Float64Array] = field(default_factory=dict)
 
     def of(self, name: str) -> Answers | None:
         """Return the answers of a method, or None."""
@@ -316,6 +320,14 @@ class Standings:
                 label.name: [[_none(float(x)) for x in row] for row in self.agreement(label.name)]
                 for label in self.labels
             },
+            "scatter_over_bound": {
+                view.name: {
+                    name: [_none(ratio) for ratio in ratios]
+                    for name, ratios in self.over_bound(view).items()
+                }
+                for view in self.views
+                if view.bounds
+            },
             "methods": list(self.methods),
             "losses": [
                 asdict(loss)
@@ -346,6 +358,23 @@ class Standings:
                 cells.append(_number(value, 0 if label.unit == "K" else 3))
             rows.append((name, *cells))
         return rows
+
+    def over_bound(self, view: View) -> dict[str, list[float]]:
+        """Scatter of each method over the Cramer-Rao bound, per label: of the ratios, robust."""
+        return {
+            one.name: [
+                robust_sigma((one.mean - view.truth)[:, k] / view.bounds[one.inputs][:, k])
+                for k in range(len(self.labels))
+            ]
+            for one in view.answers
+            if one.inputs in view.bounds
+        }
+
+    def bound_rows(self, view: View) -> list[tuple[str, ...]]:
+        """Scatter over bound as text, after a header; without bounds the header alone."""
+        header = ("method", *(label.symbol for label in self.labels))
+        ratios = self.over_bound(view).items()
+        return [header, *((name, *(_number(x, 2) for x in row)) for name, row in ratios)]
 
     def summary_rows(self, *, view: str = GIVEN) -> list[tuple[str, ...]]:
         """Return inputs, calibration, failures and cost of each method as text, after a header."""
