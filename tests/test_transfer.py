@@ -48,7 +48,7 @@ def observe(n=100, seed=5, wave=WAVE, mismatch=None):
     return flux, ivar, {k: np.concatenate([c[k] for _, c in blocks])[:n] for k in names}
 
 
-def write(path, flux, ivar, columns, *, labels=LABEL_NAMES, wave=WAVE, definitions=LABELS):
+def write(path, flux, ivar, columns, *, labels=LABEL_NAMES, wave=WAVE, definitions=LABELS, **more):
     """Write a survey with some of the labels."""
     names = [*SEEN, *labels]
     with SurveyWriter(
@@ -59,6 +59,7 @@ def write(path, flux, ivar, columns, *, labels=LABEL_NAMES, wave=WAVE, definitio
         columns=names,
         labels=definitions,
         simulated=True,
+        **more,
     ) as writer:
         writer.write(0, flux, ivar, **{k: columns[k] for k in ("id", "star_id", *names)})
     return Survey.open(path)
@@ -302,6 +303,9 @@ def test_a_survey_that_does_not_fit_is_refused(tmp_path, default_model, stars):
     flux, ivar, columns = stars
     with pytest.raises(ConfigError, match="the new survey is not known"):
         transfer(default_model, write(tmp_path / "a.zarr", *stars), tmp_path / "x")
+    with pytest.raises(ConfigError, match="below the emulator's, 20000, got 28000"):
+        survey = write(tmp_path / "fine.zarr", *stars, resolving_power=28_000.0)
+        transfer(default_model, survey, tmp_path / "x")
     few = [flux[:22], ivar[:22], {k: v[:22] for k, v in columns.items()}]
     with pytest.raises(TrainingError, match="at least 20 training stars, got 1"):
         survey = write(tmp_path / "few.zarr", *few)
@@ -335,9 +339,11 @@ def test_command_line(tmp_path, default_model, survey, monkeypatch):
     config.write_text("[training]\nsteps = 2\nstars = 100\n")
     out = tmp_path / "child"
     arguments = ["transfer", str(default_model), str(survey.path), str(out)]
-    arguments += ["--resolving-power", "11500", "--config", str(config)]
-    result = CliRunner().invoke(app, [*arguments, "--members", "1", "--processes", "1"])
+    arguments += ["--config", str(config), "--members", "1", "--processes", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--resolving-power", "11500"])
     assert result.exit_code == 0, result.output
     document = json.loads((out / "model.json").read_text())
     assert document["provenance"]["transferred_from"]["name"] == "default"
-    assert document["training"]["settings"]["training"]["steps"] == 2
+    settings = document["training"]["settings"]["training"]
+    assert settings["steps"] == 2
+    assert settings["observing"]["resolving_power"] == 11500.0
