@@ -155,7 +155,7 @@ def _settings(
     model, given = parent.model, sections["training"]
     observing = dict(given.pop("observing", {}))
     stated = resolving_power or observing.get("resolving_power")
-    power = _resolving_power(stated or getattr(survey, "resolving_power", None))
+    power = _resolving_power(stated or survey.resolving_power)
     own = parent.sky.observing.model_dump(mode="json")
     ratio = power / parent.sky.observing.resolving_power
     own["resolving_power_scatter"] *= ratio
@@ -180,12 +180,12 @@ def _settings(
     return settings
 
 
-def _resolving_power(value: object) -> float:
+def _resolving_power(value: Any) -> float:
     limit = Emulator.load().spec.resolving_power
     if value is None:
         raise ConfigError(
-            "the resolving power of the new survey is not known; give it by --resolving-power, or "
-            "as resolving_power in [training.observing]"
+            "the resolving power of the new survey is not known; give it by --resolving-power, as "
+            "resolving_power in [training.observing], or when the survey is ingested"
         )
     if not isinstance(value, int | float) or not 0 < value < limit:
         raise ConfigError(
