@@ -2,20 +2,37 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from maury.naming import check_known
 from maury.readers.eso import open_phase3
 from maury.readers.gaia import open_rvs
+from maury.readers.galah import open_galah
+from maury.readers.lamost import open_lrs, open_mrs
+from maury.readers.rave import open_rave
+from maury.readers.sdss import open_apstar, open_aspcapstar, open_mwmstar
 from maury.readers.sources import FormatSource
 
 FormatReader = Callable[[Path, ExitStack], FormatSource]
 
 FORMATS: Mapping[str, FormatReader] = MappingProxyType(
     {
+        "apstar": open_apstar,
+        "aspcapstar": open_aspcapstar,
         "eso-phase3": open_phase3,
         "gaia-rvs": open_rvs,
+        "galah-ccd1": partial(open_galah, camera=1),
+        "galah-ccd2": partial(open_galah, camera=2),
+        "galah-ccd3": partial(open_galah, camera=3),
+        "galah-ccd4": partial(open_galah, camera=4),
+        "lamost-lrs": open_lrs,
+        "lamost-mrs-b": partial(open_mrs, arm="B"),
+        "lamost-mrs-r": partial(open_mrs, arm="R"),
+        "mwmstar-apogee": partial(open_mwmstar, instrument="APOGEE"),
+        "mwmstar-boss": partial(open_mwmstar, instrument="BOSS"),
+        "rave-dr6": open_rave,
     }
 )
 """``FORMATS[name](path, stack)`` opens a file, or a folder of files, until `stack` closes."""

@@ -31,6 +31,7 @@ from maury.readers.joining import Spectrograph, join
 from maury.readers.pipeline import (
     Columns,
     Opened,
+    Opener,
     Progress,
     Target,
     describe_files,
@@ -91,7 +92,40 @@ def ingest_toml(
     OutputExists
         If `out` exists and `overwrite` is false.
     """
-    files = open_toml(config_path)
+    return write_files(
+        open_toml(config_path),
+        out,
+        opener=(_open_again, str(Path(config_path).absolute())),
+        overwrite=overwrite,
+        progress=progress,
+        cluster=cluster,
+    )
+
+
+def write_files(
+    files: FileSurvey,
+    out: Path | str,
+    *,
+    opener: tuple[Opener, str],
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
+) -> Survey:
+    """Write an opened survey into a new store, and close its files.
+
+    Parameters
+    ----------
+    files : FileSurvey
+    opener : (callable, str)
+        A function of an importable module that opens the same again, and its argument.
+    out, overwrite, progress, cluster
+        As of `ingest_toml`.
+
+    Raises
+    ------
+    InputFileError, GridMismatch, OutputExists
+        As of `ingest_toml`.
+    """
     target = Target(
         out,
         files.simulated,
@@ -111,7 +145,7 @@ def ingest_toml(
             medium=files.medium,
             progress=progress,
             cluster=cluster,
-            opener=(_open_again, str(Path(config_path).absolute())),
+            opener=opener,
         )
 
 
@@ -146,7 +180,12 @@ def _options(stated: IngestConfig) -> dict[str, Any]:
 
 
 def open_config(
-    config: IngestConfig, path: Path, *, labels: Sequence[Label], options: Mapping[str, Any]
+    config: IngestConfig,
+    path: Path,
+    *,
+    labels: Sequence[Label],
+    options: Mapping[str, Any],
+    reader: str = "toml",
 ) -> FileSurvey:
     """Open spectra and tables that a configuration describes, as `open_toml` does.
 
@@ -160,6 +199,8 @@ def open_config(
         Labels that the survey knows.
     options : mapping
         JSON that is recorded as its settings.
+    reader : str
+        What is recorded as the reader.
 
     Raises
     ------
@@ -202,7 +243,7 @@ def open_config(
             further=[c for parts in config.further_columns.values() for c in parts],
             simulated=config.simulated or source.simulated,
             resolving_power=config.resolving_power,
-            provenance=provenance("toml", hashed, options),
+            provenance=provenance(reader, hashed, options),
             fingerprint=fingerprint(files, options),
             stack=stack.pop_all(),
         )
@@ -290,7 +331,11 @@ def _arm(config: ArmConfig, windows: Sequence[Window], stack: ExitStack) -> Arm:
             table = source.table
     first = check_wavelengths(source.first_grid(), name=f"wavelengths of {path}")
     wanted = config.resample
-    grid = first if wanted is None else linear_grid(wanted.start, wanted.step, wanted.n)
+    grid = (
+        first
+        if wanted is None
+        else linear_grid(wanted.start, wanted.step, wanted.n, log=wanted.log)
+    )
     kept = windows if config.window is None else [config.window]
     layout = Layout.of(grid, kept, what=str(path))
     gridder = Gridder(grid, resample=wanted is not None, medium=medium, layout=layout)

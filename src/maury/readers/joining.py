@@ -97,6 +97,9 @@ def join(
     for name, wanted in config.columns.items():
         if name == "id":
             continue
+        if wanted.optional and not _found(wanted, tables):
+            logger.warning("%s has no %r, so that %s is unknown", spectra.path, wanted.name, name)
+            continue
         joined = _locate(name, wanted, tables)
         if name not in further and known[name].kind == "str":
             columns[name] = joined.take(joined.table.texts(wanted.name), "")
@@ -171,6 +174,10 @@ def _joined(joined: _Joined, ids: NDArray[np.str_], spectra: Spectrograph) -> _J
     if absent:
         logger.warning("%d of %d spectra are not in %s", absent, ids.size, table.path)
     return _Joined(table, joined.id_name, np.where(found, numbers[place], -1))
+
+
+def _found(wanted: ColumnConfig, tables: Mapping[str, _Joined]) -> bool:
+    return any(wanted.name in joined.table.names for joined in tables.values())
 
 
 def _locate(name: str, wanted: ColumnConfig, tables: Mapping[str, _Joined]) -> _Joined:

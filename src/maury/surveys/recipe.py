@@ -6,19 +6,36 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from maury import labels as labels_module
 from maury.conventions import Convention
 from maury.errors import ConfigError
 from maury.labels import LABELS, Label
-from maury.naming import check_known
-from maury.readers.config import ColumnConfig, Key, Strict, mistakes, unknown_columns
+from maury.naming import check_known, suggestion
+from maury.readers.config import (
+    ColumnConfig,
+    Key,
+    ResampleConfig,
+    Strict,
+    mistakes,
+    unknown_columns,
+)
+from maury.readers.formats import FORMATS
 from maury.spectra import Medium
 from maury.surveys.cuts import Cut
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Address = Annotated[str, Field(pattern=r"^https?://\S+$")]
+
+
+def _known_reader(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(f"no such reader{suggestion(name, FORMATS)} (known: {', '.join(FORMATS)})")
+    return name
+
+
+ReaderName = Annotated[str, AfterValidator(_known_reader)]
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -142,15 +159,6 @@ class AbundanceFacts(Strict):
         return self
 
 
-class GridFacts(Strict):
-    """A wavelength grid: ``start + step k`` angstrom for k = 0 to n - 1; log10 of it if `log`."""
-
-    start: Annotated[float, Field(gt=0)]
-    step: Annotated[float, Field(gt=0)]
-    n: Annotated[int, Field(ge=2, le=10_000_000)]
-    log: bool = False
-
-
 class ArmFacts(Strict):
     """``[[spectra.arm]]``: one of several wavelength ranges, each a store of its own.
 
@@ -165,8 +173,8 @@ class ArmFacts(Strict):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-    reader: str | None = None
-    grid: GridFacts | None = None
+    reader: ReaderName | None = None
+    grid: ResampleConfig | None = None
     resolving_power: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -180,10 +188,10 @@ class SpectraFacts(Strict):
     medium : {"air", "vacuum"}
     resolving_power : float, optional
         lambda / FWHM; not given where it is unknown.
-    grid : GridFacts, optional
+    grid : ResampleConfig, optional
         Grid that the spectra are put on; without it all must stand on that of the first.
-    at_rest : bool
-        Whether they are shifted to the rest frame.
+    at_rest : bool, optional
+        Whether they are shifted to the rest frame; not given where that is not stated.
     normalised : bool
         Whether they are divided by the continuum.
     columns : mapping of str to ColumnConfig
@@ -193,11 +201,11 @@ class SpectraFacts(Strict):
     note : str
     """
 
-    reader: str
+    reader: ReaderName
     medium: Medium
     resolving_power: Annotated[float, Field(gt=0)] | None = None
-    grid: GridFacts | None = None
-    at_rest: bool = False
+    grid: ResampleConfig | None = None
+    at_rest: bool | None = None
     normalised: bool = False
     columns: dict[str, ColumnConfig] = Field(default={})
     arm: tuple[ArmFacts, ...] = ()
