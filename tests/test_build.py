@@ -415,3 +415,22 @@ def test_the_command_prints_the_flow_table_and_offsets(tmp_path) -> None:
     assert result.exit_code == 0, result.output
     for part in ("Flow of rows", "none-found", "Offsets of other against ref", "SIMULATED"):
         assert part in result.stdout
+
+
+def test_spectra_that_a_required_catalogue_lacks_are_left_out(tmp_path) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "quality", range(12), FLAG=np.arange(12) // 8)
+    catalogue(tmp_path, "ref", range(20), SNR=np.full(20, 7.0))
+    quality = """
+    [[catalogue]]
+    recipe = "quality.toml"
+    file = "quality.fits"
+    role = "columns"
+    require = true
+    match = { by = "id", spectra = "star_id" }
+    """
+    built = build_survey(write_recipe(tmp_path, ONE + quality), tmp_path / "out.zarr")
+    check_accounts(built.flow)
+    assert counts(built.flow, "spectra")["in-quality"] == (40, 16)
+    assert len(built.survey) == 16
+    assert built.survey.column("snr").min() == 100.0

@@ -33,7 +33,10 @@ from maury.surveys import apply_cuts
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+_Matched = dict[str, tuple[CutCatalogue, NDArray[np.int64]]]
 REFERENCE = "reference_survey"
+_OF_ITS_OWN_SPECTRA = ("snr", "radial_velocity")
+"""What a catalogue says of its spectra is not true of those of another survey."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,7 @@ def _plan(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow, stack: ExitSt
         source=", ".join(spectra.citation),
     )
     keep = _cut_spectra(recipe, spectra, flow)
-    matched: dict[str, tuple[CutCatalogue, NDArray[np.int64]]] = {}
-    for entry in recipe.catalogue:
-        catalogue = open_catalogue(entry, flow, stack)
-        matched[entry.title] = catalogue, match_catalogue(spectra, catalogue, matched, flow)
+    matched, keep = _match_all(recipe, spectra, keep, flow, stack)
     columns = _columns(recipe, spectra, matched)
     columns["star_id"] = one_star(spectra.texts("star_id"), [rows for _, rows in matched.values()])
     _note_stars(spectra, columns["star_id"], flow)
@@ -141,20 +141,46 @@ def _plan(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow, stack: ExitSt
         references = prepare_references(recipe, chosen, flow)
         keep = _label(recipe, references, matched, columns, keep, flow)
         definitions = labels_module.extend(references.definitions, spectra.labels)
-    rows = np.flatnonzero(keep)
-    if not rows.size:
+    chosen_rows = np.flatnonzero(keep)
+    if not chosen_rows.size:
         raise InputFileError(
             "no spectrum is left to write: "
             + "; ".join(f"{s.of}, {s.step}: {s.n_in} to {s.n_out}" for s in flow if s.n_removed)
         )
-    flow.add("spectra", "written", rows.size, rows.size, why="rows of the survey")
+    flow.add("spectra", "written", chosen_rows.size, chosen_rows.size, why="rows of the survey")
     return _Plan(
-        rows,
-        {name: values[rows] for name, values in columns.items()},
+        chosen_rows,
+        {name: values[chosen_rows] for name, values in columns.items()},
         definitions,
         references.offsets if references else {},
         _record(recipe, spectra, references, flow),
     )
+
+
+def _match_all(
+    recipe: BuildRecipe,
+    spectra: SpectraSource,
+    keep: NDArray[np.bool_],
+    flow: Flow,
+    stack: ExitStack,
+) -> tuple[_Matched, NDArray[np.bool_]]:
+    """Match every catalogue; also return which spectra are in all required ones."""
+    matched: _Matched = {}
+    for entry in recipe.catalogue:
+        catalogue = open_catalogue(entry, flow, stack)
+        rows = match_catalogue(spectra, catalogue, matched, flow)
+        matched[entry.title] = catalogue, rows
+        if entry.require:
+            n_in, keep = int(keep.sum()), keep & (rows >= 0)
+            flow.add(
+                "spectra",
+                f"in-{entry.title}",
+                n_in,
+                keep.sum(),
+                why=f"not matched to a row of {entry.title} that passes its cuts",
+                source="recipe",
+            )
+    return matched, keep
 
 
 def _place(recipe: BuildRecipe) -> str:
@@ -180,7 +206,7 @@ def _cut_spectra(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow) -> NDA
 def _columns(
     recipe: BuildRecipe,
     spectra: SpectraSource,
-    matched: Mapping[str, tuple[CutCatalogue, NDArray[np.int64]]],
+    matched: _Matched,
 ) -> Columns:
     """Columns of the spectra, and of the catalogues; each from one source alone."""
     columns = dict(spectra.columns)
@@ -194,7 +220,7 @@ def _columns(
         stated = catalogue.entry.take
         for name in stated if stated is not None else catalogue.column_names:
             check_known(f"column of {title}", name, catalogue.column_names)
-            if stated is None and _has(columns, name):
+            if stated is None and (name in _OF_ITS_OWN_SPECTRA or _has(columns, name)):
                 continue
             if stated is not None and taken.get(name):
                 raise ConfigError(
@@ -234,7 +260,7 @@ def _note_stars(spectra: SpectraSource, star_id: NDArray[np.str_], flow: Flow) -
 def _label(
     recipe: BuildRecipe,
     references: References,
-    matched: Mapping[str, tuple[CutCatalogue, NDArray[np.int64]]],
+    matched: _Matched,
     columns: Columns,
     keep: NDArray[np.bool_],
     flow: Flow,
@@ -293,6 +319,8 @@ def _write(
         further.get(name, name) if name not in known else name for name in plan.columns
     ]
     files = [recipe_path, *(entry.file for entry in recipe.catalogue)]
+    own = [recipe.spectra.recipe or "", *(entry.recipe for entry in recipe.catalogue)]
+    files += [Path(name) for name in own if name.endswith(".toml")]
     writer = SurveyWriter(
         out,
         n_star=plan.rows.size,

@@ -120,7 +120,10 @@ class CatalogueEntry(Strict):
     cut : tuple of OwnCut
         Further cuts, on columns of the catalogue.
     take : tuple of str, optional
-        Columns of the survey that are taken from here; else all that it has, labels apart.
+        Columns of the survey that are taken from here; else all that it has, but for labels and
+        for what it says of its own spectra (S/N, radial velocity).
+    require : bool
+        Whether spectra without a row here, after the cuts, are left out.
     """
 
     recipe: str
@@ -132,6 +135,7 @@ class CatalogueEntry(Strict):
     also: tuple[str, ...] = ()
     cut: tuple[OwnCut, ...] = ()
     take: tuple[str, ...] | None = None
+    require: bool = False
 
     @property
     def title(self) -> str:
