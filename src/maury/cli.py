@@ -9,6 +9,7 @@ import typer
 
 from maury import terminal
 from maury.commands import build as build_command
+from maury.commands import publish as publish_commands
 from maury.commands import transfer as transfer_command
 
 app = typer.Typer(
@@ -616,3 +617,12 @@ def info(
         print(Survey.open(path))
     else:
         print(Catalogue.read(path))
+
+
+for command in (
+    publish_commands.convert,
+    publish_commands.footprint,
+    publish_commands.card,
+    publish_commands.cite,
+):
+    app.command()(command)

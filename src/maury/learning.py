@@ -8,6 +8,7 @@ from typing import Any
 from maury import ensemble
 from maury.audit import audit
 from maury.calibration import Calibration
+from maury.card import add_card
 from maury.distributed import Cluster
 from maury.errors import ConfigError, MauryError
 from maury.members import Progress
@@ -43,7 +44,8 @@ def train(
 
     The arguments, the result and the errors are those of `maury.ensemble.train`. Models of the
     default preset get a calibration (`maury.calibration`), a coverage (`maury.coverage`) and
-    an audit; others quote the spread of their networks.
+    an audit; others quote the spread of their networks. A card (`maury.card`) is written beside
+    every model, with its figures on the validation stars.
 
     Parameters
     ----------
@@ -61,7 +63,8 @@ def train(
         if preset is not None:
             raise ConfigError(f"give a preset or a method, got {preset!r} and {method!r}")
         _check_method(method)
-        return train_method(
+        survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+        trained = train_method(
             survey,
             model,
             method=method,
@@ -70,10 +73,12 @@ def train(
             split=split,
             overwrite=overwrite,
         )
+        add_card(trained, survey)
+        return trained
     preset = method or preset
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    return ensemble.train(
+    trained = ensemble.train(
         survey,
         model,
         seed=seed,
@@ -84,6 +89,8 @@ def train(
         overwrite=overwrite,
         complete=completion(survey),
     )
+    add_card(trained, survey)
+    return trained
 
 
 def _check_method(name: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import maury
 from maury.catalogue import CatalogueSpec
+from maury.citing import keys_of_model
 from maury.columns import (
     BANDS,
     CHI2,
@@ -278,6 +279,7 @@ def catalogue_spec(
             "members": len(model.kept),
             "trained_on_simulated_spectra": model.simulated,
             "citation": model.citation,
+            "cites": list(keys_of_model(model)),
             "split": model.split.rule,
             **{name: model.provenance[name] for name in _ORIGIN if name in model.provenance},
         },

@@ -65,8 +65,8 @@ class ValidationReport:
         Spectra with a warning flag; they are measured like the others.
     stars : str
         Which stars, in words.
-    model, survey : str
-        Names of the model and the survey.
+    model, model_checksum, survey : str
+        Names of the model and the survey; which model it is.
     warning : str
         Why the stars are not an independent test; empty if they are.
     bounds : tuple of LabelBound
@@ -91,6 +91,7 @@ class ValidationReport:
     bounds: tuple[LabelBound, ...] = ()
     bounds_as_observed: tuple[LabelBound, ...] = ()
     with_photometry: bool = True
+    model_checksum: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain mapping; what could not be measured is None."""
@@ -173,6 +174,7 @@ def validate(
         bounds=bounds,
         bounds_as_observed=as_observed,
         with_photometry=not bounds or bool(model.preparation.observables),
+        model_checksum=model.checksum,
     )
 
 
