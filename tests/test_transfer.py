@@ -331,19 +331,21 @@ def test_models_that_cannot_be_moved_are_refused(tmp_path, tiny_model, survey):
         transfer(tmp_path / "none", survey, tmp_path / "x", resolving_power=POWER)
 
 
-def test_command_line(tmp_path, default_model, survey, monkeypatch):
+def test_command_line_and_a_child_as_parent(tmp_path, child, survey, monkeypatch):
     from maury.cli import app
 
     monkeypatch.setattr(trust, "N_SIMULATED", 200)
     config = tmp_path / "short.toml"
     config.write_text("[training]\nsteps = 2\nstars = 100\n")
-    out = tmp_path / "child"
-    arguments = ["transfer", str(default_model), str(survey.path), str(out)]
+    out = tmp_path / "grandchild"
+    arguments = ["transfer", str(child), str(survey.path), str(out)]
     arguments += ["--config", str(config), "--members", "1", "--processes", "1"]
     result = CliRunner().invoke(app, [*arguments, "--resolving-power", "11500"])
     assert result.exit_code == 0, result.output
     document = json.loads((out / "model.json").read_text())
-    assert document["provenance"]["transferred_from"]["name"] == "default"
+    origin = document["provenance"]["transferred_from"]
+    assert origin["name"] == "child"
+    assert origin["transferred_from"]["name"] == "default"
     settings = document["training"]["settings"]["training"]
     assert settings["steps"] == 2
     assert settings["observing"]["resolving_power"] == 11500.0
