@@ -65,6 +65,10 @@ class OutputBusy(MauryError):
     """Another run makes the same output: wait until it ends, or choose another name."""
 
 
+class FetchError(MauryError):
+    """A download failed: run it again, it goes on where it stopped; or correct the recipe."""
+
+
 class ResumeMismatch(MauryError):
     """A partial result of another run is in the way: finish it, or remove it by `--overwrite`."""
 
