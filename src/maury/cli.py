@@ -10,6 +10,7 @@ import typer
 from maury import terminal
 from maury.commands import build as build_command
 from maury.commands import publish as publish_commands
+from maury.commands import surveys as surveys_command
 from maury.commands import transfer as transfer_command
 
 app = typer.Typer(
@@ -20,7 +21,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-ingest_app = typer.Typer(help="Read files of spectra and tables into a survey store.")
+ingest_app = typer.Typer(
+    cls=surveys_command.IngestGroup,
+    help="Read files of spectra and tables into a survey store.",
+    epilog="For a public survey give its name: maury ingest rave-dr6 PATH OUT.zarr.",
+)
 app.add_typer(ingest_app, name="ingest", no_args_is_help=True)
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at the output.")]
@@ -256,6 +261,8 @@ def distil(
 
 
 app.command()(transfer_command.transfer)
+app.command()(surveys_command.surveys)
+ingest_app.command("recipe")(surveys_command.ingest_recipe)
 app.command()(build_command.build)
 
 

@@ -18,8 +18,10 @@ from maury.readers.grids import header_grid
 from maury.readers.sources import StarFiles, StarSpectrum, stem
 from maury.readers.starfiles import Cards, line, open_star_files, primary_facts, relative_ivar
 
-_NORMALISED = ("normalized", "normalised", "normalized_spectrum", "normalised_spectrum")
-_NORMALISED += ("normalised spectra", "normalized spectra")
+_NORMALISED = (
+    *("normalized", "normalised", "normalized_spectrum", "normalised_spectrum"),
+    *("normalized spectra", "normalised spectra"),
+)
 _RELATIVE_ERROR = ("relative_error", "input_sigma")
 _DR3_NORMALISED, _DR3_ERROR = 4, 1
 

@@ -130,7 +130,7 @@ def line(hdu: Any, path: Path, row: int = 0) -> NDArray[np.float64]:
             f"{path}: HDU {hdu.name!r} has shape {np.shape(hdu.data)}, without row {row}; the file "
             "is not of this format"
         )
-    return values[row]
+    return np.asarray(values[row])
 
 
 def relative_ivar(

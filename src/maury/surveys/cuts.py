@@ -324,7 +324,7 @@ def _meets(condition: Condition, values: NDArray[Any]) -> BoolArray:
             found = np.zeros(values.size, np.bool_)
             for value in listed:
                 found |= _equal(values, value)
-            return found == wanted
+            return np.asarray(found == wanted)
     return _in_range(condition, values)
 
 
