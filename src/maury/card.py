@@ -181,11 +181,15 @@ def card_of(
     metrics = [] if found is None else found.metrics
     added = [_report(given, model) for given in reports]
     if survey is not None:
-        added.append(validate(model, survey, split="validation").to_dict())
+        added.append(_measured(model, survey))
     for report in added:
         same = (report["stars"], report["survey"])
         metrics = [one for one in metrics if (one["stars"], one["survey"]) != same] + [report]
     return replace(ModelCard.of(model), metrics=metrics)
+
+
+def _measured(model: Model, survey: Survey | Path | str) -> dict[str, Any]:
+    return validate(model, survey, split="validation", with_bounds=False).to_dict()
 
 
 def read_card(model: Model) -> ModelCard | None:

@@ -122,8 +122,9 @@ class Footprint:
         from astropy import units
 
         lon, lat = (ra[valid] % 360.0) * units.deg, dec[valid] * units.deg
-        chosen = _by_density(lon, lat) if wanted is None else wanted
-        cells = moc.from_lonlat(lon, lat, max_norder=chosen)
+        cells = moc.from_lonlat(lon, lat, max_norder=_FINEST_CHOICE if wanted is None else wanted)
+        chosen = _by_density(cells, lon.size) if wanted is None else wanted
+        cells = cells.degrade_to_order(chosen)
         return cls(cells, chosen, int(valid.sum()), int((~valid).sum()))
 
     @property
@@ -205,13 +206,10 @@ def _order(order: int | None, resolution_deg: float | None) -> int | None:
     return order
 
 
-def _by_density(lon: Any, lat: Any) -> int:
+def _by_density(finest: "MOC", n_star: int) -> int:
     """Return the finest order at which occupied cells hold enough stars on average."""
-    from cdshealpix.nested import lonlat_to_healpix
-
-    cell = np.asarray(lonlat_to_healpix(lon, lat, _FINEST_CHOICE), dtype=np.uint64)
     for order in range(_FINEST_CHOICE, 0, -1):
-        occupied = np.unique(cell >> np.uint64(2 * (_FINEST_CHOICE - order))).size
-        if cell.size / occupied >= _STARS_PER_CELL:
+        occupied = finest.degrade_to_order(order).sky_fraction * 12 * 4**order
+        if n_star / occupied >= _STARS_PER_CELL:
             return order
     return 0

@@ -127,7 +127,11 @@ class ValidationReport:
 
 
 def validate(
-    model: Model | Path | str, survey: Survey | Path | str, *, split: str = "test"
+    model: Model | Path | str,
+    survey: Survey | Path | str,
+    *,
+    split: str = "test",
+    with_bounds: bool = True,
 ) -> ValidationReport:
     """Predict stars whose labels are known, and compare.
 
@@ -139,6 +143,8 @@ def validate(
         Which stars: those that the model's split held out, those that it has never met, those
         that chose its networks, or those that trained them. A star that trained the networks is
         never counted among the first three, whatever the rule of the split.
+    with_bounds : bool
+        Whether to compute the least scatter that such spectra allow, which takes seconds.
 
     Returns
     -------
@@ -160,7 +166,7 @@ def validate(
     table = predict_rows(model, survey, rows)
     predicted = np.stack([table[name] for name in names], axis=1)
     error = np.stack([table[label.error_name] for label in model.labels], axis=1)
-    bounds, as_observed = _bounds(model, survey, truth, table)
+    bounds, as_observed = _bounds(model, survey, truth, table) if with_bounds else ((), ())
     return ValidationReport(
         statistics=tuple(residual_statistics(truth, predicted, error, labels=model.labels)),
         simulated=survey.simulated,
