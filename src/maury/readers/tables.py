@@ -515,6 +515,7 @@ def _plain(values: Any, what: str) -> Any:
     if _is_arrow(values):
         import pyarrow as pa
 
+        values = _short(values, what)
         kind = values.type
         if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
             null = np.array(values.is_null().to_numpy(zero_copy_only=False), dtype=np.bool_)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from maury import columns as columns_module
 from maury.bibliography import Entry
-from maury.readers.config import ColumnConfig
-from maury.surveys.recipe import ResampleConfig, SurveyRecipe
+from maury.readers.config import ColumnConfig, ResampleConfig
+from maury.surveys.recipe import SurveyRecipe
 
 Rows = list[tuple[str, ...]]
 
@@ -76,7 +76,7 @@ def _spectra(recipe: SurveyRecipe) -> Rows:
     spectra = recipe.spectra
     if spectra is None:
         return []
-    states = [spectra.medium]
+    states: list[str] = [spectra.medium]
     states += {True: ["at rest"], False: ["not at rest"], None: []}[spectra.at_rest]
     states += ["normalised"] if spectra.normalised else ["not normalised"]
     states += [f"R = {spectra.resolving_power:g}"] if spectra.resolving_power else []

@@ -62,6 +62,43 @@ class FileEntry(Strict):
     note: str = ""
 
 
+class UploadFacts(Strict):
+    """``[query.upload]``: a table of the user's that the query joins.
+
+    Attributes
+    ----------
+    table : str
+        The query calls it ``TAP_UPLOAD.table``.
+    columns : tuple of str
+        Its columns.
+    """
+
+    table: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class QueryFacts(Strict):
+    """``[query]``: what ``maury fetch`` asks an archive, instead of whole files.
+
+    Attributes
+    ----------
+    name : str
+        Name of the answer on disk, a VOTable.
+    service : str
+        Address of a TAP service.
+    adql : str
+    upload : UploadFacts, optional
+    note : str
+        What it holds.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\.vot$")]
+    service: Address
+    adql: Annotated[str, Field(min_length=1)]
+    upload: UploadFacts | None = None
+    note: str = ""
+
+
 class TableFacts(Strict):
     """``[table]``: where the catalogue is in its file.
 
@@ -225,7 +262,7 @@ class SurveyRecipe(Strict):
         Page of the data model.
     acknowledgement, licence : str
         As the survey asks for; empty if it does not say.
-    file, table, id, position, columns, abundances, cut, spectra
+    file, query, table, id, position, columns, abundances, cut, spectra
         See their classes. `columns` maps columns of ``maury`` to those of the catalogue.
     label : tuple of mapping
         Definitions of further labels, as in `maury.labels`.
@@ -240,6 +277,7 @@ class SurveyRecipe(Strict):
     acknowledgement: str = ""
     licence: str = ""
     file: tuple[FileEntry, ...] = ()
+    query: QueryFacts | None = None
     table: TableFacts = TableFacts()
     id: IdFacts | None = None
     position: PositionFacts | None = None
