@@ -12,8 +12,9 @@ import numpy as np
 import maury
 from maury import figures
 from maury.catalogue import Catalogue
-from maury.files import publish, refuse_existing, remove
+from maury.files import publish, read_stamp, refuse_existing, remove, require_ours, writing
 from maury.learning import train
+from maury.locks import one_at_a_time
 from maury.model import Model
 from maury.prediction import predict
 from maury.report import write_report
@@ -55,6 +56,7 @@ def _silent(text: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+@one_at_a_time("out")
 def run_demo(
     out: Path | str = "maury-demo",
     *,
@@ -127,13 +129,14 @@ def _work_directory(out: Path, settings: dict[str, Any]) -> Path:
     """Return the directory of unfinished work: that of a killed run with the same settings."""
     work = out.with_name(out.name + ".part")
     stamp = work / "demo.json"
-    text = json.dumps(settings)
-    if stamp.is_file() and stamp.read_text("utf-8") == text:
-        return work
-    if work.exists():
+    if work.exists() or work.is_symlink():
+        require_ours(work, stamp.name)
+        if read_stamp(stamp) == settings:
+            return work
         remove(work)
     work.mkdir(parents=True)
-    stamp.write_text(text, "utf-8")
+    with writing(stamp, overwrite=True) as partial:
+        partial.write_text(json.dumps(settings), "utf-8")
     return work
 
 

@@ -25,6 +25,7 @@ from maury.files import refuse_existing, remove, work_folder
 from maury.inference import has_observables, has_spectrum
 from maury.inheritance import LEAST_STARS, Inheritance
 from maury.labels import LABEL_NAMES
+from maury.locks import one_at_a_time
 from maury.members import MemberJob, Progress, WorkFolder, train_members
 from maury.model import Affine, Float64s, Member, Model, Scaling
 from maury.networks import NetworkConfig
@@ -50,6 +51,7 @@ _LEAST_STARS = 30
 Float32s = NDArray[np.float32]
 
 
+@one_at_a_time("model")
 def train(
     survey: Survey | Path | str,
     model: Path | str,

@@ -7,7 +7,8 @@ killed goes on with the next one.
 
 from __future__ import annotations
 
-import os
+import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from maury.errors import ConfigError
+from maury.errors import ConfigError, OutputError
+from maury.files import writing
 from maury.flags import FLAG_DTYPE
 from maury.inference import EnsembleNetwork, load_members
 from maury.model import Model
@@ -229,24 +231,48 @@ class SheetFolder:
 
     def has(self, number: int) -> bool:
         """Whether a sheet is whole."""
-        return self._file(number, _FIELDS[-1]).is_file()
+        return self._sums(number).is_file()
 
     def put(self, number: int, sheet: Sheet) -> None:
-        """Write a sheet; the last file appears when all others are there."""
+        """Write a sheet; its checksums appear when all else is there."""
+        sums = {}
         for name in _FIELDS:
-            file = self._file(number, name)
-            temporary = file.with_suffix(".tmp")
-            with temporary.open("wb") as stream:
-                np.save(stream, getattr(sheet, name).numpy())
-            os.replace(temporary, file)
+            array = np.ascontiguousarray(getattr(sheet, name).numpy())
+            with writing(self._file(number, name), overwrite=True) as partial:
+                np.save(partial, array)
+            sums[name] = zlib.crc32(array.data)
+        with writing(self._sums(number), overwrite=True) as partial:
+            partial.write_text(json.dumps(sums), "utf-8")
 
     def load(self, n_sheet: int) -> Sheet:
-        """Read the first sheets, joined."""
-        arrays: dict[str, Any] = {
-            name: np.concatenate([np.load(self._file(k, name), "r") for k in range(n_sheet)])
-            for name in _FIELDS
-        }
+        """Read the first sheets, joined.
+
+        Raises
+        ------
+        OutputError
+            If one is damaged; it is then removed.
+        """
+        read = [self._read(number) for number in range(n_sheet)]
+        arrays = {name: np.concatenate([one[name] for one in read]) for name in _FIELDS}
         return Sheet(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _read(self, number: int) -> dict[str, NDArray[Any]]:
+        try:
+            sums = json.loads(self._sums(number).read_text("utf-8"))
+            arrays = {name: np.load(self._file(number, name), "r") for name in _FIELDS}
+            whole = all(zlib.crc32(arrays[name].data) == sums[name] for name in _FIELDS)
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            self._sums(number).unlink(missing_ok=True)
+            raise OutputError(
+                f"{self.path}: sheet {number} of the lesson is damaged, and is removed; give the "
+                "same command again, which makes it anew"
+            )
+        return arrays
+
+    def _sums(self, number: int) -> Path:
+        return self.path / f"sheet-{number:04d}.json"
 
     def _file(self, number: int, name: str) -> Path:
         return self.path / f"sheet-{number:04d}-{name}.npy"

@@ -1,16 +1,22 @@
 """One run per output: others are told who makes it."""
 
 import errno
+import functools
+import inspect
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 from maury.errors import OutputBusy
 from maury.files import explaining, is_alive, tidy
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 fcntl: ModuleType | None
 try:
@@ -47,6 +53,24 @@ def making(out: Path | str) -> Iterator[None]:
             yield
         finally:
             _release(path, number)
+
+
+def one_at_a_time(output: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate what makes the output of this argument's name, so that it holds it (`making`)."""
+
+    def decorate(make: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(make)
+
+        @functools.wraps(make)
+        def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            with making(bound.arguments[output]):
+                return make(*args, **kwargs)
+
+        return alone
+
+    return decorate
 
 
 def _hold(path: Path, out: Path) -> int:

@@ -1,6 +1,7 @@
 """Train members in processes of their own, from files, so that a run can be killed and resumed."""
 
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 
 from maury.distributed import Cluster
 from maury.errors import MauryError, TrainingError
@@ -29,6 +31,8 @@ from maury.training import (
     train_member,
     write_tensors,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class WorkFolder:
     @property
     def has_sky(self) -> bool:
         """Whether `put_sky` was called before."""
-        return self._sky_file.is_file()
+        return _is_whole(self._sky_file)
 
     def sky(self) -> tuple[Sky, NDArray[np.bool_]]:
         """Read what `put_sky` wrote."""
@@ -163,6 +167,19 @@ class WorkFolder:
         return TrainedMember(weights, **state)
 
 
+def _is_whole(file: Path) -> bool:
+    """Whether tensors can be read back; a file that a failing machine damaged is removed."""
+    if not file.is_file():
+        return False
+    try:
+        read_tensors(file)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        logger.warning("%s is made again: %s", file, error)
+        file.unlink(missing_ok=True)
+        return False
+    return True
+
+
 _SAMPLE = ("flux", "observables", "target", "variance")
 _SCALING = ("label_centre", "label_scale", "observable_centre", "observable_scale")
 
@@ -194,8 +211,8 @@ class MemberJob(BaseModel):
 
     @property
     def done(self) -> bool:
-        """Whether the result is there."""
-        return WorkFolder(self.folder).result_file(self.member).is_file()
+        """Whether the result is there, and whole; a damaged one is removed."""
+        return _is_whole(WorkFolder(self.folder).result_file(self.member))
 
     def run(self, progress: Progress) -> None:
         """Train the member in this process and write its result."""

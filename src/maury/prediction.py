@@ -32,6 +32,7 @@ from maury.catalogue import (
 from maury.distributed import Cluster
 from maury.errors import ColumnError, ModelFileError
 from maury.files import STAMP, refuse_existing, remove, work_folder
+from maury.locks import one_at_a_time
 from maury.model import Model
 from maury.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
 from maury.readers import open_toml
@@ -325,6 +326,7 @@ def finish(plan: Plan) -> Written:
     return Written(plan.out, plan.n_star, n_warned, simulated)
 
 
+@one_at_a_time("out")
 def write_catalogue(
     model: Model | Path | str,
     survey: Readable | Path | str,

@@ -5,6 +5,7 @@ every epoch draws its order and its dropout from a seed of (member seed, epoch),
 holds the whole state at the end of an epoch.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -379,7 +380,8 @@ def split_names(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and a JSON state into one safetensors file, in one step."""
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    data = save(plain, metadata={"state": json.dumps(dict(state))})
+    noted = {"state": json.dumps(dict(state)), "sha256": _digest(plain)}
+    data = save(plain, metadata=noted)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -398,8 +400,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = json.loads((file.metadata() or {})["state"])
+        noted = file.metadata() or {}
+    state = json.loads(noted["state"])
+    if noted.get("sha256", digest := _digest(tensors)) != digest:
+        raise ValueError(f"{path} is damaged: its checksum differs")
     return tensors, state
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def copy_weights(module: nn.Module) -> dict[str, Tensor]:

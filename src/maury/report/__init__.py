@@ -9,6 +9,7 @@ from pathlib import Path
 
 import maury
 from maury.files import publish, refuse_existing, remove
+from maury.locks import one_at_a_time
 from maury.model import Model
 from maury.report import galaxy, quality, science
 from maury.report.material import Material, gather
@@ -60,6 +61,7 @@ class Report:
     omitted: tuple[str, ...]
 
 
+@one_at_a_time("out")
 def write_report(
     model: Model | Path | str,
     out: Path | str,
