@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
@@ -24,6 +25,10 @@ from maury.errors import ConfigError, InputFileError
 from maury.files import writing
 from maury.flags import Flag
 from maury.labels import Label
+from maury.limits import check_columns
+from maury.readers.guards import check_ecsv
+from maury.readers.opening import check_votable, open_fits
+from maury.readers.tables import check_parquet_column, open_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,6 +143,8 @@ class Catalogue:
             raise
         except Exception as error:
             raise InputFileError(f"cannot read the catalogue {path}: {error}") from error
+        if not isinstance(metadata, dict):
+            raise InputFileError(f"{path} has metadata that maury did not write")
         return cls(table, metadata)
 
     def __len__(self) -> int:
@@ -235,6 +242,8 @@ def _schema(spec: CatalogueSpec, kinds: Mapping[str, tuple[str, str]]) -> "pa.Sc
             "maury": json.dumps(dict(spec.metadata)),
             "IVOA.VOTable-Parquet.version": "1.0",
             "IVOA.VOTable-Parquet.content": declared,
+            # astropy reads the widths of strings here.
+            **{f"table::len::{name}": size for name, (_, size) in kinds.items()},
         },
     )
 
@@ -289,9 +298,20 @@ def _write_dataset(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> No
         shutil.copyfile(part, path / f"part-{number:06d}.parquet")
 
 
+def _check_parts(path: Path) -> None:
+    """Refuse Parquet files that unfold to absurdly many bytes in memory."""
+    for part in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        with ExitStack() as stack:
+            file = open_parquet(part, stack)
+            check_columns(file.schema_arrow.names, part)
+            for name in file.schema_arrow.names:
+                check_parquet_column(file, name, part)
+
+
 def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
     import pyarrow.parquet as pq
 
+    _check_parts(path)
     data = pq.read_table(path)
     header = (data.schema.metadata or {}).get(b"maury")
     if header is None:
@@ -412,10 +432,10 @@ def _simulated_card(spec: CatalogueSpec) -> tuple[bool, str]:
 
 
 def _read_fits(path: Path) -> "tuple[Table, dict[str, Any]]":
-    from astropy.io import fits
     from astropy.table import Table
 
-    with path.open("rb") as file, fits.open(file, memmap=False) as hdus:
+    with ExitStack() as stack:
+        hdus = open_fits(path, stack)
         header = hdus[0].header
         lines = [str(line) for line in header.get("HISTORY", [])]
         text = "".join(line[6:].removesuffix("|") for line in lines if line.startswith("maury:"))
@@ -451,6 +471,7 @@ def _write_ecsv(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
 def _read_ecsv(path: Path) -> "tuple[Table, dict[str, Any]]":
     from astropy.table import Table
 
+    check_ecsv(path)
     table = Table.read(path, format="ascii.ecsv")
     if "maury" not in table.meta:
         raise InputFileError(f"{path} is an ECSV file, but not a catalogue written by maury")
@@ -462,6 +483,7 @@ def _write_votable(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> No
 
 
 def _read_votable(path: Path) -> "tuple[Table, dict[str, Any]]":
+    check_votable(path)
     table, metadata = votable.read_votable(path)
     if metadata is None:
         raise InputFileError(f"{path} is a VOTable, but not a catalogue written by maury")

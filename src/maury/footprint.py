@@ -124,8 +124,7 @@ class Footprint:
         lon, lat = (ra[valid] % 360.0) * units.deg, dec[valid] * units.deg
         cells = moc.from_lonlat(lon, lat, max_norder=_FINEST_CHOICE if wanted is None else wanted)
         chosen = _by_density(cells, lon.size) if wanted is None else wanted
-        cells = cells.degrade_to_order(chosen)
-        return cls(cells, chosen, int(valid.sum()), int((~valid).sum()))
+        return cls(_coarser(cells, chosen), chosen, int(valid.sum()), int((~valid).sum()))
 
     @property
     def area_deg2(self) -> float:
@@ -206,10 +205,14 @@ def _order(order: int | None, resolution_deg: float | None) -> int | None:
     return order
 
 
+def _coarser(moc: "MOC", order: int) -> "MOC":
+    return moc.degrade_to_order(order) if order < moc.max_order else moc
+
+
 def _by_density(finest: "MOC", n_star: int) -> int:
     """Return the finest order at which occupied cells hold enough stars on average."""
     for order in range(_FINEST_CHOICE, 0, -1):
-        occupied = finest.degrade_to_order(order).sky_fraction * 12 * 4**order
+        occupied = _coarser(finest, order).sky_fraction * 12 * 4**order
         if n_star / occupied >= _STARS_PER_CELL:
             return order
     return 0

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maury import cds
 from maury.catalogue import SUFFIXES, Catalogue, CatalogueSpec, assemble, check_suffix, write_part
@@ -72,7 +74,7 @@ def convert(
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         part = Path(folder) / "rows.parquet"
-        rows = {name: np.asarray(catalogue.table[name]) for name in catalogue.table.colnames}
+        rows = {name: _native(catalogue.table[name]) for name in catalogue.table.colnames}
         write_part(part, spec, rows)
         assemble([part], out, spec=spec, overwrite=overwrite)
     return len(catalogue)
@@ -92,3 +94,9 @@ def spec_of(catalogue: Catalogue) -> CatalogueSpec:
         for name in table.colnames
     ]
     return CatalogueSpec(tuple(columns), catalogue.metadata)
+
+
+def _native(column: Any) -> NDArray[Any]:
+    """Return the values of a column in the byte order of this machine, which Arrow needs."""
+    values = np.asarray(column)
+    return values.astype(values.dtype.newbyteorder("="))
