@@ -16,7 +16,7 @@ import pytest
 from astropy.io import fits
 
 import maury
-from maury import columns, flags, labels
+from maury import columns, flags, labels, surveys
 from maury.networks import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,6 +195,8 @@ def parse_command(command: str) -> None:
     node = typer.main.get_command(app)
     while words and words[0] in getattr(node, "commands", {}):
         node = node.commands[words.pop(0)]
+    if node.name == "ingest" and words and words[0] in surveys.names():
+        node = node.commands["recipe"]
     if getattr(node, "commands", None):
         assert words, f"{command!r} has no command"
         assert words[0].startswith("-"), f"{words[0]!r} of {command!r} is no command"

@@ -1,7 +1,7 @@
 """Sphinx directives that write tables from the definitions in the code and the bibliography.
 
 ``labels-table``, ``columns-table``, ``catalogue-table``, ``flags-table``, ``errors-table``,
-``layers-table`` and ``references-list`` take no arguments.
+``layers-table``, ``surveys-table``, ``survey-recipes`` and ``references-list`` take no arguments.
 """
 
 import ast
@@ -15,8 +15,9 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-from maury import bibliography, columns, errors, flags, labels
+from maury import bibliography, columns, errors, flags, labels, surveys
 from maury.catalogue import CatalogueSpec
+from maury.surveys import describing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -181,6 +182,53 @@ def references_list() -> nodes.Element:
     return out
 
 
+def surveys_table() -> nodes.table:
+    """Return the recipes of public surveys."""
+    rows = []
+    for name in surveys.names():
+        recipe = surveys.load(name)
+        rows.append((code(name), describing.KINDS[recipe.kind], recipe.title))
+    return table(("name", "what", "title"), rows, (22, 18, 60))
+
+
+def source_of(text: str) -> nodes.Node:
+    """Return a link to a web page or to a paper of the bibliography."""
+    entry = bibliography.entries().get(text)
+    if entry is None:
+        return nodes.reference("", "web page", refuri=text)
+    author = bibliography.plain(entry.fields["author"]).split(" and ")[0]
+    return nodes.reference("", f"{author} ({entry.fields['year']})", refuri=entry.fields["url"])
+
+
+def survey_recipes() -> nodes.Element:
+    """Return what each recipe says."""
+    out = nodes.container()
+    for name in surveys.names():
+        recipe = surveys.load(name)
+        out += nodes.rubric("", f"{recipe.name}: {recipe.title}")
+        out += nodes.paragraph("", recipe.description)
+        facts = [
+            (key, nodes.reference("", value, refuri=value) if value.startswith("http") else value)
+            for key, value in describing.facts(recipe, bibliography.entries())
+        ]
+        out += table(("", ""), facts, (18, 82))
+        if recipe.cut:
+            cuts = [
+                (code(cut), code(test), default, why, source_of(source))
+                for cut, test, default, why, source in describing.cuts(recipe)
+            ]
+            out += table(
+                ("cut", "keeps", "default", "against", "source"), cuts, (14, 30, 8, 34, 14)
+            )
+        if recipe.columns:
+            given = [
+                (code(column), code(source), unit)
+                for column, source, unit, _ in describing.columns(recipe)
+            ]
+            out += table(("column", "from", "unit"), given, (30, 50, 20))
+    return out
+
+
 def directive(make: Callable[[], nodes.Element]) -> type[Directive]:
     """Return a directive without arguments that writes what `make` returns."""
 
@@ -201,6 +249,8 @@ def setup(app: Any) -> dict[str, bool]:
         flags_table,
         errors_table,
         layers_table,
+        surveys_table,
+        survey_recipes,
         references_list,
     )
     for make in made:
