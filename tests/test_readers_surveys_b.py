@@ -20,6 +20,7 @@ from maury.errors import (
     WavelengthError,
 )
 from maury.readers import ingest_toml
+from maury.spectra import arm_slices
 
 RNG = np.random.default_rng(11)
 
@@ -500,3 +501,139 @@ def test_wrong_settings_of_a_reader(tmp_path, toml, words):
     write_phase3(folder_of(tmp_path) / "a.fits")
     with pytest.raises(MauryError, match=words):
         ingest(tmp_path, toml)
+
+
+# WEAVE level 1: images <ARM>_DATA, <ARM>_IVAR, ..., <ARM>_SENSFUNC and FIBTABLE, as the data
+# products of the core processing system are described.
+
+N_WEAVE, N_FIBRE = 120, 4
+WEAVE_DATA = RNG.uniform(100, 200, (N_FIBRE, N_WEAVE)).astype("f4")
+WEAVE_IVAR = np.full((N_FIBRE, N_WEAVE), 0.04, "f4")
+SENS = (1e-17 * (1 + np.linspace(-0.2, 0.2, N_WEAVE)) * np.ones((N_FIBRE, 1))).astype("f4")
+TARGUSE = ["T", "S", "T", "C"]
+
+
+def write_weave(path, arm="RED", *, sens=SENS, use=TARGUSE, ctype="AWAV", start=5900.0):
+    hdus = [fits.PrimaryHDU()]
+    arrays = {
+        "DATA": WEAVE_DATA,
+        "IVAR": WEAVE_IVAR,
+        "DATA_NOSS": WEAVE_DATA + 50,
+        "IVAR_NOSS": WEAVE_IVAR,
+        "SENSFUNC": sens,
+    }
+    for name, values in arrays.items():
+        hdu = fits.ImageHDU(values, name=f"{arm}_{name}")
+        hdu.header.update({"CRVAL1": start, "CD1_1": 0.25, "CRPIX1": 1.0, "CTYPE1": ctype})
+        hdus.append(hdu)
+    table = Table(
+        {
+            "CNAME": [f"WVE_{k}" for k in range(N_FIBRE)],
+            "TARGRA": 10.0 + np.arange(N_FIBRE),
+            "TARGUSE": use,
+            "Nspec": np.arange(1, N_FIBRE + 1),
+            "SNR": 20.0 + np.arange(N_FIBRE),
+        }
+    )
+    hdus.append(fits.BinTableHDU(table, name="FIBTABLE"))
+    fits.HDUList(hdus).writeto(path)
+
+
+WEAVE_TOML = '[spectra]\nreader = "weave-l1"\nfolder = "weave"\n'
+
+
+def test_weave_fibres_on_targets(tmp_path):
+    (tmp_path / "weave").mkdir()
+    write_weave(tmp_path / "weave" / "single_1002.fit")
+    write_weave(tmp_path / "weave" / "single_1004.fit")
+    columns = '[columns]\nra = "TARGRA"\nstar_id = "CNAME"\nsnr = "SNR"\n'
+    survey = ingest(tmp_path, WEAVE_TOML + columns)
+    assert survey.medium == "air"
+    np.testing.assert_allclose(survey.wave_aa, 5900.0 + 0.25 * np.arange(N_WEAVE))
+    assert survey.id.tolist() == [f"single_{k}_{n}" for k in (1002, 1004) for n in (1, 3, 4)]
+    assert survey.star_id.tolist() == ["WVE_0", "WVE_2", "WVE_3"] * 2
+    np.testing.assert_array_equal(survey.column("snr"), [20.0, 22.0, 23.0] * 2)
+    scale = SENS / np.median(SENS, axis=1, keepdims=True)
+    spectra = survey.batch(0, 6).spectra
+    rows = [0, 2, 3]
+    np.testing.assert_allclose(spectra.flux[:3], (WEAVE_DATA * scale)[rows], rtol=1e-6)
+    np.testing.assert_allclose(spectra.ivar[3:], (WEAVE_IVAR / scale**2)[rows], rtol=1e-6)
+
+
+def test_weave_arms_by_reader(tmp_path):
+    (tmp_path / "weave").mkdir()
+    write_weave(tmp_path / "weave" / "stack_1.fit", "BLUE", start=4000.0)
+    write_weave(tmp_path / "weave" / "stack_2.fit", "RED")
+    with pytest.raises(WavelengthError, match="BLUE, RED"):
+        ingest(tmp_path, WEAVE_TOML)
+    for arm, start in (("blue", 4000.0), ("red", 5900.0)):
+        survey = ingest(tmp_path, WEAVE_TOML.replace("weave-l1", f"weave-l1-{arm}"), name=arm)
+        assert survey.wave_aa[0] == start
+
+
+def test_weave_pixels_without_sensitivity_are_bad(tmp_path):
+    (tmp_path / "weave").mkdir()
+    sens = SENS.copy()
+    sens[0, :5], sens[2] = 0.0, np.nan
+    write_weave(tmp_path / "weave" / "a.fit", sens=sens)
+    ivar = ingest(tmp_path, WEAVE_TOML).batch(0, 3).spectra.ivar
+    np.testing.assert_array_equal(ivar[0] > 0, np.arange(N_WEAVE) >= 5)
+    assert np.all(ivar[1] == 0)
+    assert np.all(ivar[2] > 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"use": ["S"] * 4}, InputFileError, "no fibre"),
+        ({"arm": "NIR"}, InputFileError, "BLUE_DATA"),
+        ({"ctype": "WAVE"}, ConfigError, "air or in vacuum"),
+    ],
+)
+def test_damaged_weave_files_are_one_clear_error(tmp_path, change, error, words):
+    (tmp_path / "weave").mkdir()
+    write_weave(tmp_path / "weave" / "a.fit", **change)
+    with pytest.raises(error, match=words):
+        ingest(tmp_path, WEAVE_TOML)
+
+
+def test_weave_tables_of_other_fibres_are_told(tmp_path):
+    (tmp_path / "weave").mkdir()
+    write_weave(tmp_path / "weave" / "a.fit")
+    with fits.open(tmp_path / "weave" / "a.fit") as hdus:
+        hdus["FIBTABLE"].data = hdus["FIBTABLE"].data[:3]
+        hdus.writeto(tmp_path / "weave" / "a.fit", overwrite=True)
+    with pytest.raises(LengthMismatch, match="3 rows"):
+        ingest(tmp_path, WEAVE_TOML)
+
+
+# 4MOST: as of ESO Phase 3, with WAVE, FLUX, ERR_FLUX, QUAL, FLUX_NOSS, ERR_FLUX_NOSS in the
+# extension PHASE3SPECTRUM; the arms of the high-resolution spectrograph leave gaps.
+
+
+def test_4most_high_resolution_spectrum_with_gaps(tmp_path):
+    wave = np.concatenate([start + 0.05 * np.arange(100) for start in (3926.0, 5160.0, 6100.0)])
+    flux, qual = np.linspace(1, 2, 300), np.zeros(300, "i4")
+    qual[:4] = 1
+    columns = [
+        fits.Column("WAVE", "300D", "Angstrom", array=wave[None]),
+        fits.Column("FLUX", "300E", array=flux[None]),
+        fits.Column("ERR_FLUX", "300E", array=np.full((1, 300), 0.02)),
+        fits.Column("QUAL", "300J", null=-1, array=qual[None]),
+        fits.Column("FLUX_NOSS", "300E", array=np.full((1, 300), 9.0)),
+        fits.Column("ERR_FLUX_NOSS", "300E", array=np.full((1, 300), 1.0)),
+    ]
+    table = fits.BinTableHDU.from_columns(columns, name="PHASE3SPECTRUM")
+    table.header["TUCD1"] = "em.wl"
+    primary = fits.PrimaryHDU()
+    primary.header.update({"OBJECT": "x", "SPECSYS": "BARYCENT", "SPEC_RES": 20000.0})
+    folder = folder_of(tmp_path)
+    fits.HDUList([primary, table]).writeto(folder / "20300101_LJ1.fits")
+    survey = ingest(tmp_path, ESO_TOML)
+    arms = arm_slices(survey.wave_aa)
+    assert [arm.stop - arm.start for arm in arms] == [101, 102, 101]
+    spectra = survey.batch(0, 1).spectra
+    good = spectra.ivar[0] > 0
+    np.testing.assert_allclose(survey.wave_aa[good], wave[4:])
+    np.testing.assert_allclose(spectra.flux[0, good], flux[4:], rtol=1e-6)
+    np.testing.assert_allclose(spectra.ivar[0, good], 2500.0, rtol=1e-5)

@@ -14,6 +14,7 @@ from maury.readers.lamost import open_lrs, open_mrs
 from maury.readers.rave import open_rave
 from maury.readers.sdss import open_apstar, open_aspcapstar, open_mwmstar
 from maury.readers.sources import FormatSource
+from maury.readers.weave import open_weave
 
 FormatReader = Callable[[Path, ExitStack], FormatSource]
 
@@ -33,6 +34,10 @@ FORMATS: Mapping[str, FormatReader] = MappingProxyType(
         "mwmstar-apogee": partial(open_mwmstar, instrument="APOGEE"),
         "mwmstar-boss": partial(open_mwmstar, instrument="BOSS"),
         "rave-dr6": open_rave,
+        "weave-l1": open_weave,
+        "weave-l1-blue": partial(open_weave, arm="blue"),
+        "weave-l1-green": partial(open_weave, arm="green"),
+        "weave-l1-red": partial(open_weave, arm="red"),
     }
 )
 """``FORMATS[name](path, stack)`` opens a file, or a folder of files, until `stack` closes."""

@@ -9,9 +9,8 @@ table after another or in one table with their ``source_id``.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ from numpy.typing import NDArray
 from maury.errors import ColumnError, GridMismatch, IdentifierError, InputFileError
 from maury.readers.grids import same_grid, to_angstrom
 from maury.readers.opening import check_votable, open_fits, reading
-from maury.readers.pipeline import Piece, complete_ids
 from maury.readers.planes import Plane, column_plane
 from maury.readers.rows import to_ivar
-from maury.readers.sources import header_facts, list_files
+from maury.readers.sources import Block, BlockFiles, RowReader, header_facts, list_files
 from maury.readers.tables import SourceTable, astropy_table, fits_table
 from maury.readers.textarrays import ArrayCsv
-from maury.spectra import Medium
 
 N_PIXEL = 2401
 WAVE_AA: NDArray[np.float64] = 8460.0 + 0.1 * np.arange(N_PIXEL, dtype=np.float64)
@@ -41,60 +38,7 @@ _ID_IN_NAME = re.compile(r"(?:DR3|EDR3|_|-|\s|^)(\d{6,19})(?=\D|$)")
 _UNIT = "nm"
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Consecutive spectra of one file: ids and facts of each, and their arrays."""
-
-    ids: NDArray[np.str_]
-    table: SourceTable
-    flux: Plane
-    error: Plane | None
-    wave_aa: NDArray[np.float64]
-    what: str
-
-
-@dataclass(frozen=True)
-class RvsFiles:
-    """RVS spectra of some files, in the order of their names.
-
-    Attributes
-    ----------
-    paths : sequence of Path
-    blocks : sequence
-        Spectra of one table each.
-    ids : (n_star,) str
-        Their ``source_id``.
-    table : SourceTable
-        Columns beside the spectra (``ra``, ``dec``, ``combined_transits``, ...).
-    """
-
-    paths: Sequence[Path]
-    blocks: Sequence[_Block]
-    ids: NDArray[np.str_]
-    table: SourceTable
-    medium: Medium = "vacuum"
-    simulated: bool = False
-
-    @property
-    def n_star(self) -> int:
-        """Number of spectra."""
-        return int(self.ids.size)
-
-    def first_grid(self) -> NDArray[np.float64]:
-        """Return the wavelengths of the first spectrum, in angstrom."""
-        return self.blocks[0].wave_aa
-
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """Yield the spectra of rows `start` to before `stop`, file by file."""
-        first = 0
-        for block in self.blocks:
-            here = slice(max(start - first, 0), min(stop - first, block.ids.size))
-            first += block.ids.size
-            if here.start < here.stop:
-                yield _piece(block, here)
-
-
-def open_rvs(path: Path, stack: ExitStack) -> RvsFiles:
+def open_rvs(path: Path, stack: ExitStack) -> BlockFiles:
     """Open a file of RVS spectra, or a folder of such files, until `stack` closes.
 
     Raises
@@ -108,19 +52,17 @@ def open_rvs(path: Path, stack: ExitStack) -> RvsFiles:
     """
     paths = list_files(path, _SUFFIXES)
     blocks = [block for item in paths for block in _blocks(item, stack)]
-    ids = np.concatenate([block.ids for block in blocks])
-    table = _joined([block.table for block in blocks], path)
-    return RvsFiles(paths, blocks, complete_ids(ids, ids.size, path), table)
+    return BlockFiles.of(path, paths, blocks, medium="vacuum")
 
 
-def _piece(block: _Block, rows: slice) -> Piece:
-    with reading(Path(block.what)), np.errstate(over="ignore", invalid="ignore"):
-        flux = _wide(block.flux.rows(rows.start, rows.stop))
+def _reader(flux: Plane, error: Plane | None) -> RowReader:
+    def read(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         ivar = None
-        if block.error is not None:
-            error = _wide(block.error.rows(rows.start, rows.stop))
-            ivar = to_ivar(error, is_error=True)
-        return Piece(block.wave_aa, flux.astype(np.float32), ivar, block.what)
+        if error is not None:
+            ivar = to_ivar(_wide(error.rows(start, stop)), is_error=True)
+        return _wide(flux.rows(start, stop)), ivar
+
+    return read
 
 
 def _wide(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -129,7 +71,7 @@ def _wide(values: NDArray[Any]) -> NDArray[np.float64]:
     return wide if wide.shape[1] else np.full((len(wide), N_PIXEL), np.nan)
 
 
-def _blocks(path: Path, stack: ExitStack) -> list[_Block]:
+def _blocks(path: Path, stack: ExitStack) -> list[Block]:
     name = path.name.lower()
     with reading(path):
         if name.endswith((".fits", ".fits.gz")):
@@ -139,7 +81,7 @@ def _blocks(path: Path, stack: ExitStack) -> list[_Block]:
         return _text_blocks(path)
 
 
-def _fits_blocks(path: Path, stack: ExitStack) -> list[_Block]:
+def _fits_blocks(path: Path, stack: ExitStack) -> list[Block]:
     hdus = open_fits(path, stack, memmap=True)
     blocks = []
     for hdu in hdus:
@@ -154,7 +96,7 @@ def _fits_rows(hdu: Any) -> Callable[[str], Any]:
     return lambda name: lambda a, b: hdu.data[a:b][name]
 
 
-def _votable_blocks(path: Path) -> list[_Block]:
+def _votable_blocks(path: Path) -> list[Block]:
     from astropy.io import votable
 
     check_votable(path)
@@ -170,7 +112,7 @@ def _memory_rows(parsed: Any) -> Callable[[str], Any]:
     return lambda name: lambda a, b: np.ma.asanyarray(parsed[name])[a:b]
 
 
-def _text_blocks(path: Path) -> list[_Block]:
+def _text_blocks(path: Path) -> list[Block]:
     content = ArrayCsv(path, _ARRAYS)
     if "flux" in content.names and not content.has_arrays("flux"):
         content = ArrayCsv(path, ())
@@ -188,13 +130,13 @@ def _text_blocks(path: Path) -> list[_Block]:
     return [_raw(content.table, plane("flux"), error)]
 
 
-def _some(blocks: list[_Block], path: Path) -> list[_Block]:
+def _some(blocks: list[Block], path: Path) -> list[Block]:
     if not blocks:
         raise InputFileError(f"{path} holds no table; give RVS spectra as Gaia's archive has them")
     return blocks
 
 
-def _block(table: SourceTable, rows: Callable[[str], Any], facts: Mapping[str, Any]) -> _Block:
+def _block(table: SourceTable, rows: Callable[[str], Any], facts: Mapping[str, Any]) -> Block:
     """Block of a table of any structure; ``rows(name)(a, b)`` gives rows of a column of arrays."""
     path = table.path
     _require(("flux",), table.names, path)
@@ -210,7 +152,7 @@ def _block(table: SourceTable, rows: Callable[[str], Any], facts: Mapping[str, A
     return _raw(table, planes[0], planes[1])
 
 
-def _raw(table: SourceTable, flux: Plane, error: Plane | None) -> _Block:
+def _raw(table: SourceTable, flux: Plane, error: Plane | None) -> Block:
     for plane in (flux, error):
         if plane is not None and plane.n_pixel not in (0, N_PIXEL):
             raise GridMismatch(
@@ -219,10 +161,10 @@ def _raw(table: SourceTable, flux: Plane, error: Plane | None) -> _Block:
             )
     names = tuple(name for name in table.names if name not in _ARRAYS)
     scalars = SourceTable(table.path, names, table.n_row, table.units, table.raw)
-    return _Block(table.texts(_ID), scalars, flux, error, WAVE_AA, str(table.path))
+    return Block(table.texts(_ID), scalars, _reader(flux, error), WAVE_AA, table.path)
 
 
-def _sampled(table: SourceTable, facts: Mapping[str, Any]) -> _Block:
+def _sampled(table: SourceTable, facts: Mapping[str, Any]) -> Block:
     """Block of a table with a row per wavelength, of one source or of many."""
     path = table.path
     if _ID in table.names:
@@ -246,9 +188,8 @@ def _sampled(table: SourceTable, facts: Mapping[str, Any]) -> _Block:
         return Plane(*shape, lambda a, b: values[a:b])
 
     error = plane("flux_error") if "flux_error" in table.names else None
-    return _Block(
-        owners, _facts_table(facts, owners, path), plane("flux"), error, waves[0], str(path)
-    )
+    read = _reader(plane("flux"), error)
+    return Block(owners, _facts_table(facts, owners, path), read, waves[0], path)
 
 
 def _runs(ids: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.intp]]:
@@ -276,35 +217,6 @@ def _facts_table(facts: Mapping[str, Any], owners: NDArray[np.str_], path: Path)
     if owners.size == 1:
         columns |= {name: np.array([v]) for name, v in facts.items() if name not in _ID_CARDS}
     return SourceTable(path, tuple(columns), owners.size, {}, columns.__getitem__)
-
-
-def _joined(tables: Sequence[SourceTable], path: Path) -> SourceTable:
-    if len(tables) == 1:
-        return tables[0]
-    names = tuple(dict.fromkeys(name for table in tables for name in table.names))
-    units = {name: unit for table in tables for name, unit in table.units.items()}
-
-    def raw(name: str) -> NDArray[np.str_]:
-        parts = [
-            table.texts(name) if name in table.names else np.full(table.n_row, "")
-            for table in map(_as_text, tables)
-        ]
-        return np.concatenate(parts)
-
-    return SourceTable(path, names, sum(table.n_row for table in tables), units, raw)
-
-
-def _as_text(table: SourceTable) -> SourceTable:
-    """Return a table whose numbers are text, so that those of many files go together."""
-
-    def raw(name: str) -> Any:
-        values = np.ma.asanyarray(table.raw(name))
-        if values.ndim != 1 or values.dtype.kind not in "fb":
-            return values
-        texts = np.array([repr(float(value)) for value in np.ma.getdata(values)], dtype=np.str_)
-        return np.where(np.ma.getmaskarray(values) | ~np.isfinite(np.ma.getdata(values)), "", texts)
-
-    return SourceTable(table.path, table.names, table.n_row, table.units, raw)
 
 
 def _plain(value: Any) -> Any:

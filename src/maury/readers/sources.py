@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import InputFileError, LengthMismatch
 from maury.readers.grids import same_grid
-from maury.readers.pipeline import Piece, Source
+from maury.readers.opening import reading
+from maury.readers.pipeline import Piece, Source, complete_ids
 from maury.readers.tables import SourceTable
 from maury.spectra import Medium
 
@@ -132,6 +133,127 @@ def _piece(stars: Sequence[StarSpectrum], what: str) -> Piece:
         noisy = [star.ivar for star in stars if star.ivar is not None]
         ivar = np.array(noisy, dtype=np.float32) if noisy else None
     return Piece(stars[0].wave_aa, flux, ivar, what)
+
+
+RowReader = Callable[[int, int], tuple[NDArray[Any], NDArray[np.float32] | None]]
+"""``read(start, stop)`` is flux and ivar of these rows, both (n, n_pixel); ivar may be None."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive spectra of one file, on one grid.
+
+    Attributes
+    ----------
+    ids : (n,) str
+    table : SourceTable
+        Facts of each.
+    read : callable
+        See `RowReader`.
+    wave_aa : (n_pixel,) float64
+    path : Path
+    """
+
+    ids: NDArray[np.str_]
+    table: SourceTable
+    read: RowReader
+    wave_aa: Float64Array
+    path: Path
+
+
+@dataclass(frozen=True)
+class BlockFiles:
+    """Files of many spectra each, one after another.
+
+    Attributes
+    ----------
+    paths : sequence of Path
+    blocks : sequence of Block
+    ids : (n_star,) str
+    table : SourceTable
+        Facts of all; those of several files are text.
+    medium : {"air", "vacuum"} or None
+    simulated : bool
+    """
+
+    paths: Sequence[Path]
+    blocks: Sequence[Block]
+    ids: NDArray[np.str_]
+    table: SourceTable
+    medium: Medium | None
+    simulated: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        paths: Sequence[Path],
+        blocks: Sequence[Block],
+        *,
+        medium: Medium | None,
+        simulated: bool = False,
+    ) -> Self:
+        """Join blocks.
+
+        Raises
+        ------
+        IdentifierError
+            If an identifier is empty or stands twice.
+        """
+        ids = np.concatenate([block.ids for block in blocks])
+        table = _joined([block.table for block in blocks], path)
+        return cls(paths, blocks, complete_ids(ids, ids.size, path), table, medium, simulated)
+
+    @property
+    def n_star(self) -> int:
+        """Number of spectra."""
+        return int(self.ids.size)
+
+    def first_grid(self) -> Float64Array:
+        """Return the wavelengths of the first spectrum, in angstrom."""
+        return self.blocks[0].wave_aa
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Yield the spectra of rows `start` to before `stop`, file by file."""
+        first = 0
+        for block in self.blocks:
+            a, b = max(start - first, 0), min(stop - first, block.ids.size)
+            first += block.ids.size
+            if a < b:
+                with reading(block.path), np.errstate(over="ignore", invalid="ignore"):
+                    flux, ivar = block.read(a, b)
+                    single = np.asarray(flux, dtype=np.float32)
+                yield Piece(block.wave_aa, single, ivar, str(block.path))
+
+
+def _joined(tables: Sequence[SourceTable], path: Path) -> SourceTable:
+    if len(tables) == 1:
+        return tables[0]
+    names = tuple(dict.fromkeys(name for table in tables for name in table.names))
+    units = {name: unit for table in tables for name, unit in table.units.items()}
+
+    def raw(name: str) -> NDArray[np.str_]:
+        parts = [
+            table.texts(name) if name in table.names else np.full(table.n_row, "")
+            for table in map(_as_text, tables)
+        ]
+        return np.concatenate(parts)
+
+    return SourceTable(path, names, sum(table.n_row for table in tables), units, raw)
+
+
+def _as_text(table: SourceTable) -> SourceTable:
+    """Return a table whose numbers are text, so that those of many files go together."""
+
+    def raw(name: str) -> Any:
+        values = np.ma.asanyarray(table.raw(name))
+        if values.ndim != 1 or values.dtype.kind not in "fb":
+            return values
+        data = np.ma.getdata(values).astype(np.float64)
+        texts = np.array([repr(float(value)) for value in data], dtype=np.str_)
+        return np.where(np.ma.getmaskarray(values) | ~np.isfinite(data), "", texts)
+
+    return SourceTable(table.path, table.names, table.n_row, table.units, raw)
 
 
 def list_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
