@@ -254,6 +254,8 @@ def test_sme_fits_by_synthesis(tmp_path, stars, monkeypatch):
         changed.apply(sample.inputs)
     with pytest.raises(ConfigError, match="line list"):
         Sme.train(sample, sample, settings=settings, seed=0)
+    with pytest.raises(ConfigError, match="cannot do without logg"):
+        Sme.train(sample, sample, settings=method_settings("sme", {"labels": ["teff"]}), seed=0)
 
 
 def test_pysme_is_asked_for_what_the_labels_say(monkeypatch, tmp_path):

@@ -60,9 +60,11 @@ class SmeSettings(SynthesisSettings):
     Attributes
     ----------
     line_list : str
-        Path of lines in the format of VALD; without it nothing can be trained.
+        Path of lines in the format of VALD, or of a table (`maury.methods.atmospheres`); without it
+        nothing can be trained.
     atmosphere : str
-        Grid of model atmospheres: a name that PySME knows, or a path.
+        Grid of model atmospheres: a name that PySME knows, or the path of an NPZ file
+        (`maury.methods.atmospheres`).
     resolving_power : float
     """
 
@@ -86,6 +88,8 @@ class SynthesisMethod(Method):
     """
 
     settings_class: ClassVar[type[MethodSettings]] = SynthesisSettings
+    needed: ClassVar[tuple[str, ...]] = ()
+    """Labels without which nothing can be synthesised."""
 
     wave_air_aa: Float64Array
     bounds: Float64Array
@@ -112,6 +116,11 @@ class SynthesisMethod(Method):
         missing = [name for name in settings.labels if name not in names]
         if missing:
             raise ConfigError(f"the training stars have no {', '.join(missing)}")
+        if needed := [name for name in cls.needed if name not in names]:
+            raise ConfigError(
+                f"the method {cls.name} cannot do without {', '.join(needed)}, got labels = "
+                f"{list(names)}; add them to labels in [method]"
+            )
         index = [training.label_names.index(name) for name in names]
         good = np.flatnonzero(finite_rows(training.truth[:, index]))
         if good.size < _LEAST_STARS:
@@ -198,6 +207,7 @@ class Sme(SynthesisMethod):
     paper: ClassVar[str] = "Valenti & Piskunov (1996, A&AS 118, 595); Wehrhahn et al. (2023)"
     bibtex_key: ClassVar[str] = "2023A&A...671A.171W"
     settings_class: ClassVar[type[MethodSettings]] = SmeSettings
+    needed: ClassVar[tuple[str, ...]] = ("teff", "logg")
 
     def synthesiser(self) -> Synthesiser:
         """Return PySME with the line list and atmospheres of the settings."""

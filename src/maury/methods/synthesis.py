@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ConfigError, InputFileError, MauryError, MissingExtra
+from maury.methods.atmospheres import Atmosphere, AtmosphereNodes, read_lines
 from maury.methods.protocols import Evaluation
 
 __all__ = ["CommandSynthesiser", "PySmeSynthesiser", "Synthesiser", "SynthesiserModel"]
@@ -147,9 +148,10 @@ class PySmeSynthesiser:
     Attributes
     ----------
     line_list : Path
-        Lines in the format of VALD.
+        Lines in the format of VALD, or CSV or ECSV with `maury.methods.atmospheres.LINE_COLUMNS`.
     atmosphere : str
-        Grid of model atmospheres that PySME finds or the path of one.
+        Grid of model atmospheres that PySME finds by name, or the path of an NPZ file for
+        `maury.methods.atmospheres.AtmosphereNodes`.
     resolving_power : float
         Of the survey.
 
@@ -167,11 +169,18 @@ class PySmeSynthesiser:
 
     @cached_property
     def _lines(self) -> Any:
+        if self.line_list.suffix in (".csv", ".ecsv"):
+            return _line_list(read_lines(self.line_list))
         vald = _pysme("linelist.vald")
         try:
             return vald.ValdFile(os.fspath(self.line_list))
         except Exception as error:
             raise InputFileError(f"cannot read the line list {self.line_list}: {error}") from error
+
+    @cached_property
+    def _nodes(self) -> AtmosphereNodes | None:
+        path = Path(self.atmosphere)
+        return AtmosphereNodes.read(path) if path.suffix == ".npz" else None
 
     def synthesise(self, labels: Mapping[str, float], wave_aa: Float64Array) -> Float64Array:
         """Synthesise with PySME; see `Synthesiser`.
@@ -189,7 +198,10 @@ class PySmeSynthesiser:
             if reference == "fe" and element.capitalize() in sme.abund.elem:
                 sme.abund[element.capitalize()] += value
         sme.linelist = self._lines
-        sme.atmo.source, sme.atmo.method = self.atmosphere, "grid"
+        if self._nodes is None:
+            sme.atmo.source, sme.atmo.method = self.atmosphere, "grid"
+        else:
+            _embed(sme, self._nodes.at(sme.teff, sme.logg, sme.monh))
         sme.wave = np.asarray(wave_aa)
         sme.iptype, sme.ipres = "gauss", self.resolving_power
         sme.cscale_flag = sme.vrad_flag = "none"
@@ -201,6 +213,35 @@ class PySmeSynthesiser:
         except Exception as error:
             raise ConfigError(f"PySME cannot synthesise {dict(labels)}: {error}") from error
         return np.asarray(done.synth[0], dtype=np.float64)
+
+
+def _line_list(columns: Mapping[str, NDArray[Any]]) -> Any:
+    """Lines as PySME takes them."""
+    from importlib import import_module
+
+    frame = import_module("pandas").DataFrame(
+        {
+            "species": columns["species"],
+            "wlcent": columns["wavelength_aa"],
+            "excit": columns["excitation_ev"],
+            "gflog": columns["log_gf"],
+            "gamrad": columns["log_gamma_radiative"],
+            "gamqst": columns["log_gamma_stark"],
+            "gamvw": columns["van_der_waals"],
+        }
+    )
+    return _pysme("linelist.linelist").LineList(frame, medium="air")
+
+
+def _embed(sme: Any, model: Atmosphere) -> None:
+    """Give PySME one model atmosphere instead of a grid."""
+    atmo = sme.atmo
+    atmo.method, atmo.source, atmo.geom = "embedded", "nodes", "PP"
+    atmo.depth = atmo.interp = "RHOX"
+    atmo.teff, atmo.logg, atmo.vturb = sme.teff, sme.logg, sme.vmic
+    atmo.abund = sme.abund
+    atmo.tau, atmo.temp, atmo.rhox = model.tau5000, model.temperature, model.mass_column
+    atmo.rho, atmo.xna, atmo.xne = model.density, model.atoms, model.electrons
 
 
 def _pysme(module: str) -> Any:
