@@ -122,7 +122,7 @@ def test_pysme_agrees_with_another_code(shared, nodes, tmp_path):
 
 @needs_pysme
 def test_sme_is_trained_and_predicts(shared, nodes, tiny_survey, tmp_path):
-    lines = write_lines(shared, tmp_path / "lines.csv", weakest=-3.5)
+    lines = write_lines(shared, tmp_path / "lines.csv", weakest=-4.5)
     config = tmp_path / "sme.toml"
     config.write_text(
         f'[method]\nline_list = "{lines}"\natmosphere = "{nodes}"\nlabels = ["teff", "logg", "m_h"]\n'

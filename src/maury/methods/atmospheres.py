@@ -128,7 +128,8 @@ class AtmosphereNodes:
         return RBFInterpolator(self._scaled(self.labels), flat, kernel="linear", degree=1)
 
     def _scaled(self, labels: Float64Array) -> Float64Array:
-        return labels / np.maximum(np.ptp(self.labels, axis=0), 1e-6)
+        scale: Float64Array = np.maximum(np.ptp(self.labels, axis=0), 1e-6)
+        return labels / scale
 
     def at(self, teff: float, logg: float, m_h: float) -> Atmosphere:
         """Interpolate the logarithms at equal optical depth, by radial basis functions."""
