@@ -315,6 +315,8 @@ def _write(
 ) -> None:
     known = columns_module.known(plan.definitions)
     further = {column.name: column for column in spectra.further}
+    for entry in recipe.catalogue:
+        further |= load(entry.recipe).definitions
     columns: list[str | Column] = [
         further.get(name, name) if name not in known else name for name in plan.columns
     ]

@@ -1,16 +1,16 @@
 """Catalogues of a build: opened, cut, and read, each row on record."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maury import columns as columns_module
 from maury.build.flow import Flow
 from maury.build.recipe import CatalogueEntry
 from maury.crossmatch import Positions
@@ -60,10 +60,14 @@ class CutCatalogue:
     @property
     def column_names(self) -> tuple[str, ...]:
         """Columns that the recipe maps and the file has, but for labels and identifiers."""
-        known = columns_module.known(self.recipe.labels)
         labels = {label.name for label in self.recipe.labels}
         labels |= {f"{name}_error" for name in labels} | {"id", "star_id"}
-        return tuple(name for name in self._held if name in known and name not in labels)
+        return tuple(
+            column.name
+            for name in self._held
+            if name not in labels
+            for column in self.recipe.parts(name)
+        )
 
     @property
     def _held(self) -> list[str]:
@@ -72,15 +76,31 @@ class CutCatalogue:
 
     def values(self, name: str) -> NDArray[Any]:
         """Return a column of ``maury``, shape (n,); floats are NaN where missing."""
-        known = columns_module.known(self.recipe.labels)[name]
-        source = self.recipe.columns[name]
+        known = self.recipe.definitions[name]
+        entry, place, size = self._origin(name)
+        source = self.recipe.columns[entry]
         if known.kind == "str":
             return self.table.texts(source.name)[self.rows]
         what = f"{self.table.path}, column {source.name!r}"
         missing = self.recipe.table.missing if source.missing is None else source.missing
-        raw = self.table.floats(source.name, index=source.index)[self.rows]
+        if size == 1:
+            raw = self.table.floats(source.name, index=source.index)[self.rows]
+        else:
+            raw = self._arrays(source.name, size)[self.rows, place]
         unit = self.table.units.get(source.name) if source.unit is None else source.unit
         return converted(without_missing(raw, known, missing), known, unit, what=what)
+
+    def _origin(self, name: str) -> tuple[str, int, int]:
+        """Entry of the recipe that fills a column, which of its parts that is, and of how many."""
+        for entry in self._held:
+            parts = [column.name for column in self.recipe.parts(entry)]
+            if name in parts:
+                return entry, parts.index(name), len(parts)
+        raise AssertionError(f"{name} is no column of {self.title}")
+
+    @cached_property
+    def _arrays(self) -> Callable[[str, int], Float64Array]:
+        return cache(self.table.vectors)
 
     def floats(self, name: str) -> Float64Array:
         """Return a column of the catalogue as numbers, shape (n,)."""

@@ -52,9 +52,11 @@ def match_catalogue(
             left, catalogue.identifiers(wanted.catalogue), ambiguous="drop", duplicates="flag"
         )
     else:
-        positions = spectra.positions()
-        if wanted.via is not None:
-            positions = _via(*earlier[wanted.via], spectra.epoch_yr)
+        positions = (
+            spectra.positions()
+            if wanted.via is None
+            else _via(*earlier[wanted.via], spectra.epoch_yr)
+        )
         match = match_positions(
             positions,
             catalogue.positions(spectra.epoch_yr),
