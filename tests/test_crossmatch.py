@@ -178,6 +178,15 @@ def test_unusable_positions_are_unmatched_with_a_reason():
     assert not found.has(MatchFlag.NOT_MOVED).any()
 
 
+def test_an_unknown_epoch_means_as_measured():
+    left = Positions([10.0], [0.0], np.nan)
+    right = Positions([10.0], [0.0], 2016.0, [5000.0], [0.0])
+    found = match_positions(left, right)
+    assert found.settings["epoch_yr"] == 2016.0
+    assert found.separation_arcsec[0] < 1e-6
+    assert match_positions(left, left).index[0] == 0
+
+
 def close_stars() -> tuple[Positions, Positions]:
     """Three left rows: two candidates, one candidate, and a rival for the first's nearest."""
     second = 1.0 / 3600.0

@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note()
-        plans = self.site.plans.get(self.path)
+        plans = self.site.plans.get(self.path.partition("?")[0])
         if plans:
             plans.pop(0)(self)
         else:
@@ -132,11 +132,17 @@ def break_off(after: int) -> Callable[[Handler], None]:
     return lambda handler: handler.honest(after)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of clients that went away."""
+
+
 @contextmanager
 def serving(site: Site) -> Iterator[Site]:
     """Serve a site on a free port of this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("SiteHandler", (Handler,), {"site": site}))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), type("SiteHandler", (Handler,), {"site": site}))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     site.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -9,6 +9,8 @@ import typer
 
 from maury import terminal
 from maury.commands import build as build_command
+from maury.commands import crossmatch as crossmatch_command
+from maury.commands import fetch as fetch_command
 from maury.commands import publish as publish_commands
 from maury.commands import surveys as surveys_command
 from maury.commands import transfer as transfer_command
@@ -264,6 +266,8 @@ app.command()(transfer_command.transfer)
 app.command()(surveys_command.surveys)
 ingest_app.command("recipe")(surveys_command.ingest_recipe)
 app.command()(build_command.build)
+app.command()(fetch_command.fetch)
+app.command()(crossmatch_command.crossmatch)
 
 
 @app.command()

@@ -66,6 +66,65 @@ def named_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+@contextmanager
+def bytes_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback of (name, bytes done, bytes in all) that draws a bar once it is called."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = _console()
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, Any] = {}
+
+    def update(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            # Not sooner: questions are asked before, which a drawn bar would overwrite.
+            bars.start()
+            for old in tasks.values():
+                bars.remove_task(old)
+            tasks.clear()
+            tasks[name] = bars.add_task(name, total=total or None, completed=done)
+        bars.update(tasks[name], completed=done, total=total or None)
+
+    try:
+        yield update
+    finally:
+        bars.stop()
+
+
+def show_plan(plan: Any) -> None:
+    """Print what is to be downloaded."""
+    from maury.fetch import readable
+
+    rows = [
+        (one.source.name, one.state, "?" if one.size is None else readable(one.size))
+        for one in plan.files
+    ]
+    _show_table([("file", "", "size"), *rows])
+    print(plan)
+
+
+def show_match(report: Any) -> None:
+    """Print what a cross-match did."""
+    print(report)
+    _show_table(report.rows())
+
+
 def show_standings(found: Any) -> None:
     """Print the tables of a comparison."""
     print(found.title)
@@ -208,7 +267,20 @@ def show_offsets(offsets: Any) -> None:
     _show_table(offsets.rows())
 
 
-_LEFT = ("label", "star", "verdict", "flag", "", "id", "reason", "of", "step", "why", "slopes")
+_LEFT = (
+    "label",
+    "star",
+    "verdict",
+    "flag",
+    "",
+    "id",
+    "reason",
+    "file",
+    "of",
+    "step",
+    "why",
+    "slopes",
+)
 """Columns of text."""
 
 

@@ -33,7 +33,8 @@ class Positions:
     ra_deg, dec_deg : (n,) float64
         Right ascension and declination (ICRS), in degrees; NaN where missing.
     epoch_yr : float or (n,) float64
-        When the stars were there, as a Julian year.
+        When the stars were there, as a Julian year; NaN where unknown: such stars are compared as
+        measured.
     pmra_masyr, pmdec_masyr : (n,) float64, optional
         Proper motion, in mas/yr, that in right ascension times cos(dec); NaN where missing.
     magnitude : (n,) float64, optional
@@ -72,10 +73,10 @@ class Positions:
             object.__setattr__(self, name, array)
         epochs = np.asarray(self.epoch_yr)
         known = epochs[np.isfinite(epochs)]
-        if n and (known.size == 0 or known.min() < _EPOCHS_YR[0] or known.max() > _EPOCHS_YR[1]):
+        if known.size and (known.min() < _EPOCHS_YR[0] or known.max() > _EPOCHS_YR[1]):
             raise ConfigError(
                 f"epoch_yr must be Julian years between {_EPOCHS_YR[0]:.0f} and "
-                f"{_EPOCHS_YR[1]:.0f}, got {known[:1] if known.size else 'none'}; give e.g. 2016.0"
+                f"{_EPOCHS_YR[1]:.0f}, got {known.min()} to {known.max()}; give e.g. 2016.0"
             )
 
     def __len__(self) -> int:
@@ -137,16 +138,16 @@ def unit(vectors: Float64Array) -> Float64Array:
 
 
 def common_epoch(left: Positions, right: Positions) -> float:
-    """Return the epoch of the catalogue where more stars cannot be moved.
+    """Return the median epoch of the catalogue where more stars cannot be moved.
 
-    That of the right one if all can.
+    That of the right one if all can; of the other one if none of its epochs is known.
     """
     still = [float(np.mean(~side.moving)) if len(side) else 0.0 for side in (left, right)]
-    side = left if still[0] > still[1] else right
-    if len(side) == 0:
-        side = right if side is left else left
-    epochs = np.asarray(side.epoch_yr)
-    chosen = epochs[~side.moving] if still[0] or still[1] else epochs
-    known = chosen[np.isfinite(chosen)]
-    known = known if known.size else epochs[np.isfinite(epochs)]
-    return float(np.median(known)) if known.size else 2000.0
+    sides = (left, right) if still[0] > still[1] else (right, left)
+    for side in sides:
+        epochs = np.asarray(side.epoch_yr)
+        for chosen in (epochs[~side.moving] if any(still) else epochs, epochs):
+            known = chosen[np.isfinite(chosen)]
+            if known.size:
+                return float(np.median(known))
+    return 2000.0

@@ -5,7 +5,17 @@ Sizes are known before, downloads resume, and what arrives is compared with what
 
 from maury.fetch.download import Downloader
 from maury.fetch.manifest import MANIFEST
-from maury.fetch.plans import Plan, Planned, fetch, plan
+from maury.fetch.plans import Plan, Planned, fetch, plan, readable
 from maury.fetch.web import Manners, Web
 
-__all__ = ["MANIFEST", "Downloader", "Manners", "Plan", "Planned", "Web", "fetch", "plan"]
+__all__ = [
+    "MANIFEST",
+    "Downloader",
+    "Manners",
+    "Plan",
+    "Planned",
+    "Web",
+    "fetch",
+    "plan",
+    "readable",
+]

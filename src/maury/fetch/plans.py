@@ -114,7 +114,7 @@ def plan(
         check_known("file", name, [source.name for source in sources])
     folder = Path(folder)
     manifest = Manifest.read(folder)
-    with _session(web) as asked:
+    with session(web) as asked:
         downloader = Downloader(asked, folder)
         return Plan(
             folder,
@@ -160,7 +160,7 @@ def fetch(
         If another run downloads to this folder.
     """
     folder = Path(folder).absolute()
-    with _session(web) as asked, making(folder):
+    with session(web) as asked, making(folder):
         todo = plan(sources, folder, only=only, overwrite=overwrite, web=asked)
         if confirm is not None and not confirm(todo):
             return ()
@@ -173,7 +173,7 @@ def fetch(
 
 
 @contextmanager
-def _session(web: Web | None) -> Iterator[Web]:
+def session(web: Web | None) -> Iterator[Web]:
     """Yield a session, closed afterwards if it is not the caller's."""
     if web is not None:
         yield web

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from maury import columns as columns_module
 from maury import labels as labels_module
+from maury.columns import Column
 from maury.conventions import Convention
 from maury.errors import ConfigError
 from maury.labels import LABELS, Label
@@ -16,6 +18,7 @@ from maury.naming import check_known, suggestion
 from maury.readers.config import (
     ColumnConfig,
     Key,
+    ObservableConfig,
     ResampleConfig,
     Strict,
     mistakes,
@@ -222,7 +225,8 @@ class SpectraFacts(Strict):
     ----------
     reader : str
         Name of the published format (`maury.readers.formats`).
-    medium : {"air", "vacuum"}
+    medium : {"air", "vacuum"}, optional
+        Not given where the files say it.
     resolving_power : float, optional
         lambda / FWHM; not given where it is unknown.
     grid : ResampleConfig, optional
@@ -239,7 +243,7 @@ class SpectraFacts(Strict):
     """
 
     reader: ReaderName
-    medium: Medium
+    medium: Medium | None = None
     resolving_power: Annotated[float, Field(gt=0)] | None = None
     grid: ResampleConfig | None = None
     at_rest: bool | None = None
@@ -266,6 +270,8 @@ class SurveyRecipe(Strict):
         See their classes. `columns` maps columns of ``maury`` to those of the catalogue.
     label : tuple of mapping
         Definitions of further labels, as in `maury.labels`.
+    observable : tuple of ObservableConfig
+        Definitions of other columns, which may be arrays.
     """
 
     name: Name
@@ -286,6 +292,7 @@ class SurveyRecipe(Strict):
     cut: tuple[Cut, ...] = ()
     spectra: SpectraFacts | None = None
     label: tuple[dict[str, Any], ...] = ()
+    observable: tuple[ObservableConfig, ...] = ()
 
     @field_validator("cut", "file")
     @classmethod
@@ -308,6 +315,26 @@ class SurveyRecipe(Strict):
     def labels(self) -> tuple[Label, ...]:
         """Labels that surveys made with this recipe know: the default ones and its own."""
         return labels_module.extend(labels_module.parse(self.label))
+
+    @property
+    def definitions(self) -> dict[str, Column]:
+        """Every column that a survey made with this recipe may have, by name."""
+        return columns_module.known(self.labels) | {
+            column.name: column for parts in self._further.values() for column in parts
+        }
+
+    def parts(self, name: str) -> tuple[Column, ...]:
+        """Return the columns that an entry of `columns` fills: several, if it is of arrays."""
+        further = self._further
+        return further[name] if name in further else (self.definitions[name],)
+
+    @property
+    def _further(self) -> dict[str, tuple[Column, ...]]:
+        return {
+            name: entry.parts(name)
+            for entry in self.observable
+            for name in (entry.name, f"{entry.name}_error")
+        }
 
     def cuts(self, *, without: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> tuple[Cut, ...]:
         """Return the default cuts, without some of them, and with some that are off by default.
@@ -405,7 +432,8 @@ def parse(text: str, *, what: str) -> SurveyRecipe:
     problems += unknown_columns(document, labels)
     spectra = document.get("spectra")
     if isinstance(spectra, Mapping):
-        problems += [f"spectra.{p}" for p in unknown_columns(spectra, labels)]
+        own = {**spectra, "observable": document.get("observable")}
+        problems += [f"spectra.{p}" for p in unknown_columns(own, labels)]
     if problems or recipe is None:
         raise ConfigError(f"{what} is wrong: " + "; ".join(problems))
     return recipe
