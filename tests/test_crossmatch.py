@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from astropy.table import Table
 from astropy.time import Time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from maury.cli import app
 from maury.crossmatch import (
     Match,
     MatchFlag,
@@ -18,7 +21,7 @@ from maury.crossmatch import (
     match_identifiers,
     match_positions,
 )
-from maury.errors import ConfigError, IdentifierError, LengthMismatch
+from maury.errors import ConfigError, IdentifierError, LengthMismatch, MauryError, OutputExists
 
 CENTRES = [(0.0, 0.0), (359.9999, 12.0), (180.0, 90.0), (40.0, -89.9999), (266.4, -28.9)]
 
@@ -391,3 +394,69 @@ def test_arguments_are_left_alone_and_checked():
         match_identifiers(["a"], ["a"], ambiguous="nearest")
     with pytest.raises(LengthMismatch, match="identifiers"):
         match_identifiers(["a"], ["a"], positions=(one, one))
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """A table without motions of epoch 2000, and one with them of epoch 2016."""
+    rng = np.random.default_rng(2)
+    ra, dec = rng.uniform(0, 360, 20), rng.uniform(-60, 60, 20)
+    pm = rng.normal(0, 300.0, (2, 20))
+    then = by_astropy(ra, dec, 2016.0, pm[0], pm[1], 2000.0)
+    left = Table({"name": [f"s{k}" for k in range(20)], "RAJ2000": then.ra.deg,
+                  "DEJ2000": then.dec.deg})  # fmt: skip
+    right = Table(
+        {"source_id": np.arange(20) + 4295806720, "ra": ra, "dec": dec, "pmra": pm[0],
+         "pmdec": pm[1], "ref_epoch": np.full(20, 2016.0), "twin": [f"s{k}" for k in range(20)]}
+    )  # fmt: skip
+    left.write(tmp_path / "left.fits")
+    right[::-1].write(tmp_path / "right.parquet")
+    return tmp_path
+
+
+def command(tables, *words):
+    return CliRunner().invoke(
+        app, ["crossmatch", str(tables / "left.fits"), str(tables / "right.parquet"), *words]
+    )
+
+
+@pytest.mark.parametrize("suffix", ["fits", "parquet", "ecsv", "vot"])
+def test_the_command_writes_a_row_for_each_star(tables, suffix):
+    out = tables / f"out.{suffix}"
+    done = command(tables, str(out), "--left", "id=name,ra=RAJ2000,dec=DEJ2000,epoch=2000")
+    assert done.exit_code == 0, done.output
+    assert "20 of 20 stars matched" in done.output
+    found = Table.read(out)
+    np.testing.assert_array_equal(found["right_row"], np.arange(20)[::-1])
+    assert np.all(found["separation"] < 0.001)
+    assert found["certain"].all()
+    assert isinstance(command(tables, str(out)).exception, OutputExists)
+
+
+def test_the_command_matches_identifiers_and_looks_at_positions(tables):
+    left = "id=name,ra=RAJ2000,dec=DEJ2000,epoch=2000"
+    right = "id=twin,ra=ra,dec=dec,epoch=2016"
+    done = command(tables, str(tables / "o.ecsv"), "--left", left, "--right", right,
+                   "--radius", "1")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = Table.read(tables / "o.ecsv")
+    np.testing.assert_array_equal(found["right_id"], found["left_id"])
+    far = (found["flags"] & MatchFlag.FAR.value) != 0
+    np.testing.assert_array_equal(far, found["separation"] > 1.0)
+    assert far.any()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["o.txt"], "must end in"),
+        (["o.fits", "--left", "ra"], "KEY=COLUMN"),
+        (["o.fits", "--left", "decl=RAJ2000"], "did you mean 'dec'"),
+        (["o.fits", "--left", "ra=RAJ2000"], "of both tables"),
+        (["o.fits", "--left", "ra=ra,dec=dec"], "has no column 'ra'"),
+    ],
+)
+def test_the_command_says_what_is_wrong(tables, words, error):
+    failed = command(tables, str(tables / words[0]), *words[1:])
+    assert isinstance(failed.exception, MauryError)
+    assert error in str(failed.exception)
