@@ -195,7 +195,7 @@ def parse_command(command: str) -> None:
     node = typer.main.get_command(app)
     while words and words[0] in getattr(node, "commands", {}):
         node = node.commands[words.pop(0)]
-    if node.name == "ingest" and words and words[0] in surveys.names():
+    if node.name == "ingest" and words and is_recipe(words[0]):
         node = node.commands["recipe"]
     if getattr(node, "commands", None):
         assert words, f"{command!r} has no command"
@@ -204,6 +204,10 @@ def parse_command(command: str) -> None:
     for word in words:
         if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):
             assert word.split("=")[0] in options, f"{word} of {command!r} is no option"
+
+
+def is_recipe(word: str) -> bool:
+    return word in ("RECIPE", *surveys.names()) or word.endswith(".toml")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
