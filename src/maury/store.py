@@ -222,6 +222,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
                 f"{self.path}: {self.n_written} rows written of {self.n_star} declared"
             )
         self._check_ids()
+        for torn in self.partial.rglob("*.partial"):  # Zarr's own, of writers that were killed.
+            torn.unlink(missing_ok=True)
         write_manifest(self.partial)
         # A kill from here on leaves all that is needed to publish once more.
         publish(self.partial, self.path, overwrite=self._overwrite)
