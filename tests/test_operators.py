@@ -222,6 +222,7 @@ def test_wild_values_of_one_row_leave_the_others_alone():
 def test_arguments_are_not_written_to():
     flux, ivar = made_up(4, 150)
     ivar[0, 3:6] = 0
+    before = flux.copy(), ivar.copy()
     flux.setflags(write=False)
     ivar.setflags(write=False)
     Resampler(RAVE[:150], RAVE[3:120])(flux, ivar)
@@ -230,6 +231,8 @@ def test_arguments_are_not_written_to():
     mask_cosmics(flux, ivar)
     estimate_snr(flux, ivar)
     to_rest_frame(flux, ivar, np.ones(4), wave_in_aa=RAVE[:150], wave_out_aa=RAVE[:150])
+    np.testing.assert_array_equal(flux, before[0])
+    np.testing.assert_array_equal(ivar, before[1])
 
 
 def test_resampler_refuses_what_does_not_fit():

@@ -481,4 +481,6 @@ def test_the_batch_is_not_written_to():
     batch = made_up_batch(4)
     for array in (batch.spectra.flux, batch.spectra.ivar, *batch.columns.values()):
         array.setflags(write=False)
+    before = batch.spectra.flux.copy()
     EVERYTHING.apply(batch)
+    np.testing.assert_array_equal(batch.spectra.flux, before)

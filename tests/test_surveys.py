@@ -14,7 +14,6 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from maury import bibliography, surveys
-from maury import columns as columns_module
 from maury.cli import app
 from maury.errors import ColumnError, ConfigError, MauryError, UnknownName
 from maury.readers.tables import SourceTable, open_table
@@ -54,9 +53,9 @@ def test_recipes_of_the_package_are_whole(name):
     assert recipe.citation
     for key in recipe.citation:
         assert key in bibliography.entries(), f"{key} is not in the bibliography"
-    known = columns_module.known(recipe.labels)
     for column, source in recipe.columns.items():
-        assert source.unit is None or known[column].unit, f"{column} is a pure number"
+        unit = recipe.parts(column)[0].unit
+        assert source.unit is None or unit, f"{column} is a pure number"
     for one in recipe.cut:
         assert one.why
         paper = one.source in bibliography.entries()
@@ -70,10 +69,10 @@ def test_units_of_recipes_convert_to_those_of_maury():
 
     for name in surveys.names():
         recipe = surveys.load(name)
-        known = columns_module.known(recipe.labels)
         for column, source in recipe.columns.items():
-            if source.unit not in (None, "dex") and known[column].unit != "dex":
-                units.Unit(source.unit).to(known[column].unit)
+            unit = recipe.parts(column)[0].unit
+            if source.unit not in (None, "dex") and unit != "dex":
+                units.Unit(source.unit).to(unit)
 
 
 def test_everything_wrong_in_a_recipe_is_told_at_once():
@@ -338,9 +337,10 @@ def test_a_recipe_of_a_user(tmp_path):
 def test_no_text_makes_a_recipe_fail_otherwise_than_by_one_error(text):
     try:
         parse(MINIMAL + text, what="mine.toml")
-    except ConfigError:
-        return
-    tomllib.loads(MINIMAL + text)
+    except ConfigError as error:
+        assert "mine.toml" in str(error)
+    else:
+        assert tomllib.loads(MINIMAL + text)
 
 
 def test_the_command_lists_and_shows(tmp_path):
