@@ -246,7 +246,8 @@ def add_card(model: Model, survey: Survey | None = None) -> ModelCard:
         survey = None
     try:
         card = card_of(model, survey=survey)
-    except MauryError as error:
+    except (MauryError, ValueError, ArithmeticError) as error:
+        # The model is made, and stays.
         logger.warning("the card of %s has no figures: %s", model.path, error)
         card = ModelCard.of(model)
     write_card(card, model.path, overwrite=True)

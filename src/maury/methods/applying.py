@@ -93,9 +93,12 @@ def as_prediction(result: FitResult, inputs: Inputs) -> Prediction:
     labels = np.where(blank[:, None], np.nan, result.labels)
     covariance = np.where(blank[:, None, None], np.nan, result.covariance)
     fitted = result.flux is not None
+    # A fit that did not converge may have a covariance that is none: its errors are unknown.
+    with np.errstate(invalid="ignore"):
+        sigma = np.sqrt(np.einsum("nii->ni", covariance))
     return Prediction(
         mean=labels,
-        sigma=np.asarray(np.sqrt(np.einsum("nii->ni", covariance))),
+        sigma=np.asarray(sigma),
         covariance=covariance,
         flags=np.where(blank, 0, result.flags).astype(result.flags.dtype),
         chi2_reduced=np.where(blank, np.nan, result.chi2_reduced) if fitted else None,
