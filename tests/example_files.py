@@ -121,9 +121,118 @@ def write_rave_apogee(folder, n=130, seed=1):
         correlation_coeff_sparv=np.full(star.size, 60.0),
     )
     write_catalogue(folder / "dr6_obsdata.fits", "rave-dr6-obsdata", place, rave_obs_id=ids)
+    write_photometry(folder, sky, np.arange(n))
     write_apogee(folder / "allStar-dr17-synspec_rev1.fits", sky, np.arange(110))
 
 
-def rvs_grid_in_air():
-    """The 2401 wavelengths of RVS mean spectra, in air."""
-    return vacuum_to_air(8460.0 + 0.1 * np.arange(2401))
+def write_photometry(folder, sky, rows):
+    """Gaia DR3, 2MASS, AllWISE and StarHorse of some stars; one in thirty has a high RUWE."""
+    known, n = sky.known(rows), len(rows)
+    motion = np.random.default_rng(5).normal(0, 20, (2, n))
+    moved = known | {
+        "ra": known["ra"] + 16 * motion[0] / 3.6e6 / np.cos(np.radians(known["dec"])),
+        "dec": known["dec"] + 16 * motion[1] / 3.6e6,
+        "ruwe": np.where(np.arange(n) % 30 == 3, 2.0, 1.0),
+    }
+    write_catalogue(
+        folder / "gaia_source.fits",
+        "gaia-dr3",
+        moved,
+        source_id=sky.gaia[rows],
+        pmra=motion[0],
+        pmdec=motion[1],
+    )
+    write_catalogue(
+        folder / "twomass.fits",
+        "2mass",
+        known,
+        designation=[f"{k:08d}+{k:07d}" for k in range(n)],
+        ph_qual=["AAA"] * n,
+        cc_flg=["000"] * n,
+    )
+    write_catalogue(
+        folder / "allwise.fits",
+        "allwise",
+        known,
+        designation=[f"J{k:06d}.00+{k:06d}.0" for k in range(n)],
+        cc_flags=["0000"] * n,
+        ext_flg=np.zeros(n, dtype=np.int16),
+    )
+    write_catalogue(
+        folder / "starhorse.fits",
+        "starhorse-edr3",
+        known | {"a_v": sky.stars.a_v[rows]},
+        source_id=sky.gaia[rows],
+        sh_outflag=["0000"] * n,
+        fidelity=np.ones(n),
+    )
+
+
+def write_rvs_apogee(folder, n=130, seed=2):
+    """RVS mean spectra as DataLink serves them (RAW), and APOGEE labels of most of their stars."""
+    sky = SimulatedStars(n, seed)
+    in_air = vacuum_to_air(8460.0 + 0.1 * np.arange(2401))
+    flux, sigma = sky.observe(in_air, resolving_power=11500.0)
+    table = Table(
+        {
+            "source_id": sky.gaia,
+            "ra": sky.stars.ra_deg,
+            "dec": sky.stars.dec_deg,
+            "flux": flux.astype(np.float32),
+            "flux_error": sigma.astype(np.float32),
+        }
+    )
+    (folder / "rvs").mkdir()
+    table.write(folder / "rvs" / "RVS_RAW.fits")
+    write_apogee(folder / "allStar-dr17-synspec_rev1.fits", sky, np.arange(110))
+
+
+def write_4most_gaia_eso(folder, n=130, seed=3):
+    """Spectra in the format of 4MOST, and Gaia-ESO parameters of most of their stars.
+
+    R = 18 000 and 8500-8700 A: the resolving power of 4MOST's high-resolution spectrograph, in the
+    range of the emulator, which that spectrograph does not reach.
+    """
+    sky = SimulatedStars(n, seed)
+    wave = 8500.0 + 0.08 * np.arange(2501)
+    flux, sigma = sky.observe(vacuum_to_air(wave), resolving_power=18000.0)
+    (folder / "4most").mkdir()
+    for k in range(n):
+        primary = fits.PrimaryHDU()
+        cards = {
+            "OBJECT": f"star{k}",
+            "RA": sky.stars.ra_deg[k],
+            "DEC": sky.stars.dec_deg[k],
+            "SNR": 60.0,
+            "SPEC_RES": 18000.0,
+            "PRODCATG": "SCIENCE.SPECTRUM",
+            "SPECSYS": "BARYCENT",
+            "CONTNORM": True,
+            "SIMULATE": True,
+        }
+        for name, value in cards.items():
+            primary.header[name] = value
+        arrays = {"WAVE": ("D", wave), "FLUX": ("E", flux[k]), "ERR_FLUX": ("E", sigma[k])}
+        arrays["QUAL"] = ("J", np.zeros(wave.size, dtype=np.int32))
+        units = {"WAVE": "Angstrom"}
+        spectrum = fits.BinTableHDU.from_columns(
+            [
+                fits.Column(name, f"{wave.size}{kind}", units.get(name), array=values[None])
+                for name, (kind, values) in arrays.items()
+            ],
+            name="SPECTRUM",
+        )
+        ends = ("SpectralAxis.Value", "FluxAxis.Value", "FluxAxis.Accuracy.StatError")
+        for number, end in enumerate((*ends, "FluxAxis.Accuracy.QualityStatus"), start=1):
+            spectrum.header[f"TUTYP{number}"] = f"Spectrum.Data.{end}"
+        spectrum.header["TUCD1"] = "em.wl"
+        fits.HDUList([primary, spectrum]).writeto(folder / "4most" / f"HRS_{k:06d}.fits")
+    rows = np.arange(110)
+    columns = sky.known(rows)
+    columns["teff"][::11] = np.nan
+    write_catalogue(
+        folder / "gaia_eso_dr5.fits",
+        "gaia-eso",
+        columns,
+        CNAME=[f"{k:08d}-{k:07d}" for k in rows],
+    )

@@ -61,15 +61,42 @@ def test_every_example_is_one_toml_and_three_commands() -> None:
         assert [c.split()[1] for c in commands] == ["build", "train", "predict"]
 
 
+def flow_of(flow):
+    return {(step.of, step.step): (step.n_in, step.n_out) for step in flow}
+
+
 @pytest.mark.slow
 def test_rave_with_apogee(tmp_path, monkeypatch) -> None:
     example_files.write_rave_apogee(tmp_path)
     survey, catalogue, flow = run(tmp_path, monkeypatch, "RAVE spectra with APOGEE labels")
-    steps = {(step.of, step.step): (step.n_in, step.n_out) for step in flow}
+    steps = flow_of(flow)
     assert steps["spectra", "in-sparv"] == (140, 136)
     assert steps["apogee-dr17", "star-bad"] == (119, 107)
     assert len(survey) == len(catalogue) == 136
-    labelled = np.isfinite(survey.column("teff"))
-    assert 90 < labelled.sum() < 110
+    assert 80 < np.isfinite(survey.column("teff")).sum() < 110
     assert survey.resolving_power == 7500
     assert np.unique(survey.star_id).size < len(survey)
+    # Photometry found its way over Gaia, by positions of three epochs and by identifiers.
+    for name in ("parallax", "phot_g_mean_mag", "ks_m", "w1mpro", "a_v"):
+        assert np.isfinite(survey.column(name)).sum() > 120, name
+
+
+@pytest.mark.slow
+def test_gaia_rvs_with_apogee(tmp_path, monkeypatch) -> None:
+    example_files.write_rvs_apogee(tmp_path)
+    survey, catalogue, flow = run(tmp_path, monkeypatch, "Gaia RVS spectra with APOGEE labels")
+    assert len(survey) == len(catalogue) == 130
+    assert (survey.medium, survey.resolving_power, survey.n_pixel) == ("vacuum", 11500, 2401)
+    assert survey.provenance["conversions"]["apogee-dr17"]["to"] == "asplund2021"
+    assert flow_of(flow)["spectra in apogee-dr17", "matched"] == (99, 99)
+
+
+@pytest.mark.slow
+def test_4most_with_gaia_eso(tmp_path, monkeypatch) -> None:
+    example_files.write_4most_gaia_eso(tmp_path)
+    title = "A high-resolution arm in 4MOST's format with Gaia-ESO labels"
+    survey, catalogue, flow = run(tmp_path, monkeypatch, title)
+    assert len(survey) == len(catalogue) == 130
+    assert (survey.medium, survey.n_pixel) == ("vacuum", 2501)
+    assert set(survey.label_names) == {"teff", "logg", "fe_h"}
+    assert flow_of(flow)["spectra in gaia-eso", "matched"] == (100, 100)

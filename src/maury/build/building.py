@@ -28,7 +28,7 @@ from maury.readers.pipeline import describe_files, fingerprint
 from maury.readers.tables import SourceTable
 from maury.store import SurveyWriter
 from maury.survey import Survey
-from maury.surveys import apply_cuts
+from maury.surveys import apply_cuts, load
 
 logger = logging.getLogger(__name__)
 
