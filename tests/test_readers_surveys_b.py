@@ -1,6 +1,7 @@
 """Readers of published formats, on small files written here to the published descriptions."""
 
 import gzip
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from astropy.io import fits
 from astropy.io import votable as vot
 from astropy.table import Table
 
+from maury.build.catalogues import open_catalogue
+from maury.build.flow import Flow
+from maury.build.recipe import CatalogueEntry
 from maury.errors import (
     ColumnError,
     ConfigError,
@@ -21,6 +25,7 @@ from maury.errors import (
 )
 from maury.readers import ingest_toml
 from maury.spectra import arm_slices
+from maury.surveys.ingesting import ingest_recipe
 
 RNG = np.random.default_rng(11)
 
@@ -637,3 +642,219 @@ def test_4most_high_resolution_spectrum_with_gaps(tmp_path):
     np.testing.assert_allclose(survey.wave_aa[good], wave[4:])
     np.testing.assert_allclose(spectra.flux[0, good], flux[4:], rtol=1e-6)
     np.testing.assert_allclose(spectra.ivar[0, good], 2500.0, rtol=1e-5)
+
+
+# Recipes
+
+
+def catalogue(folder, recipe, columns, *, suffix=".fits", **options):
+    """Open a catalogue as `maury build` does, cut it, and return it."""
+    path = folder / f"catalogue{suffix}"
+    if suffix == ".fits":
+        Table(columns).write(path)
+    else:
+        Table(columns).write(path, format="ascii.csv")
+    entry = CatalogueEntry(recipe=recipe, file=path, **options)
+    with ExitStack() as stack:
+        found = open_catalogue(entry, Flow(), stack)
+        values = {name: found.values(name) for name in found.column_names}
+        return found.identifiers("id").tolist(), values
+
+
+GAIA = {
+    "source_id": SOURCES,
+    "ra": [1.0, 2.0, 3.0],
+    "dec": [-1.0, 0.0, 1.0],
+    "pmra": [1.0, 1.0, 1.0],
+    "pmdec": [1.0, 1.0, 1.0],
+    "parallax": [2.0, np.nan, 0.5],
+    "parallax_error": [0.1, np.nan, 0.3],
+    "parallax_over_error": [20.0, np.nan, 1.7],
+    "phot_g_mean_mag": [11.0, 12.0, 13.0],
+    "phot_bp_mean_mag": [11.5, np.nan, 13.5],
+    "phot_rp_mean_mag": [10.5, 11.5, 12.5],
+    "ruwe": [1.0, 1.6, 1.1],
+    "duplicated_source": [False, False, True],
+    "non_single_star": [0, 0, 2],
+    "ebpminrp_gspphot": [0.1, np.nan, 0.2],
+}
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".csv"])
+def test_gaia_source(tmp_path, suffix):
+    ids, values = catalogue(tmp_path, "gaia-dr3", GAIA, suffix=suffix)
+    assert ids == [str(SOURCES[0]), str(SOURCES[2])]
+    np.testing.assert_array_equal(values["parallax"], [2.0, 0.5])
+    np.testing.assert_array_equal(values["ebpminrp_gspphot"], [0.1, 0.2])
+    np.testing.assert_array_equal(values["ruwe"], [1.0, 1.1])
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".csv"])
+@pytest.mark.parametrize(
+    ("also", "without", "kept"),
+    [(("duplicated",), (), [0]), (("parallax",), ("ruwe",), [0]), ((), ("ruwe",), [0, 1, 2])],
+)
+def test_cuts_of_gaia_source(tmp_path, suffix, also, without, kept):
+    ids, _ = catalogue(tmp_path, "gaia-dr3", GAIA, suffix=suffix, also=also, without=without)
+    assert ids == [str(SOURCES[k]) for k in kept]
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".csv"])
+def test_2mass_quality_flags(tmp_path, suffix):
+    columns = {
+        "designation": ["a", "b", "c"],
+        "ra": [1.0, 2.0, 3.0],
+        "dec": [1.0, 2.0, 3.0],
+        "j_m": [9.0, 10.0, 11.0],
+        "j_msigcom": [0.02, 0.03, 0.04],
+        "k_m": [8.0, 9.0, 10.0],
+        "ph_qual": ["AAA", "AAU", "AAA"],
+        "cc_flg": ["000", "000", "0c0"],
+    }
+    ids, values = catalogue(tmp_path, "2mass", columns, suffix=suffix)
+    assert ids == ["a"]
+    assert (values["j_m"][0], values["j_m_error"][0], values["ks_m"][0]) == (9.0, 0.02, 8.0)
+
+
+def test_codes_of_zeros_alone_are_text_in_csv(tmp_path):
+    columns = {
+        "designation": ["a", "b"],
+        "ra": [1.0, 2.0],
+        "dec": [1.0, 2.0],
+        "w1mpro": [9.0, 10.0],
+        "w1sigmpro": [0.02, 0.03],
+        "w2sigmpro": [0.02, 0.03],
+        "cc_flags": ["0000", "0000"],
+        "ext_flg": [0, 5],
+    }
+    ids, values = catalogue(tmp_path, "allwise", columns, suffix=".csv")
+    assert ids == ["a"]
+    assert values["w1mpro"].tolist() == [9.0]
+
+
+def test_allwise_upper_limits_and_artefacts(tmp_path):
+    columns = {
+        "designation": ["a", "b", "c", "d"],
+        "ra": np.arange(4.0),
+        "dec": np.arange(4.0),
+        "w1mpro": 9.0 + np.arange(4),
+        "w1sigmpro": [0.02, np.nan, 0.03, 0.03],
+        "w2mpro": 9.0 + np.arange(4),
+        "w2sigmpro": [0.02, 0.02, 0.03, 0.03],
+        "cc_flags": ["0000", "0000", "D000", "0000"],
+        "ext_flg": [0, 0, 0, 1],
+    }
+    ids, values = catalogue(tmp_path, "allwise", columns)
+    assert ids == ["a"]
+    assert values["w2mpro_error"].tolist() == [0.02]
+
+
+def test_starhorse(tmp_path):
+    columns = {
+        "source_id": SOURCES,
+        "av50": [0.3, 0.4, -9999.0],
+        "dist50": [1.0, 2.0, 3.0],
+        "sh_outflag": ["0000", "1000", "0000"],
+        "fidelity": [1.0, 1.0, 0.1],
+    }
+    ids, values = catalogue(tmp_path, "starhorse-edr3", columns)
+    assert ids == [str(SOURCES[0]), str(SOURCES[2])]
+    np.testing.assert_array_equal(values["a_v"], [0.3, np.nan])
+    np.testing.assert_array_equal(values["starhorse_distance"], [1.0, 3.0])
+
+
+def xp_columns():
+    rng = np.random.default_rng(3)
+    return {
+        "source_id": SOURCES,
+        **{
+            f"{band}_{what}": rng.normal(size=(3, 55))
+            for band in ("bp", "rp")
+            for what in ("coefficients", "coefficient_errors")
+        },
+    }
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".csv.gz"])
+def test_xp_coefficients(tmp_path, suffix):
+    columns = xp_columns()
+    columns["bp_coefficient_errors"] = np.abs(columns["bp_coefficient_errors"])
+    path = tmp_path / f"xp{suffix}"
+    if suffix == ".fits":
+        Table(columns).write(path)
+    else:
+        lines = [*ECSV_HEADER, ",".join(columns)]
+        for k in range(3):
+            cells = [str(SOURCES[k])]
+            for name in list(columns)[1:]:
+                text = ",".join(repr(float(v)) for v in columns[name][k])
+                cells.append("null" if (name, k) == ("rp_coefficients", 1) else f'"[{text}]"')
+            lines.append(",".join(cells))
+        path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    with ExitStack() as stack:
+        found = open_catalogue(CatalogueEntry(recipe="gaia-dr3-xp", file=path), Flow(), stack)
+        assert len(found.column_names) == 220
+        assert found.identifiers("gaia_dr3").tolist() == [str(source) for source in SOURCES]
+        for k in (0, 17, 54):
+            np.testing.assert_array_equal(
+                found.values(f"bp_{k:02d}"), columns["bp_coefficients"][:, k]
+            )
+            expected = columns["rp_coefficients"][:, k].copy()
+            expected[1] = expected[1] if suffix == ".fits" else np.nan
+            np.testing.assert_array_equal(found.values(f"rp_{k:02d}"), expected)
+        np.testing.assert_array_equal(
+            found.values("bp_03_error"), columns["bp_coefficient_errors"][:, 3]
+        )
+
+
+def test_gaia_eso_catalogue(tmp_path):
+    columns = {
+        "CNAME": ["a", "b"],
+        "RA": [1.0, 2.0],
+        "DECLINATION": [3.0, 4.0],
+        "TEFF": [5000.0, np.nan],
+        "E_TEFF": [50.0, np.nan],
+        "LOGG": [2.5, 3.0],
+        "E_LOGG": [0.1, 0.1],
+        "FEH": [-0.2, 0.0],
+        "E_FEH": [0.05, 0.05],
+    }
+    Table(columns).write(tmp_path / "ges.fits")
+    entry = CatalogueEntry(recipe="gaia-eso", file=tmp_path / "ges.fits")
+    with ExitStack() as stack:
+        found = open_catalogue(entry, Flow(), stack)
+        values, errors = found.labels(["teff", "logg", "fe_h"])
+    np.testing.assert_array_equal(values, [[5000.0, 2.5, -0.2]])
+    np.testing.assert_array_equal(errors, [[50.0, 0.1, 0.05]])
+
+
+def test_recipe_of_rvs_spectra(tmp_path):
+    write_bulk(tmp_path)
+    survey = ingest_recipe("gaia-dr3-rvs", tmp_path, tmp_path / "out.zarr")
+    assert survey.resolving_power == 11_500
+    assert survey.medium == "vacuum"
+    np.testing.assert_allclose(survey.column("ra"), [44.9, 217.4, 45.0])
+    good = np.isfinite(RVS_FLUX)
+    np.testing.assert_array_equal(survey.batch(0, 3).spectra.flux[good], RVS_FLUX[good])
+
+
+@pytest.mark.parametrize("recipe", ["gaia-eso", "4most-l1"])
+def test_recipes_of_phase3_spectra(tmp_path, recipe):
+    folder = folder_of(tmp_path)
+    for k in range(2):
+        write_phase3(folder / f"{k}.fits", k)
+    survey = ingest_recipe(recipe, folder, tmp_path / "out.zarr")
+    assert survey.medium == "air"
+    assert survey.star_id.tolist() == ["star0", "star1"]
+    np.testing.assert_array_equal(survey.column("snr"), [50.0, 51.0])
+
+
+def test_recipe_of_weave_arms(tmp_path):
+    (tmp_path / "weave").mkdir()
+    write_weave(tmp_path / "weave" / "stack_1.fit", "BLUE", start=4000.0)
+    write_weave(tmp_path / "weave" / "stack_2.fit", "RED")
+    for arm, start in (("blue", 4000.0), ("red", 5900.0)):
+        out = tmp_path / f"{arm}.zarr"
+        survey = ingest_recipe("weave-l1", tmp_path / "weave", out, arm=arm)
+        assert survey.wave_aa[0] == start
+        assert survey.star_id.tolist() == ["WVE_0", "WVE_2", "WVE_3"]

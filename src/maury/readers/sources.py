@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from maury.errors import InputFileError, LengthMismatch
 from maury.readers.grids import same_grid
+from maury.readers.guards import files_of
 from maury.readers.opening import reading
 from maury.readers.pipeline import Piece, Source, complete_ids
 from maury.readers.tables import SourceTable
@@ -269,11 +270,7 @@ def list_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     if not path.exists():
         raise InputFileError(f"{path} does not exist; correct its name")
     found = sorted(
-        item
-        for item in path.iterdir()
-        if item.is_file()
-        and not item.name.startswith(".")
-        and item.name.lower().endswith(tuple(suffixes))
+        item for item in files_of(path, "*") if item.name.lower().endswith(tuple(suffixes))
     )
     if not found:
         raise InputFileError(f"{path} has no file with the suffix {' or '.join(suffixes)}")

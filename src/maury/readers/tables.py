@@ -26,6 +26,7 @@ TABLE_SUFFIXES: Mapping[str, str] = {
     ".votable": "votable",
     ".ecsv": "ecsv",
     ".csv": "csv",
+    ".csv.gz": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -212,7 +213,7 @@ def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) ->
                 find_hdu(open_fits(path, stack, memmap=True), hdu, path, image=False), path
             )
         elif kind == "csv":
-            table = _csv_table(path)
+            table = _commented_csv(path) if _has_comments(path) else _csv_table(path)
         elif kind == "parquet":
             table = _parquet_table(path, stack)
         else:
@@ -355,6 +356,19 @@ def _csv_table(path: Path) -> SourceTable:
     return SourceTable(
         path, names, table.num_rows, {}, lambda name: table.column(names.index(name))
     )
+
+
+def _has_comments(path: Path) -> bool:
+    """Whether a CSV file is packed, or begins with comments, as those of the Gaia archive."""
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    return head == b"\x1f\x8b" or head[:1] == b"#"
+
+
+def _commented_csv(path: Path) -> SourceTable:
+    from maury.readers.textarrays import ArrayCsv
+
+    return ArrayCsv(path, ()).table
 
 
 def _is_arrow(values: Any) -> bool:
@@ -538,6 +552,12 @@ def _plain(values: Any, what: str) -> Any:
 def _numbers_of(text: Any) -> Any:
     """Turn texts that are all numbers into such; a masked array."""
     mask = np.ma.getmaskarray(text)
+    words = np.char.lower(np.ma.getdata(text)[~mask])
+    if words.size and np.isin(words, ("true", "false")).all():
+        return np.ma.masked_array(np.char.lower(np.ma.getdata(text)) == "true", mask=mask)
+    if any(len(word) > 1 and word.isdigit() and word[0] == "0" for word in np.unique(words)):
+        # A code such as 000 is none of the numbers that it looks like.
+        return text
     filled = np.where(mask, "0", np.ma.getdata(text))
     for kind in (np.int64, np.float64):
         try:

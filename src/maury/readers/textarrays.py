@@ -3,6 +3,7 @@
 import csv
 import gzip
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ColumnError, InputFileError
+from maury.limits import check_columns, current
 from maury.readers.opening import reading
 from maury.readers.tables import SourceTable, parse_array
 
-_LARGEST_CELL = 16 * 2**20
+_LARGEST_LINE = 16 * 2**20
 _NULLS = ("", "null", "NULL", "--", "NaN", "nan")
 
 
@@ -41,7 +43,8 @@ class ArrayCsv:
                 raise InputFileError(f"{path} has no header line; it is empty or damaged")
             self.arrays = tuple(name for name in arrays if name in self.names)
             plain = [k for k, name in enumerate(self.names) if name not in arrays]
-            rows = [[cells[k] for k in plain] for cells in self._body()]
+            check_columns(self.names, path)
+            rows = [[cells[k] for k in plain] for cells in islice(self._body(), current().rows)]
         self.n_row = len(rows)
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(plain)
         self._plain = {self.names[k]: column for k, column in zip(plain, columns, strict=True)}
@@ -122,9 +125,16 @@ class ArrayCsv:
 
 def _rows(stream: IO[str]) -> Iterator[list[str]]:
     """Cells of each line, the header first; comments, such as those of ECSV, are left out."""
-    lines = (line for line in stream if not line.startswith("#") and line.strip())
-    csv.field_size_limit(_LARGEST_CELL)
+    lines = (line for line in _lines(stream) if not line.startswith("#") and line.strip())
+    csv.field_size_limit(_LARGEST_LINE)
     return iter(csv.reader(lines, strict=True))
+
+
+def _lines(stream: IO[str]) -> Iterator[str]:
+    while line := stream.readline(_LARGEST_LINE):
+        if len(line) == _LARGEST_LINE:
+            raise ValueError(f"a line has {_LARGEST_LINE} characters or more")
+        yield line
 
 
 def _text(path: Path) -> Any:

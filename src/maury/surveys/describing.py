@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from maury import columns as columns_module
 from maury.bibliography import Entry
 from maury.readers.config import ColumnConfig, ResampleConfig
 from maury.surveys.recipe import SurveyRecipe
@@ -46,11 +45,12 @@ def files(recipe: SurveyRecipe) -> Rows:
 
 def columns(recipe: SurveyRecipe) -> Rows:
     """Return column of maury, column of the catalogue, its unit, and what it is."""
-    known = columns_module.known(recipe.labels)
-    return [
-        (name, _source(source), source.unit or known[name].unit, known[name].description)
-        for name, source in recipe.columns.items()
-    ]
+    rows = []
+    for name, source in recipe.columns.items():
+        parts = recipe.parts(name)
+        title = name if len(parts) == 1 else f"{parts[0].name} to {parts[-1].name}"
+        rows.append((title, _source(source), source.unit or parts[0].unit, parts[0].description))
+    return rows
 
 
 def cuts(recipe: SurveyRecipe) -> Rows:
@@ -78,7 +78,7 @@ def _spectra(recipe: SurveyRecipe) -> Rows:
     spectra = recipe.spectra
     if spectra is None:
         return []
-    states: list[str] = [spectra.medium]
+    states: list[str] = [spectra.medium or "air or vacuum as the files say"]
     states += {True: ["at rest"], False: ["not at rest"], None: []}[spectra.at_rest]
     states += ["normalised"] if spectra.normalised else ["not normalised"]
     states += [f"R = {spectra.resolving_power:g}"] if spectra.resolving_power else []

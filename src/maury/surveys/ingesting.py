@@ -86,7 +86,8 @@ def open_recipe(recipe: str | Path, path: Path | str, *, arm: str | None = None)
     """
     found, place = load(recipe), Path(path).absolute()
     spectra, chosen = _spectra(found, arm)
-    config = IngestConfig.model_validate(_document(spectra, chosen, place))
+    document = _document(spectra, chosen, place) | {"observable": found.observable}
+    config = IngestConfig.model_validate(document)
     options = {"recipe": found.name} | ({} if chosen is None else {"arm": chosen.name})
     return open_config(
         config, place, labels=found.labels, options=options, reader=chosen_reader(spectra, chosen)
@@ -120,7 +121,7 @@ def _document(spectra: SpectraFacts, arm: ArmFacts | None, place: Path) -> dict[
             "reader": chosen_reader(spectra, arm),
             "folder" if place.is_dir() else "file": place,
         },
-        "wavelength": {"medium": spectra.medium},
+        "wavelength": None if spectra.medium is None else {"medium": spectra.medium},
         "resample": grid,
         "columns": spectra.columns,
         "resolving_power": own or spectra.resolving_power,
