@@ -21,12 +21,13 @@ from typer.testing import CliRunner
 from catalogues import catalogue_rows, write_catalogue
 from maury import cds
 from maury.catalogue import SUFFIXES, Catalogue, CatalogueSpec, assemble, write_part
+from maury.cds import Heading
 from maury.cli import app
 from maury.columns import Column
 from maury.errors import ColumnError, ConfigError, MissingExtra, OutputExists
 from maury.footprint import Footprint
 from maury.labels import LABELS
-from maury.publish import OUTPUTS, Heading, convert, spec_of
+from maury.publish import OUTPUTS, convert, spec_of
 from maury.votable import INT_NULL
 
 needs_cds = pytest.mark.skipif(

@@ -134,7 +134,7 @@ class Footprint:
     @property
     def resolution_deg(self) -> float:
         """Side of a cell in degrees."""
-        return _CELL_DEG / 2**self.order
+        return _CELL_DEG / float(2**self.order)
 
     def __str__(self) -> str:
         mark = "SIMULATED " if self.simulated else ""

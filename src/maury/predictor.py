@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import maury
+from maury.canary import require_canary
 from maury.catalogue import CatalogueSpec
 from maury.citing import keys_of_model
 from maury.columns import (
@@ -68,6 +69,8 @@ class Predictor:
         If the engine is not installed.
     ConfigError
         If the networks need one of these inputs.
+    CanaryMoved
+        If the model does not give the labels here that it gave when it was made.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Predictor:
         self.without = tuple(check_known("input", name, inputs) for name in without)
         self.given = given and check_known("label", given, self.model.label_names)
         self._network, self.trust = _load(self.model, engine)
+        require_canary(self.model, self._network, self.trust)
         if given and self.trust is None:
             raise ConfigError(
                 f"{self.model.path} has no calibrated covariances, into which an external {given} "
@@ -205,8 +209,9 @@ def _fitted(labels: Sequence[Label], answer: "Prediction") -> dict[str, NDArray[
 def _correlations(
     labels: Sequence[Label], covariance: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
-    """Return the columns of the correlations of errors; NaN where an error is zero."""
-    sigma = np.sqrt(np.einsum("nii->ni", covariance))
+    """Return the columns of the correlations of errors; NaN where an error is zero or none."""
+    with np.errstate(invalid="ignore"):
+        sigma = np.sqrt(np.einsum("nii->ni", covariance))
     sigma = np.where(sigma > 0, sigma, np.nan)
     return {
         for_correlation(first, second).name: covariance[:, i, j] / (sigma[:, i] * sigma[:, j])

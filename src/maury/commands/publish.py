@@ -27,7 +27,8 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a catalogue in another format, also as the CDS takes it: ASCII with a ReadMe."""
-    from maury.publish import Heading, convert
+    from maury.cds import Heading
+    from maury.publish import convert
 
     heading = None
     if title or authors or bibcode:
