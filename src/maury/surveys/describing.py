@@ -45,7 +45,7 @@ def files(recipe: SurveyRecipe) -> Rows:
 
 def columns(recipe: SurveyRecipe) -> Rows:
     """Return column of maury, column of the catalogue, its unit, and what it is."""
-    rows = []
+    rows: Rows = []
     for name, source in recipe.columns.items():
         parts = recipe.parts(name)
         title = name if len(parts) == 1 else f"{parts[0].name} to {parts[-1].name}"
