@@ -1,5 +1,6 @@
 """Spectra of RAVE, APOGEE, SDSS-V, GALAH and LAMOST: files written to the published data models."""
 
+import json
 import logging
 
 import numpy as np
@@ -182,6 +183,9 @@ def mwm_table(name, sdss_id, spectra, *, wave=None, header=()):
     columns = [
         fits.Column("sdss_id", "K", array=np.full(len(spectra), sdss_id)),
         fits.Column("snr", "E", array=[snr for _, _, snr in spectra]),
+        fits.Column("telescope", "6A", array=np.full(len(spectra), "apo25m")),
+        fits.Column("min_mjd", "J", array=np.full(len(spectra), 59804)),
+        fits.Column("max_mjd", "J", array=np.full(len(spectra), 59866)),
         fits.Column("v_rad", "E", array=np.full(len(spectra), 17.5)),
         fits.Column("flux", f"{n}E", array=[flux for flux, _, _ in spectra]),
         fits.Column("ivar", f"{n}E", array=[sigma**-2.0 for _, sigma, _ in spectra]),
@@ -211,7 +215,7 @@ def write_mwmstar(folder, sdss_id, apogee=(), boss=(), wave=True):
             mwm_table(name, sdss_id, list(given), wave=grid if wave else None, header=cards)
         )
     folder.mkdir(parents=True, exist_ok=True)
-    fits.HDUList(hdus).writeto(folder / f"mwmStar-0.6.0-{sdss_id}.fits")
+    fits.HDUList(hdus).writeto(folder / f"mwmStar-0.6.0-{sdss_id}.fits", checksum=True)
 
 
 @pytest.mark.parametrize("wave", [True, False])
@@ -445,3 +449,42 @@ def test_a_user_recipe_reads_a_published_format(tmp_path):
     )
     survey = ingest_recipe(recipe, tmp_path / "in", tmp_path / "out.zarr")
     assert (survey.n_pixel, survey.resolving_power) == (300, None)
+
+
+def _normalised(spectra):
+    (found,) = [one for one in spectra if one.flux.unit == "" and one.flux.value.max() < 2]
+    return found
+
+
+def test_other_readers_see_the_same_in_the_same_files(tmp_path):
+    """Specutils, which reads these formats by code of its own, agrees pixel by pixel."""
+    pytest.importorskip("specutils")
+    from specutils import Spectrum, SpectrumList
+
+    write_apstar(tmp_path / "a", "2M00000002+7417074", 0)
+    write_mwmstar(tmp_path / "m", 7, apogee=[(*spectrum(APOGEE, 1), 50.0)])
+    write_galah(tmp_path / "g", "170418003701205", 3, 0, release=3)
+    (apstar,) = (tmp_path / "a").rglob("*.fits")
+    mwmstar = tmp_path / "m" / "mwmStar-0.6.0-7.fits"
+    galah = tmp_path / "g" / "1704180037012053.fits"
+    pairs = [
+        ("apogee-dr17", None, apstar, Spectrum.read(apstar, format="APOGEE apStar")),
+        ("sdss-dr19", None, mwmstar, Spectrum.read(mwmstar, format="SDSS-V mwm", hdu=3)),
+        ("galah-dr3", "ccd3", galah, _normalised(SpectrumList.read(galah, format="GALAH"))),
+    ]
+    for recipe, arm, path, other in pairs:
+        with open_recipe(recipe, path, arm=arm) as files:
+            (piece,) = files.source.pieces(0, 1)
+        np.testing.assert_allclose(other.spectral_axis.to_value("Angstrom"), piece.wave_aa)
+        np.testing.assert_allclose(np.ravel(other.flux.value), piece.flux[0], rtol=1e-6)
+
+
+def test_workers_open_the_same_again(tmp_path):
+    from maury.surveys.ingesting import _open_again
+
+    write_galah(tmp_path / "in", "170418003701205", 3, 0, release=4)
+    with open_recipe("galah-dr4", tmp_path / "in", arm="ccd3") as files:
+        opened = _open_again(json.dumps(["galah-dr4", str(tmp_path / "in"), "ccd3"]))
+        np.testing.assert_array_equal(opened.gridder.wave_aa, files.gridder.wave_aa)
+        (one,), (other,) = (list(s.pieces(0, 1)) for s in (opened.source, files.source))
+        np.testing.assert_array_equal(one.flux, other.flux)
