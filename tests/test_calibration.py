@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import log, tanh
 
 import numpy as np
 import pytest
@@ -20,6 +21,97 @@ def normal(error, rng):
 
 def inside(residual, error, sigma=1.0):
     return np.mean(np.abs(residual) <= sigma * error, axis=0)
+
+
+def test_the_terms_of_the_factor():
+    snr = [50.0, 100.0, 1.0, 1e4, np.nan]
+    logg = [3.5, 4.3, 2.0, np.nan, 9.0]
+    m_h = [-0.2, 0.2, -1.2, 2.0, np.nan]
+    got = Regime(np.array(snr), np.array(logg), np.array(m_h)).design()
+    depths = [0.0, log(2), log(0.1), log(4), 0.0]
+    dwarfs = [0.0, tanh(2.0), tanh(-3.75), 0.0, 1.0]
+    poor = [0.0, -0.4, 1.0, -0.5, 0.0]
+    expected = [[1.0, d, d**2, g, p] for d, g, p in zip(depths, dwarfs, poor, strict=True)]
+    np.testing.assert_allclose(got, expected, atol=1e-9)
+    assert Regime(*np.array([[50.0], [3.5], [-9.0]])).design()[0, 4] == 1.5
+
+
+@pytest.mark.parametrize("factor", [0.2, 5.0])
+def test_few_stars_are_drawn_towards_the_others(factor):
+    """The size is that of the posterior whose prior and information are stated."""
+    rng = np.random.default_rng(14)
+    error = np.ones((40, 3))
+    residual = normal(error, rng)
+    odd = replace_column(residual, 2, factor * residual[:, 2])
+    found = Calibration.fit(odd, error, regime(40, rng))
+    # 2 units of information per star and a prior of 0.04: 40 stars weigh 80 against 625.
+    alone = Calibration.fit(odd[:, 2:], error[:, 2:], regime(40, rng)).size[0]
+    centre = np.median(
+        [
+            Calibration.fit(odd[:, k : k + 1], error[:, :1], regime(40, rng)).size[0]
+            for k in range(3)
+        ]
+    )
+    share = (found.size[2] - centre) / (alone - centre)
+    assert 0.05 < share < 0.25, "80 / 705 in the normal approximation"
+
+
+def replace_column(values, k, column):
+    out = values.copy()
+    out[:, k] = column
+    return out
+
+
+def test_stars_and_labels_without_errors_do_not_count():
+    rng = np.random.default_rng(15)
+    error = np.ones((400, 2))
+    residual = normal(error, rng)
+    where = regime(400, rng)
+    plain = Calibration.fit(residual, error, where, simulated=(residual, error, where))
+    dark = error.copy()
+    dark[:50] = 0.0
+    wild = residual.copy()
+    wild[:50] = 1e6
+    kept = Regime(where.snr[50:], where.logg[50:], where.m_h[50:])
+    expected = Calibration.fit(
+        residual[50:], error[50:], kept, simulated=(residual[50:], error[50:], kept)
+    )
+    got = Calibration.fit(wild, dark, where, simulated=(wild, dark, where))
+    for name in ("size", "course", "tails"):
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-6)
+    exact = residual.copy()
+    exact[0] = 0.0
+    assert np.isfinite(Calibration.fit(exact, error, where).size).all()
+    assert (plain.n_real, plain.n_simulated) == (400, 400)
+    assert Calibration.fit(residual, error, where).n_simulated == 0
+
+
+def test_exactly_the_least_number_of_stars_is_enough():
+    rng = np.random.default_rng(16)
+    error = np.ones((LEAST_STARS, 1))
+    residual = normal(error, rng)
+    where = regime(LEAST_STARS, rng)
+    assert Calibration.fit(residual, error, where).n_real == LEAST_STARS
+    centre, stretch = least_shrunk(residual + 5.0, residual)
+    assert centre[0] == pytest.approx(residual.mean() + 5.0)
+    assert stretch[0] > 1.0
+    stars = np.repeat(np.arange(LEAST_STARS).astype(str), 2)
+    values = np.repeat(residual, 2, axis=0)
+    values[1::2] += 1.0
+    found = repeat_scatter(values, stars, least_pairs=LEAST_STARS)
+    assert found[0] == pytest.approx(1.4826 / np.sqrt(2), rel=1e-4)
+    assert repeat_scatter(values, stars, least_pairs=LEAST_STARS + 1)[0] == 0.0
+    nameless = np.full(stars.size, "")
+    assert repeat_scatter(values, nameless, least_pairs=1)[0] == 0.0
+
+
+def test_lists_and_integers_are_taken():
+    ones = [[1] for _ in range(LEAST_STARS)]
+    where = Regime(*np.full((3, LEAST_STARS), 1.0))
+    found = Calibration.fit(ones, ones, where, floor=[2], stretching=([1], [2]))
+    assert found.floor.dtype == found.centre.dtype == found.stretch.dtype == np.float64
+    np.testing.assert_array_equal(found.means([[3]]), [[5.0]])
+    assert least_shrunk(ones, ones)[1].tolist() == [1.0]
 
 
 def test_honest_errors_stay_as_they_are():

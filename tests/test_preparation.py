@@ -19,6 +19,8 @@ from maury.operators import (
 )
 from maury.preparation import (
     AV,
+    BAD_PIXEL_SHARE,
+    LOW_SNR,
     RAVE_GRID,
     AbsoluteMagnitudes,
     ChebyshevContinuum,
@@ -398,6 +400,60 @@ def test_each_shortcoming_has_its_flag():
         assert inputs.flags[row] == expected.get(row, 0), (row, expected.get(row))
     quiet = Preparation(observables=()).apply(changed(batch, without=["parallax", "a_v"]))
     assert not quiet.flags.any()
+
+
+def test_flat_spectra_and_shares_of_bad_pixels_are_told_row_by_row():
+    batch = made_up_batch(4)
+    flux, ivar = batch.spectra.flux.copy(), batch.spectra.ivar.copy()
+    bare = Preparation(observables=())
+    flux[0] = 0.7
+    inputs = bare.apply(changed(batch, flux=flux, ivar=ivar))
+    assert has(inputs, Flag.NO_SPECTRUM).tolist() == [True, False, False, False]
+    # The same where some pixels are bad: the good ones decide.
+    flux[0, 5], ivar[0, 5] = 9.0, 0.0
+    few = int(BAD_PIXEL_SHARE * flux.shape[1])
+    ivar[1, :few] = 0.0
+    ivar[2, : few + 1] = 0.0
+    inputs = bare.apply(changed(batch, flux=flux, ivar=ivar))
+    assert has(inputs, Flag.NO_SPECTRUM).tolist() == [True, False, False, False]
+    assert has(inputs, Flag.BAD_PIXELS).tolist() == [False, False, True, False]
+
+
+def test_low_snr_begins_below_its_limit_and_small_ones_are_believed():
+    snr = np.array([LOW_SNR, np.nextafter(LOW_SNR, 0), 0.5, 0.0])
+    inputs = Preparation(observables=()).apply(changed(made_up_batch(4), snr=snr))
+    assert has(inputs, Flag.LOW_SNR)[:3].tolist() == [False, True, True]
+    np.testing.assert_array_equal(inputs.snr[:3], snr[:3])
+    assert inputs.snr[3] > 1, "0 is no S/N, and estimated"
+
+
+def test_missing_extinction_is_flagged_where_it_is_used():
+    batch = changed(made_up_batch(4), a_v=[0.1, np.nan, 0.2, 0.3])
+    dark = [False, True, False, False]
+    assert has(Preparation().apply(batch), Flag.A_V_MISSING).tolist() == dark
+    plain = Preparation(observables=(AbsoluteMagnitudes(), Colours()))
+    assert not has(plain.apply(batch), Flag.A_V_MISSING).any()
+    corrected = Preparation(observables=(AbsoluteMagnitudes(deredden=True),))
+    assert has(corrected.apply(batch), Flag.A_V_MISSING).tolist() == dark
+
+
+def test_the_zero_point_decides_on_a_parallax_near_nothing():
+    batch = made_up_batch(3)
+    shift = parallax_zero_point(
+        [11.0], [1.5], [np.nan], ecl_lat_deg=[10.0], astrometric_params_solved=[31]
+    )[0]
+    assert shift < 0
+    near = changed(
+        batch,
+        parallax=[0.5 * shift, 1.0, 1.0],
+        phot_g_mean_mag=np.full(3, 11.0),
+        nu_eff_used_in_astrometry=np.full(3, 1.5),
+        ecl_lat=np.full(3, 10.0),
+    )
+    plain = Preparation(observables=(AbsoluteMagnitudes(),)).apply(near)
+    assert has(plain, Flag.NO_PARALLAX).tolist() == [True, False, False]
+    corrected = Preparation(observables=(AbsoluteMagnitudes(zero_point=True),)).apply(near)
+    assert not has(corrected, Flag.NO_PARALLAX).any()
 
 
 def test_a_failed_continuum_is_flagged():
