@@ -7,6 +7,7 @@ from maury.bound import compare_with_bound, cramer_rao
 from maury.errors import ConfigError
 from maury.observing import TRAINING_SKY
 from maury.readers import ingest_toml, open_toml
+from maury.settings import EnsembleConfig
 from maury.simulate import simulate_survey
 from maury.survey import Survey, SurveyWriter
 
@@ -42,6 +43,18 @@ def test_a_toml_file_states_it(tmp_path):
 def test_simulated_surveys_state_that_of_their_sky(tmp_path):
     survey = simulate_survey(tmp_path / "s.zarr", n_star=3, seed=1)
     assert survey.resolving_power == TRAINING_SKY.resolving_power
+
+
+def test_training_stars_are_simulated_at_it_unless_the_settings_say_otherwise():
+    default = EnsembleConfig.model_validate({})
+    seen = default.seen_at(11500.0)
+    assert seen.training.observing == default.training.observing.at_power(11500.0)
+    assert default.seen_at(7500.0).to_json() == default.to_json()
+    assert default.seen_at(None) is default
+    stated = EnsembleConfig.model_validate({"training": {"observing": {"resolving_power": 9000}}})
+    assert stated.seen_at(11500.0) is stated
+    other = EnsembleConfig.model_validate({"network": {"preset": "starnet"}})
+    assert other.seen_at(11500.0) is other
 
 
 def test_a_sky_at_another_power_keeps_its_relative_scatter():

@@ -121,6 +121,7 @@ def train(
     refuse_existing(path, overwrite=overwrite)
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    settings = settings.seen_at(survey.resolving_power)
     stars = _collect(survey, settings, seed, parent)
     key = _fingerprint(settings, seed, stars, parent)
     holds = "a training of other settings or data"

@@ -112,6 +112,21 @@ class EnsembleConfig(BaseModel):
         """
         return cls.model_validate(read_toml(path, what="settings"))
 
+    def seen_at(self, resolving_power: float | None) -> Self:
+        """Return the same settings, stars simulated at the resolving power of a survey.
+
+        Nothing changes if it is unknown (None), if the settings state one of their own, or if the
+        network learns from no simulated stars.
+        """
+        training = self.training
+        if resolving_power is None or not isinstance(training, SimulatedTraining):
+            return self
+        observing = training.observing
+        if "resolving_power" in observing.model_fields_set:
+            return self
+        seen = training.model_copy(update={"observing": observing.at_power(resolving_power)})
+        return self.model_copy(update={"training": seen})
+
     def to_json(self) -> dict[str, Any]:
         """Return a plain mapping that `model_validate` reads."""
         return {
