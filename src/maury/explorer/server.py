@@ -14,17 +14,16 @@ import logging
 import re
 import secrets
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from maury.catalogue import Catalogue
 from maury.errors import ConfigError, MauryError
@@ -32,6 +31,7 @@ from maury.explorer import samp
 from maury.explorer.content import Content
 from maury.explorer.exporting import FORMATS, selected_rows, write_rows
 from maury.explorer.stars import NotKnown, Stars
+from maury.explorer.wire import BoundedServer, TimedHandler
 from maury.model import Model
 from maury.survey import Survey
 
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 ADDRESS = "127.0.0.1"
 _NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _LONGEST_TARGET = 2048
+_MOST_WRITERS, _WRITER_SECONDS, _MOST_SENT = 2, 30.0, 8
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -208,10 +209,11 @@ def _static_files() -> dict[str, tuple[bytes, str]]:
     }
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(BoundedServer):
     daemon_threads = True
     allow_reuse_address = True
     explorer: Explorer
+    writers = BoundedSemaphore(_MOST_WRITERS)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a connection that the browser broke off."""
@@ -229,7 +231,7 @@ def _listen(port: int, explorer: Explorer) -> _Server:
     return server
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(TimedHandler):
     protocol_version = "HTTP/1.1"
     server_version = "maury"
     sys_version = ""
@@ -238,13 +240,13 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16
     server: _Server
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self._answer(self._get)
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self) -> None:  # noqa: N802
         self._answer(self._get)
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         self._answer(self._post)
 
     def _answer(self, handle: Callable[[str, dict[str, str]], None]) -> None:
@@ -265,6 +267,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _checked(self) -> tuple[str, dict[str, str]]:
         """Return path and query of a request that may be answered."""
+        if len(self.headers.get_all("Host", [])) > 1:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "a request names one host")
+        if "Transfer-Encoding" in self.headers:
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a body is sent with its length")
+        if self.command != "POST" and self.headers.get("Content-Length", "0").strip() != "0":
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"{self.command} takes no body")
         name = re.sub(r":\d{1,5}\Z", "", self.headers.get("Host", "").strip().lower())
         if name not in _NAMES:
             raise Refusal(HTTPStatus.FORBIDDEN, "this server answers to loopback names only")
@@ -273,11 +281,11 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             raise Refusal(HTTPStatus.FORBIDDEN, "other pages may not ask this server")
         origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != self.headers.get("Host", "").strip():
+        if origin is not None and _split(origin).netloc != self.headers.get("Host", "").strip():
             raise Refusal(HTTPStatus.FORBIDDEN, "other pages may not ask this server")
         if len(self.path) > _LONGEST_TARGET:
             raise Refusal(HTTPStatus.REQUEST_URI_TOO_LONG, "the address is too long")
-        target = urlsplit(self.path)
+        target = _split(self.path)
         query = {name: values[-1] for name, values in parse_qs(target.query).items()}
         if target.path != "/" or "key" not in query:
             self._require_key()
@@ -381,7 +389,8 @@ class _Handler(BaseHTTPRequestHandler):
         suffix, media = FORMATS[kind]
         with TemporaryDirectory(dir=self.server.explorer.folder) as directory:
             path = Path(directory) / f"selection{suffix}"
-            write_rows(content.catalogue, rows, path)
+            with self._writing():
+                write_rows(content.catalogue, rows, path)
             name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(content.name).stem) or "catalogue"
             disposition = f'attachment; filename="{name}-{len(rows)}{suffix}"'
             with path.open("rb") as file:
@@ -397,8 +406,22 @@ class _Handler(BaseHTTPRequestHandler):
             raise samp.NoHub("no SAMP hub runs; start TOPCAT and try again")
         name = f"{Path(explorer.content.name).stem}, {len(rows)} rows"
         path = explorer.folder / f"selection-{secrets.token_hex(4)}.fits"
-        write_rows(explorer.content.catalogue, rows, path)
+        with self._writing():
+            write_rows(explorer.content.catalogue, rows, path)
+        files = explorer.folder.glob("selection-*.fits")
+        for old in sorted(files, key=lambda file: file.stat().st_mtime)[:-_MOST_SENT]:
+            old.unlink(missing_ok=True)
         self._json({"sent": samp.send_table(path, name=name)})
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let so many requests write files at once; others wait, and are refused at last."""
+        if not self.server.writers.acquire(timeout=_WRITER_SECONDS):
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "other selections are being written")
+        try:
+            yield
+        finally:
+            self.server.writers.release()
 
     def _json(self, document: Any) -> None:
         self._send(json.dumps(document, allow_nan=False).encode(), "application/json")
@@ -423,6 +446,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _head(self, status: HTTPStatus, kind: str, length: int, extra: dict[str, str]) -> None:
+        self.answer_in(self.timeout)
         self.send_response(status)
         headers = {"Content-Type": kind, "Content-Length": str(length), **_HEADERS, **extra}
         for name, value in headers.items():
@@ -442,11 +466,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Log the path alone: the query may hold the key."""
-        path = urlsplit(getattr(self, "path", "")).path
+        path = getattr(self, "path", "").partition("?")[0].partition("#")[0]
         logger.info("%s %.200r %s", getattr(self, "command", ""), path, int(code))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the parser's remarks out of the terminal: they quote requests whole."""
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise Refusal(HTTPStatus.BAD_REQUEST, "that is no address") from error
 
 
 def _found(table: Any, name: str, what: str) -> Any:
