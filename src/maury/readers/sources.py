@@ -258,7 +258,7 @@ def _as_text(table: SourceTable) -> SourceTable:
 
 
 def list_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return a file, or the files of a folder with one of these suffixes, in the order of names.
+    """Return a file, or those of a folder, at any depth, with one of these suffixes, sorted.
 
     Raises
     ------
@@ -270,7 +270,9 @@ def list_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
     if not path.exists():
         raise InputFileError(f"{path} does not exist; correct its name")
     found = sorted(
-        item for item in files_of(path, "*") if item.name.lower().endswith(tuple(suffixes))
+        item
+        for item in files_of(path, "*", deep=True)
+        if item.name.lower().endswith(tuple(suffixes))
     )
     if not found:
         raise InputFileError(f"{path} has no file with the suffix {' or '.join(suffixes)}")

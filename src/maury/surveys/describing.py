@@ -38,7 +38,7 @@ def facts(recipe: SurveyRecipe, bibliography: Mapping[str, Entry]) -> Rows:
 
 def files(recipe: SurveyRecipe) -> Rows:
     """Return name, note and address of each public file."""
-    rows = [(file.name, file.note, file.url) for file in recipe.file]
+    rows: Rows = [(file.name, file.note, file.url) for file in recipe.file]
     query = recipe.query
     return rows + ([] if query is None else [(query.name, query.note, f"query to {query.service}")])
 
