@@ -109,7 +109,7 @@ def residuals(model: Model, test: Survey) -> dict[str, list[float]]:
 
 def measured(path: Path, test: Survey, make: Any) -> dict[str, Any]:
     """Make a model unless it is there; its figures, and the CPU seconds it took."""
-    notes = path.with_suffix(".json")
+    notes = path.with_name(f"{path.name}.json")
     if not notes.exists():
         begin = time.process_time()
         model = make(path)
