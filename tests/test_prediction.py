@@ -13,6 +13,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+import maury.drift
 import maury.prediction
 import maury.predictor
 from maury.catalogue import SUFFIXES, Catalogue
@@ -103,6 +104,7 @@ def assert_equal_tables(one, other):
 def test_batch_size_changes_nothing(tmp_path, monkeypatch, tiny_model, observed_survey, batch_size):
     monkeypatch.setattr(maury.predictor, "BLOCK_STARS", 16)
     monkeypatch.setattr(maury.prediction, "BLOCK_STARS", 16)
+    monkeypatch.setattr(maury.drift, "_BLOCK", 16)
     whole = predict(tiny_model, observed_survey, tmp_path / "a.fits").table
     asked, read = [], Survey.batch
 

@@ -6,6 +6,7 @@ Name, unit, UCD and description of every column come from `maury.labels`, `maury
 
 import io
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from maury.readers.tables import check_parquet_column, open_parquet
 if TYPE_CHECKING:
     import pyarrow as pa
     from astropy.table import Table
+
+logger = logging.getLogger(__name__)
 
 Rows = Mapping[str, NDArray[Any]]
 """Values of some consecutive rows, by column name."""
@@ -184,7 +187,18 @@ def write_part(path: Path, spec: CatalogueSpec, rows: Rows) -> None:
     import pyarrow.parquet as pq
 
     with writing(path, overwrite=True) as partial:
-        pq.write_table(_arrow(spec, rows), partial)
+        pq.write_table(_arrow(spec, rows), partial, write_page_checksum=True)
+
+
+def is_whole(part: Path, n_row: int) -> bool:
+    """Whether a part can be read, agrees with its checksums, and has this number of rows."""
+    import pyarrow.parquet as pq
+
+    try:
+        return len(pq.read_table(part, page_checksum_verification=True)) == n_row
+    except (OSError, ValueError) as error:
+        logger.warning("%s is made again: %s", part, error)
+        return False
 
 
 def count_true(part: Path, name: str) -> int:
@@ -261,7 +275,7 @@ def _tables(spec: CatalogueSpec, parts: Iterable[Path]) -> Iterator["Table"]:
     import pyarrow.parquet as pq
 
     for part in parts:
-        yield _astropy_table(spec.columns, pq.read_table(part))
+        yield _astropy_table(spec.columns, pq.read_table(part, page_checksum_verification=True))
 
 
 def _astropy_table(columns: Sequence[Column], data: "pa.Table") -> "Table":
@@ -286,9 +300,9 @@ def _write_parquet(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> No
 
     kinds = votable.string_kinds(spec.columns, votable.strings_of(spec.columns, parts))
     schema = _schema(spec, kinds)
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for part in parts:
-            writer.write_table(pq.read_table(part, schema=schema))
+            writer.write_table(pq.read_table(part, schema=schema, page_checksum_verification=True))
 
 
 def _write_dataset(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
@@ -312,7 +326,7 @@ def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
     import pyarrow.parquet as pq
 
     _check_parts(path)
-    data = pq.read_table(path)
+    data = pq.read_table(path, page_checksum_verification=True)
     header = (data.schema.metadata or {}).get(b"maury")
     if header is None:
         raise InputFileError(f"{path} is a Parquet file, but not a catalogue written by maury")
@@ -340,7 +354,7 @@ def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
         file.write(_primary_header(spec))
         file.write(_table_header(spec, record, sum(map(_n_rows, parts))))
         for part in parts:
-            data = pq.read_table(part)
+            data = pq.read_table(part, page_checksum_verification=True)
             rows = np.empty(len(data), dtype=record)
             for column in spec.columns:
                 rows[column.name] = _fits_values(data[column.name], column.kind)

@@ -10,6 +10,7 @@ import typer
 from maury import terminal
 from maury.commands import build as build_command
 from maury.commands import crossmatch as crossmatch_command
+from maury.commands import drift as drift_command
 from maury.commands import fetch as fetch_command
 from maury.commands import publish as publish_commands
 from maury.commands import surveys as surveys_command
@@ -631,6 +632,7 @@ def info(
 
 
 for command in (
+    drift_command.drift,
     publish_commands.convert,
     publish_commands.footprint,
     publish_commands.card,

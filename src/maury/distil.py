@@ -23,6 +23,7 @@ from torch import Tensor
 
 import maury
 from maury.calibration import LEAST_STARS, Calibration
+from maury.canary import with_canary
 from maury.documents import read_toml
 from maury.errors import ConfigError
 from maury.files import refuse_existing, remove, work_folder
@@ -230,14 +231,14 @@ def _complete(student: Model, teacher: Model, survey: Survey | None) -> Model:
             if "calibration" in whole.attachments:
                 return whole
     if "calibration" not in teacher.attachments:
-        return student
+        return with_canary(student)
     taught = Calibration.from_arrays(teacher.arrays("calibration"))
     # The student has learnt calibrated errors, so that no factor is left.
     rest = replace(taught, size=np.zeros_like(taught.size), course=np.zeros_like(taught.course))
     student = student.with_arrays("calibration", rest.to_arrays())
     if "coverage" in teacher.attachments:
         student = student.with_arrays("coverage", teacher.arrays("coverage"))
-    return student
+    return with_canary(student)
 
 
 def _fingerprint(

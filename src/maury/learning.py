@@ -8,8 +8,10 @@ from typing import Any
 from maury import ensemble
 from maury.audit import audit
 from maury.calibration import Calibration
+from maury.canary import with_canary
 from maury.card import add_card
 from maury.distributed import Cluster
+from maury.drift import with_sample
 from maury.errors import ConfigError, MauryError
 from maury.members import Progress
 from maury.methods.learning import train_method
@@ -63,7 +65,7 @@ def train(
         if preset is not None:
             raise ConfigError(f"give a preset or a method, got {preset!r} and {method!r}")
         _check_method(method)
-        survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+        survey = labelled = survey if isinstance(survey, Survey) else Survey.open(survey)
         trained = train_method(
             survey,
             model,
@@ -72,6 +74,7 @@ def train(
             config=_sections(config),
             split=split,
             overwrite=overwrite,
+            complete=lambda model: equipped(model, labelled),
         )
         add_card(trained, survey)
         return trained
@@ -93,6 +96,11 @@ def train(
     return trained
 
 
+def equipped(model: Model, survey: Survey) -> Model:
+    """Return a trained model with canary stars, and with the marks of its training sample."""
+    return with_canary(with_sample(model, survey), survey)
+
+
 def _check_method(name: str) -> None:
     check_known("method", name, [*METHODS, *PRESETS])
 
@@ -107,7 +115,7 @@ def _sections(
 
 
 def completion(survey: Survey, *, inherited: Calibration | None = None) -> Callable[[Model], Model]:
-    """Return what makes a trained model whole: calibration, coverage and audit.
+    """Return what makes a trained model whole: calibration, coverage, audit and `equipped`.
 
     Parameters
     ----------
@@ -117,6 +125,7 @@ def completion(survey: Survey, *, inherited: Calibration | None = None) -> Calla
 
     def finish(model: Model) -> Model:
         whole = complete(survey, model, inherited=inherited)
+        whole = equipped(whole, survey)
         if "calibration" not in whole.attachments:
             return whole
         try:

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from maury.catalogue import (
     assemble,
     check_suffix,
     count_true,
+    is_whole,
     write_part,
 )
 from maury.distributed import Cluster
+from maury.drift import drift
 from maury.errors import ColumnError, ModelFileError
-from maury.files import STAMP, refuse_existing, remove, work_folder
+from maury.files import STAMP, read_stamp, refuse_existing, remove, work_folder, writing
 from maury.locks import one_at_a_time
 from maury.model import Model
 from maury.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
@@ -64,6 +66,7 @@ Progress = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
 
 _READ_ROWS = 8192
+_DRIFT = "drift.json"
 PART_STARS = 16384
 """Rows of one part: what a killed run has to repeat at most."""
 CLUSTER_PART_STARS = 4096
@@ -251,6 +254,7 @@ def plan(
         overwrite=overwrite,
         notes={"part_stars": part_stars or PART_STARS},
     )
+    spec = replace(spec, metadata={**spec.metadata, **_drift(model, survey, work)})
     step = int(json.loads((work / STAMP).read_text("utf-8"))["part_stars"])
     parts = tuple(
         Part(
@@ -263,6 +267,9 @@ def plan(
         )
         for start in range(0, max(len(survey), 1), step)
     )
+    for part in parts:
+        if part.done and not is_whole(Path(part.path), len(part)):
+            remove(Path(part.path))
     return Plan(out, parts, spec, work, overwrite)
 
 
@@ -298,6 +305,7 @@ def predict_part(part: Part, report: Callable[[int], None] | None = None) -> Pat
         without=predictor.without,
         correlations=part.options.correlations,
     )
+    spec = replace(spec, metadata={**spec.metadata, **read_stamp(path.with_name(_DRIFT))})
     names = [column.name for column in spec.columns]
     pieces: list[dict[str, NDArray[Any]]] = []
     for batch in _batches(survey, part):
@@ -579,6 +587,19 @@ def _check_grid(model: Model, survey: Readable) -> None:
     wave_aa, medium = model.preparation.prepared_grid(first)
     none = np.zeros((0, wave_aa.size), dtype=np.float32)
     require_same_grid(model.wave_aa, Spectra(wave_aa, none, none, medium), medium=model.medium)
+
+
+def _drift(model: Model, survey: Readable, work: Path) -> dict[str, Any]:
+    """Compare the survey with the training sample, once for a run and those that go on with it."""
+    known = work / _DRIFT
+    if not known.exists():
+        found = drift(model, survey)
+        note = {"drift": {"stars": found.n_star, "findings": list(found.findings)}}
+        with writing(known, overwrite=True) as partial:
+            partial.write_text(json.dumps(note), "utf-8")
+        level = logging.WARNING if found.findings else logging.INFO
+        logger.log(level, "%s: %s", survey.path, found.summary)
+    return read_stamp(known)
 
 
 def _fingerprint(predictor: Predictor, survey: Readable, spec: CatalogueSpec) -> str:

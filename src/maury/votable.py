@@ -84,7 +84,12 @@ def write_votable(
     with path.open("wb") as file:
         file.write(f"{head}   <DATA>\n    <BINARY2>\n     ".encode() + _STREAM + b"\n")
         for part in parts:
-            rows = rest + _binary(columns, pq.read_table(part), kinds).tobytes()
+            rows = (
+                rest
+                + _binary(
+                    columns, pq.read_table(part, page_checksum_verification=True), kinds
+                ).tobytes()
+            )
             whole = len(rows) - len(rows) % _BASE64_LINE
             file.write(base64.encodebytes(rows[:whole]))
             rest = rows[whole:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,7 @@ def train_method(
     config: Mapping[str, Any] | Path | str | None = None,
     split: str | None = None,
     overwrite: bool = False,
+    complete: Callable[[Model], Model] = lambda model: model,
 ) -> Model:
     """Train a method on the labelled spectra of a survey and write its model directory.
 
@@ -239,6 +240,8 @@ def train_method(
         Rule of the split, in place of that of `config`.
     overwrite : bool
         Replace an existing model.
+    complete : callable
+        Given the trained model before it is written; what it returns is written.
 
     Returns
     -------
@@ -263,7 +266,8 @@ def train_method(
         survey, names, preparation=settings.preparation, split=settings.split, seed=seed
     )
     trained = fit_method(settings, stars, seed=seed)
-    return as_model(trained, settings, stars, survey, seed).save(path, overwrite=overwrite)
+    model_here = as_model(trained, settings, stars, survey, seed)
+    return complete(model_here).save(path, overwrite=overwrite)
 
 
 def _names(found: type[Method], settings: MethodSettings, survey: Survey) -> tuple[str, ...]:
