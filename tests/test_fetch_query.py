@@ -2,6 +2,7 @@
 
 import io
 import re
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from maury.cli import app
 from maury.errors import ConfigError, FetchError, OutputExists
 from maury.fetch import MANIFEST, Manners, Web
 from maury.fetch.queries import run_query
+from maury.surveys import load
 from maury.surveys.recipe import QueryFacts
 from web_server import Site, break_off, serving
 
@@ -244,3 +246,13 @@ def test_the_command_asks_an_archive(site, recipe, tmp_path):
     assert done.exit_code == 0, done.output
     assert len(Table.read(tmp_path / "out" / "gaia.vot", format="votable")) == 2
     assert b'datatype="long"' in tap.bodies[0]
+
+
+def test_the_query_of_gaia_gives_all_that_its_recipe_uses():
+    recipe = load("gaia-dr3")
+    asked = set(re.findall(r"g\.(\w+)", recipe.query.adql))
+    text = (resources.files("maury.surveys") / "recipes" / "gaia-dr3.toml").read_text("utf-8")
+    used = {recipe.position.ra, recipe.position.pmra, *re.findall(r'^column = "(\w+)"', text, re.M)}
+    used |= set(re.findall(r'{ name = "(\w+)"', text))
+    assert len(used) > 15
+    assert used <= asked

@@ -6,16 +6,19 @@ The protocols are the IVOA's Table Access Protocol 1.1 and Universal Worker Serv
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import requests
 from numpy.typing import NDArray
+from urllib3 import HTTPResponse
 
 from maury.errors import ConfigError, FetchError, MissingExtra, OutputExists
 from maury.fetch.download import Downloader, Progress, Received, Remote
@@ -63,7 +66,7 @@ class _Result:
 
 
 class _PatientSession(requests.Session):
-    """Never waits for ever: pyvo names no timeout in most of its requests."""
+    """Never waits for ever, as pyvo names no timeout in most of its requests."""
 
     def __init__(self, web: Web) -> None:
         super().__init__()
@@ -73,7 +76,10 @@ class _PatientSession(requests.Session):
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self._timeout
-        return super().request(*args, **kwargs)
+        response = super().request(*args, **kwargs)
+        # pyvo leaves the short answers of a service half read, and their connections open.
+        response.raw = HTTPResponse(io.BytesIO(response.content), preload_content=False)
+        return response
 
 
 def run_query(
@@ -126,12 +132,13 @@ def run_query(
             if known is None or known.url != f"{query.service}#{key}":
                 raise OutputExists(f"{path} is not the answer to this query; pass --overwrite")
             return path
-        job = _Job(query, key, uploads or {}, asked, path.with_name(f".{path.name}.job.json"))
-        source = _Result(query.name, job.wait(told or (lambda _: None)))
-        received = downloader.download(source, overwrite=overwrite, check=_require_whole)
-        answer = Received(Remote(f"{query.service}#{key}"), received.size, received.sha256)
-        manifest.with_file(query.name, answer, published=False).write(folder)
-        job.forget()
+        note = path.with_name(f".{path.name}.job.json")
+        with closing(_Job(query, key, uploads or {}, asked, note)) as job:
+            source = _Result(query.name, job.wait(told or (lambda _: None)))
+            received = downloader.download(source, overwrite=overwrite, check=_require_whole)
+            answer = Received(Remote(f"{query.service}#{key}"), received.size, received.sha256)
+            manifest.with_file(query.name, answer, published=False).write(folder)
+            job.forget()
     return path
 
 
@@ -159,6 +166,10 @@ class _Job:
         self._uploads, self._web, self._note = uploads, web, note
         self._session = _PatientSession(web)
         self._job: Any = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
 
     def wait(self, told: Callable[[str], None]) -> str:
         """Wait until it is done, and return the address of its result."""
