@@ -15,6 +15,7 @@ from typing import Any
 
 from maury import ensemble
 from maury.calibration import Calibration
+from maury.card import add_card
 from maury.distributed import Cluster
 from maury.emulator import Emulator
 from maury.errors import ConfigError
@@ -107,7 +108,7 @@ def transfer(
     inherited = None
     if "calibration" in parent.model.attachments:
         inherited = Calibration.from_arrays(parent.model.arrays("calibration"))
-    return ensemble.train(
+    child = ensemble.train(
         survey,
         out,
         seed=seed,
@@ -119,6 +120,8 @@ def transfer(
         complete=completion(survey, inherited=inherited),
         parent=parent,
     )
+    add_card(child, survey)
+    return child
 
 
 def _sections(config: Mapping[str, Any] | Path | str | None) -> dict[str, dict[str, Any]]:
