@@ -6,7 +6,11 @@ here: nothing in them is executed, and links to other files are refused.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,11 +20,14 @@ import h5py
 import numpy as np
 import safetensors
 from numpy.typing import ArrayLike, NDArray
+from safetensors.numpy import load, save
 
 import maury
 from maury import labels as labels_module
+from maury.documents import parse_json
 from maury.errors import InputFileError
 from maury.files import refuse_existing
+from maury.limits import current
 from maury.model import Affine, Member, Model, Scaling
 from maury.preparation import RAVE_GRID, Preparation
 from maury.split import SplitRecord
@@ -28,6 +35,7 @@ from maury.split import SplitRecord
 MAX_FILES = 1000
 MAX_FILE_BYTES = 64 * 2**20
 _MAX_WEIGHT_BYTES = 4 * 2**20
+_MAX_GRAPH_BYTES = 2**20
 
 Float32s = NDArray[np.float32]
 
@@ -117,7 +125,7 @@ def import_keras(directory: Path | str, model: Path | str, *, overwrite: bool = 
         raise InputFileError(f"{directory} holds no .h5 files; give the directory of the networks")
     if len(files) > MAX_FILES:
         raise InputFileError(f"{directory} holds {len(files)} .h5 files, at most {MAX_FILES} go in")
-    weights = [read_keras(file) for file in files]
+    weights = _read_apart(files)
     scaling, preparation = _published_scaling(), Preparation.published()
     converted = Model(
         labels=labels_module.select(_published()["labels"]["names"]),
@@ -142,23 +150,97 @@ def read_keras(path: Path) -> dict[str, Float32s]:
     """Weights of one released network under the names of the preset `guiglion2020`.
 
     Keras stores kernels as (pixel, in, out) and (in, out); here they are (out, in, pixel) and
-    (out, in). Both flatten the last convolution pixel by pixel, so nothing else moves.
+    (out, in). Both flatten the last convolution pixel by pixel, so nothing else moves. The file is
+    read by a process of its own.
 
     Raises
     ------
     InputFileError
         If the file cannot be read, links elsewhere, or holds another network.
     """
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InputFileError(f"{path} is larger than {MAX_FILE_BYTES} bytes; it is no such network")
+    return _read_apart([path])[0]
+
+
+_CHILD = "import sys; from maury.keras_import import answer; sys.exit(answer(sys.argv[1:]))"
+_CPU_SECONDS, _SECONDS = 8, 120
+
+
+def _read_apart(paths: Sequence[Path]) -> list[dict[str, Float32s]]:
+    """Read files in another process: damaged ones can hang the HDF5 library, or crash it."""
+    search = os.pathsep.join(
+        filter(None, [str(Path(maury.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
+    command = [sys.executable, "-c", _CHILD, *(str(path.absolute()) for path in paths)]
+    environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    environment.pop("HDF5_PLUGIN_PATH", None)
     try:
+        done = subprocess.run(
+            command, capture_output=True, timeout=_SECONDS, check=False, env=environment
+        )
+        code, out = done.returncode, done.stdout
+        said = done.stderr.decode("utf-8", "replace").strip()
+    except subprocess.TimeoutExpired:
+        code, out, said = -1, b"", ""
+    if code == _REFUSED:
+        raise InputFileError(said.rpartition(_REFUSAL)[2])
+    if code != 0:
+        last = said.rpartition(_READING)[2].split("\n")[0] or str(paths[0])
+        raise InputFileError(
+            f"{last} makes the HDF5 library fail or hang; it is damaged, take it from the release "
+            "again"
+        )
+    weights: list[dict[str, Float32s]] = [{} for _ in paths]
+    for key, array in load(out).items():
+        number, _, name = key.partition("/")
+        weights[int(number)][name] = array
+    return weights
+
+
+_REFUSED = 3
+_READING, _REFUSAL = "maury reads ", "maury refuses: "
+
+
+def answer(paths: Sequence[str]) -> int:
+    """Read files in this process, and write their weights to the standard output as tensors."""
+    weights: dict[str, Float32s] = {}
+    _limit_this_process(_CPU_SECONDS + len(paths) // 10)
+    for number, path in enumerate(paths):
+        sys.stderr.write(f"{_READING}{path}\n")
+        sys.stderr.flush()
+        try:
+            found = read_here(Path(path))
+        except InputFileError as error:
+            sys.stderr.write(f"{_REFUSAL}{error}")
+            return _REFUSED
+        weights |= {f"{number}/{name}": array for name, array in found.items()}
+    sys.stdout.buffer.write(save(weights))
+    return 0
+
+
+def _limit_this_process(seconds: int) -> None:
+    try:
+        import resource
+    except ImportError:
+        return
+    most = current().unfolded_bytes
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_DATA, (2 * most, 2 * most))
+
+
+def read_here(path: Path) -> dict[str, Float32s]:
+    """Weights of one released network, read by this process; see `read_keras`."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputFileError(
+                f"{path} is larger than {MAX_FILE_BYTES} bytes; it is no such network"
+            )
         with h5py.File(path, "r") as file:
             graph = _Graph(file, path)
             layers = dict(graph.matched())
             return _converted(graph, layers)
     except InputFileError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+    except Exception as error:
         raise InputFileError(
             f"{path} cannot be read as a Keras 2 network: {error}; take it from the release again"
         ) from error
@@ -181,7 +263,9 @@ class _Graph:
         self._file = file
         self._path = path
         text = file.attrs["model_config"]
-        config = json.loads(text)["config"]
+        if len(text) > _MAX_GRAPH_BYTES:
+            raise self._other("a small graph of layers", f"{len(text)} bytes")
+        config = parse_json(text)["config"]
         self._layers = {layer["name"]: layer for layer in config["layers"]}
         self._inputs = [entry[0] for entry in config["input_layers"]]
         self._output = config["output_layers"][0][0]
@@ -281,8 +365,9 @@ class _Graph:
             raise self._other(f"weights {name!r} of shape {shape}", str(data))
         if data.external or data.is_virtual:
             raise InputFileError(f"{self._path}: {name!r} lies in another file; it is refused")
-        if data.nbytes > _MAX_WEIGHT_BYTES:
-            raise self._other(f"small weights {name!r}", f"{data.nbytes} bytes")
+        chunk = data.dtype.itemsize * math.prod(data.chunks or (0,))
+        if max(data.nbytes, chunk) > _MAX_WEIGHT_BYTES:
+            raise self._other(f"small weights {name!r}", f"{max(data.nbytes, chunk)} bytes")
         values: Float32s = np.asarray(data[()], dtype=np.float32)
         if not np.all(np.isfinite(values)):
             raise InputFileError(f"{self._path}: {name!r} has values that are not finite")

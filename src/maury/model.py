@@ -29,9 +29,11 @@ from pydantic import (
 from safetensors.numpy import save
 
 from maury import labels as labels_module
+from maury.documents import parse_json
 from maury.errors import MauryError, ModelFileError
 from maury.files import refuse_existing, writing
 from maury.labels import Label
+from maury.limits import current
 from maury.naming import check_known
 from maury.preparation import Preparation
 from maury.spectra import Medium, check_wavelengths, describe_grid
@@ -41,7 +43,6 @@ from maury.tensorfile import check_sum, damaged, read_tensor_file, write_sums
 
 FORMAT = "maury model"
 FORMAT_VERSION = 1
-MAX_JSON_BYTES = 256 * 2**20
 MAX_MEMBERS = 1000
 METHOD = "method"
 """Attachment that a model has in place of networks, if `maury.methods` made it."""
@@ -294,7 +295,15 @@ class Model:
         document = _read_document(path)
         try:
             model = cls(**_fields(document), path=path)
-        except (MauryError, ValueError, KeyError, TypeError) as error:
+        except (
+            MauryError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            IndexError,
+        ) as error:
             raise damaged(path / "model.json", str(error)) from error
         for member in model.members:
             model.weights(member)
@@ -450,7 +459,7 @@ class _ModelDocument(_Strict):
     scaling: _ScalingDocument
     wave_aa: list[Number]
     medium: Literal["air", "vacuum"]
-    tensors: dict[str, list[Size]]
+    tensors: dict[str, Annotated[list[Size], Field(max_length=8)]]
     members: Annotated[list[Member], Field(max_length=MAX_MEMBERS)]
     split: dict[str, JsonValue]
     simulated: bool
@@ -539,11 +548,11 @@ def _read_document(path: Path) -> _ModelDocument:
             raise damaged(part, "it is a link, and a model directory may hold none")
     if not file.is_file():
         raise ModelFileError(f"{path} holds no model.json, so it is no model directory")
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise damaged(file, f"it is larger than {MAX_JSON_BYTES} bytes")
+    if file.stat().st_size > current().json_bytes:
+        raise damaged(file, f"it is larger than {current().json_bytes} bytes")
     try:
-        content = json.loads(file.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise damaged(file, f"it is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelFileError(f"{file} is not the head of a maury model")
@@ -600,7 +609,3 @@ def _write_attachments(directory: Path, model: Model) -> dict[str, Attachment]:
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")

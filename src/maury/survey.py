@@ -6,6 +6,7 @@ Dimensions are ``star`` (one row per spectrum) and ``pixel``. Variables are ``fl
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from maury import labels as labels_module
 from maury.errors import ColumnError, SurveyFileError
 from maury.integrity import check_manifest, manifest_digest
 from maury.labels import Label
+from maury.limits import VARIABLE, current
 from maury.spectra import Medium, Spectra, check_wavelengths, describe_grid
 from maury.store import CHUNK_STARS as CHUNK_STARS
 from maury.store import COLUMN_CHUNK_STARS, FORMAT_VERSION
@@ -159,6 +161,7 @@ class Survey:
             dataset = xr.open_zarr(str(place), consolidated=False, chunks=None)
         except Exception as error:
             raise SurveyFileError(f"cannot open the survey store {place}: {error}") from error
+        _check_sizes(dataset, place)
         return cls(dataset, place)
 
     def __len__(self) -> int:
@@ -358,6 +361,25 @@ class Survey:
                     "anew; all other chunks are whole unless they are named as well"
                 )
         return f"cannot read {name!r} of {self.path}"
+
+
+def _check_sizes(dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
+    """Refuse arrays of absurd shapes, and chunks that no reading of some rows should unfold."""
+    limits = current()
+    for name, array in dataset.variables.items():
+        chunk = math.prod(array.encoding.get("chunks") or (0,)) * array.dtype.itemsize
+        row = math.prod(array.shape[1:]) if array.ndim > 1 else 1
+        rows = array.shape[0] if array.ndim and array.dims[0] != "pixel" else 0
+        if rows > limits.rows or row > limits.pixels or array.ndim > _MOST_AXES:
+            raise SurveyFileError(f"{path}: {name!r} has shape {array.shape}; the store is damaged")
+        if chunk > limits.chunk_bytes:
+            raise SurveyFileError(
+                f"{path}: a chunk of {name!r} has {chunk} bytes; the store is damaged; if it is "
+                f"right, raise {VARIABLE}='chunk_bytes=...'"
+            )
+
+
+_MOST_AXES = 3
 
 
 def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Reading tensor files that may be anything: checked before they are given to their library."""
 
 import hashlib
-import json
 import math
+import operator
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from maury.documents import parse_json
 from maury.errors import ModelFileError
+from maury.limits import current
 
-MAX_TENSOR_BYTES = 2**30
 SUMS = "SHA256SUMS"
 """File of the checksums of all files of a model, as ``sha256sum -c`` takes it."""
 _MAX_HEADER_BYTES = 2**20
@@ -58,7 +59,7 @@ def read_tensor_file(
         raise damaged(path, f"its SHA-256 is {digest[:12]}..., not {sha256[:12]}...")
     try:
         arrays: dict[str, NDArray[Any]] = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise damaged(path, str(error)) from error
     return arrays
 
@@ -100,12 +101,13 @@ def check_sum(path: Path) -> None:
 
 def _check_size(path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> None:
     size = path.stat().st_size
+    largest = current().tensor_bytes
     if shapes is None:
-        if size > MAX_TENSOR_BYTES:
-            raise damaged(path, f"it is larger than {MAX_TENSOR_BYTES} bytes")
+        if size > largest:
+            raise damaged(path, f"it is larger than {largest} bytes")
         return
     expected = 4 * sum(math.prod(shape) for shape in shapes.values())
-    if expected > MAX_TENSOR_BYTES or size > expected + _MAX_HEADER_BYTES:
+    if expected > largest or size > expected + _MAX_HEADER_BYTES:
         raise damaged(path, f"it has {size} bytes where the weights take {expected}")
 
 
@@ -115,11 +117,11 @@ def _check_header(path: Path, data: bytes, shapes: Mapping[str, tuple[int, ...]]
     if not 2 <= length <= min(_MAX_HEADER_BYTES, len(data) - 8):
         raise damaged(path, "it is not a safetensors file, or it is cut short")
     try:
-        header = json.loads(data[8 : 8 + length])
+        header = parse_json(data[8 : 8 + length])
         header.pop("__metadata__", None)
         found = {name: tuple(entry["shape"]) for name, entry in header.items()}
         kinds = {entry["dtype"] for entry in header.values()}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        end = max((operator.index(e["data_offsets"][1]) for e in header.values()), default=0)
     except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise damaged(path, "it is not a safetensors file") from error
     if not found or not kinds <= (_KINDS if shapes is None else {"F32"}):

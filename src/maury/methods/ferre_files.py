@@ -7,6 +7,7 @@ per line, the last dimension varying fastest (FERRE user guide, "Structure of th
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import InputFileError
+from maury.limits import check_regular
 from maury.methods.grid import Grid, Interpolation
 from maury.operators import Resampler, vacuum_to_air
 
@@ -40,6 +42,7 @@ LABEL_ALIASES: dict[str, str] = {
 """Names that grid files give to labels, in lower case."""
 _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 _MAX_HEADER_LINES = 1000
+_LONGEST_LINE = 65536
 
 
 def read_ferre_grid(
@@ -68,24 +71,42 @@ def read_ferre_grid(
     InputFileError
         If it is no such file, is cut short, or does not reach over the pixels.
     """
-    header, spectra = _read_lines(path)
+    try:
+        header, spectra = _read_lines(path)
+        return _from_lines(
+            path, header, spectra, wave_aa, (resolving_power, interpolation, components)
+        )
+    except InputFileError:
+        raise
+    except (ValueError, ArithmeticError, IndexError, MemoryError) as error:
+        raise InputFileError(f"the header of {path} is damaged: {error}") from error
+
+
+def _from_lines(
+    path: Path,
+    header: Mapping[str, str],
+    spectra: Float32Array,
+    wave_aa: Float64Array,
+    options: tuple[float, Interpolation, int],
+) -> Grid:
+    resolving_power = options[0]
     sizes = [int(value) for value in _numbers(header, "N_P", path)]
     starts, steps = _numbers(header, "LLIMITS", path), _numbers(header, "STEPS", path)
     labels = [header.get(f"LABEL({k + 1})", f"label_{k + 1}") for k in range(len(sizes))]
     if int(_numbers(header, "NPCA", path, [0.0])[0]):
         raise InputFileError(f"{path} is compressed (NPCA); give the grid of spectra itself")
+    if min(sizes, default=0) < 1 or math.prod(sizes) != len(spectra):
+        raise InputFileError(
+            f"{path} holds {len(spectra)} spectra where its header says {math.prod(sizes)}"
+        )
     axes = {
         _label_name(name): np.asarray(start + step * np.arange(size), dtype=np.float64)
         for name, start, step, size in zip(labels, starts, steps, sizes, strict=True)
     }
-    if len(spectra) != np.prod(sizes):
-        raise InputFileError(
-            f"{path} holds {len(spectra)} spectra where its header says {np.prod(sizes):.0f}"
-        )
     wave = _wavelengths(header, spectra.shape[1], path)
     grid_power = _numbers(header, "RESOLUTION", path, [np.inf])[0]
     seen = _on_pixels(path, wave, spectra, wave_aa, (grid_power, resolving_power))
-    return _as_grid(path, axes, seen, wave_aa, (interpolation, components))
+    return _as_grid(path, axes, seen, wave_aa, (options[1], options[2]))
 
 
 def read_synspec_grid(
@@ -114,7 +135,10 @@ def read_synspec_grid(
     """
     rows = _read_index(directory / "index.csv")
     names = [name for name in rows[0] if name != "file"]
-    values = np.array([[float(row[name]) for name in names] for row in rows])
+    try:
+        values = np.array([[float(row[name]) for name in names] for row in rows])
+    except (TypeError, ValueError) as error:
+        raise InputFileError(f"{directory / 'index.csv'}: a label is no number: {error}") from error
     axes = {_label_name(n): np.unique(values[:, k]) for k, n in enumerate(names)}
     places = np.column_stack(
         [np.searchsorted(axis, values[:, k]) for k, axis in enumerate(axes.values())]
@@ -128,13 +152,23 @@ def read_synspec_grid(
         )
     seen = np.empty((len(rows), wave_aa.size), dtype=np.float32)
     for row, place in zip(rows, order, strict=True):
-        file = directory / row["file"]
+        file = _inside(directory, row["file"])
         table = _load_text(file)
         if table.shape[1] < 2:
             raise InputFileError(f"{file} has no two columns of wavelength and flux")
         spectrum = table[:, 1][None].astype(np.float32)
         seen[place] = _on_pixels(file, table[:, 0], spectrum, wave_aa, (np.inf, resolving_power))
     return _as_grid(directory, axes, seen, wave_aa, (interpolation, components))
+
+
+def _inside(directory: Path, name: Any) -> Path:
+    """Return a file of a directory; names and links that lead out of it are refused."""
+    file = directory / str(name)
+    if not name or not file.resolve().is_relative_to(directory.resolve()):
+        raise InputFileError(
+            f"{directory / 'index.csv'} names {name!r}, which is not in its folder"
+        )
+    return file
 
 
 def _as_grid(
@@ -156,12 +190,13 @@ def _as_grid(
 
 def _read_lines(path: Path) -> tuple[dict[str, str], Float32Array]:
     try:
+        check_regular(path)
         with path.open(encoding="ascii") as file:
             header: dict[str, str] = {}
-            if "&SYNTH" not in file.readline().upper():
+            if "&SYNTH" not in file.readline(_LONGEST_LINE).upper():
                 raise InputFileError(f"{path} does not begin with &SYNTH, so it is no FERRE grid")
             for _ in range(_MAX_HEADER_LINES):
-                line = file.readline()
+                line = file.readline(_LONGEST_LINE)
                 if not line or line.strip() == "/":
                     break
                 key, _, value = line.partition("=")
@@ -241,16 +276,19 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputFileError(f"cannot read {path}: {error}") from error
-    if not rows or "file" not in rows[0] or len(rows[0]) < 2:
+    if not rows or "file" not in rows[0] or len(rows[0]) < 2 or None in rows[0]:
         raise InputFileError(f"{path} needs a column 'file' and one per label")
     return rows
 
 
 def _load_text(path: Path) -> Float64Array:
     try:
-        return np.asarray(np.loadtxt(path, ndmin=2), dtype=np.float64)
+        check_regular(path)
+        # By its name alone numpy would unpack a file, or ask for it elsewhere.
+        with path.open(encoding="ascii") as stream:
+            return np.asarray(np.loadtxt(stream, ndmin=2), dtype=np.float64)
     except (OSError, ValueError) as error:
         raise InputFileError(f"cannot read {path}: {error}") from error
 

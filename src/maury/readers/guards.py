@@ -70,10 +70,11 @@ def check_ecsv(path: Path) -> None:
         header = b"".join(_commented(stream, limit))
     if len(header) >= limit:
         raise exceeded(path, f"has a header of more than {limit} bytes, an eighth", "head_bytes")
-    if re.search(rb"(?:^|[\s\[{,:-])[&*][\w-]+(?:[\s,\]}]|$)", _QUOTED.sub(b"", header)):
+    if _REFERENCE.search(_QUOTED.sub(b"", header)):
         raise InputFileError(f"{path} has a header with anchors of YAML; write it without")
 
 
+_REFERENCE = re.compile(rb"(?:[:,\[{?-]\s*|^#\s*)[&*][\w-]", re.MULTILINE)
 _PACKED = (b"\x1f\x8b", b"BZh", b"PK\x03\x04", b"\xfd7zXZ", b"\x1f\x9d")
 _QUOTED = re.compile(rb"'[^'\n]*'|\"[^\"\n]*\"")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from maury.audit import audit
 from maury.cartography import ZERO_POINT_MAS, Places, place_stars
 from maury.catalogue import Catalogue
-from maury.errors import ColumnError, ConfigError, InputFileError
+from maury.errors import ColumnError, ConfigError, InputFileError, MauryError
 from maury.flags import warn
 from maury.labels import Label
 from maury.model import Model
 from maury.naming import check_known
 from maury.prediction import predict_rows
+from maury.readers.guards import check_ecsv
+from maury.readers.opening import check_votable, open_fits
 from maury.statistics import LabelStatistics, residual_statistics
 from maury.survey import Survey
 from maury.validation import held_out_rows
@@ -256,7 +259,16 @@ def read_table(path: Path | str) -> Table:
             f"{', '.join(TABLE_FORMATS)}"
         )
     try:
+        if form == "votable":
+            check_votable(path)
+        elif form == "ascii.ecsv":
+            check_ecsv(path)
+        elif form == "fits":
+            with ExitStack() as stack:
+                open_fits(path, stack)
         return Table.read(path, format=form)
+    except MauryError:
+        raise
     except Exception as error:
         raise InputFileError(f"cannot read the table {path}: {error}") from error
 
