@@ -286,6 +286,11 @@ def test_conventions_are_converted_to_one_scale(tmp_path) -> None:
     table = Table.read(tmp_path / "ref.fits")
     expected = np.repeat(table["MG_FE"] + table["FE_H"] + 7.53 - 7.55, 2)
     np.testing.assert_allclose(built.survey.column("mg_h"), expected, atol=1e-12)
+    assert built.survey.provenance["citation"] == [
+        "2020A&A...644A.168G",
+        "2021A&A...653A.141A",
+        "2007SSRv..130..105G",
+    ]
     note = built.survey.provenance["conversions"]["ref"]
     assert note["how"]["mg_h"] == "fe_h + mg_fe"
     assert (note["from"], note["to"]) == ("grevesse2007", "asplund2021")
@@ -434,3 +439,27 @@ def test_spectra_that_a_required_catalogue_lacks_are_left_out(tmp_path) -> None:
     assert counts(built.flow, "spectra")["in-quality"] == (40, 16)
     assert len(built.survey) == 16
     assert built.survey.column("snr").min() == 100.0
+
+
+def test_a_build_that_was_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatch) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", range(20))
+    path = write_recipe(tmp_path, ONE)
+    whole = build_survey(path, tmp_path / "whole.zarr").survey
+    monkeypatch.setattr("maury.build.sources.CHUNK_STARS", 16)
+    done = []
+
+    def stop(n, total):
+        done.append((n, total))
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_survey(path, tmp_path / "out.zarr", progress=stop)
+    assert not (tmp_path / "out.zarr").exists()
+    survey = build_survey(path, tmp_path / "out.zarr", progress=stop).survey
+    assert done == [(16, 40), (32, 40), (40, 40)]
+    for name in whole.column_names:
+        np.testing.assert_array_equal(survey.column(name), whole.column(name))
+    rows = np.arange(40)
+    np.testing.assert_array_equal(survey.rows(rows).spectra.flux, whole.rows(rows).spectra.flux)

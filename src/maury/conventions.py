@@ -32,6 +32,12 @@ SALARIS_1993: tuple[float, float] = (0.638, 0.362)
 They belong to the solar mixture of that paper; others have slightly different ones.
 """
 
+SALARIS_KEY = "1993ApJ...414..580S"
+"""Their paper in the bibliography."""
+
+SALARIS_WAY = "Salaris et al. (1993) from [Fe/H] and [alpha/Fe]"
+"""How `Converted.how` calls it."""
+
 METALS_FOLLOW = "fe"
 """Element by which [M/H] moves from one solar scale to another.
 
@@ -418,7 +424,7 @@ def _derive_salaris(
     a, b = SALARIS_1993
     slope = a * 10.0**alpha_fe / (a * 10.0**alpha_fe + b)
     jacobian[rows] = vectors[0] + slope[:, None] * vectors[1]
-    return "Salaris et al. (1993) from [Fe/H] and [alpha/Fe]"
+    return SALARIS_WAY
 
 
 def _in_words(terms: _Terms) -> str:

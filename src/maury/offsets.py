@@ -25,6 +25,9 @@ from maury.naming import check_known
 
 Float64Array = NDArray[np.float64]
 
+MIXTURE_KEY = "2010arXiv1008.4686H"
+"""Paper of the fit, in the bibliography."""
+
 FEWEST_STARS = 20
 """Least number of common stars for a constant; each slope needs ten more."""
 _STARS_PER_SLOPE = 10

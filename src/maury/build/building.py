@@ -1,7 +1,7 @@
 """The course of a build: spectra, catalogues, labels, store."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +153,7 @@ def _plan(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow, stack: ExitSt
         {name: values[chosen_rows] for name, values in columns.items()},
         definitions,
         references.offsets if references else {},
-        _record(recipe, spectra, references, flow),
+        _record(recipe, spectra, [one for one, _ in matched.values()], references, flow),
     )
 
 
@@ -283,14 +283,19 @@ def _label(
 
 
 def _record(
-    recipe: BuildRecipe, spectra: SpectraSource, references: References | None, flow: Flow
+    recipe: BuildRecipe,
+    spectra: SpectraSource,
+    catalogues: Sequence[CutCatalogue],
+    references: References | None,
+    flow: Flow,
 ) -> dict[str, Any]:
     import maury
 
     files = [entry.file for entry in recipe.catalogue]
     citation = [*spectra.citation]
-    for catalogue in references.catalogues if references else ():
+    for catalogue in catalogues:
         citation += catalogue.recipe.citation
+    citation += references.citation if references else ()
     return {
         "reader": "build",
         "maury": maury.__version__,

@@ -18,7 +18,8 @@ from maury.crossmatch import match_identifiers, match_positions
 from maury.errors import ConfigError
 from maury.labels import Label
 from maury.naming import check_known
-from maury.offsets import Merged, Offsets, ReferenceLabels, fit_offsets, merge
+from maury.offsets import MIXTURE_KEY, Merged, Offsets, ReferenceLabels, fit_offsets, merge
+from maury.solar import SCALES
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,16 @@ class References:
     definitions: tuple[Label, ...]
     offsets: Mapping[str, Offsets]
     notes: Mapping[str, Any]
+
+    @property
+    def citation(self) -> list[str]:
+        """Bibliography keys of the conversions that were made."""
+        moves = [note for note in self.notes["conversions"].values() if note["to"]]
+        scales = {note[way] for note in moves for way in ("from", "to")} - {None}
+        keys = [SCALES[name].bibtex_key for name in sorted(scales)]
+        ways = [way for note in self.notes["conversions"].values() for way in note["how"].values()]
+        keys += [conventions.SALARIS_KEY] if conventions.SALARIS_WAY in ways else []
+        return keys + ([MIXTURE_KEY] if self.offsets else [])
 
     def of_spectra(self, matches: Mapping[str, Rows], flow: Flow) -> Merged:
         """Return the labels of each spectrum, on the scale of the first reference."""
