@@ -453,6 +453,7 @@ def test_the_command_matches_identifiers_and_looks_at_positions(tables):
         (["o.fits", "--left", "ra"], "KEY=COLUMN"),
         (["o.fits", "--left", "decl=RAJ2000"], "did you mean 'dec'"),
         (["o.fits", "--left", "ra=RAJ2000"], "of both tables"),
+        (["o.fits", "--left", "id=name", "--right", "id=twin", "--lead", "1"], "name no 'id'"),
         (["o.fits", "--left", "ra=ra,dec=dec"], "has no column 'ra'"),
     ],
 )

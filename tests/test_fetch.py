@@ -228,6 +228,34 @@ def test_a_web_page_is_no_data(site, web, tmp_path, kind):
     assert not (tmp_path / "a.fits").exists()
 
 
+def test_a_page_on_the_way_costs_nothing_of_what_is_kept(site, web, tmp_path):
+    def log_in(handler):
+        page = b"<html>log in again</html>"
+        headers = {"Content-Type": "text/html", "Content-Length": str(len(page))}
+        handler.answer(200, page, headers)
+
+    site.plans["/a.fits"] = [break_off(90_000), log_in]
+    with pytest.raises(FetchError, match="web page"):
+        fetch([entry(site)], tmp_path, web=web)
+    (path,) = fetch([entry(site)], tmp_path, web=web)
+    assert path.read_bytes() == DATA
+    assert site.gets("/a.fits")[-1]["Range"] == "bytes=90000-"
+
+
+def test_a_page_in_pieces_is_found_and_forgotten(site, web, tmp_path):
+    def piecemeal(handler):
+        page = b"<html>" + b"x" * 1000
+        handler.answer(200, page[:3], {"Content-Length": str(len(page))})
+        handler.wfile.flush()
+        time.sleep(0.1)
+        handler.wfile.write(page[3:])
+
+    site.plans["/a.fits"] = [piecemeal]
+    with pytest.raises(FetchError, match="web page"):
+        fetch([entry(site)], tmp_path, web=web)
+    assert leftovers(tmp_path) == []
+
+
 def test_a_busy_server_is_waited_for(site, web, tmp_path):
     site.plans["/a.fits"] = [status(429, Retry_After="7"), status(503)]
     (path,) = fetch([entry(site)], tmp_path, web=web)

@@ -64,6 +64,8 @@ def crossmatch(
     a, b = _Side(left, _keys(left_columns)), _Side(right, _keys(right_columns))
     policy: dict[str, Any] = {"ambiguous": ambiguous, "duplicates": duplicates}
     if a.ids is not None and b.ids is not None:
+        if lead is not None or tolerance is not None:
+            raise ConfigError("--lead and --magnitudes are for matches by position; name no 'id'")
         positions = None
         if a.positions is not None and b.positions is not None:
             positions, policy["radius_arcsec"] = (a.positions, b.positions), radius

@@ -30,6 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _NO_HEAD = (400, 401, 403, 405, 501)
 """Answers to HEAD of servers that may well answer GET."""
 _MOST_RESTARTS = 2
+_PAGE_TYPES = ("text/html", "application/xhtml+xml")
 _PAGE = (b"<!doctype html", b"<html")
 
 
@@ -150,7 +151,7 @@ class Downloader:
         while True:
             try:
                 with self.web.ask(source.url, method="HEAD") as response:
-                    self._require_data(source, response, b"")
+                    _require_data(source, response)
                     return _described(source.url, response)
             except Interrupted as error:
                 attempt += 1
@@ -241,6 +242,8 @@ class Downloader:
                     f"{source.url}: the server answers {response.status_code} "
                     f"{response.reason}, not the file; check the address"
                 )
+            # What is kept must survive a page that asks to log in again.
+            _require_data(source, response)
             remote = _described(source.url, response)
             if response.status_code == 206:
                 remote = self._continued(source, response, offset)
@@ -293,17 +296,6 @@ class Downloader:
                 "download it by other means"
             )
 
-    def _require_data(self, source: Source, response: requests.Response, head: bytes) -> None:
-        kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
-        page = kind in ("text/html", "application/xhtml+xml") or (
-            head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE)
-        )
-        if page and not source.name.lower().endswith((".html", ".htm", ".xhtml")):
-            raise FetchError(
-                f"{source.url} gives a web page, not {source.name}: the file has moved, or one "
-                "must log in; open the address in a browser"
-            )
-
     def _receive(
         self,
         source: Source,
@@ -328,7 +320,9 @@ class Downloader:
                     break
                 if done < _HEAD:
                     head = (head + chunk)[:_HEAD]
-                    self._require_data(source, response, head)
+                    if _is_page(source.name, head):
+                        self._forget(source.name)
+                        raise _page_error(source)
                 stream.write(chunk)
                 done += len(chunk)
                 if self.progress is not None:
@@ -382,6 +376,30 @@ class _Watch:
         if done - self._done < self._manners.least_rate * passed:
             raise Interrupted(f"stalled: {done - self._done} bytes in {passed:.0f} s")
         self._since, self._done = time.monotonic(), done
+
+
+def _require_data(source: Source, response: requests.Response) -> None:
+    """Refuse what calls itself a web page."""
+    kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
+    if kind in _PAGE_TYPES and response.status_code in (200, 206) and not _may_be_page(source.name):
+        raise _page_error(source)
+
+
+def _is_page(name: str, head: bytes) -> bool:
+    """Whether the first bytes are those of a web page, where none is expected."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith(_PAGE) and not _may_be_page(name)
+
+
+def _may_be_page(name: str) -> bool:
+    return name.lower().endswith((".html", ".htm", ".xhtml"))
+
+
+def _page_error(source: Source) -> FetchError:
+    return FetchError(
+        f"{source.url} gives a web page, not {source.name}: the file has moved, or one must log "
+        "in; open the address in a browser"
+    )
 
 
 def sha256_of(path: Path) -> str:
