@@ -22,6 +22,7 @@ from maury.predictor import Predictor, hide
 from maury.preparation import AV, AbsoluteMagnitudes, FurtherColumns, Preparation
 from maury.readers import ingest_toml
 from maury.settings import resolve
+from maury.sky import draw_around
 from maury.spectra import Spectra
 from maury.steps import ColumnRange
 from maury.survey import Batch, Survey, SurveyWriter
@@ -372,6 +373,29 @@ def test_the_network_uses_what_it_is_given(model, seismic_survey):
     plain = Predictor(model).predict(batch)["logg"]
     assert np.median((risen - plain)[known]) > 0.02
     np.testing.assert_array_equal(risen[~known], plain[~known])
+
+
+def test_sparse_columns_stay_as_frequent_and_true_in_simulated_stars():
+    rng = np.random.default_rng(2)
+    labels = rng.normal([5000, 3, 0, 0, 0.1, 0, 0, 0, 0], 0.2, (400, 9))
+    logg = np.where(rng.random(400) < 0.1, labels[:, 1], np.nan)
+    observables = np.column_stack([rng.normal(size=400), logg])
+    drawn, seen = draw_around(labels, observables, 20_000, rng, sparse=(1,))
+    share = np.isfinite(logg).mean()
+    assert np.isfinite(seen[:, 1]).mean() == pytest.approx(share, rel=0.15)
+    known = np.isfinite(seen[:, 1])
+    np.testing.assert_allclose(seen[known, 1], drawn[known, 1])
+    assert np.isfinite(seen[:, 0]).all()
+    plain = draw_around(labels, observables, 20_000, np.random.default_rng(4))[1]
+    assert np.isfinite(plain[:, 1]).mean() < 0.02
+
+
+def test_draws_without_sparse_columns_are_as_they_were():
+    rng = np.random.default_rng(2)
+    labels, observables = rng.normal(size=(60, 9)), rng.normal(size=(60, 3))
+    one = draw_around(labels, observables, 500, np.random.default_rng(5))
+    other = draw_around(labels, observables, 500, np.random.default_rng(5), sparse=(2,))
+    np.testing.assert_array_equal(one[1], other[1])
 
 
 def test_no_noise_is_added_to_further_columns(model):

@@ -8,7 +8,7 @@ simulated spectra, each with noise of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from typing import Annotated, Any, Self
@@ -343,6 +343,7 @@ def draw_around(
     rng: np.random.Generator,
     *,
     config: DrawConfig = _DRAW,
+    sparse: Sequence[int] = (),
 ) -> tuple[Float64Array, Float64Array]:
     """Draw labels and observables of simulated stars: a local, smoothed bootstrap.
 
@@ -355,12 +356,15 @@ def draw_around(
     n_star : int
     rng : numpy Generator
     config : DrawConfig
+    sparse : sequence of int
+        Numbers of observables that few stars may have. A star that has one, but whose chosen
+        neighbours do not, is drawn as it is, so that the observable stays as frequent as it was.
 
     Returns
     -------
     (n_star, 9), (n_star, n_observable) float64
-        An observable that any of the three stars lacks is missing. One that is never negative
-        among the labelled stars stays so.
+        Any other observable that any of the three stars lacks is missing. One that is never
+        negative among the labelled stars stays so.
     """
     centre, scale = robust_scale(labels)
     place = np.clip((labels - centre) / scale, -8.0, 8.0) * _METRIC
@@ -372,7 +376,12 @@ def draw_around(
     plus, minus = near[base, rng.integers(1, count + 1, (2, n_star))]
     step = config.step * np.maximum(reach[base, None], 1.0) ** config.widen
     step = np.minimum(step, _LARGEST_STEP)
-    drawn = [x[base] + step * (x[plus] - x[minus]) for x in (labels, observables)]
+    has = np.isfinite(observables[:, list(sparse)])
+    alone = (has[base] & ~(has[plus] & has[minus])).any(axis=1, keepdims=True)
+    drawn = [
+        np.where(alone, x[base], x[base] + step * (x[plus] - x[minus]))
+        for x in (labels, observables)
+    ]
     free = np.flatnonzero(rng.random(n_star) < config.free_share)
     width = config.free_width * scale[_N_STRUCTURAL:]
     strength = np.exp(0.5 * rng.standard_normal((free.size, 1)))
@@ -576,7 +585,9 @@ class Sky:
         draw, noise
             Settings.
         """
-        labels, observables = draw_around(self.labels, self.observables, n_star, rng, config=draw)
+        labels, observables = draw_around(
+            self.labels, self.observables, n_star, rng, config=draw, sparse=self._sparse(noise)
+        )
         full = _emulator().clip(Population.load().complete(labels, rng))
         labels = full[:, : len(LABEL_NAMES)]
         flux = self.spectra(full, rng)
@@ -601,6 +612,10 @@ class Sky:
             labels = full[rows, : len(LABEL_NAMES)]
             flux[rows] = self.calibration.apply(theory, labels)
         return flux
+
+    def _sparse(self, noise: BatchNoise) -> tuple[int, ...]:
+        """Numbers of the further columns; a sky without observables has none."""
+        return tuple(k for k in noise.quiet if k < self.observables.shape[1])
 
     def theory(self, labels: Float64Array) -> Float32Array:
         """Noise-free calibrated flux (n_star, n_pixel) of the nine `labels` (n_star, 9).
