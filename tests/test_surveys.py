@@ -1,6 +1,7 @@
 """Recipes of public surveys, and the grammar of their cuts."""
 
 import tomllib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -290,8 +291,6 @@ def test_cuts_are_the_same_in_every_format(tmp_path):
         cut(column="NAME", equals="n"),
         cut(column="X", finite=True),
     ]
-    from contextlib import ExitStack
-
     for suffix in ("fits", "vot", "parquet", "csv"):
         with ExitStack() as stack:
             chosen = apply_cuts(cuts, open_table(tmp_path / f"t.{suffix}", stack))
@@ -306,11 +305,31 @@ def test_a_64_bit_flag_in_fits_keeps_its_lowest_bit(tmp_path):
     flags = np.array([(1 << 62) | 1, 1 << 62], dtype=np.int64)
     hdu = fits.BinTableHDU.from_columns([fits.Column("F", "K", array=flags)])
     hdu.writeto(tmp_path / "t.fits")
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         opened = open_table(tmp_path / "t.fits", stack)
         assert apply_cuts([cut(column="F", bits_clear=[0])], opened).keep.tolist() == [False, True]
+
+
+def test_cuts_of_apogee_on_a_table_of_its_data_model(tmp_path):
+    """allStar: 32-bit EXTRATARG, 64-bit flags, float32 labels (datamodel page of the recipe)."""
+    columns = [
+        fits.Column("ASPCAPFLAG", "K", array=[0, 1 << 23, 0, 1 << 7, 0]),
+        fits.Column("STARFLAG", "K", array=[0, 0, 0, 0, 1 << 4]),
+        fits.Column("EXTRATARG", "J", array=[0, 0, 1 << 4, 1, 0]),
+        fits.Column("SNREV", "E", array=[100, 100, 100, 30, 100]),
+        fits.Column("TEFF", "E", array=[4800, 4800, 4800, 4800, np.nan]),
+        fits.Column("LOGG", "E", array=np.full(5, 2.5)),
+        fits.Column("M_H", "E", array=np.full(5, -0.1)),
+    ]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "allStar.fits")
+    for name in ("apogee-dr16", "apogee-dr17"):
+        recipe = surveys.load(name)
+        with ExitStack() as stack:
+            table = open_table(tmp_path / "allStar.fits", stack, hdu=recipe.table.hdu)
+            chosen = apply_cuts(recipe.cuts(), table)
+            strict = apply_cuts(recipe.cuts(also=("snr", "star-flag")), table)
+        assert chosen.reasons.tolist() == ["", "star-bad", "duplicate", "", "parameters-given"]
+        assert strict.reasons.tolist() == ["", "star-bad", "duplicate", "snr", "star-flag"]
 
 
 def test_default_cuts_can_be_switched():
