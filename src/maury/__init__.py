@@ -26,6 +26,9 @@ _HOME = {
     "ingest_toml": "readers",
     "predict": "prediction",
     "simulate_survey": "simulate",
+    "to_specutils": "converters",
+    "to_table": "converters",
+    "to_xarray": "converters",
     "train": "learning",
     "validate": "validation",
     "write_report": "report",
@@ -35,6 +38,9 @@ __all__ = [*sorted(_HOME), "__version__"]
 
 if TYPE_CHECKING:
     from maury.catalogue import Catalogue as Catalogue
+    from maury.converters import to_specutils as to_specutils
+    from maury.converters import to_table as to_table
+    from maury.converters import to_xarray as to_xarray
     from maury.emulator import Emulator as Emulator
     from maury.errors import MauryError as MauryError
     from maury.flags import Flag as Flag
