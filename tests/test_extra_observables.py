@@ -17,6 +17,7 @@ from maury.ensemble import train
 from maury.errors import ColumnError, ConfigError, UnknownName
 from maury.flags import Flag
 from maury.inference import EnsembleNetwork
+from maury.measuring import ColumnRange
 from maury.model import Model
 from maury.predictor import Predictor, hide
 from maury.preparation import AV, AbsoluteMagnitudes, FurtherColumns, Preparation
@@ -24,7 +25,6 @@ from maury.readers import ingest_toml
 from maury.settings import resolve
 from maury.sky import draw_around
 from maury.spectra import Spectra
-from maury.steps import ColumnRange
 from maury.survey import Batch, Survey, SurveyWriter
 
 torch.set_num_threads(1)

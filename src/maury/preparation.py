@@ -21,33 +21,35 @@ from maury import observables as obs
 from maury import operators as ops
 from maury.errors import ColumnError, ConfigError
 from maury.flags import FLAG_DTYPE, Flag, set_where
+from maury.measuring import (
+    ALL_BANDS,
+    AV,
+    AbsoluteMagnitudes,
+    Colours,
+    FurtherColumns,
+    Observable,
+    ParallaxSnr,
+    column,
+    parallax_mas,
+)
 from maury.naming import suggestion
 from maury.spectra import Medium, Spectra
 from maury.steps import (
-    ALL_BANDS,
-    AV,
     RAVE_GRID,
-    AbsoluteMagnitudes,
     ChebyshevContinuum,
     CheckGrid,
-    Colours,
     Config,
-    FurtherColumns,
     LinearGrid,
     ListedGrid,
     MaskCosmics,
     NoContinuum,
     Noise,
-    Observable,
-    ParallaxSnr,
     Resample,
     RestFrame,
     RunningQuantileContinuum,
     SpectralStep,
     State,
     ToMedium,
-    column,
-    parallax_mas,
 )
 from maury.survey import Batch
 
