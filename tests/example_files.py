@@ -93,7 +93,7 @@ def write_apogee(path, sky, rows, *, seed=0):
     )
 
 
-def write_rave_apogee(folder, n=130, seed=1):
+def write_rave_apogee(folder, n=60, seed=1):
     """RAVE DR6 spectra and tables, and APOGEE labels of most of their stars."""
     sky = SimulatedStars(n, seed)
     star = np.r_[np.arange(n), np.arange(10)]
@@ -122,7 +122,7 @@ def write_rave_apogee(folder, n=130, seed=1):
     )
     write_catalogue(folder / "dr6_obsdata.fits", "rave-dr6-obsdata", place, rave_obs_id=ids)
     write_photometry(folder, sky, np.arange(n))
-    write_apogee(folder / "allStar-dr17-synspec_rev1.fits", sky, np.arange(110))
+    write_apogee(folder / "allStar-dr17-synspec_rev1.fits", sky, np.arange(50))
 
 
 def write_photometry(folder, sky, rows):
