@@ -34,6 +34,7 @@ from maury.errors import MauryError, ModelFileError
 from maury.files import refuse_existing, writing
 from maury.labels import Label
 from maury.limits import current
+from maury.migrations import MODEL
 from maury.naming import check_known
 from maury.preparation import Preparation
 from maury.spectra import Medium, check_wavelengths, describe_grid
@@ -41,8 +42,6 @@ from maury.split import SplitRecord
 from maury.statistics import robust_scale
 from maury.tensorfile import check_sum, damaged, read_tensor_file, write_sums
 
-FORMAT = "maury model"
-FORMAT_VERSION = 1
 MAX_MEMBERS = 1000
 METHOD = "method"
 """Attachment that a model has in place of networks, if `maury.methods` made it."""
@@ -472,8 +471,8 @@ class _ModelDocument(_Strict):
 def _document(model: Model) -> dict[str, Any]:
     """Plain mapping of a model, the content of `model.json`."""
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": MODEL.name,
+        "format_version": MODEL.version,
         "labels": [label.model_dump(mode="json") for label in model.labels],
         "network": dict(model.network),
         "preparation": model.preparation.to_json(),
@@ -554,13 +553,9 @@ def _read_document(path: Path) -> _ModelDocument:
         content = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise damaged(file, f"it is not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != MODEL.name:
         raise ModelFileError(f"{file} is not the head of a maury model")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path} has format version {content.get('format_version')!r}, this maury reads "
-            f"{FORMAT_VERSION}; use the maury that wrote it, or train the model again"
-        )
+    content = MODEL.upgrade(content, str(path), ModelFileError)
     try:
         return _ModelDocument.model_validate(content)
     except ValidationError as error:

@@ -15,22 +15,22 @@ from maury import columns as columns_module
 from maury.columns import Column
 from maury.errors import ColumnError, IdentifierError, LengthMismatch, ResumeMismatch
 from maury.files import (
+    discard,
     explaining,
     publish,
     read_stamp,
     refuse_existing,
-    remove,
     require_ours,
     settle,
 )
 from maury.integrity import MANIFEST, write_manifest
 from maury.labels import LABELS, Label
 from maury.locks import making
+from maury.migrations import SURVEY
 from maury.spectra import Medium, check_wavelengths
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 CHUNK_STARS = 2048
 """Stars per chunk of a store: 7.5 MB of flux at 912 pixels."""
 COLUMN_CHUNK_STARS = 16384
@@ -110,8 +110,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         refuse_existing(self.path, overwrite=overwrite)
         wave = check_wavelengths(wave_aa)
         header = {
-            "format": "maury survey",
-            "format_version": FORMAT_VERSION,
+            "format": SURVEY.name,
+            "format_version": SURVEY.version,
             "medium": medium,
             "simulated": bool(simulated),
             "labels": [label.model_dump(mode="json") for label in labels],
@@ -214,7 +214,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             if kind is None:
                 self._publish()
             elif self._key is None:
-                remove(self.partial)
+                discard(self.partial, self.path)
 
     def _publish(self) -> None:
         if self._rows != [(0, self.n_star)]:
@@ -249,7 +249,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
                 f"{self.partial} holds a partial store made with other settings; "
                 "finish that run, or pass --overwrite to discard it"
             )
-        remove(self.partial)
+        discard(self.partial, self.path)
         return False
 
     def _create(self, wave: NDArray[np.float64], header: dict[str, Any], chunk: int) -> None:

@@ -23,9 +23,10 @@ from maury.errors import ColumnError, SurveyFileError
 from maury.integrity import check_manifest, manifest_digest
 from maury.labels import Label
 from maury.limits import VARIABLE, current
+from maury.migrations import SURVEY
 from maury.spectra import Medium, Spectra, check_wavelengths, describe_grid
 from maury.store import CHUNK_STARS as CHUNK_STARS
-from maury.store import COLUMN_CHUNK_STARS, FORMAT_VERSION
+from maury.store import COLUMN_CHUNK_STARS
 from maury.store import SurveyWriter as SurveyWriter
 from maury.store import require_unique as require_unique
 
@@ -384,14 +385,9 @@ _MOST_AXES = 3
 
 def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, Any]:
     header = dataset.attrs.get("maury")
-    if not isinstance(header, dict) or header.get("format") != "maury survey":
+    if not isinstance(header, dict) or header.get("format") != SURVEY.name:
         raise SurveyFileError(f"{path} is a Zarr store, but not one of maury's surveys")
-    version = header.get("format_version")
-    if version != FORMAT_VERSION:
-        raise SurveyFileError(
-            f"{path} has format version {version}, this maury reads {FORMAT_VERSION}; "
-            "use the maury that wrote it, or make the store anew"
-        )
+    header = SURVEY.upgrade(header, str(path), SurveyFileError)
     for name in ("flux", "ivar", "wave", "id", "star_id"):
         if name not in dataset:
             raise SurveyFileError(f"{path} lacks {name!r}; the store is damaged, make it anew")
