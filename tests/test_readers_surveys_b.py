@@ -9,6 +9,8 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.io import votable as vot
 from astropy.table import Table
+from hypothesis import given
+from hypothesis import strategies as st
 
 from maury.build.catalogues import open_catalogue
 from maury.build.flow import Flow
@@ -24,6 +26,7 @@ from maury.errors import (
     WavelengthError,
 )
 from maury.readers import ingest_toml
+from maury.readers.tables import parse_array
 from maury.spectra import arm_slices
 from maury.surveys.ingesting import ingest_recipe
 
@@ -858,3 +861,19 @@ def test_recipe_of_weave_arms(tmp_path):
         survey = ingest_recipe("weave-l1", tmp_path / "weave", out, arm=arm)
         assert survey.wave_aa[0] == start
         assert survey.star_id.tolist() == ["WVE_0", "WVE_2", "WVE_3"]
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.floats(width=64)), max_size=30), st.sampled_from(["[]", "()"])
+)
+def test_arrays_in_text_are_read_to_the_last_bit(values, brackets):
+    written = ["null" if v is None else repr(v) for v in values]
+    text = f" {brackets[0]}{', '.join(written)}{brackets[1]} "
+    expected = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+    np.testing.assert_array_equal(parse_array(text, "cell"), expected)
+
+
+@pytest.mark.parametrize("text", ["[1,2", "1,2", "[1,x]", "[1,,2]x", "[1 2]", "[1,2,]3", "{1}"])
+def test_texts_that_are_no_arrays_are_refused(text):
+    with pytest.raises(ColumnError, match="cell"):
+        parse_array(text, "cell")

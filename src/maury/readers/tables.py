@@ -1,6 +1,7 @@
 """Tables of many formats, by one interface: column names, numbers, texts."""
 
 import csv
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -517,12 +518,26 @@ def parse_array(text: str, what: str) -> NDArray[np.float64]:
     if text in _NO_ARRAY:
         return np.empty(0)
     if (text[0], text[-1]) not in (("[", "]"), ("(", ")")):
-        raise ColumnError(f"{what}: expected arrays such as [0.1,0.2], got {text:.30!r}")
-    words = [word.strip() for word in text[1:-1].split(",")]
+        raise ColumnError(f"{what}: expected arrays such as [0.1,0.2], got {text[:30]!r}")
+    body = text[1:-1]
+    values = _numbers_in(body.replace("null", "nan"))
+    if values.size == body.count(",") + 1:
+        return values
+    words = [word.strip() for word in body.split(",")]
     try:
         return np.array(["nan" if w in _NO_ARRAY else w for w in words], dtype=np.float64)
     except ValueError as error:
         raise ColumnError(f"{what} must hold arrays of numbers: {error}") from error
+
+
+def _numbers_in(text: str) -> NDArray[np.float64]:
+    """Return numbers with commas between them, or fewer if one of them is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return np.fromstring(text, dtype=np.float64, sep=",")
+        except ValueError:
+            return np.empty(0)
 
 
 def _plain(values: Any, what: str) -> Any:
