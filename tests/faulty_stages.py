@@ -26,6 +26,13 @@ class Stage:
         self.seed, self.replace = 1, True
 
 
+def without_card() -> None:
+    """The card of a model is written once the model is made, and can be written again."""
+    from maury import learning
+
+    learning.add_card = lambda model, survey=None: None
+
+
 def ingest(inputs: Path, plan: dict[str, Any]) -> Stage:
     from maury import store
     from maury.readers import ingest_toml, pipeline
@@ -76,6 +83,7 @@ def train(inputs: Path, plan: dict[str, Any]) -> Stage:
 
     inputs.mkdir()
     write_survey(inputs / "survey.zarr", n=80)
+    without_card()
     ensemble.CHECKPOINT_SECONDS = 0.0
     config = plan.get("config", QUICK)
 
@@ -96,6 +104,7 @@ def train_method(inputs: Path, plan: dict[str, Any]) -> Stage:
     from maury.learning import train as learn
     from training_survey import write_survey
 
+    without_card()
     inputs.mkdir()
     write_survey(inputs / "survey.zarr", n=80)
 
@@ -109,6 +118,7 @@ def train_default(inputs: Path, plan: dict[str, Any]) -> Stage:
     from maury import ensemble, trust
     from maury.learning import train as learn
 
+    without_card()
     ensemble.CHECKPOINT_SECONDS = 0.0
     trust.N_SIMULATED = 1000
     config = {"training": {"steps": 20, "stars": 400}, "ensemble": {"members": 1}}

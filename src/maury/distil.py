@@ -24,9 +24,10 @@ from torch import Tensor
 import maury
 from maury.calibration import LEAST_STARS, Calibration
 from maury.canary import with_canary
+from maury.card import add_card
 from maury.documents import read_toml
 from maury.errors import ConfigError
-from maury.files import refuse_existing, remove, work_folder
+from maury.files import discard, refuse_existing, work_folder
 from maury.learning import completion
 from maury.lessons import SHEET_STARS, Sheet, SheetFolder, Teacher, join
 from maury.locks import one_at_a_time
@@ -131,7 +132,8 @@ def distil(
     taught = _assemble(teacher, network, training, weights, survey=survey, seed=seed)
     saved = taught.save(work / "model", weights=[weights], overwrite=True)
     result = _complete(saved, teacher.model, survey).save(out, overwrite=overwrite)
-    remove(work)
+    add_card(result, survey if survey is not None and survey.label_names else None)
+    discard(work, out)
     return result
 
 

@@ -21,7 +21,7 @@ from maury import labels as labels_module
 from maury.distributed import Cluster
 from maury.emulator import Emulator
 from maury.errors import ConfigError, TrainingError
-from maury.files import refuse_existing, remove, work_folder
+from maury.files import discard, refuse_existing, work_folder
 from maury.inference import has_observables, has_spectrum
 from maury.inheritance import LEAST_STARS, Inheritance
 from maury.labels import LABEL_NAMES
@@ -161,7 +161,7 @@ def train(
     )
     trained = _assemble(folder, settings, stars, jobs, survey, seed, parent)
     result = complete(trained).save(path, overwrite=overwrite)
-    remove(folder.path)
+    discard(folder.path, path)
     return result
 
 

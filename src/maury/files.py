@@ -40,14 +40,20 @@ def explaining(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0)
+        number = error.errno or (errno.ENOSPC if _is_short_write(error) else 0)
+        remedy = _REMEDIES.get(number)
         if remedy is None:
             raise
         where = f" ({error.filename})" if error.filename and error.filename != str(path) else ""
         raise OutputError(
-            f"{path} cannot be written: {os.strerror(error.errno or 0)}{where}; {remedy}, and give "
+            f"{path} cannot be written: {os.strerror(number)}{where}; {remedy}, and give "
             "the same command again"
         ) from error
+
+
+def _is_short_write(error: OSError) -> bool:
+    """Whether numpy says in words alone that a disk took less than it was given."""
+    return error.errno is None and "requested and" in str(error)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -62,6 +68,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def discard(work: Path, out: Path) -> None:
+    """Remove the work folder of `out` so that no kill leaves a part of it under its name."""
+    aside = temporary(out)
+    remove(aside)
+    os.replace(work, aside)
+    remove(aside)
 
 
 def settle(path: Path) -> None:
@@ -90,6 +104,11 @@ def publish(partial: Path, path: Path, *, overwrite: bool) -> None:
     settle(partial)
     in_the_way = path.exists() or path.is_symlink()
     if in_the_way and (partial.is_dir() or path.is_dir()):
+        # What a kill leaves under this name the next run knows, and removes.
+        if partial != (known := temporary(path)):
+            remove(known)
+            os.replace(partial, known)
+            partial = known
         if not _exchanged(partial, path):
             os.replace(path, _set_aside(path))
             os.replace(partial, path)
@@ -228,7 +247,8 @@ def work_folder(
             raise ResumeMismatch(
                 f"{work} holds {holds}; finish that run, or pass --overwrite to discard it"
             )
-        remove(work)
+        with explaining(out):
+            discard(work, out)
     with explaining(out):
         work.mkdir(parents=True)
     with writing(stamp, overwrite=True) as partial:
@@ -248,11 +268,11 @@ def read_stamp(stamp: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def require_ours(work: Path, stamp: str) -> None:
-    """Raise `ResumeMismatch` unless a folder in the way has this stamp, or is empty."""
+def require_ours(work: Path, *stamps: str) -> None:
+    """Raise `ResumeMismatch` unless a folder in the way has one of these files, or is empty."""
     ours = work.is_dir() and not work.is_symlink()
-    if ours and not (work / stamp).exists():
-        head = f".{Path(stamp).stem}."
+    if ours and not any((work / stamp).exists() for stamp in stamps):
+        head = f".{Path(stamps[0]).stem}."
         ours = all(one.is_dir() or one.name.startswith(head) for one in work.rglob("*"))
     if not ours:
         raise ResumeMismatch(

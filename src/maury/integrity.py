@@ -21,9 +21,14 @@ _MOST_BYTES = 2**28
 def write_manifest(store: Path) -> None:
     """Write down the files of a complete store, in it."""
     content = {**_FORMAT, "metadata": _metadata(store), "chunks": _chunks(store)}
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {"maury": content}}
     (store / MANIFEST).mkdir(exist_ok=True)
-    (store / MANIFEST / _HEAD).write_text(json.dumps(group), "utf-8")
+    (store / MANIFEST / _HEAD).write_text(json.dumps(_group(content)), "utf-8")
+
+
+def _group(content: dict[str, Any]) -> dict[str, Any]:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    attributes = {"maury": content, "sha256": digest}
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
 def manifest_digest(store: Path) -> str | None:
@@ -79,12 +84,15 @@ def _read(manifest: Path) -> dict[str, Any]:
     try:
         if manifest.stat().st_size > _MOST_BYTES:
             raise ValueError("it is too large")
-        content: dict[str, Any] = json.loads(manifest.read_bytes())["attributes"]["maury"]
+        group = json.loads(manifest.read_bytes())
+        content: dict[str, Any] = group["attributes"]["maury"]
         known = {name: content[name] for name in _FORMAT} == _FORMAT
         for digest in content["metadata"].values():
             bytes.fromhex(digest)
         for sizes in content["chunks"].values():
             sum(sizes.values())
+        if group != _group(content):
+            raise ValueError("its checksum differs")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(manifest, f"cannot be read: {error}") from error
     if not known:

@@ -12,7 +12,7 @@ from maury.canary import with_canary
 from maury.card import add_card
 from maury.distributed import Cluster
 from maury.drift import with_sample
-from maury.errors import ConfigError, MauryError
+from maury.errors import ConfigError, MauryError, OutputError
 from maury.members import Progress
 from maury.methods.learning import train_method
 from maury.methods.registry import METHODS
@@ -76,7 +76,7 @@ def train(
             overwrite=overwrite,
             complete=lambda model: equipped(model, labelled),
         )
-        add_card(trained, survey)
+        _describe(trained, survey)
         return trained
     preset = method or preset
     settings = resolve(config, preset=preset, members=members, split=split)
@@ -92,8 +92,16 @@ def train(
         overwrite=overwrite,
         complete=completion(survey),
     )
-    add_card(trained, survey)
+    _describe(trained, survey)
     return trained
+
+
+def _describe(model: Model, survey: Survey) -> None:
+    """Write the card of a model that is made, and stays whether it has a card or not."""
+    try:
+        add_card(model, survey)
+    except OutputError as error:
+        logger.warning("%s has no card, write it with 'maury card': %s", model.path, error)
 
 
 def equipped(model: Model, survey: Survey) -> Model:

@@ -131,7 +131,9 @@ class WorkFolder:
     def note_losses(self, event: MemberEvent) -> None:
         """Add the losses of an epoch to the member's record."""
         with self._losses_file(event.member).open("a", encoding="utf-8") as file:
-            file.write(json.dumps([event.epoch, event.training_loss, event.validation_loss]) + "\n")
+            # The line before may be torn.
+            line = json.dumps([event.epoch, event.training_loss, event.validation_loss])
+            file.write(f"\n{line}\n")
 
     def losses(self, member: int) -> NDArray[np.float64]:
         """Training and validation loss of each epoch, (n_epoch, 2); NaN where there is none."""

@@ -33,7 +33,15 @@ from maury.catalogue import (
 from maury.distributed import Cluster
 from maury.drift import drift
 from maury.errors import ColumnError, ModelFileError
-from maury.files import STAMP, read_stamp, refuse_existing, remove, work_folder, writing
+from maury.files import (
+    STAMP,
+    discard,
+    read_stamp,
+    refuse_existing,
+    remove,
+    work_folder,
+    writing,
+)
 from maury.locks import one_at_a_time
 from maury.model import Model
 from maury.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
@@ -329,7 +337,7 @@ def finish(plan: Plan) -> Written:
     parts = [Path(part.path) for part in plan.parts]
     assemble(parts, plan.out, spec=plan.spec, overwrite=plan.overwrite)
     n_warned = sum(count_true(part, "warn") for part in parts)
-    remove(plan.work)
+    discard(plan.work, plan.out)
     simulated = bool(plan.spec.metadata["simulated"])
     return Written(plan.out, plan.n_star, n_warned, simulated)
 

@@ -225,16 +225,15 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         for torn in self.partial.rglob("*.partial"):  # Zarr's own, of writers that were killed.
             torn.unlink(missing_ok=True)
         write_manifest(self.partial)
-        # A kill from here on leaves all that is needed to publish once more.
+        (self.partial / _PROGRESS).unlink()
         publish(self.partial, self.path, overwrite=self._overwrite)
-        (self.path / _PROGRESS).unlink(missing_ok=True)
 
     def _resume(self) -> bool:
         import zarr
 
         if not (self.partial.exists() or self.partial.is_symlink()):
             return False
-        require_ours(self.partial, _PROGRESS)
+        require_ours(self.partial, _PROGRESS, f"{MANIFEST}/zarr.json")
         state = read_stamp(self.partial / _PROGRESS)
         if self._key is not None and state.get("key") == self._key:
             self._group = zarr.open_group(str(self.partial), mode="r+")

@@ -187,7 +187,14 @@ class Survey:
     @cached_property
     def wave_aa(self) -> NDArray[np.float64]:
         """Wavelengths in angstrom, shape ``(n_pixel,)``."""
-        return check_wavelengths(self.dataset["wave"].values, name=f"wavelengths of {self.path}")
+        try:
+            wave = self.dataset["wave"].to_numpy()
+        except Exception as error:
+            raise SurveyFileError(
+                f"{self.path}/wave/c/0 is damaged ({error}); copy it from a backup, or make the "
+                "store anew"
+            ) from error
+        return check_wavelengths(wave, name=f"wavelengths of {self.path}")
 
     @property
     def medium(self) -> Medium:
@@ -368,12 +375,13 @@ def _check_sizes(dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
     """Refuse arrays of absurd shapes, and chunks that no reading of some rows should unfold."""
     limits = current()
     for name, array in dataset.variables.items():
-        chunk = math.prod(array.encoding.get("chunks") or (0,)) * array.dtype.itemsize
+        chunks = array.encoding.get("chunks") or (1,)
+        chunk = math.prod(chunks) * array.dtype.itemsize
         row = math.prod(array.shape[1:]) if array.ndim > 1 else 1
         rows = array.shape[0] if array.ndim and array.dims[0] != "pixel" else 0
         if rows > limits.rows or row > limits.pixels or array.ndim > _MOST_AXES:
             raise SurveyFileError(f"{path}: {name!r} has shape {array.shape}; the store is damaged")
-        if chunk > limits.chunk_bytes:
+        if min(chunks) < 1 or chunk > limits.chunk_bytes:
             raise SurveyFileError(
                 f"{path}: a chunk of {name!r} has {chunk} bytes; the store is damaged; if it is "
                 f"right, raise {VARIABLE}='chunk_bytes=...'"

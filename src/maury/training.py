@@ -233,12 +233,13 @@ def run_to_the_end(
     saved_at = time.monotonic()
     while not run.finished:
         train_loss, validation_loss = run.advance()
+        # Told first: an epoch that is in the checkpoint is not run again.
+        if on_epoch is not None:
+            on_epoch(run.epoch, train_loss, validation_loss)
         due = time.monotonic() - saved_at >= checkpoint_seconds
         if checkpoint is not None and due and not run.finished:
             run.save(checkpoint)
             saved_at = time.monotonic()
-        if on_epoch is not None:
-            on_epoch(run.epoch, train_loss, validation_loss)
     return run
 
 

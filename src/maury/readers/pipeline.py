@@ -20,9 +20,10 @@ from maury.errors import (
     InputFileError,
     LengthMismatch,
     MauryError,
+    OutputError,
     WorkerLost,
 )
-from maury.files import remove
+from maury.files import discard, explaining
 from maury.labels import LABELS, Label
 from maury.limits import current, exceeded
 from maury.operators import estimate_snr, ivar_from_snr
@@ -259,11 +260,12 @@ def write_survey(
                 again = (*opener, target.resume_key)
                 _read_on(cluster, again, columns, writer, progress=progress)
             _write_chunks(source, columns, writer, gridder=gridder, progress=progress)
-        except (ClusterError, WorkerLost):
+        except (ClusterError, WorkerLost, OutputError):
             raise
         except MauryError:
             # Once the input is corrected it is another run, which this part must not obstruct.
-            remove(writer.partial)
+            with explaining(writer.path):
+                discard(writer.partial, writer.path)
             raise
     return Survey.open(target.out)
 
