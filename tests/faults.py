@@ -206,7 +206,9 @@ def _sweep(plan: dict[str, Any]) -> Iterator[Outcome]:
                     again = "same" if digest(out) == expected else "other"
                 else:
                     again = words or ended
-            left = sorted(one.name for one in place.iterdir() if one != out)
+            # Whoever finds the output complete does not touch the lock of the dead.
+            known = {out.name, f".{out.name}.lock"}
+            left = sorted(one.name for one in place.iterdir() if one.name not in known)
             yield Outcome(mode, step, first, message, between, again, left)
 
 
