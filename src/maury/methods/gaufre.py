@@ -2,9 +2,9 @@
 
 Valentini et al. (2013, EPJ Web Conf. 43, 03006). The velocity is that of the highest
 cross-correlation with the best of some templates. In the mode ``chi2`` a library is compared with
-the spectrum; in the mode ``ew`` Teff and [M/H] then follow from the iron lines (`maury.methods.iron`). There are no
-lines of ionised iron of use in this band, so that log g is that of the library, or an external
-value, such as a seismic one, to which either mode keeps.
+the spectrum; in the mode ``ew`` Teff and [M/H] then follow from the iron lines
+(`maury.methods.iron`). There are no lines of ionised iron of use in this band, so that log g is
+that of the library, or an external value, such as a seismic one, to which either mode keeps.
 """
 
 from __future__ import annotations
