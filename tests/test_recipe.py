@@ -284,7 +284,8 @@ def test_a_stopped_ensemble_goes_on_to_the_same_model(tmp_path, monkeypatch, mod
         train(survey, path, config=CONFIG, n_processes=1, seed=3)
     resumed = train(survey, path, config=CONFIG, n_processes=1, progress=seen.append)
     assert resumed.checksum == model.checksum
-    assert [event.epoch for event in seen] == [1, 2, 3] * 2
+    # The epoch that it stopped at is told twice.
+    assert [event.epoch for event in seen] == [1, 2, 3, 1, 1, 2, 3]
     assert {event.n_epochs for event in seen} == {3}
     assert {event.validation_loss for event in seen} == {None}
     assert seen[-1].training_loss < seen[-3].training_loss
