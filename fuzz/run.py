@@ -88,10 +88,11 @@ def _drive(name: str, args: argparse.Namespace) -> None:
         if done == 0 or left <= 0 or seconds <= 1 or time.monotonic() - began < 0.5:
             break
     final = _state(args.out, name)
-    print(f"{name:18} {final['runs']:9d} runs {final['cpu']:7.1f} s CPU", flush=True)  # noqa: T201
+    print(f"{name:18} {final['runs']:9d} runs {final['cpu']:7.1f} s CPU", flush=True)
 
 
 def log_tail(log: Path) -> str:
+    """Return the end of what a process said."""
     return log.read_bytes()[-3000:].decode("utf-8", "replace")
 
 
@@ -113,6 +114,7 @@ def _keep(out: Path, name: str, what: str, data: bytes, text: str) -> None:
 
 
 def hash_of(text: str) -> int:
+    """Return a short number for a text."""
     import zlib
 
     return zlib.crc32(text.encode("utf-8", "replace"))
@@ -264,10 +266,13 @@ class Worker:
         words.write_text("".join(f'"{word}"\n' for word in quoted))
         longest = max(map(len, self.seeds), default=64)
         options = [
-            sys.argv[0], f"-runs={self.args.runs}", "-print_final_stats=1", f"-seed={self.args.seed}",
+            sys.argv[0], f"-runs={self.args.runs}", f"-seed={self.args.seed}",
             f"-timeout={6 * HANG_SECONDS}", "-rss_limit_mb=4096", f"-max_len={longest + 512}",
-            f"-dict={words}", f"-artifact_prefix={self.folder}/", "-len_control=0", str(corpus),
+            f"-artifact_prefix={self.folder}/", "-len_control=0", str(corpus),
         ]  # fmt: skip
+
+        if self.target.words:
+            options.insert(1, f"-dict={words}")
 
         def one(data: bytes) -> None:
             self.one(data)
@@ -334,7 +339,7 @@ def _table(out: Path) -> None:
             f"{name} | {s['runs']} | {s['read']} | {s['refused']} | {s['cpu']:.0f} | "
             f"{s['slowest']:.2f} | {s['peak_mib']} | {found}"
         )
-    print("\n".join([*lines, f"all: {total} executions"]))  # noqa: T201
+    print("\n".join([*lines, f"all: {total} executions"]))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +148,14 @@ def _votables(folder: Path) -> list[bytes]:
     return [write(kind) for kind in ("tabledata", "binary", "binary2")]
 
 
+def _write_parquet(table: Any, how: str, path: Path) -> None:
+    from pyarrow import parquet
+
+    parquet.write_table(table, path, compression=how)
+
+
 def _parquets(folder: Path) -> list[bytes]:
     import pyarrow as pa
-    from pyarrow import parquet
 
     columns = {"id": IDS, "flux": list(FLUX), "teff": [5000.0, None, 4000.0]}
     table = pa.table(columns)
@@ -155,7 +163,7 @@ def _parquets(folder: Path) -> list[bytes]:
         {**columns, "flux": pa.array([r.tolist() for r in FLUX], pa.list_(pa.float32(), N_PIXEL))}
     )
     return [
-        _written(folder, "seed.parquet", lambda p: parquet.write_table(made, p, compression=how))
+        _written(folder, "seed.parquet", partial(_write_parquet, made, how))
         for made in (table, fixed)
         for how in ("none", "snappy")
     ]
@@ -174,6 +182,54 @@ def _npy(folder: Path) -> list[bytes]:
     out = io.BytesIO()
     np.save(out, FLUX)
     return [out.getvalue()]
+
+
+def _published(reader: str, name: str) -> Callable[[Path], Callable[[bytes], None]]:
+    return _spectra(f"in/{name}", f'[spectra]\nfolder = "in"\nreader = "{reader}"\n')
+
+
+def _by_tests(module: str, write: Callable[[Any, Path], Any]) -> Callable[[Path], list[bytes]]:
+    """Seeds that the tests of a reader write, as simulated files of that format."""
+
+    def seeds(folder: Path) -> list[bytes]:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+        place = folder / "written"
+        place.mkdir()
+        write(importlib.import_module(module), place)
+        return [
+            min((p for p in place.rglob("*") if p.is_file()), key=lambda p: p.name).read_bytes()
+        ]
+
+    return seeds
+
+
+_A, _B = "test_readers_surveys_a", "test_readers_surveys_b"
+PUBLISHED: dict[str, tuple[str, Callable[[Path], list[bytes]]]] = {
+    "rave-dr6": (
+        "RAVE_20030411_0001m00_001.fits",
+        _by_tests(_A, lambda m, p: m.write_rave(p, "20030411_0001m00_001", 1)),
+    ),
+    "apstar": (
+        "apStar-dr17-2M00000000.fits",
+        _by_tests(_A, lambda m, p: m.write_apstar(p, "2M00000000", 1)),
+    ),
+    "mwmstar-boss": (
+        "mwmStar-0.6.0-7.fits",
+        _by_tests(
+            _A,
+            lambda m, p: m.write_mwmstar(p, 7, boss=[(*m.spectrum(m.BOSS, 3, level=12.0), 30.0)]),
+        ),
+    ),
+    "galah-ccd3": (
+        "1401280023010013.fits",
+        _by_tests(_A, lambda m, p: m.write_galah(p, 140128002301001, 3, 1, release=4)),
+    ),
+    "lamost-lrs": (
+        "spec-55862-B6212_sp01-001.fits",
+        _by_tests(_A, lambda m, p: m.write_lrs(p, 101001, 1, layout="table")),
+    ),
+    "gaia-rvs": ("RVS_RAW.csv", _by_tests(_B, lambda m, p: m.write_csv_raw(p))),
+}
 
 
 CONFIG = """simulated = false
@@ -376,10 +432,9 @@ def _make_store(folder: Path) -> Callable[[bytes], None]:
         try:
             survey = Survey.open(path)
             if survey.n_star < 10_000:
-                survey.id
+                survey.column("id")
                 survey.batch(0, 2)
-                survey.label_definitions
-                repr(survey)
+                repr([survey, survey.label_definitions])
         finally:
             (path / name).write_bytes(kept[name])
 
@@ -633,9 +688,7 @@ def _make_catalogue(suffix: str) -> Callable[[Path], Callable[[bytes], None]]:
         def run(data: bytes) -> None:
             file.write_bytes(data)
             catalogue = Catalogue.read(file)
-            str(catalogue)
-            len(catalogue)
-            catalogue.simulated
+            repr([str(catalogue), len(catalogue), catalogue.simulated])
 
         return run
 
@@ -855,6 +908,12 @@ TARGETS: dict[str, Target] = {
         _make_catalogue(".parquet"), _catalogue_seeds(".parquet"), JSON_WORDS
     ),
     "catalogue_ecsv": Target(_make_catalogue(".ecsv"), _catalogue_seeds(".ecsv"), JSON_WORDS),
+}
+
+
+TARGETS |= {
+    f"reader_{reader.replace('-', '_')}": Target(_published(reader, name), seeds, FITS_WORDS)
+    for reader, (name, seeds) in PUBLISHED.items()
 }
 
 

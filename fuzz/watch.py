@@ -8,11 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 _FORBIDDEN = (
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty",
-    "pty.spawn", "pickle.find_class", "marshal.loads", "socket.connect", "socket.getaddrinfo",
+    "pty.spawn", "pickle.find_class", "socket.connect", "socket.getaddrinfo",
     "socket.gethostbyname", "socket.sendto", "urllib.Request", "ctypes.dlopen", "os.symlink",
     "os.link", "os.chmod", "os.chown", "webbrowser.open", "ftplib.connect", "http.client.connect",
 )  # fmt: skip
@@ -26,7 +26,7 @@ class Escape(BaseException):
 class _Watch:
     active = threading.local()
     places: tuple[str, ...] = ()
-    seen: list[str] = []
+    seen: ClassVar[list[str]] = []
 
 
 def _hook(event: str, args: Any) -> None:
@@ -42,6 +42,9 @@ def _hook(event: str, args: Any) -> None:
             if not harmless:
                 _found(f"open {path} {args[1]!r}")
     elif event in ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "shutil.rmtree"):
+        if isinstance(args[-1], int) and args[-1] >= 0 and event != "os.mkdir":
+            # Relative to an open directory, which was opened by its path before.
+            return
         path = os.path.realpath(os.fsdecode(args[0]))
         if not path.startswith(_Watch.places):
             _found(f"{event} {path}")

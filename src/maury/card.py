@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from maury.citing import keys_of_model
+from maury.documents import parse_json
 from maury.errors import ConfigError, MauryError, ModelFileError
 from maury.files import refuse_existing, writing
 from maury.flags import Flag
@@ -129,8 +130,8 @@ class ModelCard:
             If it is no card, or of another version.
         """
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise ModelFileError(f"the card of a model is not JSON: {error}") from error
         names = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or set(content) != names:
@@ -354,8 +355,8 @@ def _report(given: Path | str | Mapping[str, Any], model: Model) -> dict[str, An
     else:
         where = str(given)
         try:
-            content = json.loads(Path(given).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = parse_json(Path(given).read_bytes())
+        except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read the report {where}: {error}") from error
     needed = {"statistics", "stars", "survey", "simulated", "n_row", "n_star"}
     if not isinstance(content, dict) or not needed <= set(content):

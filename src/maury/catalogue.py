@@ -27,9 +27,10 @@ from maury.files import writing
 from maury.flags import Flag
 from maury.labels import Label
 from maury.limits import check_columns
+from maury.readers.footers import column_sizes
 from maury.readers.guards import check_ecsv
 from maury.readers.opening import check_votable, open_fits
-from maury.readers.tables import check_parquet_column, open_parquet
+from maury.readers.tables import check_parquet_column, check_text_width, open_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -316,10 +317,10 @@ def _check_parts(path: Path) -> None:
     """Refuse Parquet files that unfold to absurdly many bytes in memory."""
     for part in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
         with ExitStack() as stack:
-            file = open_parquet(part, stack)
-            check_columns(file.schema_arrow.names, part)
-            for name in file.schema_arrow.names:
-                check_parquet_column(file, name, part)
+            sizes = column_sizes(part)
+            check_columns(sizes, part)
+            for name in open_parquet(part, stack).schema_arrow.names:
+                check_parquet_column(sizes, name, part)
 
 
 def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
@@ -327,6 +328,8 @@ def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
 
     _check_parts(path)
     data = pq.read_table(path, page_checksum_verification=True)
+    for name in data.column_names:
+        check_text_width(data[name], f"{path}, column {name!r}")
     header = (data.schema.metadata or {}).get(b"maury")
     if header is None:
         raise InputFileError(f"{path} is a Parquet file, but not a catalogue written by maury")

@@ -1,7 +1,6 @@
 """TOML and JSON that may be anything: size and depth are limited, and errors are of one class."""
 
 import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from maury.errors import ConfigError
 from maury.limits import current
 
 _MOST_DOTS = 1000
-_MANY_DOTS = re.compile(rf"(?:[^.\n]*\.){{{_MOST_DOTS}}}")
 
 
 def read_toml(path: Path | str, *, what: str) -> dict[str, Any]:
@@ -34,17 +32,26 @@ def read_toml(path: Path | str, *, what: str) -> dict[str, Any]:
             raise ConfigError(f"cannot read {what} {path}: it is no regular file")
         with path.open("rb") as stream:
             content = stream.read(limits.toml_bytes + 1)
-        if len(content) > limits.toml_bytes:
-            raise ConfigError(f"{what} {path} is larger than {limits.toml_bytes} bytes")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {what} {path}: {error}") from error
+    return parse_toml(content, what=f"{what} {path}")
+
+
+def parse_toml(content: bytes, *, what: str) -> dict[str, Any]:
+    """Parse TOML that may be anything, see `read_toml`."""
+    limits = current()
+    if len(content) > limits.toml_bytes:
+        raise ConfigError(f"{what} is larger than {limits.toml_bytes} bytes")
+    try:
         text = content.decode("utf-8")
         # A dotted key takes time in the square of its parts.
-        if _MANY_DOTS.search(text):
-            raise ConfigError(f"{what} {path} has a line of {_MOST_DOTS} dots; break it")
+        if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
+            raise ConfigError(f"{what} has a line of more than {_MOST_DOTS} dots; break it")
         document = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {what} {path}: {error or type(error).__name__}") from error
+        raise ConfigError(f"cannot read {what}: {error or type(error).__name__}") from error
     if not shallow(document, limits.depth):
-        raise ConfigError(f"{what} {path} is nested deeper than {limits.depth} levels")
+        raise ConfigError(f"{what} is nested deeper than {limits.depth} levels")
     return document
 
 

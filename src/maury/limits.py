@@ -93,7 +93,9 @@ def _parsed(text: str) -> Limits:
         name, _, value = word.partition("=")
         if not word:
             continue
-        if name not in names or not re.fullmatch(r"[0-9]{1,18}|[0-9.]{1,9}e[0-9]{1,2}", value):
+        if name not in names or not re.fullmatch(
+            r"[0-9]{1,18}|[0-9]{1,9}(\.[0-9]{1,9})?e[0-9]{1,2}", value
+        ):
             raise ConfigError(
                 f"{VARIABLE} holds {word!r}; write name=number, with names out of "
                 f"{', '.join(names)}"

@@ -166,7 +166,7 @@ def _parse_network(section: Any, problems: list[str]) -> NetworkConfig | None:
         return section
     options = dict(section)
     name = options.pop("preset", DEFAULT_PRESET)
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         hint = suggestion(str(name), PRESETS)
         problems.append(f"[network] unknown preset {name!r}{hint} (known: {', '.join(PRESETS)})")
         return None

@@ -8,7 +8,6 @@ coverage and audit are learnt anew.
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from maury import ensemble
 from maury.calibration import Calibration
 from maury.card import add_card
 from maury.distributed import Cluster
+from maury.documents import read_toml
 from maury.emulator import Emulator
 from maury.errors import ConfigError
 from maury.inheritance import Inheritance, parent_training
@@ -126,10 +126,7 @@ def transfer(
 
 def _sections(config: Mapping[str, Any] | Path | str | None) -> dict[str, dict[str, Any]]:
     if isinstance(config, Path | str):
-        try:
-            config = tomllib.loads(Path(config).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read settings from {config}: {error}") from error
+        config = read_toml(config, what="settings")
     given = dict(config or {})
     problems = [
         f"there is no section [{name}] (known: {', '.join(_SECTIONS)}); "

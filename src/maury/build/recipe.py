@@ -1,6 +1,5 @@
 """The TOML file of `maury build`: spectra, catalogues, how they are matched, what is kept."""
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -8,6 +7,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from maury import labels
 from maury.conventions import Convention
+from maury.documents import read_toml
 from maury.errors import ConfigError
 from maury.readers.config import Strict, mistakes
 from maury.surveys import Cut
@@ -258,10 +258,7 @@ def load_recipe(path: Path | str) -> BuildRecipe:
         If it is not TOML, or naming everything that is wrong in it, at once.
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error}") from error
+    document = read_toml(path, what="the recipe")
     try:
         recipe = BuildRecipe.model_validate(document)
     except ValidationError as error:

@@ -267,6 +267,10 @@ class _Handler(TimedHandler):
 
     def _checked(self) -> tuple[str, dict[str, str]]:
         """Return path and query of a request that may be answered."""
+        if self.request_version == "HTTP/0.9":
+            # Its answers have no headers, and so no content security policy.
+            self.request_version = "HTTP/1.1"
+            raise Refusal(HTTPStatus.BAD_REQUEST, "ask by HTTP/1.1")
         if len(self.headers.get_all("Host", [])) > 1:
             raise Refusal(HTTPStatus.BAD_REQUEST, "a request names one host")
         if "Transfer-Encoding" in self.headers:
@@ -460,8 +464,8 @@ class _Handler(TimedHandler):
             status, message = HTTPStatus.METHOD_NOT_ALLOWED, "only GET, HEAD and POST are answered"
         if not hasattr(self, "command") or self.command is None:
             self.command = ""
-        if not hasattr(self, "request_version"):
-            self.request_version = "HTTP/1.1"
+        # To what the parser takes for the oldest version it would answer without headers.
+        self.request_version = "HTTP/1.1"
         self._refuse(status, message or status.phrase)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:

@@ -52,13 +52,14 @@ class TimedHandler(BaseHTTPRequestHandler):
         super().setup()
         self.rfile.close()
         self._reader = TimedReader(self.connection)
-        self.rfile = io.BufferedReader(self._reader, 1 << 16)
+        self._buffer = io.BufferedReader(self._reader, 1 << 16)
+        self.rfile = self._buffer
 
     def handle_one_request(self) -> None:
         """Wait for a request, then for the whole of it, see `BaseHTTPRequestHandler`."""
         self._reader.allow(IDLE_SECONDS)
         try:
-            self.rfile.peek(1)
+            self._buffer.peek(1)
         except TimeoutError:
             self.close_connection = True
             return
@@ -72,6 +73,8 @@ class TimedHandler(BaseHTTPRequestHandler):
 
 class BoundedServer(ThreadingHTTPServer):
     """A server that closes connections beyond so many at once."""
+
+    request_queue_size = MOST_CONNECTIONS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -17,13 +17,12 @@ _GZIP = b"\x1f\x8b"
 _PACKED = {b"BZ": "bzip2", b"PK": "zip", b"\xfd7zXZ": "xz", b"\x1f\x9d": "compress"}
 _VOTABLE_HEAD = 65536
 _BLOCK, _CARD = 2880, 80
-_SIZES = re.compile(
-    rb"(BITPIX|NAXIS|PCOUNT|GCOUNT|NAXIS[0-9]{1,3}) *= *([+-]?[0-9]{1,19})(?![0-9.])"
-)
+_SIZES = re.compile(rb"(BITPIX|[PG]COUNT|TFIELDS|Z?NAXIS[0-9]{0,3}|ZTILE[0-9]{1,3}) *=(.*)")
+_WHOLE = re.compile(rb" *[+-]?[0-9]{1,18} *(?:/.*)?")
 _MOST_AXES = 32
 
 
-class _Gunzipped(gzip.GzipFile):
+class Gunzipped(gzip.GzipFile):
     """A gzip file that unfolds to so many bytes at most, and none of it for nothing."""
 
     def __init__(self, stream: IO[bytes], path: Path) -> None:
@@ -107,7 +106,7 @@ def open_fits(path: Path, stack: ExitStack, *, memmap: bool = False) -> Any:
                 raise InputFileError(f"{path} is packed by {name}; unpack it first")
         packed = head.startswith(_GZIP)
         if packed:
-            stream = stack.enter_context(_Gunzipped(stream, path))
+            stream = stack.enter_context(Gunzipped(stream, path))
         _check_headers(stream, path, None if packed else path.stat().st_size)
         stream.seek(0)
         # astropy leaves a file open that it opened itself and could not read.
@@ -129,12 +128,16 @@ def _check_headers(stream: Any, path: Path, size: int | None) -> None:
         header = _header(stream, path, number)
         if not header:
             return
-        values = {key.decode(): int(value) for key, value in map(_sized, _cards(header)) if key}
+        values = _sizes(header, path, number)
         axes = values.get("NAXIS", 0)
         lengths = [values.get(f"NAXIS{k + 1}", 0) for k in range(min(max(axes, 0), _MOST_AXES))]
         further = (values.get("PCOUNT", 0), values.get("GCOUNT", 1))
-        if not 0 <= axes <= _MOST_AXES or min([*lengths, *further]) < 0:
+        most = max(values.get("NAXIS", 0), values.get("ZNAXIS", 0))
+        stated = (value for key, value in values.items() if key != "BITPIX")
+        if most > _MOST_AXES or min(stated, default=0) < 0:
             raise _wrong_sizes(path, number, "axes that no data can have")
+        if values.get("TFIELDS", 0) > limits.columns:
+            raise exceeded(path, f"has {values['TFIELDS']} columns", "columns")
         grouped = bool(lengths) and lengths[0] == 0 and number == 0
         pixels = math.prod(lengths[1:] if grouped else lengths) if lengths else 0
         width = abs(values.get("BITPIX", 8)) // 8
@@ -157,7 +160,8 @@ def _wrong_sizes(path: Path, number: int, what: str) -> InputFileError:
 
 def _header(stream: Any, path: Path, number: int) -> bytes:
     """Return the header at the place of `stream`, to the end of its last block; empty if none."""
-    limit, parts = current().head_bytes, []
+    limit = current().head_bytes
+    parts: list[bytes] = []
     for _ in range(limit // _BLOCK):
         block = stream.read(_BLOCK)
         if not parts and not block.startswith((b"SIMPLE  ", b"XTENSION")):
@@ -174,10 +178,20 @@ def _cards(header: bytes) -> Iterator[bytes]:
     return (header[k : k + _CARD] for k in range(0, len(header), _CARD))
 
 
-def _sized(card: bytes) -> tuple[bytes, bytes]:
-    """Key and number of a card that states a size; two empty texts of any other."""
-    found = _SIZES.match(card)
-    return (found[1], found[2]) if found else (b"", b"")
+def _sizes(header: bytes, path: Path, number: int) -> dict[str, int]:
+    """Return what a header says of sizes; each must be a whole number, and be said once."""
+    values: dict[str, int] = {}
+    for card in _cards(header):
+        if card.rstrip() == b"END":
+            break
+        found = _SIZES.match(card)
+        if found is None:
+            continue
+        key = found[1].decode()
+        if not _WHOLE.fullmatch(found[2]) or key in values:
+            raise _wrong_sizes(path, number, f"{key} that is no whole number, or twice")
+        values[key] = int(found[2].split(b"/")[0])
+    return values
 
 
 def _check_tiles(hdu: Any, path: Path) -> None:
@@ -279,6 +293,7 @@ def check_votable(path: Path) -> None:
 
 _REMOTE_STREAM = re.compile(rb"<(?:[^\s<>:]{1,99}:)?STREAM\b[^>]*\bhref\b")
 _FIELD = re.compile(rb"<(?:[^\s<>:]{1,99}:)?(?:FIELD|PARAM)\b")
+_N_ROWS = re.compile(rb"\bnrows\s*=\s*[\"']\s*([0-9]{1,18})")
 _ARRAY_SIZE = re.compile(rb"arraysize\s*=\s*[\"']\s*([0-9x\s]*)")
 
 
@@ -293,3 +308,6 @@ def _check_fields(content: Any, path: Path) -> None:
         total += math.prod(map(int, words))
     if total > limits.pixels:
         raise exceeded(path, f"has rows of {total} values", "pixels")
+    # The declared number of rows is made room for before one is read.
+    for found in _N_ROWS.finditer(content):
+        check_unfolded(8 * int(found[1]) * max(total, 1), path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from maury.errors import ColumnError, GridMismatch, InputFileError
 from maury.limits import check_unfolded, current, exceeded
 from maury.naming import suggestion
+from maury.readers.footers import column_sizes
 from maury.readers.opening import reading
 from maury.readers.pipeline import check_rows
 from maury.readers.tables import SourceTable, open_parquet
@@ -210,7 +211,8 @@ class ParquetCursor:
         if stream is None or start < position:
             file = open_parquet(self._path, self._stack)
             position, held = 0, []
-            stream = file.iter_batches(batch_size=_rows_at_once(file, name), columns=[name])
+            rows = _rows_at_once(self._path, name, file.metadata.num_rows)
+            stream = file.iter_batches(batch_size=rows, columns=[name])
         while position + sum(map(len, held)) < stop:
             held.append(next(stream).column(0))
         while held and position + len(held[0]) <= start:
@@ -220,22 +222,16 @@ class ParquetCursor:
         return _arrow_rows(chunk, f"{self._path}, column {name!r}")
 
 
-def _rows_at_once(file: Any, name: str) -> int:
+def _rows_at_once(path: Path, name: str, n_row: int) -> int:
     """Rows to read at a time: 1024, fewer where they are long; arrays too long are refused.
 
     A few bytes may stand for any number of equal values.
     """
-    rows = values = 0
-    for group in range(file.num_row_groups):
-        about = file.metadata.row_group(group)
-        rows += about.num_rows
-        for number in range(about.num_columns):
-            chunk = about.column(number)
-            if chunk.path_in_schema.split(".")[0] == name:
-                values += chunk.num_values
-    if values > max(rows, 1) * current().pixels:
-        raise exceeded(name, f"has rows of {values // max(rows, 1)} values", "pixels")
-    return max(1, min(1024, _AT_ONCE // max(1, values // max(rows, 1))))
+    size = column_sizes(path).get(name)
+    length = 0 if size is None else size.n_value // max(n_row, 1)
+    if length > current().pixels:
+        raise exceeded(path, f"has rows of {length} values", "pixels")
+    return max(1, min(1024, _AT_ONCE // max(1, length)))
 
 
 def _arrow_rows(chunk: Any, what: str) -> NDArray[Any]:

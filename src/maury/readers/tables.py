@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from maury.errors import ColumnError, IdentifierError, InputFileError
 from maury.limits import check_columns, check_unfolded, current, exceeded
 from maury.naming import suggestion
+from maury.readers.footers import ColumnSize, column_sizes
 from maury.readers.guards import check_ecsv, header_lines
 from maury.readers.opening import check_votable, find_hdu, open_fits, reading
 
@@ -235,7 +236,8 @@ def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) ->
 
 def fits_table(hdu: Any, path: Path) -> SourceTable:
     """Wrap a FITS binary table."""
-    columns = hdu.columns
+    # A column without a name (TTYPE) cannot be asked for.
+    columns = [column for column in hdu.columns if column.name]
     nulls = {c.name: c.null for c in columns if c.null is not None}
 
     def raw(name: str) -> Any:
@@ -246,7 +248,7 @@ def fits_table(hdu: Any, path: Path) -> SourceTable:
 
     units = {c.name: str(c.unit) for c in columns if c.unit}
     n_row = int(hdu.header["NAXIS2"])
-    return SourceTable(path, tuple(columns.names), n_row, units, raw)
+    return SourceTable(path, tuple(str(c.name) for c in columns), n_row, units, raw)
 
 
 def astropy_table(table: Any, path: Path) -> SourceTable:
@@ -283,6 +285,7 @@ def _ecsv(path: Path) -> Any:
 
 
 def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
+    sizes = column_sizes(path)
     file = open_parquet(path, stack)
     names = tuple(file.schema_arrow.names)
     texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
@@ -295,7 +298,7 @@ def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
     }
 
     def raw(name: str) -> Any:
-        check_parquet_column(file, name, path)
+        check_parquet_column(sizes, name, path)
         return lean.read([name])[name]
 
     return SourceTable(path, names, file.metadata.num_rows, units, raw)
@@ -315,16 +318,10 @@ def open_parquet(path: Path, stack: ExitStack, *, dictionaries: Any = None) -> A
     )
 
 
-def check_parquet_column(file: Any, name: str, path: Path) -> None:
+def check_parquet_column(sizes: Mapping[str, ColumnSize], name: str, path: Path) -> None:
     """Refuse a column that unfolds to absurdly many bytes in memory."""
-    total = 0
-    for group in range(file.num_row_groups):
-        about = file.metadata.row_group(group)
-        for number in range(about.num_columns):
-            chunk = about.column(number)
-            if chunk.path_in_schema.split(".")[0] == name:
-                total += max(8 * chunk.num_values, chunk.total_uncompressed_size)
-    check_unfolded(total, path)
+    size = sizes.get(name, ColumnSize(0, 0))
+    check_unfolded(max(8 * size.n_value, size.n_byte), path)
 
 
 def _is_text(kind: Any) -> bool:
@@ -423,17 +420,23 @@ def _short(values: Any, what: str) -> Any:
     Columns of text become as wide as their longest one.
     """
     import pyarrow as pa
-    from pyarrow import compute
 
     kind = values.type
     encoded = pa.types.is_dictionary(kind)
     if not (encoded or _is_text(kind)):
         return values
+    check_text_width(values, what)
+    return values.cast(kind.value_type) if encoded else values
+
+
+def check_text_width(values: Any, what: str) -> None:
+    """Refuse an arrow column that holds a text too long for a name or an identifier."""
+    from pyarrow import compute
+
     for chunk in getattr(values, "chunks", [values]):
-        words = chunk.dictionary if encoded else chunk
+        words = getattr(chunk, "dictionary", chunk)
         if _is_text(words.type):
             _check_width(compute.max(compute.binary_length(words)).as_py() or 0, what)
-    return values.cast(kind.value_type) if encoded else values
 
 
 def _check_width(longest: int, what: str) -> None:

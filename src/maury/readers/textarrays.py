@@ -1,7 +1,7 @@
 """CSV and ECSV files whose cells hold arrays, as of the Gaia archive, read forward."""
 
 import csv
-import gzip
+import io
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from maury.errors import ColumnError, InputFileError
 from maury.limits import check_columns, current
-from maury.readers.opening import reading
+from maury.readers.opening import Gunzipped, reading
 from maury.readers.tables import SourceTable, parse_array
 
 _LARGEST_LINE = 16 * 2**20
@@ -138,5 +138,19 @@ def _lines(stream: IO[str]) -> Iterator[str]:
 
 
 def _text(path: Path) -> Any:
-    opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    if not path.name.lower().endswith(".gz"):
+        return path.open("rt", encoding="utf-8-sig", newline="")
+    return _Unpacked(path)
+
+
+class _Unpacked(io.TextIOWrapper):
+    """The text of a gzip file, which unfolds to so many bytes at most."""
+
+    def __init__(self, path: Path) -> None:
+        self._packed = path.open("rb")
+        super().__init__(Gunzipped(self._packed, path), encoding="utf-8-sig", newline="")
+
+    def close(self) -> None:
+        """Close the file too, which `gzip` leaves open."""
+        super().close()
+        self._packed.close()

@@ -1,6 +1,5 @@
 """The TOML file that describes a public survey."""
 
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from maury import columns as columns_module
 from maury import labels as labels_module
 from maury.columns import Column
 from maury.conventions import Convention
+from maury.documents import parse_toml, read_toml
 from maury.errors import ConfigError
 from maury.labels import LABELS, Label
 from maury.naming import check_known, suggestion
@@ -381,11 +381,7 @@ def load(name_or_path: str | Path) -> SurveyRecipe:
     """
     if isinstance(name_or_path, Path) or name_or_path.endswith(".toml"):
         path = Path(name_or_path)
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the recipe {path}: {error}") from error
-        return parse(text, what=str(path))
+        return _recipe_of(read_toml(path, what="the recipe"), str(path))
     name = check_known("survey recipe", name_or_path, names())
     file = resources.files("maury.surveys") / "recipes" / f"{name}.toml"
     recipe = parse(file.read_text("utf-8"), what=f"the recipe {name}")
@@ -408,10 +404,10 @@ def parse(text: str, *, what: str) -> SurveyRecipe:
     ConfigError
         Naming everything that is wrong, at once.
     """
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"cannot read {what}: {error}") from error
+    return _recipe_of(parse_toml(text.encode(), what=what), what)
+
+
+def _recipe_of(document: dict[str, Any], what: str) -> SurveyRecipe:
     problems: list[str] = []
     labels = LABELS
     try:
