@@ -394,6 +394,20 @@ def test_suggestions_do_not_take_long():
     assert suggestion("tefff", [*names[:100], "teff"]) == "; did you mean 'teff'?"
 
 
+def test_errors_cannot_steer_a_terminal(tmp_path):
+    parquet.write_table(pa.table({"\x1b]0;owned\x07\u202e": ["1"]}), tmp_path / "t.parquet")
+    np.savez(tmp_path / "s.npz", flux=FLUX)
+    (tmp_path / "c.toml").write_text(
+        f'[spectra]\nfile = "s.npz"\norientation = "rows"\n{GRID}'
+        '[[table]]\nfile = "t.parquet"\nid = "id"\n'
+    )
+    command = [sys.executable, "-m", "maury", "ingest", "toml", "c.toml", "out.zarr"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert not set("\x1b\x07\u202e") & set(done.stderr + done.stdout)
+
+
 # Folders, links, pipes
 
 
@@ -712,7 +726,7 @@ def test_an_index_stays_in_its_folder(tmp_path):
     (tmp_path / "g").mkdir()
     (tmp_path / "out.txt").write_text("8418 1\n8425 1\n")
     wave = 8420.0 + 0.4 * np.arange(6)
-    for name in ("../out.txt", str(tmp_path / "out.txt"), "", "a.txt"):
+    for name in ("../out.txt", str(tmp_path / "out.txt"), "", "a\0b", "a.txt"):
         (tmp_path / "g" / "index.csv").write_text(f"file,teff\n{name},4000\n")
         if name == "a.txt":
             (tmp_path / "g" / "a.txt").symlink_to(tmp_path / "out.txt")

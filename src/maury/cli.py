@@ -53,11 +53,12 @@ StorePath = Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Survey stor
 def main() -> None:
     """Run the command line; an error that `maury` raises on purpose is one line, exit code 1."""
     from maury.errors import MauryError
+    from maury.naming import printable
 
     try:
         app()
     except MauryError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on where it can", file=sys.stderr)

@@ -19,6 +19,22 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def printable(text: str) -> str:
+    r"""Return a text in which what could steer a terminal is written out; lines stay lines.
+
+    Names of columns and files may come from anywhere.
+
+    Examples
+    --------
+    >>> printable("a\x1b[31m b")
+    'a\\x1b[31m b'
+    """
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def check_known(what: str, name: str, known: Iterable[str]) -> str:
     """Return `name` if it is one of `known`.
 

@@ -164,7 +164,7 @@ def read_synspec_grid(
 def _inside(directory: Path, name: Any) -> Path:
     """Return a file of a directory; names and links that lead out of it are refused."""
     file = directory / str(name)
-    if not name or not file.resolve().is_relative_to(directory.resolve()):
+    if not name or "\0" in str(name) or not file.resolve().is_relative_to(directory.resolve()):
         raise InputFileError(
             f"{directory / 'index.csv'} names {name!r}, which is not in its folder"
         )
