@@ -413,6 +413,7 @@ STORE_FILES = (
     "id/zarr.json",
     "id/c/0",
     "wave/zarr.json",
+    "wave/c/0",
 )
 
 

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import numcodecs
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -24,6 +25,7 @@ from maury.catalogue import Catalogue
 from maury.comparison import COMPETITORS, _chosen
 from maury.documents import parse_json, read_toml
 from maury.errors import ConfigError, InputFileError, MauryError, ModelFileError, SurveyFileError
+from maury.frames import unpacked_bytes
 from maury.keras_import import answer, read_here, read_keras
 from maury.labels import load, select
 from maury.methods.ferre_files import read_ferre_grid, read_synspec_grid
@@ -645,6 +647,30 @@ def test_tricky_array_metadata(store, entries):
     change(store, "flux", **entries)
     with pytest.raises(SurveyFileError):
         Survey.open(store).batch(0, 3)
+
+
+@pytest.mark.parametrize("name", ["flux", "wave"])
+def test_a_chunk_that_unfolds_without_end(store, name, monkeypatch):
+    monkeypatch.setenv(limits.VARIABLE, "chunk_bytes=1000000")
+    file = next(path for path in (store / name / "c").rglob("*") if path.is_file())
+    if name == "wave":
+        file = store / name / "c" / "0"
+    codecs = json.loads((store / name / "zarr.json").read_text())["codecs"]
+    change(store, name, codecs=[codec for codec in codecs if codec["name"] != "crc32c"])
+    file.write_bytes(numcodecs.zstd.compress(bytes(2_000_000), 1))
+    with pytest.raises(SurveyFileError, match="unfolds to 2000000 bytes"):
+        Survey.open(store).batch(0, 3)
+    change(store, name, codecs=[*codecs[:1], {"name": "gzip", "configuration": {"level": 1}}])
+    with pytest.raises(SurveyFileError, match="packed by"):
+        Survey.open(store).batch(0, 3)
+
+
+@pytest.mark.parametrize("n_byte", [0, 1, 255, 256, 300, 65791, 65792, 10**6])
+def test_frames_tell_their_size(tmp_path, n_byte):
+    (tmp_path / "f").write_bytes(numcodecs.zstd.compress(bytes(n_byte)))
+    assert unpacked_bytes(tmp_path / "f") == n_byte
+    (tmp_path / "g").write_bytes(bytes(40))
+    assert unpacked_bytes(tmp_path / "g") is None
 
 
 # HDF5

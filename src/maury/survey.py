@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from maury import addresses
 from maury import labels as labels_module
 from maury.errors import ColumnError, SurveyFileError
+from maury.frames import unpacked_bytes
 from maury.integrity import check_manifest, manifest_digest
 from maury.labels import Label
 from maury.limits import VARIABLE, current
@@ -188,6 +189,8 @@ class Survey:
     def wave_aa(self) -> NDArray[np.float64]:
         """Wavelengths in angstrom, shape ``(n_pixel,)``."""
         try:
+            if isinstance(self.path, Path):
+                _check_chunks(self.dataset["wave"], self.path, slice(None))
             wave = self.dataset["wave"].to_numpy()
         except Exception as error:
             raise SurveyFileError(
@@ -348,6 +351,8 @@ class Survey:
 
     def _read(self, name: str, rows: slice) -> NDArray[Any]:
         try:
+            if isinstance(self.path, Path):
+                _check_chunks(self.dataset[name], self.path, rows)
             return np.asarray(self.dataset[name][rows].values)
         except Exception as error:
             raise SurveyFileError(self._damage(name, rows) or str(error)) from error
@@ -359,6 +364,8 @@ class Survey:
         for start in range(first // step * step, stop, step):
             end = min(start + step, self.n_star)
             try:
+                if isinstance(self.path, Path):
+                    _check_chunks(self.dataset[name], self.path, slice(start, end))
                 self.dataset[name][start:end].to_numpy()
             except Exception as error:
                 inner = "" if self.dataset[name].ndim == 1 else "/0"
@@ -369,6 +376,28 @@ class Survey:
                     "anew; all other chunks are whole unless they are named as well"
                 )
         return f"cannot read {name!r} of {self.path}"
+
+
+def _check_chunks(array: "xr.DataArray", store: Path, rows: slice) -> None:
+    """Refuse chunks of some rows that unfold to absurdly many bytes.
+
+    Only Zstandard, which a store is written with, says so in its first bytes.
+    """
+    limit = current().chunk_bytes
+    kinds = [type(codec).__name__ for codec in array.encoding.get("compressors") or ()]
+    packed = kinds.count("ZstdCodec")
+    if packed > 1 or not set(kinds) <= {"ZstdCodec", "Crc32cCodec"} or array.encoding.get("shards"):
+        raise ValueError(f"it is packed by {', '.join(kinds)}, which no survey store is")
+    first, stop, _ = rows.indices(array.shape[0])
+    step = (array.encoding.get("chunks") or array.shape)[0]
+    for number in range(first // step, -(-stop // step)):
+        place = store / str(array.name) / "c" / str(number)
+        for file in place.iterdir() if place.is_dir() else [place]:
+            if not file.is_file():
+                continue
+            size = unpacked_bytes(file) if packed else file.stat().st_size
+            if size is None or size > limit:
+                raise ValueError(f"its chunk {file} unfolds to {size or 'unknown'} bytes")
 
 
 def _check_sizes(dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
