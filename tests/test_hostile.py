@@ -665,6 +665,21 @@ def test_a_chunk_that_unfolds_without_end(store, name, monkeypatch):
         Survey.open(store).batch(0, 3)
 
 
+@pytest.mark.parametrize(
+    "part", ["zarr.json", "flux", "flux/zarr.json", "flux/c", "flux/c/0", "flux/c/0/0", "id/c/0"]
+)
+def test_links_in_a_store(store, part):
+    (store / part).rename(store.with_name("elsewhere"))
+    (store / part).symlink_to(store.with_name("elsewhere"))
+    with pytest.raises(SurveyFileError, match="link"):
+        Survey.open(store).batch(0, 3)
+    other = store.with_name("whole")
+    (store / part).unlink()
+    store.with_name("elsewhere").rename(store / part)
+    other.symlink_to(store)
+    assert len(Survey.open(other).batch(0, 3)) == 3
+
+
 @pytest.mark.parametrize("n_byte", [0, 1, 255, 256, 300, 65791, 65792, 10**6])
 def test_frames_tell_their_size(tmp_path, n_byte):
     (tmp_path / "f").write_bytes(numcodecs.zstd.compress(bytes(n_byte)))

@@ -158,6 +158,7 @@ class Survey:
                 f"{path} is not a survey store; make one with 'maury ingest' or 'maury simulate'"
             )
         else:
+            _refuse_links(place)
             check_manifest(place)
         try:
             dataset = xr.open_zarr(str(place), consolidated=False, chunks=None)
@@ -378,6 +379,17 @@ class Survey:
         return f"cannot read {name!r} of {self.path}"
 
 
+def _refuse_links(store: Path) -> None:
+    """Refuse links among metadata and folders of a store; the store itself may be one."""
+    inner = [path for path in store.iterdir() if path.is_dir() or path.is_symlink()]
+    for path in [store / _HEADER_FILE, *inner]:
+        for part in (path, path / _HEADER_FILE, path / "c"):
+            if part.is_symlink():
+                raise SurveyFileError(
+                    f"{part} is a link, and a survey store may hold none; copy the store whole"
+                )
+
+
 def _check_chunks(array: "xr.DataArray", store: Path, rows: slice) -> None:
     """Refuse chunks of some rows that unfold to absurdly many bytes.
 
@@ -393,6 +405,8 @@ def _check_chunks(array: "xr.DataArray", store: Path, rows: slice) -> None:
     for number in range(first // step, -(-stop // step)):
         place = store / str(array.name) / "c" / str(number)
         for file in place.iterdir() if place.is_dir() else [place]:
+            if file.is_symlink() or place.is_symlink():
+                raise ValueError(f"{file} is a link, and a survey store may hold none")
             if not file.is_file():
                 continue
             size = unpacked_bytes(file) if packed else file.stat().st_size
