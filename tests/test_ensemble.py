@@ -18,6 +18,7 @@ from maury.errors import (
 )
 from maury.inference import EnsembleNetwork
 from maury.model import Model
+from maury.settings import resolve
 from maury.survey import Survey
 from training_survey import write_survey
 
@@ -292,6 +293,16 @@ def test_a_settings_file_reports_everything_at_once(tmp_path):
     file.write_text("no toml [")
     with pytest.raises(ConfigError, match=r"train\.toml"):
         EnsembleConfig.read(file)
+
+
+def test_options_that_name_no_preset_are_for_the_one_that_is_asked():
+    given = {"network": {"filters": [4, 2]}}
+    found = resolve(given, preset="guiglion2020", members=None, split=None)
+    assert found.network.filters == (4, 2)
+    with pytest.raises(ConfigError, match="filters"):
+        resolve(given, preset="maury", members=None, split=None)
+    other = {"network": {"preset": "guiglion2020", "filters": [4, 2]}}
+    assert resolve(other, preset="starnet", members=None, split=None).network.filters == (4, 16)
 
 
 def test_settings_round_trip_and_defaults_of_the_preset():

@@ -125,8 +125,8 @@ def test_sme_is_trained_and_predicts(shared, nodes, tiny_survey, tmp_path):
     lines = write_lines(shared, tmp_path / "lines.csv", weakest=-4.5)
     config = tmp_path / "sme.toml"
     config.write_text(
-        f'[method]\nline_list = "{lines}"\natmosphere = "{nodes}"\nlabels = ["teff", "logg", "m_h"]\n'
-        "max_steps = 4\n"
+        f'[method]\nline_list = "{lines}"\natmosphere = "{nodes}"\n'
+        'labels = ["teff", "logg", "m_h"]\nmax_steps = 4\n'
     )
     model, catalogue = tmp_path / "model", tmp_path / "out.fits"
     command = ("-m", "maury", "train", str(tiny_survey), str(model), "--method", "sme")

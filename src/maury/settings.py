@@ -187,9 +187,9 @@ def resolve(
     config : EnsembleConfig, mapping or path of a TOML file, optional
         All settings.
     preset, members, split
-        In place of those of `config`, unless None. With another preset the options of the
-        network fall back to its published ones, and so do the training and the preparation of
-        an `EnsembleConfig`.
+        In place of those of `config`, unless None. With another preset than it names, the options
+        of the network fall back to its published ones, and so do the training and the preparation
+        of an `EnsembleConfig`.
 
     Raises
     ------
@@ -201,8 +201,11 @@ def resolve(
     given: dict[str, Any] = (
         config.to_json() if isinstance(config, EnsembleConfig) else dict(config or {})
     )
-    if preset is not None and given.get("network", {}).get("preset", DEFAULT_PRESET) != preset:
-        given |= {"network": {"preset": preset}}
+    network = dict(given.get("network", {}))
+    if preset is not None and network.get("preset") != preset:
+        # Options that name no preset are meant for this one.
+        options = {} if "preset" in network else network
+        given |= {"network": {**options, "preset": preset}}
         if isinstance(config, EnsembleConfig):
             given = {name: given[name] for name in ("network", "split", "ensemble")}
     if members is not None:
