@@ -21,10 +21,10 @@ NETWORKS = {
         "network": {"filters": [4, 2], "spectrum_units": 4},
         "training": {"epochs": 3, "batch_size": 32},
     },
-    "maury": {"training": {"steps": 60, "stars": 500}},
+    "maury": {"network": {"width": 32, "stem": 24}, "training": {"steps": 60, "stars": 500}},
 }
 METHODS = ("cannon",)
-N_TRAINING, N_STAR = 300, 12
+N_TRAINING, N_STAR = 420, 12
 
 
 def make(folder: Path) -> None:
@@ -37,7 +37,7 @@ def make(folder: Path) -> None:
         simulate_survey(labelled, n_star=N_TRAINING, seed=1)
         survey = Survey.open(labelled)
         for preset, config in NETWORKS.items():
-            config = {**config, "ensemble": {"members": 1}}
+            config = {**config, "ensemble": {"members": 2 if preset == "guiglion2020" else 1}}
             maury.train(
                 survey, folder / f"{preset}.model", preset=preset, config=config, n_processes=1
             )
