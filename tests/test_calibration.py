@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from maury.calibration import LEAST_STARS, Calibration, Regime, least_shrunk, repeat_scatter
+from maury.calibration import (
+    LEAST_STARS,
+    Calibration,
+    Regime,
+    Spared,
+    least_shrunk,
+    repeat_scatter,
+)
 from maury.errors import TrainingError
 
 
@@ -31,7 +38,8 @@ def test_the_terms_of_the_factor():
     depths = [0.0, log(2), log(0.1), log(4), 0.0]
     dwarfs = [0.0, tanh(2.0), tanh(-3.75), 0.0, 1.0]
     poor = [0.0, -0.4, 1.0, -0.5, 0.0]
-    expected = [[1.0, d, d**2, g, p] for d, g, p in zip(depths, dwarfs, poor, strict=True)]
+    columns = zip(depths, dwarfs, poor, strict=True)
+    expected = [[1.0, d, d**2, g, p, g * p] for d, g, p in columns]
     np.testing.assert_allclose(got, expected, atol=1e-9)
     assert Regime(*np.array([[50.0], [3.5], [-9.0]])).design()[0, 4] == 1.5
 
@@ -103,6 +111,57 @@ def test_exactly_the_least_number_of_stars_is_enough():
     assert repeat_scatter(values, stars, least_pairs=LEAST_STARS + 1)[0] == 0.0
     nameless = np.full(stars.size, "")
     assert repeat_scatter(values, nameless, least_pairs=1)[0] == 0.0
+
+
+def spared_stars(n_star, factor, rng):
+    """Give stars of which single networks err by 1.3 times their errors, and by `factor` more."""
+
+    def single(n, times):
+        error = np.exp(rng.normal(size=(n, 2)))
+        return 1.3 * times * normal(error, rng), error, regime(n, rng)
+
+    return Spared(*single(n_star, np.asarray(factor)), single(12_000, 1.0))
+
+
+def test_stars_that_one_network_spared_count_as_stars_of_the_ensemble():
+    rng = np.random.default_rng(21)
+    factor = np.array([1.2, 0.8])
+    error = np.exp(rng.normal(size=(40, 2)))
+    few = (normal(error, rng) * factor, error, regime(40, rng))
+    alone = Calibration.fit(*few)
+    helped = Calibration.fit(*few, spared=spared_stars(4000, factor, rng))
+    np.testing.assert_allclose(np.exp(helped.size), factor, rtol=0.05)
+    assert np.exp(alone.size[0] - alone.size[1]) < 1.25, "40 stars leave the labels much alike"
+    assert helped.n_real == 4040
+    assert np.array_equal(helped.tails, alone.tails), "the shape is that of simulated stars"
+
+
+def test_spared_stars_without_a_label_do_not_count():
+    rng = np.random.default_rng(22)
+    error = np.ones((300, 2))
+    few = (normal(error, rng), error, regime(300, rng))
+    spared = spared_stars(600, [1.0, 1.0], rng)
+    expected = Calibration.fit(*few, spared=spared).size
+    blank = np.full((50, 2), np.nan)
+    longer = Spared(
+        np.concatenate([spared.residual, blank]),
+        np.concatenate([spared.error, np.ones((50, 2))]),
+        Regime(*(np.r_[getattr(spared.regime, f), np.ones(50)] for f in ("snr", "logg", "m_h"))),
+        spared.simulated,
+    )
+    np.testing.assert_allclose(Calibration.fit(*few, spared=longer).size, expected, rtol=1e-6)
+
+
+def test_courses_of_five_terms_are_read():
+    rng = np.random.default_rng(23)
+    error = np.ones((100, 2))
+    stars = (normal(error, rng), error, regime(100, rng))
+    found = Calibration.fit(*stars, simulated=stars)
+    old = found.to_arrays()
+    old["course"] = old["course"][:, :5]
+    again = Calibration.from_arrays(old)
+    np.testing.assert_array_equal(again.course[:, :5], found.course[:, :5])
+    np.testing.assert_array_equal(again.course[:, 5], 0.0)
 
 
 def test_lists_and_integers_are_taken():

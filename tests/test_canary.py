@@ -11,6 +11,7 @@ from maury.canary import CANARY, N_STAR, TOLERANCE, Canary, with_canary
 from maury.catalogue import Catalogue
 from maury.engine import TorchEngine
 from maury.errors import CanaryMoved, ModelFileError
+from maury.inference import EnsembleNetwork
 from maury.model import Model
 from maury.prediction import predict
 from maury.predictor import Predictor
@@ -149,3 +150,29 @@ def test_the_same_training_gives_the_same_canary(model, survey):
     again = with_canary(model, survey).arrays(CANARY)
     for name, array in model.arrays(CANARY).items():
         np.testing.assert_array_equal(again[name], array)
+
+
+class Wavering(EnsembleNetwork):
+    """Networks that answer some stars by the last digits of their flux."""
+
+    stars = 0
+
+    def predict(self, inputs, **options):
+        answer = super().predict(inputs, **options)
+        mean = answer.mean.copy()
+        digits = (inputs.flux.sum(axis=1, dtype=np.float64) * 1e6) % 2
+        mean[: self.stars] += digits[: self.stars, None] * answer.sigma[: self.stars]
+        return replace(answer, mean=mean)
+
+
+@pytest.mark.parametrize(("wavering", "kept"), [(0, 16), (5, 11), (16, None)])
+def test_stars_whose_answer_hangs_on_rounding_are_not_taken(
+    model, survey, monkeypatch, caplog, wavering, kept
+):
+    monkeypatch.setattr(Wavering, "stars", wavering)
+    monkeypatch.setattr("maury.inference.EnsembleNetwork", Wavering)
+    made = with_canary(model, survey)
+    if kept is None:
+        assert "rounding of the flux" in caplog.text
+    else:
+        assert len(Canary.load(made).inputs) == kept

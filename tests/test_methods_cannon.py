@@ -241,6 +241,25 @@ def test_labels_at_the_edge_of_the_fit_are_flagged(trained):
     assert found.flags[0] & Flag.AT_BOUND.value
 
 
+def test_rounding_of_the_flux_moves_no_label_far_from_the_training_stars():
+    """Sums in single precision lost several units of chi-square there."""
+    truth, flux, ivar, _ = made(500, 31, n_pixel=900)
+    sample = sample_of(truth, flux, ivar)
+    cannon = Cannon.train(sample, sample, settings=CannonSettings(), seed=0)
+    reach = cannon.model.highest - cannon.model.lowest
+    far = cannon.model.highest + 0.45 * reach * np.array([[1, 1, 1], [1, 0.5, 1], [0.8, 1, 1]])
+    clean = cannon.model.flux(far)
+    rng = np.random.default_rng(32)
+    ivar = np.full(clean.shape, 60.0**2, np.float32)
+    flux = (clean + rng.normal(0, 1 / 60, clean.shape)).astype(np.float32)
+    nudged = (flux * (1 + 1e-6 * rng.standard_normal(flux.shape))).astype(np.float32)
+    fit = QuadraticFit(cannon.model, cannon.starts)
+    first, second = fit.fit(flux, ivar, runs=1), fit.fit(nudged, ivar, runs=1)
+    np.testing.assert_allclose(second.chi2, first.chi2, rtol=1e-4)
+    error = np.sqrt(np.diagonal(np.linalg.inv(first.fisher), axis1=1, axis2=2))
+    assert np.abs((second.labels - first.labels) / error).max() < 1e-3
+
+
 def test_it_survives_saving(trained):
     arrays, about = trained.to_arrays()
     about = json.loads(json.dumps(about))

@@ -5,12 +5,15 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from maury import ensemble
 from maury.errors import ColumnError, ConfigError, ModelFileError, ResumeMismatch
 from maury.flags import Flag
+from maury.inference import EnsembleNetwork
 from maury.labels import LABEL_NAMES
 from maury.model import Model
 from maury.operators import shift_to_rest
 from maury.prediction import Options, Predictor, plan, predict, predict_rows
+from maury.split import SHARES, spared_by
 from maury.survey import Batch, Survey
 from maury.trust import Trust
 from surveys import copy_survey
@@ -181,3 +184,46 @@ def test_a_run_with_another_external_label_is_not_taken_up(tmp_path, default_mod
     plan(default_model, default_survey, out)
     with pytest.raises(ResumeMismatch, match="partial catalogue"):
         plan(default_model, default_survey, out, options=Options(given="logg"))
+
+
+def test_each_network_spares_an_eighth_of_the_stars(tmp_path, default_survey, monkeypatch):
+    """The stars that are simulated for it are drawn around the others, and it judges the rest."""
+    settings = {"training": {"steps": 2, "stars": 200}, "ensemble": {"members": 2}}
+    skies = {}
+    real = ensemble.WorkFolder.put_sky
+
+    def watch(folder, sky, sources, member=None):
+        skies[member] = sky
+        real(folder, sky, sources, member)
+
+    monkeypatch.setattr(ensemble.WorkFolder, "put_sky", watch)
+    model = ensemble.train(default_survey, tmp_path / "m", config=settings, n_processes=1)
+    survey = Survey.open(default_survey)
+    stars = survey.star_id[model.split.contains("train", survey.star_id)]
+    share = spared_by(stars, n_share=model.training[SHARES], seed=model.seed)
+    assert model.training[SHARES] == 8
+    assert len(skies[None].labels) == stars.size
+    for member in range(2):
+        assert len(skies[member].labels) == np.sum(share != member)
+    fitted = Trust.fit(model, survey)
+    n_validation = model.split.contains("validation", survey.star_id).sum()
+    assert fitted.calibration.n_real == n_validation + np.sum(share < 2)
+
+
+def test_few_stars_spare_none(tmp_path, tiny_survey, monkeypatch):
+    monkeypatch.setattr(ensemble, "_LEAST_SHARED", 1000)
+    settings = {"training": {"steps": 2, "stars": 200}, "ensemble": {"members": 1}}
+    model = ensemble.train(tiny_survey, tmp_path / "m", config=settings)
+    assert SHARES not in model.training
+
+
+def test_one_network_can_be_asked_alone(default_model, default_survey):
+    model = Model.open(default_model)
+    network = EnsembleNetwork(model)
+    inputs = model.preparation.apply(Survey.open(default_survey).batch(0, 20))
+    both = network.predict(inputs)
+    alone = [network.predict(inputs, only=k) for k in range(2)]
+    np.testing.assert_allclose(0.5 * (alone[0].mean + alone[1].mean), both.mean, rtol=1e-6)
+    spread = 0.5 * (alone[0].mean - alone[1].mean) ** 2
+    variance = 0.5 * (alone[0].sigma ** 2 + alone[1].sigma ** 2) + spread
+    np.testing.assert_allclose(np.sqrt(variance), both.sigma, rtol=1e-6)

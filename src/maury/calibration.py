@@ -2,7 +2,9 @@
 
 The quoted error of each label is multiplied by a factor that varies smoothly with S/N, surface
 gravity and metallicity. Two samples fix it: simulated stars, which are many, give its course over
-these regimes; labelled stars, which are few, give its size. Both fits match several quantiles of
+these regimes; labelled stars, which are fewer, give its size: those that no network has met, and
+those that one network has never met, for which this one is asked (cross-fitting; Chernozhukov et
+al. 2018, EJ 21, C1). Both fits match several quantiles of
 |residual| / error to those of a normal distribution at once (composite quantile regression, Zou &
 Yuan 2008, AnnSt 36, 1108), so that a few wild stars rule nothing.
 """
@@ -33,6 +35,7 @@ _LARGEST_STRETCH = 0.25
 _LARGEST_LOG_FACTOR = 2.0
 _SMOOTHING = 0.02
 _TAILS = (0.16, 0.5, 0.84)
+_N_TERM = 6
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,32 @@ class Regime:
     m_h: Float64Array
 
     def design(self) -> Float64Array:
-        """Terms of the logarithm of the factor, ``(n_star, 5)``; unknown counts as typical."""
+        """Terms of the logarithm of the factor, ``(n_star, 6)``; unknown counts as typical."""
         depth = np.log(np.clip(np.nan_to_num(self.snr, nan=50.0), 5.0, 200.0) / 50.0)
         dwarf = np.tanh((np.nan_to_num(self.logg, nan=3.5) - 3.5) / 0.4)
         poor = np.clip(-np.nan_to_num(self.m_h, nan=-0.2) - 0.2, -0.5, 1.5)
-        return np.column_stack([np.ones(depth.size), depth, depth**2, dwarf, poor])
+        return np.column_stack([np.ones(depth.size), depth, depth**2, dwarf, poor, dwarf * poor])
+
+
+@dataclass(frozen=True)
+class Spared:
+    """Labelled stars that one network of an ensemble has never met, and what this one says of them.
+
+    Attributes
+    ----------
+    residual, error : (n_star, n_label) float64
+        Predicted minus true, NaN where unknown, and quoted 1 sigma error, of that network alone.
+    regime : Regime
+        Of these stars.
+    simulated : (residual, error, Regime)
+        The same of single networks for simulated stars, which tell how an ensemble's errors hold
+        where those of its networks hold by so much.
+    """
+
+    residual: Float64Array
+    error: Float64Array
+    regime: Regime
+    simulated: tuple[Float64Array, Float64Array, Regime]
 
 
 @dataclass(frozen=True)
@@ -65,7 +89,7 @@ class Calibration:
     ----------
     size : (n_label,) float64
         Logarithm of the factor from labelled stars.
-    course : (n_label, 5) float64
+    course : (n_label, 6) float64
         Coefficients of `Regime.design` from simulated stars.
     floor : (n_label,) float64
         Least error, in the unit of the label: scatter of repeated observations.
@@ -91,7 +115,7 @@ class Calibration:
         """Return a calibration that leaves the errors as they are."""
         tails = np.tile(ndtri(np.array(_TAILS)), (n_label, 1))
         zero = np.zeros(n_label)
-        return cls(zero, np.zeros((n_label, 5)), zero, tails, zero, np.ones(n_label), 0, 0)
+        return cls(zero, np.zeros((n_label, _N_TERM)), zero, tails, zero, np.ones(n_label), 0, 0)
 
     @classmethod
     def fit(
@@ -101,6 +125,7 @@ class Calibration:
         regime: Regime,
         *,
         simulated: tuple[ArrayLike, ArrayLike, Regime] | None = None,
+        spared: Spared | None = None,
         floor: ArrayLike | None = None,
         stretching: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> Self:
@@ -115,6 +140,8 @@ class Calibration:
             Of these stars.
         simulated : (residual, error, Regime), optional
             The same of simulated stars.
+        spared : Spared, optional
+            Training stars that single networks have never met.
         floor : (n_label,) array_like, optional
             Least error of each label.
         stretching : (n_label,) and (n_label,) array_like, optional
@@ -135,10 +162,17 @@ class Calibration:
         start = cls.none(n_label)
         course = start.course
         if simulated is not None:
-            pairs = zip(*_columns(*simulated[:2]), strict=True)
-            course = np.stack([_fit_course(r, e, simulated[2]) for r, e in pairs])
-        known = np.exp(regime.design() @ course.T) * error
-        size = _fit_sizes(residual, known)
+            columns = zip(*_columns(*simulated[:2]), strict=True)
+            course = np.stack([_fit_course(r, e, simulated[2]) for r, e in columns])
+        ratios = _log_ratios(residual, error, regime, course)
+        n_real = n_star
+        if spared is not None:
+            alone = _log_ratios(spared.residual, spared.error, spared.regime, course)
+            apart = [_size(ratio) for ratio in _log_ratios(*spared.simulated, course)]
+            pairs = zip(ratios, alone, apart, strict=True)
+            ratios = [np.concatenate([ours, one - shift]) for ours, one, shift in pairs]
+            n_real += len(spared.residual)
+        size = _fit_sizes(ratios)
         tails = start.tails if simulated is None else _fit_tails(*simulated, course=course)
         least = start.floor if floor is None else np.asarray(floor, np.float64)
         n_simulated = 0 if simulated is None else len(np.asarray(simulated[0]))
@@ -150,7 +184,7 @@ class Calibration:
             tails,
             np.asarray(centre, np.float64),
             np.asarray(stretch, np.float64),
-            n_star,
+            n_real,
             n_simulated,
         )
 
@@ -192,9 +226,12 @@ class Calibration:
         ValueError
             If shapes or values are impossible.
         """
-        n_label = arrays["size"].size
+        n_label, course = arrays["size"].size, arrays["course"]
+        if course.ndim == 2 and course.shape[1] == _N_TERM - 1:
+            # Of 0.1, without the last term.
+            arrays = {**arrays, "course": np.pad(course, ((0, 0), (0, 1)))}
         shapes: dict[str, tuple[int, ...]] = {"size": (n_label,), "floor": (n_label,)}
-        shapes |= {"course": (n_label, 5), "tails": (n_label, 3)}
+        shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, 3)}
         shapes |= {"centre": (n_label,), "stretch": (n_label,)}
         for name, shape in shapes.items():
             if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
@@ -285,15 +322,22 @@ def _fit_course(residual: Float64Array, error: Float64Array, regime: Regime) -> 
     return _quantile_regression(ratio[known], design, precision, np.zeros(design.shape[1]))
 
 
-def _fit_sizes(residual: Float64Array, error: Float64Array) -> Float64Array:
-    """Logarithm of one factor per label, drawn towards their mean by `LABEL_PRIOR`."""
-    pairs = [_log_ratio(r, e) for r, e in zip(residual.T, error.T, strict=True)]
-    single = np.array([_size(ratio[known], 0.0, 0.0) for ratio, known in pairs])
-    centre = float(np.median(single))
-    return np.array([_size(ratio[known], LABEL_PRIOR**-2, centre) for ratio, known in pairs])
+def _log_ratios(
+    residual: ArrayLike, error: ArrayLike, regime: Regime, course: Float64Array
+) -> list[Float64Array]:
+    """Logarithm of |residual| / error over its course, where known, of each label."""
+    known = np.exp(regime.design() @ course.T) * np.asarray(error, np.float64)
+    pairs = [_log_ratio(r, e) for r, e in zip(*_columns(residual, known), strict=True)]
+    return [ratio[finite] for ratio, finite in pairs]
 
 
-def _size(ratio: Float64Array, precision: float, centre: float) -> float:
+def _fit_sizes(ratios: Sequence[Float64Array]) -> Float64Array:
+    """Logarithm of one factor per label, drawn towards their median by `LABEL_PRIOR`."""
+    centre = float(np.median([_size(ratio) for ratio in ratios]))
+    return np.array([_size(ratio, LABEL_PRIOR**-2, centre) for ratio in ratios])
+
+
+def _size(ratio: Float64Array, precision: float = 0.0, centre: float = 0.0) -> float:
     if ratio.size == 0:
         return centre
     one = np.ones((ratio.size, 1))

@@ -3,6 +3,7 @@
 A wrong library, engine or processor gives plausible labels that are wrong. The attachment
 ``canary`` holds prepared inputs and what the model said of them when it was made. Where the theory
 of the model is at hand they are simulated, else they are validation stars, without identifiers.
+Stars whose fit has two ends of nearly one chi-square, so that rounding decides, are not taken.
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ N_STAR, N_FITTED = 16, 4
 """Canary stars of networks, and of other methods, some of which take milliseconds for a star."""
 _LEAST_ERROR = 1e-3
 """Least error that a move is measured by, as a fraction of the range of the training labels."""
+_NUDGE = 1e-6
+"""Relative change of the flux that no answer may depend on."""
+_STEADY = 0.25
+"""Largest share of `TOLERANCE` by which it may move the labels of a canary star."""
+_SPARE = 2
+"""Stars that a method is asked for each canary star, for some may not be steady."""
 _SLOW = frozenset({"sme", "synspec"})
 """Methods that synthesise spectra, which takes too long for a check."""
 _SEED_KEY = 11
@@ -113,9 +120,23 @@ class Canary:
 
     def moved(self, now: Canary, model: Model) -> Float64Array:
         """Return how far labels (n_label,) moved at most, in quoted errors; infinite if lost."""
+        return np.asarray(self._moves(now, model).max(axis=0, initial=0.0))
+
+    def steady(self, nudged: Canary, model: Model) -> NDArray[np.bool_]:
+        """Return which stars (n_star,) answer alike when their flux is nudged by its rounding."""
+        worst = self._moves(nudged, model).max(axis=1, initial=0.0)
+        return np.asarray(worst <= _STEADY * TOLERANCE, dtype=np.bool_)
+
+    def rows(self, chosen: NDArray[np.intp]) -> Canary:
+        """Return some of the stars."""
+        answers = (self.mean, self.sigma, self.label, self.error)
+        return Canary(_rows(self.inputs, chosen), *(array[chosen] for array in answers))
+
+    def _moves(self, now: Canary, model: Model) -> Float64Array:
+        """How far each label of each star moved, (n_star, n_label)."""
         span = model.scaling.labels.maximum - model.scaling.labels.minimum
         least = _LEAST_ERROR * np.where(np.isfinite(span) & (span > 0), span, 1.0)
-        worst = np.zeros(len(model.labels))
+        worst = np.zeros(self.mean.shape)
         for before, error, after in (
             (self.mean, self.sigma, now.mean),
             (self.sigma, self.sigma, now.sigma),
@@ -126,7 +147,7 @@ class Canary:
             with np.errstate(invalid="ignore"):
                 move = np.where(known, np.abs(after - before) / unit, 0.0)
             move[known != np.isfinite(after)] = np.inf
-            worst = np.maximum(worst, move.max(axis=0, initial=0.0))
+            worst = np.maximum(worst, move)
         return worst
 
     def require(
@@ -187,7 +208,17 @@ def with_canary(model: Model, survey: Survey | None = None) -> Model:
     if inputs is None or not len(inputs):
         logger.info("%s gets no canary stars: there are none to take", model.path)
         return model
-    return model.with_arrays(CANARY, Canary.ask(inputs, network, trust).to_arrays())
+    found = Canary.ask(inputs, network, trust)
+    noise = np.random.default_rng(0).standard_normal(inputs.flux.shape)
+    nudged = replace(inputs, flux=(inputs.flux * (1.0 + _NUDGE * noise)).astype(np.float32))
+    steady = np.flatnonzero(found.steady(Canary.ask(nudged, network, trust), model))
+    if not steady.size:
+        logger.warning(
+            "%s gets no canary stars: the rounding of the flux alone moves its labels", model.path
+        )
+        return model
+    wanted = N_FITTED if model.is_method else N_STAR
+    return model.with_arrays(CANARY, found.rows(steady[:wanted]).to_arrays())
 
 
 def _load(model: Model) -> tuple[EnsembleNetwork | MethodNetwork, Trust | None]:
@@ -214,8 +245,11 @@ def _observed(model: Model, survey: Survey | None) -> Inputs | None:
     if survey is None:
         return None
     rows = np.flatnonzero(model.split.contains("validation", survey.star_id))
-    wanted = N_FITTED if model.is_method else N_STAR
+    wanted = _SPARE * N_FITTED if model.is_method else N_STAR
     inputs = model.preparation.apply(survey.rows(rows[: 4 * wanted]))
-    chosen = np.flatnonzero(has_spectrum(inputs))[:wanted]
+    return _rows(inputs, np.flatnonzero(has_spectrum(inputs))[:wanted])
+
+
+def _rows(inputs: Inputs, chosen: NDArray[np.intp]) -> Inputs:
     picked: dict[str, Any] = {name: getattr(inputs, name)[chosen] for name in _INPUTS}
     return replace(inputs, **picked)

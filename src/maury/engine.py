@@ -53,6 +53,16 @@ class Answers:
     covariance: Float64s | None = None
     features: Float32s | None = None
 
+    def of(self, member: int) -> Answers:
+        """Return what one member says."""
+        one = slice(member, member + 1)
+        return Answers(
+            self.mean[one],
+            None if self.variance is None else self.variance[one],
+            None if self.covariance is None else self.covariance[one],
+            self.features,
+        )
+
 
 class Engine(ABC):
     """The networks of an ensemble, ready to answer."""

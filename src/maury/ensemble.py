@@ -35,7 +35,7 @@ from maury.settings import EnsembleConfig as EnsembleConfig
 from maury.settings import resolve
 from maury.sky import ADVICE, Sky
 from maury.spectra import Medium
-from maury.split import PARTS, SplitRecord, split_rows
+from maury.split import PARTS, SHARES, SplitRecord, spared_by, split_rows
 from maury.survey import Batch, Survey
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ LOSSES = "losses"
 loss of each epoch, NaN where there is none."""
 _READ_ROWS = 2048
 _LEAST_STARS = 30
+_N_SHARE = 8
+_LEAST_SHARED = 80
 
 Float32s = NDArray[np.float32]
 
@@ -129,12 +131,8 @@ def train(
     if not settings.network.simulates:
         for part in ("train", "validation"):
             folder.put_sample(part, *stars.sample(part))
-    elif not folder.has_sky:
-        sky = _fit_sky(stars, settings, parent)
-        if parent is not None:
-            for number, start in enumerate(parent.starts(sky, settings.ensemble.members, seed)):
-                folder.put_start(number, start)
-        folder.put_sky(sky, _sources(settings))
+    else:
+        _put_skies(folder, stars, settings, seed, parent)
     n_members = settings.ensemble.members
     seeds = [
         int(child.generate_state(1, np.uint64)[0] >> 1)
@@ -182,6 +180,7 @@ class _Stars:
     """Prepared rows of a survey that can train, and how they were divided."""
 
     labels: tuple[labels_module.Label, ...]
+    star_id: NDArray[np.str_]
     table: _Table
     truth: Float64s
     truth_error: Float64s
@@ -258,6 +257,7 @@ def _collect(
     scaling = parent.model.scaling if parent else _scaling(table, truth, parts["train"], settings)
     return _Stars(
         labels=labels,
+        star_id=survey.star_id[table.rows],
         table=table,
         truth=truth,
         truth_error=survey.label_errors(names)[table.rows],
@@ -308,8 +308,46 @@ def _complete(table: _Table, truth: Float64s, dropped: dict[str, int]) -> _Table
     )
 
 
-def _fit_sky(stars: _Stars, settings: EnsembleConfig, parent: Inheritance | None) -> Sky:
-    table, rows = stars.table, stars.parts["train"]
+def _put_skies(
+    folder: WorkFolder,
+    stars: _Stars,
+    settings: EnsembleConfig,
+    seed: int,
+    parent: Inheritance | None,
+) -> None:
+    """Write what simulates the stars: of all training stars, and of those that a member knows."""
+    rows = stars.parts["train"]
+    n_members, n_share = settings.ensemble.members, _n_share(stars, parent)
+    if not folder.has_sky():
+        sky = _fit_sky(stars, rows, settings, parent)
+        if parent is not None:
+            for number, start in enumerate(parent.starts(sky, n_members, seed)):
+                folder.put_start(number, start)
+        folder.put_sky(sky, _sources(settings))
+    if not n_share:
+        return
+    share = spared_by(stars.star_id[rows], n_share=n_share, seed=seed)
+    for member in range(n_members):
+        if not folder.has_sky(member):
+            known = rows[share != member % n_share]
+            folder.put_sky(_fit_sky(stars, known, settings, parent), _sources(settings), member)
+
+
+def _n_share(stars: _Stars, parent: Inheritance | None) -> int:
+    """Shares of the training stars of which each member spares one; 0 if it knows all of them.
+
+    A child of another model has too few stars to spare any; those without a name cannot be told
+    from each other.
+    """
+    rows = stars.parts["train"]
+    enough = rows.size >= _LEAST_SHARED and bool((stars.star_id[rows] != "").all())
+    return _N_SHARE if enough and parent is None else 0
+
+
+def _fit_sky(
+    stars: _Stars, rows: NDArray[np.int64], settings: EnsembleConfig, parent: Inheritance | None
+) -> Sky:
+    table = stars.table
     observables, labels = table.observables[rows], stars.truth[rows]
     sky = Sky.fit(
         table.wave_aa,
@@ -452,6 +490,7 @@ def _assemble(
     )
     weights = [{name: t.numpy() for name, t in result.weights.items()} for result in results]
     recorded = settings.to_json()
+    shares = _n_share(stars, parent) if settings.network.simulates else 0
     origin = {"transferred_from": parent.record()} if parent else {}
     model = Model(
         labels=stars.labels,
@@ -468,7 +507,8 @@ def _assemble(
         training={
             "settings": {name: recorded[name] for name in ("training", "split", "ensemble")},
             "dropped": dict(stars.dropped),
-        },
+        }
+        | ({SHARES: shares} if shares else {}),
         provenance=_provenance(settings.network, survey) | origin,
     )
     if settings.network.simulates:

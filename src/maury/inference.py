@@ -114,13 +114,15 @@ class EnsembleNetwork:
             needed |= {"photometry", *self.model.preparation.source_names}
         return needed
 
-    def predict(self, inputs: Inputs) -> Prediction:
+    def predict(self, inputs: Inputs, *, only: int | None = None) -> Prediction:
         """Predict labels and errors.
 
         Parameters
         ----------
         inputs : Inputs
             Prepared by the preparation of the model.
+        only : int, optional
+            Number of one network among the kept ones, to be asked alone.
 
         Returns
         -------
@@ -133,7 +135,7 @@ class EnsembleNetwork:
         spectrum = has_spectrum(inputs)
         rows = np.flatnonzero(self._usable(inputs, spectrum))
         starts = range(0, max(rows.size, 1), _PREDICT_ROWS)
-        parts = [self._answer(inputs, spectrum, rows[k : k + _PREDICT_ROWS]) for k in starts]
+        parts = [self._answer(inputs, spectrum, rows[k : k + _PREDICT_ROWS], only) for k in starts]
         n = len(inputs.flux)
 
         def whole(name: str) -> Any:
@@ -154,9 +156,13 @@ class EnsembleNetwork:
         return np.asarray(spectrum | (seen & self._config.photometry), dtype=np.bool_)
 
     def _answer(
-        self, inputs: Inputs, spectrum: NDArray[np.bool_], rows: NDArray[np.int64]
+        self,
+        inputs: Inputs,
+        spectrum: NDArray[np.bool_],
+        rows: NDArray[np.int64],
+        only: int | None,
     ) -> Prediction:
-        """Answer of all networks to some usable rows."""
+        """Answer of all networks, or of one, to some usable rows."""
         observables = np.asarray(inputs.observables[rows], dtype=np.float32)
         if self._imputer is not None:
             observables = self._filled(self._imputer, observables)
@@ -167,7 +173,8 @@ class EnsembleNetwork:
         dark = ~spectrum[rows, None]
         ivar = np.where(dark, np.float32(0), inputs.ivar[rows])
         flux = np.asarray(inputs.flux[rows], dtype=np.float32)
-        return self._join(self._engine.answer(flux, ivar, observables))
+        answers = self._engine.answer(flux, ivar, observables)
+        return self._join(answers if only is None else answers.of(only))
 
     def _filled(self, imputer: Imputer, observables: Float32s) -> Float32s:
         """Fill in bands; further columns neither tell a band nor are told by any."""

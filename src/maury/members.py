@@ -79,21 +79,24 @@ class WorkFolder:
         files = (self.path / f"{part}-{name}.npy" for name in _SAMPLE)
         return Sample.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
 
-    def put_sky(self, sky: Sky, sources: NDArray[np.bool_]) -> None:
-        """Write what simulates the stars, and which observables are made of which source."""
+    def put_sky(self, sky: Sky, sources: NDArray[np.bool_], member: int | None = None) -> None:
+        """Write what simulates the stars, and which observables are made of which source.
+
+        With `member`, it is of the stars that this member knows.
+        """
         arrays, about = sky.to_arrays()
         tensors = {name: torch.tensor(array) for name, array in arrays.items()}
         tensors["sources"] = torch.tensor(sources)
-        write_tensors(self._sky_file, tensors, about)
+        write_tensors(self._sky_file(member), tensors, about)
 
-    @property
-    def has_sky(self) -> bool:
+    def has_sky(self, member: int | None = None) -> bool:
         """Whether `put_sky` was called before."""
-        return _is_whole(self._sky_file)
+        return _is_whole(self._sky_file(member))
 
-    def sky(self) -> tuple[Sky, NDArray[np.bool_]]:
-        """Read what `put_sky` wrote."""
-        tensors, about = read_tensors(self._sky_file)
+    def sky(self, member: int | None = None) -> tuple[Sky, NDArray[np.bool_]]:
+        """Read what `put_sky` wrote; that of all stars if there is none of this member."""
+        own = member is not None and self._sky_file(member).is_file()
+        tensors, about = read_tensors(self._sky_file(member if own else None))
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         sources = arrays.pop("sources")
         return Sky.from_arrays(arrays, about), sources
@@ -116,9 +119,9 @@ class WorkFolder:
     def _start_file(self, member: int) -> Path:
         return self.path / f"start-{member:03d}.safetensors"
 
-    @property
-    def _sky_file(self) -> Path:
-        return self.path / "sky.safetensors"
+    def _sky_file(self, member: int | None) -> Path:
+        name = "sky" if member is None else f"sky-{member:03d}"
+        return self.path / f"{name}.safetensors"
 
     def checkpoint(self, member: int) -> Path:
         """File of the state of a member in training."""
@@ -235,7 +238,7 @@ class MemberJob(BaseModel):
             "on_epoch": on_epoch,
         }
         if network.simulates:
-            sky, sources = folder.sky()
+            sky, sources = folder.sky(self.member)
             common["start"] = folder.start(self.member)
             result = train_on_sky(sky, network, sources=sources, **common)
         else:

@@ -6,13 +6,21 @@ theory (`maury.sky`); a model without them quotes the spread of its ensemble.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maury.calibration import LEAST_STARS, Calibration, Regime, least_shrunk, repeat_scatter
+from maury.calibration import (
+    LEAST_STARS,
+    Calibration,
+    Regime,
+    Spared,
+    least_shrunk,
+    repeat_scatter,
+)
 from maury.conditioning import condition
 from maury.coverage import CoverageModel, Evidence, TwoViews
 from maury.errors import ModelFileError, TrainingError
@@ -21,6 +29,7 @@ from maury.inference import EnsembleNetwork, Prediction
 from maury.model import Model
 from maury.preparation import Inputs
 from maury.sky import BatchNoise, DrawConfig, Sky
+from maury.split import SHARES, spared_by
 from maury.survey import Survey
 
 logger = logging.getLogger(__name__)
@@ -225,23 +234,33 @@ def complete(survey: Survey, model: Model, *, inherited: Calibration | None = No
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Predictions for the labelled rows of a survey."""
+    """Predictions for the labelled rows of a survey.
+
+    Attributes
+    ----------
+    star_id, truth, answer, inputs
+        Of each row; the answer is that of all networks.
+    training : (n_star,) bool
+        Which rows are of training stars.
+    """
 
     star_id: NDArray[np.str_]
     truth: Float64Array
     answer: Prediction
     inputs: Inputs
+    training: NDArray[np.bool_]
 
     @classmethod
     def read(cls, model: Model, network: EnsembleNetwork, survey: Survey) -> Self:
         """Predict every row that trained, chose or was kept for validation."""
         star_id = survey.star_id
-        known = model.split.contains("train", star_id) | model.split.contains("validation", star_id)
-        rows = np.flatnonzero(known)
+        training = model.split.contains("train", star_id)
+        rows = np.flatnonzero(training | model.split.contains("validation", star_id))
         blocks = np.split(rows, np.arange(_READ_ROWS, rows.size, _READ_ROWS))
         inputs = _join([model.preparation.apply(survey.rows(block)) for block in blocks])
         names = [label.name for label in model.labels]
-        return cls(star_id[rows], survey.labels(names)[rows], network.predict(inputs), inputs)
+        truth, answer = survey.labels(names)[rows], network.predict(inputs)
+        return cls(star_id[rows], truth, answer, inputs, training[rows])
 
 
 def _calibrate(
@@ -261,7 +280,7 @@ def _calibrate(
     centre, stretch = least_shrunk(known, known - label)
 
     def stretched(mean: Float64Array) -> Float64Array:
-        return centre + stretch * (mean - centre)
+        return np.asarray(centre + stretch * (mean - centre))
 
     regime = _regime(model, simulated.snr, answer.mean)
     bright = stars.inputs.snr >= _FLOOR_SNR
@@ -270,9 +289,51 @@ def _calibrate(
         stars.answer.sigma[chosen],
         _regime(model, stars.inputs.snr[chosen], known),
         simulated=(stretched(answer.mean) - truth, answer.sigma, regime),
+        spared=_spared(model, network, stars, (simulated, truth), stretched),
         floor=repeat_scatter(stretched(stars.answer.mean[bright]), stars.star_id[bright]),
         stretching=(centre, stretch),
     )
+
+
+def _spared(
+    model: Model,
+    network: EnsembleNetwork,
+    stars: _Labelled,
+    simulated: tuple[Inputs, Float64Array],
+    stretched: Callable[[Float64Array], Float64Array],
+) -> Spared | None:
+    """Ask single networks of the training stars that they have not met, and of simulated ones.
+
+    None where all networks have met all training stars.
+    """
+    n_share = model.training.get(SHARES, 0)
+    if not n_share:
+        return None
+    share = spared_by(stars.star_id, n_share=n_share, seed=model.seed or 0)
+    turn = np.arange(len(simulated[1])) % min(len(model.kept), n_share)
+    theirs: list[_Judged] = []
+    ours: list[_Judged] = []
+    for number in range(min(len(model.kept), n_share)):
+        unmet = stars.training & (share == number)
+        for found, (inputs, truth), rows in (
+            (theirs, (stars.inputs, stars.truth), unmet),
+            (ours, simulated, turn == number),
+        ):
+            answer = network.predict(_rows(inputs, rows), only=number)
+            regime = _regime(model, inputs.snr[rows], answer.mean)
+            found.append((stretched(answer.mean) - truth[rows], answer.sigma, regime))
+    return Spared(*_pooled(theirs), _pooled(ours))
+
+
+_Judged = tuple[Float64Array, Float64Array, Regime]
+
+
+def _pooled(parts: list[_Judged]) -> _Judged:
+    residual, error, regimes = zip(*parts, strict=True)
+    columns = (
+        np.concatenate([getattr(regime, f.name) for regime in regimes]) for f in fields(Regime)
+    )
+    return np.concatenate(residual), np.concatenate(error), Regime(*columns)
 
 
 def simulated_stars(

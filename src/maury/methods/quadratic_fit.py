@@ -18,7 +18,6 @@ from maury.methods.quadratic import QuadraticModel, terms, terms_slope
 
 __all__ = ["Inversion", "QuadraticFit"]
 
-Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
@@ -125,11 +124,11 @@ class QuadraticFit:
         return np.triu_indices(self.model.theta.shape[1] - 1)
 
     @cached_property
-    def _products(self) -> Float32Array:
+    def _products(self) -> Float64Array:
         """Products of coefficients (n_pixel, n_pair), the constant left out."""
         first, second = self._pairs
         theta = self.model.theta[:, 1:]
-        return np.asarray(theta[:, first] * theta[:, second], dtype=np.float32)
+        return np.asarray(theta[:, first] * theta[:, second])
 
     @cached_property
     def _unfold(self) -> NDArray[np.intp]:
@@ -148,18 +147,18 @@ class QuadraticFit:
         return np.asarray((both * np.where(first == second, 1.0, 2.0)).T)
 
     def _sums(self, flux: NDArray[np.floating], ivar: NDArray[np.floating]) -> _Sums:
-        # The constant is taken off first, so that float32 holds what is left.
-        weight = ivar / (1.0 + ivar * (self.model.scatter**2).astype(np.float32))
-        residual = (flux - self.model.theta[:, 0]).astype(np.float32)
+        # In double precision: far from the training labels the terms are large and cancel.
+        weight = ivar / (1.0 + ivar * self.model.scatter**2)
+        residual = flux - self.model.theta[:, 0]
         weighted = weight * residual
-        right = weighted @ self.model.theta[:, 1:].astype(np.float32)
-        constant = np.einsum("np,np->n", weighted, residual, dtype=np.float64)
-        folded = weight.astype(np.float32) @ self._products
-        return _Sums(constant, right.astype(np.float64), folded, folded[:, self._unfold])
+        right = weighted @ self.model.theta[:, 1:]
+        constant = np.einsum("np,np->n", weighted, residual)
+        folded = weight @ self._products
+        return _Sums(constant, right, folded, folded[:, self._unfold])
 
     def _chi2_of_starts(self, sums: _Sums) -> Float64Array:
         vector = terms(self._scaled_starts)[:, 1:]
-        quadratic = sums.folded @ self._start_products.astype(np.float32)
+        quadratic = sums.folded @ self._start_products
         return np.asarray(sums.constant[:, None] - 2.0 * sums.right @ vector.T + quadratic)
 
 
@@ -168,8 +167,8 @@ class _Sums(NamedTuple):
 
     constant: Float64Array
     right: Float64Array
-    folded: Float32Array
-    matrix: Float32Array
+    folded: Float64Array
+    matrix: Float64Array
 
     def rows(self, index: NDArray[np.intp]) -> _Sums:
         return _Sums(
@@ -207,14 +206,14 @@ class _Point(NamedTuple):
 
 def _evaluate(sums: _Sums, scaled: Float64Array) -> _Point:
     vector = terms(scaled)[:, 1:]
-    slope = terms_slope(scaled)[:, 1:].astype(np.float32)
-    both = np.concatenate([vector[:, :, None].astype(np.float32), slope], axis=2)
+    slope = terms_slope(scaled)[:, 1:]
+    both = np.concatenate([vector[:, :, None], slope], axis=2)
     product = sums.matrix @ both
-    by_vector = product[:, :, 0].astype(np.float64)
+    by_vector = product[:, :, 0]
     chi2 = sums.constant + np.einsum("nt,nt->n", vector, by_vector - 2.0 * sums.right)
     left = sums.right - by_vector
     gradient = (slope.transpose(0, 2, 1) @ left[:, :, None])[:, :, 0]
-    fisher = (slope.transpose(0, 2, 1) @ product[:, :, 1:]).astype(np.float64)
+    fisher = slope.transpose(0, 2, 1) @ product[:, :, 1:]
     first, second = np.triu_indices(scaled.shape[1])
     curve = fisher.copy()
     curve[:, first, second] -= left[:, scaled.shape[1] :]
