@@ -488,3 +488,47 @@ def test_workers_open_the_same_again(tmp_path):
         np.testing.assert_array_equal(opened.gridder.wave_aa, files.gridder.wave_aa)
         (one,), (other,) = (list(s.pieces(0, 1)) for s in (opened.source, files.source))
         np.testing.assert_array_equal(one.flux, other.flux)
+
+
+def write_aspcapstar(folder, *, n_image=2, cards="images", **primary):
+    flux, sigma = spectrum(APOGEE, 4)
+    images = [fits.PrimaryHDU(), *(fits.ImageHDU(v) for v in (flux, sigma, flux)[:n_image])]
+    images[0].header.update(primary)
+    if cards != "nowhere":
+        log_cards(images[0 if cards == "primary" else 1].header, 4.179, 6e-6)
+    folder.mkdir()
+    fits.HDUList(images).writeto(folder / "aspcapStar-dr17-2M17204146-2433149.fits")
+    return flux
+
+
+def test_aspcapstar_that_says_its_star_and_its_grid_in_the_primary_header(tmp_path):
+    flux = write_aspcapstar(tmp_path / "in", cards="primary", OBJID="VESTA")
+    survey = ingest_recipe("apogee-dr17", tmp_path / "in", tmp_path / "o.zarr", arm="aspcapstar")
+    assert survey.id.tolist() == ["VESTA"]
+    np.testing.assert_allclose(survey.wave_aa, APOGEE, rtol=1e-9)
+    np.testing.assert_allclose(survey.batch(0, 1).spectra.flux[0], flux, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"n_image": 1}, InputFileError, "has 2 HDUs; an aspcapStar file has flux and error"),
+        ({"cards": "nowhere"}, WavelengthError, "no wavelength cards"),
+    ],
+)
+def test_aspcapstar_files_that_lack_something(tmp_path, options, error, words):
+    write_aspcapstar(tmp_path / "in", **options)
+    with pytest.raises(error, match=words):
+        ingest_recipe("apogee-dr17", tmp_path / "in", tmp_path / "o.zarr", arm="aspcapstar")
+
+
+def test_mwmstar_files_of_another_layout(tmp_path):
+    path = tmp_path / "mwmStar-0.6.0-7.fits"
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(APOGEE, name="FLUX")]).writeto(path)
+    with pytest.raises(InputFileError, match=r"no HDU such as APOGEE/APO \(it has .*FLUX"):
+        open_recipe("sdss-dr19", path)
+    table = fits.BinTableHDU.from_columns([fits.Column("flux", "3E", array=[[1.0, 2.0, 3.0]])])
+    table.name = "APOGEE/APO"
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(path, overwrite=True)
+    with pytest.raises(ColumnError, match="APOGEE/APO lacks the columns ivar"):
+        ingest_recipe("sdss-dr19", path, tmp_path / "o.zarr")

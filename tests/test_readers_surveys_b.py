@@ -877,3 +877,119 @@ def test_arrays_in_text_are_read_to_the_last_bit(values, brackets):
 def test_texts_that_are_no_arrays_are_refused(text):
     with pytest.raises(ColumnError, match="cell"):
         parse_array(text, "cell")
+
+
+def rvs_of(folder, table, name="a.fits"):
+    (folder / "rvs").mkdir()
+    table.write(folder / "rvs" / name)
+    return RVS_TOML
+
+
+def test_rvs_without_errors_takes_its_noise_from_the_spectrum(tmp_path):
+    table = raw_table()
+    table.remove_column("flux_error")
+    survey = ingest(tmp_path, rvs_of(tmp_path, table))
+    snr, spectra = survey.column("snr"), survey.batch(0, 3).spectra
+    assert np.all((snr > 25) & (snr < 100))
+    np.testing.assert_array_equal(spectra.good, np.isfinite(RVS_FLUX))
+
+
+@pytest.mark.parametrize("name", ["a.fits", "a.csv"])
+def test_rvs_files_without_rows_are_told(tmp_path, name):
+    if name == "a.csv":
+        (tmp_path / "rvs").mkdir()
+        (tmp_path / "rvs" / name).write_text("source_id,flux,flux_error\n")
+    else:
+        rvs_of(tmp_path, raw_table()[:0])
+    with pytest.raises(InputFileError, match=f"{name} has no rows; give a file with at least one"):
+        ingest(tmp_path, RVS_TOML)
+
+
+def test_rvs_sources_on_different_wavelengths_are_told(tmp_path):
+    wave = np.tile(RVS_WAVE_NM, 3)
+    wave[N_RVS : 2 * N_RVS] += 0.5
+    columns = {"source_id": np.repeat(SOURCES, N_RVS), "wavelength": wave, "flux": RVS_FLUX.ravel()}
+    with pytest.raises(GridMismatch, match="sources stand on different wavelengths"):
+        ingest(tmp_path, rvs_of(tmp_path, Table(columns)))
+
+
+def test_rvs_facts_of_a_votable_keep_their_types(tmp_path):
+    (tmp_path / "rvs").mkdir()
+    file = vot.tree.VOTableFile()
+    resource, table = votable_of(0)
+    for name, kind, value in (
+        ("source_id", "long", int(SOURCES[0])),
+        ("name", "char", "HD 1"),
+        ("ra", "double", 44.9),
+        ("snr", "float", 61.5),
+    ):
+        size = {"arraysize": "*"} if kind == "char" else {}
+        table.params.append(vot.tree.Param(file, name=name, datatype=kind, value=value, **size))
+    resource.tables.append(table)
+    file.resources.append(resource)
+    file.to_xml(str(tmp_path / "rvs" / "RVS.xml"))
+    columns = '[columns]\nra = "ra"\nsnr = "snr"\nstar_id = "name"\n'
+    survey = ingest(tmp_path, RVS_TOML + columns)
+    assert survey.id.tolist() == [str(SOURCES[0])]
+    assert survey.star_id.tolist() == ["HD 1"]
+    assert (survey.column("ra")[0], survey.column("snr")[0]) == (44.9, 61.5)
+
+
+def change_weave(folder, change):
+    """A WEAVE file of which `change` alters the HDUs."""
+    (folder / "weave").mkdir()
+    write_weave(folder / "weave" / "a.fit")
+    with fits.open(folder / "weave" / "a.fit") as hdus:
+        change(hdus)
+        hdus.writeto(folder / "weave" / "b.fit")
+    (folder / "weave" / "a.fit").unlink()
+
+
+def test_weave_without_uses_and_sensitivities(tmp_path):
+    def change(hdus):
+        del hdus["RED_SENSFUNC"]
+        table = Table(hdus["FIBTABLE"].data)
+        table.remove_columns(["TARGUSE", "Nspec"])
+        hdus["FIBTABLE"].data = fits.BinTableHDU(table).data
+
+    change_weave(tmp_path, change)
+    survey = ingest(tmp_path, WEAVE_TOML)
+    assert survey.id.tolist() == ["b_1", "b_2", "b_3", "b_4"]
+    spectra = survey.batch(0, 4).spectra
+    np.testing.assert_array_equal(spectra.flux, WEAVE_DATA)
+    np.testing.assert_array_equal(spectra.ivar, WEAVE_IVAR)
+
+
+def test_one_weave_fibre_as_a_line(tmp_path):
+    def change(hdus):
+        for name in ("DATA", "IVAR", "SENSFUNC"):
+            hdus[f"RED_{name}"].data = hdus[f"RED_{name}"].data[2]
+        hdus["FIBTABLE"].data = hdus["FIBTABLE"].data[2:3]
+
+    change_weave(tmp_path, change)
+    survey = ingest(tmp_path, WEAVE_TOML)
+    assert survey.id.tolist() == ["b_3"]
+    wanted = WEAVE_DATA[2] * SENS[2] / np.median(SENS[2])
+    np.testing.assert_allclose(survey.batch(0, 1).spectra.flux[0], wanted, rtol=1e-6)
+
+
+def weave_cube(hdus):
+    hdus["RED_DATA"].data = np.ones((2, 3, 4))
+
+
+def weave_without_cards(hdus):
+    for name in ("CRVAL1", "CD1_1"):
+        del hdus["RED_DATA"].header[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (weave_cube, InputFileError, r"shape \(2, 3, 4\); cubes are not read"),
+        (weave_without_cards, WavelengthError, "no wavelength cards"),
+    ],
+)
+def test_weave_images_that_are_no_spectra_of_fibres(tmp_path, change, error, words):
+    change_weave(tmp_path, change)
+    with pytest.raises(error, match=words):
+        ingest(tmp_path, WEAVE_TOML)

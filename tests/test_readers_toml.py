@@ -774,3 +774,173 @@ def test_damaged_files_are_read_or_refused_but_never_crash(valid_files, file, da
     (folder / f"damaged_{file}").write_bytes(bytes(damaged[:length]))
     with suppress(MauryError):
         ingest(folder, TABLE.format(file=f"damaged_{file}"), overwrite=True)
+
+
+# Where arrays stand
+
+
+def spectra_table(folder, name="s.fits", *more):
+    """A FITS file with a table of spectra, and further HDUs."""
+    table = fits.BinTableHDU(Table({"flux": FLUX, "ivar": IVAR}))
+    fits.HDUList([fits.PrimaryHDU(), table, *more]).writeto(folder / name)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "2",
+        '"wave"\nunit = "nm"',
+        '{ hdu = "GRID" }',
+        '{ hdu = 3, name = "lam" }\nunit = "nm"',
+        '{ file = "g.fits", name = "lam" }\nunit = "nm"',
+        '{ file = "w.npy" }',
+        '{ file = "w.npz", name = "w" }',
+        '{ file = "w.npz" }',
+    ],
+)
+def test_the_grid_of_a_fits_table_may_stand_elsewhere(tmp_path, values):
+    grid = fits.ImageHDU(WAVE, name="GRID")
+    column = fits.BinTableHDU(Table({"lam": WAVE / 10}))
+    spectra_table(tmp_path, "s.fits", grid, column)
+    Table({"lam": WAVE / 10}).write(tmp_path / "g.fits")
+    np.save(tmp_path / "w.npy", WAVE)
+    np.savez(tmp_path / "w.npz", w=WAVE, wave=WAVE)
+    if values.startswith('"wave"'):
+        table = Table({"flux": FLUX, "ivar": IVAR, "wave": np.tile(WAVE / 10, (N_STAR, 1))})
+        table.write(tmp_path / "s.fits", overwrite=True)
+    text = '[spectra]\nfile = "s.fits"\nivar = "ivar"\n[wavelength]\nmedium = "air"\n'
+    check_spectra(ingest(tmp_path, text + f"values = {values}\n"))
+
+
+@pytest.mark.parametrize("hdu", ["1", '"flux"', "2"])
+def test_the_hdu_of_the_spectra_may_be_stated(tmp_path, hdu):
+    table = fits.BinTableHDU(Table({"flux": 2 * FLUX}), name="TAB")
+    images = [fits.ImageHDU(FLUX, name="FLUX"), table, fits.ImageHDU(9 * FLUX)]
+    fits.HDUList([fits.PrimaryHDU(), *images]).writeto(tmp_path / "s.fits")
+    text = f'[spectra]\nfile = "s.fits"\nhdu = {hdu}\n'
+    if hdu != "2":
+        text += 'orientation = "rows"\n'
+    flux = ingest(tmp_path, text + LINEAR).batch(0, N_STAR).spectra.flux
+    np.testing.assert_array_equal(flux, 2 * FLUX if hdu == "2" else FLUX)
+
+
+def test_a_grid_for_each_spectrum_in_columns_of_an_array(tmp_path):
+    waves = WAVE + np.repeat([0.0, 0.0, 0.2, 0.2, 0.0], N_PIXEL).reshape(N_STAR, N_PIXEL)
+    np.savez(tmp_path / "s.npz", flux=FLUX.T, wave=waves.T)
+    text = 'resample = { start = 8505.0, step = 1.0, n = 15 }\n[spectra]\nfile = "s.npz"\n'
+    text += 'orientation = "columns"\n[wavelength]\nmedium = "air"\nvalues = "wave"\n'
+    got = ingest(tmp_path, text).batch(0, N_STAR).spectra.flux
+    for row in range(N_STAR):
+        flux = FLUX[row][None].astype("f8")
+        wanted, _ = Resampler(waves[row], 8505.0 + np.arange(15.0))(flux, np.ones((1, N_PIXEL)))
+        np.testing.assert_allclose(got[row], wanted[0], rtol=1e-6)
+
+
+def test_one_spectrum_alone_in_an_array(tmp_path):
+    np.savez(tmp_path / "s.npz", flux=FLUX[0], ivar=IVAR[0])
+    survey = ingest(tmp_path, '[spectra]\nfile = "s.npz"\nivar = "ivar"\n' + LINEAR)
+    spectra = survey.batch(0, 1).spectra
+    assert len(survey) == 1
+    np.testing.assert_array_equal(spectra.flux, FLUX[:1])
+    np.testing.assert_allclose(spectra.ivar, IVAR[:1], rtol=1e-6)
+
+
+def test_noise_of_an_image_in_a_numpy_file(tmp_path):
+    fits.PrimaryHDU(FLUX).writeto(tmp_path / "s.fits")
+    np.save(tmp_path / "e.npy", 1 / np.sqrt(IVAR))
+    text = '[spectra]\nfile = "s.fits"\norientation = "rows"\nerror = { file = "e.npy" }\n'
+    check_spectra(ingest(tmp_path, text + LINEAR))
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "error", "words"),
+    [
+        ("s.npy", 'ivar = "ivar"', InputFileError, "holds one array; give the 'file' of the other"),
+        ("s.npy", 'id = "id"', ColumnError, "no array 'id' of identifiers"),
+        ("s.npz", 'id = "ivar"', ColumnError, "'ivar' must be one row of text or whole numbers"),
+        ("s.npz", 'id = "wave"', ColumnError, "'wave' must be one row of text or whole numbers"),
+        ("s.npz", 'id = "long"', InputFileError, "has texts of 20000 bytes"),
+        ("t.fits", 'ivar = "TAB"', InputFileError, "HDU 'TAB' holds no image"),
+        ("t.fits", 'ivar = "IV"', InputFileError, "did you mean 'IVR'"),
+        ("o.fits", 'format = "fits-image"', InputFileError, "one spectrum; give the 'folder'"),
+        ("s.txt", 'format = "ascii"', InputFileError, "one star each; give their 'folder'"),
+        ("s.csv", "", InputFileError, "not from a text table"),
+    ],
+)
+def test_arrays_that_are_not_where_they_should_be(tmp_path, file, more, error, words):
+    np.save(tmp_path / "s.npy", FLUX)
+    write_npz(tmp_path, long=np.array(["x" * 5000] * N_STAR))
+    hdus = [fits.PrimaryHDU(FLUX), fits.BinTableHDU(Table({"a": IDS}), name="TAB")]
+    fits.HDUList([*hdus, fits.ImageHDU(IVAR, name="IVR")]).writeto(tmp_path / "t.fits")
+    fits.PrimaryHDU(FLUX[0]).writeto(tmp_path / "o.fits")
+    (tmp_path / "s.txt").write_text("8500 1\n")
+    (tmp_path / "s.csv").write_text("flux\n1\n")
+    text = f'[spectra]\nfile = "{file}"\norientation = "rows"\n{more}\n'
+    with pytest.raises(error, match=words):
+        ingest(tmp_path, text + LINEAR)
+
+
+def test_a_number_of_pixels_that_the_spectra_do_not_have(tmp_path):
+    write_npz(tmp_path)
+    text = '[spectra]\nfile = "s.npz"\norientation = "rows"\n' + LINEAR
+    with pytest.raises(GridMismatch, match=r"60 pixels, \[wavelength\] says n = 50"):
+        ingest(tmp_path, text + "n = 50\n")
+    check_spectra(ingest(tmp_path, text + "n = 60\n"), ivar=False)
+
+
+# Where the parts of a file of one star stand
+
+
+def star_file(folder, *hdus, name="a.fits", cards=(("STAR", "Vega"),)):
+    (folder / "in").mkdir(exist_ok=True)
+    for key, value in cards:
+        hdus[-1].header[key] = value
+    fits.HDUList(list(hdus)).writeto(folder / "in" / name)
+
+
+ONE_STAR = '[spectra]\nfolder = "in"\n{}\n[wavelength]\nmedium = "air"\n{}\n'
+
+
+@pytest.mark.parametrize("grid", ["values = 2", 'values = "LAM"', "start = 8500.0\nstep = 0.5"])
+def test_the_parts_of_a_file_of_one_star(tmp_path, grid):
+    images = [fits.ImageHDU(9 * FLUX[0]), fits.ImageHDU(WAVE, name="LAM")]
+    images += [fits.ImageHDU(FLUX[0], name="SCI"), fits.ImageHDU(IVAR[0][None], name="IV")]
+    star_file(tmp_path, fits.PrimaryHDU(), *images)
+    survey = ingest(tmp_path, ONE_STAR.format('hdu = "SCI"\nid = "STAR"\nivar = "IV"', grid))
+    spectra = survey.batch(0, 1).spectra
+    assert survey.id.tolist() == ["Vega"]
+    np.testing.assert_array_equal(spectra.flux[0], FLUX[0])
+    np.testing.assert_allclose(spectra.ivar[0], IVAR[0], rtol=1e-6)
+    np.testing.assert_allclose(survey.wave_aa, WAVE)
+
+
+@pytest.mark.parametrize(
+    ("more", "grid", "error", "words"),
+    [
+        ('id = "NAME"', "start = 8500.0\nstep = 0.5", InputFileError, "no header card 'NAME'"),
+        ("", "", WavelengthError, "no wavelength cards.*'values', in"),
+        ("", "values = 1", LengthMismatch, "59 wavelengths, but 60 values of flux"),
+        ("", "values = 2", InputFileError, "HDU 'TAB' is no image; name one, or a column"),
+        ('ivar = "TAB"', "start = 8500.0\nstep = 0.5", InputFileError, "'TAB' is no image"),
+        ("error = 1", "start = 8500.0\nstep = 0.5", LengthMismatch, "60 wavelengths, but 59 val"),
+        ("hdu = 7", "start = 8500.0\nstep = 0.5", InputFileError, "no HDU 7"),
+        ("", "start = 8500.0\nstep = 0.5\nunit = 'K'", WavelengthError, "no unit of length"),
+    ],
+)
+def test_each_fault_of_a_file_of_one_star_is_one_clear_error(tmp_path, more, grid, error, words):
+    others = [fits.ImageHDU(WAVE[:-1]), fits.BinTableHDU(Table({"a": IDS}), name="TAB")]
+    star_file(tmp_path, fits.PrimaryHDU(FLUX[0]), *others)
+    with pytest.raises(error, match=words):
+        ingest(tmp_path, ONE_STAR.format(more, grid))
+
+
+def test_a_file_in_place_of_a_folder_and_absurd_text(tmp_path, monkeypatch):
+    (tmp_path / "in").write_text("8500 1\n")
+    with pytest.raises(InputFileError, match="is no directory; correct 'folder'"):
+        ingest(tmp_path, FOLDER.format(""))
+    (tmp_path / "in").unlink()
+    (tmp_path / "in").mkdir()
+    np.savetxt(tmp_path / "in" / "a.txt", np.column_stack([WAVE, FLUX[0]]))
+    monkeypatch.setenv("MAURY_LIMITS", "pixels=60")
+    with pytest.raises(InputFileError, match=r"a\.txt has \d+ bytes of text.*pixels"):
+        ingest(tmp_path, FOLDER.format(""))

@@ -137,9 +137,11 @@ class SourceTable:
         if index is None:
             return values
         if _is_arrow(values):
+            import pyarrow as pa
             from pyarrow import compute
 
-            if not hasattr(values.type, "value_type"):
+            kind = values.type
+            if pa.types.is_dictionary(kind) or not hasattr(kind, "value_type"):
                 raise ColumnError(
                     f"{self.path}, column {name!r} holds one value a row; leave out 'index'"
                 )
