@@ -136,7 +136,8 @@ def show_cells(pool: Pool, spare: Pool) -> None:
 
 def show_missing(models: list[Model], survey: Survey) -> None:
     """Print what missing inputs cost."""
-    print("\nrms with inputs missing, over that with all of them (held-out stars pooled)")
+    print("\nrms with inputs missing, over that with all of them (held-out stars pooled);")
+    print("below, the sampling error of the ratio (bootstrap)")
     print("without      " + " ".join(f"{n:>8s}" for n in LABEL_NAMES))
     cases = (
         "G",
@@ -152,20 +153,29 @@ def show_missing(models: list[Model], survey: Survey) -> None:
         "photometry",
         "spectrum",
     )
-    whole = _rms(models, survey, ())
+    whole = _squares(models, survey, ())
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, len(whole), len(whole)) for _ in range(200)]
     for case in cases:
-        ratio = _rms(models, survey, (case,)) / whole
-        print(f"{case:12s} " + " ".join(f"{r:8.3f}" for r in ratio))
+        less = _squares(models, survey, (case,))
+        spread = np.std([_ratio(less[draw], whole[draw]) for draw in draws], axis=0)
+        print(f"{case:12s} " + " ".join(f"{r:8.3f}" for r in _ratio(less, whole)))
+        print(f"{'':12s} " + " ".join(f"{r:8.3f}" for r in spread))
 
 
-def _rms(models: list[Model], survey: Survey, without: tuple[str, ...]) -> NDArray[np.float64]:
+def _ratio(less: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.sqrt(np.nanmean(less, axis=0) / np.nanmean(whole, axis=0)))
+
+
+def _squares(models: list[Model], survey: Survey, without: tuple[str, ...]) -> NDArray[np.float64]:
+    """Squared residuals of the held-out stars of all models, (n, 9)."""
     squares = []
     for model in models:
         rows = held_out_rows(model, survey)
         table = predict_rows(model, survey, rows, without=without)
         mean = np.column_stack([table[n] for n in LABEL_NAMES])
         squares.append((mean - survey.labels(LABEL_NAMES)[rows]) ** 2)
-    return np.asarray(np.sqrt(np.nanmean(np.concatenate(squares), axis=0)))
+    return np.concatenate(squares)
 
 
 def faults(batch: Batch, rng: np.random.Generator) -> dict[str, Batch]:

@@ -21,6 +21,8 @@ from maury.locks import making
 from maury.store import SurveyWriter
 from maury.survey import Survey
 
+GOLDEN = Path(__file__).parent / "golden" / "0.1.0" / "guiglion2020"
+
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
@@ -38,6 +40,7 @@ def library(tmp_path_factory):
         ("train", {"most": 2}),
         ("predict", {"most": 3, "output": "labels.parquet"}),
         ("predict", {"most": 2, "output": "labels.dataset", "exists": True}),
+        ("report", {"most": 2, "model": f"{GOLDEN}.model", "observed": f"{GOLDEN}.ecsv"}),
     ],
 )
 def test_kills_and_full_disks_leave_nothing_half_written(library, tmp_path, stage, settings):
@@ -78,6 +81,28 @@ def test_numpy_on_a_full_disk_is_the_same_error(tmp_path):
     told = pytest.raises(OutputError, match="No space left on device; free some space")
     with told, files.explaining(tmp_path / "a"), open("/dev/full", "wb", buffering=0) as full:
         np.zeros(10_000).tofile(full)
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_a_figure_on_a_full_disk_is_the_same_error(tmp_path, monkeypatch, ending):
+    """Matplotlib, stopped by a full disk in mid-file, fails once more as it tidies up."""
+    from matplotlib.figure import Figure
+
+    from maury.figures import save
+
+    real = Path.write_bytes
+
+    def full(path, data):
+        if path.suffix == f".{ending}":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    figure = Figure()
+    figure.add_subplot().text(0.5, 0.5, "a font")
+    with pytest.raises(OutputError, match=rf"plot\.{ending} cannot be written: No space"):
+        save(figure, tmp_path / "plot")
+    assert not list(tmp_path.glob(f"*.{ending}"))
 
 
 def test_other_errors_of_the_system_are_not_renamed(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,10 @@ def save(figure: Figure, path: Path | str, *, overwrite: bool = False) -> tuple[
         refuse_existing(target, overwrite=overwrite)
     with style(), _laid_out(figure):
         for target, metadata in ((png, {"Software": None}), (pdf, {"CreationDate": None})):
+            # By way of memory: matplotlib, stopped by a full disk, fails once more as it tidies up.
+            drawn = BytesIO()
+            kind = target.suffix.removeprefix(".")
+            figure.savefig(drawn, dpi=DPI, format=kind, metadata=metadata)
             with writing(target, overwrite=overwrite) as partial:
-                figure.savefig(partial, dpi=DPI, metadata=metadata)
+                partial.write_bytes(drawn.getvalue())
     return png, pdf
