@@ -1,6 +1,7 @@
 """Builds of labelled surveys from simulated spectra and small tables, every row on record."""
 
 import csv
+import logging
 import textwrap
 from itertools import pairwise
 
@@ -9,8 +10,17 @@ import pytest
 from astropy.table import Table
 
 from maury.build import Flow, build_survey, load_recipe
-from maury.errors import ColumnError, ConfigError, InputFileError, OutputExists, TrainingError
-from maury.survey import Survey
+from maury.columns import Column
+from maury.errors import (
+    ColumnError,
+    ConfigError,
+    InputFileError,
+    OutputExists,
+    SurveyFileError,
+    TrainingError,
+    UnknownName,
+)
+from maury.survey import Survey, SurveyWriter
 from training_survey import write_survey
 
 RECIPE = """
@@ -463,3 +473,180 @@ def test_a_build_that_was_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatc
         np.testing.assert_array_equal(survey.column(name), whole.column(name))
     rows = np.arange(40)
     np.testing.assert_array_equal(survey.rows(rows).spectra.flux, whole.rows(rows).spectra.flux)
+
+
+COLUMNS_ONLY = ONE.replace("match =", 'role = "columns"\n    match =')
+
+
+def edit_recipe(folder, name, old, new):
+    """Change the recipe of a catalogue."""
+    path = folder / f"{name}.toml"
+    assert old in path.read_text("utf-8")
+    path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
+
+
+def test_a_build_without_references_keeps_the_labels_of_the_spectra(tmp_path) -> None:
+    simulated_spectra(tmp_path, parallax=np.full(40, np.nan), teff=np.linspace(4000, 5000, 40))
+    catalogue(tmp_path, "ref", range(10))
+    built = build_survey(write_recipe(tmp_path, COLUMNS_ONLY), tmp_path / "out.zarr")
+    check_accounts(built.flow)
+    assert len(built.survey) == 40
+    assert built.offsets == {}
+    np.testing.assert_allclose(built.survey.column("teff"), np.linspace(4000, 5000, 40))
+    assert np.isfinite(built.survey.column("parallax")).sum() == 20
+    assert "reference_survey" not in built.survey.column_names
+
+
+def test_a_build_of_which_nothing_is_left_says_where_it_went(tmp_path) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", range(10), NAME=[f"x{k}" for k in range(10)])
+    text = COLUMNS_ONLY + "    require = true\n"
+    with pytest.raises(InputFileError, match=r"no spectrum is left.*spectra, in-ref: 40 to 0"):
+        build_survey(write_recipe(tmp_path, text), tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_texts_of_a_catalogue_are_taken_as_texts(tmp_path) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", range(10), WHO=[f" who{k}" for k in range(10)])
+    edit_recipe(tmp_path, "ref", "[columns]\n", '[columns]\nreference_survey = "WHO"\n')
+    built = build_survey(write_recipe(tmp_path, COLUMNS_ONLY), tmp_path / "out.zarr")
+    wanted = np.repeat([f"who{k}" for k in range(10)], 2).tolist() + [""] * 20
+    assert built.survey.column("reference_survey").tolist() == wanted
+
+
+def test_epochs_of_positions_may_differ_from_star_to_star(tmp_path) -> None:
+    simulated_spectra(tmp_path)
+    epochs = np.array([2000.0, 2016.0] * 10)
+    dec = Survey.open(tmp_path / "spectra.zarr").column("dec")[::2]
+    moved = dec + (epochs - 2000.0) * 0.5 / 3600
+    still, moving = np.zeros(20), np.full(20, 500.0)
+    catalogue(tmp_path, "ref", range(20), DEC=moved, EP=epochs, PMRA=still, PMDEC=moving)
+    by_position = ONE.replace('{ by = "id", spectra = "star_id" }', "{ radius = 1.0 }")
+    path = write_recipe(tmp_path, by_position)
+    edit_recipe(tmp_path, "ref", "epoch = 2016.0", 'epoch = 2000.0\npmra = "PMRA"\npmdec = "PMDEC"')
+    assert len(build_survey(path, tmp_path / "some.zarr").survey) == 20
+    edit_recipe(tmp_path, "ref", "epoch = 2000.0", 'epoch = "EP"')
+    assert len(build_survey(path, tmp_path / "all.zarr").survey) == 40
+
+
+def test_what_a_recipe_does_not_tell_cannot_be_matched_by(tmp_path) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", range(10))
+    text = ONE.replace('"star_id" }', '"star_id", catalogue = "gaia_dr2" }')
+    with pytest.raises(UnknownName, match=r"identifier of ref.*did you mean 'gaia_dr3'"):
+        build_survey(write_recipe(tmp_path, text), tmp_path / "out.zarr")
+    edit_recipe(tmp_path, "ref", '[position]\nra = "RA"\ndec = "DEC"\nepoch = 2016.0\n', "")
+    by_position = ONE.replace('{ by = "id", spectra = "star_id" }', "{ radius = 1.0 }")
+    with pytest.raises(ConfigError, match=r"recipe of ref has no \[position\]"):
+        build_survey(write_recipe(tmp_path, by_position), tmp_path / "out.zarr")
+    spectra = ONE.replace('"ref.toml"', '"4most-l1"')
+    with pytest.raises(ConfigError, match="4most-l1 describes no catalogue; name another"):
+        build_survey(write_recipe(tmp_path, spectra), tmp_path / "out.zarr")
+
+
+def test_labels_that_a_reference_lacks_are_told(tmp_path, caplog) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", range(10))
+    path = write_recipe(tmp_path, ONE + '\n    [labels]\n    names = ["teff", "al_fe"]\n')
+    with caplog.at_level(logging.WARNING):
+        built = build_survey(path, tmp_path / "out.zarr")
+    assert "ref gives no al_fe" in caplog.text
+    assert np.isfinite(built.survey.column("teff")).all()
+    path = write_recipe(tmp_path, ONE + '\n    [labels]\n    names = ["al_fe"]\n')
+    with pytest.raises(
+        ConfigError, match=r"ref gives none of the wanted labels al_fe.*it has teff"
+    ):
+        build_survey(path, tmp_path / "no.zarr")
+
+
+def test_references_on_two_solar_scales_need_one_to_be_stated(tmp_path) -> None:
+    simulated_spectra(tmp_path, n=80)
+    catalogue(tmp_path, "ref", range(20))
+    catalogue(tmp_path, "other", range(20, 40), scale="grevesse2007", seed=1)
+    apart = TWO + "\n    [offsets]\n    fit = false\n"
+    with pytest.raises(ConfigError, match=r"different solar scales.*'solar_scale' in"):
+        build_survey(write_recipe(tmp_path, apart), tmp_path / "no.zarr")
+    stated = apart + '    [labels]\n    solar_scale = "asplund2009"\n'
+    built = build_survey(write_recipe(tmp_path, stated), tmp_path / "out.zarr")
+    notes = built.survey.provenance["conversions"]
+    assert {note["to"] for note in notes.values()} == {"asplund2009"}
+
+
+@pytest.mark.parametrize("shared", ["none", "foreign"])
+def test_references_without_a_shared_identifier_are_tied_by_position(tmp_path, shared) -> None:
+    simulated_spectra(tmp_path, n=200)
+    catalogue(tmp_path, "ref", range(60))
+    catalogue(tmp_path, "other", range(20, 100), seed=1, offset=150.0, GAIA=np.arange(80))
+    if shared == "none":
+        edit_recipe(tmp_path, "other", '[id.other]\ngaia_dr3 = "GAIA"\n', "")
+    built = build_survey(write_recipe(tmp_path, TWO), tmp_path / "out.zarr")
+    offset = built.offsets["other"]["teff"]
+    assert offset.n_star == 40
+    assert abs(offset.coefficients[0] - 150) < 4 * offset.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('store = "spectra.zarr"', 'recipe = "rave-dr6"', "'recipe' and 'path' go together"),
+        (
+            'store = "spectra.zarr"',
+            'store = "s"\n    path = "p"',
+            "'recipe' and 'path' go together",
+        ),
+        ('store = "spectra.zarr"', 'store = "s"\n    arm = "ccd1"', "'arm' is for a recipe"),
+        ('by = "id", ', "", "'spectra', 'catalogue' and 'prefer' are for by"),
+        ('by = "id", ', 'by = "id", radius = 1.0, ', "'radius' and 'nearest' are for by"),
+        ('by = "id", ', 'by = "id", ambiguous = "nearest", ', "'radius' and 'nearest' are for by"),
+        (
+            'file = "ref.fits"',
+            'file = "ref.fits"\n    name = "spectra"',
+            "'spectra': give it another",
+        ),
+        ('title = "one"', 'title = "one"\n    label = [{ name = "x" }]', "symbol"),
+    ],
+)
+def test_settings_that_do_not_go_together(tmp_path, old, new, words) -> None:
+    assert old in ONE
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(write_recipe(tmp_path, ONE.replace(old, new)))
+
+
+def test_columns_of_the_store_that_only_it_knows_are_kept(tmp_path) -> None:
+    source = simulated_spectra(tmp_path)
+    batch = source.rows(np.arange(40))
+    transits = Column("transits", "", "meta.number", "Transits that were combined", "int32")
+    columns = {name: batch.column(name) for name in ("id", "star_id", "snr", "ra", "dec")}
+    with SurveyWriter(
+        tmp_path / "more.zarr",
+        n_star=40,
+        wave_aa=source.wave_aa,
+        medium="air",
+        columns=["snr", "ra", "dec", transits],
+        simulated=True,
+    ) as writer:
+        flux, ivar = batch.spectra.flux, batch.spectra.ivar
+        writer.write(0, flux, ivar, **columns, transits=np.arange(40, dtype=np.int32))
+    catalogue(tmp_path, "ref", range(10))
+    path = write_recipe(tmp_path, ONE.replace("spectra.zarr", "more.zarr"))
+    survey = build_survey(path, tmp_path / "out.zarr").survey
+    assert survey.column("transits").tolist() == [*range(20)]
+    about = survey.dataset["transits"].attrs
+    assert (about["ucd"], about["description"]) == ("meta.number", "Transits that were combined")
+
+
+def test_spectra_that_lie_far_apart_are_read_piece_by_piece(tmp_path, monkeypatch) -> None:
+    source = simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", [0, 3, 19])
+    monkeypatch.setattr("maury.build.sources.CHUNK_STARS", 4)
+    survey = build_survey(write_recipe(tmp_path, ONE), tmp_path / "out.zarr").survey
+    rows = [0, 1, 6, 7, 38, 39]
+    assert survey.id.tolist() == source.id[rows].tolist()
+    wanted = source.rows(rows).spectra.flux
+    np.testing.assert_array_equal(survey.rows(np.arange(6)).spectra.flux, wanted)
+
+
+def test_a_survey_that_was_not_built_has_no_flow_table(tmp_path) -> None:
+    with pytest.raises(SurveyFileError, match="no flow table: 'maury build' did not make it"):
+        Flow.of_survey(simulated_spectra(tmp_path))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maury.errors import ConfigError, FetchError, OutputBusy, OutputExists, UnknownName
-from maury.fetch import MANIFEST, Downloader, Manners, Web, fetch, plan
+from maury.fetch import MANIFEST, Downloader, Manners, Web, fetch, plan, readable
 from maury.locks import making
 from web_server import Site, break_off, serving, status
 
@@ -395,3 +395,115 @@ def test_a_part_of_another_address_is_not_gone_on_with(site, web, tmp_path):
     assert Downloader(web, tmp_path).kept(entry(site)) > 0
     (path,) = fetch([Entry("a.fits", site.url + "/b.fits")], tmp_path, web=web)
     assert path.read_bytes() == OTHER
+
+
+def part(start, stop, total, body):
+    """Answer that this is a part of the file, whatever was asked for."""
+    headers = {"Content-Range": f"bytes {start}-{stop}/{total}", "Content-Length": str(len(body))}
+    return lambda handler: handler.answer(206, body, headers)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        part(5_000, 299_999, 300_000, DATA[5_000:]),
+        part(10_000, 19_999, 300_000, DATA[10_000:20_000]),
+        part(10_000, 399_999, 400_000, DATA[10_000:]),
+        status(206, Content_Range="rows 1-2"),
+        status(416),
+    ],
+)
+def test_another_part_than_was_asked_for_is_not_joined(site, web, tmp_path, wrong):
+    site.plans["/a.fits"] = [break_off(10_000), wrong]
+    (path,) = fetch([entry(site)], tmp_path, web=web)
+    assert path.read_bytes() == DATA
+    asked = [headers.get("Range") for headers in site.gets("/a.fits")]
+    assert asked == [None, "bytes=10000-", None]
+
+
+def test_a_rest_of_unknown_length_is_gone_on_with(site, web, tmp_path):
+    site.plans["/a.fits"] = [break_off(10_000), part(10_000, 299_999, "*", DATA[10_000:])]
+    (path,) = fetch([entry(site)], tmp_path, web=web)
+    assert path.read_bytes() == DATA
+    assert len(site.gets("/a.fits")) == 2
+
+
+def test_a_server_that_never_gives_the_rest_is_given_up(site, web, tmp_path):
+    site.plans["/a.fits"] = [break_off(10_000)] + [status(416)] * 9
+    with pytest.raises(FetchError, match="fewer bytes than it gave before, again and again"):
+        fetch([entry(site)], tmp_path, web=web)
+    assert len(site.gets("/a.fits")) == 4
+
+
+def test_an_answer_without_a_file_is_said(site, web, tmp_path):
+    site.plans["/a.fits"] = [status(204)]
+    with pytest.raises(FetchError, match="the server answers 204 No Content, not the file"):
+        fetch([entry(site)], tmp_path, web=web)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_that_is_sent_packed_is_refused(site, web, tmp_path):
+    def packed(handler):
+        handler.answer(200, DATA, {**handler.described(DATA), "Content-Encoding": "br"})
+
+    site.plans["/a.fits"] = [packed]
+    with pytest.raises(FetchError, match=r"sent packed \(br\), which was not asked for"):
+        fetch([entry(site)], tmp_path, web=web)
+    assert not (tmp_path / "a.fits").exists()
+
+
+def test_a_body_longer_than_published_is_refused(site, web, tmp_path):
+    site.lengths = False
+    with pytest.raises(FetchError, match="gave 300000 bytes, not the 10 it announced"):
+        fetch([entry(site, bytes=10)], tmp_path, web=web)
+    assert leftovers(tmp_path) == []
+
+
+def test_an_empty_file_is_no_file_unless_it_is_published_so(site, web, tmp_path):
+    site.files["/a.fits"] = b""
+    with pytest.raises(FetchError, match=r"given up after 3 attempts.*sends an empty file"):
+        fetch([entry(site)], tmp_path, web=web)
+    (path,) = fetch([entry(site, bytes=0)], tmp_path, web=web)
+    assert path.read_bytes() == b""
+
+
+def test_a_downloader_alone_says_what_it_received(site, web, tmp_path):
+    received = Downloader(web, tmp_path).download(entry(site))
+    assert (received.size, received.sha256, received.remote.size) == (300_000, SHA, 300_000)
+    assert (tmp_path / "a.fits").read_bytes() == DATA
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_a_file_of_the_users_own_is_recorded_if_the_server_has_as_many_bytes(site, web, tmp_path):
+    (tmp_path / "a.fits").write_bytes(DATA)
+    todo = plan([entry(site)], tmp_path, web=web)
+    assert str(todo) == f"all 1 files are in {tmp_path}"
+    fetch([entry(site)], tmp_path, web=web)
+    assert site.gets("/a.fits") == []
+    record = json.loads((tmp_path / MANIFEST).read_text())["files"]["a.fits"]
+    assert (record["sha256"], record["size"], record["published"]) == (SHA, 300_000, False)
+
+
+def test_what_is_in_the_place_of_a_file_is_said(site, web, tmp_path):
+    (tmp_path / "a.fits").mkdir()
+    with pytest.raises(OutputExists, match=r"a\.fits is no file; move it away"):
+        plan([entry(site)], tmp_path, web=web)
+    (tmp_path / "a.fits").rmdir()
+    fetch([entry(site)], tmp_path, web=web)
+    (tmp_path / "a.fits").write_bytes(DATA[:100])
+    with pytest.raises(OutputExists, match="has 100 bytes; when it was downloaded it had 300000"):
+        plan([entry(site)], tmp_path, web=web)
+
+
+def test_a_manifest_of_another_format_says_so(site, web, tmp_path):
+    (tmp_path / MANIFEST).write_text('{"format": 99, "files": {}}')
+    with pytest.raises(FetchError, match=r"damaged \(format 99 is not known\); remove it"):
+        plan([entry(site)], tmp_path, web=web)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (3.97e9, "3.97 GB"), (2.5e12, "2.5 TB")],
+)
+def test_sizes_are_in_words(size, words):
+    assert readable(size) == words

@@ -94,14 +94,14 @@ def test_other_types_of_parquet_are_refused_by_name(opened):
 def test_identifiers_in_a_parquet_column_of_floats(opened):
     table = opened({"id": [7.0, None, 12.0], "x": [0.5, 1.0, 2.0]})
     assert table.texts("id").tolist() == ["7", "", "12"]
-    with pytest.raises(IdentifierError, match="'x'.*lost digits"):
+    with pytest.raises(IdentifierError, match=r"'x'.*lost digits"):
         table.texts("x")
 
 
 def test_complex_and_logical_columns_are_refused_by_type(opened):
     table = opened({"c": np.array([1j, 2]), "b": np.array([True, False])}, "t.fits")
     for read in (table.floats, table.plain):
-        with pytest.raises(ColumnError, match="'c' must hold numbers.*c16"):
+        with pytest.raises(ColumnError, match=r"'c' must hold numbers.*c16"):
             read("c")
     with pytest.raises(ColumnError, match="'b' must hold text or whole numbers, got bool"):
         table.texts("b")
@@ -136,7 +136,7 @@ def test_a_table_of_another_suffix_or_with_too_long_a_name(tmp_path, monkeypatch
         open_table(tmp_path / "t.dat", stack)
     (tmp_path / "t.csv").write_text("a_column_of_many_letters\n1\n")
     monkeypatch.setenv(limits.VARIABLE, "text_characters=10")
-    with ExitStack() as stack, pytest.raises(InputFileError, match="name that is too long.*10"):
+    with ExitStack() as stack, pytest.raises(InputFileError, match=r"name that is too long.*10"):
         open_table(tmp_path / "t.csv", stack)
 
 

@@ -240,8 +240,6 @@ def _has(columns: Columns, name: str) -> bool:
 
 def _of_rows(values: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
     missing: Any = "" if values.dtype.kind == "U" else np.nan
-    if not values.size:
-        return np.full(rows.size, missing)
     return np.where(rows >= 0, values[np.maximum(rows, 0)], missing)
 
 

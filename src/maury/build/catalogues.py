@@ -126,12 +126,10 @@ class CutCatalogue:
             ``id``, ``star``, ``spectrum``, a name of ``[id.other]``, or a column of the table.
         """
         facts = self.recipe.id
-        ways: dict[str, str] = {}
-        if facts is not None:
-            ways = {"id": facts.column, **facts.other}
-            ways |= {"star": facts.star or facts.column}
-            if facts.spectrum is not None:
-                ways["spectrum"] = facts.spectrum
+        assert facts is not None, "a catalogue has identifiers"
+        ways = {"id": facts.column, **facts.other, "star": facts.star or facts.column}
+        if facts.spectrum is not None:
+            ways["spectrum"] = facts.spectrum
         if kind not in ways:
             check_known(f"identifier of {self.title}", kind, [*ways, *self.table.names])
         texts = self.table.texts(ways.get(kind, kind))[self.rows]

@@ -180,9 +180,6 @@ def _converted(
 
 def _taken(labels: ReferenceLabels, rows: Rows) -> ReferenceLabels:
     """Labels of the given rows, NaN where a row is -1."""
-    if not len(labels.values):
-        missing = np.full((rows.size, len(labels.names)), np.nan)
-        return ReferenceLabels(labels.survey, labels.names, missing, missing)
     known = (rows >= 0)[:, None]
     index = np.maximum(rows, 0)
     return ReferenceLabels(
