@@ -15,6 +15,7 @@ from maury.card import JSON_FILE, TEXT_FILE, ModelCard, add_card, card_of, read_
 from maury.cli import app
 from maury.errors import ConfigError, ModelFileError, OutputExists
 from maury.model import Model
+from maury.split import SplitRecord
 from maury.survey import Survey
 from maury.validation import validate
 from training_survey import write_survey
@@ -236,3 +237,38 @@ def test_command(model, survey, tmp_path):
     command = ["card", str(model.path), "--survey", str(survey.path), "--write", "--overwrite"]
     assert run(app, command).exit_code == 0
     assert len(read_card(model).metrics) == 1
+
+
+def test_a_card_of_absurd_size_is_not_read(model, monkeypatch, caplog):
+    assert read_card(model) is not None
+    monkeypatch.setattr("maury.card.MAX_CARD_BYTES", 100)
+    with caplog.at_level(logging.WARNING):
+        assert read_card(model) is None
+    assert "larger than 100 bytes" in caplog.text
+
+
+def test_limits_follow_what_is_known_of_the_model(trained):
+    limits = card_of(trained).limits
+    assert any("SIMULATED" in one for one in limits)
+    assert not any(one.startswith("Split:") for one in limits)
+    split = SplitRecord.unknown("nobody knows the stars")
+    other = replace(trained, simulated=False, split=split, path=None)
+    limits = ModelCard.of(other).limits
+    assert not any("SIMULATED" in one for one in limits)
+    assert f"Split: {split.warning}." in limits
+
+
+@pytest.mark.parametrize(
+    ("audited", "inferred"),
+    [
+        ({"teff": {"verdict": "inferred"}, "logg": {"verdict": "measured"}}, True),
+        ("nothing", False),
+    ],
+)
+def test_verdicts_of_an_audit_are_among_the_limits(trained, audited, inferred):
+    arrays = {"a": np.zeros(1)}
+    other = trained.with_arrays("audit", arrays, metadata={"labels": audited})
+    said = [one for one in ModelCard.of(other).limits if one.startswith("Inferred from photometry")]
+    assert said == (
+        ["Inferred from photometry or other labels rather than measured: teff."] if inferred else []
+    )

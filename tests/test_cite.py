@@ -4,9 +4,11 @@ import ast
 import re
 import tomllib
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from maury.errors import ConfigError, UnknownName
 from maury.methods.registry import METHODS, method_class
 from maury.model import Model
 from maury.networks import PRESETS
+from maury.preparation import Preparation
 from training_survey import write_survey
 
 PACKAGE = Path(maury.__file__).parent
@@ -194,3 +197,36 @@ def test_command(tmp_path):
     assert "2015ApJ...808...16N" in found
     text = "\n".join(line for line in done.output.splitlines() if not line.startswith("%")) + "\n"
     assert {entry.key for entry in parse(text)} == set(keys("cannon"))
+
+
+def test_a_survey_in_a_folder_is_cited(tmp_path):
+    survey = write_survey(tmp_path / "s.zarr", n=6)
+    assert keys(tmp_path / "s.zarr") == keys(survey)
+    assert "2019ApJ...879...69T" in keys(survey), "the spectra are simulated"
+
+
+def test_libraries_of_networks_are_cited_for_networks_alone(tmp_path):
+    torch = "2019arXiv191201703P"
+    for preset, members, wanted in (("cannon", 0, False), ("starnet", 2, True)):
+        model = {"preset": preset, "members": members}
+        catalogue = write_catalogue(tmp_path / f"{preset}.parquet", 5, model=model)
+        assert (torch in keys(catalogue)) == wanted
+
+
+def test_a_method_is_cited_without_networks_and_with_what_prepared_its_inputs(tiny_model):
+    model = Model.open(tiny_model)
+    observables = [
+        {"observable": "absolute_magnitudes", "zero_point": True, "deredden": True},
+        {"observable": "a_v"},
+    ]
+    prepared = Preparation.from_json({"steps": [], "observables": observables})
+    other = replace(model, preparation=prepared, provenance={}, attachments={})
+    method = other.with_arrays("method", {"a": np.zeros(1)}, metadata={})
+    reasons = {citation.reason for citation in citing.cite(method)}
+    assert any("zero point" in reason for reason in reasons)
+    assert any("extinction" in reason for reason in reasons)
+    assert "2019arXiv191201703P" not in keys(method)
+    plain_reasons = {
+        citation.reason for citation in citing.cite(replace(other, preparation=Preparation()))
+    }
+    assert not any("zero point" in reason for reason in plain_reasons)

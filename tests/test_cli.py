@@ -1,15 +1,18 @@
+import io
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 import maury
-from maury import cli
+from maury import cli, terminal
 from maury.catalogue import Catalogue
 
 runner = CliRunner()
@@ -110,3 +113,89 @@ def test_errors_are_one_line_without_a_traceback(tmp_path, arguments, message):
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bar_of_bytes_shows_one_file_at_a_time(monkeypatch):
+    from rich.console import Console
+
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    monkeypatch.setattr("maury.terminal._console", lambda: console)
+    with terminal.bytes_bar() as progress:
+        progress("a.fits", 10, 4_000)
+        progress("a.fits", 4_000, 4_000)
+        first = shown.tell()
+        progress("b.fits", 5, 0)
+    assert "a.fits" in shown.getvalue()
+    assert "b.fits" in shown.getvalue()[first:]
+    assert "a.fits" not in shown.getvalue()[first:].split("b.fits", 1)[1]
+
+
+def test_workers_are_asked_for_where_they_shall_be(monkeypatch):
+    asked = []
+
+    @contextmanager
+    def connect(scheduler, *, workers):
+        asked.append((scheduler, workers))
+        yield "a cluster"
+
+    monkeypatch.setattr("maury.distributed.connect", connect)
+    for scheduler, workers, local, wanted in (
+        (None, None, True, None),
+        (None, 2, False, None),
+        (None, 2, True, ("local", 2)),
+        ("tcp://host:8786", None, False, ("tcp://host:8786", None)),
+    ):
+        asked.clear()
+        with terminal.cluster(scheduler, workers, local=local) as found:
+            assert found == (None if wanted is None else "a cluster")
+        assert asked == ([] if wanted is None else [wanted])
+
+
+def test_cautions_of_reports_are_printed(capsys):
+    header = ("label", "unit", "n", "bias", "sigma", "robust sigma", "slope", "in 1 sigma")
+    row = ("Teff", "K", "90", "1", "70", "60", "1.0", "0.7")
+    report = SimpleNamespace(
+        title="A report", warning="trained on these", bounds=(), bounds_as_observed=(),
+        rows=lambda: [header, row],
+    )  # fmt: skip
+    terminal.show_report(report)
+    said = capsys.readouterr().out
+    assert said.startswith("A report\nwarning: trained on these\n")
+    assert "Teff" in said
+    report.warning = ""
+    terminal.show_report(report)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_an_audit_is_printed_without_the_tables_that_it_does_not_have(capsys):
+    report = SimpleNamespace(
+        title="An audit", warning="", note="few stars",
+        rows=lambda: [("label", "unit", "gain"), ("Teff", "K", "2.0")],
+        labels=[SimpleNamespace(basis="shuffled spectra")],
+        swap_rows=lambda: [("label", "response")],
+        magnitude_rows=lambda: [("label", "kept"), ("Teff", "1.1")],
+        sensitivity_rows=lambda: [("label", "correlation")],
+    )  # fmt: skip
+    terminal.show_audit(report)
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "An audit\nnote: few stars\nScatter, by what the networks see; gain over"
+    )
+    assert "absolute magnitudes" in said
+    assert "spectra of other stars" not in said
+    assert "linear estimator" not in said
+
+
+def test_a_census_without_flags_is_one_line(capsys):
+    class Census:
+        simulated, warned = True, 0.0
+
+        def __len__(self):
+            return 12
+
+        def shares(self):
+            return {}
+
+    terminal.show_census(Census())
+    assert capsys.readouterr().out == "12 SIMULATED spectra, 0.0% of them with a warning flag\n"

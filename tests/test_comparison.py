@@ -365,3 +365,90 @@ def test_the_command_line(survey, tmp_path, monkeypatch):
     assert "robust scatter, as given" in done.output
     assert len(drawn) == 1
     assert (out / "comparison.ecsv").is_file()
+
+
+def standings_of(n_label, methods, *, simulated=False, bounds=False, not_run=()):
+    """Made-up answers of some methods to 60 stars; of the last one none in the last label."""
+    rng = np.random.default_rng(4)
+    labels = labels_module.select(LABEL_NAMES[:n_label])
+    low, high = np.array([label.range for label in labels]).T
+    truth = rng.uniform(low, high, (60, n_label))
+    views = []
+    for name in (GIVEN, "S/N 100") if bounds else (GIVEN,):
+        answers = []
+        for k, method in enumerate(methods):
+            size = 0.01 * (k + 1) * (high - low)
+            mean = truth + size * rng.standard_normal(truth.shape)
+            if k == len(methods) - 1:
+                mean[:, -1] = np.nan
+            inputs = "spectrum"
+            warned = np.zeros(60, dtype=bool)
+            answers.append(Answers(method, inputs, mean, np.tile(size, (60, 1)), warned, 2.0 + k))
+        least = {"spectrum": np.tile(0.005 * (high - low), (60, 1))} if name != GIVEN else {}
+        views.append(View(name, truth, np.full(60, 50.0), tuple(answers), least))
+    return Standings(labels, tuple(views), dict(not_run), "s.zarr", simulated, 1, 0)
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_figures_of_a_comparison_bear_the_mark_only_if_simulated(simulated):
+    from matplotlib.text import Text
+
+    from maury.figures import comparison as figures
+    from maury.figures.style import SIMULATED
+
+    found = standings_of(4, ("maury", "cannon", CONSENSUS), simulated=simulated)
+    for draw_one in (
+        figures.scatter_figure,
+        figures.calibration_figure,
+        figures.kinds_figure,
+        figures.speed_figure,
+        figures.agreement_figure,
+    ):
+        shown = [text.get_text() for text in draw_one(found).findobj(Text)]
+        assert shown.count(SIMULATED) == simulated
+
+
+def test_the_scatter_of_a_comparison_is_drawn_label_by_label():
+    from maury.figures.comparison import scatter_figure
+    from maury.figures.style import ACCENT
+
+    found = standings_of(4, ("maury", "cannon", "athos"), bounds=True)
+    figure = scatter_figure(found)
+    assert [ax.axison for ax in figure.axes] == [True] * 4 + [False] * 2
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [GIVEN, "S/N 100"]
+    points = figure.axes[1].collections[0]
+    wanted = [found.of(name, "logg").statistics.scatter_robust for name in found.methods]
+    np.testing.assert_allclose(points.get_offsets()[:, 0], wanted)
+    from matplotlib.colors import to_rgba
+
+    assert tuple(points.get_edgecolors()[0]) == to_rgba(ACCENT)
+
+
+def test_a_method_without_answers_is_left_out_of_the_figure_of_its_errors():
+    from maury.figures.comparison import calibration_figure, speed_figure
+
+    found = standings_of(1, ("cannon", "athos"))
+    left, _ = calibration_figure(found).axes
+    medians = [line for line in left.lines if line.get_marker() == "o"]
+    assert len(medians) == 1
+    assert [text.get_text() for text in left.get_yticklabels()] == ["cannon", "athos"]
+    (ax,) = speed_figure(found).axes
+    assert [text.get_text() for text in ax.texts] == ["cannon"], "there is no consensus to compare"
+
+
+def test_standings_are_printed_with_bounds_losses_and_what_was_not_run(capsys):
+    from maury.terminal import show_standings
+
+    found = standings_of(
+        2, ("cannon", "maury-spectrum"), bounds=True, not_run={"sme": "no line list"}
+    )
+    show_standings(found)
+    said = capsys.readouterr().out
+    assert "scatter over the Cramer-Rao bound of such spectra, S/N 100" in said
+    assert "sme was not run: no line list" in said
+    losses = found.losses("maury-spectrum")
+    assert f"maury-spectrum: {len(losses)} losses" in said
+    assert all(f"  {loss}" in said for loss in losses)
+    show_standings(standings_of(2, ("maury", "cannon")))
+    assert "maury loses nowhere" in capsys.readouterr().out

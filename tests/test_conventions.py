@@ -158,3 +158,27 @@ def test_scales_are_the_published_ones() -> None:
     }
     oxygen = [solar.SCALES[name]["o"] for name in iron]
     assert oxygen == [8.93, 8.83, 8.66, 8.69, 8.69]
+
+
+def test_conventions_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the weight of 'mg' must be positive"):
+        Convention.of(alpha={"mg": 0.0})
+    errors = np.full((1, 6), 0.03)
+    with pytest.raises(ConfigError, match="either errors or covariances, not both"):
+        convert(ROW, NAMES, ["mg_h"], errors=errors, covariance=np.eye(6)[None])
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3), np.triu(np.full((6, 6), 0.1)), 2.0 * np.eye(6)])
+def test_what_is_no_matrix_of_correlations_is_refused(matrix) -> None:
+    with pytest.raises(ConfigError, match="one number, or a symmetric matrix with diagonal 1"):
+        convert(ROW, NAMES, ["mg_h"], errors=np.full((1, 6), 0.03), correlation=matrix)
+
+
+@pytest.mark.parametrize("salaris", [True, False])
+def test_labels_that_cannot_be_derived_are_missing(salaris) -> None:
+    iron = ROW[:, :2]
+    made = convert(iron, NAMES[:2], ["logg", "m_h", "fe_h"], salaris=salaris)
+    np.testing.assert_array_equal(made.values, [[np.nan, np.nan, -0.4]])
+    assert made.how["logg"] == made.how["m_h"] != made.how["fe_h"]
+    alpha = convert(ROW[:, [1, 2]], ("fe_h", "mg_fe"), ["m_h"], salaris=salaris)
+    assert np.isnan(alpha.values).all()

@@ -26,8 +26,10 @@ from catalogues import catalogue_rows, write_catalogue
 from maury.catalogue import Catalogue
 from maury.errors import ConfigError
 from maury.explorer import Explorer
+from maury.explorer.content import Content
 from maury.explorer.exporting import FORMATS, selected_rows
 from maury.explorer.places import galactic, galactocentric
+from maury.explorer.stars import Stars, TrainingStars
 from maury.flags import Flag
 from maury.labels import LABEL_NAMES
 from maury.model import Model
@@ -35,6 +37,8 @@ from maury.observing import ObservingModel
 from maury.prediction import predict
 from maury.sky import Sky
 from maury.survey import Survey
+from surveys import copy_survey
+from training_survey import write_survey
 
 N = 60
 
@@ -547,3 +551,119 @@ def test_what_cannot_be_read_is_one_line(tmp_path, arguments) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def stars_of(path, survey=None, *, model=None, n=20, names=LABEL_NAMES):
+    """Details of a made-up catalogue of the first spectra of a survey."""
+    rows = catalogue_rows(n)
+    gone = {
+        f"{a}{b}"
+        for a in set(LABEL_NAMES) - {*names}
+        for b in ("", "_error", "_q16", "_q50", "_q84")
+    }
+    rows = {name: values for name, values in rows.items() if name not in gone}
+    if survey is not None:
+        rows["id"] = survey.id[:n]
+    content = Content(write_catalogue(path / "some.fits", rows=rows), name="some")
+    return Stars(content, survey=survey, model=model)
+
+
+def test_the_nearest_of_given_labels_leave_out_whom_is_said(tmp_path) -> None:
+    labels = np.array([[5000.0], [5100.0], [5300.0], [np.nan]])
+    training = TrainingStars(("teff",), labels, np.array([*"abcd"]), "made up")
+    order, distance = training.nearest(np.array([5090.0]))
+    assert order.tolist() == [1, 0, 2]
+    assert np.all(np.diff(distance) > 0)
+    assert training.nearest(np.array([5090.0]), without="b")[0].tolist() == [0, 2]
+    assert training.nearest(np.array([np.nan]))[0].size == 0
+
+
+def test_a_spectrum_without_a_model_is_shown_as_it_stands(tmp_path, tiny_survey) -> None:
+    survey = Survey.open(tiny_survey)
+    stars = stars_of(tmp_path, survey)
+    got = stars.spectrum(4)
+    flux = survey.batch(4, 5).spectra.flux[0]
+    np.testing.assert_allclose(got["flux"], flux, rtol=6e-5)
+    assert got["origin"] == "the emulator, not calibrated"
+    assert stars.has == {"spectra": True, "model": False}
+    lost = stars.spectrum(7)
+    assert (lost["fit"], lost["origin"]) == (None, "no fit: the emulator needs all nine labels")
+
+
+@pytest.mark.parametrize("start", [5000.0, 8420.0])
+def test_the_fit_reaches_as_far_as_the_emulator(tmp_path, monkeypatch, start) -> None:
+    monkeypatch.setattr("training_survey.WAVE", start + 0.4 * np.arange(64))
+    survey = write_survey(tmp_path / "far.zarr", n=40)
+    got = stars_of(tmp_path, survey).spectrum(3)
+    assert len(got["flux"]) == 64
+    assert (got["fit"] is None) == (start == 5000.0)
+    assert ("does not reach over these wavelengths" in got["origin"]) == (start == 5000.0)
+
+
+def test_sensitivities_are_worked_out_once_and_not_kept_forever(
+    tmp_path, tiny_survey, tiny_model
+) -> None:
+    stars = stars_of(tmp_path, Survey.open(tiny_survey), model=Model.open(tiny_model))
+    first = stars.sensitivity(2)
+    assert stars.sensitivity(2) is first
+    assert set(first["optimal"]) == set(LABEL_NAMES)
+    lost = stars.sensitivity(7)
+    assert (lost["optimal"], lost["correlation"]) == ({}, {})
+    assert set(lost["network"]) == set(LABEL_NAMES)
+    stars._sensitivities |= {row: {} for row in range(1000, 1065)}
+    stars.sensitivity(3)
+    assert list(stars._sensitivities) == [3]
+
+
+def test_training_stars_are_those_whose_labels_are_known_best(
+    tmp_path, tiny_survey, tiny_model, observed_survey
+) -> None:
+    model, survey = Model.open(tiny_model), Survey.open(tiny_survey)
+    unlabelled = Survey.open(observed_survey)
+    others = copy_survey(
+        tiny_survey, tmp_path / "others.zarr", rows=np.arange(30),
+        star_id=np.array([f"nobody {k}" for k in range(30)]),
+    )  # fmt: skip
+    origins = {}
+    for name, one in (("same", survey), ("bare", unlabelled), ("others", Survey.open(others))):
+        (tmp_path / name).mkdir()
+        found = stars_of(tmp_path / name, one, model=model).labels(1)["neighbours"]
+        origins[name] = found["origin"]
+    assert origins == {
+        "same": "reference labels",
+        "bare": "predicted labels",
+        "others": "predicted labels",
+    }
+
+
+def test_training_stars_of_a_calibration_have_labels_and_no_names(
+    tmp_path, tiny_survey, tiny_model
+) -> None:
+    survey, model = Survey.open(tiny_survey), Model.open(tiny_model)
+    spectra = survey.batch(0, 80).spectra
+    sky = Sky.fit(
+        survey.wave_aa,
+        spectra.flux,
+        spectra.ivar,
+        labels=survey.labels()[:80],
+        observables=np.zeros((80, 1)),
+        observing=ObservingModel(),
+    )
+    arrays, about = sky.to_arrays()
+    stars = stars_of(tmp_path, model=model.with_arrays("sky", arrays, metadata=about))
+    near = stars.labels(1)["neighbours"]
+    assert near["origin"] == "reference labels"
+    assert len(near["stars"]) == 8
+    assert {star["id"] for star in near["stars"]} == {""}
+    assert {star["row"] for star in near["stars"]} == {None}
+
+
+def test_columns_of_other_kinds_are_shown_as_text(tmp_path) -> None:
+    found = write_catalogue(tmp_path / "stars.fits", 5)
+    table = found.table.copy()
+    table["xp"] = np.arange(15.0).reshape(5, 3)
+    table["note"] = np.array([b"dwarf", b"giant", b"", b"\xff", b"x"])
+    stars = Stars(Content(Catalogue(table, found.metadata), name="stars"))
+    told = [{c["name"]: c["value"] for c in stars.labels(k)["columns"]} for k in (1, 3)]
+    assert told[0]["xp"] == "[3.0, 4.0, 5.0]"
+    assert (told[0]["note"], told[1]["note"]) == ("giant", "\N{REPLACEMENT CHARACTER}")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from maury import figures
 from maury.errors import LengthMismatch, OutputExists, UnknownName
+from maury.figures import checks
 from maury.figures.stars import DENSE
 from maury.figures.style import SIMULATED, number_text
 from maury.labels import LABELS, Label, select
@@ -273,3 +274,42 @@ def test_many_cases_never_look_alike():
     looks = {(one.lines[0].get_marker(), one.lines[0].get_color()) for one in handles}
     assert len(looks) == 14
     assert ax.get_xscale() == "log"
+
+
+def test_checks_of_a_fit_bear_the_mark_only_if_simulated() -> None:
+    rng = np.random.default_rng(2)
+    z, names = rng.normal(size=(300, 4)), [TEFF, LOGG, M_H, ALPHA_M]
+    snr, logg, m_h = rng.uniform(10, 90, 300), rng.uniform(0, 5, 300), rng.normal(-0.3, 0.5, 300)
+    clusters = np.repeat(["M 67", "NGC 188", "one star"], [149, 150, 1])
+    for simulated in (True, False):
+        expected = {
+            checks.coverage_figure(z, names, simulated=simulated): 1,
+            checks.z_figure(z, names, simulated=simulated): 4,
+            checks.regime_figure(z, checks.regimes(snr, logg, m_h), names, simulated=simulated): 1,
+            checks.trends_figure(
+                z, np.column_stack([snr, logg]), labels=names, names=["S/N", "g"],
+                simulated=simulated,
+            ): 1,
+            checks.clusters_figure(
+                clusters, z, np.ones_like(z), labels=names, simulated=simulated
+            ): 4,
+        }  # fmt: skip
+        for figure, count in expected.items():
+            assert n_marks(figure) == count * simulated
+
+
+def test_panels_without_a_label_are_empty() -> None:
+    z = np.random.default_rng(2).normal(size=(50, 4))
+    figure = checks.z_figure(z, [TEFF, LOGG, M_H, ALPHA_M])
+    assert [ax.axison for ax in figure.axes] == [True] * 4 + [False] * 2
+
+
+def test_a_cluster_of_one_star_has_no_mean() -> None:
+    values = np.array([[5000.0], [5100.0], [5200.0], [np.nan]])
+    figure = checks.clusters_figure(
+        ["a", "a", "b", "b"], values, np.full((4, 1), 50.0), labels=[TEFF]
+    )
+    (ax,) = figure.axes
+    means = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
+    assert [x.tolist() for x in means] == [[5050.0]]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]

@@ -7,7 +7,7 @@ import pytest
 import keras_oracle
 from maury.errors import InputFileError, OutputExists
 from maury.inference import EnsembleNetwork
-from maury.keras_import import import_keras, read_keras
+from maury.keras_import import import_keras, read_here, read_keras
 from maury.model import Model
 from maury.networks import build, network_config
 from maury.preparation import Inputs
@@ -242,3 +242,50 @@ def test_empty_directory_and_existing_model(tmp_path):
     import_keras(tmp_path, tmp_path / "m")
     with pytest.raises(OutputExists):
         import_keras(tmp_path, tmp_path / "m")
+
+
+def with_layers(*layers):
+    """Graph in which layers of the same name are others."""
+    config = graph()
+    others = {one["name"]: one for one in layers}
+    config["layers"] = [others.get(one["name"], one) for one in config["layers"]]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({**graph(), "output_layers": [["d3", 0, 0], ["d2", 0, 0]]}, "one output and two inputs"),
+        ({**graph(), "input_layers": [["in_a", 0, 0]]}, "one output and two inputs"),
+        (with_layers(layer("Activation", "d1", ["fb"])), "a Dense layer as photometry"),
+        (with_layers(layer("Dense", "d2", ["join", "lb"], units=16)), "1 inputs of layer 'd2'"),
+        (with_layers(layer("Concatenate", "join", ["la"], axis=-1)), "2 inputs of layer 'join'"),
+    ],
+)
+def test_graphs_of_another_form_are_refused(tmp_path, config, said):
+    with pytest.raises(InputFileError, match=said):
+        read_here(write(tmp_path / "n.h5", config))
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "said"),
+    [
+        ("MAX_FILE_BYTES", 1000, "larger than 1000 bytes; it is no such network"),
+        ("_MAX_GRAPH_BYTES", 100, "a small graph of layers.*bytes"),
+    ],
+)
+def test_absurdly_large_networks_are_refused(tmp_path, monkeypatch, limit, most, said):
+    path = write(tmp_path / "n.h5")
+    assert len(read_here(path)) == 14
+    monkeypatch.setattr(f"maury.keras_import.{limit}", most)
+    with pytest.raises(InputFileError, match=said):
+        read_here(path)
+
+
+def test_a_directory_of_too_many_networks_is_refused(tmp_path, monkeypatch):
+    for k in range(3):
+        write(tmp_path / f"n{k}.h5", seed=k)
+    monkeypatch.setattr("maury.keras_import.MAX_FILES", 2)
+    with pytest.raises(InputFileError, match=r"3 .h5 files, at most 2 go in"):
+        import_keras(tmp_path, tmp_path / "m")
+    assert not (tmp_path / "m").exists()

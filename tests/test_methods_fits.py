@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from maury.bound import cramer_rao
-from maury.errors import ConfigError, InputFileError, MissingExtra, ModelFileError, UnknownName
+from maury.errors import (
+    ConfigError,
+    InputFileError,
+    MissingExtra,
+    ModelFileError,
+    TrainingError,
+    UnknownName,
+)
 from maury.flags import Flag
 from maury.labels import LABEL_NAMES
 from maury.learning import train
@@ -25,6 +32,7 @@ from maury.prediction import predict, predict_rows
 from maury.statistics import robust_sigma
 from maury.survey import Survey
 from method_samples import inputs_of
+from training_survey import write_survey
 
 SMALL_AXES = {"axes": ["teff", "logg", "m_h"]}
 OPTIONS = {
@@ -339,3 +347,46 @@ def test_synspec_runs_a_command_at_each_node(tmp_path):
     with pytest.raises(ConfigError, match="needs spectra"):
         bare = method_settings("synspec")
         method_class("synspec").train(sample, sample, settings=bare, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"preparatoin": {}}, r"no section \[preparatoin\]; did you mean 'preparation'"),
+        ({"method": {"name": "sme"}}, "the settings are not those of the method payne"),
+        ({"method": ["order", 2]}, "a section must be keys and values, got"),
+        ({"method": {"rv_error_kms": -1.0}}, r"greater than 0, got -1.0$"),
+        ({"split": {"train": 0.9, "validation": 0.9}}, r"the section \[split\] is wrong"),
+    ],
+)
+def test_settings_of_another_form_are_refused(config, words):
+    with pytest.raises(ConfigError, match=words):
+        MethodConfig.resolve("payne", config)
+
+
+def test_settings_may_be_given_as_what_they_become():
+    first = MethodConfig.resolve("payne", {"method": {"calibrate": False}}, split="published")
+    again = MethodConfig.resolve(
+        "payne",
+        {"method": first.method, "split": first.split, "preparation": first.preparation.to_json()},
+    )
+    assert again == first
+    assert first.split.rule == "published"
+
+
+def test_what_cannot_be_learnt_is_said_before_it_is_tried(tmp_path):
+    config = MethodConfig.resolve("payne")
+    options = {"preparation": config.preparation, "split": config.split, "seed": 0}
+    nothing = np.full(20, np.nan)
+    bare = write_survey(tmp_path / "bare.zarr", n=20, teff=nothing, logg=nothing)
+    with pytest.raises(TrainingError, match=r"no labels to learn .teff asked for.; ingest it with"):
+        collect(bare, ("teff",), **options)
+    with pytest.raises(TrainingError, match=r"no labels to learn .none asked for."):
+        collect(write_survey(tmp_path / "some.zarr", n=20), (), **options)
+    dark = write_survey(tmp_path / "dark.zarr", n=20, ivar=np.zeros((20, 64), "f4"))
+    with pytest.raises(TrainingError, match=r"no train star of .*dark.zarr can be used"):
+        collect(dark, ("teff",), **options)
+    with pytest.raises(ConfigError, match="payne cannot give vsini; it knows teff, logg"):
+        wrong = {"method": {"labels": ["teff", "vsini"]}}
+        train(bare, tmp_path / "m", method="payne", config=wrong)
+    assert not (tmp_path / "m").exists()

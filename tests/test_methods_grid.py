@@ -1,5 +1,7 @@
 """Grids: interpolation, derivatives, compression, and their files."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,10 @@ from maury.errors import ConfigError, InputFileError
 from maury.methods.ferre_files import read_ferre_grid, read_synspec_grid
 from maury.methods.grid import Grid
 from maury.methods.gridded import GridFit, GridSettings, Pattern, axes_around
+from maury.methods.learning import MethodConfig, collect, fit_method
 from maury.methods.theory import typical_labels
+from training_survey import WAVE as SURVEY_WAVE
+from training_survey import write_survey
 
 WAVE = 8420.0 + 0.4 * np.arange(60)
 AXES = {
@@ -142,7 +147,7 @@ def test_errors_of_grid_fits_hold():
 def test_more_starts_are_never_worse():
     rng = np.random.default_rng(7)
     truth = places(60, 8)
-    flux = synthesise(truth) + 0.02 * rng.normal(size=(60, WAVE.size)).astype(np.float32)
+    flux = synthesise(truth) + 0.02 * rng.normal(size=(60, 64)).astype(np.float32)
     from method_samples import inputs_of
 
     inputs = inputs_of(flux, np.full(flux.shape, 2500))
@@ -289,3 +294,86 @@ def test_a_missing_spectrum_is_named(tmp_path):
         read_synspec_grid(write_synspec(tmp_path, skip="t4000m0.0.7"), wave_aa=INNER)
     with pytest.raises(InputFileError, match=r"index\.csv"):
         read_synspec_grid(tmp_path / "none", wave_aa=INNER)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (" RESOLUTION", " NPCA = 4\n RESOLUTION", "is compressed .NPCA.; give the grid of spectra"),
+        ("1.000000e+00", "nan", "flux that is not finite"),
+        (" LABEL(1)", "", "cannot read"),
+        (" STEPS", " STAPS", "has no STEPS"),
+    ],
+)
+def test_grids_that_cannot_serve_are_named(tmp_path, old, new, said):
+    path = write_ferre(tmp_path / "f_made.dat")
+    text = path.read_text()
+    assert old in text
+    lines = new or "x = 1\n" * 2000
+    path.write_text(text.replace(old, lines))
+    with pytest.raises(InputFileError, match=said):
+        read_ferre_grid(path, wave_aa=INNER)
+
+
+def test_a_grid_in_natural_logarithms_is_read(tmp_path):
+    path = write_ferre(tmp_path / "f_made.dat", wave=f"{np.log10(8415.0):.9f} 0.0000155", log=1)
+    wave = f"WAVE = {np.log(8415.0):.9f} {0.0000155 * np.log(10):.12f}"
+    text = re.sub("WAVE = .*", wave, path.read_text()).replace("LOGW = 1", "LOGW = 2")
+    (tmp_path / "ln.dat").write_text(text)
+    place = np.array([[4200.0, 0.1]])
+    one, two = (
+        read_ferre_grid(tmp_path / name, wave_aa=INNER) for name in ("f_made.dat", "ln.dat")
+    )
+    np.testing.assert_allclose(one.evaluate(place).flux, two.evaluate(place).flux, atol=1e-5)
+
+
+def test_a_grid_is_not_sharpened(tmp_path):
+    path = write_ferre(tmp_path / "f_made.dat")
+    place = np.array([[4500.0, 0.0]])
+    as_it_is, sharper = (
+        read_ferre_grid(path, wave_aa=INNER, resolving_power=r).evaluate(place).flux
+        for r in (0, 50_000)
+    )
+    np.testing.assert_array_equal(as_it_is, sharper)
+
+
+def test_spectra_of_one_column_are_named(tmp_path):
+    write_synspec(tmp_path)
+    (tmp_path / "t4000m0.0.7").write_text("1.0\n2.0\n")
+    with pytest.raises(InputFileError, match=r"t4000m0.0.7 has no two columns of wavelength and"):
+        read_synspec_grid(tmp_path, wave_aa=INNER)
+
+
+def samples_of(survey, names, **settings):
+    config = MethodConfig.resolve("ferre", {"preparation": {"steps": []}, "method": settings})
+    stars = collect(survey, names, preparation=config.preparation, split=config.split, seed=0)
+    return config, stars
+
+
+def test_ferre_fits_a_grid_of_its_users_own(tmp_path):
+    path = write_ferre(tmp_path / "f_made.dat")
+    grid = read_ferre_grid(path, wave_aa=SURVEY_WAVE)
+    truth = np.random.default_rng(0).uniform((4050, 0), (4950, 5), (60, 2))
+    place = np.column_stack([truth[:, 0], np.zeros(60)])
+    noise = np.random.default_rng(1).normal(0, 1e-3, (60, 64))
+    survey = write_survey(
+        tmp_path / "s.zarr", n=60, teff=truth[:, 0], logg=truth[:, 1],
+        flux=(grid.evaluate(place).flux + noise).astype("f4"), ivar=np.full((60, 64), 1e6, "f4"),
+    )  # fmt: skip
+    config, stars = samples_of(survey, ("teff", "logg"), grid=str(path), rv_error_kms=0.1)
+    method = fit_method(config, stars, seed=0)
+    assert method.label_names == ("teff",)
+    part = stars.part("train")
+    fitted = method.apply(part.inputs)
+    assert fitted.label_names == ("teff",)
+    # The one line of the grid tells temperature and metallicity together.
+    teff, metals = method.core.fit(part.inputs).labels.T
+    np.testing.assert_array_equal(fitted.labels[:, 0], teff)
+    depth = 0.1 * metals - 1e-4 * (teff - part.truth[:, 0])
+    assert np.median(np.abs(depth)) < 2e-3
+    arrays, about = method.to_arrays()
+    again = type(method).from_arrays(arrays, about, settings=config.method, label_names=("teff",))
+    np.testing.assert_array_equal(again.apply(part.inputs).labels, fitted.labels)
+    config, stars = samples_of(survey, ("logg",), grid=str(path))
+    with pytest.raises(ConfigError, match=r"none of which is a label of the survey .logg."):
+        fit_method(config, stars, seed=0)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from catalogues import catalogue_rows, write_catalogue
 from maury import simulate_survey
 from maury.bimodality import bimodality
 from maury.catalogue import Catalogue
@@ -18,15 +20,17 @@ from maury.errors import ColumnError, ConfigError, InputFileError, OutputExists
 from maury.figures import checks, planes
 from maury.figures.style import SIMULATED
 from maury.labels import LABEL_NAMES, LABELS, select
-from maury.model import Model
+from maury.model import Affine, Member, Model, Scaling
 from maury.prediction import predict
+from maury.preparation import Preparation
 from maury.report import material as material_module
 from maury.report import sections, write_report
 from maury.report.galaxy import galaxy_section
 from maury.report.material import gather, match, read_table
 from maury.report.plates import MOST_ROWS, Plate
-from maury.report.quality import coverage_section
-from maury.report.science import checks_section
+from maury.report.quality import coverage_section, long_table, overview
+from maury.report.science import abundances_section, checks_section, peers_section
+from maury.split import SplitRecord, split_stars
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURES = {
@@ -360,3 +364,136 @@ def test_the_notebook_of_the_documentation_runs(tmp_path) -> None:
     shown = [out for cell in notebook.cells for out in cell.get("outputs", ())]
     assert sum("image/png" in out.get("data", {}) for out in shown) == 4
     assert not any(out["output_type"] == "error" for out in shown)
+
+
+# Reports of what little there is: an untrained model, and a made-up catalogue
+
+
+def untrained(folder, names, **changes):
+    """A model of these labels without networks worth the name."""
+    labels = select(names)
+    n = len(labels)
+    truth = np.random.default_rng(0).normal(size=(9, n))
+    stars = [f"star {k}" for k in range(9)]
+    return Model(
+        labels=labels,
+        network={"name": "guiglion2020"},
+        preparation=Preparation(),
+        scaling=Scaling(Affine.measure(np.eye(9)), Affine.measure(truth)),
+        wave_aa=8420.0 + 0.4 * np.arange(8),
+        medium="air",
+        tensors={"a.weight": (2, 3)},
+        members=(Member.numbered(0),),
+        split=SplitRecord.of(split_stars(stars, fractions=(0.8, 0.1, 0.1), seed=0), stars),
+        simulated=True,
+        **changes,
+    ).save(folder / "model", weights=[{"a.weight": np.ones((2, 3), "f4")}])
+
+
+def little(folder, names, *, drop=(), tables=None, **columns):
+    """All that there is of an untrained model and a catalogue of 60 stars."""
+    rows = catalogue_rows(60) | columns
+    rows = {name: values for name, values in rows.items() if name not in drop}
+    write_catalogue(folder / "labels.parquet", rows=rows)
+    return gather(untrained(folder, names), None, folder / "labels.parquet", tables=tables)
+
+
+def told_of(section) -> dict[str, str]:
+    return {one.title: one.reason for one in section.omitted}
+
+
+def test_a_report_of_a_catalogue_alone_says_what_it_cannot_show(tmp_path) -> None:
+    found = little(tmp_path, ["teff"])
+    told = {title: why for one in sections(found) for title, why in told_of(one).items()}
+    for title, why in {
+        "Kiel diagrams": "the model lacks Teff, log g or [M/H]",
+        "Abundance planes": "the model lacks [M/H] or [alpha/M]",
+        "Losses": "this model does not record the losses of its training",
+        "One-to-one comparisons": "no labelled survey was given",
+        "Audit and sensitivity": "no labelled survey was given",
+        "Calibration": "no labelled survey was given",
+        "log g against external log g": "no table was given (--logg)",
+        "Clusters": "no membership table was given (--clusters)",
+    }.items():
+        assert told[title] == why
+    assert overview(found) is None
+    assert not np.isfinite(found.column(found.samples["observed"], "logg")).any()
+
+
+def test_columns_of_stars_without_labels_name_no_reference(tmp_path) -> None:
+    found = little(tmp_path, ["teff", "logg"])
+    columns = long_table(found.samples["observed"], found)
+    assert list(columns) == ["id", "snr", "flags", "teff", "teff_error", "logg", "logg_error"]
+    labelled = replace(found.samples["observed"], truth=found.samples["observed"].mean)
+    assert "reference_logg" in long_table(labelled, found)
+
+
+def test_abundances_of_observed_stars_alone_have_one_bimodality(tmp_path) -> None:
+    found = little(tmp_path, ["teff", "logg", "m_h", "alpha_m"])
+    assert len(abundances_section(found).tables) == 1
+
+
+@pytest.mark.parametrize("stranger", [True, False])
+def test_tables_of_strangers_and_without_probabilities(tmp_path, stranger) -> None:
+    names = [f"stranger {k}" if stranger else f"star {k}" for k in range(40)]
+    Table({"star_id": names, "logg": np.full(40, 3.0)}).write(tmp_path / "logg.fits")
+    Table({"star_id": names, "cluster": ["M 67"] * 40}).write(tmp_path / "clusters.fits")
+    tables = {"logg": tmp_path / "logg.fits", "clusters": tmp_path / "clusters.fits"}
+    section = checks_section(little(tmp_path, ["teff", "logg", "m_h"], tables=tables))
+    if stranger:
+        why = "no star of the table is among the predicted ones"
+        assert told_of(section) == {"log g against external log g": why, "Clusters": why}
+    else:
+        found = {plate.name: plate.data for plate in section.plates}
+        assert found["external_logg"]["external_logg"].tolist() == [3.0] * 40
+        assert set(found["clusters"]["cluster"]) == {"M 67"}
+        assert len(found["clusters"]["id"]) == 40
+
+
+def test_peers_are_those_of_all_stars_as_they_were_given(tmp_path) -> None:
+    table = Table(
+        {
+            "method": ["cannon", "cannon", "cannon"],
+            "label": ["teff"] * 3,
+            "scatter": [1.0, 2.0, 3.0],
+            "view": ["as given", "as given", "S/N 100"],
+            "stars": ["all", "giants", "all"],
+        }
+    )
+    table.write(tmp_path / "peers.csv")
+    section = peers_section(little(tmp_path, ["teff"], tables={"compare": tmp_path / "peers.csv"}))
+    assert "1" in str(section.tables)
+    assert not {"2", "3"} & {cell.strip("0.") for _, rows in section.tables for cell in rows[1]}
+    Table({"method": ["cannon"], "what": [1]}).write(tmp_path / "other.csv")
+    other = tmp_path / "more"
+    other.mkdir()
+    section = peers_section(little(other, ["teff"], tables={"compare": tmp_path / "other.csv"}))
+    assert "the table has no columns method, label and scatter" in str(section.omitted)
+
+
+def test_tables_that_name_no_stars_are_refused(tmp_path) -> None:
+    Table({"name": ["a"], "logg": [1.0]}).write(tmp_path / "logg.csv")
+    with pytest.raises(ColumnError, match="lacks 'id' or 'star_id'; it has name, logg"):
+        little(tmp_path, ["teff", "logg"], tables={"logg": tmp_path / "logg.csv"})
+
+
+def test_a_table_without_rows_matches_nobody(tmp_path) -> None:
+    sample = little(tmp_path, ["teff"]).samples["observed"]
+    rows, others = match(sample, Table({"id": np.empty(0, "U3")}))
+    assert (rows.size, others.size) == (0, 0)
+
+
+def test_a_catalogue_of_other_labels_is_refused(tmp_path) -> None:
+    gone = [f"logg{end}" for end in ("", "_error", "_q16", "_q50", "_q84")]
+    with pytest.raises(ColumnError, match="the catalogue lacks logg; give one that this model"):
+        little(tmp_path, ["teff", "logg"], drop=gone)
+
+
+@pytest.mark.parametrize("lost", ["column", "values"])
+def test_stars_without_parallaxes_have_no_places(tmp_path, lost) -> None:
+    if lost == "column":
+        found = little(tmp_path, ["teff"], drop=("parallax_error",))
+    else:
+        found = little(tmp_path, ["teff"], parallax=np.full(60, np.nan))
+    assert found.places is None
+    assert all(not section.plates for section in [galaxy_section(found)] if section)

@@ -178,8 +178,6 @@ def _as_grid(
     wave_aa: Float64Array,
     options: tuple[Interpolation, int],
 ) -> Grid:
-    if not np.isfinite(seen).all():
-        raise InputFileError(f"{path} has flux that is not finite")
     none = np.zeros(wave_aa.size, dtype=np.float32)
     try:
         grid = Grid(tuple(axes), tuple(axes.values()), seen, None, none, wave_aa, none, options[0])
@@ -240,6 +238,8 @@ def _on_pixels(
     powers: tuple[float, float],
 ) -> Float32Array:
     """Broaden spectra from one resolving power to another, and average them over pixels."""
+    if not np.isfinite(spectra).all():
+        raise InputFileError(f"{path} has flux that is not finite")
     try:
         resampler = Resampler(wave, wave_aa)
     except ValueError as error:

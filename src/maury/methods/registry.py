@@ -62,7 +62,8 @@ def method_settings(name: str, options: Mapping[str, Any] | None = None) -> Meth
         problems = []
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
-            hint = suggestion(key, cls.model_fields)
+            unknown = item["type"] == "extra_forbidden"
+            hint = suggestion(key, cls.model_fields) if unknown else ""
             known = f" (known: {', '.join(cls.model_fields)})" if hint else ""
             problems.append(f"[method] {key}: {item['msg']}, got {item['input']!r}{hint}{known}")
         raise ConfigError(f"the settings of {name} are wrong: " + "; ".join(problems)) from error
