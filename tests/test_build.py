@@ -638,13 +638,13 @@ def test_columns_of_the_store_that_only_it_knows_are_kept(tmp_path) -> None:
 
 def test_spectra_that_lie_far_apart_are_read_piece_by_piece(tmp_path, monkeypatch) -> None:
     source = simulated_spectra(tmp_path)
-    catalogue(tmp_path, "ref", [0, 3, 19])
+    catalogue(tmp_path, "ref", [0, 19])
     monkeypatch.setattr("maury.build.sources.CHUNK_STARS", 4)
     survey = build_survey(write_recipe(tmp_path, ONE), tmp_path / "out.zarr").survey
-    rows = [0, 1, 6, 7, 38, 39]
+    rows = [0, 1, 38, 39]
     assert survey.id.tolist() == source.id[rows].tolist()
     wanted = source.rows(rows).spectra.flux
-    np.testing.assert_array_equal(survey.rows(np.arange(6)).spectra.flux, wanted)
+    np.testing.assert_array_equal(survey.rows(np.arange(4)).spectra.flux, wanted)
 
 
 def test_a_survey_that_was_not_built_has_no_flow_table(tmp_path) -> None:

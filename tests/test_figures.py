@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from maury import figures
 from maury.errors import LengthMismatch, OutputExists, UnknownName
-from maury.figures import checks
+from maury.figures import checks, planes, training
 from maury.figures.stars import DENSE
 from maury.figures.style import SIMULATED, number_text
 from maury.labels import LABELS, Label, select
@@ -313,3 +313,39 @@ def test_a_cluster_of_one_star_has_no_mean() -> None:
     means = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
     assert [x.tolist() for x in means] == [[5050.0]]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_losses_and_distributions_say_what_they_lack() -> None:
+    history = {
+        "member 000": np.array([[1.0, np.nan], [0.5, np.nan]]),
+        "member 001": np.ones((3, 2)),
+    }
+    kept = {"member 000": True, "member 001": False}
+    samples = {"training": np.ones((9, 2)), "observed": np.column_stack([[2.0] * 4, [np.nan] * 4])}
+    for simulated in (True, False):
+        lost = training.losses_figure(history, kept=kept, simulated=simulated)
+        spread = training.distributions_figure(samples, [TEFF, LOGG], simulated=simulated)
+        assert n_marks(lost) == simulated
+        assert n_marks(spread) == 2 * simulated
+    (ax,) = lost.axes
+    assert ax.get_legend_handles_labels()[1] == ["member 000", "member 001, not kept"]
+    assert [ax.get_visible() for ax in spread.axes] == [True, True, False]
+    first, second = (ax.get_legend_handles_labels()[1] for ax in spread.axes[:2])
+    assert first == ["training (9)", "observed (4)"]
+    assert second == ["training (9)"]
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_kiel_diagrams_side_by_side_share_their_colours(simulated) -> None:
+    n = DENSE + 1
+    truth, _, _ = stars(n)
+    few = planes.Panel("few", *truth[:40, :2].T, np.full(40, 0.25))
+    many = planes.Panel("many", *truth[:, :2].T, np.full(n, 0.25))
+    figure = planes.kiel_grid([few, many], label=M_H, simulated=simulated)
+    assert n_marks(figure) == 2 * simulated
+    shown = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in shown] == ["few; n = 40", f"many; n = {n}"]
+    drawn = [one for ax in shown for one in ax.collections if one.get_array() is not None]
+    assert {one.get_clim() for one in drawn} == {M_H.range}, "of one colour alone, its whole range"
+    assert [len(one.get_array()) == 40 for one in drawn] == [True, False]
+    assert len(drawn[1].get_array()) < n

@@ -363,3 +363,7 @@ def test_workers_write_what_one_process_writes(tmp_path, monkeypatch):
     assert cluster.asked == [[(0, 5)]]
     assert told[0] == told[-1] == (5, 5)
     assert any(path.endswith("survey.toml") for path in cluster.paths)
+    quiet = Here()
+    again = ingest(tmp_path, text, cluster=quiet, overwrite=True)
+    np.testing.assert_array_equal(again.batch(0, 5).spectra.flux, alone.spectra.flux)
+    assert quiet.asked == cluster.asked

@@ -28,9 +28,10 @@ from maury.report import sections, write_report
 from maury.report.galaxy import galaxy_section
 from maury.report.material import gather, match, read_table
 from maury.report.plates import MOST_ROWS, Plate
-from maury.report.quality import coverage_section, long_table, overview
+from maury.report.quality import calibration_section, coverage_section, long_table, overview
 from maury.report.science import abundances_section, checks_section, peers_section
 from maury.split import SplitRecord, split_stars
+from maury.statistics import residual_statistics
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURES = {
@@ -497,3 +498,32 @@ def test_stars_without_parallaxes_have_no_places(tmp_path, lost) -> None:
         found = little(tmp_path, ["teff"], parallax=np.full(60, np.nan))
     assert found.places is None
     assert all(not section.plates for section in [galaxy_section(found)] if section)
+
+
+def test_calibration_without_repeats_says_so(tmp_path) -> None:
+    found = little(tmp_path, ["teff", "logg", "m_h"])
+    stars = found.samples["observed"]
+    truth = stars.mean + stars.error * np.random.default_rng(0).normal(size=stars.mean.shape)
+    test = replace(stars, name="test", truth=truth)
+    statistics = residual_statistics(truth, test.mean, test.error, labels=found.labels)
+    labelled = replace(found, samples={"test": test}, statistics=tuple(statistics))
+    section = calibration_section(labelled)
+    assert told_of(section)["Repeated spectra"] == "fewer than 20 pairs of spectra of one star"
+    assert {"coverage_curves", "z"} <= {plate.name for plate in section.plates}
+    twice = replace(test, star_id=np.repeat([f"star {k}" for k in range(30)], 2))
+    section = calibration_section(replace(labelled, samples={"test": twice}))
+    assert "repeats" in {plate.name for plate in section.plates}
+
+
+def test_a_report_of_observed_spectra_bears_no_mark(tmp_path) -> None:
+    write_catalogue(tmp_path / "labels.parquet", simulated=False, name="x")
+    model = replace(untrained(tmp_path, ["teff"]), simulated=False)
+    written = write_report(model, tmp_path / "out", observed=tmp_path / "labels.parquet")
+    page = written.page.read_text("utf-8")
+    assert "SIMULATED" not in page
+    assert "overview" not in {path.stem for path in (tmp_path / "out").rglob("*.png")}
+    assert "simulated discs" not in page
+    with_mark = tmp_path / "marked"
+    write_catalogue(tmp_path / "marked.parquet")
+    written = write_report(model, with_mark, observed=tmp_path / "marked.parquet")
+    assert "SIMULATED spectra." in written.page.read_text("utf-8")
