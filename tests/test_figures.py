@@ -341,7 +341,7 @@ def test_kiel_diagrams_side_by_side_share_their_colours(simulated) -> None:
     truth, _, _ = stars(n)
     few = planes.Panel("few", *truth[:40, :2].T, np.full(40, 0.25))
     many = planes.Panel("many", *truth[:, :2].T, np.full(n, 0.25))
-    figure = planes.kiel_grid([few, many], label=M_H, simulated=simulated)
+    figure = planes.kiel_grid([few, many], across=2, label=M_H, simulated=simulated)
     assert n_marks(figure) == 2 * simulated
     shown = [ax for ax in figure.axes if ax.get_title()]
     assert [ax.get_title() for ax in shown] == ["few; n = 40", f"many; n = {n}"]
