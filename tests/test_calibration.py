@@ -39,7 +39,7 @@ def test_the_terms_of_the_factor():
     dwarfs = [0.0, tanh(2.0), tanh(-3.75), 0.0, 1.0]
     poor = [0.0, -0.4, 1.0, -0.5, 0.0]
     columns = zip(depths, dwarfs, poor, strict=True)
-    expected = [[1.0, d, d**2, g, p, g * p] for d, g, p in columns]
+    expected = [[1.0, d, d**2, g, p, g * p, d * g, d * p, d * g * p, p**2] for d, g, p in columns]
     np.testing.assert_allclose(got, expected, atol=1e-9)
     assert Regime(*np.array([[50.0], [3.5], [-9.0]])).design()[0, 4] == 1.5
 
@@ -161,7 +161,7 @@ def test_courses_of_five_terms_are_read():
     old["course"] = old["course"][:, :5]
     again = Calibration.from_arrays(old)
     np.testing.assert_array_equal(again.course[:, :5], found.course[:, :5])
-    np.testing.assert_array_equal(again.course[:, 5], 0.0)
+    np.testing.assert_array_equal(again.course[:, 5:], 0.0)
 
 
 def test_lists_and_integers_are_taken():

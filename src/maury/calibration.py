@@ -35,7 +35,7 @@ _LARGEST_STRETCH = 0.25
 _LARGEST_LOG_FACTOR = 2.0
 _SMOOTHING = 0.02
 _TAILS = (0.16, 0.5, 0.84)
-_N_TERM = 6
+_N_TERM, _N_PLAIN = 10, 5
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class Regime:
     m_h: Float64Array
 
     def design(self) -> Float64Array:
-        """Terms of the logarithm of the factor, ``(n_star, 6)``; unknown counts as typical."""
+        """Terms of the logarithm of the factor, ``(n_star, 10)``; unknown counts as typical."""
         depth = np.log(np.clip(np.nan_to_num(self.snr, nan=50.0), 5.0, 200.0) / 50.0)
         dwarf = np.tanh((np.nan_to_num(self.logg, nan=3.5) - 3.5) / 0.4)
         poor = np.clip(-np.nan_to_num(self.m_h, nan=-0.2) - 0.2, -0.5, 1.5)
-        return np.column_stack([np.ones(depth.size), depth, depth**2, dwarf, poor, dwarf * poor])
+        plain = [np.ones(depth.size), depth, depth**2, dwarf, poor]
+        both = [dwarf * poor, depth * dwarf, depth * poor, depth * dwarf * poor, poor**2]
+        return np.column_stack([*plain, *both])
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Calibration:
     ----------
     size : (n_label,) float64
         Logarithm of the factor from labelled stars.
-    course : (n_label, 6) float64
+    course : (n_label, 10) float64
         Coefficients of `Regime.design` from simulated stars.
     floor : (n_label,) float64
         Least error, in the unit of the label: scatter of repeated observations.
@@ -227,9 +229,9 @@ class Calibration:
             If shapes or values are impossible.
         """
         n_label, course = arrays["size"].size, arrays["course"]
-        if course.ndim == 2 and course.shape[1] == _N_TERM - 1:
-            # Of 0.1, without the last term.
-            arrays = {**arrays, "course": np.pad(course, ((0, 0), (0, 1)))}
+        if course.ndim == 2 and course.shape[1] == _N_PLAIN:
+            # Of the first models, without products of terms.
+            arrays = {**arrays, "course": np.pad(course, ((0, 0), (0, _N_TERM - _N_PLAIN)))}
         shapes: dict[str, tuple[int, ...]] = {"size": (n_label,), "floor": (n_label,)}
         shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, 3)}
         shapes |= {"centre": (n_label,), "stretch": (n_label,)}

@@ -35,6 +35,8 @@ _BLOCK = 128
 _LEVELS = np.array([0.5, 5.0, 16.0, 25.0, 50.0, 75.0, 84.0, 95.0, 99.5])
 _N_COMPONENT = 6
 _LEAST_STARS = 20
+_REST = "flux beyond components (in units of noise)"
+_MARGIN, _BEYOND = 1.0, 1.5
 _SHIFT, _SPREAD, _OUTSIDE, _SHARE = 0.5, 1.5, 0.05, 0.10
 
 
@@ -127,6 +129,63 @@ class Drift:
     def to_json(self) -> str:
         """Return everything as JSON."""
         return json.dumps({**asdict(self), "findings": self.findings}, indent=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """Tells spectra that are far from all training spectra, of models that know no better.
+
+    Attributes
+    ----------
+    centre : (n_pixel,) float64
+    basis : (n_component, n_pixel) float64
+        Median, and principal components, of the training spectra.
+    lowest, highest : (n_component,) float64
+        Coefficients beyond which a spectrum is unlike them: the range of 99 % of them, thrice.
+    beyond : float
+        The same of what the components leave, rms in units of the noise: 1.5 times that of 99.5 %.
+    """
+
+    centre: Float64Array
+    basis: Float64Array
+    lowest: Float64Array
+    highest: Float64Array
+    beyond: float
+
+    @classmethod
+    def load(cls, model: Model) -> Likeness | None:
+        """Read the attachment ``sample``; None if the model has none.
+
+        Raises
+        ------
+        ModelFileError
+            If it is damaged.
+        """
+        if SAMPLE not in model.attachments:
+            return None
+        arrays, about = model.arrays(SAMPLE), model.attachments[SAMPLE].metadata
+        try:
+            names = _texts(about["names"])
+            centre, basis = arrays["flux_centre"], arrays["flux_basis"]
+            place = [names.index(f"flux component {k + 1}") for k in range(len(basis))]
+            levels = arrays["quantiles"][:, [0, -1]]
+            low, high = levels[place].T
+            beyond = _BEYOND * float(levels[names.index(_REST), 1])
+            if centre.shape != (model.n_pixel,) or basis.shape[1:] != centre.shape:
+                raise ValueError(f"its spectra are not of {model.n_pixel} pixels")
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise ModelFileError(f"{model.path}: its sample is damaged: {error}") from error
+        margin = _MARGIN * (high - low)
+        return cls(centre, basis, low - margin, high + margin, beyond)
+
+    def unlike(self, inputs: Inputs) -> NDArray[np.bool_]:
+        """Return which stars (n_star,) have a spectrum that is far from all training spectra."""
+        good = has_spectrum(inputs)
+        coefficients, rest = _projected(take(inputs, good), self.centre, self.basis)
+        far = (coefficients < self.lowest) | (coefficients > self.highest)
+        out = np.zeros(len(inputs), dtype=np.bool_)
+        out[good] = far.any(axis=1) | ~(rest <= self.beyond)
+        return out
 
 
 def with_sample(model: Model, survey: Survey) -> Model:
@@ -240,18 +299,24 @@ def _values(
     values = {"S/N": np.asarray(inputs.snr, dtype=np.float64)}
     for k, name in enumerate(model.preparation.observable_names):
         values[name] = inputs.observables[:, k].astype(np.float64)
-    centre, basis = components
     good = has_spectrum(inputs)
-    seen = take(inputs, good)
-    apart = seen.flux.astype(np.float64) - centre
+    coefficients, rest = _projected(take(inputs, good), *components)
+    for k in range(coefficients.shape[1]):
+        values[f"flux component {k + 1}"] = _spread(coefficients[:, k], good)
+    values[_REST] = _spread(rest, good)
+    return values
+
+
+def _projected(
+    inputs: Inputs, centre: NDArray[Any], basis: NDArray[Any]
+) -> tuple[Float64Array, Float64Array]:
+    """Coefficients (n_star, n_component), and what is left, rms in units of the noise."""
+    apart = inputs.flux.astype(np.float64) - centre
     coefficients = apart @ basis.T
     rest = apart - coefficients @ basis
-    for k in range(len(basis)):
-        values[f"flux component {k + 1}"] = _spread(coefficients[:, k], good)
-    known = (seen.ivar > 0).sum(axis=1)
-    chi2 = (rest**2 * seen.ivar).sum(axis=1) / np.maximum(known, 1)
-    values["flux beyond components (in units of noise)"] = _spread(np.sqrt(chi2), good)
-    return values
+    known = (inputs.ivar > 0).sum(axis=1)
+    chi2 = (rest**2 * inputs.ivar).sum(axis=1) / np.maximum(known, 1)
+    return coefficients, np.sqrt(chi2)
 
 
 def _spread(values: Float64Array, where: NDArray[np.bool_]) -> Float64Array:

@@ -13,15 +13,21 @@ BoolArray = NDArray[np.bool_]
 
 # The reciprocal of any smaller ivar overflows in float32.
 LEAST_IVAR = 4.0 * float(np.finfo(np.float32).tiny)
+LARGEST_FLUX = 1e12
+"""Flux, in whatever unit, beyond which a value is no measurement."""
 _FLUX_FLOOR = 0.05
 _SPIKE_CURVATURE = 1.2
 _GAUSSIAN_QUARTILE = 0.6744897501960817
 
 
 def good_pixels(flux: ArrayLike, ivar: ArrayLike) -> BoolArray:
-    """Pixels with finite flux and a positive, finite inverse variance, same shape."""
+    """Pixels of usable flux and a positive, finite inverse variance, same shape.
+
+    Flux is usable if it is finite, and no larger than `LARGEST_FLUX`, of which no square overflows.
+    """
     values, weight = np.asarray(flux), np.asarray(ivar)
-    return np.asarray(np.isfinite(values) & (weight > LEAST_IVAR) & (weight < np.inf))
+    usable = np.abs(values) <= LARGEST_FLUX
+    return np.asarray(usable & (weight > LEAST_IVAR) & (weight < np.inf))
 
 
 def fill_bad_pixels(flux: ArrayLike, ivar: ArrayLike, *, empty: float = 1.0) -> FloatArray:

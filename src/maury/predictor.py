@@ -21,6 +21,7 @@ from maury.columns import (
     WORST_WAVELENGTH,
     for_correlation,
 )
+from maury.drift import Likeness
 from maury.errors import ConfigError
 from maury.flags import FLAG_DTYPE, Flag, set_where, warn
 from maury.labels import Label
@@ -87,6 +88,7 @@ class Predictor:
         self.given = given and check_known("label", given, self.model.label_names)
         self._network, self.trust = _load(self.model, engine)
         require_canary(self.model, self._network, self.trust)
+        self._likeness = Likeness.load(self.model) if self.trust is None else None
         if given and self.trust is None:
             raise ConfigError(
                 f"{self.model.path} has no calibrated covariances, into which an external {given} "
@@ -130,7 +132,9 @@ class Predictor:
                 found = self.trust.given(found, self.given, *known)
             mean, error, flags = found.mean, found.sigma, flags | found.flags
             rows |= _trusted(self.model.labels, found)
-        elif self.model.is_method:
+        elif self._likeness is not None:
+            flags = set_where(flags, Flag.SPECTRUM_UNLIKE, self._likeness.unlike(inputs))
+        if self.model.is_method:
             flags = flags | (0 if answer.flags is None else answer.flags)
             rows |= _fitted(self.model.labels, answer)
         for position, label in enumerate(self.model.labels):

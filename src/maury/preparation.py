@@ -82,6 +82,9 @@ BAD_PIXEL_SHARE = 0.1
 POOR_PARALLAX = 0.2
 """Relative parallax error above which `Flag.PARALLAX_POOR` warns."""
 
+LARGEST_SNR = 1e5
+"""S/N per pixel that no spectrum has: a larger one counts as not given."""
+
 SOURCES: tuple[str, ...] = (*ALL_BANDS, "parallax", "a_v")
 """What observables are made of, besides further columns."""
 
@@ -318,11 +321,14 @@ class Preparation(Config):
         values = np.hstack([none, *(group[0] for group in groups)])
         errors = np.hstack([none, *(group[1] for group in groups)])
         flux = ops.fill_bad_pixels(state.spectra.flux, state.spectra.ivar)
+        with np.errstate(over="ignore"):
+            # What single precision cannot hold is infinite, and flagged as out of range.
+            narrow = values.astype(np.float32), errors.astype(np.float32)
         return Inputs(
             flux=flux.astype(np.float32, copy=False),
             ivar=np.where(state.spectra.good, state.spectra.ivar, np.float32(0)),
-            observables=values.astype(np.float32),
-            observable_errors=errors.astype(np.float32),
+            observables=narrow[0],
+            observable_errors=narrow[1],
             flags=self._flag_observables(batch, _flag_spectra(state)),
             snr=state.snr,
             wave_aa=state.spectra.wave_aa,
@@ -343,7 +349,7 @@ class Preparation(Config):
     def _snr(self, batch: Batch, spectra: Spectra) -> Float64Array:
         """S/N of each spectrum as it came: the column, or an estimate where it is missing."""
         snr = column(batch, "snr")
-        rows = np.flatnonzero(~(snr > 0))
+        rows = np.flatnonzero(~((snr > 0) & (snr <= LARGEST_SNR)))
         if rows.size:
             flux, ivar = spectra.flux[rows], spectra.ivar[rows]
             level = np.quantile(ops.fill_bad_pixels(flux, ivar), 0.9, axis=1, keepdims=True)
