@@ -147,7 +147,7 @@ def test_errors_of_grid_fits_hold():
 def test_more_starts_are_never_worse():
     rng = np.random.default_rng(7)
     truth = places(60, 8)
-    flux = synthesise(truth) + 0.02 * rng.normal(size=(60, 64)).astype(np.float32)
+    flux = synthesise(truth) + 0.02 * rng.normal(size=(60, WAVE.size)).astype(np.float32)
     from method_samples import inputs_of
 
     inputs = inputs_of(flux, np.full(flux.shape, 2500))
