@@ -73,7 +73,7 @@ def main() -> None:
                 print(f"  {name}: {_told(course, goal)}")
             runs: Course = []
             for steps in STEPS:
-                runs.append(_train_default(survey, stars, steps, Path(folder) / str(seed)))
+                runs.append(_train_default(survey, stars, steps, Path(folder) / f"{seed}-{steps}"))
                 print(f"  default, {steps} steps: loss {runs[-1][1]:.6f} in {runs[-1][0]:.1f} s")
             known = _reached(theirs, goal) or 0.0
             for name, course in (("guiglion2020", ours), ("default", runs)):
@@ -110,7 +110,7 @@ def _train(samples: Any, settings: EnsembleConfig, seed: int, epochs: int) -> Co
     return course
 
 
-def _train_default(survey: Survey, stars: _Stars, steps: int, folder: Path) -> tuple[float, float]:
+def _train_default(survey: Survey, stars: _Stars, steps: int, out: Path) -> tuple[float, float]:
     """CPU seconds of one member of the default preset, and its loss as Keras counts it.
 
     Its seed is that of the split, so that the weights are the same each time.
@@ -119,7 +119,7 @@ def _train_default(survey: Survey, stars: _Stars, steps: int, folder: Path) -> t
     start = time.process_time()
     model = train(
         survey,
-        folder / f"{steps}.model",
+        out,
         preset="maury",
         members=1,
         n_processes=1,
