@@ -270,7 +270,7 @@ def test_round_trip_and_refusals():
     found = Calibration.fit(normal(error, rng), error, regime(100, rng))
     again = Calibration.from_arrays(found.to_arrays())
     np.testing.assert_array_equal(again.size, found.size)
-    assert again.n_real == 100
+    assert (again.n_real, again.n_simulated) == (100, 0)
     broken = found.to_arrays() | {"course": np.zeros((2, 4))}
     with pytest.raises(ValueError, match="course"):
         Calibration.from_arrays(broken)
