@@ -121,6 +121,10 @@ def test_it_is_a_model_like_any_other(student, default_model, default_survey, tm
     assert model.provenance["distilled_from"]["checksum"] == teacher.checksum
     assert {"sky", "calibration", "coverage"} <= set(model.attachments)
     assert model.split.checksums == teacher.split.checksums
+    stars = Survey.open(default_survey).star_id
+    n_validation = model.split.contains("validation", stars).sum()
+    assert model.arrays("calibration")["n_real"] == n_validation, "it has met all training stars"
+    assert teacher.arrays("calibration")["n_real"] > n_validation
     assert len(validate(student, default_survey).rows()) == 10
     catalogue = predict(student, default_survey, tmp_path / "labels.parquet")
     assert len(catalogue) == 500

@@ -33,6 +33,7 @@ from maury.lessons import SHEET_STARS, Sheet, SheetFolder, Teacher, join
 from maury.locks import one_at_a_time
 from maury.model import Member, Model
 from maury.networks import build, parse_settings
+from maury.split import SHARES
 from maury.student_network import StudentConfig, StudentNetwork
 from maury.survey import Survey
 from maury.teaching import DistilConfig, Teaching
@@ -197,6 +198,8 @@ def _assemble(
     """Return the student as a model, not saved and not calibrated yet."""
     model = teacher.model
     settings = {**dict(model.training.get("settings", {})), "training": training.model_dump()}
+    # By way of its teacher a student knows all training stars.
+    history = {name: value for name, value in model.training.items() if name != SHARES}
     origin = {
         "checksum": model.checksum,
         "name": model.path.name if model.path else "",
@@ -213,7 +216,7 @@ def _assemble(
             Member.numbered(0, seed=seed, best_epoch=training.passes, n_epochs=training.passes),
         ),
         seed=seed,
-        training={**model.training, "settings": settings},
+        training={**history, "settings": settings},
         provenance={**model.provenance, **versions, "distilled_from": origin},
         attachments=MappingProxyType({}),
         path=None,
