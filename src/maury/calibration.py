@@ -1,4 +1,4 @@
-"""Errors that hold: what a network quotes, corrected on stars that neither trained nor chose it.
+"""Errors that hold: what a network quotes, corrected on stars that it has not met.
 
 The quoted error of each label is multiplied by a factor that varies smoothly with S/N, surface
 gravity and metallicity. Two samples fix it: simulated stars, which are many, give its course over

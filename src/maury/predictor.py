@@ -273,7 +273,7 @@ def catalogue_spec(
     trusted = "calibration" in model.attachments
     errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
     if trusted:
-        errors = "1 sigma, calibrated on labelled stars that neither trained nor chose a network"
+        errors = "1 sigma, calibrated on labelled stars unknown to the networks that they judged"
     elif "sky" in model.attachments:
         errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
     elif model.is_method:
