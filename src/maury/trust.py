@@ -118,7 +118,8 @@ class Trust:
         """Learn from the labelled stars of a survey, and from simulated ones.
 
         Errors are calibrated on the validation stars, which neither trained nor chose a network
-        of this kind, and on the training stars that single networks spared; coverage is learnt from the training stars.
+        of this kind, and on the training stars that single networks spared; coverage is learnt from
+        the training stars.
 
         Parameters
         ----------
