@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maury.survey import Survey, SurveyWriter
+from maury.spectra import Spectra
+from maury.survey import Batch, Survey, SurveyWriter
 
 
 def copy_survey(source: Path, target: Path, *, drop=(), rows=None, flux=None, ivar=None, **columns):
@@ -29,3 +30,15 @@ def copy_survey(source: Path, target: Path, *, drop=(), rows=None, flux=None, iv
             **values,
         )
     return target
+
+
+def changed(batch, *, flux=None, ivar=None, without=(), **columns):
+    """Return a batch with other spectra or columns, or without some columns."""
+    spectra = Spectra.from_arrays(
+        batch.spectra.wave_aa,
+        batch.spectra.flux if flux is None else flux,
+        batch.spectra.ivar if ivar is None else ivar,
+        medium=batch.spectra.medium,
+    )
+    kept = {name: values for name, values in batch.columns.items() if name not in without}
+    return Batch(spectra, kept | {name: np.asarray(v) for name, v in columns.items()})

@@ -27,18 +27,17 @@ from maury.documents import parse_json, read_toml
 from maury.errors import ConfigError, InputFileError, MauryError, ModelFileError, SurveyFileError
 from maury.frames import unpacked_bytes
 from maury.keras_import import answer, read_here, read_keras
-from maury.labels import load, select
+from maury.labels import load
 from maury.methods.ferre_files import read_ferre_grid, read_synspec_grid
-from maury.model import Affine, Member, Model, Scaling
+from maury.model import Model
 from maury.naming import suggestion
-from maury.preparation import Preparation
 from maury.readers import open_toml
 from maury.readers.tables import open_table
 from maury.report.material import read_table
 from maury.settings import EnsembleConfig
-from maury.split import SplitRecord, split_stars
 from maury.survey import Survey, SurveyWriter
 from maury.tensorfile import read_tensor_file
+from untrained_model import untrained
 
 FLUX = np.ones((3, 8), "f4")
 IDS = np.array(["a", "b", "c"])
@@ -500,20 +499,7 @@ def test_wrong_limits_are_said(monkeypatch, text):
 
 @pytest.fixture
 def model(tmp_path):
-    weights = {"a.weight": np.ones((2, 3), "f4")}
-    stars = [f"star {k}" for k in range(9)]
-    model = Model(
-        labels=select(["teff"]),
-        network={"name": "guiglion2020"},
-        preparation=Preparation(),
-        scaling=Scaling(Affine.measure(np.eye(9)), Affine.measure(np.eye(2)[:, :1])),
-        wave_aa=8420.0 + 0.4 * np.arange(8),
-        medium="air",
-        tensors={"a.weight": (2, 3)},
-        members=(Member.numbered(0),),
-        split=SplitRecord.of(split_stars(stars, fractions=(0.8, 0.1, 0.1), seed=0), stars),
-        simulated=True,
-    ).save(tmp_path / "m", weights=[weights])
+    model = untrained(tmp_path, ["teff"])
     (model.path / "SHA256SUMS").unlink()
     return model.path
 

@@ -16,9 +16,9 @@ from maury.methods.cannon import Cannon, CannonSettings
 from maury.predictor import Predictor
 from maury.preparation import LARGEST_SNR
 from maury.simulate import simulate_survey
-from maury.spectra import Spectra
 from maury.survey import Survey
 from method_samples import draw_labels, inputs_of, sample_of
+from surveys import changed
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())[-1]
 MODELS = ("maury", "guiglion2020", "cannon")
@@ -67,16 +67,6 @@ def stars():
     return survey.rows(np.flatnonzero(survey.column("snr") > 35))
 
 
-def changed(batch, **columns):
-    return replace(batch, columns={**batch.columns, **columns})
-
-
-def of_flux(batch, flux, ivar):
-    spectra = batch.spectra
-    both = (np.asarray(a, np.float32) for a in (flux, ivar))
-    return replace(batch, spectra=Spectra(spectra.wave_aa, *both, spectra.medium))
-
-
 def labels(rows, model):
     names = model.label_names
     return (
@@ -94,7 +84,7 @@ def test_an_odd_spectrum_is_warned_of_and_harms_no_other(name, kind):
         odd = SPECTRA[kind](flux[1], ivar[1])
     flux[1], ivar[1] = odd
     before = predictor(name).predict(batch)
-    now = predictor(name).predict(of_flux(batch, flux, ivar))
+    now = predictor(name).predict(changed(batch, flux=flux, ivar=ivar))
     mean, error = labels(now, model)
     expected, unit = labels(before, model)
     others = np.arange(len(batch)) != 1
@@ -144,7 +134,7 @@ def test_a_signal_to_noise_that_cannot_be_is_measured_instead(value):
 def test_the_order_of_rows_changes_nothing(name, order):
     batch, model = stars()[:6], predictor(name).model
     order = list(order)
-    moved = of_flux(batch, batch.spectra.flux[order], batch.spectra.ivar[order])
+    moved = changed(batch, flux=batch.spectra.flux[order], ivar=batch.spectra.ivar[order])
     moved = changed(moved, **{k: np.asarray(v)[order] for k, v in batch.columns.items()})
     expected, now = predictor(name).predict(batch), predictor(name).predict(moved)
     mean, error = labels(expected, model)
@@ -210,7 +200,7 @@ def test_noise_never_lowers_the_quoted_error_on_average(
     typical = []
     for factor in (1.0, 2.0, 4.0):
         added = np.sqrt((factor**2 - 1.0) / np.maximum(ivar, 1e-6)) * rng.normal(size=flux.shape)
-        noisy = of_flux(batch, flux + np.where(ivar > 0, added, 0), ivar / factor**2)
+        noisy = changed(batch, flux=flux + np.where(ivar > 0, added, 0), ivar=ivar / factor**2)
         noisy = changed(noisy, snr=batch.column("snr") / factor)
         typical.append(labels(ask.predict(noisy), model)[1].mean(axis=0))
     rise = np.diff(np.array(typical), axis=0) / typical[0]
@@ -224,7 +214,7 @@ def test_noise_never_lowers_the_quoted_error_of_a_fit():
     batch, model = stars(), predictor("cannon").model
     flux, ivar = batch.spectra.flux, batch.spectra.ivar
     typical = [
-        labels(predictor("cannon").predict(of_flux(batch, flux, ivar / f**2)), model)[1]
+        labels(predictor("cannon").predict(changed(batch, flux=flux, ivar=ivar / f**2)), model)[1]
         for f in (1.0, 2.0, 4.0)
     ]
     assert (np.diff([t.mean(axis=0) for t in typical], axis=0) > 0).all()

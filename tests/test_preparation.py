@@ -40,6 +40,7 @@ from maury.preparation import (
 )
 from maury.spectra import Spectra
 from maury.survey import Batch
+from surveys import changed
 
 WAVE = RAVE_GRID.wavelengths()
 EVERYTHING = Preparation(
@@ -85,17 +86,6 @@ def made_up_batch(n_star=8, *, seed=0, snr=60.0):
     columns |= {band.column: rng.uniform(9, 12, n_star) for band in BANDS}
     columns |= {f"{band.column}_error": np.full(n_star, 0.02) for band in BANDS}
     return Batch(Spectra.from_arrays(WAVE, flux + noise, snr**2 / flux), columns)
-
-
-def changed(batch, *, flux=None, ivar=None, without=(), **columns):
-    spectra = Spectra.from_arrays(
-        batch.spectra.wave_aa,
-        batch.spectra.flux if flux is None else flux,
-        batch.spectra.ivar if ivar is None else ivar,
-        medium=batch.spectra.medium,
-    )
-    kept = {name: values for name, values in batch.columns.items() if name not in without}
-    return Batch(spectra, kept | {name: np.asarray(v) for name, v in columns.items()})
 
 
 def has(inputs, flag):

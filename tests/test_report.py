@@ -20,9 +20,8 @@ from maury.errors import ColumnError, ConfigError, InputFileError, OutputExists
 from maury.figures import checks, planes
 from maury.figures.style import SIMULATED
 from maury.labels import LABEL_NAMES, LABELS, select
-from maury.model import Affine, Member, Model, Scaling
+from maury.model import Model
 from maury.prediction import predict
-from maury.preparation import Preparation
 from maury.report import material as material_module
 from maury.report import sections, write_report
 from maury.report.galaxy import galaxy_section
@@ -30,8 +29,8 @@ from maury.report.material import gather, match, read_table
 from maury.report.plates import MOST_ROWS, Plate
 from maury.report.quality import calibration_section, coverage_section, long_table, overview
 from maury.report.science import abundances_section, checks_section, peers_section
-from maury.split import SplitRecord, split_stars
 from maury.statistics import residual_statistics
+from untrained_model import untrained
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURES = {
@@ -368,27 +367,6 @@ def test_the_notebook_of_the_documentation_runs(tmp_path) -> None:
 
 
 # Reports of what little there is: an untrained model, and a made-up catalogue
-
-
-def untrained(folder, names, **changes):
-    """A model of these labels without networks worth the name."""
-    labels = select(names)
-    n = len(labels)
-    truth = np.random.default_rng(0).normal(size=(9, n))
-    stars = [f"star {k}" for k in range(9)]
-    return Model(
-        labels=labels,
-        network={"name": "guiglion2020"},
-        preparation=Preparation(),
-        scaling=Scaling(Affine.measure(np.eye(9)), Affine.measure(truth)),
-        wave_aa=8420.0 + 0.4 * np.arange(8),
-        medium="air",
-        tensors={"a.weight": (2, 3)},
-        members=(Member.numbered(0),),
-        split=SplitRecord.of(split_stars(stars, fractions=(0.8, 0.1, 0.1), seed=0), stars),
-        simulated=True,
-        **changes,
-    ).save(folder / "model", weights=[{"a.weight": np.ones((2, 3), "f4")}])
 
 
 def little(folder, names, *, drop=(), tables=None, **columns):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from maury.answers import has_spectrum
 from maury.errors import CanaryMoved, ModelFileError
 from maury.methods.applying import MethodNetwork
+from maury.methods.protocols import take
 from maury.model import Model
 from maury.preparation import Inputs
 from maury.sky import Sky
@@ -130,7 +131,7 @@ class Canary:
     def rows(self, chosen: NDArray[np.intp]) -> Canary:
         """Return some of the stars."""
         answers = (self.mean, self.sigma, self.label, self.error)
-        return Canary(_rows(self.inputs, chosen), *(array[chosen] for array in answers))
+        return Canary(take(self.inputs, chosen), *(array[chosen] for array in answers))
 
     def _moves(self, now: Canary, model: Model) -> Float64Array:
         """How far each label of each star moved, (n_star, n_label)."""
@@ -247,9 +248,4 @@ def _observed(model: Model, survey: Survey | None) -> Inputs | None:
     rows = np.flatnonzero(model.split.contains("validation", survey.star_id))
     wanted = _SPARE * N_FITTED if model.is_method else N_STAR
     inputs = model.preparation.apply(survey.rows(rows[: 4 * wanted]))
-    return _rows(inputs, np.flatnonzero(has_spectrum(inputs))[:wanted])
-
-
-def _rows(inputs: Inputs, chosen: NDArray[np.intp]) -> Inputs:
-    picked: dict[str, Any] = {name: getattr(inputs, name)[chosen] for name in _INPUTS}
-    return replace(inputs, **picked)
+    return take(inputs, np.flatnonzero(has_spectrum(inputs))[:wanted])

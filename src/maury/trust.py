@@ -8,7 +8,7 @@ theory (`maury.sky`); a model without them quotes the spread of its ensemble.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from maury.coverage import CoverageModel, Evidence, TwoViews
 from maury.errors import ModelFileError, TrainingError
 from maury.flags import FLAG_DTYPE
 from maury.inference import EnsembleNetwork, Prediction
+from maury.methods.protocols import join_inputs, take
 from maury.model import Model
 from maury.preparation import Inputs
 from maury.sky import BatchNoise, DrawConfig, Sky
@@ -147,8 +148,7 @@ class Trust:
                 "%s: errors are calibrated as those of the parent: %s", model.path, error
             )
             calibration = inherited
-        training = model.split.contains("train", stars.star_id)
-        coverage = _cover(model, network, sky, stars, training)
+        coverage = _cover(model, network, sky, stars)
         return cls(network, sky, calibration, coverage)
 
     def attach(self, model: Model) -> Model:
@@ -258,7 +258,7 @@ class _Labelled:
         training = model.split.contains("train", star_id)
         rows = np.flatnonzero(training | model.split.contains("validation", star_id))
         blocks = np.split(rows, np.arange(_READ_ROWS, rows.size, _READ_ROWS))
-        inputs = _join([model.preparation.apply(survey.rows(block)) for block in blocks])
+        inputs = join_inputs([model.preparation.apply(survey.rows(block)) for block in blocks])
         names = [label.name for label in model.labels]
         truth, answer = survey.labels(names)[rows], network.predict(inputs)
         return cls(star_id[rows], truth, answer, inputs, training[rows])
@@ -311,16 +311,17 @@ def _spared(
     if not n_share:
         return None
     share = spared_by(stars.star_id, n_share=n_share, seed=model.seed or 0)
-    turn = np.arange(len(simulated[1])) % min(len(model.kept), n_share)
+    n_asked = min(len(model.kept), n_share)
+    turn = np.arange(len(simulated[1])) % n_asked
     theirs: list[_Judged] = []
     ours: list[_Judged] = []
-    for number in range(min(len(model.kept), n_share)):
+    for number in range(n_asked):
         unmet = stars.training & (share == number)
         for found, (inputs, truth), rows in (
             (theirs, (stars.inputs, stars.truth), unmet),
             (ours, simulated, turn == number),
         ):
-            answer = network.predict(_rows(inputs, rows), only=number)
+            answer = network.predict(take(inputs, rows), only=number)
             regime = _regime(model, inputs.snr[rows], answer.mean)
             found.append((stretched(answer.mean) - truth[rows], answer.sigma, regime))
     return Spared(*_pooled(theirs), _pooled(ours))
@@ -384,10 +385,9 @@ def _cover(
     network: EnsembleNetwork,
     sky: Sky,
     stars: _Labelled,
-    chosen: NDArray[np.bool_],
 ) -> CoverageModel | None:
-    inputs = _rows(stars.inputs, chosen)
-    answer = Prediction(stars.answer.mean[chosen], stars.answer.sigma[chosen])
+    inputs = take(stars.inputs, stars.training)
+    answer = Prediction(stars.answer.mean[stars.training], stars.answer.sigma[stars.training])
     try:
         return CoverageModel.fit(
             _evidence(network, sky, inputs, answer),
@@ -439,18 +439,3 @@ def _regime(model: Model, snr: Float64Array, mean: Float64Array) -> Regime:
 
 def _sky(model: Model) -> Sky:
     return Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
-
-
-_PER_STAR = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
-
-
-def _join(parts: list[Inputs]) -> Inputs:
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in _PER_STAR
-    }
-    return replace(parts[0], **joined)
-
-
-def _rows(inputs: Inputs, chosen: NDArray[np.bool_]) -> Inputs:
-    picked: dict[str, Any] = {name: getattr(inputs, name)[chosen] for name in _PER_STAR}
-    return replace(inputs, **picked)
