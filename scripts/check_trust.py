@@ -4,13 +4,13 @@
 
 Prints, with the held-out stars of all models pooled: residual scatter, over that of baseline
 models trained on the same stars; coverage of the quoted errors, overall and in cells of S/N,
-giant or dwarf, and [M/H] (with simulated stars added until each cell has 1000); what one missing
-band costs; and how well each injected fault is told from the clean stars.
+giant or dwarf, and [M/H] (with simulated spectra of the held-out stars added until each cell has
+1000); what one missing band costs; and how well each injected fault is told from the clean stars.
 """
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,12 @@ from maury.operators import to_rest_frame
 from maury.prediction import Predictor, predict_rows
 from maury.statistics import robust_sigma
 from maury.survey import Batch, Survey
-from maury.trust import Trust, simulated_stars
+from maury.trust import ANEW, Trust, simulated_stars
 from maury.validation import held_out_rows
 
 CELL_STARS = 1000
+GROUP_SPECTRA = 4000
+"""Simulated of the held-out stars of each group, by each model."""
 DETECTOR = {
     "radial velocity wrong by 50-300 km/s": "rv_shift_kms",
     "Ca II emission of 0.4-1.5 A": "emission",
@@ -41,29 +43,47 @@ CALCIUM = ((8498.02, 0.25), (8542.09, 0.41), (8662.14, 0.34))
 
 @dataclass(frozen=True)
 class Pool:
-    """Residuals and errors, (n, 9), and what cells are made of, (n,)."""
+    """Residuals and errors, (n, 9), what cells are made of, and the star of each spectrum, (n,)."""
 
     residual: NDArray[np.float64]
     error: NDArray[np.float64]
     truth: NDArray[np.float64]
     snr: NDArray[np.float64]
+    star: NDArray[np.str_]
 
     @classmethod
     def join(cls, pools: "list[Pool]") -> "Pool":
         """Return all stars of some pools."""
-        names = ("residual", "error", "truth", "snr")
-        return cls(*(np.concatenate([getattr(p, n) for p in pools]) for n in names))
+        return cls(*(np.concatenate([getattr(p, f.name) for p in pools]) for f in fields(cls)))
 
-    def rows(self, chosen: NDArray[np.bool_]) -> "Pool":
+    def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Pool":
         """Return some of the stars."""
-        return Pool(*(a[chosen] for a in (self.residual, self.error, self.truth, self.snr)))
+        return Pool(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def groups(self) -> NDArray[np.int64]:
+        """Return the number of each star's group: giant or dwarf x 2 of [M/H]."""
+        return group(self.truth)
 
     def cells(self) -> NDArray[np.int64]:
-        """Return the number of each star's cell: 3 of S/N x giant or dwarf x 2 of [M/H]."""
-        depth = np.digitize(self.snr, [40.0, 70.0])
-        dwarf = (self.truth[:, 1] > 3.5).astype(int)
-        poor = (self.truth[:, 2] < -0.4).astype(int)
-        return np.asarray(4 * depth + 2 * dwarf + poor)
+        """Return the number of each star's cell: 3 of S/N x 4 groups."""
+        return np.asarray(4 * np.digitize(self.snr, [40.0, 70.0]) + self.groups())
+
+    def inside(self, sigma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the share within so many errors, (9,), and its sampling error.
+
+        The spectra of one star count as one draw.
+        """
+        within = np.abs(self.residual) < sigma * self.error
+        share = within.mean(axis=0)
+        _, number = np.unique(self.star, return_inverse=True)
+        excess = np.zeros((number.max() + 1, within.shape[1]))
+        np.add.at(excess, number, within - share)
+        return share, np.sqrt((excess**2).sum(axis=0)) / len(within)
+
+
+def group(truth: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the number of each star's group: giant or dwarf x [M/H] above or below -0.4."""
+    return np.asarray(2 * (truth[:, 1] > 3.5) + (truth[:, 2] < -0.4), dtype=np.int64)
 
 
 def held_out(model: Model, survey: Survey) -> Pool:
@@ -73,33 +93,57 @@ def held_out(model: Model, survey: Survey) -> Pool:
     truth = survey.labels(LABEL_NAMES)[rows]
     mean = np.column_stack([table[n] for n in LABEL_NAMES])
     error = np.column_stack([table[f"{n}_error"] for n in LABEL_NAMES])
-    return Pool(mean - truth, error, truth, table["snr"])
+    return Pool(mean - truth, error, truth, table["snr"], survey.star_id[rows])
 
 
-def simulated(model: Model, seed: int, n_star: int = 40_000) -> Pool:
-    """Pool of stars simulated from the model's calibrated theory, which it has never met."""
+def simulated(model: Model, survey: Survey, seed: int) -> Pool:
+    """Pool of simulated spectra of the held-out stars of one model, as many of each group.
+
+    They have the labels and observables of these stars, which the model has not met, and noise,
+    velocity, broadening and other abundances of their own.
+    """
     network = EnsembleNetwork(model)
     trust = Trust.load(model, network)
     assert trust is not None, "the model has no calibration"
-    inputs, truth = simulated_stars(model, trust.sky, n_star, seed=1000 + seed)
-    answer = network.predict(inputs)
-    found = trust.assess(inputs, answer)
-    return Pool(found.mean - truth, found.sigma, truth, inputs.snr)
+    rows = held_out_rows(model, survey)
+    known, star = survey.labels(LABEL_NAMES)[rows], survey.star_id[rows]
+    observables = model.preparation.apply(survey.rows(rows)).observables
+    parts = []
+    for number in range(4):
+        own = group(known) == number
+        if own.sum() < 2:
+            continue
+        draw = np.random.SeedSequence(1000 + seed, spawn_key=(number,))
+        seen = observables[own, : trust.sky.observables.shape[1]]
+        sky = trust.sky.of(known[own], seen.astype(np.float64))
+        inputs, truth = simulated_stars(model, sky, GROUP_SPECTRA, seed=draw, draw=ANEW)
+        answer = network.predict(inputs)
+        found = trust.assess(inputs, answer)
+        nearest = np.abs(truth[:, None, :3] - known[own][:, :3]).sum(axis=2).argmin(axis=1)
+        parts.append(Pool(found.mean - truth, found.sigma, truth, inputs.snr, star[own][nearest]))
+    return Pool.join(parts)
 
 
-def fraction(inside: NDArray[np.bool_]) -> str:
-    """Return a percentage with its sampling error, as text."""
-    share = float(np.mean(inside))
-    return f"{100 * share:5.1f}+-{100 * np.sqrt(share * (1 - share) / inside.size):.1f}"
+def filled(pool: Pool, spare: Pool) -> list[Pool]:
+    """Return the stars of each of the 12 cells, with spare ones added up to `CELL_STARS`."""
+    spare = spare.rows(np.random.default_rng(0).permutation(len(spare.snr)))
+    cells = []
+    for cell in range(12):
+        real, extra = pool.rows(pool.cells() == cell), spare.rows(spare.cells() == cell)
+        need = max(CELL_STARS - len(real.snr), 0)
+        cells.append(Pool.join([real, extra.rows(np.arange(len(extra.snr)) < need)]))
+    return cells
 
 
 def show_scatter(pool: Pool, baseline: Pool | None) -> None:
     """Print scatter and coverage over all stars."""
-    print(f"\n{len(pool.snr)} held-out spectra of all models pooled")
     print("(rank corr.: of |residual| and error; then what perfect errors of this size would give)")
-    head = "label       rms  slope  ratio   1 sigma %  2 sigma %  robust z  rank corr."
-    perfect = np.abs(np.random.default_rng(0).standard_normal((200, len(pool.snr))))
+    head = "label       rms  slope  ratio   1 sigma %  2 sigma %  robust z    rank corr."
+    rng = np.random.default_rng(0)
+    perfect = np.abs(rng.standard_normal((200, len(pool.snr))))
+    draws = rng.integers(0, len(pool.snr), (200, len(pool.snr)))
     print(head)
+    (one, its_error), (two, that_error) = pool.inside(1.0), pool.inside(2.0)
     for k, name in enumerate(LABEL_NAMES):
         r, e, t = pool.residual[:, k], pool.error[:, k], pool.truth[:, k]
         rms = np.sqrt(np.mean(r**2))
@@ -109,29 +153,38 @@ def show_scatter(pool: Pool, baseline: Pool | None) -> None:
         slope = np.polyfit(t, t + r, 1)[0]
         rank = float(spearmanr(np.abs(r), e).statistic)
         best = float(np.mean([spearmanr(draw * e, e).statistic for draw in perfect]))
-        z = robust_sigma(r / e)
+        z = r / e
+        spread = np.std([robust_sigma(z[draw]) for draw in draws])
         print(
-            f"{name:8s} {rms:8.4f}  {slope:.2f}   {ratio:.3f}  {fraction(np.abs(r) < e)}  "
-            f"{fraction(np.abs(r) < 2 * e)}   {z:.2f}      {rank:.2f} {best:.2f}"
+            f"{name:8s} {rms:8.4f}  {slope:.2f}   {ratio:.3f}  "
+            f"{100 * one[k]:5.1f}+-{100 * its_error[k]:.1f}  "
+            f"{100 * two[k]:5.1f}+-{100 * that_error[k]:.1f}   "
+            f"{robust_sigma(z):.2f}+-{spread:.2f}   {rank:.2f} {best:.2f}"
         )
 
 
-def show_cells(pool: Pool, spare: Pool) -> None:
+def show_cells(pool: Pool, cells: list[Pool]) -> None:
     """Print the coverage of each cell."""
-    print(f"\n1 sigma coverage (%) per cell; simulated stars fill each up to {CELL_STARS}")
+    print(f"\n1 sigma coverage (%) per cell; simulated spectra fill each up to {CELL_STARS};")
+    print("below, its sampling error (each star one draw)")
     print("S/N      kind   [M/H]    n held out  " + " ".join(f"{n:>8s}" for n in LABEL_NAMES))
-    kinds = ("giant", "dwarf")
-    for cell in range(12):
-        real = pool.rows(pool.cells() == cell)
-        extra = spare.rows(spare.cells() == cell)
-        need = max(CELL_STARS - len(real.snr), 0)
-        both = Pool.join([real, extra.rows(np.arange(len(extra.snr)) < need)])
+    kinds, within, explained = ("giant", "dwarf"), 0, 0
+    for cell, both in enumerate(cells):
+        n_real = int((pool.cells() == cell).sum())
         depth, dwarf, poor = ("< 40", "40-70", "> 70")[cell // 4], cell // 2 % 2, cell % 2
-        cover = [np.mean(np.abs(both.residual[:, k]) < both.error[:, k]) for k in range(9)]
+        cover, error = both.inside(1.0)
         print(
             f"{depth:6s}  {kinds[dwarf]:6s} {'< -0.4' if poor else '>= -0.4':8s} "
-            f"{len(real.snr):5d}/{len(both.snr):5d}  " + " ".join(f"{100 * c:8.1f}" for c in cover)
+            f"{n_real:5d}/{len(both.snr):5d}  " + " ".join(f"{100 * c:8.1f}" for c in cover)
         )
+        n_star = f"{np.unique(both.star).size} stars"
+        print(f"{n_star:>36s}  " + " ".join(f"{100 * c:8.1f}" for c in error))
+        within += int((np.abs(cover - 0.683) < 0.05).sum())
+        explained += int((np.abs(cover - 0.683) < 0.05 + error).sum())
+    print(
+        f"within 5 points: {within} of {9 * len(cells)}; "
+        f"within 5 points and a sampling error: {explained}"
+    )
 
 
 def show_missing(models: list[Model], survey: Survey) -> None:
@@ -273,8 +326,13 @@ def main() -> int:
     print(f"{'SIMULATED spectra: ' if survey.simulated else ''}{survey.path.name}")
     pool = Pool.join([held_out(model, survey) for model in models])
     baseline = [held_out(Model.open(path), survey) for path in arguments.baseline]
+    print(f"\n{len(pool.snr)} held-out spectra of all models pooled")
     show_scatter(pool, Pool.join(baseline) if baseline else None)
-    show_cells(pool, Pool.join([simulated(m, k) for k, m in enumerate(models)]))
+    spare = Pool.join([simulated(model, survey, k) for k, model in enumerate(models)])
+    cells = filled(pool, spare)
+    print(f"\nthe same with simulated spectra of them added, {CELL_STARS} in each cell below")
+    show_scatter(Pool.join(cells), None)
+    show_cells(pool, cells)
     show_missing(models, survey)
     show_faults(models, survey)
     return 0

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+from scipy.special import ndtri
 
 from maury.catalogue import Catalogue, CatalogueSpec, assemble, write_part
+from maury.columns import QUANTILES
 from maury.flags import Flag, warn
 from maury.labels import LABELS
 
+QUANTILE_ENDS = tuple(f"_{suffix}" for suffix, _ in QUANTILES)
 CENTRES = {"teff": (5200.0, 600.0), "logg": (3.2, 1.0), "m_h": (-0.3, 0.4), "alpha_m": (0.1, 0.1)}
 
 
@@ -21,8 +24,8 @@ def catalogue_rows(n, *, seed=1, labels=LABELS):
         values = np.where(lost, np.nan, rng.normal(centre, spread, n))
         error = np.where(lost, np.nan, spread * rng.uniform(0.05, 0.3, n))
         rows |= {label.name: values, label.error_name: error}
-        for suffix, offset in (("q16", -1), ("q50", 0), ("q84", 1)):
-            rows[f"{label.name}_{suffix}"] = values + offset * error
+        for suffix, percent in QUANTILES:
+            rows[f"{label.name}_{suffix}"] = values + ndtri(percent / 100) * error
     flags = np.where(lost, Flag.NO_SPECTRUM.value, 0) | np.where(
         rng.uniform(size=n) < 0.4, Flag.TRAINING_STAR.value, 0
     )

@@ -113,43 +113,80 @@ def test_exactly_the_least_number_of_stars_is_enough():
     assert repeat_scatter(values, nameless, least_pairs=1)[0] == 0.0
 
 
+def judged(n, times, rng):
+    """Give residuals that are `times` their errors, the errors, and a regime."""
+    error = np.exp(rng.normal(size=(n, 2)))
+    return np.asarray(times) * normal(error, rng), error, regime(n, rng)
+
+
 def spared_stars(n_star, factor, rng):
     """Give stars of which single networks err by 1.3 times their errors, and by `factor` more."""
-
-    def single(n, times):
-        error = np.exp(rng.normal(size=(n, 2)))
-        return 1.3 * times * normal(error, rng), error, regime(n, rng)
-
-    return Spared(*single(n_star, np.asarray(factor)), single(12_000, 1.0))
+    real = judged(n_star, 1.3 * np.asarray(factor), rng)
+    # Simulated spectra of a network's own sample would err less than those of stars unmet.
+    return Spared(*real, judged(12_000, 1.3, rng), judged(12_000, 1.3 * 0.9, rng))
 
 
 def test_stars_that_one_network_spared_count_as_stars_of_the_ensemble():
     rng = np.random.default_rng(21)
     factor = np.array([1.2, 0.8])
-    error = np.exp(rng.normal(size=(40, 2)))
-    few = (normal(error, rng) * factor, error, regime(40, rng))
+    few = judged(40, factor, rng)
     alone = Calibration.fit(*few)
-    helped = Calibration.fit(*few, spared=spared_stars(4000, factor, rng))
-    np.testing.assert_allclose(np.exp(helped.size), factor, rtol=0.05)
+    helped = Calibration.fit(
+        *few, simulated=judged(12_000, 0.9, rng), spared=spared_stars(4000, factor, rng)
+    )
+    np.testing.assert_allclose(helped.errors(*few[1:]), factor * few[1], rtol=0.2)
+    np.testing.assert_allclose(np.median(helped.factor(few[2]), axis=0), factor, rtol=0.05)
     assert np.exp(alone.size[0] - alone.size[1]) < 1.25, "40 stars leave the labels much alike"
-    assert helped.n_real == 4040
-    assert np.array_equal(helped.tails, alone.tails), "the shape is that of simulated stars"
+    assert (helped.n_real, helped.n_simulated) == (4040, 12_000)
+
+
+def test_spared_stars_need_simulated_ones():
+    rng = np.random.default_rng(24)
+    with pytest.raises(ValueError, match="need simulated ones"):
+        Calibration.fit(*judged(40, 1.0, rng), spared=spared_stars(100, [1.0, 1.0], rng))
+
+
+def test_the_course_is_that_of_the_spared_stars_observed_anew():
+    rng = np.random.default_rng(25)
+
+    def bent(n, slope):
+        residual, error, where = judged(n, 1.0, rng)
+        return residual * np.exp(slope * where.design()[:, 3:4]), error, where
+
+    flat = bent(12_000, 0.0)
+    spared = Spared(*bent(2000, 0.3), bent(12_000, 0.3), flat)
+    found = Calibration.fit(*bent(300, 0.3), simulated=flat, spared=spared)
+    np.testing.assert_allclose(found.course[:, 3], 0.3, atol=0.04)
+    alone = Calibration.fit(*bent(300, 0.3), simulated=flat)
+    np.testing.assert_allclose(alone.course[:, 3], 0.0, atol=0.04)
 
 
 def test_spared_stars_without_a_label_do_not_count():
     rng = np.random.default_rng(22)
     error = np.ones((300, 2))
     few = (normal(error, rng), error, regime(300, rng))
-    spared = spared_stars(600, [1.0, 1.0], rng)
-    expected = Calibration.fit(*few, spared=spared).size
+    drawn, spared = judged(12_000, 1.0, rng), spared_stars(600, [1.0, 1.0], rng)
+    expected = Calibration.fit(*few, simulated=drawn, spared=spared).size
     blank = np.full((50, 2), np.nan)
     longer = Spared(
         np.concatenate([spared.residual, blank]),
         np.concatenate([spared.error, np.ones((50, 2))]),
         Regime(*(np.r_[getattr(spared.regime, f), np.ones(50)] for f in ("snr", "logg", "m_h"))),
-        spared.simulated,
+        spared.anew,
+        spared.beside,
     )
-    np.testing.assert_allclose(Calibration.fit(*few, spared=longer).size, expected, rtol=1e-6)
+    again = Calibration.fit(*few, simulated=drawn, spared=longer)
+    np.testing.assert_allclose(again.size, expected, rtol=1e-6)
+
+
+def test_three_tails_are_read():
+    rng = np.random.default_rng(26)
+    found = Calibration.fit(*judged(100, 1.0, rng), simulated=judged(1000, 1.0, rng))
+    old = found.to_arrays()
+    old["tails"] = old["tails"][:, 1:4]
+    again = Calibration.from_arrays(old)
+    np.testing.assert_array_equal(again.tails[:, 1:4], found.tails[:, 1:4])
+    np.testing.assert_allclose(again.tails[:, [0, 4]], [norm.ppf([0.023, 0.977])] * 2)
 
 
 def test_courses_of_five_terms_are_read():
@@ -236,7 +273,9 @@ def test_quantiles_hold_for_skewed_residuals():
     where = regime(n, rng)
     found = Calibration.fit(residual, error, where, simulated=(residual, error, where))
     truth = -residual
-    low, middle, high = found.quantiles(np.zeros((n, 1)), found.errors(error, where))
+    least, low, middle, high, most = found.quantiles(np.zeros((n, 1)), found.errors(error, where))
+    assert np.mean(truth < least) == pytest.approx(0.023, abs=0.01)
+    assert np.mean(truth < most) == pytest.approx(0.977, abs=0.01)
     assert np.mean(truth < low) == pytest.approx(0.16, abs=0.02)
     assert np.mean(truth < middle) == pytest.approx(0.5, abs=0.02)
     assert np.mean(truth < high) == pytest.approx(0.84, abs=0.02)
@@ -245,7 +284,8 @@ def test_quantiles_hold_for_skewed_residuals():
 def test_normal_quantiles_without_calibration():
     none = Calibration.none(2)
     quantiles = none.quantiles(np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]]))
-    np.testing.assert_allclose(quantiles[:, 0, 1], 2 + 3 * norm.ppf([0.16, 0.5, 0.84]))
+    levels = [0.023, 0.16, 0.5, 0.84, 0.977]
+    np.testing.assert_allclose(quantiles[:, 0, 1], 2 + 3 * norm.ppf(levels))
 
 
 def test_floor_missing_values_and_units():

@@ -66,7 +66,8 @@ def test_round_trip(tmp_path, parts, suffix):
 
 def test_columns_stand_in_the_promised_order():
     names = [column.name for column in SPEC.columns]
-    assert names[:6] == ["id", "teff", "teff_error", "teff_q16", "teff_q50", "teff_q84"]
+    quantiles = ["teff_q02", "teff_q16", "teff_q50", "teff_q84", "teff_q98"]
+    assert names[:8] == ["id", "teff", "teff_error", *quantiles]
     last = ["flags", "warn", "chi2_reduced", "worst_wavelength", "snr", "star_id", "ra", "dec"]
     assert names[-8:] == last
     plain = CatalogueSpec.for_labels(LABELS, survey_columns=[], metadata={})

@@ -22,8 +22,9 @@ from astropy.coordinates import Galactocentric, SkyCoord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalogues import catalogue_rows, write_catalogue
+from catalogues import QUANTILE_ENDS, catalogue_rows, write_catalogue
 from maury.catalogue import Catalogue
+from maury.columns import QUANTILES
 from maury.errors import ConfigError
 from maury.explorer import Explorer
 from maury.explorer.content import Content
@@ -333,7 +334,8 @@ def test_a_star_is_told_whole(client, catalogue) -> None:
         name = label["name"]
         assert label["value"] == table[name][row]
         assert label["error"] == table[f"{name}_error"][row]
-        assert label["quantiles"] == [table[f"{name}_{q}"][row] for q in ("q16", "q50", "q84")]
+        assert label["quantiles"] == [table[f"{name}_{q}"][row] for q, _ in QUANTILES]
+        assert label["percents"] == [2.3, 16, 50, 84, 97.7]
     told = {column["name"]: column["value"] for column in star["columns"]}
     assert told["ra"] == table["ra"][row]
     assert told["star_id"] == table["star_id"][row]
@@ -433,7 +435,7 @@ def test_a_star_that_the_survey_lacks_is_said_to(catalogue, tiny_survey) -> None
     ],
 )
 def test_panels_follow_the_columns(tmp_path, dropped, panels) -> None:
-    gone = {f"{n}{s}" for n in dropped for s in ("", "_q16", "_q50", "_q84")}
+    gone = {f"{n}{s}" for n in dropped for s in ("", *QUANTILE_ENDS)}
     rows = {name: values for name, values in catalogue_rows(20).items() if name not in gone}
     with Explorer(write_catalogue(tmp_path / "some.parquet", rows=rows)) as explorer:
         client = Client(explorer)
@@ -556,11 +558,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, arguments) -> None:
 def stars_of(path, survey=None, *, model=None, n=20, names=LABEL_NAMES):
     """Details of a made-up catalogue of the first spectra of a survey."""
     rows = catalogue_rows(n)
-    gone = {
-        f"{a}{b}"
-        for a in set(LABEL_NAMES) - {*names}
-        for b in ("", "_error", "_q16", "_q50", "_q84")
-    }
+    gone = {f"{a}{b}" for a in set(LABEL_NAMES) - {*names} for b in ("", "_error", *QUANTILE_ENDS)}
     rows = {name: values for name, values in rows.items() if name not in gone}
     if survey is not None:
         rows["id"] = survey.id[:n]

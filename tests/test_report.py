@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from catalogues import catalogue_rows, write_catalogue
+from catalogues import QUANTILE_ENDS, catalogue_rows, write_catalogue
 from maury import simulate_survey
 from maury.bimodality import bimodality
 from maury.catalogue import Catalogue
@@ -463,7 +463,7 @@ def test_a_table_without_rows_matches_nobody(tmp_path) -> None:
 
 
 def test_a_catalogue_of_other_labels_is_refused(tmp_path) -> None:
-    gone = [f"logg{end}" for end in ("", "_error", "_q16", "_q50", "_q84")]
+    gone = [f"logg{end}" for end in ("", "_error", *QUANTILE_ENDS)]
     with pytest.raises(ColumnError, match="the catalogue lacks logg; give one that this model"):
         little(tmp_path, ["teff", "logg"], drop=gone)
 

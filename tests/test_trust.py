@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maury import ensemble
+from maury.columns import QUANTILES
 from maury.errors import ColumnError, ConfigError, ModelFileError, ResumeMismatch
 from maury.flags import Flag
 from maury.inference import EnsembleNetwork
@@ -43,8 +44,8 @@ def test_calibrated_errors_hold_on_stars_kept_out(rows, default_model, default_s
 
 def test_quantiles_are_ordered_and_agree_with_errors(rows):
     for name in LABEL_NAMES:
-        low, middle, high = (rows[f"{name}_{q}"] for q in ("q16", "q50", "q84"))
-        assert np.all((low < middle) & (middle < high))
+        least, low, middle, high, most = (rows[f"{name}_{q}"] for q, _ in QUANTILES)
+        assert np.all((least < low) & (low < middle) & (middle < high) & (high < most))
         width = 0.5 * (high - low) / rows[f"{name}_error"]
         assert 0.5 < np.median(width) < 2.0
 
@@ -101,7 +102,8 @@ def test_any_part_of_the_inputs_may_be_missing(default_model, default_survey):
 def test_the_catalogue_has_it_all_and_says_so(tmp_path, default_model, default_survey):
     catalogue = predict(default_model, default_survey, tmp_path / "c.fits", correlations=True)
     names = catalogue.table.colnames
-    assert {"teff_q16", "teff_q50", "teff_q84", "chi2_reduced", "al_fe_mg_fe_corr"} <= set(names)
+    quantiles = {f"teff_{suffix}" for suffix, _ in QUANTILES}
+    assert {*quantiles, "chi2_reduced", "al_fe_mg_fe_corr"} <= set(names)
     assert "calibrated" in catalogue.metadata["errors"]
     verdicts = {one["verdict"] for one in catalogue.metadata["audit"]["labels"].values()}
     assert verdicts <= {"measured", "inferred"}

@@ -1,12 +1,12 @@
 """Errors that hold: what a network quotes, corrected on stars that it has not met.
 
 The quoted error of each label is multiplied by a factor that varies smoothly with S/N, surface
-gravity and metallicity. Two samples fix it: simulated stars, which are many, give its course over
-these regimes; labelled stars, which are fewer, give its size: those that no network has met, and
-those that one network has never met, for which this one is asked (cross-fitting; Chernozhukov et
-al. 2018, EJ 21, C1). Both fits match several quantiles of
-|residual| / error to those of a normal distribution at once (composite quantile regression, Zou &
-Yuan 2008, AnnSt 36, 1108), so that a few wild stars rule nothing.
+gravity and metallicity. Labelled stars give its size: those that no network has met, and those that
+one network has never met, for which this one is asked (cross-fitting; Chernozhukov et al. 2018, EJ
+21, C1). The same stars observed anew, as simulated spectra, which are many, give its course over
+these regimes. Both fits match several quantiles of |residual| / error to those of a normal
+distribution at once (composite quantile regression, Zou & Yuan 2008, AnnSt 36, 1108), so that a few
+wild stars rule nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import ndtri
 
+from maury.columns import QUANTILES
 from maury.errors import TrainingError
 
 Float64Array = NDArray[np.float64]
@@ -34,7 +35,9 @@ STRETCH_COST = 0.005
 _LARGEST_STRETCH = 0.25
 _LARGEST_LOG_FACTOR = 2.0
 _SMOOTHING = 0.02
-_TAILS = (0.16, 0.5, 0.84)
+_TAILS = tuple(percent / 100.0 for _, percent in QUANTILES)
+_INNER = slice(1, 4)
+"""Tails of the first models, which had no others."""
 _N_TERM, _N_PLAIN = 10, 5
 
 
@@ -72,15 +75,22 @@ class Spared:
         Predicted minus true, NaN where unknown, and quoted 1 sigma error, of that network alone.
     regime : Regime
         Of these stars.
-    simulated : (residual, error, Regime)
-        The same of single networks for simulated stars, which tell how an ensemble's errors hold
-        where those of its networks hold by so much.
+    anew : (residual, error, Regime)
+        The same for simulated spectra of these stars, each by the network that has not met it.
+    beside : (residual, error, Regime)
+        The same of single networks for the simulated stars that the ensemble is asked of, which
+        tell how its errors hold where those of its networks hold by so much.
     """
 
     residual: Float64Array
     error: Float64Array
     regime: Regime
-    simulated: tuple[Float64Array, Float64Array, Regime]
+    anew: "Judged"
+    beside: "Judged"
+
+
+Judged = tuple[Float64Array, Float64Array, Regime]
+"""Residuals and quoted errors, (n_star, n_label) each, of some stars, and their regime."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +105,8 @@ class Calibration:
         Coefficients of `Regime.design` from simulated stars.
     floor : (n_label,) float64
         Least error, in the unit of the label: scatter of repeated observations.
-    tails : (n_label, 3) float64
-        16, 50 and 84 % quantiles of residual / error.
+    tails : (n_label, 5) float64
+        Quantiles of residual / error, those of `maury.columns.QUANTILES`.
     centre, stretch : (n_label,) float64
         By how much labels are moved away from the centre, see `least_shrunk`.
     n_real, n_simulated : int
@@ -126,7 +136,7 @@ class Calibration:
         error: ArrayLike,
         regime: Regime,
         *,
-        simulated: tuple[ArrayLike, ArrayLike, Regime] | None = None,
+        simulated: Judged | None = None,
         spared: Spared | None = None,
         floor: ArrayLike | None = None,
         stretching: tuple[ArrayLike, ArrayLike] | None = None,
@@ -141,9 +151,10 @@ class Calibration:
         regime : Regime
             Of these stars.
         simulated : (residual, error, Regime), optional
-            The same of simulated stars.
+            The same of simulated spectra, best of these stars: networks err less for stars that
+            are simulated from their training sample.
         spared : Spared, optional
-            Training stars that single networks have never met.
+            Training stars that single networks have never met; they need simulated ones.
         floor : (n_label,) array_like, optional
             Least error of each label.
         stretching : (n_label,) and (n_label,) array_like, optional
@@ -162,22 +173,26 @@ class Calibration:
                 "needed: enlarge the validation part of the split, or give more labelled stars"
             )
         start = cls.none(n_label)
-        course = start.course
-        if simulated is not None:
-            columns = zip(*_columns(*simulated[:2]), strict=True)
-            course = np.stack([_fit_course(r, e, simulated[2]) for r, e in columns])
+        if spared is not None and simulated is None:
+            raise ValueError("stars that single networks spared need simulated ones beside them")
+        anew = simulated if spared is None else spared.anew
+        course, tails = start.course, start.tails
+        if anew is not None:
+            columns = zip(*_columns(*anew[:2]), strict=True)
+            course = np.stack([_fit_course(r, e, anew[2]) for r, e in columns])
+            tails = _fit_tails(*anew, course=course)
         ratios = _log_ratios(residual, error, regime, course)
-        n_real = n_star
-        if spared is not None:
+        n_real, n_simulated = n_star, 0 if anew is None else len(np.asarray(anew[0]))
+        if spared is not None and simulated is not None:
             alone = _log_ratios(spared.residual, spared.error, spared.regime, course)
-            apart = [_size(ratio) for ratio in _log_ratios(*spared.simulated, course)]
-            pairs = zip(ratios, alone, apart, strict=True)
-            ratios = [np.concatenate([ours, one - shift]) for ours, one, shift in pairs]
+            whole, parts = (_log_ratios(*one, course) for one in (simulated, spared.beside))
+            ratios = [
+                np.concatenate([ours, one - (_size(part) - _size(all_of_them))])
+                for ours, one, part, all_of_them in zip(ratios, alone, parts, whole, strict=True)
+            ]
             n_real += len(spared.residual)
         size = _fit_sizes(ratios)
-        tails = start.tails if simulated is None else _fit_tails(*simulated, course=course)
         least = start.floor if floor is None else np.asarray(floor, np.float64)
-        n_simulated = 0 if simulated is None else len(np.asarray(simulated[0]))
         centre, stretch = (start.centre, start.stretch) if stretching is None else stretching
         return cls(
             size,
@@ -205,9 +220,10 @@ class Calibration:
         return np.maximum(np.asarray(error, np.float64) * self.factor(regime), self.floor)
 
     def quantiles(self, mean: ArrayLike, calibrated: ArrayLike) -> Float64Array:
-        """16, 50 and 84 % quantiles, ``(3, n_star, n_label)``, of labels with calibrated errors.
+        """Quantiles, ``(5, n_star, n_label)``, of labels with calibrated errors.
 
-        A residual is predicted minus true, so the lower quantile comes from the upper tail.
+        They are those of `maury.columns.QUANTILES`. A residual is predicted minus true, so the
+        lower quantile comes from the upper tail.
         """
         mean, calibrated = np.asarray(mean, np.float64), np.asarray(calibrated, np.float64)
         tails = self.tails[:, ::-1].T
@@ -232,8 +248,12 @@ class Calibration:
         if course.ndim == 2 and course.shape[1] == _N_PLAIN:
             # Of the first models, without products of terms.
             arrays = {**arrays, "course": np.pad(course, ((0, 0), (0, _N_TERM - _N_PLAIN)))}
+        if arrays["tails"].shape == (n_label, 3):
+            tails = cls.none(n_label).tails
+            tails[:, _INNER] = arrays["tails"]
+            arrays = {**arrays, "tails": tails}
         shapes: dict[str, tuple[int, ...]] = {"size": (n_label,), "floor": (n_label,)}
-        shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, 3)}
+        shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, len(_TAILS))}
         shapes |= {"centre": (n_label,), "stretch": (n_label,)}
         for name, shape in shapes.items():
             if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
@@ -381,4 +401,5 @@ def _fit_tails(
     known = np.asarray(error, np.float64) * np.exp(regime.design() @ course.T)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.asarray(residual, np.float64) / known
-    return np.asarray(np.nanquantile(np.where(known > 0, z, np.nan), _TAILS, axis=0).T)
+    size = np.exp([_size(ratio) for ratio in _log_ratios(residual, error, regime, course)])
+    return np.asarray(np.nanquantile(np.where(known > 0, z / size, np.nan), _TAILS, axis=0).T)

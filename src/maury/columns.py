@@ -100,7 +100,13 @@ OBSERVED: tuple[Column, ...] = (
 )
 """What a survey may know of each spectrum besides its pixels and labels."""
 
-QUANTILES: tuple[tuple[str, int], ...] = (("q16", 16), ("q50", 50), ("q84", 84))
+QUANTILES: tuple[tuple[str, float], ...] = (
+    ("q02", 2.3),
+    ("q16", 16.0),
+    ("q50", 50.0),
+    ("q84", 84.0),
+    ("q98", 97.7),
+)
 """Suffix and percentage of the quantiles that a calibrated catalogue gives of each label."""
 
 CHI2 = Column(
@@ -134,13 +140,13 @@ def for_label_error(label: Label) -> Column:
     )
 
 
-def for_label_quantile(label: Label, suffix: str, percent: int) -> Column:
+def for_label_quantile(label: Label, suffix: str, percent: float) -> Column:
     """Return the column of a quantile of a label, for example ``teff_q16``."""
     return Column(
         f"{label.name}_{suffix}",
         label.unit,
         f"stat.value;{label.ucd}",
-        f"{percent} % quantile of {label.name}",
+        f"{percent:g} % quantile of {label.name}",
     )
 
 

@@ -558,6 +558,18 @@ class Sky:
         )
         return cls(wave, labels, observables, snr, calibration, observing)
 
+    def of(self, labels: Float64Array, observables: Float64Array) -> Self:
+        """Return the same theory and spectrograph with other stars to simulate.
+
+        Parameters
+        ----------
+        labels : (n, 9) float64
+            Finite.
+        observables : (n, n_observable) float64
+            NaN where missing.
+        """
+        return replace(self, labels=labels, observables=observables)
+
     @staticmethod
     def require_grid(wave_aa: Float64Array, medium: str, observing: ObservingModel) -> None:
         """Raise `ConfigError` unless the emulator reaches over these pixels."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from maury.calibration import (
     LEAST_STARS,
     Calibration,
+    Judged,
     Regime,
     Spared,
     least_shrunk,
@@ -39,9 +40,13 @@ Float64Array = NDArray[np.float64]
 
 AS_OBSERVED = DrawConfig(tail=0.0, widen=0.0)
 """Simulated stars as frequent as those of the labelled sample, each close to one of them."""
+ANEW = DrawConfig(tail=0.0, widen=0.0, step=0.0)
+"""The stars of a sky themselves, with their labels and observables, observed anew."""
 N_SIMULATED = 12_000
-"""Simulated stars that give the course of the calibration."""
-_COURSE_DRAW = DrawConfig(tail=0.5, widen=0.0)
+"""Simulated spectra that give the course of the calibration."""
+LEAST_PARENTS = 30
+"""With fewer stars that a network has not met, those of its training sample are observed anew."""
+_COURSE_DRAW = DrawConfig(tail=0.5, widen=0.0, step=0.0)
 _FLOOR_SNR = 60.0
 _READ_ROWS = 1024
 
@@ -56,8 +61,8 @@ class Assessment:
         Labels, stretched (`maury.calibration.least_shrunk`).
     sigma : (n_star, n_label) float64
         Calibrated 1 sigma errors.
-    quantiles : (3, n_star, n_label) float64
-        16, 50 and 84 % quantiles.
+    quantiles : (5, n_star, n_label) float64
+        Those of `maury.columns.QUANTILES`.
     covariance : (n_star, n_label, n_label) float64 or None
         Calibrated.
     flags : (n_star,) int32
@@ -263,6 +268,33 @@ class _Labelled:
         truth, answer = survey.labels(names)[rows], network.predict(inputs)
         return cls(star_id[rows], truth, answer, inputs, training[rows])
 
+    def anew(
+        self,
+        model: Model,
+        sky: Sky,
+        chosen: NDArray[np.bool_],
+        *,
+        n_star: int,
+        draw: DrawConfig,
+        number: int | None = None,
+    ) -> "_Drawn":
+        """Observe some of these stars anew, as the network `number`, or none, has not met them."""
+        whole = chosen & np.isfinite(self.truth).all(axis=1)
+        if whole.sum() >= LEAST_PARENTS:
+            observables = self.inputs.observables[whole, : sky.observables.shape[1]]
+            sky = sky.of(self.truth[whole], observables.astype(np.float64))
+        turn = () if number is None else (number,)
+        seed = np.random.SeedSequence(model.seed or 0, spawn_key=(7, *turn))
+        return _Drawn(*simulated_stars(model, sky, n_star, seed=seed, draw=draw))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Simulated spectra and the labels (n_star, n_label) of their stars."""
+
+    inputs: Inputs
+    truth: Float64Array
+
 
 def _calibrate(
     model: Model,
@@ -273,25 +305,23 @@ def _calibrate(
 ) -> Calibration:
     if chosen.sum() < LEAST_STARS:
         raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")
-    simulated, truth = simulated_stars(
-        model, sky, N_SIMULATED, seed=model.seed or 0, draw=_COURSE_DRAW
-    )
-    answer = network.predict(simulated)
+    drawn = stars.anew(model, sky, chosen, n_star=N_SIMULATED // 2, draw=ANEW)
+    answer = network.predict(drawn.inputs)
     known, label = stars.answer.mean[chosen], stars.truth[chosen]
     centre, stretch = least_shrunk(known, known - label)
 
-    def stretched(mean: Float64Array) -> Float64Array:
-        return np.asarray(centre + stretch * (mean - centre))
+    def judge(answer: Prediction, snr: Float64Array, truth: Float64Array) -> Judged:
+        stretched = centre + stretch * (answer.mean - centre)
+        return stretched - truth, answer.sigma, _regime(model, snr, answer.mean)
 
-    regime = _regime(model, simulated.snr, answer.mean)
     bright = stars.inputs.snr >= _FLOOR_SNR
+    repeated = centre + stretch * (stars.answer.mean[bright] - centre)
+    ours = Prediction(known, stars.answer.sigma[chosen])
     return Calibration.fit(
-        stretched(known) - label,
-        stars.answer.sigma[chosen],
-        _regime(model, stars.inputs.snr[chosen], known),
-        simulated=(stretched(answer.mean) - truth, answer.sigma, regime),
-        spared=_spared(model, network, stars, (simulated, truth), stretched),
-        floor=repeat_scatter(stretched(stars.answer.mean[bright]), stars.star_id[bright]),
+        *judge(ours, stars.inputs.snr[chosen], label),
+        simulated=judge(answer, drawn.inputs.snr, drawn.truth),
+        spared=_spared(model, network, sky, stars, drawn, judge),
+        floor=repeat_scatter(repeated, stars.star_id[bright]),
         stretching=(centre, stretch),
     )
 
@@ -299,9 +329,10 @@ def _calibrate(
 def _spared(
     model: Model,
     network: EnsembleNetwork,
+    sky: Sky,
     stars: _Labelled,
-    simulated: tuple[Inputs, Float64Array],
-    stretched: Callable[[Float64Array], Float64Array],
+    drawn: "_Drawn",
+    judge: Callable[[Prediction, Float64Array, Float64Array], Judged],
 ) -> Spared | None:
     """Ask single networks of the training stars that they have not met, and of simulated ones.
 
@@ -312,25 +343,25 @@ def _spared(
         return None
     share = spared_by(stars.star_id, n_share=n_share, seed=model.seed or 0)
     n_asked = min(len(model.kept), n_share)
-    turn = np.arange(len(simulated[1])) % n_asked
-    theirs: list[_Judged] = []
-    ours: list[_Judged] = []
+    turn = np.arange(len(drawn.truth)) % n_asked
+    found: tuple[list[Judged], ...] = ([], [], [])
     for number in range(n_asked):
         unmet = stars.training & (share == number)
-        for found, (inputs, truth), rows in (
-            (theirs, (stars.inputs, stars.truth), unmet),
-            (ours, simulated, turn == number),
+        anew = stars.anew(
+            model, sky, unmet, n_star=N_SIMULATED // n_asked, draw=_COURSE_DRAW, number=number
+        )
+        mine = turn == number
+        for judged, inputs, truth in (
+            (found[0], take(stars.inputs, unmet), stars.truth[unmet]),
+            (found[1], anew.inputs, anew.truth),
+            (found[2], take(drawn.inputs, mine), drawn.truth[mine]),
         ):
-            answer = network.predict(take(inputs, rows), only=number)
-            regime = _regime(model, inputs.snr[rows], answer.mean)
-            found.append((stretched(answer.mean) - truth[rows], answer.sigma, regime))
-    return Spared(*_pooled(theirs), _pooled(ours))
+            judged.append(judge(network.predict(inputs, only=number), inputs.snr, truth))
+    real, anew_all, beside = (_pooled(parts) for parts in found)
+    return Spared(*real, anew_all, beside)
 
 
-_Judged = tuple[Float64Array, Float64Array, Regime]
-
-
-def _pooled(parts: list[_Judged]) -> _Judged:
+def _pooled(parts: list[Judged]) -> Judged:
     residual, error, regimes = zip(*parts, strict=True)
     columns = (
         np.concatenate([getattr(regime, f.name) for regime in regimes]) for f in fields(Regime)
@@ -339,7 +370,12 @@ def _pooled(parts: list[_Judged]) -> _Judged:
 
 
 def simulated_stars(
-    model: Model, sky: Sky, n_star: int, *, seed: int, draw: DrawConfig = AS_OBSERVED
+    model: Model,
+    sky: Sky,
+    n_star: int,
+    *,
+    seed: int | np.random.SeedSequence,
+    draw: DrawConfig = AS_OBSERVED,
 ) -> tuple[Inputs, Float64Array]:
     """Simulate stars that no network has seen.
 
@@ -348,16 +384,20 @@ def simulated_stars(
     model : Model
     sky : Sky
         Its calibrated theory.
-    n_star, seed : int
+    n_star : int
+    seed : int or numpy SeedSequence
     draw : DrawConfig
-        Which stars; `AS_OBSERVED` are as frequent as in the labelled sample.
+        Which stars; `AS_OBSERVED` are as frequent as in the labelled sample, and `ANEW` are the
+        stars of the sky themselves.
 
     Returns
     -------
     inputs : Inputs
     truth : (n_star, n_label) float64
     """
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
+    if not isinstance(seed, np.random.SeedSequence):
+        seed = np.random.SeedSequence(seed, spawn_key=(7,))
+    rng = np.random.default_rng(seed)
     noise = BatchNoise(quiet=model.preparation.further_numbers)
     flux, ivar, observables, truth = sky.pool(n_star, rng, draw=draw, noise=noise).batch(
         n_star, rng

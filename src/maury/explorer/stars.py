@@ -213,6 +213,7 @@ class Stars:
             "value": _plain(table[name][row]),
             "error": _plain(table[f"{name}_error"][row]),
             "quantiles": quantiles,
+            "percents": [percent for _, percent in QUANTILES],
         }
 
     def _id(self, row: int) -> str:

@@ -198,7 +198,8 @@ function labels(list) {
     return [pretty(symbol) + bracket, number(value, digits), number(error, digits),
       ...quantiles.map((q) => number(q, digits))];
   });
-  return table("Labels", ["label", "value", "error", "16 %", "50 %", "84 %"], rows);
+  const levels = list[0].percents.map((percent) => `${percent} %`);
+  return table("Labels", ["label", "value", "error", ...levels], rows);
 }
 
 function rest(list) {
