@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from maury.columns import QUANTILES
 from maury.flags import WARNING_MASK
 from maury.inference import EnsembleNetwork
 from maury.labels import LABEL_NAMES
@@ -28,6 +29,7 @@ from maury.survey import Batch, Survey
 from maury.trust import ANEW, Trust, simulated_stars
 from maury.validation import held_out_rows
 
+(LOWEST, _), *_, (HIGHEST, _) = QUANTILES
 CELL_STARS = 1000
 GROUP_SPECTRA = 4000
 """Simulated of the held-out stars of each group, by each model."""
@@ -43,10 +45,11 @@ CALCIUM = ((8498.02, 0.25), (8542.09, 0.41), (8662.14, 0.34))
 
 @dataclass(frozen=True)
 class Pool:
-    """Residuals and errors, (n, 9), what cells are made of, and the star of each spectrum, (n,)."""
+    """Residuals, errors, whether the outer quantiles hold, (n, 9); truth, S/N and star, (n,)."""
 
     residual: NDArray[np.float64]
     error: NDArray[np.float64]
+    held: NDArray[np.bool_]
     truth: NDArray[np.float64]
     snr: NDArray[np.float64]
     star: NDArray[np.str_]
@@ -69,11 +72,14 @@ class Pool:
         return np.asarray(4 * np.digitize(self.snr, [40.0, 70.0]) + self.groups())
 
     def inside(self, sigma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the share within so many errors, (9,), and its sampling error.
+        """Return the `share` within so many errors."""
+        return self.share(np.abs(self.residual) < sigma * self.error)
+
+    def share(self, within: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the share of stars, (9,), and its sampling error.
 
         The spectra of one star count as one draw.
         """
-        within = np.abs(self.residual) < sigma * self.error
         share = within.mean(axis=0)
         _, number = np.unique(self.star, return_inverse=True)
         excess = np.zeros((number.max() + 1, within.shape[1]))
@@ -93,7 +99,13 @@ def held_out(model: Model, survey: Survey) -> Pool:
     truth = survey.labels(LABEL_NAMES)[rows]
     mean = np.column_stack([table[n] for n in LABEL_NAMES])
     error = np.column_stack([table[f"{n}_error"] for n in LABEL_NAMES])
-    return Pool(mean - truth, error, truth, table["snr"], survey.star_id[rows])
+    held = np.zeros(mean.shape, dtype=bool)
+    if f"{LABEL_NAMES[0]}_{LOWEST}" in table:
+        low, high = (
+            np.column_stack([table[f"{n}_{end}"] for n in LABEL_NAMES]) for end in (LOWEST, HIGHEST)
+        )
+        held = (low < truth) & (truth < high)
+    return Pool(mean - truth, error, held, truth, table["snr"], survey.star_id[rows])
 
 
 def simulated(model: Model, survey: Survey, seed: int) -> Pool:
@@ -120,7 +132,10 @@ def simulated(model: Model, survey: Survey, seed: int) -> Pool:
         answer = network.predict(inputs)
         found = trust.assess(inputs, answer)
         nearest = np.abs(truth[:, None, :3] - known[own][:, :3]).sum(axis=2).argmin(axis=1)
-        parts.append(Pool(found.mean - truth, found.sigma, truth, inputs.snr, star[own][nearest]))
+        held = (found.quantiles[0] < truth) & (truth < found.quantiles[-1])
+        parts.append(
+            Pool(found.mean - truth, found.sigma, held, truth, inputs.snr, star[own][nearest])
+        )
     return Pool.join(parts)
 
 
@@ -138,12 +153,16 @@ def filled(pool: Pool, spare: Pool) -> list[Pool]:
 def show_scatter(pool: Pool, baseline: Pool | None) -> None:
     """Print scatter and coverage over all stars."""
     print("(rank corr.: of |residual| and error; then what perfect errors of this size would give)")
-    head = "label       rms  slope  ratio   1 sigma %  2 sigma %  robust z    rank corr."
+    head = "label       rms  slope  ratio   1 sigma %  2 sigma %  q02-q98 %  robust z    rank corr."
     rng = np.random.default_rng(0)
     perfect = np.abs(rng.standard_normal((200, len(pool.snr))))
-    draws = rng.integers(0, len(pool.snr), (200, len(pool.snr)))
+    _, number = np.unique(pool.star, return_inverse=True)
+    weights = rng.multinomial(
+        number.max() + 1, np.full(number.max() + 1, 1 / (number.max() + 1)), 200
+    )
+    draws = [np.repeat(np.arange(number.size), w[number]) for w in weights]
     print(head)
-    (one, its_error), (two, that_error) = pool.inside(1.0), pool.inside(2.0)
+    shares = (pool.inside(1.0), pool.inside(2.0), pool.share(pool.held))
     for k, name in enumerate(LABEL_NAMES):
         r, e, t = pool.residual[:, k], pool.error[:, k], pool.truth[:, k]
         rms = np.sqrt(np.mean(r**2))
@@ -157,9 +176,8 @@ def show_scatter(pool: Pool, baseline: Pool | None) -> None:
         spread = np.std([robust_sigma(z[draw]) for draw in draws])
         print(
             f"{name:8s} {rms:8.4f}  {slope:.2f}   {ratio:.3f}  "
-            f"{100 * one[k]:5.1f}+-{100 * its_error[k]:.1f}  "
-            f"{100 * two[k]:5.1f}+-{100 * that_error[k]:.1f}   "
-            f"{robust_sigma(z):.2f}+-{spread:.2f}   {rank:.2f} {best:.2f}"
+            + "".join(f"{100 * held[k]:5.1f}+-{100 * error[k]:.1f}  " for held, error in shares)
+            + f" {robust_sigma(z):.2f}+-{spread:.2f}   {rank:.2f} {best:.2f}"
         )
 
 
