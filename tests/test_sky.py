@@ -9,6 +9,7 @@ from maury.observing import RAVE_WAVE_AA, ObservingModel, Spectrograph
 from maury.operators import air_to_vacuum
 from maury.population import Population
 from maury.sky import BatchNoise, DrawConfig, Sky, TheoryCalibration, draw_around
+from maury.trust import ANEW
 
 WAVE = RAVE_WAVE_AA
 PLAIN = ObservingModel(continuum_rms=0.0, fringe_rms=0.0, spike_fraction=0.0)
@@ -233,6 +234,20 @@ def test_pools_follow_their_seed(sky):
     first, again, other = (sky.pool(20, np.random.default_rng(s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(first.flux, again.flux)
     assert not np.array_equal(first.labels, other.labels)
+
+
+def test_stars_observed_anew_keep_their_labels_and_observables(sky):
+    chosen = np.arange(100, 140)
+    few = sky.of(sky.labels[chosen], sky.observables[chosen])
+    np.testing.assert_array_equal(few.theory(sky.labels[:5]), sky.theory(sky.labels[:5]))
+    pool = few.pool(300, np.random.default_rng(14), draw=ANEW, noise=QUIET)
+    apart = np.abs(pool.labels[:, None] - few.labels).max(axis=2)
+    parent = apart.argmin(axis=1)
+    assert apart.min(axis=1).max() < 1e-9
+    np.testing.assert_array_equal(pool.observables, few.observables[parent])
+    assert np.unique(parent).size > 35
+    first, second = np.flatnonzero(parent == np.bincount(parent).argmax())[:2]
+    assert rms(pool.flux[first] - pool.flux[second]) > 1e-3, "their other abundances vary"
 
 
 def test_calibrated_theory_is_near_the_pool(sky):

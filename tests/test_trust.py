@@ -5,7 +5,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from maury import ensemble
+from maury import ensemble, trust
 from maury.columns import QUANTILES
 from maury.errors import ColumnError, ConfigError, ModelFileError, ResumeMismatch
 from maury.flags import Flag
@@ -119,7 +119,6 @@ def test_models_without_calibration_promise_nothing(tmp_path, tiny_model, observ
 
 
 def test_networks_for_spectra_alone_are_trusted_too(tmp_path, default_survey, monkeypatch):
-    from maury import trust
     from maury.learning import train
 
     monkeypatch.setattr(trust, "N_SIMULATED", 600)
@@ -136,8 +135,6 @@ def test_networks_for_spectra_alone_are_trusted_too(tmp_path, default_survey, mo
 
 
 def test_the_same_seed_gives_the_same_calibration(default_model, default_survey, monkeypatch):
-    from maury import trust
-
     monkeypatch.setattr(trust, "N_SIMULATED", 1000)
     model = Model.open(default_model)
     again = Trust.fit(model, Survey.open(default_survey))
@@ -210,6 +207,57 @@ def test_each_network_spares_an_eighth_of_the_stars(tmp_path, default_survey, mo
     fitted = Trust.fit(model, survey)
     n_validation = model.split.contains("validation", survey.star_id).sum()
     assert fitted.calibration.n_real == n_validation + np.sum(share < 2)
+
+
+def test_errors_are_calibrated_on_unmet_stars_observed_anew(
+    default_model, default_survey, monkeypatch
+):
+    """Of the validation stars, and, for each network, of those that it spared."""
+    monkeypatch.setattr(trust, "N_SIMULATED", 400)
+    seen = []
+    real = trust.simulated_stars
+
+    def watch(model, sky, n_star, **settings):
+        inputs, truth = real(model, sky, n_star, **settings)
+        seen.append((sky.labels, truth))
+        return inputs, truth
+
+    monkeypatch.setattr(trust, "simulated_stars", watch)
+    model, survey = Model.open(default_model), Survey.open(default_survey)
+    Trust.fit(model, survey)
+    labels, star = survey.labels(LABEL_NAMES), survey.star_id
+    training = model.split.contains("train", star)
+    share = spared_by(star, n_share=model.training[SHARES], seed=model.seed)
+    unmet = (
+        model.split.contains("validation", star),
+        training & (share == 0),
+        training & (share == 1),
+    )
+    assert len(seen) == 3
+    for (parents, truth), rows in zip(seen, unmet, strict=True):
+        np.testing.assert_array_equal(parents, labels[rows])
+        # The emulator clips a label at its bounds.
+        far = np.abs(truth[:, None] - labels[rows]).max(axis=2).min(axis=1)
+        assert np.median(far) < 1e-9
+
+
+def test_few_unmet_stars_are_joined_by_the_training_sample(
+    default_model, default_survey, monkeypatch
+):
+    monkeypatch.setattr(trust, "N_SIMULATED", 100)
+    monkeypatch.setattr(trust, "LEAST_PARENTS", 10_000)
+    seen = []
+    real = trust.simulated_stars
+
+    def watch(model, sky, n_star, **settings):
+        seen.append(len(sky.labels))
+        return real(model, sky, n_star, **settings)
+
+    monkeypatch.setattr(trust, "simulated_stars", watch)
+    model, survey = Model.open(default_model), Survey.open(default_survey)
+    Trust.fit(model, survey)
+    n_training = model.split.contains("train", survey.star_id).sum()
+    assert set(seen) == {n_training}
 
 
 def test_few_stars_spare_none(tmp_path, tiny_survey, monkeypatch):
