@@ -164,6 +164,8 @@ class Calibration:
         ------
         TrainingError
             If fewer than 30 labelled stars are given.
+        ValueError
+            If spared stars come without simulated ones.
         """
         residual, error = np.asarray(residual, np.float64), np.asarray(error, np.float64)
         n_star, n_label = residual.shape

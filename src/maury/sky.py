@@ -363,8 +363,9 @@ def draw_around(
     Returns
     -------
     (n_star, 9), (n_star, n_observable) float64
-        Any other observable that any of the three stars lacks is missing. One that is never
-        negative among the labelled stars stays so.
+        Any other observable that any of the three stars lacks is missing, unless `step` is 0, which
+        gives the labelled stars themselves. One that is never negative among the labelled stars
+        stays so.
     """
     centre, scale = robust_scale(labels)
     place = np.clip((labels - centre) / scale, -8.0, 8.0) * _METRIC
@@ -377,7 +378,7 @@ def draw_around(
     step = config.step * np.maximum(reach[base, None], 1.0) ** config.widen
     step = np.minimum(step, _LARGEST_STEP)
     has = np.isfinite(observables[:, list(sparse)])
-    alone = (has[base] & ~(has[plus] & has[minus])).any(axis=1, keepdims=True)
+    alone = (has[base] & ~(has[plus] & has[minus])).any(axis=1, keepdims=True) | (step == 0)
     drawn = [
         np.where(alone, x[base], x[base] + step * (x[plus] - x[minus]))
         for x in (labels, observables)
