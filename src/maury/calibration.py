@@ -403,5 +403,4 @@ def _fit_tails(
     known = np.asarray(error, np.float64) * np.exp(regime.design() @ course.T)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.asarray(residual, np.float64) / known
-    size = np.exp([_size(ratio) for ratio in _log_ratios(residual, error, regime, course)])
-    return np.asarray(np.nanquantile(np.where(known > 0, z / size, np.nan), _TAILS, axis=0).T)
+    return np.asarray(np.nanquantile(np.where(known > 0, z, np.nan), _TAILS, axis=0).T)
