@@ -63,17 +63,17 @@ class Pool:
         """Return some of the stars."""
         return Pool(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
-    def groups(self) -> NDArray[np.int64]:
-        """Return the number of each star's group: giant or dwarf x 2 of [M/H]."""
-        return group(self.truth)
-
     def cells(self) -> NDArray[np.int64]:
         """Return the number of each star's cell: 3 of S/N x 4 groups."""
-        return np.asarray(4 * np.digitize(self.snr, [40.0, 70.0]) + self.groups())
+        return np.asarray(4 * np.digitize(self.snr, [40.0, 70.0]) + group(self.truth))
 
     def inside(self, sigma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the `share` within so many errors."""
         return self.share(np.abs(self.residual) < sigma * self.error)
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Return the number of each spectrum's star, from 0."""
+        return np.asarray(np.unique(self.star, return_inverse=True)[1])
 
     def share(self, within: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the share of stars, (9,), and its sampling error.
@@ -81,7 +81,7 @@ class Pool:
         The spectra of one star count as one draw.
         """
         share = within.mean(axis=0)
-        _, number = np.unique(self.star, return_inverse=True)
+        number = self.numbers()
         excess = np.zeros((number.max() + 1, within.shape[1]))
         np.add.at(excess, number, within - share)
         return share, np.sqrt((excess**2).sum(axis=0)) / len(within)
@@ -142,9 +142,10 @@ def simulated(model: Model, survey: Survey, seed: int) -> Pool:
 def filled(pool: Pool, spare: Pool) -> list[Pool]:
     """Return the stars of each of the 12 cells, with spare ones added up to `CELL_STARS`."""
     spare = spare.rows(np.random.default_rng(0).permutation(len(spare.snr)))
+    mine, theirs = pool.cells(), spare.cells()
     cells = []
     for cell in range(12):
-        real, extra = pool.rows(pool.cells() == cell), spare.rows(spare.cells() == cell)
+        real, extra = pool.rows(mine == cell), spare.rows(theirs == cell)
         need = max(CELL_STARS - len(real.snr), 0)
         cells.append(Pool.join([real, extra.rows(np.arange(len(extra.snr)) < need)]))
     return cells
@@ -156,10 +157,9 @@ def show_scatter(pool: Pool, baseline: Pool | None) -> None:
     head = "label       rms  slope  ratio   1 sigma %  2 sigma %  q02-q98 %  robust z    rank corr."
     rng = np.random.default_rng(0)
     perfect = np.abs(rng.standard_normal((200, len(pool.snr))))
-    _, number = np.unique(pool.star, return_inverse=True)
-    weights = rng.multinomial(
-        number.max() + 1, np.full(number.max() + 1, 1 / (number.max() + 1)), 200
-    )
+    number = pool.numbers()
+    n_star = int(number.max()) + 1
+    weights = rng.multinomial(n_star, np.full(n_star, 1 / n_star), 200)
     draws = [np.repeat(np.arange(number.size), w[number]) for w in weights]
     print(head)
     shares = (pool.inside(1.0), pool.inside(2.0), pool.share(pool.held))
@@ -187,13 +187,14 @@ def show_cells(pool: Pool, cells: list[Pool]) -> None:
     print("below, its sampling error (each star one draw)")
     print("S/N      kind   [M/H]    n held out  " + " ".join(f"{n:>8s}" for n in LABEL_NAMES))
     kinds, within, explained = ("giant", "dwarf"), 0, 0
+    n_held_out = np.bincount(pool.cells(), minlength=len(cells))
     for cell, both in enumerate(cells):
-        n_real = int((pool.cells() == cell).sum())
         depth, dwarf, poor = ("< 40", "40-70", "> 70")[cell // 4], cell // 2 % 2, cell % 2
         cover, error = both.inside(1.0)
         print(
             f"{depth:6s}  {kinds[dwarf]:6s} {'< -0.4' if poor else '>= -0.4':8s} "
-            f"{n_real:5d}/{len(both.snr):5d}  " + " ".join(f"{100 * c:8.1f}" for c in cover)
+            f"{n_held_out[cell]:5d}/{len(both.snr):5d}  "
+            + " ".join(f"{100 * c:8.1f}" for c in cover)
         )
         n_star = f"{np.unique(both.star).size} stars"
         print(f"{n_star:>36s}  " + " ".join(f"{100 * c:8.1f}" for c in error))

@@ -209,10 +209,9 @@ def test_each_network_spares_an_eighth_of_the_stars(tmp_path, default_survey, mo
     assert fitted.calibration.n_real == n_validation + np.sum(share < 2)
 
 
-def test_errors_are_calibrated_on_unmet_stars_observed_anew(
-    default_model, default_survey, monkeypatch
-):
-    """Of the validation stars, and, for each network, of those that it spared."""
+@pytest.fixture
+def observed_anew(monkeypatch):
+    """Labels of the parents of all simulated stars that are asked for, and of these stars."""
     monkeypatch.setattr(trust, "N_SIMULATED", 400)
     seen = []
     real = trust.simulated_stars
@@ -223,6 +222,13 @@ def test_errors_are_calibrated_on_unmet_stars_observed_anew(
         return inputs, truth
 
     monkeypatch.setattr(trust, "simulated_stars", watch)
+    return seen
+
+
+def test_errors_are_calibrated_on_unmet_stars_observed_anew(
+    default_model, default_survey, observed_anew
+):
+    """Of the validation stars, and, for each network, of those that it spared."""
     model, survey = Model.open(default_model), Survey.open(default_survey)
     Trust.fit(model, survey)
     labels, star = survey.labels(LABEL_NAMES), survey.star_id
@@ -233,8 +239,8 @@ def test_errors_are_calibrated_on_unmet_stars_observed_anew(
         training & (share == 0),
         training & (share == 1),
     )
-    assert len(seen) == 3
-    for (parents, truth), rows in zip(seen, unmet, strict=True):
+    assert len(observed_anew) == 3
+    for (parents, truth), rows in zip(observed_anew, unmet, strict=True):
         np.testing.assert_array_equal(parents, labels[rows])
         # The emulator clips a label at its bounds.
         far = np.abs(truth[:, None] - labels[rows]).max(axis=2).min(axis=1)
@@ -242,22 +248,13 @@ def test_errors_are_calibrated_on_unmet_stars_observed_anew(
 
 
 def test_few_unmet_stars_are_joined_by_the_training_sample(
-    default_model, default_survey, monkeypatch
+    default_model, default_survey, observed_anew, monkeypatch
 ):
-    monkeypatch.setattr(trust, "N_SIMULATED", 100)
     monkeypatch.setattr(trust, "LEAST_PARENTS", 10_000)
-    seen = []
-    real = trust.simulated_stars
-
-    def watch(model, sky, n_star, **settings):
-        seen.append(len(sky.labels))
-        return real(model, sky, n_star, **settings)
-
-    monkeypatch.setattr(trust, "simulated_stars", watch)
     model, survey = Model.open(default_model), Survey.open(default_survey)
     Trust.fit(model, survey)
     n_training = model.split.contains("train", survey.star_id).sum()
-    assert set(seen) == {n_training}
+    assert {len(parents) for parents, _ in observed_anew} == {n_training}
 
 
 def test_few_stars_spare_none(tmp_path, tiny_survey, monkeypatch):

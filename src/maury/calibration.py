@@ -65,6 +65,10 @@ class Regime:
         return np.column_stack([*plain, *both])
 
 
+Judged = tuple[Float64Array, Float64Array, Regime]
+"""Residuals and quoted errors, (n_star, n_label) each, of some stars, and their regime."""
+
+
 @dataclass(frozen=True)
 class Spared:
     """Labelled stars that one network of an ensemble has never met, and what this one says of them.
@@ -85,12 +89,8 @@ class Spared:
     residual: Float64Array
     error: Float64Array
     regime: Regime
-    anew: "Judged"
-    beside: "Judged"
-
-
-Judged = tuple[Float64Array, Float64Array, Regime]
-"""Residuals and quoted errors, (n_star, n_label) each, of some stars, and their regime."""
+    anew: Judged
+    beside: Judged
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,6 @@ class Calibration:
                 "needed: enlarge the validation part of the split, or give more labelled stars"
             )
         start = cls.none(n_label)
-        if spared is not None and simulated is None:
-            raise ValueError("stars that single networks spared need simulated ones beside them")
         anew = simulated if spared is None else spared.anew
         course, tails = start.course, start.tails
         if anew is not None:
@@ -185,13 +183,15 @@ class Calibration:
             tails = _fit_tails(*anew, course=course)
         ratios = _log_ratios(residual, error, regime, course)
         n_real, n_simulated = n_star, 0 if anew is None else len(np.asarray(anew[0]))
-        if spared is not None and simulated is not None:
+        if spared is not None:
+            if simulated is None:
+                raise ValueError(
+                    "stars that single networks spared need simulated ones beside them"
+                )
             alone = _log_ratios(spared.residual, spared.error, spared.regime, course)
-            whole, parts = (_log_ratios(*one, course) for one in (simulated, spared.beside))
-            ratios = [
-                np.concatenate([ours, one - (_size(part) - _size(all_of_them))])
-                for ours, one, part, all_of_them in zip(ratios, alone, parts, whole, strict=True)
-            ]
+            apart = _sizes(spared.beside, course) - _sizes(simulated, course)
+            pairs = zip(ratios, alone, apart, strict=True)
+            ratios = [np.concatenate([ours, one - shift]) for ours, one, shift in pairs]
             n_real += len(spared.residual)
         size = _fit_sizes(ratios)
         least = start.floor if floor is None else np.asarray(floor, np.float64)
@@ -209,7 +209,7 @@ class Calibration:
 
     def means(self, mean: ArrayLike) -> Float64Array:
         """Labels ``(n_star, n_label)``, stretched."""
-        return np.asarray(self.centre + self.stretch * (np.asarray(mean) - self.centre))
+        return stretched(mean, self.centre, self.stretch)
 
     def factor(self, regime: Regime) -> Float64Array:
         """Factor of each error, shape ``(n_star, n_label)``."""
@@ -300,6 +300,11 @@ def least_shrunk(
     return centre, 1.0 + np.minimum(room * ratio, _LARGEST_STRETCH)
 
 
+def stretched(mean: ArrayLike, centre: Float64Array, stretch: Float64Array) -> Float64Array:
+    """Labels ``(n_star, n_label)``, moved away from the centre as `least_shrunk` says."""
+    return np.asarray(centre + stretch * (np.asarray(mean) - centre))
+
+
 def repeat_scatter(
     values: ArrayLike, star_id: Sequence[str] | NDArray[np.str_], *, least_pairs: int = 20
 ) -> Float64Array:
@@ -353,6 +358,10 @@ def _log_ratios(
     known = np.exp(regime.design() @ course.T) * np.asarray(error, np.float64)
     pairs = [_log_ratio(r, e) for r, e in zip(*_columns(residual, known), strict=True)]
     return [ratio[finite] for ratio, finite in pairs]
+
+
+def _sizes(judged: Judged, course: Float64Array) -> Float64Array:
+    return np.array([_size(ratio) for ratio in _log_ratios(*judged, course)])
 
 
 def _fit_sizes(ratios: Sequence[Float64Array]) -> Float64Array:

@@ -21,6 +21,7 @@ from maury.calibration import (
     Spared,
     least_shrunk,
     repeat_scatter,
+    stretched,
 )
 from maury.conditioning import condition
 from maury.coverage import CoverageModel, Evidence, TwoViews
@@ -239,6 +240,14 @@ def complete(survey: Survey, model: Model, *, inherited: Calibration | None = No
 
 
 @dataclass(frozen=True)
+class _Drawn:
+    """Simulated spectra and the labels (n_star, n_label) of their stars."""
+
+    inputs: Inputs
+    truth: Float64Array
+
+
+@dataclass(frozen=True)
 class _Labelled:
     """Predictions for the labelled rows of a survey.
 
@@ -277,7 +286,7 @@ class _Labelled:
         n_star: int,
         draw: DrawConfig,
         number: int | None = None,
-    ) -> "_Drawn":
+    ) -> _Drawn:
         """Observe some of these stars anew, as the network `number`, or none, has not met them."""
         whole = chosen & np.isfinite(self.truth).all(axis=1)
         if whole.sum() >= LEAST_PARENTS:
@@ -286,14 +295,6 @@ class _Labelled:
         turn = () if number is None else (number,)
         seed = np.random.SeedSequence(model.seed or 0, spawn_key=(7, *turn))
         return _Drawn(*simulated_stars(model, sky, n_star, seed=seed, draw=draw))
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Simulated spectra and the labels (n_star, n_label) of their stars."""
-
-    inputs: Inputs
-    truth: Float64Array
 
 
 def _calibrate(
@@ -311,11 +312,11 @@ def _calibrate(
     centre, stretch = least_shrunk(known, known - label)
 
     def judge(answer: Prediction, snr: Float64Array, truth: Float64Array) -> Judged:
-        stretched = centre + stretch * (answer.mean - centre)
-        return stretched - truth, answer.sigma, _regime(model, snr, answer.mean)
+        mean = stretched(answer.mean, centre, stretch)
+        return mean - truth, answer.sigma, _regime(model, snr, answer.mean)
 
     bright = stars.inputs.snr >= _FLOOR_SNR
-    repeated = centre + stretch * (stars.answer.mean[bright] - centre)
+    repeated = stretched(stars.answer.mean[bright], centre, stretch)
     ours = Prediction(known, stars.answer.sigma[chosen])
     return Calibration.fit(
         *judge(ours, stars.inputs.snr[chosen], label),
@@ -331,7 +332,7 @@ def _spared(
     network: EnsembleNetwork,
     sky: Sky,
     stars: _Labelled,
-    drawn: "_Drawn",
+    drawn: _Drawn,
     judge: Callable[[Prediction, Float64Array, Float64Array], Judged],
 ) -> Spared | None:
     """Ask single networks of the training stars that they have not met, and of simulated ones.
@@ -344,21 +345,22 @@ def _spared(
     share = spared_by(stars.star_id, n_share=n_share, seed=model.seed or 0)
     n_asked = min(len(model.kept), n_share)
     turn = np.arange(len(drawn.truth)) % n_asked
-    found: tuple[list[Judged], ...] = ([], [], [])
+    real: list[Judged] = []
+    anew: list[Judged] = []
+    beside: list[Judged] = []
     for number in range(n_asked):
         unmet = stars.training & (share == number)
-        anew = stars.anew(
+        again = stars.anew(
             model, sky, unmet, n_star=N_SIMULATED // n_asked, draw=_COURSE_DRAW, number=number
         )
         mine = turn == number
         for judged, inputs, truth in (
-            (found[0], take(stars.inputs, unmet), stars.truth[unmet]),
-            (found[1], anew.inputs, anew.truth),
-            (found[2], take(drawn.inputs, mine), drawn.truth[mine]),
+            (real, take(stars.inputs, unmet), stars.truth[unmet]),
+            (anew, again.inputs, again.truth),
+            (beside, take(drawn.inputs, mine), drawn.truth[mine]),
         ):
             judged.append(judge(network.predict(inputs, only=number), inputs.snr, truth))
-    real, anew_all, beside = (_pooled(parts) for parts in found)
-    return Spared(*real, anew_all, beside)
+    return Spared(*_pooled(real), _pooled(anew), _pooled(beside))
 
 
 def _pooled(parts: list[Judged]) -> Judged:
