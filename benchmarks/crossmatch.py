@@ -34,7 +34,7 @@ from astropy.coordinates import SkyCoord, search_around_sky
 from astropy.time import Time
 from numpy.typing import NDArray
 
-from maury.crossmatch import Positions, match_positions
+from maury.survey.crossmatch import Positions, match_positions
 
 RADIUS_ARCSEC = 2.0
 EPOCHS = (2000.0, 2016.0)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from maury.catalogue import Catalogue
+from maury.prediction.catalogue import Catalogue
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

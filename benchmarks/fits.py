@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 
-from maury.labels import LABEL_NAMES
-from maury.methods.fitter import Fitter
-from maury.methods.grid import Grid
-from maury.methods.gridded import axes_around
-from maury.methods.priors import Prior
-from maury.methods.theory import (
+from maury.labels.definitions import LABEL_NAMES
+from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.grid import Grid
+from maury.methods.fitting.gridded import axes_around
+from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.theory import (
     at_rest,
     draw_nuisances,
     learn_start,
@@ -20,7 +20,7 @@ from maury.methods.theory import (
     observed_chain,
     typical_labels,
 )
-from maury.observing import RAVE_WAVE_AA
+from maury.simulation.observing import RAVE_WAVE_AA
 
 N_STAR, REPEATS, SNR, RV_KMS = 512, 5, 60.0, 1.3
 NONE = np.zeros(RAVE_WAVE_AA.size, dtype=np.float32)

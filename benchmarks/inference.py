@@ -25,12 +25,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from maury.inference import EnsembleNetwork
-from maury.keras_import import import_keras
-from maury.model import Model
-from maury.preparation import Inputs
-from maury.simulate import simulate_survey
-from maury.survey import Survey
+from maury.model.directory import Model
+from maury.model.inference import EnsembleNetwork
+from maury.model.keras import import_keras
+from maury.simulation.surveys import simulate_survey
+from maury.spectra.preparation import Inputs
+from maury.survey.store import Survey
 from peer import Peer
 
 KERAS_BATCHES = (32, 128, 256, 512, 1024)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from maury import labels as labels_module
-from maury.flags import FLAG_DTYPE
+from maury.labels import definitions as labels_module
+from maury.labels.flags import FLAG_DTYPE
 from maury.methods.athos import Athos, AthosSettings
 from maury.methods.cannon import Cannon, CannonSettings
+from maury.methods.cannon_model import n_term, terms
 from maury.methods.matisse import Matisse, MatisseSettings
 from maury.methods.protocols import Sample
-from maury.methods.quadratic import n_term, terms
-from maury.preparation import Inputs
+from maury.spectra.preparation import Inputs
 
 N_TRAIN, N_TEST, N_PEER, N_PIXEL, REPEATS = 4000, 4000, 200, 1000, 5
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spectres import spectres
 from threadpoolctl import threadpool_limits
 
-from maury.operators import Resampler, chebyshev_continuum, to_rest_frame
+from maury.spectra.operators import Resampler, chebyshev_continuum, to_rest_frame
 
 Array = NDArray[np.float64]
 WAVE_IN_AA = 8415.0 + 0.375 * np.arange(1000)

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 import maury
-from maury.labels import LABEL_NAMES
-from maury.offsets import ReferenceLabels, fit_offsets, merge
-from maury.prediction import predict_rows
-from maury.simulate import LABEL_ERRORS
-from maury.survey import Survey, SurveyWriter
+from maury.labels.definitions import LABEL_NAMES
+from maury.prediction.streaming import predict_rows
+from maury.simulation.surveys import LABEL_ERRORS
+from maury.survey.assembly.offsets import ReferenceLabels, fit_offsets, merge
+from maury.survey.store import Survey, SurveyWriter
 
 SHOWN = ("teff", "logg", "fe_h", "mg_fe")
 OFFSETS = {"teff": -60.0, "logg": 0.10, "m_h": 0.08, "fe_h": 0.08, "mg_fe": -0.04}

@@ -17,9 +17,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from maury.emulator import Emulator
-from maury.population import Population
-from maury.simulate import BLOCK_STARS, LABELLED_SURVEY, Simulator, simulate_survey
+from maury.simulation.emulator import Emulator
+from maury.simulation.population import Population
+from maury.simulation.surveys import BLOCK_STARS, LABELLED_SURVEY, Simulator, simulate_survey
 
 
 def cpu_seconds(work: Callable[[], object], repeats: int) -> float:

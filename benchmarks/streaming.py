@@ -25,13 +25,14 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from maury import prediction, predictor
-from maury.coverage import CoverageModel
-from maury.inference import EnsembleNetwork
-from maury.preparation import Preparation
-from maury.simulate import simulate_survey
-from maury.sky import Sky
-from maury.trust import Trust
+from maury.model.inference import EnsembleNetwork
+from maury.prediction import predictor
+from maury.prediction import streaming as prediction
+from maury.prediction.coverage import CoverageModel
+from maury.prediction.uncertainty import Trust
+from maury.simulation.sky import Sky
+from maury.simulation.surveys import simulate_survey
+from maury.spectra.preparation import Preparation
 
 POLL_S = 0.5
 
@@ -123,7 +124,7 @@ def whole(model: str, survey: Path, out: Path, workers: int) -> tuple[float, flo
 
 
 def main() -> None:
-    """Print the figures of `docs/scaling.md`."""
+    """Print the figures of `docs/explanation/scaling.md`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="model directory")
     parser.add_argument("--stars", type=int, nargs="+", default=[10_000, 100_000])

@@ -24,11 +24,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from maury.ensemble import _collect, _Stars, train
-from maury.inference import EnsembleNetwork
-from maury.settings import EnsembleConfig, resolve
-from maury.survey import Survey
-from maury.training import Sample, TrainingConfig, train_member
+from maury.model.inference import EnsembleNetwork
+from maury.survey.store import Survey
+from maury.training.ensemble import _collect, _Stars, train
+from maury.training.member import Sample, TrainingConfig, train_member
+from maury.training.settings import EnsembleConfig, resolve
 from peer import Peer
 
 PARTS = ("train", "validation")

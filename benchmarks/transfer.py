@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/transfer.py FOLDER [--stars 3700 1000 300] [--seeds 0]
 
 Everything is SIMULATED. The parent learns from a RAVE-like survey, the child from one like that of
-the Gaia RVS. The sky differs from the emulator's theory by `maury.observing.SKY_LIKE`, in both
-surveys alike, or, with --other-sky, in another way in each. Both sides have the same members, the
-same parts of the same stars, and are tested on the same stars, which neither has met. Finished
-models and figures are kept in FOLDER and used again.
+the Gaia RVS. The sky differs from the emulator's theory by `maury.simulation.observing.SKY_LIKE`,
+in both surveys alike, or, with --other-sky, in another way in each. Both sides have the same
+members, the same parts of the same stars, and are tested on the same stars, which neither has met.
+Finished models and figures are kept in FOLDER and used again.
 """
 
 import argparse
@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from maury.columns import BANDS
-from maury.emulator import Emulator
-from maury.labels import LABEL_NAMES, LABELS
-from maury.learning import train
-from maury.model import Model
-from maury.observing import SKY_LIKE, ObservingModel, Spectrograph, TheoryMismatch
-from maury.operators import vacuum_to_air
-from maury.population import Population
-from maury.prediction import predict_rows
-from maury.simulate import BLOCK_STARS, Simulation, Simulator
-from maury.survey import Survey, SurveyWriter
-from maury.transfer import transfer
+from maury.labels.columns import BANDS
+from maury.labels.definitions import LABEL_NAMES, LABELS
+from maury.model.directory import Model
+from maury.prediction.streaming import predict_rows
+from maury.simulation.emulator import Emulator
+from maury.simulation.observing import SKY_LIKE, ObservingModel, Spectrograph, TheoryMismatch
+from maury.simulation.population import Population
+from maury.simulation.surveys import BLOCK_STARS, Simulation, Simulator
+from maury.spectra.operators import vacuum_to_air
+from maury.survey.store import Survey, SurveyWriter
+from maury.training.runs import train
+from maury.training.transfer import transfer
 
 RVS_WAVE_AA = 8460.0 + 0.25 * np.arange(961)
 RESOLVING_POWER = 11_500.0

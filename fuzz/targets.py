@@ -55,7 +55,7 @@ def _spectra(name: str, text: str) -> Callable[[Path], Callable[[bytes], None]]:
     """Spectra in a file `name`, which the TOML `text` describes."""
 
     def make(folder: Path) -> Callable[[bytes], None]:
-        from maury.readers import open_toml
+        from maury.survey.readers import open_toml
 
         config = folder / "survey.toml"
         config.write_text(text)
@@ -76,7 +76,7 @@ def _table(suffix: str) -> Callable[[Path], Callable[[bytes], None]]:
         from contextlib import ExitStack
 
         from maury.errors import MauryError
-        from maury.readers.tables import open_table
+        from maury.io.tables import open_table
 
         file = folder / f"table{suffix}"
 
@@ -203,7 +203,7 @@ def _by_tests(module: str, write: Callable[[Any, Path], Any]) -> Callable[[Path]
     return seeds
 
 
-_A, _B = "test_readers_surveys_a", "test_readers_surveys_b"
+_A, _B = "survey.test_readers_archives_1", "survey.test_readers_archives_2"
 PUBLISHED: dict[str, tuple[str, Callable[[Path], list[bytes]]]] = {
     "rave-dr6": (
         "RAVE_20030411_0001m00_001.fits",
@@ -285,13 +285,13 @@ def _document(read: Callable[[Path], Any]) -> Callable[[Path], Callable[[bytes],
 
 
 def _ingest_config(file: Path) -> None:
-    from maury.readers.config import load_config
+    from maury.survey.readers.config import load_config
 
     load_config(file)
 
 
 def _ingest_whole(file: Path) -> None:
-    from maury.readers import open_toml
+    from maury.survey.readers import open_toml
 
     here = file.with_name("s.npz")
     if not here.exists():
@@ -301,28 +301,28 @@ def _ingest_whole(file: Path) -> None:
 
 
 def _settings(file: Path) -> None:
-    from maury.settings import EnsembleConfig
+    from maury.training.settings import EnsembleConfig
 
     EnsembleConfig.read(file)
 
 
 def _labels(file: Path) -> None:
-    from maury.labels import load
+    from maury.labels.definitions import load
 
     load(file)
 
 
 def _recipe(file: Path) -> None:
-    from maury.comparison import COMPETITORS, _chosen
+    from maury.training.comparison import COMPETITORS, _chosen
 
     _chosen(sorted(COMPETITORS)[:2], file)
 
 
 def _model(folder: Path) -> Any:
-    from maury.labels import select
-    from maury.model import Affine, Member, Model, Scaling
-    from maury.preparation import Preparation
-    from maury.split import SplitRecord, split_stars
+    from maury.labels.definitions import select
+    from maury.model.directory import Affine, Member, Model, Scaling
+    from maury.model.split import SplitRecord, split_stars
+    from maury.spectra.preparation import Preparation
 
     stars = [f"star {k}" for k in range(9)]
     rng = np.random.default_rng(1)
@@ -346,7 +346,7 @@ def _model(folder: Path) -> Any:
 
 
 def _make_model(folder: Path) -> Callable[[bytes], None]:
-    from maury.model import Model
+    from maury.model.directory import Model
 
     path = _model(folder).path
     file = path / "model.json"
@@ -365,7 +365,7 @@ def _model_seeds(folder: Path) -> list[bytes]:
 
 
 def _make_tensors(folder: Path) -> Callable[[bytes], None]:
-    from maury.tensorfile import read_tensor_file
+    from maury.io.tensors import read_tensor_file
 
     file = folder / "t.safetensors"
     shapes = {"a.weight": (2, 3), "a.bias": (2,)}
@@ -387,7 +387,7 @@ def _tensor_seeds(folder: Path) -> list[bytes]:
 
 
 def _survey(folder: Path) -> Path:
-    from maury.survey import SurveyWriter
+    from maury.survey.store import SurveyWriter
 
     path = folder / "s.zarr"
     shutil.rmtree(path, ignore_errors=True)
@@ -418,7 +418,7 @@ STORE_FILES = (
 
 
 def _make_store(folder: Path) -> Callable[[bytes], None]:
-    from maury.survey import Survey
+    from maury.survey.store import Survey
 
     path = _survey(folder)
     kept = {name: (path / name).read_bytes() for name in STORE_FILES}
@@ -448,7 +448,7 @@ def _store_seeds(folder: Path) -> list[bytes]:
 
 
 def _make_keras(folder: Path) -> Callable[[bytes], None]:
-    from maury.keras_import import read_here
+    from maury.model.keras import read_here
 
     file = folder / "network.h5"
 
@@ -541,7 +541,7 @@ FERRE = b"""&SYNTH
 
 
 def _make_ferre(folder: Path) -> Callable[[bytes], None]:
-    from maury.methods.ferre_files import read_ferre_grid
+    from maury.methods.fitting.grid_files import read_ferre_grid
 
     file = folder / "f.dat"
 
@@ -561,7 +561,7 @@ d.txt,5000,2
 
 
 def _make_synspec(folder: Path) -> Callable[[bytes], None]:
-    from maury.methods.ferre_files import read_synspec_grid
+    from maury.methods.fitting.grid_files import read_synspec_grid
 
     fine = np.column_stack([8418.0 + 0.3 * np.arange(20), np.ones(20)])
     for name in "abcd":
@@ -622,8 +622,8 @@ KEY = "key-of-the-fuzzed-explorer-1234567890"
 def _make_http(folder: Path) -> Callable[[bytes], None]:
     from astropy.table import Table
 
-    from maury.catalogue import Catalogue
-    from maury.explorer import server as module
+    from maury.prediction.catalogue import Catalogue
+    from maury.report.explorer import server as module
 
     rng = np.random.default_rng(2)
     table = Table({"id": np.array([f"s{k}" for k in range(12)]), "teff": rng.normal(5000, 9, 12)})
@@ -682,7 +682,7 @@ def _http_seeds(folder: Path) -> list[bytes]:
 
 def _make_catalogue(suffix: str) -> Callable[[Path], Callable[[bytes], None]]:
     def make(folder: Path) -> Callable[[bytes], None]:
-        from maury.catalogue import Catalogue
+        from maury.prediction.catalogue import Catalogue
 
         file = folder / f"catalogue{suffix}"
 
@@ -698,8 +698,8 @@ def _make_catalogue(suffix: str) -> Callable[[Path], Callable[[bytes], None]]:
 
 def _catalogue_seeds(suffix: str) -> Callable[[Path], list[bytes]]:
     def seeds(folder: Path) -> list[bytes]:
-        from maury.catalogue import CatalogueSpec, assemble, write_part
-        from maury.labels import select
+        from maury.labels.definitions import select
+        from maury.prediction.catalogue import CatalogueSpec, assemble, write_part
 
         labels = select(["teff"])
         spec = CatalogueSpec.for_labels(labels, survey_columns=[], metadata={"simulated": True})
@@ -889,7 +889,7 @@ TARGETS: dict[str, Target] = {
     ),
     "toml_recipe": Target(
         _document(_recipe),
-        lambda _: [b"[maury.ensemble]\nmembers = 2\n[cannon.method]\n"],
+        lambda _: [b"[maury.training.ensemble]\nmembers = 2\n[cannon.method]\n"],
         TOML_WORDS,
     ),
     "model_json": Target(_make_model, _model_seeds, JSON_WORDS),

@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from maury import adviser, trust
-from maury.ensemble import train as train_networks
-from maury.labels import LABELS
-from maury.learning import train
-from maury.model import Model
-from maury.prediction import predict_rows
-from maury.simulate import simulate_survey
-from maury.survey import Survey, SurveyWriter
+from maury.evaluation import adviser
+from maury.labels.definitions import LABELS
+from maury.model.directory import Model
+from maury.prediction import uncertainty as trust
+from maury.prediction.streaming import predict_rows
+from maury.simulation.surveys import simulate_survey
+from maury.survey.store import Survey, SurveyWriter
+from maury.training.ensemble import train as train_networks
+from maury.training.runs import train
 
 NAMES = [label.name for label in LABELS]
 N_LABELLED = 500
@@ -51,7 +52,7 @@ class Size:
 
     @property
     def config(self) -> dict[str, dict[str, float]]:
-        """Settings of `maury.learning.train`."""
+        """Settings of `maury.training.runs.train`."""
         return {
             "network": {"stem": 96, "width": 128, "depth": 1},
             "training": {"steps": self.steps, "stars": self.stars, "batch_size": 96},

@@ -19,11 +19,17 @@ import pandas as pd
 from astropy.io import fits
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import keras_oracle
-from maury.emulator import Emulator
-from maury.labels import LABELS
-from maury.observing import RAVE_WAVE_AA, SKY_LIKE, TRAINING_SKY, ObservingModel, Spectrograph
-from maury.population import Population
+from builders import keras_oracle
+from maury.labels.definitions import LABELS
+from maury.simulation.emulator import Emulator
+from maury.simulation.observing import (
+    RAVE_WAVE_AA,
+    SKY_LIKE,
+    TRAINING_SKY,
+    ObservingModel,
+    Spectrograph,
+)
+from maury.simulation.population import Population
 
 TOLERANCE = 0.25
 

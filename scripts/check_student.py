@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maury.engine import make_engine
-from maury.flags import Flag
-from maury.inference import EnsembleNetwork, load_members
-from maury.model import Model
-from maury.networks import network_config
-from maury.prediction import Predictor
-from maury.preparation import Inputs
-from maury.sky import DrawConfig, Sky
-from maury.survey import Survey
-from maury.trust import Trust, simulated_stars
-from maury.validation import held_out_rows
+from maury.evaluation.validation import held_out_rows
+from maury.labels.flags import Flag
+from maury.model.directory import Model
+from maury.model.engines.engine import make_engine
+from maury.model.inference import EnsembleNetwork, load_members
+from maury.model.networks.published import network_config
+from maury.prediction.streaming import Predictor
+from maury.prediction.uncertainty import Trust, simulated_stars
+from maury.simulation.sky import DrawConfig, Sky
+from maury.spectra.preparation import Inputs
+from maury.survey.store import Survey
 
 BLOCK = 512
 ROUNDS = 9

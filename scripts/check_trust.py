@@ -17,17 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from maury.columns import QUANTILES
-from maury.flags import WARNING_MASK
-from maury.inference import EnsembleNetwork
-from maury.labels import LABEL_NAMES
-from maury.model import Model
-from maury.operators import to_rest_frame
-from maury.prediction import Predictor, predict_rows
-from maury.statistics import robust_sigma
-from maury.survey import Batch, Survey
-from maury.trust import ANEW, Trust, simulated_stars
-from maury.validation import held_out_rows
+from maury.evaluation.validation import held_out_rows
+from maury.labels.columns import QUANTILES
+from maury.labels.definitions import LABEL_NAMES
+from maury.labels.flags import WARNING_MASK
+from maury.labels.statistics import robust_sigma
+from maury.model.directory import Model
+from maury.model.inference import EnsembleNetwork
+from maury.prediction.streaming import Predictor, predict_rows
+from maury.prediction.uncertainty import ANEW, Trust, simulated_stars
+from maury.spectra.batch import Batch
+from maury.spectra.operators import to_rest_frame
+from maury.survey.store import Survey
 
 (LOWEST, _), *_, (HIGHEST, _) = QUANTILES
 CELL_STARS = 1000

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import KFold, cross_val_predict
 
-from maury import population as pop
+from maury.simulation import population as pop
 
 OUTPUT = Path(__file__).parents[1] / "src/maury/data/population.safetensors"
 COMPONENTS = (6, 8, 12, 16, 20, 24, 32)

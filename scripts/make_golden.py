@@ -3,7 +3,7 @@
     python scripts/make_golden.py tests/golden/VERSION
 
 Each released version keeps its own; every later one must open them and predict the same
-(`tests/test_golden.py`). All spectra in them are simulated.
+(`tests/whole/test_golden.py`). All spectra in them are simulated.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import maury
-from maury.prediction import predict
-from maury.simulate import simulate_survey
-from maury.survey import Survey
+from maury.prediction.streaming import predict
+from maury.simulation.surveys import simulate_survey
+from maury.survey.store import Survey
 
 NETWORKS = {
     "guiglion2020": {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dask_jobqueue import SLURMCluster
 
-from maury.distributed import connect
-from maury.prediction import write_catalogue
+from maury.io.cluster import connect
+from maury.prediction.streaming import write_catalogue
 
 
 def main() -> None:

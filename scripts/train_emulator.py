@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 
-from maury.emulator import Accuracy, Emulator, EmulatorSpec, quantities
+from maury.simulation.emulator import Accuracy, Emulator, EmulatorSpec, quantities
 
 FloatArray = NDArray[np.floating]
 

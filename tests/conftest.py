@@ -25,7 +25,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled simulated survey of 160 stars."""
-    from maury.simulate import simulate_survey
+    from maury.simulation.surveys import simulate_survey
 
     path = tmp_path_factory.mktemp("survey") / "labelled.zarr"
     simulate_survey(path, n_star=160, seed=11)
@@ -35,7 +35,7 @@ def tiny_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def observed_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Observed simulated survey of 90 stars, without labels."""
-    from maury.simulate import simulate_survey
+    from maury.simulation.surveys import simulate_survey
 
     path = tmp_path_factory.mktemp("survey") / "observed.zarr"
     simulate_survey(path, n_star=90, seed=12, observed=True)
@@ -45,7 +45,7 @@ def observed_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_survey: Path) -> Path:
     """Two members of the published network after three epochs: fast, and no good."""
-    from maury.ensemble import train
+    from maury.training.ensemble import train
 
     path = tmp_path_factory.mktemp("model") / "model"
     config = {"training": {"batch_size": 32, "epochs": 3}, "ensemble": {"members": 2}}
@@ -56,7 +56,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_survey: Path) -> P
 @pytest.fixture(scope="session")
 def default_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled simulated survey of 500 stars, enough to calibrate and to cover."""
-    from maury.simulate import simulate_survey
+    from maury.simulation.surveys import simulate_survey
 
     path = tmp_path_factory.mktemp("survey") / "labelled.zarr"
     simulate_survey(path, n_star=500, seed=21)
@@ -66,8 +66,8 @@ def default_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def default_model(tmp_path_factory: pytest.TempPathFactory, default_survey: Path) -> Path:
     """Default preset after a few steps, calibrated and covered: whole, and no good."""
-    from maury import trust
-    from maury.learning import train
+    from maury.prediction import uncertainty as trust
+    from maury.training.runs import train
 
     path = tmp_path_factory.mktemp("model") / "default"
     config = {"training": {"steps": 60, "stars": 1000}, "ensemble": {"members": 2}}

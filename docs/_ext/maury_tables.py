@@ -15,9 +15,20 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-from maury import bibliography, columns, errors, flags, labels, surveys
-from maury.catalogue import CatalogueSpec
-from maury.surveys import describing
+from maury import errors
+from maury.labels import (
+    columns,
+    flags,
+)
+from maury.labels import (
+    definitions as labels,
+)
+from maury.labels import (
+    references as bibliography,
+)
+from maury.prediction.catalogue import CatalogueSpec
+from maury.survey import archives as surveys
+from maury.survey.archives import recipe as describing
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,6 +1,6 @@
 """Run the command line with ``python -m maury``."""
 
-from maury.cli import main
+from maury.cli.app import main
 
 if __name__ == "__main__":
     main()

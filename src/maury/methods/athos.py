@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError
+from maury.labels.statistics import MAD_TO_SIGMA, robust_sigma
+from maury.methods.fitting.stars import complete_stars
 from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
-from maury.methods.stars import complete_stars
-from maury.preparation import Inputs
-from maury.statistics import MAD_TO_SIGMA, robust_sigma
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Athos", "AthosSettings"]
 

@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from maury.errors import ConfigError
-from maury.flags import FLAG_DTYPE, Flag, set_where
-from maury.methods.noise import sandwich
+from maury.errors import ConfigError, check_known
+from maury.labels.flags import FLAG_DTYPE, Flag, set_where
+from maury.methods.cannon_fit import QuadraticFit
+from maury.methods.cannon_model import QuadraticModel
+from maury.methods.fitting.noise import sandwich
+from maury.methods.fitting.stars import complete_stars, spread_stars
 from maury.methods.protocols import (
     Evaluation,
     External,
@@ -27,11 +30,7 @@ from maury.methods.protocols import (
     MethodSettings,
     Sample,
 )
-from maury.methods.quadratic import QuadraticModel
-from maury.methods.quadratic_fit import QuadraticFit
-from maury.methods.stars import complete_stars, spread_stars
-from maury.naming import check_known
-from maury.preparation import Inputs
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Cannon", "CannonForward", "CannonSettings"]
 
@@ -149,7 +148,7 @@ class Cannon(Method):
 
     @property
     def forward(self) -> CannonForward:
-        """The model, for `maury.methods.fitter`."""
+        """The model, for `maury.methods.fitting.fitter`."""
         return CannonForward(self.model, self.label_names, self.wave_aa)
 
     def apply(

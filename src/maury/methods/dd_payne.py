@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError
-from maury.flags import Flag, set_where
-from maury.labels import LABEL_NAMES
-from maury.methods.chain import Broadening, Chain
-from maury.methods.emulated import EmulatorSource, shipped_emulator
-from maury.methods.fitter import Fitter
+from maury.labels.definitions import LABEL_NAMES
+from maury.labels.flags import Flag, set_where
+from maury.methods.cannon_model import scatter_of
+from maury.methods.dd_payne_network import SpectralNetwork
+from maury.methods.fitting.chain import Broadening, Chain, PixelShift
+from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.stars import complete_stars
+from maury.methods.fitting.theory import EmulatorSource, shipped_emulator
 from maury.methods.matisse import Matisse, MatisseSettings
-from maury.methods.priors import Prior
 from maury.methods.protocols import (
     Evaluation,
     External,
@@ -33,13 +36,9 @@ from maury.methods.protocols import (
     MethodSettings,
     Sample,
 )
-from maury.methods.quadratic import scatter_of
-from maury.methods.shift import PixelShift
-from maury.methods.spectral_network import SpectralNetwork
-from maury.methods.stars import complete_stars
-from maury.observing import ObservingModel, Spectrograph
-from maury.operators import vacuum_to_air
-from maury.preparation import Inputs
+from maury.simulation.observing import ObservingModel, Spectrograph
+from maury.spectra.operators import vacuum_to_air
+from maury.spectra.preparation import Inputs
 
 __all__ = ["DDPayne", "DDPayneSettings", "gradient_correlation"]
 
@@ -159,7 +158,7 @@ class DDPayne(Method):
         TrainingError
             If too few stars have all labels, or the loss diverges.
         """
-        from maury.methods import spectral_training as learning
+        from maury.methods import dd_payne_training as learning
 
         assert isinstance(settings, DDPayneSettings), "the registry gives settings of this class"
         names, truth, stars = complete_stars(training, settings.labels)

@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ConfigError
-from maury.methods.ferre_files import read_ferre_grid
-from maury.methods.fitter import Fitter
-from maury.methods.grid_method import Foundation, GridMethod
-from maury.methods.gridded import GridFit, GridSettings
+from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.grid_files import read_ferre_grid
+from maury.methods.fitting.gridded import Foundation, GridFit, GridMethod, GridSettings
+from maury.methods.fitting.theory import draw_nuisances, finite_rows, in_air
+from maury.methods.fitting.windows import ELEMENTS, element_windows
 from maury.methods.protocols import External, FitResult, MethodSettings, Sample
-from maury.methods.theory import draw_nuisances, finite_rows, in_air
-from maury.methods.windows import ELEMENTS, element_windows
-from maury.preparation import Inputs
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Ferre", "FerreSettings"]
 
@@ -40,8 +39,8 @@ class FerreSettings(GridSettings):
     Attributes
     ----------
     grid : str
-        Path of a grid in FERRE's format (`maury.methods.ferre_files`) in place of the emulator's;
-        then only its axes are labels.
+        Path of a grid in FERRE's format (`maury.methods.fitting.grid_files`) in place of the
+        emulator's; then only its axes are labels.
     resolving_power : float
         To which that grid is broadened; 0 leaves it as it is.
     windows : bool

@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError
-from maury.flags import FLAG_DTYPE, Flag
-from maury.labels import LABEL_NAMES
-from maury.methods.grid_method import Foundation, GridMethod
-from maury.methods.gridded import GridSettings
+from maury.labels.definitions import LABEL_NAMES
+from maury.labels.flags import FLAG_DTYPE, Flag
+from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
+from maury.methods.fitting.theory import finite_rows
 from maury.methods.iron import IronLines
 from maury.methods.protocols import External, FitResult, MethodSettings, Sample
-from maury.methods.theory import finite_rows
-from maury.operators import SPEED_OF_LIGHT_KMS, to_rest_frame
-from maury.preparation import Inputs
+from maury.spectra.operators import SPEED_OF_LIGHT_KMS, to_rest_frame
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Gaufre", "GaufreSettings", "cross_correlate"]
 

@@ -17,18 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from maury.flags import FLAG_DTYPE, Flag
-from maury.labels import LABEL_NAMES
-from maury.methods.chain import Chain, Continuum
-from maury.methods.fitter import Fitter
-from maury.methods.grid import Grid, Interpolation
-from maury.methods.grid_method import Foundation, GridMethod
-from maury.methods.gridded import GridSettings
-from maury.methods.priors import Prior
+from maury.labels.definitions import LABEL_NAMES
+from maury.labels.flags import FLAG_DTYPE, Flag
+from maury.methods.fitting.chain import Chain, Continuum
+from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.grid import Grid, Interpolation
+from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
+from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.theory import at_rest, draw_nuisances, finite_rows
+from maury.methods.fitting.windows import ELEMENTS, element_windows, lines_of
 from maury.methods.protocols import External, FitResult, MethodSettings, Sample
-from maury.methods.theory import at_rest, draw_nuisances, finite_rows
-from maury.methods.windows import ELEMENTS, element_windows, lines_of
-from maury.preparation import Inputs
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Family", "Gauguin", "GauguinSettings"]
 

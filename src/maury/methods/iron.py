@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from maury.labels import LABEL_NAMES
-from maury.methods.chain import Chain
-from maury.methods.grid import Grid
-from maury.methods.gridded import Pattern
+from maury.labels.definitions import LABEL_NAMES
+from maury.methods.fitting.chain import Chain
+from maury.methods.fitting.grid import Grid
+from maury.methods.fitting.gridded import Pattern
 
 __all__ = ["Equilibrium", "IronLines"]
 
@@ -101,7 +101,7 @@ class IronLines:
         Parameters
         ----------
         theory : Chain
-            From `maury.methods.theory.observed_chain`.
+            From `maury.methods.fitting.theory.observed_chain`.
         pattern : Pattern
             Of the core, whose labels beyond Teff, log g and [M/H] are typical.
         bounds : mapping of str to (2,) float64

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import voigt_profile
 
-from maury.labels import LABEL_NAMES
+from maury.labels.definitions import LABEL_NAMES
 from maury.methods.protocols import Evaluation, ForwardModel
 
 __all__ = ["GROUPS", "LineModel", "find_lines"]

@@ -18,10 +18,10 @@ from pydantic import Field
 from scipy.linalg import eigh
 
 from maury.errors import TrainingError
-from maury.methods.noise import weighted_variance
+from maury.methods.fitting.noise import weighted_variance
+from maury.methods.fitting.stars import complete_stars, nodes_of
 from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
-from maury.methods.stars import complete_stars, nodes_of
-from maury.preparation import Inputs
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Matisse", "MatisseSettings"]
 

@@ -1,9 +1,9 @@
 """The Payne: full-spectrum fits with the shipped emulator, radial velocity included.
 
 Ting et al. (2019, ApJ 879, 69): a network predicts the spectrum, and labels are fitted to all
-pixels at once. Here the network is `maury.emulator`, whose derivatives are analytic; it passes
-through line spread, rotation and velocity, and a calibration of theory on the training stars. What
-the labels do not say of a spectrum is fitted with them, within priors.
+pixels at once. Here the network is `maury.simulation.emulator`, whose derivatives are analytic; it
+passes through line spread, rotation and velocity, and a calibration of theory on the training
+stars. What the labels do not say of a spectrum is fitted with them, within priors.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from maury.labels import LABEL_NAMES
-from maury.methods.chain import Chain
-from maury.methods.emulated import shipped_emulator
-from maury.methods.fitter import Fitter
-from maury.methods.knowledge import LabelKnowledge, PriorKind
-from maury.methods.priors import Prior
-from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
-from maury.methods.starting import RidgeStart
-from maury.methods.theory import (
+from maury.labels.definitions import LABEL_NAMES
+from maury.methods.fitting.chain import Chain
+from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.knowledge import LabelKnowledge, Prior, PriorKind
+from maury.methods.fitting.starting import RidgeStart
+from maury.methods.fitting.theory import (
     LEAST_STARS,
     calibrate,
     complete_stars,
@@ -37,10 +34,12 @@ from maury.methods.theory import (
     observed_chain,
     require_emulator,
     residual_variance,
+    shipped_emulator,
     typical_labels,
 )
-from maury.preparation import Inputs
-from maury.sky import TheoryCalibration
+from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.simulation.theory import TheoryCalibration
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Payne", "PaynePhotometry", "PaynePhotometrySettings", "PayneSettings"]
 
@@ -59,9 +58,10 @@ class PayneSettings(MethodSettings):
     Attributes
     ----------
     calibrate : bool
-        Whether theory is calibrated on the training stars (`maury.sky.TheoryCalibration`).
+        Whether theory is calibrated on the training stars
+        (`maury.simulation.theory.TheoryCalibration`).
     prior : {"wide", "sample", "photometry"}
-        See `maury.methods.knowledge.LabelKnowledge`; the last needs observables in the
+        See `maury.methods.fitting.knowledge.LabelKnowledge`; the last needs observables in the
         preparation.
     external : tuple of str
         Labels that are taken from columns of the survey, such as a seismic ``logg``; where one has
@@ -72,7 +72,7 @@ class PayneSettings(MethodSettings):
         Whether line widths, continuum, Ca II cores, and abundances of further elements are fitted
         too; without them a fit takes less time, and its errors are too small.
     max_steps, reuse : int
-        Of `maury.methods.fitter.Fitter`.
+        Of `maury.methods.fitting.fitter.Fitter`.
     """
 
     calibrate: bool = True

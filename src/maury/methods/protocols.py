@@ -1,8 +1,8 @@
 """What the methods share: forward model, regressor, result of a fit, and the method itself.
 
 A method is trained on the labelled stars of a survey, and then gives labels to prepared spectra.
-It either inverts a forward model with `maury.methods.fitter`, or is a regressor; a regressor's
-answer can start a fit. Both give a `FitResult`.
+It either inverts a forward model with `maury.methods.fitting.fitter`, or is a regressor; a
+regressor's answer can start a fit. Both give a `FitResult`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
-from maury.flags import FLAG_DTYPE
-from maury.labels import Label
-from maury.naming import check_known
-from maury.preparation import Inputs
-from maury.spectra import Medium
+from maury.errors import check_known
+from maury.labels.definitions import Label
+from maury.labels.flags import FLAG_DTYPE
+from maury.spectra.preparation import Inputs, take
+from maury.spectra.spectra import Medium
 
 __all__ = [
     "Evaluation",
@@ -32,8 +32,6 @@ __all__ = [
     "MethodSettings",
     "Regressor",
     "Sample",
-    "join_inputs",
-    "take",
 ]
 
 Float32Array = NDArray[np.float32]
@@ -109,7 +107,7 @@ class FitResult:
     n_freedom : (n_star,) int64
         Pixels used less parameters fitted; 0 where there is no chi-square.
     flags : (n_star,) int32
-        Bits of `maury.flags.Flag` that the method adds to those of the preparation.
+        Bits of `maury.labels.flags.Flag` that the method adds to those of the preparation.
     flux : (n_star, n_pixel) float32 or None
         Best-fit spectrum; None for a method without one.
     """
@@ -262,23 +260,6 @@ class Sample:
             inputs=take(self.inputs, index),
             star_id=self.star_id[index],
         )
-
-
-_PER_STAR = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
-
-
-def take(inputs: Inputs, index: NDArray[Any]) -> Inputs:
-    """Return some rows of prepared spectra, by number or by mask."""
-    picked: dict[str, Any] = {name: getattr(inputs, name)[index] for name in _PER_STAR}
-    return replace(inputs, **picked)
-
-
-def join_inputs(parts: Sequence[Inputs]) -> Inputs:
-    """Concatenate prepared spectra of one grid; at least one."""
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in _PER_STAR
-    }
-    return replace(parts[0], **joined)
 
 
 class MethodSettings(BaseModel):

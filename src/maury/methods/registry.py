@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from maury.errors import ConfigError
-from maury.methods.protocols import Method, MethodSettings
-from maury.naming import check_known, suggestion
+from maury.errors import ConfigError, ModelFileError, check_known, suggestion
+from maury.methods.protocols import External, FitResult, Method, MethodSettings
+from maury.model.directory import METHOD, Model
+from maury.model.output import Prediction, has_spectrum
+from maury.spectra.batch import Batch
+from maury.spectra.preparation import Inputs
 
-__all__ = ["METHODS", "method_class", "method_settings"]
+__all__ = [
+    "METHODS",
+    "MethodNetwork",
+    "as_prediction",
+    "load_method",
+    "method_class",
+    "method_settings",
+]
 
 METHODS: dict[str, str] = {
     "athos": "athos:Athos",
@@ -67,3 +80,98 @@ def method_settings(name: str, options: Mapping[str, Any] | None = None) -> Meth
             known = f" (known: {', '.join(cls.model_fields)})" if hint else ""
             problems.append(f"[method] {key}: {item['msg']}, got {item['input']!r}{hint}{known}")
         raise ConfigError(f"the settings of {name} are wrong: " + "; ".join(problems)) from error
+
+
+Float64Array = NDArray[np.float64]
+_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+
+
+def load_method(model: Model) -> Method:
+    """Read the method of a model.
+
+    Raises
+    ------
+    ModelFileError
+        If the method is not known, or its arrays do not fit it.
+    """
+    options = {name: value for name, value in model.network.items() if name != "name"}
+    name = str(model.network["name"])
+    try:
+        settings = method_settings(name, options)
+        return method_class(name).from_arrays(
+            model.arrays(METHOD),
+            model.attachments[METHOD].metadata,
+            settings=settings,
+            label_names=model.label_names,
+        )
+    except ConfigError as error:
+        raise ModelFileError(f"{model.path}: {error}; use a newer maury") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelFileError(f"{model.path}: the method '{name}' is damaged: {error}") from error
+
+
+class MethodNetwork:
+    """The method of a model, where an ensemble has its networks.
+
+    Parameters
+    ----------
+    model : Model
+        A saved model that `maury.methods.training` made.
+    """
+
+    needs_spectrum = True
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.method = load_method(model)
+
+    @property
+    def needs(self) -> set[str]:
+        """Inputs without which no star is answered."""
+        return {"spectrum"}
+
+    def predict(
+        self, inputs: Inputs, external: Mapping[str, External] = _NO_EXTERNAL
+    ) -> Prediction:
+        """Labels, errors and covariances; a row without a spectrum is NaN.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Prepared by the preparation of the model.
+        external : mapping of str to External
+            Labels known from elsewhere, as from `external`.
+        """
+        return as_prediction(self.method.apply(inputs, external=external), inputs)
+
+    def external(self, batch: Batch) -> dict[str, External]:
+        """Labels that the method takes from columns of the survey."""
+        names = self.method.external_names
+        return {name: External(batch.column(name), batch.column(f"{name}_error")) for name in names}
+
+
+def as_prediction(result: FitResult, inputs: Inputs) -> Prediction:
+    """Turn the result of a method into what a model says."""
+    blank = ~has_spectrum(inputs)
+    labels = np.where(blank[:, None], np.nan, result.labels)
+    covariance = np.where(blank[:, None, None], np.nan, result.covariance)
+    fitted = result.flux is not None
+    # A fit that did not converge may have a covariance that is none: its errors are unknown.
+    with np.errstate(invalid="ignore"):
+        sigma = np.sqrt(np.einsum("nii->ni", covariance))
+    return Prediction(
+        mean=labels,
+        sigma=np.asarray(sigma),
+        covariance=covariance,
+        flags=np.where(blank, 0, result.flags).astype(result.flags.dtype),
+        chi2_reduced=np.where(blank, np.nan, result.chi2_reduced) if fitted else None,
+        worst_wavelength_aa=_worst(result, inputs, blank) if fitted else None,
+    )
+
+
+def _worst(result: FitResult, inputs: Inputs, blank: NDArray[np.bool_]) -> Float64Array:
+    """Wavelength (n_star,) of the pixel farthest from the best fit, in units of its noise."""
+    assert result.flux is not None, "only a fit has a worst pixel"
+    distance = np.abs(inputs.flux - result.flux) * np.sqrt(inputs.ivar)
+    distance = np.where(np.isfinite(distance), distance, 0.0)
+    return np.where(blank, np.nan, inputs.wave_aa[distance.argmax(axis=1)])

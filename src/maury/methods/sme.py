@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError, ModelFileError, TrainingError
-from maury.methods.fitter import Fitter
-from maury.methods.priors import Prior
+from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.starting import RidgeStart
+from maury.methods.fitting.synthesis import PySmeSynthesiser, Synthesiser, SynthesiserModel
+from maury.methods.fitting.theory import external_prior, finite_rows, in_air
 from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
-from maury.methods.starting import RidgeStart
-from maury.methods.synthesis import PySmeSynthesiser, Synthesiser, SynthesiserModel
-from maury.methods.theory import external_prior, finite_rows, in_air
-from maury.preparation import Inputs
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Sme", "SmeSettings", "SynthesisMethod", "SynthesisSettings"]
 
@@ -46,7 +46,7 @@ class SynthesisSettings(MethodSettings):
     external : tuple of str
         Of these, what is taken from columns of the survey.
     max_steps : int
-        Of `maury.methods.fitter.Fitter`.
+        Of `maury.methods.fitting.fitter.Fitter`.
     """
 
     labels: tuple[str, ...] = ("teff", "logg", "m_h")
@@ -60,11 +60,11 @@ class SmeSettings(SynthesisSettings):
     Attributes
     ----------
     line_list : str
-        Path of lines in the format of VALD, or of a table (`maury.methods.atmospheres`); without it
-        nothing can be trained.
+        Path of lines in the format of VALD, or of a table (`maury.methods.fitting.atmospheres`);
+        without it nothing can be trained.
     atmosphere : str
         Grid of model atmospheres: a name that PySME knows, or the path of an NPZ file
-        (`maury.methods.atmospheres`).
+        (`maury.methods.fitting.atmospheres`).
     resolving_power : float
     """
 

@@ -17,16 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from maury.labels import LABEL_NAMES
-from maury.methods.chain import Chain, Continuum, Modes, Shift
-from maury.methods.emulated import shipped_emulator
-from maury.methods.fitter import Fitter
-from maury.methods.knowledge import LabelKnowledge
-from maury.methods.lines import LineModel, find_lines
-from maury.methods.priors import Prior
-from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
-from maury.methods.starting import RidgeStart
-from maury.methods.theory import (
+from maury.labels.definitions import LABEL_NAMES
+from maury.methods.fitting.chain import Chain, Continuum, Modes, Shift
+from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.knowledge import LabelKnowledge, Prior
+from maury.methods.fitting.starting import RidgeStart
+from maury.methods.fitting.theory import (
     LEAST_STARS,
     at_rest,
     calibrate,
@@ -40,11 +36,14 @@ from maury.methods.theory import (
     require_emulator,
     residual_modes,
     residual_variance,
+    shipped_emulator,
     smooth_patterns,
     typical_labels,
 )
-from maury.observing import TRAINING_SKY
-from maury.preparation import Inputs
+from maury.methods.lines import LineModel, find_lines
+from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.simulation.observing import TRAINING_SKY
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Space", "SpaceSettings"]
 

@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ConfigError
-from maury.methods.ferre_files import read_synspec_grid
-from maury.methods.grid import Grid
-from maury.methods.grid_method import GridMethod
-from maury.methods.gridded import GridFit, GridSettings, axes_around
+from maury.methods.fitting.grid import Grid
+from maury.methods.fitting.grid_files import read_synspec_grid
+from maury.methods.fitting.gridded import GridFit, GridMethod, GridSettings, axes_around
+from maury.methods.fitting.synthesis import CommandSynthesiser, SynthesiserModel
+from maury.methods.fitting.theory import finite_rows, in_air, smooth_patterns
 from maury.methods.protocols import External, FitResult, MethodSettings, Sample
-from maury.methods.synthesis import CommandSynthesiser, SynthesiserModel
-from maury.methods.theory import finite_rows, in_air, smooth_patterns
-from maury.observing import TRAINING_SKY
-from maury.preparation import Inputs
+from maury.simulation.observing import TRAINING_SKY
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Synspec", "SynspecSettings"]
 
@@ -37,9 +36,9 @@ class SynspecSettings(GridSettings):
     Attributes
     ----------
     directory : str
-        Spectra and ``index.csv``; see `maury.methods.ferre_files.read_synspec_grid`.
+        Spectra and ``index.csv``; see `maury.methods.fitting.grid_files.read_synspec_grid`.
     command : str
-        See `maury.methods.synthesis.CommandSynthesiser`; run at each node of `axes`.
+        See `maury.methods.fitting.synthesis.CommandSynthesiser`; run at each node of `axes`.
     resolving_power : float
         To which the spectra of the directory are broadened; 0 leaves them as they are.
     """

@@ -1,0 +1,103 @@
+"""Commands that make a catalogue and look at it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from maury.cli import terminal
+from maury.cli.common import ModelPath, Overwrite, Scheduler, app
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    survey: Annotated[
+        Path, typer.Argument(metavar="SURVEY", help="Survey store, or TOML file as for ingest.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Catalogue: .fits, .parquet, .vot, .ecsv or .dataset."),
+    ],
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="INPUT",
+            help="Count as missing (repeatable): spectrum, photometry, parallax, a_v or a band.",
+        ),
+    ] = None,
+    correlations: Annotated[
+        bool, typer.Option("--correlations", help="Add the correlations of the labels' errors.")
+    ] = False,
+    given: Annotated[
+        str,
+        typer.Option(
+            "--given",
+            metavar="LABEL",
+            help="Weigh in this label of the survey, with its error: an asteroseismic logg, say.",
+        ),
+    ] = "",
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes on this machine (default: its cores)."),
+    ] = None,
+    scheduler: Scheduler = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="What computes the networks: auto, torch or compiled.")
+    ] = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the catalogue of labels of a survey.
+
+    A run that was killed goes on when the same command is given again.
+    """
+    from maury.io.workers import n_cores
+    from maury.prediction.streaming import Options, write_catalogue
+
+    with (
+        terminal.cluster(scheduler, workers) as cluster,
+        terminal.bar("predicting") as progress,
+    ):
+        written = write_catalogue(
+            model,
+            survey,
+            out,
+            options=Options(tuple(without or ()), correlations, engine=engine, given=given),
+            overwrite=overwrite,
+            workers=workers or n_cores(),
+            cluster=cluster,
+            progress=progress,
+        )
+    mark = " SIMULATED" if written.simulated else ""
+    print(f"{written.n_star}{mark} rows in {out}, {written.n_warned} of them with a warning flag")
+
+
+@app.command()
+def explore(
+    catalogue: Annotated[Path, typer.Argument(metavar="CATALOGUE", help="Catalogue to show.")],
+    survey: Annotated[
+        Path | None, typer.Option("--survey", metavar="SURVEY", help="Show its spectra.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="MODEL", help="Show its fit and sensitivity.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")
+    ] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the link, and open no browser.")
+    ] = False,
+) -> None:
+    """Walk through a catalogue in the browser: linked panels, filters, every star's spectrum.
+
+    The page is served to this machine only, until Ctrl-C.
+    """
+    from maury.report.explorer import explore
+
+    def ready(explorer: Any) -> None:
+        mark = "SIMULATED " if explorer.content.catalogue.simulated else ""
+        print(f"{len(explorer.content)} {mark}rows of {catalogue} at {explorer.link}", flush=True)
+        print("Ctrl-C ends it", flush=True)
+
+    explore(catalogue, survey=survey, model=model, port=port, browser=not no_browser, ready=ready)

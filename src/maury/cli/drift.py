@@ -1,0 +1,36 @@
+"""`maury drift`: whether a survey looks like what trained the model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def drift(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    survey: Annotated[
+        Path, typer.Argument(metavar="SURVEY", help="Survey store, or TOML file as for ingest.")
+    ],
+    stars: Annotated[int, typer.Option("--stars", min=1, help="Spectra to look at.")] = 2000,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what exists at the output.")
+    ] = False,
+) -> None:
+    """Compare a survey with the training sample of a model, before predicting it."""
+    from maury.io.files import refuse_existing, writing
+    from maury.model.directory import Model
+    from maury.prediction.drift import drift
+    from maury.survey.readers.general import open_survey
+
+    if json_file is not None:
+        refuse_existing(json_file, overwrite=overwrite)
+    found = drift(Model.open(model), open_survey(survey), n_star=stars)
+    if json_file is not None:
+        with writing(json_file, overwrite=overwrite) as partial:
+            partial.write_text(found.to_json(), "utf-8")
+    print(f"{found.n_star} spectra beside {found.n_training or 'the range of the'} training stars")
+    for line in found.findings or ("nothing differs",):
+        print(f"  {line}")

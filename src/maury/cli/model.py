@@ -1,0 +1,141 @@
+"""Commands that train, import and show models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maury.cli import terminal
+from maury.cli.common import ModelPath, Overwrite, Scheduler, Seed, SurveyPath, Workers, app
+
+
+@app.command()
+def train(
+    survey: SurveyPath,
+    model: ModelPath,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="maury (the default), guiglion2020, starnet, astronn."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="cannon, payne, ferre, ... or a preset (see maury methods)."),
+    ] = None,
+    members: Annotated[
+        int | None, typer.Option("--members", min=1, help="Networks in the ensemble (default 4).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with all settings.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="star (the default) or published (no independent test)."),
+    ] = None,
+    seed: Seed = 0,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
+    ] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train an ensemble, or another method, on the labelled spectra of a survey.
+
+    A run that was killed goes on when the same command is given again.
+    """
+    from maury.training.runs import train
+
+    with terminal.cluster(scheduler, workers) as cluster, terminal.member_bars() as progress:
+        result = train(
+            survey,
+            model,
+            preset=preset,
+            method=method,
+            members=members,
+            seed=seed,
+            config=config,
+            split=split,
+            n_processes=processes or workers,
+            cluster=cluster,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    print(result)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and presets, with their papers."""
+    from maury.methods.registry import METHODS, method_class
+    from maury.model.networks.published import PRESETS
+
+    for name in METHODS:
+        print(f"{name:12} {method_class(name).paper}")
+    for name, network in PRESETS.items():
+        print(f"{name:12} {network.paper}")
+
+
+@app.command()
+def distil(
+    model: ModelPath,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[SURVEY] OUT", help="Spectra to learn from; directory to write."),
+    ],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with all settings.")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Teach one small network all that an ensemble answers, for very large surveys.
+
+    A run that was killed goes on when the same command is given again.
+    """
+    if len(paths) > 2:
+        raise typer.BadParameter("give a model, at most one survey, and the directory to write")
+    from maury.training.distillation import distil
+
+    survey = paths[0] if len(paths) == 2 else None
+    with terminal.bar("distilling") as progress:
+        student = distil(
+            model,
+            paths[-1],
+            survey=survey,
+            seed=seed,
+            config=config,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    print(student)
+
+
+@app.command("import-keras")
+def import_keras(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of .h5 files.")],
+    model: ModelPath,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn the released Keras networks of Guiglion et al. (2020) into a model directory."""
+    from maury.model.keras import import_keras
+
+    print(import_keras(directory, model, overwrite=overwrite))
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="Survey store, model directory or catalogue.")],
+) -> None:
+    """Say what a survey store, a model directory or a catalogue holds."""
+    from maury.model.directory import Model
+    from maury.prediction.catalogue import Catalogue
+    from maury.survey.store import Survey
+
+    if (path / "model.json").is_file():
+        opened = Model.open(path)
+        print(opened)
+        print(f"cite: {opened.citation}")
+    elif path.is_dir() and path.suffix.lower() != ".dataset":
+        print(Survey.open(path))
+    else:
+        print(Catalogue.read(path))

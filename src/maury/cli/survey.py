@@ -1,0 +1,88 @@
+"""Commands that read or simulate a survey."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maury.cli import terminal
+from maury.cli.common import Overwrite, Scheduler, Seed, StorePath, Workers, app, ingest_app
+
+
+@ingest_app.command("released")
+def ingest_released(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the files.")],
+    out: StorePath,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Read the layout in which the RAVE CNN authors released their data.
+
+    DIR holds *_spectra.fits and *_parameters.csv; *_labels.csv and *_extra.csv are optional.
+    """
+    from maury.survey.readers import ingest_released
+
+    with (
+        terminal.cluster(scheduler, workers, local=True) as cluster,
+        terminal.bar("ingesting") as progress,
+    ):
+        survey = ingest_released(
+            directory, out, overwrite=overwrite, progress=progress, cluster=cluster
+        )
+    print(survey)
+
+
+@ingest_app.command("toml")
+def ingest_toml(
+    config: Annotated[Path, typer.Argument(metavar="SURVEY.toml", help="What to read, and how.")],
+    out: StorePath,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Read spectra and tables of any survey, as a short TOML file describes them."""
+    from maury.survey.readers import ingest_toml
+
+    with (
+        terminal.cluster(scheduler, workers, local=True) as cluster,
+        terminal.bar("ingesting") as progress,
+    ):
+        survey = ingest_toml(config, out, overwrite=overwrite, progress=progress, cluster=cluster)
+    print(survey)
+
+
+@app.command()
+def simulate(
+    out: StorePath,
+    stars: Annotated[int, typer.Option("--stars", min=1, help="Number of stars.")] = 3000,
+    seed: Seed = 0,
+    observed: Annotated[
+        bool, typer.Option("--observed", help="The observed population, without labels.")
+    ] = False,
+    galaxy: Annotated[
+        bool,
+        typer.Option("--galaxy", help="Place the stars in discs with metallicity gradients."),
+    ] = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a RAVE-like survey with the emulator that ships with maury."""
+    from maury.simulation.surveys import simulate_survey
+
+    with (
+        terminal.cluster(scheduler, workers, local=True) as cluster,
+        terminal.bar("simulating") as progress,
+    ):
+        survey = simulate_survey(
+            out,
+            n_star=stars,
+            seed=seed,
+            observed=observed,
+            galaxy=galaxy,
+            overwrite=overwrite,
+            progress=progress,
+            cluster=cluster,
+        )
+    print(survey)

@@ -1,0 +1,54 @@
+"""`maury transfer`: move a model to another survey."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maury.cli import terminal
+
+
+def transfer(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Trained model: the parent.")],
+    survey: Annotated[
+        Path, typer.Argument(metavar="SURVEY", help="New survey, some of its stars with labels.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model directory to write.")],
+    resolving_power: Annotated[
+        float | None,
+        typer.Option("--resolving-power", min=1.0, help="Of the new survey, if it does not say."),
+    ] = None,
+    members: Annotated[
+        int | None, typer.Option("--members", min=1, help="Networks (default: as the parent has).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with all settings.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what exists at the output.")
+    ] = False,
+) -> None:
+    """Fine-tune a model on a few hundred labelled stars of a survey with another spectrograph.
+
+    A run that was killed goes on when the same command is given again.
+    """
+    from maury.training.transfer import transfer
+
+    with terminal.member_bars() as progress:
+        child = transfer(
+            model,
+            survey,
+            out,
+            resolving_power=resolving_power,
+            members=members,
+            seed=seed,
+            config=config,
+            n_processes=processes,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    print(child)

@@ -1,0 +1,10 @@
+"""How good a model is, and where its labels come from.
+
+`validation` measures bias, scatter and errors on stars that steered nothing, `audit` tells measured
+labels from inferred ones, `adviser` says which stars to label next, `ranking` and `consensus` set
+methods side by side, and `card` writes the model card.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .card import ModelCard as ModelCard
+from .validation import validate as validate

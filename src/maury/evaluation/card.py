@@ -1,0 +1,516 @@
+"""The card of a model: what it was made of, how good it is, where it ends, and what to cite.
+
+`maury.train` writes it into the model directory as ``card.json`` and ``card.md``. It is no part of
+the model: nothing is computed with it, and a model without one is whole.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from maury.errors import ConfigError, MauryError, ModelFileError
+from maury.evaluation.validation import validate
+from maury.io.config_files import parse_json
+from maury.io.files import refuse_existing, writing
+from maury.labels.flags import Flag
+from maury.model.citations import keys_of_model
+from maury.model.directory import Model
+from maury.model.split import PARTS
+from maury.spectra.spectra import describe_grid
+from maury.survey.store import Survey
+
+logger = logging.getLogger(__name__)
+CARD_VERSION = 1
+JSON_FILE = "card.json"
+TEXT_FILE = "card.md"
+MAX_CARD_BYTES = 16 * 2**20
+_SYNTHESIS = ("sme", "synspec")
+"""Methods that take minutes a star: their validation stars are measured only when asked for."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a user should know of a model before its labels are used; plain JSON throughout.
+
+    Attributes
+    ----------
+    name, checksum : str
+        Of the model.
+    method : str
+        Preset or method.
+    simulated : bool
+        Whether the spectra of the training sample are simulated.
+    labels : list of dict
+        Name, symbol, unit, and the range among the training stars (`minimum`, `maximum`).
+    inputs : dict
+        Wavelength range, medium and number of pixels; observables with their ranges.
+    data : dict
+        The training survey as it describes itself: source, files and their checksums.
+    split : dict
+        Rule, use of the validation stars, warning; of each part its rows, stars and checksum.
+    networks : dict
+        Number trained and number kept.
+    training : dict
+        Settings, and rows left out by reason.
+    calibration : dict
+        Whether errors are calibrated, whether coverage is known, verdicts of the audit.
+    metrics : list of dict
+        Reports of `maury.evaluation.validation`, each of the stars that it names. Test stars are
+        among them only if `maury validate` was run on them.
+    limits : list of str
+        Where the model ends.
+    licence, citation : str
+    bibtex_keys : list of str
+        Of all to be cited (`maury cite`).
+    versions : dict
+        Of the programs that made it.
+    card_version : int
+    """
+
+    name: str
+    checksum: str
+    method: str
+    simulated: bool
+    labels: list[dict[str, Any]]
+    inputs: dict[str, Any]
+    data: dict[str, Any]
+    split: dict[str, Any]
+    networks: dict[str, int]
+    training: dict[str, Any]
+    calibration: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    limits: list[str]
+    licence: str
+    citation: str
+    bibtex_keys: list[str]
+    versions: dict[str, str]
+    card_version: int = CARD_VERSION
+
+    @classmethod
+    def of(cls, model: Model, *, metrics: Sequence[Mapping[str, Any]] = ()) -> Self:
+        """Say of a model what can be said without its survey."""
+        origin = dict(model.provenance)
+        survey = origin.get("survey")
+        known = ("licence", "citation", "bibtex_key", "survey")
+        return cls(
+            name="" if model.path is None else model.path.name,
+            checksum=model.checksum,
+            method=str(model.network["name"]),
+            simulated=model.simulated,
+            labels=_labels(model),
+            inputs=_inputs(model),
+            data=dict(survey) if isinstance(survey, Mapping) else {},
+            split=_split(model),
+            networks={"trained": len(model.members), "kept": len(model.kept)},
+            training=dict(model.training),
+            calibration=_calibration(model),
+            metrics=[dict(report) for report in metrics],
+            limits=_limits(model),
+            licence=str(origin.get("licence", "")),
+            citation=model.citation,
+            bibtex_keys=["maury", *keys_of_model(model)],
+            versions={k: str(v) for k, v in origin.items() if k not in known and _is_text(v)},
+        )
+
+    def to_json(self) -> str:
+        """Return strict JSON."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ModelFileError
+            If it is no card, or of another version.
+        """
+        try:
+            content = parse_json(text)
+        except ValueError as error:
+            raise ModelFileError(f"the card of a model is not JSON: {error}") from error
+        names = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or set(content) != names:
+            raise ModelFileError("this is no card of a model; make one with 'maury card'")
+        if content["card_version"] != CARD_VERSION:
+            raise ModelFileError(
+                f"the card has version {content['card_version']!r}, this maury reads "
+                f"{CARD_VERSION}; make it anew with 'maury card'"
+            )
+        return cls(**content)
+
+    def to_markdown(self) -> str:
+        """Return the card as text in Markdown."""
+        return markdown(self)
+
+
+def card_of(
+    model: Model | Path | str,
+    *,
+    survey: Survey | Path | str | None = None,
+    reports: Sequence[Path | str | Mapping[str, Any]] = (),
+) -> ModelCard:
+    """Return the card of a model: the one beside it, or one made of what can be known.
+
+    Parameters
+    ----------
+    model : Model or path-like
+        A card beside it is taken if it is of this very model.
+    survey : Survey or path-like, optional
+        The survey that trained it, whose validation stars are measured anew.
+    reports : sequence
+        Files of ``maury validate --json``, or their content. The figures of a report replace those
+        of the same stars of the same survey.
+
+    Raises
+    ------
+    ModelFileError
+        If the model cannot be read.
+    ConfigError
+        If a report cannot be read, or is of another model.
+    ColumnError, GridMismatch
+        If the survey cannot be measured.
+    """
+    model = model if isinstance(model, Model) else Model.open(model)
+    found = read_card(model)
+    metrics = [] if found is None else found.metrics
+    added = [_report(given, model) for given in reports]
+    if survey is not None:
+        added.append(_measured(model, survey))
+    for report in added:
+        same = (report["stars"], report["survey"])
+        metrics = [one for one in metrics if (one["stars"], one["survey"]) != same] + [report]
+    return replace(ModelCard.of(model), metrics=metrics)
+
+
+def _measured(model: Model, survey: Survey | Path | str) -> dict[str, Any]:
+    return validate(model, survey, split="validation", with_bounds=False).to_dict()
+
+
+def read_card(model: Model) -> ModelCard | None:
+    """Return the card beside a model; None if there is none, or it is of another model."""
+    file = None if model.path is None else model.path / JSON_FILE
+    if file is None or file.is_symlink() or not file.is_file():
+        return None
+    try:
+        if file.stat().st_size > MAX_CARD_BYTES:
+            raise ModelFileError(f"{file} is larger than {MAX_CARD_BYTES} bytes")
+        card = ModelCard.from_json(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ModelFileError) as error:
+        logger.warning("%s is not used: %s", file, error)
+        return None
+    if card.checksum != model.checksum:
+        logger.warning("%s is of another model, and is not used", file)
+        return None
+    return card
+
+
+def write_card(card: ModelCard, model: Path | str, *, overwrite: bool = False) -> None:
+    """Write ``card.json`` and ``card.md`` into a model directory; the model does not change.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no model.
+    OutputExists
+        If there is a card and `overwrite` is false.
+    """
+    folder = Path(model)
+    if not (folder / "model.json").is_file():
+        raise ModelFileError(f"{folder} is no model directory")
+    contents = {JSON_FILE: card.to_json(), TEXT_FILE: card.to_markdown()}
+    for name in contents:
+        refuse_existing(folder / name, overwrite=overwrite)
+    for name, text in contents.items():
+        with writing(folder / name, overwrite=overwrite) as partial:
+            partial.write_text(text, "utf-8")
+
+
+def add_card(model: Model, survey: Survey | None = None) -> ModelCard:
+    """Write the card of a model that was trained just now; what cannot be measured is left out.
+
+    Parameters
+    ----------
+    model : Model
+        Saved.
+    survey : Survey, optional
+        The survey that trained it: its validation stars are measured.
+    """
+    assert model.path is not None, "a card is written beside a saved model"
+    if str(model.network["name"]) in _SYNTHESIS:
+        survey = None
+    try:
+        card = card_of(model, survey=survey)
+    except (MauryError, ValueError, ArithmeticError) as error:
+        # The model is made, and stays.
+        logger.warning("the card of %s has no figures: %s", model.path, error)
+        card = ModelCard.of(model)
+    write_card(card, model.path, overwrite=True)
+    return card
+
+
+def _labels(model: Model) -> list[dict[str, Any]]:
+    scaling = model.scaling.labels.to_json()
+    return [
+        {
+            "name": label.name,
+            "symbol": label.symbol,
+            "unit": label.unit,
+            "minimum": scaling["minimum"][number],
+            "maximum": scaling["maximum"][number],
+        }
+        for number, label in enumerate(model.labels)
+    ]
+
+
+def _inputs(model: Model) -> dict[str, Any]:
+    scaling = model.scaling.observables.to_json()
+    ranges = zip(scaling["minimum"], scaling["maximum"], strict=True)
+    return {
+        "wavelengths": describe_grid(model.wave_aa, model.medium),
+        "n_pixel": model.n_pixel,
+        "medium": model.medium,
+        "first_aa": float(model.wave_aa[0]),
+        "last_aa": float(model.wave_aa[-1]),
+        "observables": {
+            name: list(ends)
+            for name, ends in zip(model.preparation.observable_names, ranges, strict=True)
+        },
+    }
+
+
+def _split(model: Model) -> dict[str, Any]:
+    record = model.split
+    parts = {
+        name: {
+            "rows": int(record.n_rows[name]),
+            "stars": int(record.hashes[name].size),
+            "sha256": record.checksums[name],
+        }
+        for name in PARTS
+    }
+    return {
+        "rule": record.rule,
+        "validation_use": record.validation_use,
+        "warning": record.warning,
+        **parts,
+    }
+
+
+def _calibration(model: Model) -> dict[str, Any]:
+    verdicts: dict[str, Any] = {}
+    if "audit" in model.attachments:
+        audited = model.attachments["audit"].metadata.get("labels")
+        if isinstance(audited, Mapping):
+            verdicts = {
+                name: one.get("verdict") for name, one in audited.items() if isinstance(one, dict)
+            }
+    return {
+        "errors_calibrated": "calibration" in model.attachments,
+        "coverage_known": "coverage" in model.attachments,
+        "verdicts": verdicts,
+    }
+
+
+def _limits(model: Model) -> list[str]:
+    """Return sentences about where the model ends."""
+    about = _calibration(model)
+    limits = [
+        f"Labels beyond the ranges of the training stars are flagged {Flag.LABEL_OUTSIDE.name}, "
+        f"observables beyond theirs {Flag.OBSERVABLE_OUTSIDE.name}."
+    ]
+    if model.simulated:
+        limits.append(
+            "The spectra of the training sample are SIMULATED: figures of merit measured on such "
+            "spectra say how the method works, not how well it does on observed ones."
+        )
+    if not about["errors_calibrated"]:
+        limits.append("Quoted errors are not calibrated; see how many residuals they hold.")
+    if about["coverage_known"]:
+        flags = (Flag.SPECTRUM_UNLIKE, Flag.LABELS_UNLIKE, Flag.RECONSTRUCTION_POOR)
+        names = ", ".join(str(flag.name) for flag in flags)
+        limits.append(f"Stars unlike those of the training sample are flagged: {names}.")
+    else:
+        limits.append("It cannot tell whether a spectrum is unlike those of its training sample.")
+    inferred = [name for name, verdict in about["verdicts"].items() if verdict == "inferred"]
+    if inferred:
+        limits.append(
+            f"Inferred from photometry or other labels rather than measured: {', '.join(inferred)}."
+        )
+    if model.split.warning:
+        limits.append(f"Split: {model.split.warning}.")
+    return limits
+
+
+def _report(given: Path | str | Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """Return a report of `maury validate`, after a look at whose it is."""
+    if isinstance(given, Mapping):
+        content, where = dict(given), "the report"
+    else:
+        where = str(given)
+        try:
+            content = parse_json(Path(given).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read the report {where}: {error}") from error
+    needed = {"statistics", "stars", "survey", "simulated", "n_row", "n_star"}
+    if not isinstance(content, dict) or not needed <= set(content):
+        raise ConfigError(f"{where} is no report of 'maury validate --json'")
+    if content.get("model_checksum") != model.checksum:
+        raise ConfigError(
+            f"{where} is a report of another model, or of an older maury; run 'maury validate' anew"
+        )
+    return content
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+FIGURES = (
+    ("n", "n"),
+    ("bias", "bias"),
+    ("scatter", "sigma"),
+    ("scatter_robust", "robust sigma"),
+    ("slope", "slope"),
+    ("coverage_1sigma", "in 1 sigma"),
+    ("coverage_2sigma", "in 2 sigma"),
+)
+"""Statistics that the text shows, and their headings; the JSON has all."""
+
+
+def markdown(card: "ModelCard") -> str:
+    """Return the card in Markdown."""
+    mark = " (SIMULATED spectra)" if card.simulated else ""
+    blocks = [
+        f"# Model card: {_plain(card.name) or 'a model'}{mark}",
+        _list(
+            {
+                "method": card.method,
+                "checksum": f"`{card.checksum}`",
+                "networks": f"{card.networks['kept']} kept of {card.networks['trained']}"
+                if card.networks["trained"]
+                else "none: a method",
+                "licence": card.licence,
+                "cite": card.citation,
+                "BibTeX keys (`maury cite`)": ", ".join(card.bibtex_keys),
+                "versions": ", ".join(f"{k} {v}" for k, v in card.versions.items()),
+            }
+        ),
+        "## Labels",
+        _table(
+            ("label", "unit", "minimum", "maximum"),
+            [
+                (one["symbol"], one["unit"], _number(one["minimum"]), _number(one["maximum"]))
+                for one in card.labels
+            ],
+        ),
+        "Ranges are those of the training stars.",
+        "## Inputs",
+        _list({"spectrum": card.inputs["wavelengths"], "observables": _observables(card)}),
+        *_data(card),
+        "## Split",
+        _split_text(card),
+        "## Figures of merit",
+        *_metrics(card),
+        "## Errors",
+        _errors(card),
+        "## Limits",
+        "\n".join(f"- {_plain(limit)}" for limit in card.limits),
+    ]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _plain(text: Any) -> str:
+    """Return text that cannot break a line, a table or the markup around it."""
+    plain = " ".join(str(text).split())
+    return plain.replace("|", "/").replace("<", "&lt;")
+
+
+def _list(items: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {_plain(value)}" for name, value in items.items() if value != "")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "unknown" if value is None else f"{value:.{digits}g}"
+
+
+def _observables(card: "ModelCard") -> str:
+    ranges = card.inputs["observables"]
+    texts = [f"{name} ({_number(low)} to {_number(high)})" for name, (low, high) in ranges.items()]
+    return ", ".join(texts) or "none"
+
+
+def _data(card: "ModelCard") -> list[str]:
+    files = card.data.get("files")
+    listed = files if isinstance(files, list) else []
+    plain = {
+        name: value for name, value in card.data.items() if isinstance(value, str | int | float)
+    }
+    rows = [
+        (str(one.get("name", "")), str(one.get("bytes", "")), str(one.get("sha256") or ""))
+        for one in listed
+        if isinstance(one, Mapping)
+    ]
+    table = _table(("file", "bytes", "SHA-256"), rows) if rows else ""
+    dropped = card.training.get("dropped")
+    lost = [f"{n} {reason}" for reason, n in dropped.items() if n] if dropped else []
+    left_out = f"Rows left out: {', '.join(lost) or 'none'}." if dropped else ""
+    return ["## Data", _list(plain) or "Not recorded.", table, left_out]
+
+
+def _split_text(card: "ModelCard") -> str:
+    parts = [
+        (name, str(part["rows"]), str(part["stars"]), part["sha256"])
+        for name, part in card.split.items()
+        if isinstance(part, Mapping)
+    ]
+    use = {
+        "choice": "early stopping and the choice of networks",
+        "calibration": "the calibration of errors alone",
+    }[card.split["validation_use"]]
+    told = f"Rule: {card.split['rule']}. Validation stars serve {use}."
+    return _table(("part", "rows", "stars", "SHA-256 of the stars"), parts) + f"\n\n{told}"
+
+
+def _metrics(card: "ModelCard") -> list[str]:
+    if not card.metrics:
+        return ["None measured; run `maury card MODEL --survey SURVEY`, or `maury validate`."]
+    blocks = []
+    for report in card.metrics:
+        mark = "SIMULATED spectra: " if report["simulated"] else ""
+        caution = f" Note: {report['warning']}." if report.get("warning") else ""
+        blocks.append(
+            f"{mark}{report['n_row']} spectra of {report['n_star']} stars of "
+            f"{_plain(report['survey'])}: {_plain(report['stars'])}.{_plain(caution)}"
+        )
+        rows = [
+            (one["symbol"], one["unit"], *(_figure(one.get(name)) for name, _ in FIGURES))
+            for one in report["statistics"]
+        ]
+        blocks.append(_table(("label", "unit", *(text for _, text in FIGURES)), rows))
+    return blocks
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def _errors(card: "ModelCard") -> str:
+    about = card.calibration
+    calibrated = (
+        "Quoted 1 sigma errors are calibrated on labelled stars that trained no network."
+        if about["errors_calibrated"]
+        else "Quoted errors are not calibrated."
+    )
+    verdicts = ", ".join(f"{name} {verdict}" for name, verdict in about["verdicts"].items())
+    return calibrated + (f" Audit: {_plain(verdicts)}." if verdicts else "")

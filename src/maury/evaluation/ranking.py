@@ -1,0 +1,485 @@
+"""What a comparison of methods found: statistics by kind of star, agreement, losses, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.io.files import writing
+from maury.labels.definitions import Label
+from maury.labels.statistics import LabelStatistics, residual_statistics, robust_sigma
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+__all__ = ["CONSENSUS", "GIVEN", "Answers", "Loss", "Standing", "Standings", "View"]
+
+Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+CONSENSUS = "consensus"
+GIVEN = "as given"
+ALL = "all"
+SPECTRUM = "spectrum"
+_GIANT_LOGG = 3.5
+_SNR_EDGES = (0.0, 40.0, 60.0, np.inf)
+_METAL_EDGES = (-np.inf, -0.5, 0.0, np.inf)
+_FEWEST = 20
+_BOOTSTRAP = 200
+_SIGNIFICANT = 2.0
+_OUTLIER = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Answers of one method to the test stars.
+
+    Attributes
+    ----------
+    name : str
+    inputs : str
+        What it sees, in words.
+    mean, sigma : (n_star, n_label) float64
+        Labels and quoted errors; NaN where it gives none.
+    warned : (n_star,) bool
+    ms : float
+        CPU milliseconds per spectrum, preparation included; NaN if not measured.
+    train_s : float
+        CPU seconds of training, mean over folds; NaN if it was trained elsewhere.
+    """
+
+    name: str
+    inputs: str
+    mean: Float64Array
+    sigma: Float64Array
+    warned: BoolArray
+    ms: float = float("nan")
+    train_s: float = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One set of spectra of the test stars.
+
+    Attributes
+    ----------
+    name : str
+        `GIVEN`, or the simulated S/N.
+    truth : (n_star, n_label) float64
+    snr : (n_star,) float64
+    answers : tuple of Answers
+    bounds : mapping of str to (n_star, n_label) float64
+        Least errors that such spectra allow, for each kind of `Answers.inputs`; of simulated
+        spectra only.
+    """
+
+    name: str
+    truth: Float64Array
+    snr: Float64Array
+    answers: tuple[Answers, ...]
+    bounds: Mapping[str, Float64Array] = field(default_factory=dict)
+
+    def of(self, name: str) -> Answers | None:
+        """Return the answers of a method, or None."""
+        return next((one for one in self.answers if one.name == name), None)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Residuals of one label by one method, of one kind of stars.
+
+    Attributes
+    ----------
+    view, method, inputs, stars : str
+    unanswered : float
+        Share of stars without an answer.
+    outliers : float
+        Share of answers farther off than five times the robust scatter.
+    statistics : LabelStatistics
+    """
+
+    view: str
+    method: str
+    inputs: str
+    stars: str
+    unanswered: float
+    outliers: float
+    statistics: LabelStatistics
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain flat mapping; what could not be measured is None."""
+        own = {k: v for k, v in asdict(self).items() if k != "statistics"}
+        own["outliers"] = _none(self.outliers)
+        return {**own, **self.statistics.to_dict()}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Where one method is better than another, beyond the sampling error of their difference.
+
+    Attributes
+    ----------
+    view, stars, label, unit : str
+    n : int
+        Stars that both answer.
+    loser, winner : str
+    scatter, better : float
+        Robust scatter of the two.
+    significance : float
+        Difference over its standard deviation (paired bootstrap over stars).
+    """
+
+    view: str
+    stars: str
+    label: str
+    unit: str
+    n: int
+    loser: str
+    winner: str
+    scatter: float
+    better: float
+    significance: float
+
+    def __str__(self) -> str:
+        digits = 0 if self.unit == "K" else 3
+        return (
+            f"{self.loser} loses to {self.winner} in {self.label} ({self.stars}, {self.view}): "
+            f"{self.scatter:.{digits}f} against {self.better:.{digits}f} {self.unit}, "
+            f"{self.significance:.1f} sigma, {self.n} spectra"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Standings:
+    """Result of a comparison.
+
+    Attributes
+    ----------
+    labels : tuple of Label
+    views : tuple of View
+        The spectra as given, then simulated ones.
+    not_run : mapping of str to str
+        Methods that could not be trained, and why.
+    survey : str
+    simulated : bool
+        Whether the spectra of the survey are simulated.
+    folds, seed : int
+    noted : mapping
+        Further settings, plain JSON.
+    """
+
+    labels: tuple[Label, ...]
+    views: tuple[View, ...]
+    not_run: Mapping[str, str]
+    survey: str
+    simulated: bool
+    folds: int
+    seed: int
+    noted: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of all methods, in order."""
+        return tuple(one.name for one in self.views[0].answers)
+
+    @property
+    def title(self) -> str:
+        """One line that says what was compared."""
+        view = self.views[0]
+        mark = "SIMULATED spectra: " if self.simulated else ""
+        rule = f"{self.folds} folds" if self.folds > 1 else "one split"
+        return f"{mark}{len(view.truth)} test spectra of {self.survey}, {rule} by star"
+
+    def subsets(self, view: View) -> dict[str, BoolArray]:
+        """Kinds of stars, by the S/N of the view and the true labels."""
+        names = [label.name for label in self.labels]
+        out = {ALL: np.ones(len(view.truth), dtype=np.bool_)}
+        if view.name == GIVEN:
+            for low, high in pairwise(_SNR_EDGES):
+                out[f"S/N {_range(low, high)}"] = (view.snr >= low) & (view.snr < high)
+        if "logg" in names:
+            logg = view.truth[:, names.index("logg")]
+            out |= {"giants": logg < _GIANT_LOGG, "dwarfs": logg >= _GIANT_LOGG}
+        metals = next((name for name in ("m_h", "fe_h") if name in names), None)
+        if metals is not None:
+            value = view.truth[:, names.index(metals)]
+            symbol = self.labels[names.index(metals)].symbol
+            for low, high in pairwise(_METAL_EDGES):
+                out[f"{symbol} {_range(low, high)}"] = (value >= low) & (value < high)
+        return out
+
+    @cached_property
+    def standings(self) -> tuple[Standing, ...]:
+        """Statistics of every label, method, kind of star and view."""
+        return tuple(self._standings())
+
+    def _standings(self) -> Iterator[Standing]:
+        for view in self.views:
+            for stars, chosen in self.subsets(view).items():
+                truth = view.truth[chosen]
+                for one in view.answers:
+                    mean, sigma = one.mean[chosen], one.sigma[chosen]
+                    found = residual_statistics(truth, mean, sigma, labels=self.labels)
+                    for k, statistics in enumerate(found):
+                        known = np.isfinite(truth[:, k])
+                        silent = known & ~np.isfinite(mean[:, k])
+                        yield Standing(
+                            view.name,
+                            one.name,
+                            one.inputs,
+                            stars,
+                            float(silent.sum() / max(known.sum(), 1)),
+                            _outliers(mean[:, k] - truth[:, k]),
+                            statistics,
+                        )
+
+    def of(
+        self, method: str, label: str, *, view: str = GIVEN, stars: str = ALL
+    ) -> Standing | None:
+        """Return the standing of one method in one label, or None."""
+        return self._index.get((view, method, stars, label))
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str, str, str], Standing]:
+        return {(s.view, s.method, s.stars, s.statistics.name): s for s in self.standings}
+
+    def agreement(self, label: str, *, view: str = GIVEN) -> Float64Array:
+        """Robust scatter of the difference of each pair of methods, (n_method, n_method)."""
+        chosen = next(one for one in self.views if one.name == view)
+        k = [one.name for one in self.labels].index(label)
+        values = [one.mean[:, k] for one in chosen.answers]
+        out = np.zeros((len(values), len(values)))
+        for i, first in enumerate(values):
+            for j, second in enumerate(values[:i]):
+                out[i, j] = out[j, i] = robust_sigma(first - second)
+        return out
+
+    def losses(self, method: str) -> list[Loss]:
+        """Say where another method with no more inputs is better; the best of them each time."""
+        return list(self._losses(method))
+
+    def _losses(self, method: str) -> Iterator[Loss]:
+        for view in self.views:
+            own = view.of(method)
+            if own is None:
+                continue
+            rivals = [
+                one
+                for one in view.answers
+                if one.name not in (method, CONSENSUS)
+                and (one.inputs == SPECTRUM or own.inputs != SPECTRUM)
+            ]
+            for stars, chosen in self.subsets(view).items():
+                for k, label in enumerate(self.labels):
+                    found = [
+                        loss
+                        for rival in rivals
+                        if (loss := _compare(view, own, rival, chosen, k, stars, label))
+                    ]
+                    if found:
+                        yield min(found, key=lambda loss: loss.better)
+
+    def to_table(self) -> Table:
+        """Return all statistics, one row per view, method, kind of star and label."""
+        from astropy.table import Table
+
+        rows = [_flat(standing) for standing in self.standings]
+        table = Table(rows=rows)
+        table.meta = {"maury": self._about()}
+        return table
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "simulated": self.simulated,
+            "survey": self.survey,
+            "folds": self.folds,
+            "seed": self.seed,
+            "not_run": dict(self.not_run),
+            "speed": {
+                one.name: {"inputs": one.inputs, "ms": _none(one.ms), "train_s": _none(one.train_s)}
+                for one in self.views[0].answers
+            },
+            **dict(self.noted),
+        }
+
+    def to_json(self) -> str:
+        """All that was measured, as JSON text."""
+        whole = {
+            **self._about(),
+            "standings": [standing.to_dict() for standing in self.standings],
+            "agreement": {
+                label.name: [[_none(float(x)) for x in row] for row in self.agreement(label.name)]
+                for label in self.labels
+            },
+            "scatter_over_bound": {
+                view.name: {
+                    name: [_none(ratio) for ratio in ratios]
+                    for name, ratios in self.over_bound(view).items()
+                }
+                for view in self.views
+                if view.bounds
+            },
+            "methods": list(self.methods),
+            "losses": [
+                asdict(loss)
+                for name in self.methods
+                if name.split("-")[0] == "maury"
+                for loss in self.losses(name)
+            ],
+        }
+        return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+    def write(self, directory: Path | str, *, overwrite: bool = False) -> None:
+        """Write ``comparison.json`` and ``comparison.ecsv`` into a directory."""
+        folder = Path(directory)
+        with writing(folder / "comparison.json", overwrite=overwrite) as partial:
+            partial.write_text(self.to_json(), "utf-8")
+        with writing(folder / "comparison.ecsv", overwrite=overwrite) as partial:
+            self.to_table().write(partial, format="ascii.ecsv", overwrite=True)
+
+    def scatter_rows(self, *, view: str = GIVEN, stars: str = ALL) -> list[tuple[str, ...]]:
+        """Robust scatter of each method in each label as text, the header first."""
+        header = ("method", *(label.symbol for label in self.labels))
+        rows = [header]
+        for name in self.methods:
+            cells = []
+            for label in self.labels:
+                found = self.of(name, label.name, view=view, stars=stars)
+                value = np.nan if found is None else found.statistics.scatter_robust
+                cells.append(_number(value, 0 if label.unit == "K" else 3))
+            rows.append((name, *cells))
+        return rows
+
+    def over_bound(self, view: View) -> dict[str, list[float]]:
+        """Scatter of each method over the Cramer-Rao bound, per label: of the ratios, robust."""
+        return {
+            one.name: [
+                robust_sigma((one.mean - view.truth)[:, k] / view.bounds[one.inputs][:, k])
+                for k in range(len(self.labels))
+            ]
+            for one in view.answers
+            if one.inputs in view.bounds
+        }
+
+    def bound_rows(self, view: View) -> list[tuple[str, ...]]:
+        """Scatter over bound as text, after a header; without bounds the header alone."""
+        header = ("method", *(label.symbol for label in self.labels))
+        ratios = self.over_bound(view).items()
+        return [header, *((name, *(_number(x, 2) for x in row)) for name, row in ratios)]
+
+    def summary_rows(self, *, view: str = GIVEN) -> list[tuple[str, ...]]:
+        """Return inputs, calibration, failures and cost of each method as text, after a header."""
+        header = (
+            "method",
+            "inputs",
+            "slope",
+            "robust z",
+            "in 1 sigma",
+            "failed %",
+            "out. %",
+            "ms",
+            "train s",
+        )
+        rows: list[tuple[str, ...]] = [header]
+        chosen = next(one for one in self.views if one.name == view)
+        for one in chosen.answers:
+            found = [self.of(one.name, label.name, view=view) for label in self.labels]
+            given = [s for s in found if s is not None and s.statistics.n]
+            rows.append(
+                (
+                    one.name,
+                    one.inputs.replace("spectrum, ", "+ "),
+                    _number(_middle([s.statistics.slope for s in given]), 2),
+                    _number(_middle([s.statistics.z_scatter_robust for s in given]), 2),
+                    _number(_middle([s.statistics.coverage_1sigma for s in given]), 2),
+                    _number(100 * _middle([s.unanswered for s in given]), 1),
+                    _number(100 * _middle([s.outliers for s in given]), 1),
+                    _number(one.ms, 3 if one.ms < 1 else 1),
+                    _number(one.train_s, 0),
+                )
+            )
+        return rows
+
+
+def _compare(
+    view: View,
+    own: Answers,
+    rival: Answers,
+    chosen: BoolArray,
+    k: int,
+    stars: str,
+    label: Label,
+) -> Loss | None:
+    truth = view.truth[chosen, k]
+    first, second = own.mean[chosen, k] - truth, rival.mean[chosen, k] - truth
+    both = np.isfinite(first) & np.isfinite(second)
+    first, second = first[both], second[both]
+    if first.size < _FEWEST:
+        return None
+    scatter, better = robust_sigma(first), robust_sigma(second)
+    if not better < scatter:
+        return None
+    drawn = np.random.default_rng(0).integers(0, first.size, (_BOOTSTRAP, first.size))
+    spread = float(np.std(_robust(first[drawn]) - _robust(second[drawn])))
+    significance = (scatter - better) / max(spread, 1e-12)
+    if significance < _SIGNIFICANT:
+        return None
+    return Loss(
+        view.name,
+        stars,
+        label.symbol,
+        label.unit,
+        int(first.size),
+        own.name,
+        rival.name,
+        scatter,
+        better,
+        float(significance),
+    )
+
+
+def _robust(rows: Float64Array) -> Float64Array:
+    middle = np.median(rows, axis=1, keepdims=True)
+    return np.asarray(1.4826 * np.median(np.abs(rows - middle), axis=1))
+
+
+def _outliers(residual: Float64Array) -> float:
+    known = residual[np.isfinite(residual)]
+    if known.size == 0:
+        return float("nan")
+    return float(np.mean(np.abs(known - np.median(known)) > _OUTLIER * robust_sigma(known)))
+
+
+def _range(low: float, high: float) -> str:
+    if not np.isfinite(high):
+        return f">= {low:g}"
+    positive = low == 0.0 and high > 1.0
+    return f"< {high:g}" if positive or not np.isfinite(low) else f"{low:g} to {high:g}"
+
+
+def _flat(standing: Standing) -> dict[str, Any]:
+    return {
+        key: float("nan") if value is None else value for key, value in standing.to_dict().items()
+    }
+
+
+def _none(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _middle(values: Sequence[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.median(known)) if known else float("nan")
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if np.isfinite(value) else "-"

@@ -1,0 +1,277 @@
+"""What a label listens to: its derivative by the flux, beside that of the best linear estimator.
+
+The best estimator has the weights (F + P)^-1 J^T C^-1 (`optimal_weights`): J are the emulator's
+derivatives, C the noise, F = J^T C^-1 J, P the inverse covariance of what is known beforehand. A
+network that reads a label from its own lines has derivatives like these.
+
+Two figures say how alike they are. The correlation compares pixel by pixel. The response is
+the product of the derivatives of a label by the flux with the emulator's derivatives of the flux by
+the same label: what the estimate gains if the spectrum changes by one unit of that label alone. It
+is 1 without prior knowledge and 0 for a label that is inferred from others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_solve_banded
+
+from maury.labels.definitions import LABEL_NAMES
+from maury.model.directory import Model
+from maury.simulation.bound import (
+    _FLUX_FLOOR,
+    _N,
+    _SCALE,
+    Prior,
+    _complete,
+    _Instrument,
+    _prior_precision,
+    _shipped,
+    covers,
+)
+from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel
+from maury.spectra.operators import vacuum_to_air
+
+Float64s = NDArray[np.float64]
+
+LINES: Mapping[str, tuple[float, ...]] = {
+    "Mg": (8473.69, 8710.18, 8712.69, 8717.83, 8736.02),
+    "Al": (8772.87, 8773.90),
+    "Si": (8443.97, 8501.54, 8556.78, 8595.96, 8648.47, 8728.01, 8742.45, 8752.01),
+    "Ca II": (8498.02, 8542.09, 8662.14),
+    "Ti": (8426.51, 8434.96, 8435.65, 8518.35, 8675.37, 8682.98, 8734.71),
+    "Fe": (
+        8439.57,
+        8468.41,
+        8514.07,
+        8526.67,
+        8582.26,
+        8611.80,
+        8621.60,
+        8674.75,
+        8688.62,
+        8757.19,
+        8763.97,
+    ),
+    "Ni": (8501.80, 8606.37, 8636.99, 8702.49, 8770.68),
+}
+"""Strong lines, angstrom in air (Heiter et al. 2021, A&A 645, A106)."""
+
+LINES_OF: Mapping[str, tuple[str, ...]] = {
+    "teff": ("Ca II", "Ti"),
+    "logg": ("Ca II",),
+    "m_h": ("Fe", "Ca II"),
+    "fe_h": ("Fe",),
+    "alpha_m": ("Ca II", "Ti"),
+    "si_fe": ("Si",),
+    "al_fe": ("Al",),
+    "mg_fe": ("Mg",),
+    "ni_fe": ("Ni",),
+}
+"""Lines that are marked for each label."""
+
+STAR_TYPES: Mapping[str, tuple[float, float, float]] = {
+    "Sun-like dwarf": (5772.0, 4.44, 0.0),
+    "red clump giant": (4750.0, 2.45, -0.2),
+    "metal-poor giant": (4700.0, 1.9, -1.0),
+}
+"""Teff (K), log g and [Fe/H] of typical stars."""
+
+_PLACE = [LABEL_NAMES.index(name) for name in ("teff", "logg", "fe_h")]
+_ALIKE = np.array([150.0, 0.3, 0.25])
+_MOST_STARS, _FURTHEST = 8, 3.0
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Derivatives of labels by flux, means over a few stars of one type.
+
+    Attributes
+    ----------
+    star : str
+        The type, a key of `STAR_TYPES`.
+    n : int
+        Stars.
+    teff, logg, fe_h, snr : float
+        Their mean labels, and median S/N.
+    label_names : tuple of str
+        In the order of the first axis of what follows.
+    wave_aa : (n_pixel,) float64
+        As the model takes it.
+    network, optimal : (n_label, n_pixel) float64
+        Unit of the label per unit of flux: the model's derivatives, and the best linear weights.
+    correlation : (n_label,) float64
+        Of the two, over pixels.
+    response, optimal_response : (n_label,) float64
+        Gain of the estimate per unit of the label, all others fixed.
+    """
+
+    star: str
+    n: int
+    teff: float
+    logg: float
+    fe_h: float
+    snr: float
+    label_names: tuple[str, ...]
+    wave_aa: Float64s
+    network: Float64s
+    optimal: Float64s
+    correlation: Float64s
+    response: Float64s
+    optimal_response: Float64s
+
+    @property
+    def slug(self) -> str:
+        """Type of star as a part of a file name."""
+        return self.star.lower().replace(" ", "-")
+
+    def summary(self, position: int) -> str:
+        """Return correlation and response of the label at a position, as text."""
+        correlation, response, best = (
+            f"{round(float(values[position]), 2) + 0.0:.2f}"
+            for values in (self.correlation, self.response, self.optimal_response)
+        )
+        return f"{correlation}, {response} of {best}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain mapping, without the spectra."""
+        numbers = ("star", "n", "teff", "logg", "fe_h", "snr")
+        per_label = ("correlation", "response", "optimal_response")
+        return {name: getattr(self, name) for name in numbers} | {
+            name: dict(zip(self.label_names, map(float, getattr(self, name)), strict=True))
+            for name in per_label
+        }
+
+
+def optimal_weights(
+    labels: ArrayLike,
+    snr: ArrayLike,
+    *,
+    wave_aa: ArrayLike = RAVE_WAVE_AA,
+    prior: Prior = None,
+    noise_correlation: Sequence[float] = (0.44, 0.05),
+    sky: ObservingModel = TRAINING_SKY,
+) -> tuple[Float64s, Float64s]:
+    """Weights of the best linear estimator of each label, and the slopes of the flux.
+
+    Parameters
+    ----------
+    labels : (n_star, 9) array_like
+        In the order of `maury.labels.definitions.LABELS`, finite.
+    snr, wave_aa, prior, noise_correlation, sky
+        As of `maury.simulation.bound.cramer_rao`.
+
+    Returns
+    -------
+    weights : (n_star, 9, n_pixel) float64
+        Unit of the label per unit of flux; all other labels and nuisances are unknown, as far as
+        the prior leaves them so.
+    slopes : (n_star, 9, n_pixel) float64
+        Derivative of the flux by each label, per unit of the label.
+    """
+    values, n_given = _complete(labels)
+    instrument = _Instrument.of(_shipped(), wave_aa, sky, noise_correlation)
+    total = instrument.information(values, snr)
+    total[:, :_N, :_N] += _prior_precision(prior, values)
+    flux, slopes = instrument.derivatives(values)
+    ratio = np.broadcast_to(np.asarray(snr, dtype=np.float64), len(values))[:, None]
+    noise = np.sqrt(np.maximum(flux, _FLUX_FLOOR)) / ratio
+    whitened = (slopes / noise[:, None]).reshape(-1, flux.shape[1])
+    weighted = cho_solve_banded((instrument.factor, True), whitened.T, check_finite=False).T
+    weights = np.linalg.solve(total, weighted.reshape(slopes.shape) / noise[:, None])
+    scale = _SCALE[:n_given, None]
+    return weights[:, :n_given] * scale, slopes[:, :n_given] / scale
+
+
+def nearest_to(star: str, labels: Float64s) -> NDArray[np.int64]:
+    """Return the rows of the stars most like a type: at most eight, none if all are far.
+
+    Parameters
+    ----------
+    star : str
+        A key of `STAR_TYPES`.
+    labels : (n_star, 9) float64
+        In the order of `maury.labels.definitions.LABELS`; stars with NaN are left out.
+    """
+    place = np.array(STAR_TYPES[star])
+    distance = np.sqrt(np.sum(((labels[:, _PLACE] - place) / _ALIKE) ** 2, axis=1))
+    distance = np.where(np.isfinite(labels).all(axis=1), distance, np.inf)
+    order = np.argsort(distance, kind="stable")[:_MOST_STARS]
+    return order[distance[order] < _FURTHEST]
+
+
+def compare_with_optimal(
+    star: str,
+    gradient: Float64s,
+    labels: Float64s,
+    snr: Float64s,
+    *,
+    model: Model,
+    sky: ObservingModel = TRAINING_SKY,
+) -> Sensitivity:
+    """Set a model's derivatives at some stars beside the best linear weights.
+
+    Parameters
+    ----------
+    star : str
+        What to call these stars.
+    gradient : (n_star, 9, n_pixel) float64
+        Derivatives of the labels by the flux.
+    labels : (n_star, 9) float64
+        True labels, finite.
+    snr : (n_star,) float64
+        S/N per pixel.
+    model : Model
+        Its wavelengths, noise and inputs; with photometry the best estimator has it too.
+    sky : ObservingModel
+        As of `maury.simulation.bound.cramer_rao`.
+    """
+    weights, slopes = optimal_weights(
+        labels,
+        snr,
+        wave_aa=air_wavelengths(model),
+        prior="photometry" if sees_photometry(model) else None,
+        noise_correlation=model.preparation.noise_correlation,
+        sky=sky,
+    )
+    mean, best = gradient.mean(axis=0), weights.mean(axis=0)
+    return Sensitivity(
+        star=star,
+        n=len(labels),
+        **dict(
+            zip(("teff", "logg", "fe_h"), map(float, labels[:, _PLACE].mean(axis=0)), strict=True)
+        ),
+        snr=float(np.median(snr)),
+        label_names=LABEL_NAMES,
+        wave_aa=model.wave_aa,
+        network=mean,
+        optimal=best,
+        correlation=np.array([_correlation(a, b) for a, b in zip(mean, best, strict=True)]),
+        response=np.einsum("nlp,nlp->l", gradient, slopes) / len(labels),
+        optimal_response=np.einsum("nlp,nlp->l", weights, slopes) / len(labels),
+    )
+
+
+def can_compare(model: Model) -> bool:
+    """Say whether the emulator knows the labels and the pixels of a model."""
+    return set(LABEL_NAMES) <= set(model.label_names) and covers(air_wavelengths(model))
+
+
+def air_wavelengths(model: Model) -> Float64s:
+    """Return the pixels (n_pixel,) of a model in angstrom in air."""
+    return model.wave_aa if model.medium == "air" else vacuum_to_air(model.wave_aa)
+
+
+def sees_photometry(model: Model) -> bool:
+    """Say whether the networks of a model take observables."""
+    return bool(model.network.get("photometry", True)) and bool(model.preparation.observables)
+
+
+def _correlation(x: Float64s, y: Float64s) -> float:
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])

@@ -1,0 +1,297 @@
+"""How good a model is on stars that took no part in making it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ColumnError, ConfigError, check_known
+from maury.labels.definitions import LABEL_NAMES
+from maury.labels.statistics import LabelStatistics, residual_statistics
+from maury.model.directory import Model
+from maury.prediction.streaming import predict_rows
+from maury.simulation.bound import LabelBound, ObservedModes, compare_with_bound, covers
+from maury.simulation.observing import TRAINING_SKY
+from maury.spectra.operators import vacuum_to_air
+from maury.survey.store import Survey
+
+STARS = {
+    "test": "held-out test stars",
+    "validation": "validation stars, which chose the networks or calibrate their errors",
+    "train": "training stars",
+    "unseen": "stars that took no part in training, choice or calibration",
+}
+"""Which stars can be measured, in words."""
+HEADER = (
+    "label",
+    "unit",
+    "n",
+    "bias",
+    "median",
+    "sigma",
+    "robust sigma",
+    "rms",
+    "slope",
+    "corr.",
+    "in 1 sigma",
+    "in 2 sigma",
+    "robust z",
+    "rank corr.",
+    "sigma / bound",
+    "as observed",
+)
+"""Names of the columns of `ValidationReport.rows`."""
+_MOST_BOUNDS = 1000
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """Statistics of a model on stars whose labels are known.
+
+    Attributes
+    ----------
+    statistics : tuple of LabelStatistics
+        One per label of the model.
+    simulated : bool
+        Whether the spectra are simulated; then these figures say nothing about real spectra.
+    n_row, n_star : int
+        Spectra measured, and the stars that they are of.
+    n_warn : int
+        Spectra with a warning flag; they are measured like the others.
+    stars : str
+        Which stars, in words.
+    model, model_checksum, survey : str
+        Names of the model and the survey; which model it is.
+    warning : str
+        Why the stars are not an independent test; empty if they are.
+    bounds : tuple of LabelBound
+        Residuals over the least that such spectra allow (`maury.simulation.bound`); empty unless
+        the model has the nine labels of `maury.labels.definitions.LABELS`, and the emulator the
+        survey's pixels.
+    bounds_as_observed : tuple of LabelBound
+        The same with the scatter of the continuum, its level included, and of the Ca II cores as
+        the model measured them on its training stars; empty unless it did.
+    with_photometry : bool
+        Whether the model sees photometry, so that "sigma / bound" is over the bound with it.
+    """
+
+    statistics: tuple[LabelStatistics, ...]
+    simulated: bool
+    n_row: int
+    n_star: int
+    n_warn: int
+    stars: str
+    model: str = ""
+    survey: str = ""
+    warning: str = ""
+    bounds: tuple[LabelBound, ...] = ()
+    bounds_as_observed: tuple[LabelBound, ...] = ()
+    with_photometry: bool = True
+    model_checksum: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain mapping; what could not be measured is None."""
+        measured = ("statistics", "bounds", "bounds_as_observed")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in measured}
+        return plain | {name: [one.to_dict() for one in getattr(self, name)] for name in measured}
+
+    def to_json(self) -> str:
+        """Return strict JSON; what could not be measured is null."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    @property
+    def title(self) -> str:
+        """One line that says what was measured, with the mark of simulated spectra."""
+        mark = "SIMULATED spectra: " if self.simulated else ""
+        warned = f", {self.n_warn} spectra with a warning flag" if self.n_warn else ""
+        caution = f"; {self.warning}" if self.warning else ""
+        stars = f"{self.n_row} spectra of {self.n_star} stars"
+        return f"{mark}{stars} ({self.stars}{warned}){caution}"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a table as text: the header, then one row per label."""
+        both = [self._ratios(bounds) for bounds in (self.bounds, self.bounds_as_observed)]
+        rows = [
+            _table_row(one, [ratios.get(one.name, np.nan) for ratios in both])
+            for one in self.statistics
+        ]
+        return [HEADER, *rows]
+
+    def _ratios(self, bounds: tuple[LabelBound, ...]) -> dict[str, float]:
+        name = "ratio_with_photometry" if self.with_photometry else "ratio_spectrum_alone"
+        return {one.name: getattr(one.overall, name) for one in bounds}
+
+
+def validate(
+    model: Model | Path | str,
+    survey: Survey | Path | str,
+    *,
+    split: str = "test",
+    with_bounds: bool = True,
+) -> ValidationReport:
+    """Predict stars whose labels are known, and compare.
+
+    Parameters
+    ----------
+    model, survey
+        The model and a survey with labels, or their paths.
+    split : {"test", "unseen", "validation", "train"}
+        Which stars: those that the model's split held out, those that it has never met, those
+        that chose its networks, or those that trained them. A star that trained the networks is
+        never counted among the first three, whatever the rule of the split.
+    with_bounds : bool
+        Whether to compute the least scatter that such spectra allow, which takes seconds.
+
+    Returns
+    -------
+    ValidationReport
+        Statistics per label over all chosen spectra, flagged or not.
+
+    Raises
+    ------
+    ColumnError
+        If the survey has no values of any label of the model.
+    ConfigError
+        If the survey has no such stars.
+    """
+    model = model if isinstance(model, Model) else Model.open(model)
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    rows = held_out_rows(model, survey, split=split)
+    names = [label.name for label in model.labels]
+    truth = survey.labels(names)[rows]
+    table = predict_rows(model, survey, rows)
+    predicted = np.stack([table[name] for name in names], axis=1)
+    error = np.stack([table[label.error_name] for label in model.labels], axis=1)
+    bounds, as_observed = _bounds(model, survey, truth, table) if with_bounds else ((), ())
+    return ValidationReport(
+        statistics=tuple(residual_statistics(truth, predicted, error, labels=model.labels)),
+        simulated=survey.simulated,
+        n_row=int(rows.size),
+        n_star=_count_stars(survey.star_id[rows]),
+        n_warn=int(table["warn"].sum()),
+        stars=STARS[split],
+        model="" if model.path is None else Path(model.path).name,
+        survey=survey.path.name,
+        warning="" if split == "train" else model.split.warning,
+        bounds=bounds,
+        bounds_as_observed=as_observed,
+        with_photometry=not bounds or bool(model.preparation.observables),
+        model_checksum=model.checksum,
+    )
+
+
+def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArray[np.int64]:
+    """Return the rows that `validate` measures: of such stars, with a label of the model.
+
+    Parameters
+    ----------
+    model : Model
+        Its split says which stars are which.
+    survey : Survey
+        Any survey with labels.
+    split : str
+        As of `validate`.
+
+    Returns
+    -------
+    (n,) int64
+        Row numbers, increasing.
+
+    Raises
+    ------
+    ColumnError, ConfigError
+        As of `validate`.
+    """
+    check_known("split", split, STARS)
+    names = [label.name for label in model.labels]
+    labelled = np.isfinite(survey.labels(names)).any(axis=1)
+    if not labelled.any():
+        raise ColumnError(
+            f"{survey.path} has no values of {', '.join(names)}, with which to compare; "
+            "give a survey with labels"
+        )
+    record, star = model.split, survey.star_id
+    if split == "unseen":
+        chosen = ~record.is_known(star)
+    else:
+        chosen = record.contains(split, star)
+        if split != "train":
+            chosen &= ~record.contains("train", star)
+    rows = np.flatnonzero(chosen & labelled)
+    if rows.size == 0:
+        raise ConfigError(
+            f"none of the {int(labelled.sum())} labelled spectra of {survey.path} is of "
+            f"{STARS[split]}; give the survey that the model was trained on, or one of "
+            "other stars with split='unseen'"
+        )
+    return rows
+
+
+def _bounds(
+    model: Model, survey: Survey, truth: NDArray[np.float64], table: dict[str, NDArray[Any]]
+) -> tuple[tuple[LabelBound, ...], tuple[LabelBound, ...]]:
+    """Compare residuals with their bounds, if these can be computed; of some stars of many."""
+    names = [label.name for label in model.labels]
+    wave_aa = survey.wave_aa if survey.medium == "air" else vacuum_to_air(survey.wave_aa)
+    if not set(LABEL_NAMES) <= set(names) or not covers(wave_aa):
+        return (), ()
+    chosen = slice(None, None, -(-len(truth) // _MOST_BOUNDS))
+
+    def compare(modes: ObservedModes | None) -> tuple[LabelBound, ...]:
+        return compare_with_bound(
+            truth[chosen, [names.index(name) for name in LABEL_NAMES]],
+            np.stack([table[name][chosen] for name in LABEL_NAMES], axis=1),
+            table["snr"][chosen],
+            wave_aa=wave_aa,
+            noise_correlation=model.preparation.noise_correlation,
+            modes=modes,
+            sky=TRAINING_SKY.at_power(survey.resolving_power),
+        )
+
+    modes = _observed_modes(model, wave_aa)
+    return compare(None), () if modes is None else compare(modes)
+
+
+def _observed_modes(model: Model, wave_aa: NDArray[np.float64]) -> ObservedModes | None:
+    """Return what the model measured of its survey, if it did, and at these pixels."""
+    if "sky" not in model.attachments:
+        return None
+    arrays = model.arrays("sky")
+    if not np.array_equal(arrays["wave_aa"], wave_aa):
+        return None
+    return ObservedModes(arrays["calibration.continuum_modes"], arrays["calibration.core_modes"])
+
+
+def _count_stars(star_id: NDArray[np.str_]) -> int:
+    """Count stars; a row without an identifier is a star of its own, as in a split."""
+    blank = int(np.count_nonzero(star_id == ""))
+    return int(np.unique(star_id).size) + max(0, blank - 1)
+
+
+def _table_row(s: LabelStatistics, over_bound: Sequence[float]) -> tuple[str, ...]:
+    digits = 1 if s.unit == "K" else 3
+
+    def number(value: float, places: int = 2) -> str:
+        return f"{value:.{places}f}" if np.isfinite(value) else "-"
+
+    def fraction(value: float, error: float) -> str:
+        return f"{value:.2f} +- {error:.2f}" if np.isfinite(value) else "-"
+
+    sizes = (s.bias, s.bias_robust, s.scatter, s.scatter_robust, s.rms)
+    return (
+        s.symbol,
+        s.unit,
+        str(s.n),
+        *(number(value, digits) for value in sizes),
+        number(s.slope),
+        number(s.correlation),
+        fraction(s.coverage_1sigma, s.coverage_1sigma_error),
+        fraction(s.coverage_2sigma, s.coverage_2sigma_error),
+        number(s.z_scatter_robust),
+        number(s.error_rank_correlation),
+        *(number(ratio) for ratio in over_bound),
+    )

@@ -1,0 +1,166 @@
+"""What a file may ask for: limits that are compared before anything of that size is made.
+
+Files come from anywhere, and a few bytes of them can ask for any amount of memory or time. The
+defaults lie far above real surveys but for `Limits.unfolded_bytes`, and a machine with more memory
+may raise each of them in the environment::
+
+    MAURY_LIMITS="unfolded_bytes=8e9 columns=50000" maury ingest toml survey.toml my.zarr
+"""
+
+import os
+import re
+from collections.abc import Sized
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+
+from maury.errors import ConfigError, InputFileError
+
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_LONGEST_HEAD = 18
+
+
+def unpacked_bytes(file: Path) -> int | None:
+    """Return the bytes that a file in Zstandard frames unfolds to, by the header of the first.
+
+    Nothing else of the file is read. RFC 8878, section 3.1.1.1.
+
+    Parameters
+    ----------
+    file : Path
+
+    Returns
+    -------
+    int or None
+        None if it is no such file, or the header does not say.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(_LONGEST_HEAD)
+    if len(head) < 6 or not head.startswith(_ZSTD):
+        return None
+    flags = head[4]
+    single = flags >> 5 & 1
+    place = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
+    width = (single, 2, 4, 8)[flags >> 6]
+    if not width or len(head) < place + width:
+        return None
+    size = int.from_bytes(head[place : place + width], "little")
+    return size + 256 if width == 2 else size
+
+
+VARIABLE = "MAURY_LIMITS"
+"""Environment variable that raises limits: ``name=number``, separated by blanks or commas."""
+LARGEST_RATIO = 10
+"""A file may always unfold to this many times its own size."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest sizes of what is read.
+
+    Attributes
+    ----------
+    unfolded_bytes : int
+        Bytes in memory of what one compressed file, or one column of a table, unfolds to; also ten
+        times the size of the file, if that is more.
+    rows : int
+        Rows of a table, or spectra of a survey.
+    columns : int
+        Columns of a table.
+    pixels : int
+        Pixels of a spectrum.
+    text_characters : int
+        Characters of a name or an identifier.
+    head_bytes : int
+        Bytes of the header of a text table, a VOTable before its data, or a FITS HDU.
+    hdus : int
+        HDUs of a FITS file.
+    depth : int
+        Levels of nested elements, lists or tables.
+    toml_bytes, json_bytes : int
+        Bytes of a configuration, and of a document of a model.
+    json_items : int
+        Values of such a document.
+    tensor_bytes : int
+        Bytes of one file of a model's arrays.
+    chunk_bytes : int
+        Bytes of one chunk of a survey store or an HDF5 file, unfolded.
+    outside_links : int
+        Whether a folder of spectra may hold links to files outside of it: 1 lets it.
+    """
+
+    unfolded_bytes: int = 2**29
+    rows: int = 100_000_000
+    columns: int = 10_000
+    pixels: int = 10_000_000
+    text_characters: int = 4096
+    head_bytes: int = 2**22
+    hdus: int = 4096
+    depth: int = 64
+    toml_bytes: int = 2**18
+    json_bytes: int = 2**28
+    json_items: int = 4_000_000
+    tensor_bytes: int = 2**29
+    chunk_bytes: int = 2**28
+    outside_links: int = 0
+
+
+def current() -> Limits:
+    """Return the limits, with those that the environment raises.
+
+    Raises
+    ------
+    ConfigError
+        If ``MAURY_LIMITS`` holds anything but names of limits and positive numbers.
+    """
+    return _parsed(os.environ.get(VARIABLE, ""))
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Limits:
+    names = [field.name for field in fields(Limits)]
+    changed: dict[str, int] = {}
+    for word in re.split(r"[\s,;]+", text[:2000]):
+        name, _, value = word.partition("=")
+        if not word:
+            continue
+        if name not in names or not re.fullmatch(
+            r"[0-9]{1,18}|[0-9]{1,9}(\.[0-9]{1,9})?e[0-9]{1,2}", value
+        ):
+            raise ConfigError(
+                f"{VARIABLE} holds {word!r}; write name=number, with names out of "
+                f"{', '.join(names)}"
+            )
+        changed[name] = int(float(value)) if "e" in value else int(value)
+    return replace(Limits(), **changed)
+
+
+def exceeded(path: Path | str, what: str, limit: str) -> InputFileError:
+    """Return the error that a file asks for more than the limit of this name."""
+    return InputFileError(
+        f"{path} {what}, more than the {getattr(current(), limit)} that are read; it is damaged "
+        f"or not what it seems; if it is right, raise the limit by {VARIABLE}='{limit}=...'"
+    )
+
+
+def check_unfolded(n_bytes: int, path: Path) -> None:
+    """Raise `InputFileError` if a file unfolds to absurdly many bytes in memory."""
+    if n_bytes > largest_unfolded(path):
+        raise exceeded(path, f"would fill {n_bytes} bytes of memory", "unfolded_bytes")
+
+
+def largest_unfolded(path: Path) -> int:
+    """Return the bytes that a file may unfold to."""
+    return max(current().unfolded_bytes, LARGEST_RATIO * path.stat().st_size)
+
+
+def check_regular(path: Path) -> None:
+    """Raise `InputFileError` if `path` is a pipe, a socket or a device, which may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputFileError(f"{path} is no regular file; save its content in one, and give that")
+
+
+def check_columns(names: Sized, path: Path) -> None:
+    """Raise `InputFileError` if a table has absurdly many columns."""
+    if len(names) > current().columns:
+        raise exceeded(path, f"has {len(names)} columns", "columns")

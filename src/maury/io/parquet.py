@@ -1,0 +1,158 @@
+"""The footer of a Parquet file, read here before the library reads it.
+
+The footer is a structure of Thrift's compact protocol. Of damaged ones the library aborts the
+process where it should raise an error, and a footer is the only place that says how many values a
+column unfolds to.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maury.errors import InputFileError
+from maury.io.limits import current, exceeded
+
+_MAGIC = b"PAR1"
+_MOST_DEPTH = 24
+_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
+_ROW_GROUPS, _COLUMNS, _META, _PATH, _N_VALUES, _UNPACKED = 4, 1, 3, 3, 5, 6
+
+
+@dataclass(frozen=True)
+class ColumnSize:
+    """How much a column holds, over all row groups.
+
+    Attributes
+    ----------
+    n_value : int
+        Values, those of its lists apart.
+    n_byte : int
+        Bytes of its pages, unpacked.
+    """
+
+    n_value: int
+    n_byte: int
+
+
+def column_sizes(path: Path) -> dict[str, ColumnSize]:
+    """Return the size of each column of a Parquet file, by the first part of its name.
+
+    Raises
+    ------
+    InputFileError
+        If the file has no footer, or one that is damaged or absurdly large.
+    """
+    content = _footer(path)
+    try:
+        root = _Reader(content).struct()
+        groups = [_checked(group, dict) for group in _checked(root.get(_ROW_GROUPS, []), list)]
+        chunks = [
+            _checked(_checked(chunk, dict)[_META], dict)
+            for group in groups
+            for chunk in _checked(group.get(_COLUMNS, []), list)
+        ]
+        found: dict[str, ColumnSize] = {}
+        for chunk in chunks:
+            name = _checked(chunk[_PATH][0], bytes).decode("utf-8")
+            values, size = (_checked(chunk[key], int) for key in (_N_VALUES, _UNPACKED))
+            before = found.get(name, ColumnSize(0, 0))
+            if values < 0 or size < 0:
+                raise ValueError("a negative size")
+            found[name] = ColumnSize(before.n_value + values, before.n_byte + size)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputFileError(
+            f"{path} has a damaged footer ({error!r}); it is cut short or not of its format"
+        ) from error
+    return found
+
+
+def _footer(path: Path) -> bytes:
+    limit = 16 * current().head_bytes
+    with path.open("rb") as stream:
+        end = stream.seek(0, 2)
+        stream.seek(max(end - 8, 0))
+        tail = stream.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != _MAGIC or not 0 < length <= end - 12:
+            raise InputFileError(f"{path} is no Parquet file, or is cut short")
+        if length > limit:
+            raise exceeded(path, f"has a footer of {length} bytes, sixteen times", "head_bytes")
+        stream.seek(end - 8 - length)
+        return stream.read(length)
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{kind.__name__} expected")
+    return value
+
+
+class _Reader:
+    """Reads Thrift's compact protocol into numbers, bytes, lists, and mappings by field."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._place = 0
+        self._depth = 0
+
+    def struct(self) -> dict[int, Any]:
+        """Read the fields of a structure."""
+        self._depth += 1
+        if self._depth > _MOST_DEPTH:
+            raise ValueError("too deep")
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            step, kind = head >> 4, head & 15
+            number = number + step if step else self._signed()
+            fields[number] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind)
+        self._depth -= 1
+        return fields
+
+    def _value(self, kind: int) -> Any:
+        if kind in (_TRUE, _FALSE, _BYTE):
+            return self._byte()
+        if _BYTE < kind < _DOUBLE:
+            return self._signed()
+        if kind == _DOUBLE:
+            return self._bytes(8)
+        if kind == _BINARY:
+            return self._bytes(self._unsigned())
+        if kind in (_LIST, _SET):
+            head = self._byte()
+            count = head >> 4
+            return self._many(self._unsigned() if count == 15 else count, head & 15)
+        if kind == _STRUCT:
+            return self.struct()
+        raise ValueError(f"a field of type {kind}")
+
+    def _many(self, count: int, kind: int) -> list[Any]:
+        # Each element takes a byte at least.
+        if count > len(self._content) - self._place:
+            raise ValueError("a list that is longer than the footer")
+        return [self._value(kind) for _ in range(count)]
+
+    def _byte(self) -> int:
+        value = self._content[self._place]
+        self._place += 1
+        return value
+
+    def _bytes(self, count: int) -> bytes:
+        value = self._content[self._place : self._place + count]
+        if len(value) != count:
+            raise ValueError("a text that is longer than the footer")
+        self._place += count
+        return value
+
+    def _unsigned(self) -> int:
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise ValueError("a number that does not end")
+
+    def _signed(self) -> int:
+        value = self._unsigned()
+        return (value >> 1) ^ -(value & 1)

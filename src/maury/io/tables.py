@@ -1,0 +1,222 @@
+"""Tables of many formats, by one interface: column names, numbers, texts."""
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maury.errors import ColumnError, InputFileError
+from maury.io.limits import check_columns, check_unfolded, current, exceeded
+from maury.io.opening import check_ecsv, check_votable, find_hdu, header_lines, open_fits, reading
+from maury.io.parquet import ColumnSize, column_sizes
+from maury.io.source_table import SourceTable, _is_text
+
+TABLE_SUFFIXES: Mapping[str, str] = {
+    ".fits": "fits",
+    ".fit": "fits",
+    ".fits.gz": "fits",
+    ".vot": "votable",
+    ".xml": "votable",
+    ".votable": "votable",
+    ".ecsv": "ecsv",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+
+
+def table_format(path: Path) -> str:
+    """Return the format that the suffix of `path` tells.
+
+    Raises
+    ------
+    InputFileError
+        If the suffix is of no known table format.
+    """
+    name = path.name.lower()
+    for suffix in sorted(TABLE_SUFFIXES, key=len, reverse=True):
+        if name.endswith(suffix):
+            return TABLE_SUFFIXES[suffix]
+    raise InputFileError(
+        f"{path} has no suffix of a known table format ({', '.join(TABLE_SUFFIXES)}); rename it"
+    )
+
+
+def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) -> SourceTable:
+    """Open a FITS, VOTable, ECSV, CSV, TSV or Parquet table until `stack` closes.
+
+    Parameters
+    ----------
+    path : Path
+        Its suffix tells the format.
+    stack : ExitStack
+        Closes the file.
+    hdu : int or str, optional
+        Which HDU of a FITS file; the first table by default.
+
+    Raises
+    ------
+    InputFileError
+        If the file is missing or damaged, or has no rows.
+    ColumnError
+        If two columns have one name.
+    """
+    kind = table_format(path)
+    with reading(path):
+        if kind == "fits":
+            table = fits_table(
+                find_hdu(open_fits(path, stack, memmap=True), hdu, path, image=False), path
+            )
+        elif kind == "csv":
+            table = _commented_csv(path) if _has_comments(path) else _csv_table(path)
+        elif kind == "parquet":
+            table = _parquet_table(path, stack)
+        else:
+            table = astropy_table(read_votable(path) if kind == "votable" else _ecsv(path), path)
+    check_columns(table.names, path)
+    twice = sorted(name for name, count in Counter(table.names).items() if count > 1)
+    if twice:
+        raise ColumnError(f"{path} has more than one column named {twice[0]!r:.90}; rename one")
+    if max(map(len, table.names), default=0) > current().text_characters:
+        raise exceeded(path, "has a column with a name that is too long", "text_characters")
+    if table.n_row > current().rows:
+        raise exceeded(path, f"promises {table.n_row} rows", "rows")
+    check_unfolded(8 * table.n_row, path)
+    if table.n_row == 0:
+        raise InputFileError(f"{path} has no rows; give a table with at least one")
+    return table
+
+
+def fits_table(hdu: Any, path: Path) -> SourceTable:
+    """Wrap a FITS binary table."""
+    # A column without a name (TTYPE) cannot be asked for.
+    columns = [column for column in hdu.columns if column.name]
+    nulls = {c.name: c.null for c in columns if c.null is not None}
+
+    def raw(name: str) -> Any:
+        values = np.asarray(hdu.data[name])
+        if name in nulls:
+            return np.ma.masked_array(values, mask=values == nulls[name])
+        return values
+
+    units = {c.name: str(c.unit) for c in columns if c.unit}
+    n_row = int(hdu.header["NAXIS2"])
+    return SourceTable(path, tuple(str(c.name) for c in columns), n_row, units, raw)
+
+
+def astropy_table(table: Any, path: Path) -> SourceTable:
+    """Wrap an astropy table in memory."""
+    from astropy.table import Column
+
+    def raw(name: str) -> Any:
+        column = table[name]
+        if not isinstance(column, Column):
+            raise ColumnError(f"{path}, column {name!r}: {type(column).__name__} is not supported")
+        return np.ma.asanyarray(column)
+
+    units = {
+        name: str(table[name].unit) for name in table.colnames if getattr(table[name], "unit", None)
+    }
+    return SourceTable(path, tuple(table.colnames), len(table), units, raw)
+
+
+def read_votable(path: Path) -> Any:
+    """Read the first table of a VOTable into an astropy table."""
+    from astropy.io import votable
+
+    check_votable(path)
+    with reading(path):
+        parsed = votable.parse(str(path), verify="ignore").get_first_table()
+        return parsed.to_table(use_names_over_ids=True)
+
+
+def _ecsv(path: Path) -> Any:
+    from astropy.table import Table
+
+    check_ecsv(path)
+    return Table.read(str(path), format="ascii.ecsv")
+
+
+def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
+    sizes = column_sizes(path)
+    file = open_parquet(path, stack)
+    names = tuple(file.schema_arrow.names)
+    texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    # As words of a dictionary, a text that stands in every row is in memory once.
+    lean = open_parquet(path, stack, dictionaries=texts) if texts else file
+    units = {
+        field.name: field.metadata[b"unit"].decode()
+        for field in file.schema_arrow
+        if field.metadata and b"unit" in field.metadata
+    }
+
+    def raw(name: str) -> Any:
+        check_parquet_column(sizes, name, path)
+        return lean.read([name])[name]
+
+    return SourceTable(path, names, file.metadata.num_rows, units, raw)
+
+
+def open_parquet(path: Path, stack: ExitStack, *, dictionaries: Any = None) -> Any:
+    """Open a Parquet file until `stack` closes; its metadata may hold so many columns at most."""
+    from pyarrow import parquet
+
+    return stack.enter_context(
+        parquet.ParquetFile(
+            path,
+            read_dictionary=dictionaries,
+            thrift_container_size_limit=64 * current().columns,
+            thrift_string_size_limit=16 * current().head_bytes,
+        )
+    )
+
+
+def check_parquet_column(sizes: Mapping[str, ColumnSize], name: str, path: Path) -> None:
+    """Refuse a column that unfolds to absurdly many bytes in memory."""
+    size = sizes.get(name, ColumnSize(0, 0))
+    check_unfolded(max(8 * size.n_value, size.n_byte), path)
+
+
+def _csv_table(path: Path) -> SourceTable:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(header_lines(stream, path), delimiter=delimiter, strict=True), [])
+    names = tuple(name.strip() for name in header)
+    check_columns(names, path)
+    # Everything is read as text: identifiers keep their leading zeros, and blanks are stripped
+    # before numbers are parsed.
+    table = arrow_csv.read_csv(
+        path,
+        read_options=arrow_csv.ReadOptions(
+            skip_rows=1, column_names=[str(k) for k in range(len(names))]
+        ),
+        parse_options=arrow_csv.ParseOptions(delimiter=delimiter),
+        convert_options=arrow_csv.ConvertOptions(
+            column_types={str(k): pa.string() for k in range(len(names))}
+        ),
+    )
+    return SourceTable(
+        path, names, table.num_rows, {}, lambda name: table.column(names.index(name))
+    )
+
+
+def _has_comments(path: Path) -> bool:
+    """Whether a CSV file is packed, or begins with comments, as those of the Gaia archive."""
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    return head == b"\x1f\x8b" or head[:1] == b"#"
+
+
+def _commented_csv(path: Path) -> SourceTable:
+    from maury.io.array_csv import ArrayCsv
+
+    return ArrayCsv(path, ()).table

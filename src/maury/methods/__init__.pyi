@@ -1,0 +1,2 @@
+from .protocols import Method as Method
+from .protocols import MethodSettings as MethodSettings

@@ -1,0 +1,202 @@
+"""Training of a spectral network on observed spectra, with theory's derivatives as a guide."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maury.errors import TrainingError
+from maury.methods.dd_payne_network import SpectralNetwork
+
+__all__ = ["Guide", "NetworkTraining", "train_spectral_network"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+_BETAS = (0.9, 0.98)
+_GRADIENT_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class NetworkTraining:
+    """How a spectral network is trained.
+
+    Attributes
+    ----------
+    hidden : int
+        Width of both hidden layers.
+    steps, batch_size, guide_size : int
+        Steps, and stars and guides per step.
+    learning_rate : float
+        Largest step size of Adam; it falls by a cosine.
+    penalty : float
+        Weight of the differences of derivatives.
+    warm : float
+        Share of the steps, at the start, in which the flux is learnt from theory too.
+    """
+
+    hidden: int
+    steps: int
+    batch_size: int
+    guide_size: int
+    learning_rate: float
+    penalty: float
+    warm: float
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Theory at some labels.
+
+    Attributes
+    ----------
+    labels : (n, n_label) float64
+    flux : (n, n_pixel) float32
+    slopes : (n, n_label, n_pixel) float32
+        Per unit of each label.
+    noise : float
+        Flux differences below which are of no account.
+    """
+
+    labels: Float64Array
+    flux: Float32Array
+    slopes: Float32Array
+    noise: float
+
+
+def train_spectral_network(
+    labels: Float64Array,
+    flux: Float32Array,
+    weight: Float32Array,
+    *,
+    guide: Guide,
+    config: NetworkTraining,
+    seed: int,
+) -> SpectralNetwork:
+    """Minimise chi-square plus `penalty` times |derivative - that of theory|, on one thread.
+
+    Xiang et al. (2019, ApJS 245, 34), eq. 3: the data say how strong lines are, theory which label
+    moves which pixel, so that labels correlated among stars are not taken for one another.
+
+    Parameters
+    ----------
+    labels : (n_star, n_label) float64
+    flux, weight : (n_star, n_pixel) float32
+        Weight is the inverse variance, 0 in a bad pixel.
+    guide : Guide
+    config : NetworkTraining
+    seed : int
+
+    Raises
+    ------
+    TrainingError
+        If the loss is no longer finite.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _train(labels, flux, weight, guide, config, seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(
+    labels: Float64Array,
+    flux: Float32Array,
+    weight: Float32Array,
+    guide: Guide,
+    config: NetworkTraining,
+    seed: int,
+) -> SpectralNetwork:
+    low = np.minimum(labels.min(axis=0), guide.labels.min(axis=0))
+    high = np.maximum(labels.max(axis=0), guide.labels.max(axis=0))
+    width = np.where(high > low, high - low, 1.0)
+    mean = np.where(weight > 0, flux, np.nan)
+    start = np.nan_to_num(np.nanmean(mean, axis=0), nan=1.0).astype(np.float32)
+    layers = _initial(labels.shape[1], config.hidden, start)
+    stars = [
+        torch.from_numpy(a.astype(np.float32))
+        for a in ((labels - low) / width - 0.5, np.where(weight > 0, flux, 0.0), weight)
+    ]
+    theory = [
+        torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
+        for a in (
+            (guide.labels - low) / width - 0.5,
+            guide.flux,
+            guide.slopes * width[:, None].astype(np.float32),
+        )
+    ]
+    optimizer = torch.optim.Adam(layers, lr=config.learning_rate, betas=_BETAS, fused=True)
+    rng = np.random.default_rng(seed)
+    for step in range(config.steps):
+        progress = step / config.steps
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+        near = rng.integers(0, len(guide.labels), config.guide_size)
+        loss = _guide_loss(layers, [a[near] for a in theory], guide.noise, config, progress)
+        if progress >= config.warm:
+            rows = rng.integers(0, len(labels), config.batch_size)
+            x, seen, precision = (a[rows] for a in stars)
+            loss = loss + (precision * (_forward(layers, x) - seen) ** 2).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(layers, _GRADIENT_NORM)
+        optimizer.step()
+        if step % 100 == 0 and not math.isfinite(float(loss.detach())):
+            raise TrainingError(f"the loss is no longer finite at step {step}; lower learning_rate")
+    names = ("weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
+    arrays = {n: a.detach().numpy() for n, a in zip(names, layers, strict=True)}
+    return SpectralNetwork(low, low + width, **arrays)
+
+
+def _initial(n_label: int, hidden: int, start: Float32Array) -> list[Tensor]:
+    sizes = [(n_label, hidden), (hidden, hidden), (hidden, start.size)]
+    layers = []
+    for number, (n_in, n_out) in enumerate(sizes):
+        gain = 0.1 if number == 2 else 1.0
+        layers.append(torch.randn(n_in, n_out) * (gain * math.sqrt(2.0 / n_in)))
+        layers.append(torch.zeros(n_out))
+    layers[1] = torch.rand(hidden) - 0.5
+    layers[5] = torch.from_numpy(start.copy())
+    return [layer.requires_grad_() for layer in layers]
+
+
+def _forward(layers: list[Tensor], x: Tensor) -> Tensor:
+    for weight, bias in ((layers[0], layers[1]), (layers[2], layers[3])):
+        x = torch.nn.functional.silu(x @ weight + bias)
+    return x @ layers[4] + layers[5]
+
+
+def _with_slopes(layers: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Flux, and derivatives (n, n_label, n_pixel) carried forward through the layers."""
+    slope = layers[0].expand(len(x), -1, -1)
+    for number, (weight, bias) in enumerate(((layers[0], layers[1]), (layers[2], layers[3]))):
+        if number:
+            slope = slope @ weight
+        x = x @ weight + bias
+        gate = torch.sigmoid(x)
+        slope = slope * (gate * (1.0 + x * (1.0 - gate)))[:, None]
+        x = x * gate
+    return x @ layers[4] + layers[5], slope @ layers[4]
+
+
+def _guide_loss(
+    layers: list[Tensor],
+    theory: list[Tensor],
+    noise: float,
+    config: NetworkTraining,
+    progress: float,
+) -> Tensor:
+    x, flux, slopes = theory
+    found, found_slopes = _with_slopes(layers, x)
+    loss = config.penalty * (found_slopes - slopes).abs().mean() / noise
+    if progress < config.warm:
+        loss = loss + ((found - flux) ** 2).mean() / noise**2
+    return loss

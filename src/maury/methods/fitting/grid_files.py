@@ -1,0 +1,298 @@
+"""Grids of spectra in files: FERRE's format, and directories of spectra as Synspec writes them.
+
+A FERRE grid is one text file: a header ``&SYNTH ... /`` of Fortran assignments, then one spectrum
+per line, the last dimension varying fastest (FERRE user guide, "Structure of the grid files").
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import InputFileError
+from maury.io.limits import check_regular
+from maury.methods.fitting.grid import Grid, Interpolation
+from maury.spectra.operators import Resampler, vacuum_to_air
+
+__all__ = ["LABEL_ALIASES", "read_ferre_grid", "read_synspec_grid"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+LABEL_ALIASES: dict[str, str] = {
+    "teff": "teff",
+    "log(g)": "logg",
+    "logg": "logg",
+    "metals": "m_h",
+    "[m/h]": "m_h",
+    "[fe/h]": "fe_h",
+    "o mg si s ca ti": "alpha_m",
+    "[alpha/m]": "alpha_m",
+    "[alpha/fe]": "alpha_m",
+    "log10vdop": "log_vmic",
+    "vmicro": "vmic",
+}
+"""Names that grid files give to labels, in lower case."""
+_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+_MAX_HEADER_LINES = 1000
+_LONGEST_LINE = 65536
+
+
+def read_ferre_grid(
+    path: Path,
+    *,
+    wave_aa: Float64Array,
+    resolving_power: float = 0.0,
+    interpolation: Interpolation = "cubic",
+    components: int = 0,
+) -> Grid:
+    """Read a grid in FERRE's format, seen on the pixels of a survey.
+
+    Parameters
+    ----------
+    path : Path
+        One text file, its grid not compressed.
+    wave_aa : (n_pixel,) float64
+        Pixels, angstrom in air.
+    resolving_power : float
+        To which the spectra are broadened; 0 leaves them as they are.
+    interpolation, components
+        As of `maury.methods.fitting.grid.Grid.build`.
+
+    Raises
+    ------
+    InputFileError
+        If it is no such file, is cut short, or does not reach over the pixels.
+    """
+    try:
+        header, spectra = _read_lines(path)
+        return _from_lines(
+            path, header, spectra, wave_aa, (resolving_power, interpolation, components)
+        )
+    except InputFileError:
+        raise
+    except (ValueError, ArithmeticError, IndexError, MemoryError) as error:
+        raise InputFileError(f"the header of {path} is damaged: {error}") from error
+
+
+def _from_lines(
+    path: Path,
+    header: Mapping[str, str],
+    spectra: Float32Array,
+    wave_aa: Float64Array,
+    options: tuple[float, Interpolation, int],
+) -> Grid:
+    resolving_power = options[0]
+    sizes = [int(value) for value in _numbers(header, "N_P", path)]
+    starts, steps = _numbers(header, "LLIMITS", path), _numbers(header, "STEPS", path)
+    labels = [header.get(f"LABEL({k + 1})", f"label_{k + 1}") for k in range(len(sizes))]
+    if int(_numbers(header, "NPCA", path, [0.0])[0]):
+        raise InputFileError(f"{path} is compressed (NPCA); give the grid of spectra itself")
+    if min(sizes, default=0) < 1 or math.prod(sizes) != len(spectra):
+        raise InputFileError(
+            f"{path} holds {len(spectra)} spectra where its header says {math.prod(sizes)}"
+        )
+    axes = {
+        _label_name(name): np.asarray(start + step * np.arange(size), dtype=np.float64)
+        for name, start, step, size in zip(labels, starts, steps, sizes, strict=True)
+    }
+    wave = _wavelengths(header, spectra.shape[1], path)
+    grid_power = _numbers(header, "RESOLUTION", path, [np.inf])[0]
+    seen = _on_pixels(path, wave, spectra, wave_aa, (grid_power, resolving_power))
+    return _as_grid(path, axes, seen, wave_aa, (options[1], options[2]))
+
+
+def read_synspec_grid(
+    directory: Path,
+    *,
+    wave_aa: Float64Array,
+    resolving_power: float = 0.0,
+    interpolation: Interpolation = "cubic",
+    components: int = 0,
+) -> Grid:
+    """Read a directory of synthetic spectra, as Synspec writes them, seen on a survey's pixels.
+
+    ``index.csv`` has a column ``file``, and one per label; each file has two columns, wavelength
+    (angstrom in air) and flux, continuum = 1. All combinations of the labels' values must be there.
+
+    Parameters
+    ----------
+    directory : Path
+    wave_aa, resolving_power, interpolation, components
+        As of `read_ferre_grid`.
+
+    Raises
+    ------
+    InputFileError
+        If a file is missing or damaged, or a combination is not there.
+    """
+    rows = _read_index(directory / "index.csv")
+    names = [name for name in rows[0] if name != "file"]
+    try:
+        values = np.array([[float(row[name]) for name in names] for row in rows])
+    except (TypeError, ValueError) as error:
+        raise InputFileError(f"{directory / 'index.csv'}: a label is no number: {error}") from error
+    axes = {_label_name(n): np.unique(values[:, k]) for k, n in enumerate(names)}
+    places = np.column_stack(
+        [np.searchsorted(axis, values[:, k]) for k, axis in enumerate(axes.values())]
+    )
+    sizes = [axis.size for axis in axes.values()]
+    order = np.ravel_multi_index(tuple(places.T), sizes)
+    if len(rows) != np.prod(sizes) or np.unique(order).size != len(rows):
+        raise InputFileError(
+            f"{directory} has {len(rows)} spectra for {np.prod(sizes)} combinations of "
+            f"{', '.join(names)}; a grid needs each of them once"
+        )
+    seen = np.empty((len(rows), wave_aa.size), dtype=np.float32)
+    for row, place in zip(rows, order, strict=True):
+        file = _inside(directory, row["file"])
+        table = _load_text(file)
+        if table.shape[1] < 2:
+            raise InputFileError(f"{file} has no two columns of wavelength and flux")
+        spectrum = table[:, 1][None].astype(np.float32)
+        seen[place] = _on_pixels(file, table[:, 0], spectrum, wave_aa, (np.inf, resolving_power))
+    return _as_grid(directory, axes, seen, wave_aa, (interpolation, components))
+
+
+def _inside(directory: Path, name: Any) -> Path:
+    """Return a file of a directory; names and links that lead out of it are refused."""
+    file = directory / str(name)
+    if not name or "\0" in str(name) or not file.resolve().is_relative_to(directory.resolve()):
+        raise InputFileError(
+            f"{directory / 'index.csv'} names {name!r}, which is not in its folder"
+        )
+    return file
+
+
+def _as_grid(
+    path: Path,
+    axes: Mapping[str, Float64Array],
+    seen: Float32Array,
+    wave_aa: Float64Array,
+    options: tuple[Interpolation, int],
+) -> Grid:
+    none = np.zeros(wave_aa.size, dtype=np.float32)
+    try:
+        grid = Grid(tuple(axes), tuple(axes.values()), seen, None, none, wave_aa, none, options[0])
+    except ValueError as error:
+        raise InputFileError(f"{path} is no regular grid: {error}") from error
+    return grid.compressed(options[1]) if options[1] else grid
+
+
+def _read_lines(path: Path) -> tuple[dict[str, str], Float32Array]:
+    try:
+        check_regular(path)
+        with path.open(encoding="ascii") as file:
+            header: dict[str, str] = {}
+            if "&SYNTH" not in file.readline(_LONGEST_LINE).upper():
+                raise InputFileError(f"{path} does not begin with &SYNTH, so it is no FERRE grid")
+            for _ in range(_MAX_HEADER_LINES):
+                line = file.readline(_LONGEST_LINE)
+                if not line or line.strip() == "/":
+                    break
+                key, _, value = line.partition("=")
+                header[key.strip().upper().replace(" ", "")] = value.strip().strip("'\"").strip()
+            spectra = np.loadtxt(file, dtype=np.float32, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise InputFileError(f"cannot read {path}: {error}") from error
+    return header, spectra
+
+
+def _numbers(
+    header: Mapping[str, str], key: str, path: Path, default: list[float] | None = None
+) -> list[float]:
+    if key not in header:
+        if default is None:
+            raise InputFileError(f"the header of {path} has no {key}")
+        return default
+    try:
+        return [float(text) for text in re.split(r"[\s,]+", header[key].strip()) if text]
+    except ValueError as error:
+        raise InputFileError(f"the header of {path} has {key} = {header[key]!r}") from error
+
+
+def _wavelengths(header: Mapping[str, str], n_pixel: int, path: Path) -> Float64Array:
+    first, step = _numbers(header, "WAVE", path)
+    wave = first + step * np.arange(n_pixel)
+    scale = int(_numbers(header, "LOGW", path, [0.0])[0])
+    if scale == 1:
+        wave = 10.0**wave
+    elif scale == 2:
+        wave = np.exp(wave)
+    vacuum = int(_numbers(header, "VACUUM", path, [0.0])[0])
+    return np.asarray(vacuum_to_air(wave) if vacuum else wave)
+
+
+def _on_pixels(
+    path: Path,
+    wave: Float64Array,
+    spectra: Float32Array,
+    wave_aa: Float64Array,
+    powers: tuple[float, float],
+) -> Float32Array:
+    """Broaden spectra from one resolving power to another, and average them over pixels."""
+    if not np.isfinite(spectra).all():
+        raise InputFileError(f"{path} has flux that is not finite")
+    try:
+        resampler = Resampler(wave, wave_aa)
+    except ValueError as error:
+        raise InputFileError(f"{path}: {error}") from error
+    before, after = powers
+    if after > 0:
+        spectra = _broaden(wave, spectra, np.sqrt(max(after**-2.0 - before**-2.0, 0.0)))
+    flux, ivar = resampler(spectra, np.ones_like(spectra))
+    if not (ivar > 0).all():
+        raise InputFileError(
+            f"{path} covers {wave[0]:.1f}-{wave[-1]:.1f} angstrom, which is less than the pixels "
+            f"{wave_aa[0]:.1f}-{wave_aa[-1]:.1f}; cut the survey in the preparation"
+        )
+    return np.asarray(flux, dtype=np.float32)
+
+
+def _broaden(wave: Float64Array, spectra: Float32Array, inverse_power: float) -> Float32Array:
+    """Convolve with a Gaussian whose FWHM is the wavelength times `inverse_power`."""
+    if inverse_power == 0.0:
+        return spectra
+    even = np.geomspace(wave[0], wave[-1], 2 * wave.size)
+    sigma = inverse_power / _FWHM_PER_SIGMA / np.log(even[1] / even[0])
+    reach = max(1, int(np.ceil(4 * sigma)))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+    out = np.empty_like(spectra)
+    for k, row in enumerate(spectra):
+        padded = np.pad(np.interp(even, wave, row), reach, mode="edge")
+        out[k] = np.interp(wave, even, np.convolve(padded, kernel, mode="valid"))
+    return out
+
+
+def _read_index(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputFileError(f"cannot read {path}: {error}") from error
+    if not rows or "file" not in rows[0] or len(rows[0]) < 2 or None in rows[0]:
+        raise InputFileError(f"{path} needs a column 'file' and one per label")
+    return rows
+
+
+def _load_text(path: Path) -> Float64Array:
+    try:
+        check_regular(path)
+        # By its name alone numpy would unpack a file, or ask for it elsewhere.
+        with path.open(encoding="ascii") as stream:
+            return np.asarray(np.loadtxt(stream, ndmin=2), dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise InputFileError(f"cannot read {path}: {error}") from error
+
+
+def _label_name(text: str) -> str:
+    plain = " ".join(text.lower().split())
+    return LABEL_ALIASES.get(plain, re.sub(r"[^a-z0-9]+", "_", plain).strip("_") or "label")

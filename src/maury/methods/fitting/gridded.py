@@ -1,0 +1,456 @@
+"""Grids of the calibrated emulator, and what methods that fit them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from maury.errors import ConfigError, TrainingError
+from maury.labels.definitions import LABEL_NAMES
+from maury.labels.statistics import robust_scale, robust_sigma
+from maury.methods.fitting.chain import Chain, Continuum, Modes, Operator, Shift
+from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.grid import Grid, Interpolation
+from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.theory import (
+    LEAST_STARS,
+    at_rest,
+    calibrate,
+    complete_stars,
+    external_prior,
+    finite_rows,
+    in_air,
+    nuisance_sigmas,
+    observed_chain,
+    require_emulator,
+    residual_modes,
+    residual_variance,
+    shipped_emulator,
+    smooth_patterns,
+    typical_labels,
+)
+from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.simulation.observing import TRAINING_SKY
+from maury.spectra.preparation import Inputs
+
+__all__ = ["Foundation", "GridFit", "GridMethod", "GridSettings", "Pattern", "axes_around"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+STEPS: dict[str, float] = {
+    "teff": 250.0,
+    "logg": 0.5,
+    "m_h": 0.25,
+    "alpha_m": 0.14,
+    "si_fe": 0.2,
+    "al_fe": 0.25,
+    "mg_fe": 0.2,
+    "ni_fe": 0.2,
+}
+"""Greatest step of each axis of a grid."""
+_CLIP = 2.5
+_RIDGE = 1e-3
+_MOST_NODES = 60_000
+_STEP_SHARE = 1e-3
+
+
+class GridSettings(MethodSettings):
+    """Settings of a method that fits a grid.
+
+    Attributes
+    ----------
+    axes : tuple of str
+        Labels of the grid; the others follow them as among the training stars.
+    interpolation : {"linear", "quadratic", "cubic"}
+        See `maury.methods.fitting.grid`.
+    components : int
+        Principal components of the grid; 0 keeps its pixels.
+    calibrate : bool
+        Whether theory is calibrated on the training stars.
+    nuisances : bool
+        Whether a velocity and a continuum residual are fitted with the labels.
+    external : tuple of str
+        Axes that are taken from columns of the survey, such as a seismic ``logg``.
+    rv_error_kms : float
+        Standard deviation of the velocity left in the spectra.
+    starts : int
+        Fits per star, from the best of so many parts of the grid.
+    """
+
+    axes: tuple[str, ...] = ("teff", "logg", "m_h", "alpha_m")
+    interpolation: Interpolation = "cubic"
+    components: int = Field(default=80, ge=0, le=400)
+    calibrate: bool = True
+    nuisances: bool = True
+    external: tuple[str, ...] = ()
+    rv_error_kms: float = Field(default=1.3, gt=0.0, le=10.0)
+    starts: int = Field(default=1, ge=1, le=8)
+
+    @model_validator(mode="after")
+    def _known_axes(self) -> Self:
+        unknown = [name for name in self.axes if name not in STEPS]
+        if unknown or not self.axes or len(set(self.axes)) < len(self.axes):
+            raise ValueError(f"axes must be some of {', '.join(STEPS)}, got {self.axes}")
+        outside = [name for name in self.external if name not in self.axes]
+        if outside:
+            raise ValueError(f"external labels must be axes, got {', '.join(outside)}")
+        return self
+
+
+def axes_around(names: tuple[str, ...], bounds: Float64Array) -> dict[str, Float64Array]:
+    """Node values by label, equally spaced within `bounds` (n_axis, 2).
+
+    Raises
+    ------
+    ConfigError
+        If the grid would be too large.
+    """
+    axes = {}
+    for name, (low, high) in zip(names, bounds, strict=True):
+        count = int(np.ceil((high - low) / STEPS[name])) + 1
+        axes[name] = np.linspace(low, high, max(count, 2))
+    size = int(np.prod([axis.size for axis in axes.values()]))
+    if size > _MOST_NODES:
+        raise ConfigError(
+            f"a grid of {', '.join(names)} would have {size} nodes, more than {_MOST_NODES}; "
+            "take fewer axes"
+        )
+    return axes
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """How the nine labels follow some of them, among labelled stars: quadratic polynomials.
+
+    Attributes
+    ----------
+    core : tuple of str
+        The labels that the others follow.
+    centre, scale : (n_core,) float64
+    polynomial : (n_term, 9) float64
+    scatter : (9,) float64
+        1 sigma about it; zero for the core.
+    """
+
+    core: tuple[str, ...]
+    centre: Float64Array
+    scale: Float64Array
+    polynomial: Float64Array
+    scatter: Float64Array
+
+    @classmethod
+    def learn(cls, core: tuple[str, ...], truth: Float64Array) -> Self:
+        """Learn from nine labels (n_star, 9)."""
+        index = [LABEL_NAMES.index(name) for name in core]
+        centre, scale = robust_scale(truth[:, index])
+        terms = _terms(truth[:, index], centre, scale)
+        normal = terms.T @ terms + _RIDGE * len(truth) * np.eye(terms.shape[1])
+        polynomial = np.linalg.solve(normal, terms.T @ truth)
+        error = truth - terms @ polynomial
+        scatter = np.array([robust_sigma(column) for column in error.T])
+        scatter[index] = 0.0
+        return cls(core, centre, scale, np.asarray(polynomial, dtype=np.float64), scatter)
+
+    def complete(self, core: Float64Array) -> Float64Array:
+        """Nine labels (n_star, 9) of a core (n_star, n_core)."""
+        out = _terms(core, self.centre, self.scale) @ self.polynomial
+        if "m_h" in self.core and "fe_h" not in self.core:
+            # Beyond the labelled stars, iron still follows all metals.
+            metals = LABEL_NAMES.index("m_h")
+            given = core[:, self.core.index("m_h")]
+            out[:, LABEL_NAMES.index("fe_h")] += given - out[:, metals]
+        out[:, [LABEL_NAMES.index(name) for name in self.core]] = core
+        return np.asarray(out)
+
+    def slopes(self, core: Float64Array) -> Float64Array:
+        """Return derivatives (n_star, 9, n_core) of `complete`."""
+        steps = _STEP_SHARE * self.scale
+        ends = [
+            self.complete(core + sign * step) for step in np.diag(steps) for sign in (1.0, -1.0)
+        ]
+        rise = np.stack(ends).reshape(len(steps), 2, *ends[0].shape)
+        slopes = (rise[:, 0] - rise[:, 1]) / (2 * steps[:, None, None])
+        return np.asarray(slopes.transpose(1, 2, 0))
+
+
+def _terms(core: Float64Array, centre: Float64Array, scale: Float64Array) -> Float64Array:
+    scaled = np.clip((core - centre) / scale, -_CLIP, _CLIP)
+    first, second = np.triu_indices(scaled.shape[1])
+    return np.column_stack([np.ones(len(scaled)), scaled, scaled[:, first] * scaled[:, second]])
+
+
+@dataclass(frozen=True, eq=False)
+class GridFit:
+    """The fit of a grid, with a velocity and a smooth continuum as nuisances.
+
+    Attributes
+    ----------
+    grid : Grid
+    continuum : (n_mode, n_pixel) float32
+        Patterns of the continuum residual, one standard deviation each; none leaves nuisances out.
+    noise_correlation : tuple of float
+    rv_error_kms : float
+    starts : int
+    residual : (n_mode, n_pixel) float32 or None
+        Further patterns, added to the flux, in which stars differ from the grid.
+    """
+
+    grid: Grid
+    continuum: Float32Array
+    noise_correlation: tuple[float, ...]
+    rv_error_kms: float
+    starts: int = 1
+    residual: Float32Array | None = None
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The grid, shifted, times the continuum, with further patterns."""
+        operators: tuple[Operator, ...] = ()
+        if len(self.continuum):
+            operators = (Shift(self.grid.wave), Continuum(self.continuum))
+        if self.residual is not None:
+            operators = (*operators, Modes(self.residual, "residual"))
+        return Chain(self.grid, operators, self.grid.wave, self.grid.own_variance)
+
+    @cached_property
+    def fitter(self) -> Fitter:
+        """Its fitter."""
+        block = 256 if len(self.chain.label_names) < 8 else 64
+        return Fitter(
+            self.chain, noise_correlation=self.noise_correlation, block=block, tolerance=0.05
+        )
+
+    def with_variance(self, own: Float32Array) -> Self:
+        """Return the fit with that variance of the model, besides that of its components."""
+        return replace(self, grid=replace(self.grid, own_variance=self.grid.own_variance + own))
+
+    def fit(
+        self,
+        inputs: Inputs,
+        *,
+        external: Mapping[str, External] | None = None,
+        truth: Float64Array | None = None,
+    ) -> FitResult:
+        """Fit spectra; with `truth` (n_star, n_axis), only the nuisances.
+
+        Returns
+        -------
+        FitResult
+            Of the axes, then the nuisances.
+        """
+        flux, ivar, n = inputs.flux, inputs.ivar, len(inputs)
+        names, count = self.chain.label_names, len(self.grid.label_names)
+        sigmas = nuisance_sigmas(names[count:], self.rv_error_kms)
+        prior = Prior.of(names, n, sigmas)
+        frozen = np.zeros((n, len(names)), dtype=np.bool_)
+        frozen[:, :count] = truth is not None
+        places = np.zeros((self.starts, n, len(names)))
+        places[:, :, :count] = self._starts(flux, ivar) if truth is None else truth
+        for name, known in (external or {}).items():
+            added, exact = external_prior(names, name, known)
+            prior += added
+            column = names.index(name)
+            there = np.isfinite(known.value)
+            places[:, :, column] = np.where(there, known.value, places[:, :, column])
+            frozen[:, column] |= exact
+        return self.fitter.fit(flux, ivar, places, prior=prior, frozen=frozen)
+
+    def _starts(self, flux: Float32Array, ivar: Float32Array) -> Float64Array:
+        """Labels (n_start, n_star, n_axis) of good nodes."""
+        best = self.grid.nearest(flux, ivar)
+        if self.starts == 1:
+            return best[None]
+        middle, width = self.grid.bounds.mean(axis=1), np.ptp(self.grid.bounds, axis=1)
+        other = [best]
+        for number in range(1, self.starts):
+            # Directions to the corners of the grid, one after the other.
+            sign = 1.0 - 2.0 * (((number >> np.arange(middle.size)) & 1) > 0)
+            other.append(0.5 * (best + middle + 0.3 * sign * width))
+        return np.stack(other)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return arrays from which `from_arrays` makes an equal one."""
+        arrays = self.grid.to_arrays("grid")
+        if len(self.continuum):
+            arrays["continuum"] = self.continuum
+        if self.residual is not None and len(self.residual):
+            arrays["residual"] = self.residual
+        return arrays
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], settings: GridSettings
+    ) -> Self:
+        """Read what `to_arrays` gave."""
+        grid = Grid.from_arrays(
+            arrays,
+            "grid",
+            label_names=about["axes"],
+            interpolation=settings.interpolation,
+        )
+        none = np.zeros((0, grid.wave.size), dtype=np.float32)
+        return cls(
+            grid,
+            arrays.get("continuum", none),
+            tuple(about["noise_correlation"]),
+            settings.rv_error_kms,
+            settings.starts,
+            arrays.get("residual"),
+        )
+
+
+PATTERN_FIELDS = tuple(f.name for f in fields(Pattern) if f.name != "core")
+_RESIDUAL_STARS = 400
+_MODE_STARS = 1500
+_MODES = 8
+_TYPICAL = 2000
+_MARGIN = 0.02
+_N = len(LABEL_NAMES)
+
+
+@dataclass(frozen=True, eq=False)
+class Foundation:
+    """What a grid method is trained on.
+
+    Attributes
+    ----------
+    theory : Chain
+        The calibrated emulator as the survey sees it.
+    truth : (n_star, 9) float64
+        Labels of training stars, or of typical ones if there are too few.
+    core : GridFit
+    pattern : Pattern
+    """
+
+    theory: Chain
+    truth: Float64Array
+    core: GridFit
+    pattern: Pattern
+
+    @classmethod
+    def lay(cls, training: Sample, settings: GridSettings, seed: int) -> Foundation:
+        """Calibrate theory, build the grid, and measure what it leaves of training spectra."""
+        stars = complete_stars(training)
+        few = len(stars) < LEAST_STARS
+        calibration = calibrate(stars) if settings.calibrate else None
+        wave = in_air(training)
+        theory = observed_chain(wave, calibration, np.zeros(wave.size, dtype=np.float32))
+        truth = typical_labels(_TYPICAL, seed) if few else stars.truth
+        pattern = Pattern.learn(settings.axes, truth)
+        index = [LABEL_NAMES.index(name) for name in settings.axes]
+        ends = np.array([truth[:, index].min(axis=0), truth[:, index].max(axis=0)]).T
+        ends += _MARGIN * np.ptp(ends, axis=1, keepdims=True) * np.array([-1.0, 1.0])
+        limits = theory.bounds[index]
+        grid = Grid.build(
+            axes_around(settings.axes, np.clip(ends, limits[:, :1], limits[:, 1:])),
+            lambda core: at_rest(theory, pattern.complete(core)),
+            wave,
+            interpolation=settings.interpolation,
+            components=settings.components,
+        )
+        continuum = np.zeros((0, wave.size), dtype=np.float32)
+        if settings.nuisances:
+            continuum = smooth_patterns(wave, TRAINING_SKY.continuum_rms)
+            continuum = continuum if calibration is None else calibration.continuum_modes
+        core = GridFit(
+            grid, continuum, training.noise_correlation, settings.rv_error_kms, settings.starts
+        )
+        if not few and settings.nuisances:
+            core = _with_modes(core, stars, index)
+        if not few:
+            core = _with_variance(core, stars, index)
+        return cls(theory, truth, core, pattern)
+
+
+def _with_modes(core: GridFit, stars: Sample, index: list[int]) -> GridFit:
+    """Return the fit with the patterns in which stars differ from the grid at their own labels."""
+    some, fitted = _at_truth(core, stars.rows(np.argsort(-stars.inputs.snr)[:_MODE_STARS]), index)
+    flux, ivar = some.inputs.flux, some.inputs.ivar
+    return replace(
+        core,
+        residual=residual_modes(
+            flux, ivar, fitted, count=_MODES, noise_correlation=core.noise_correlation
+        ),
+    )
+
+
+def _with_variance(core: GridFit, stars: Sample, index: list[int]) -> GridFit:
+    """Return the fit with the variance that is left then."""
+    best = stars.rows(np.argsort(-stars.inputs.snr)[:_RESIDUAL_STARS])
+    some, fitted = _at_truth(core, best, index)
+    return core.with_variance(residual_variance(some.inputs.flux, some.inputs.ivar, fitted))
+
+
+def _at_truth(core: GridFit, stars: Sample, index: list[int]) -> tuple[Sample, Float32Array]:
+    fitted = core.fit(stars.inputs, truth=stars.truth[:, index])
+    if fitted.flux is None or not np.isfinite(fitted.labels).any():
+        raise TrainingError("no training star can be fitted at its own labels")
+    return stars, fitted.flux
+
+
+@dataclass(frozen=True, eq=False)
+class GridMethod(Method):
+    """A grid of spectra, fitted; what follows the fit is the method's own.
+
+    Attributes
+    ----------
+    core : GridFit
+    pattern : Pattern or None
+        None for a grid of other origin, whose axes are all its labels.
+    """
+
+    settings_class: ClassVar[type[MethodSettings]] = GridSettings
+    known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
+
+    core: GridFit
+    pattern: Pattern | None
+
+    @property
+    def external_names(self) -> tuple[str, ...]:
+        """Labels that the settings name."""
+        assert isinstance(self.settings, GridSettings), "settings are of the method's class"
+        return self.settings.external
+
+    def nine(self, fitted: FitResult) -> FitResult:
+        """Nine labels of a fitted core: the axes, and what follows them, with its scatter."""
+        assert self.pattern is not None, "only the emulator's grids have a pattern"
+        axes = fitted.select(self.core.grid.label_names)
+        good = finite_rows(axes.labels)
+        core = np.where(good[:, None], axes.labels, self.pattern.centre)
+        slopes = self.pattern.slopes(core)
+        covariance = slopes @ axes.covariance @ slopes.transpose(0, 2, 1)
+        covariance += np.diag(self.pattern.scatter**2)
+        labels = np.where(good[:, None], self.pattern.complete(core), np.nan)
+        return replace(axes, label_names=LABEL_NAMES, labels=labels, covariance=covariance)
+
+    def core_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain JSON from which `core_from` makes an equal core and pattern."""
+        arrays = self.core.to_arrays()
+        if self.pattern is not None:
+            arrays |= {f"pattern.{name}": getattr(self.pattern, name) for name in PATTERN_FIELDS}
+        about = {
+            "axes": list(self.core.grid.label_names),
+            "noise_correlation": list(self.core.noise_correlation),
+            "emulator": shipped_emulator().spec.checksum,
+            "pattern": self.pattern is not None,
+        }
+        return arrays, about
+
+    @staticmethod
+    def core_from(
+        arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], settings: MethodSettings
+    ) -> tuple[GridFit, Pattern | None]:
+        """Read what `core_arrays` gave."""
+        assert isinstance(settings, GridSettings), "settings are of the method's class"
+        core = GridFit.from_arrays(arrays, about, settings)
+        if not about["pattern"]:
+            return core, None
+        require_emulator(about)
+        parts = {name: arrays[f"pattern.{name}"] for name in PATTERN_FIELDS}
+        return core, Pattern(tuple(about["axes"]), **parts)

@@ -1,0 +1,337 @@
+"""From a labelled survey to a model directory that holds a method in place of networks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from maury.errors import ConfigError, TrainingError, suggestion
+from maury.io.config_files import read_toml
+from maury.io.files import one_at_a_time, refuse_existing
+from maury.labels import definitions as labels_module
+from maury.methods.protocols import Method, MethodSettings, Sample
+from maury.methods.registry import method_class, method_settings
+from maury.model.directory import METHOD, Affine, Model, Scaling
+from maury.model.output import has_spectrum
+from maury.model.split import PARTS, Split, SplitConfig, SplitRecord, split_rows
+from maury.spectra.preparation import Preparation, join_inputs, take
+from maury.survey.store import Survey
+from maury.version import __version__
+
+__all__ = ["Collected", "MethodConfig", "collect", "fit_method", "train_method"]
+
+logger = logging.getLogger(__name__)
+
+_READ_ROWS = 2048
+_SECTIONS = ("method", "preparation", "split")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """All settings with which a method is trained.
+
+    Attributes
+    ----------
+    name : str
+        Of the method.
+    method : MethodSettings
+        Section ``[method]``.
+    preparation : Preparation
+        Steps from the survey to what the method takes; the method's own by default.
+    split : SplitConfig
+        Training, validation and test stars.
+    """
+
+    name: str
+    method: MethodSettings
+    preparation: Preparation
+    split: SplitConfig
+
+    @classmethod
+    def resolve(
+        cls,
+        name: str,
+        config: Mapping[str, Any] | Path | str | None = None,
+        *,
+        split: str | None = None,
+    ) -> MethodConfig:
+        """Read settings from a TOML file or a mapping of sections.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such method.
+        ConfigError
+            If the file cannot be read, or a section, key or value is wrong.
+        """
+        found = method_class(name)
+        given = dict(_read(config) if isinstance(config, Path | str) else config or {})
+        for section in given:
+            if section not in _SECTIONS:
+                hint = suggestion(section, _SECTIONS)
+                raise ConfigError(
+                    f"there is no section [{section}]{hint} (known: {', '.join(_SECTIONS)})"
+                )
+        options = dict(_plain(given.get("method", {})))
+        if options.pop("name", name) != name:
+            raise ConfigError(f"the settings are not those of the method {name}")
+        preparation = {**found.preparation_defaults, **_plain(given.get("preparation", {}))}
+        rules = dict(_plain(given.get("split", {})))
+        if split is not None:
+            rules["rule"] = split
+        try:
+            divided = SplitConfig.model_validate(rules)
+        except ValidationError as error:
+            problems = "; ".join(item["msg"] for item in error.errors())
+            raise ConfigError(f"the section [split] is wrong: {problems}") from error
+        return cls(
+            name, method_settings(name, options), Preparation.from_json(preparation), divided
+        )
+
+
+def _read(path: Path | str) -> dict[str, Any]:
+    return read_toml(path, what="settings")
+
+
+def _plain(section: Any) -> Mapping[str, Any]:
+    if isinstance(section, BaseModel):
+        return section.model_dump(mode="json")
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"a section must be keys and values, got {section!r}")
+    return section
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Labelled spectra of a survey, prepared and divided.
+
+    Attributes
+    ----------
+    sample : Sample
+        All usable labelled rows, in the order of the survey.
+    rows : (n,) int64
+        Their row numbers.
+    parts : mapping of str to (n_part,) int64
+        ``train``, ``validation``, ``test``: numbers into `sample`.
+    split : SplitRecord
+    dropped : mapping of str to int
+        Rows that were left out, by reason.
+    """
+
+    sample: Sample
+    rows: NDArray[np.int64]
+    parts: Mapping[str, NDArray[np.int64]]
+    split: SplitRecord
+    dropped: Mapping[str, int]
+
+    def part(self, name: str) -> Sample:
+        """Return the stars of one part."""
+        return self.sample.rows(self.parts[name])
+
+
+def collect(
+    survey: Survey,
+    names: Sequence[str],
+    *,
+    preparation: Preparation,
+    split: SplitConfig,
+    seed: int,
+) -> Collected:
+    """Prepare the labelled rows of a survey and divide them, as for networks of the same seed.
+
+    Parameters
+    ----------
+    survey : Survey
+    names : sequence of str
+        Labels to learn.
+    preparation, split
+        Settings.
+    seed : int
+        Of the split.
+
+    Raises
+    ------
+    TrainingError
+        If no row has a label, or no training or validation star can be used.
+    """
+    definitions = labels_module.select(names, survey.label_definitions)
+    truth = survey.labels(survey.label_names)
+    labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
+    if not names or labelled.size == 0:
+        raise TrainingError(
+            f"{survey.path} has no labels to learn ({', '.join(names) or 'none'} asked for); "
+            "ingest it with labels"
+        )
+    star_id = survey.star_id[labelled]
+    divided = split_rows(star_id, config=split, seed=seed)
+    blocks = np.split(labelled, np.arange(_READ_ROWS, labelled.size, _READ_ROWS))
+    inputs = join_inputs([preparation.apply(survey.rows(block)) for block in blocks])
+    values = survey.labels(names)[labelled]
+    usable = has_spectrum(inputs) & np.isfinite(values).any(axis=1)
+    kept = np.flatnonzero(usable)
+    sample = Sample(
+        labels=definitions,
+        truth=values[kept],
+        truth_error=survey.label_errors(names)[labelled][kept],
+        inputs=take(inputs, kept),
+        star_id=star_id[kept],
+        noise_correlation=tuple(preparation.noise_correlation),
+        simulated=survey.simulated,
+    )
+    return Collected(
+        sample,
+        labelled[kept],
+        _parts(divided, usable, survey),
+        SplitRecord.of(divided, star_id, usable=usable),
+        {"no label": len(survey) - labelled.size, "not usable": int((~usable).sum())},
+    )
+
+
+def _parts(
+    divided: Split, usable: NDArray[np.bool_], survey: Survey
+) -> dict[str, NDArray[np.int64]]:
+    number = np.cumsum(usable) - 1
+    parts = {name: divided.part(name) for name in PARTS}
+    parts = {name: number[rows[usable[rows]]] for name, rows in parts.items()}
+    for name in ("train", "validation"):
+        if parts[name].size == 0:
+            raise TrainingError(
+                f"no {name} star of {survey.path} can be used; give more stars with labels"
+            )
+    return parts
+
+
+@one_at_a_time("model")
+def train_method(
+    survey: Survey | Path | str,
+    model: Path | str,
+    *,
+    method: str,
+    seed: int = 0,
+    config: Mapping[str, Any] | Path | str | None = None,
+    split: str | None = None,
+    overwrite: bool = False,
+    complete: Callable[[Model], Model] = lambda model: model,
+) -> Model:
+    """Train a method on the labelled spectra of a survey and write its model directory.
+
+    Parameters
+    ----------
+    survey : Survey or path-like
+        Spectra, at least some of them with labels.
+    model : path-like
+        Model directory to write.
+    method : str
+        One of `maury.methods.registry.METHODS`.
+    seed : int
+        Of the split and of the method.
+    config : mapping or path of a TOML file, optional
+        Sections ``method``, ``preparation``, ``split``.
+    split : {"star", "published"}, optional
+        Rule of the split, in place of that of `config`.
+    overwrite : bool
+        Replace an existing model.
+    complete : callable
+        Given the trained model before it is written; what it returns is written.
+
+    Returns
+    -------
+    Model
+        The model as written.
+
+    Raises
+    ------
+    ConfigError
+        If settings are wrong.
+    TrainingError
+        If too few stars have labels and spectra.
+    OutputExists
+        If `model` exists and `overwrite` is false.
+    """
+    path = Path(model)
+    refuse_existing(path, overwrite=overwrite)
+    settings = MethodConfig.resolve(method, config, split=split)
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    names = _names(method_class(method), settings.method, survey)
+    stars = collect(
+        survey, names, preparation=settings.preparation, split=settings.split, seed=seed
+    )
+    trained = fit_method(settings, stars, seed=seed)
+    model_here = as_model(trained, settings, stars, survey, seed)
+    return complete(model_here).save(path, overwrite=overwrite)
+
+
+def _names(found: type[Method], settings: MethodSettings, survey: Survey) -> tuple[str, ...]:
+    known = found.known_labels
+    if known is not None:
+        unknown = [name for name in settings.labels if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"{found.name} cannot give {', '.join(unknown)}; it knows {', '.join(known)}"
+            )
+    names = settings.labels or survey.label_names
+    return tuple(name for name in names if known is None or name in known)
+
+
+def fit_method(settings: MethodConfig, stars: Collected, *, seed: int) -> Method:
+    """Train the method of `settings` on the training and validation stars of `stars`.
+
+    The labels that it gives may be fewer than those of the sample.
+    """
+    found = method_class(settings.name)
+    training, validation = stars.part("train"), stars.part("validation")
+    return found.train(training, validation, settings=settings.method, seed=seed)
+
+
+def as_model(
+    trained: Method, settings: MethodConfig, stars: Collected, survey: Survey, seed: int
+) -> Model:
+    """Put a trained method into a model, which is not saved yet."""
+    sample = stars.part("train")
+    index = [sample.label_names.index(name) for name in trained.label_names]
+    truth = sample.truth[:, index]
+    arrays, about = trained.to_arrays()
+    model = Model(
+        labels=tuple(sample.labels[k] for k in index),
+        network={"name": settings.name, **settings.method.model_dump(mode="json")},
+        preparation=settings.preparation,
+        scaling=Scaling(Affine.measure(sample.inputs.observables), Affine.measure(truth)),
+        wave_aa=sample.wave_aa,
+        medium=sample.medium,
+        tensors={},
+        members=(),
+        split=stars.split,
+        simulated=survey.simulated,
+        seed=seed,
+        training={
+            "settings": {"split": settings.split.model_dump(mode="json")},
+            "dropped": dict(stars.dropped),
+        },
+        provenance={
+            "maury": __version__,
+            "numpy": np.__version__,
+            "licence": trained.licence,
+            "citation": trained.paper,
+            "bibtex_key": trained.bibtex_key,
+            "survey": {"name": survey.path.name, **dict(survey.provenance)},
+        },
+    )
+    return model.with_arrays(METHOD, arrays, metadata=about)
+
+
+def subset(sample: Sample, names: Sequence[str]) -> Sample:
+    """Return the sample with only these of its labels, in this order."""
+    index = [sample.label_names.index(name) for name in names]
+    return replace(
+        sample,
+        labels=tuple(sample.labels[k] for k in index),
+        truth=sample.truth[:, index],
+        truth_error=sample.truth_error[:, index],
+    )

@@ -1,0 +1,10 @@
+"""The model directory, and the networks in it.
+
+`Model` is a directory of safetensors and JSON: weights, preparation, scaling, split, attachments,
+citations. `networks` are the architectures, `engines` compute them, `inference` runs an ensemble,
+`split` divides stars into training, validation and test, `keras` imports published networks.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

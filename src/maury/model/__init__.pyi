@@ -1,0 +1,2 @@
+from .directory import Model as Model
+from .keras import import_keras as import_keras

@@ -1,0 +1,241 @@
+"""What computes the networks of an ensemble: PyTorch, or vector code compiled for them.
+
+Both give the same answers but for rounding. PyTorch is the reference and runs every preset, on a
+GPU if there is one; the compiled engine (`maury.model.engines.machine`) is the faster one on a
+processor.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from maury.errors import check_known
+from maury.model.engines.llvm import available
+from maury.model.engines.lowering import NotLowered, lower
+from maury.model.engines.machine import Machine
+from maury.model.networks.base import Answer, NetworkConfig
+from maury.model.networks.published import thinned
+
+logger = logging.getLogger(__name__)
+
+Float32s = NDArray[np.float32]
+Float64s = NDArray[np.float64]
+
+ENGINES = ("auto", "torch", "compiled")
+"""Names that `make_engine` takes."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the members of an ensemble say of some stars, in scaled units.
+
+    Attributes
+    ----------
+    mean : (n_member, n_star, n_label) float64
+    variance : (n_member, n_star, n_label) float64 or None
+        Predicted variances, if the networks have them.
+    covariance : (n_member, n_star, n_label, n_label) float64 or None
+        Predicted covariances.
+    features : (n_star, width) float32 or None
+        What the last layer of the first member sees.
+    """
+
+    mean: Float64s
+    variance: Float64s | None = None
+    covariance: Float64s | None = None
+    features: Float32s | None = None
+
+    def of(self, member: int) -> Answers:
+        """Return what one member says."""
+        one = slice(member, member + 1)
+        return Answers(
+            self.mean[one],
+            None if self.variance is None else self.variance[one],
+            None if self.covariance is None else self.covariance[one],
+            self.features,
+        )
+
+
+class Engine(ABC):
+    """The networks of an ensemble, ready to answer."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def answer(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> Answers:
+        """Ask all members.
+
+        Parameters
+        ----------
+        flux, ivar : (n_star, n_pixel) float32
+            Prepared; ivar 0 marks a bad pixel.
+        observables : (n_star, n_observable) float32
+            Scaled; NaN where missing.
+        """
+
+
+class TorchEngine(Engine):
+    """The reference: PyTorch, on a GPU if there is one.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+        The preset.
+    networks : sequence of Module
+        Its members, in evaluation mode.
+    device : str, optional
+        Device of torch; ``cuda`` if there is one, else ``cpu``.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, config: NetworkConfig, networks: Sequence[nn.Module], *, device: str | None = None
+    ) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self._config = config
+        self._networks = [network.to(self.device) for network in networks]
+
+    def answer(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> Answers:
+        """See `Engine.answer`."""
+        arrays = (np.asarray(array, dtype=np.float32) for array in (flux, ivar, observables))
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
+            answers = [self._member(k, net, tensors) for k, net in enumerate(self._networks)]
+            return _to_numpy(
+                Answer(
+                    torch.stack([one.mean for one in answers]),
+                    _stacked([one.variance for one in answers]),
+                    _stacked([one.covariance for one in answers]),
+                    answers[0].features,
+                )
+            )
+
+    def _member(self, number: int, network: nn.Module, tensors: list[Tensor]) -> Answer:
+        """Answer of one network; dropout passes are joined by the law of total variance."""
+        n_passes = self._config.n_passes
+        if not n_passes:
+            return self._config.answer(network, *tensors)
+        passes = []
+        for index in range(n_passes):
+            with thinned(network, number * 100_003 + index):
+                passes.append(self._config.answer(network, *tensors))
+        means = torch.stack([one.mean for one in passes]).double()
+        variance = means.var(dim=0, correction=0)
+        predicted = [one.variance for one in passes if one.variance is not None]
+        if predicted:
+            variance = variance + torch.stack(predicted).double().mean(dim=0)
+        return Answer(means.mean(dim=0), variance)
+
+
+class CompiledEngine(Engine):
+    """All members as one function in vector code, made for this processor; see `machine`.
+
+    Parameters
+    ----------
+    config, networks
+        As of `TorchEngine`.
+    n_pixel, n_observable : int
+        Columns of their inputs.
+    n_thread : int, optional
+        Threads; as many as torch uses by default.
+
+    Raises
+    ------
+    NotLowered
+        If the networks have a part that it lacks.
+    MissingExtra
+        If `llvmlite` is not installed.
+    """
+
+    name = "compiled"
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        networks: Sequence[nn.Module],
+        *,
+        n_pixel: int,
+        n_observable: int,
+        n_thread: int | None = None,
+    ) -> None:
+        self._plan = lower(config, networks, n_pixel, n_observable)
+        n_thread = torch.get_num_threads() if n_thread is None else n_thread
+        self._machine = Machine(self._plan.graphs, n_thread=n_thread)
+
+    def answer(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> Answers:
+        """See `Engine.answer`."""
+        with torch.inference_mode():
+            output = self._machine(*self._plan.inputs(flux, ivar, observables))
+            answer = self._plan.answer(torch.from_numpy(output))
+            return _to_numpy(answer)
+
+
+def make_engine(
+    name: str,
+    config: NetworkConfig,
+    networks: Sequence[nn.Module],
+    *,
+    n_pixel: int,
+    n_observable: int,
+) -> Engine:
+    """Choose what computes some networks.
+
+    Parameters
+    ----------
+    name : {"auto", "torch", "compiled"}
+        ``auto`` is torch where it finds a GPU, or where the compiled engine is not installed;
+        else compiled. Networks with a part that the compiled engine lacks run on torch, and the
+        log says why.
+    config, networks, n_pixel, n_observable
+        As of `CompiledEngine`.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such engine.
+    MissingExtra
+        If ``compiled`` is asked for and not installed.
+    """
+    check_known("engine", name, ENGINES)
+    if name == "auto":
+        lacking = torch.cuda.is_available() or not available()
+        name = "torch" if lacking else "compiled"
+    if name == "compiled":
+        try:
+            return CompiledEngine(config, networks, n_pixel=n_pixel, n_observable=n_observable)
+        except NotLowered as reason:
+            logger.info("the compiled engine cannot run the networks: %s; torch does", reason)
+    return TorchEngine(config, networks)
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All parts in one tensor; None if a network does not predict them."""
+    known = [part for part in parts if part is not None]
+    return torch.stack(known) if len(known) == len(parts) else None
+
+
+def _to_numpy(answer: Answer) -> Answers:
+    def double(tensor: Tensor | None) -> Float64s | None:
+        return None if tensor is None else tensor.double().cpu().numpy()
+
+    mean = double(answer.mean)
+    assert mean is not None
+    features = answer.features
+    return Answers(
+        mean,
+        double(answer.variance),
+        double(answer.covariance),
+        None if features is None else features.float().cpu().numpy(),
+    )

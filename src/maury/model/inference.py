@@ -1,0 +1,263 @@
+"""The kept networks of a model, applied: mean, errors and covariance of their answers."""
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from maury.errors import ConfigError, ModelFileError
+from maury.labels.columns import BANDS
+from maury.model.directory import Model
+from maury.model.engines.engine import Answers, make_engine
+from maury.model.imputation import Imputer
+from maury.model.networks.published import NetworkConfig, build, network_config
+from maury.model.output import Prediction as Prediction
+from maury.model.output import has_spectrum as has_spectrum
+from maury.spectra.preparation import FurtherColumns, Inputs
+
+_PREDICT_ROWS = 512
+_BAND_NAMES = frozenset(band.name for band in BANDS)
+Float32s = NDArray[np.float32]
+
+
+def load_members(model: Model) -> list[nn.Module]:
+    """Build the kept networks of a model, in evaluation mode.
+
+    Raises
+    ------
+    ModelFileError
+        If the architecture is not known, or the weights do not fit it.
+    """
+    config = _network_of(model)
+    n_observable = len(model.preparation.observable_names) if config.photometry else 0
+    networks = []
+    for member in model.kept:
+        weights = {name: torch.from_numpy(array) for name, array in model.weights(member).items()}
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = build(config, model.n_pixel, n_observable, len(model.labels))
+            network.load_state_dict(weights)
+        except (ConfigError, RuntimeError) as error:
+            raise ModelFileError(
+                f"{model.path}: the weights do not fit the network '{config.name}': {error}"
+            ) from error
+        networks.append(network.eval())
+    return networks
+
+
+def _network_of(model: Model) -> NetworkConfig:
+    if model.is_method:
+        raise ConfigError(
+            f"{model.path} is the method '{model.network['name']}', which has no networks; "
+            "give a model that was trained with a preset"
+        )
+    options = {name: value for name, value in model.network.items() if name != "name"}
+    try:
+        return network_config(str(model.network["name"]), options)
+    except ConfigError as error:
+        raise ModelFileError(f"{model.path}: {error}; use a newer maury") from error
+
+
+class EnsembleNetwork:
+    """The kept networks of a model as one: mean and spread of their answers.
+
+    Parameters
+    ----------
+    model : Model
+        A saved model.
+    engine : {"auto", "torch", "compiled"}
+        What computes the networks, see `maury.model.engines.engine.make_engine`.
+
+    Raises
+    ------
+    ModelFileError
+        If the architecture is not known, or the weights do not fit it.
+    UnknownName, MissingExtra
+        If there is no such engine, or it is not installed.
+    """
+
+    def __init__(self, model: Model, *, engine: str = "auto") -> None:
+        self.model = model
+        self._config = _network_of(model)
+        n_observable = len(model.preparation.observable_names)
+        self._engine = make_engine(
+            engine,
+            self._config,
+            load_members(model),
+            n_pixel=model.n_pixel,
+            n_observable=n_observable if self._config.photometry else 0,
+        )
+        self._imputer = _imputer_of(model)
+        groups = model.preparation.observables
+        bright = [
+            bool(group.bands) or (isinstance(group, FurtherColumns) and group.suffices)
+            for group in groups
+            for _ in group.names
+        ]
+        self._is_photometry = np.array(bright, dtype=np.bool_)
+
+    @property
+    def needs_spectrum(self) -> bool:
+        """Whether a star without a spectrum is not answered."""
+        return self._config.needs_spectrum
+
+    @property
+    def needs(self) -> set[str]:
+        """Inputs without which no star is answered: ``spectrum``, ``photometry``, sources."""
+        needed = {"spectrum"} if self._config.needs_spectrum else set()
+        if self._config.photometry and not self._config.takes_missing:
+            needed |= {"photometry", *self.model.preparation.source_names}
+        return needed
+
+    def predict(self, inputs: Inputs, *, only: int | None = None) -> Prediction:
+        """Predict labels and errors.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Prepared by the preparation of the model.
+        only : int, optional
+            Number of one network among the kept ones, to be asked alone.
+
+        Returns
+        -------
+        Prediction
+            Mean of the networks. The error is the standard deviation over the networks (n - 1),
+            NaN with a single one; where networks predict variances or covariances, their mean is
+            added to the variance over the networks (the law of total variance). A row that lacks
+            what the networks need is NaN.
+        """
+        spectrum = has_spectrum(inputs)
+        rows = np.flatnonzero(self._usable(inputs, spectrum))
+        starts = range(0, max(rows.size, 1), _PREDICT_ROWS)
+        parts = [self._answer(inputs, spectrum, rows[k : k + _PREDICT_ROWS], only) for k in starts]
+        n = len(inputs.flux)
+
+        def whole(name: str) -> Any:
+            pieces = [getattr(part, name) for part in parts]
+            if any(piece is None for piece in pieces):
+                return None
+            joined = np.concatenate(pieces)
+            out = np.full((n, *joined.shape[1:]), np.nan, dtype=joined.dtype)
+            out[rows] = joined
+            return out
+
+        return Prediction(**{f.name: whole(f.name) for f in fields(Prediction)})
+
+    def _usable(self, inputs: Inputs, spectrum: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if self._config.needs_spectrum:
+            return spectrum & has_observables(inputs, self._config)
+        seen = np.isfinite(inputs.observables[:, self._is_photometry]).any(axis=1)
+        return np.asarray(spectrum | (seen & self._config.photometry), dtype=np.bool_)
+
+    def _answer(
+        self,
+        inputs: Inputs,
+        spectrum: NDArray[np.bool_],
+        rows: NDArray[np.int64],
+        only: int | None,
+    ) -> Prediction:
+        """Answer of all networks, or of one, to some usable rows."""
+        observables = np.asarray(inputs.observables[rows], dtype=np.float32)
+        if self._imputer is not None:
+            observables = self._filled(self._imputer, observables)
+        observables = self.model.scaling.observables.forward(observables)
+        if not self._config.photometry:
+            observables = observables[:, :0]
+        # A constant spectrum is none, though its pixels have a weight.
+        dark = ~spectrum[rows, None]
+        ivar = np.where(dark, np.float32(0), inputs.ivar[rows])
+        flux = np.asarray(inputs.flux[rows], dtype=np.float32)
+        answers = self._engine.answer(flux, ivar, observables)
+        return self._join(answers if only is None else answers.of(only))
+
+    def _filled(self, imputer: Imputer, observables: Float32s) -> Float32s:
+        """Fill in bands; further columns neither tell a band nor are told by any."""
+        further = self.model.preparation.is_further
+        if not further.any():
+            return imputer.fill(observables)
+        out = observables.copy()
+        out[:, ~further] = imputer.fill(np.ascontiguousarray(observables[:, ~further]))
+        return out
+
+    def _join(self, answers: Answers) -> Prediction:
+        scaling = self.model.scaling.labels
+        means = answers.mean
+        variance = None if answers.variance is None else answers.variance.mean(axis=0)
+        if len(means) > 1:
+            spread = means.var(axis=0, ddof=1)
+            variance = spread if variance is None else variance + spread
+        if variance is None:
+            variance = np.full(means.shape[1:], math.nan)
+        covariance = None if answers.covariance is None else answers.covariance.mean(axis=0)
+        if covariance is not None:
+            if len(means) > 1:
+                apart = (means - means.mean(axis=0)).transpose(1, 2, 0)
+                covariance += apart @ apart.transpose(0, 2, 1) / (len(means) - 1)
+            covariance *= scaling.scale[:, None] * scaling.scale
+        return Prediction(
+            mean=scaling.inverse(means.mean(axis=0)),
+            sigma=np.sqrt(variance) * scaling.scale,
+            covariance=covariance,
+            features=answers.features,
+        )
+
+
+def _imputer_of(model: Model) -> Imputer | None:
+    """Regressions for a band that is missing, where the model carries its training stars."""
+    if "sky" not in model.attachments or model.network.get("photometry") is False:
+        return None
+    names, depends = model.preparation.source_names, model.preparation.sources
+    is_band = [name in _BAND_NAMES for name in names]
+    observables, depends = model.arrays("sky")["observables"], depends[is_band]
+    further = model.preparation.is_further
+    if further.any():
+        observables, depends = observables[:, ~further], depends[:, ~further]
+    return Imputer.fit(observables, depends)
+
+
+def has_observables(inputs: Inputs, network: NetworkConfig) -> NDArray[np.bool_]:
+    """Return which stars (n_star,) have the observables that a network cannot do without."""
+    if not network.photometry or network.takes_missing:
+        return np.ones(len(inputs.flux), dtype=np.bool_)
+    return np.asarray(np.isfinite(inputs.observables).all(axis=1), dtype=np.bool_)
+
+
+def flux_gradient(model: Model, inputs: Inputs) -> NDArray[np.float64]:
+    """Differentiate the mean of the kept networks by the flux that they take.
+
+    Parameters
+    ----------
+    model : Model
+        A saved model.
+    inputs : Inputs
+        Prepared by the preparation of the model.
+
+    Returns
+    -------
+    (n_star, n_label, n_pixel) float64
+        Unit of each label per unit of flux, dropout being off, a missing band not being filled
+        in; NaN for a star without an answer.
+    """
+    options = {name: value for name, value in model.network.items() if name != "name"}
+    config = network_config(str(model.network["name"]), options)
+    observables = model.scaling.observables.forward(inputs.observables)
+    if not config.photometry:
+        observables = observables[:, :0]
+    ivar, seen = torch.from_numpy(inputs.ivar), torch.from_numpy(observables)
+    flux = torch.from_numpy(inputs.flux.copy()).requires_grad_()
+    networks = load_members(model)
+    shape = (len(inputs), len(model.labels), inputs.flux.shape[1])
+    total = np.zeros(shape)
+    for network in networks:
+        mean = config.answer(network, flux, ivar, seen).mean
+        for position in range(shape[1]):
+            (slope,) = torch.autograd.grad(mean[:, position].sum(), flux, retain_graph=True)
+            total[:, position] += slope.double().numpy()
+        total[~torch.isfinite(mean).all(dim=1).numpy()] = np.nan
+    scale = model.scaling.labels.scale[:, None]
+    return np.asarray(total * scale / len(networks))

@@ -1,0 +1,1 @@
+"""Architectures of networks: the default, its student, and the published ones."""

@@ -1,0 +1,203 @@
+"""What a network is to the rest of `maury`: its configuration, and how it answers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from maury.errors import ConfigError, check_known, suggestion
+
+ScalingRule = Literal["min-max", "standard", "robust"]
+Settings = TypeVar("Settings", bound=BaseModel)
+Config = TypeVar("Config", bound="type[NetworkConfig]")
+
+
+def parse_settings(
+    cls: type[Settings], options: Mapping[str, Any], section: str, problems: list[str]
+) -> Settings | None:
+    """Validate `options` as `cls`; add everything that is wrong to `problems`, or return them.
+
+    Parameters
+    ----------
+    cls : type of pydantic model
+        The configuration class.
+    options : mapping
+        Settings as read from TOML or given by keyword.
+    section : str
+        Section that the messages name.
+    problems : list of str
+        Appended to, one text per wrong key; the result is then None.
+    """
+    try:
+        return cls.model_validate(dict(options))
+    except ValidationError as error:
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                hint = suggestion(key, cls.model_fields)
+                known = ", ".join(cls.model_fields)
+                problems.append(f"[{section}] has no key {key!r}{hint} (known: {known})")
+            else:
+                problems.append(f"[{section}] {key}: {item['msg']}, got {item['input']!r}")
+        return None
+
+
+PRESETS: dict[str, type["NetworkConfig"]] = {}
+"""Every architecture by name."""
+
+
+def preset(cls: Config) -> Config:
+    """Register a configuration class under its `name`."""
+    PRESETS[cls.name] = cls
+    return cls
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one network says of a batch, in scaled units.
+
+    Attributes
+    ----------
+    mean : (n, n_label) tensor
+    variance : (n, n_label) tensor or None
+        Predicted variance, if the network has one.
+    covariance : (n, n_label, n_label) tensor or None
+        Predicted covariance; its diagonal is `variance`.
+    features : (n, width) tensor or None
+        What the last layer sees.
+    """
+
+    mean: Tensor
+    variance: Tensor | None = None
+    covariance: Tensor | None = None
+    features: Tensor | None = None
+
+
+class NetworkConfig(BaseModel, ABC):
+    """Settings of one architecture; every field is used, unknown keys are refused.
+
+    Attributes
+    ----------
+    name, paper, bibtex_key, licence : str
+        What the preset is, where it was published and under which terms it may be used.
+    training_defaults, preparation_defaults, ensemble_defaults : mapping
+        Settings of these sections, as published.
+    scaling : {"min-max", "standard", "robust"}
+        How observables and labels are scaled over the training stars, see
+        `maury.model.directory.Affine`.
+    simulates : bool
+        Whether it is trained on simulated stars, by `maury.training.simulated`; the labelled
+        spectra then calibrate the simulation, and the validation stars steer nothing.
+    takes_missing : bool
+        Whether observables may be NaN; otherwise a star that lacks one is not answered.
+    needs_spectrum : bool
+        Whether a star without a spectrum is not answered.
+    photometry : bool
+        Whether the observables (magnitudes, extinction, ...) enter through a branch of their own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    bibtex_key: ClassVar[str]
+    licence: ClassVar[str] = "MIT"
+    training_defaults: ClassVar[Mapping[str, Any]]
+    preparation_defaults: ClassVar[Mapping[str, Any]] = {}
+    ensemble_defaults: ClassVar[Mapping[str, Any]] = {}
+    scaling: ClassVar[ScalingRule] = "min-max"
+    simulates: ClassVar[bool] = False
+    takes_missing: ClassVar[bool] = False
+    needs_spectrum: ClassVar[bool] = True
+
+    photometry: bool = True
+
+    @abstractmethod
+    def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
+        """Network whose forward takes flux (n, n_pixel) and observables (n, n_observable)."""
+
+    def settle(self, network: nn.Module, flux: Tensor) -> None:
+        """Give a fresh network what it takes from the training spectra, flux (n, n_pixel)."""
+
+    def loss(self, output: Tensor, target: Tensor, target_variance: Tensor) -> Tensor:
+        """Mean squared error over the labels that are present (NaN means missing).
+
+        Parameters
+        ----------
+        output, target, target_variance : Tensor
+            Shapes (n, n_label), scaled units; the variance of each label, 0 where unknown.
+        """
+        present = torch.isfinite(target)
+        residual = torch.where(present, output - target, 0.0)
+        return residual.square().sum() / present.sum().clamp(min=1)
+
+    def moments(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean (n, n_label) and predicted variance, if the network has one, in scaled units."""
+        return output, None
+
+    def answer(self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor) -> Answer:
+        """Ask a network that `assemble` made.
+
+        Parameters
+        ----------
+        network : Module
+        flux, ivar : Tensor
+            Shapes (n, n_pixel).
+        observables : Tensor
+            Shape (n, n_observable), scaled.
+        """
+        del ivar
+        mean, variance = self.moments(network(flux, observables))
+        return Answer(mean, variance)
+
+    @property
+    def n_passes(self) -> int:
+        """Number of dropout passes averaged at prediction; 0 means one pass without dropout."""
+        return 0
+
+
+def build(config: NetworkConfig, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
+    """Build a network with freshly drawn weights (from torch's global generator).
+
+    Its forward takes flux (n, n_pixel) and scaled observables (n, n_observable), float32, and
+    gives (n, n_label) scaled labels; (n, 2 n_label), labels then log variances, for `astronn`.
+
+    Raises
+    ------
+    ConfigError
+        If the photometry branch has nothing to take, or the spectrum is too short.
+    """
+    if config.photometry and n_observable == 0:
+        raise ConfigError(
+            f"the network '{config.name}' expects observables in its photometry branch, got none; "
+            "add observables to the preparation, or set photometry = false in [network]"
+        )
+    try:
+        return config.assemble(n_pixel, n_observable, n_label)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"the network '{config.name}' does not fit spectra of {n_pixel} pixels ({error}); "
+            "use longer spectra or fewer and smaller convolutions"
+        ) from error
+
+
+def network_config(name: str, options: Mapping[str, Any] | None = None) -> NetworkConfig:
+    """Return the configuration of the preset `name`, with `options` instead of published values.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such preset.
+    ConfigError
+        If an option is unknown or a value out of range; all of them are listed.
+    """
+    problems: list[str] = []
+    cls = PRESETS[check_known("preset", name, PRESETS)]
+    config = parse_settings(cls, options or {}, "network", problems)
+    if config is None:
+        raise ConfigError("the network is not configured rightly:\n" + "\n".join(problems))
+    return config

@@ -1,0 +1,240 @@
+"""The default network: spectrum and observables, any of which may be missing, to a posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maury.labels.columns import BANDS
+from maury.model.networks.base import Answer, NetworkConfig, ScalingRule, preset
+
+_LEAST_VARIANCE = 1e-4
+LARGEST_DEVIATION = 8.0
+_OBSERVABLE_KNEE = 3.0
+NOISY_PIXEL = 0.25
+_TYPICAL_SNR = 55.0
+_N_QUALITY = 3
+
+
+@preset
+class DefaultConfig(NetworkConfig):
+    """Projections of the spectrum joined with observables in residual blocks, with a covariance.
+
+    It is trained on simulated stars alone (`maury.training.simulated`), and answers with whatever
+    is there: spectrum, photometry, or both.
+
+    Attributes
+    ----------
+    stem : int
+        Projections of the spectrum.
+    width, depth : int
+        Features, and residual blocks after the join.
+    rank : int
+        Of the low-rank part of the label covariance.
+    """
+
+    name: ClassVar[str] = "maury"
+    paper: ClassVar[str] = "maury (CITATION.cff)"
+    bibtex_key: ClassVar[str] = "maury"
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+    preparation_defaults: ClassVar[Mapping[str, Any]] = {
+        "steps": [{"step": "noise"}],
+        "observables": [
+            {"observable": "absolute_magnitudes"},
+            {
+                "observable": "colours",
+                "pairs": [list(pair) for pair in combinations([b.name for b in BANDS], 2)],
+            },
+            {"observable": "a_v"},
+        ],
+    }
+    ensemble_defaults: ClassVar[Mapping[str, Any]] = {"percentile": 100.0}
+    scaling: ClassVar[ScalingRule] = "robust"
+    simulates: ClassVar[bool] = True
+    takes_missing: ClassVar[bool] = True
+    needs_spectrum: ClassVar[bool] = False
+
+    stem: int = Field(default=192, ge=1)
+    width: int = Field(default=256, ge=1)
+    depth: int = Field(default=2, ge=0)
+    rank: int = Field(default=3, ge=0)
+
+    def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> DefaultNetwork:
+        """Build the network, see `published.build`; its flux scale is still 0 and 1."""
+        return DefaultNetwork(self, n_pixel, n_observable, n_label)
+
+    def answer(self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor) -> Answer:
+        """Ask a network, see `maury.model.networks.published.NetworkConfig.answer`."""
+        assert isinstance(network, DefaultNetwork)
+        features = network.embed(flux, ivar, observables)
+        posterior = network.posterior(features)
+        covariance = posterior.covariance()
+        variance = torch.diagonal(covariance, dim1=1, dim2=2)
+        return Answer(posterior.mean, variance, covariance, features)
+
+
+@dataclass(frozen=True)
+class LabelPosterior:
+    """Gaussian over scaled labels: covariance = diag(variance) + factor factor^T.
+
+    Attributes
+    ----------
+    mean, variance : (n, n_label) tensor
+    factor : (n, n_label, rank) tensor
+    """
+
+    mean: Tensor
+    variance: Tensor
+    factor: Tensor
+
+    def covariance(self) -> Tensor:
+        """Covariance (n, n_label, n_label)."""
+        return torch.diag_embed(self.variance) + self.factor @ self.factor.transpose(1, 2)
+
+    def negative_log_likelihood(self, target: Tensor, target_variance: Tensor) -> Tensor:
+        """Mean over stars, over the labels that are present (NaN means missing), less constants.
+
+        By the matrix determinant lemma and the Woodbury identity, at the cost of a Cholesky
+        decomposition of rank x rank.
+
+        Parameters
+        ----------
+        target, target_variance : Tensor
+            Shapes (n, n_label); scaled labels and the variance of their errors.
+        """
+        present = torch.isfinite(target)
+        residual = torch.where(present, target - self.mean, 0.0)
+        variance = torch.where(present, self.variance + target_variance, 1.0)
+        factor = self.factor * present.unsqueeze(-1)
+        weighted = factor / variance.unsqueeze(-1)
+        identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        root = torch.linalg.cholesky(identity + factor.transpose(1, 2) @ weighted)
+        pull = weighted.transpose(1, 2) @ residual.unsqueeze(-1)
+        explained = torch.linalg.solve_triangular(root, pull, upper=False).square().sum((1, 2))
+        distance = (residual.square() / variance).sum(dim=1) - explained
+        log_determinant = variance.log().sum(dim=1)
+        log_determinant = log_determinant + 2.0 * torch.diagonal(root, dim1=1, dim2=2).log().sum(1)
+        loss: Tensor = 0.5 * (distance + log_determinant).mean()
+        return loss
+
+
+class ResidualBlock(nn.Module):
+    """x + W2 silu(W1 norm(x)), starting as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (n, width)."""
+        step: Tensor = self.outer(functional.silu(self.inner(self.norm(features))))
+        return features + step
+
+
+class DefaultNetwork(nn.Module):
+    """Spectrum and observables to a `LabelPosterior`.
+
+    The scale of the flux is a buffer, so that the weights file is complete. A pixel with ivar 0
+    carries nothing; one far noisier than the others is scaled down. A spectrum without a good
+    pixel, or an observable that is NaN, is replaced by a presence bit.
+
+    Parameters
+    ----------
+    config : DefaultConfig
+    n_pixel, n_observable, n_label : int
+    """
+
+    flux_centre: Tensor
+    flux_scale: Tensor
+
+    def __init__(
+        self, config: DefaultConfig, n_pixel: int, n_observable: int, n_label: int
+    ) -> None:
+        super().__init__()
+        self.n_label = n_label
+        self.rank = config.rank
+        width = config.width
+        self.register_buffer("flux_centre", torch.zeros(n_pixel))
+        self.register_buffer("flux_scale", torch.ones(n_pixel))
+        self.project = nn.Linear(n_pixel, config.stem)
+        self.join = nn.Linear(config.stem, width)
+        self.bend = nn.Linear(config.stem, width)
+        self.quality = nn.Linear(_N_QUALITY, width)
+        self.observables: nn.Linear | None = None
+        if n_observable:
+            self.observables = nn.Linear(2 * n_observable, width)
+        self.body = nn.Sequential(*(ResidualBlock(width) for _ in range(config.depth)))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, n_label * (2 + config.rank))
+        nn.init.zeros_(self.out.weight)
+        nn.init.normal_(self.out.bias, 0.0, 0.02)
+
+    def embed(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> Tensor:
+        """Features (n, width) before the last layer; arguments as of `forward`."""
+        pixels, quality = self._spectrum(flux, ivar)
+        projected = self.project(pixels)
+        features = self.join(projected) + self.bend(functional.silu(projected))
+        features = features + self.quality(quality)
+        if self.observables is not None:
+            features = features + self.observables(with_presence(observables))
+        embedded: Tensor = functional.silu(self.norm(self.body(features)))
+        return embedded
+
+    def posterior(self, features: Tensor) -> LabelPosterior:
+        """Posterior of scaled labels, from what `embed` gave."""
+        return self.read(self.out(features))
+
+    def read(self, output: Tensor) -> LabelPosterior:
+        """Posterior of scaled labels, from what the last layer gave."""
+        sizes = [self.n_label, self.n_label, self.n_label * self.rank]
+        mean, raw, factor = torch.split(output, sizes, dim=1)
+        variance = _LEAST_VARIANCE + functional.softplus(raw - 2.0)
+        factor = 0.3 * factor.reshape(len(output), self.n_label, self.rank)
+        return LabelPosterior(mean, variance, factor)
+
+    def forward(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> LabelPosterior:
+        """Return the posterior of scaled labels.
+
+        Parameters
+        ----------
+        flux, ivar : Tensor
+            Shapes (n, n_pixel); ivar 0 marks a bad pixel.
+        observables : Tensor
+            Shape (n, n_observable), scaled, NaN where missing.
+        """
+        return self.posterior(self.embed(flux, ivar, observables))
+
+    def _spectrum(self, flux: Tensor, ivar: Tensor) -> tuple[Tensor, Tensor]:
+        good = ivar > 0
+        typical = torch.where(good, ivar, torch.nan).nanmedian(dim=1, keepdim=True).values
+        present = good.any(dim=1, keepdim=True)
+        typical = torch.where(present, typical, torch.ones_like(typical))
+        trust = (ivar / (NOISY_PIXEL * typical)).clamp(max=1.0)
+        deviation = (flux - self.flux_centre) / self.flux_scale
+        pixels = torch.where(good, deviation, 0.0).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+        return pixels * trust, noise_quality(typical, present)
+
+
+def noise_quality(typical: Tensor, present: Tensor) -> Tensor:
+    """Two measures of the noise and a presence bit (n, 3), from inverse variances (n, 1)."""
+    relative = (typical.sqrt() / _TYPICAL_SNR).clamp(0.05, 20.0)
+    noise = torch.cat([relative.log(), 1.0 / relative - 1.0], dim=1)
+    return torch.cat([torch.where(present, noise, 0.0), present.to(noise)], dim=1)
+
+
+def with_presence(observables: Tensor) -> Tensor:
+    """Bent observables, then their presence bits."""
+    present = torch.isfinite(observables)
+    scaled = torch.where(present, observables, 0.0)
+    bent = _OBSERVABLE_KNEE * torch.asinh(scaled / _OBSERVABLE_KNEE)
+    return torch.cat([bent, present.to(bent)], dim=1)

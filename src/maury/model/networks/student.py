@@ -1,0 +1,172 @@
+"""The student network: small and cheap, to learn what an ensemble answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maury.model.networks.base import Answer, NetworkConfig, ScalingRule, preset
+from maury.model.networks.default import (
+    LARGEST_DEVIATION,
+    NOISY_PIXEL,
+    DefaultConfig,
+    LabelPosterior,
+    noise_quality,
+)
+
+_OBSERVABLE_KNEE = 3.0
+_SAMPLED_PIXELS = 32
+_LARGEST_LOG_SIGMA = 8.0
+_N_QUALITY = 3
+
+
+@preset
+class StudentConfig(NetworkConfig):
+    """Few projections of the spectrum and narrow layers, with errors and a covariance.
+
+    `maury.training.distillation` teaches it the calibrated answers of an ensemble. It takes and
+    gives what the preset ``maury`` does.
+
+    Attributes
+    ----------
+    stem : int
+        Projections of the spectrum.
+    width, depth : int
+        Features, and residual layers after the join.
+    rank : int
+        Of the low-rank part of the correlations.
+    """
+
+    name: ClassVar[str] = "student"
+    paper: ClassVar[str] = DefaultConfig.paper
+    bibtex_key: ClassVar[str] = DefaultConfig.bibtex_key
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+    preparation_defaults: ClassVar[Mapping[str, Any]] = DefaultConfig.preparation_defaults
+    ensemble_defaults: ClassVar[Mapping[str, Any]] = DefaultConfig.ensemble_defaults
+    scaling: ClassVar[ScalingRule] = DefaultConfig.scaling
+    simulates: ClassVar[bool] = True
+    takes_missing: ClassVar[bool] = True
+    needs_spectrum: ClassVar[bool] = False
+
+    stem: int = Field(default=48, ge=1)
+    width: int = Field(default=128, ge=1)
+    depth: int = Field(default=2, ge=0)
+    rank: int = Field(default=4, ge=1)
+
+    def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> StudentNetwork:
+        """Build the network, see `published.build`; its flux scale is still 0 and 1."""
+        return StudentNetwork(self, n_pixel, n_observable, n_label)
+
+    def answer(self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor) -> Answer:
+        """Ask a network, see `maury.model.networks.published.NetworkConfig.answer`."""
+        posterior: LabelPosterior = network(flux, ivar, observables)
+        covariance = posterior.covariance()
+        variance = torch.diagonal(covariance, dim1=1, dim2=2)
+        return Answer(posterior.mean, variance, covariance)
+
+
+class StudentNetwork(nn.Module):
+    """Spectrum and observables to a `maury.model.networks.default.LabelPosterior`.
+
+    As the default network, it takes any part of its inputs: a pixel with ivar 0, a spectrum
+    without a good pixel, and an observable that is NaN carry nothing. What it measures of the
+    noise comes from every n-th pixel, as a median over all of them would cost more than the rest.
+
+    Parameters
+    ----------
+    config : StudentConfig
+    n_pixel, n_observable, n_label : int
+    """
+
+    flux_centre: Tensor
+    flux_scale: Tensor
+
+    def __init__(
+        self, config: StudentConfig, n_pixel: int, n_observable: int, n_label: int
+    ) -> None:
+        super().__init__()
+        self.n_label, self.n_observable, self.rank = n_label, n_observable, config.rank
+        self.stride = max(1, n_pixel // _SAMPLED_PIXELS)
+        self.register_buffer("flux_centre", torch.zeros(n_pixel))
+        self.register_buffer("flux_scale", torch.ones(n_pixel))
+        n_other = _N_QUALITY + 2 * n_observable
+        self.project = nn.Linear(n_pixel, config.stem)
+        self.join = nn.Linear(2 * config.stem + n_other, config.width)
+        self.body = nn.ModuleList(
+            nn.Linear(config.width, config.width) for _ in range(config.depth)
+        )
+        self.out = nn.Linear(config.width, n_label * (2 + config.rank))
+        nn.init.normal_(self.out.weight, 0.0, 0.02)
+        nn.init.normal_(self.out.bias, 0.0, 0.02)
+
+    def forward(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> LabelPosterior:
+        """Return the posterior of scaled labels; arguments as of the default network."""
+        return posterior(*self.lesson(*self.see(flux, ivar, observables)))
+
+    def see(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled pixels (n, n_pixel), and all other inputs (n, n_other); nothing is learnt here.
+
+        Parameters
+        ----------
+        flux, ivar : Tensor
+            Shapes (n, n_pixel); ivar 0 marks a bad pixel.
+        observables : Tensor
+            Shape (n, n_observable), scaled, NaN where missing.
+        """
+        typical, present = self.noise(ivar)
+        trust = (ivar * (1.0 / (NOISY_PIXEL * typical))).clamp_(max=1.0)
+        per_scale = 1.0 / self.flux_scale
+        pixels = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
+        # Only a row without a spectrum can hold NaN, and its trust is 0.
+        pixels.nan_to_num_().clamp_(-LARGEST_DEVIATION, LARGEST_DEVIATION).mul_(trust)
+        return pixels, self.others(typical, present, observables)
+
+    def noise(self, ivar: Tensor) -> tuple[Tensor, Tensor]:
+        """Typical inverse variance of good pixels (n, 1), and whether there is any."""
+        some = ivar[:, :: self.stride]
+        typical = torch.where(some > 0, some, torch.nan).nanmedian(dim=1, keepdim=True).values
+        typical = torch.where(typical > 0, typical, ivar.amax(dim=1, keepdim=True))
+        present = typical > 0
+        return torch.where(present, typical, 1.0), present
+
+    def others(self, typical: Tensor, present: Tensor, observables: Tensor) -> Tensor:
+        """Quality of the spectrum, observables and their presence bits, (n, n_other)."""
+        quality = noise_quality(typical, present)
+        present = torch.isfinite(observables)
+        scaled = torch.where(present, observables, 0.0) / _OBSERVABLE_KNEE
+        size = scaled.abs()
+        # asinh, in functions that are vectorised.
+        bent = torch.copysign((size + (size.square() + 1.0).sqrt()).log(), scaled)
+        return torch.cat([quality, _OBSERVABLE_KNEE * bent, present.to(bent)], dim=1)
+
+    def lesson(self, pixels: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scaled means and errors (n, n_label), and a factor (n, n_label, rank).
+
+        The correlation of two labels is the product of their rows of the factor.
+        """
+        projected = self.project(pixels)
+        features = self.join(torch.cat([projected, functional.silu(projected), other], dim=1))
+        for layer in self.body:
+            features = features + layer(functional.silu(features))
+        return self.read(self.out(functional.silu(features)))
+
+    def read(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the last layer says (n, n_out) as means, errors and factor."""
+        sizes = [self.n_label, self.n_label, self.n_label * self.rank]
+        mean, log_sigma, raw = torch.split(output, sizes, dim=1)
+        bound = _LARGEST_LOG_SIGMA
+        sigma = (bound * torch.tanh((log_sigma - 1.0) / bound)).exp()
+        raw = raw.reshape(-1, self.n_label, self.rank)
+        factor = raw / (1.01 + raw.square().sum(dim=2, keepdim=True)).sqrt()
+        return mean, sigma, factor
+
+
+def posterior(mean: Tensor, sigma: Tensor, factor: Tensor) -> LabelPosterior:
+    """Return as a posterior what `StudentNetwork.lesson` gave."""
+    own = (1.0 - factor.square().sum(dim=2)) * sigma.square()
+    return LabelPosterior(mean, own, factor * sigma.unsqueeze(2))

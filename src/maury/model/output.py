@@ -1,0 +1,46 @@
+"""What a model says of some stars, whatever kind of model it is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.labels.flags import Flag
+from maury.spectra.preparation import Inputs
+
+Float32s = NDArray[np.float32]
+Float64s = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Labels of some stars, in the unit of each label; NaN where there is no answer.
+
+    Attributes
+    ----------
+    mean, sigma : (n_star, n_label) float64
+        Labels and their 1 sigma errors.
+    covariance : (n_star, n_label, n_label) float64 or None
+        Of the labels of each star; None if the networks predict none.
+    features : (n_star, width) float32 or None
+        What the last layer of the first network sees; None if it tells nothing of it.
+    flags : (n_star,) int32 or None
+        Bits of `maury.labels.flags.Flag` that whatever answered adds to those of the preparation.
+    chi2_reduced, worst_wavelength_aa : (n_star,) float64 or None
+        Of the spectrum against its best fit, where a forward model was fitted.
+    """
+
+    mean: Float64s
+    sigma: Float64s
+    covariance: Float64s | None = None
+    features: Float32s | None = None
+    flags: NDArray[np.int32] | None = None
+    chi2_reduced: Float64s | None = None
+    worst_wavelength_aa: Float64s | None = None
+
+
+def has_spectrum(inputs: Inputs) -> NDArray[np.bool_]:
+    """Return which stars (n_star,) have a spectrum that a network can take."""
+    finite = np.asarray(np.isfinite(inputs.flux).all(axis=1), dtype=np.bool_)
+    good = np.asarray((inputs.flags & Flag.NO_SPECTRUM.value) == 0, dtype=np.bool_)
+    return finite & good

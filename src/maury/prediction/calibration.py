@@ -1,0 +1,489 @@
+"""Errors that hold: what a network quotes, corrected on stars that it has not met.
+
+The quoted error of each label is multiplied by a factor that varies smoothly with S/N, surface
+gravity and metallicity. Labelled stars give its size: those that no network has met, and those that
+one network has never met, for which this one is asked (cross-fitting; Chernozhukov et al. 2018, EJ
+21, C1). The same stars observed anew, as simulated spectra, which are many, give its course over
+these regimes. Both fits match several quantiles of |residual| / error to those of a normal
+distribution at once (composite quantile regression, Zou & Yuan 2008, AnnSt 36, 1108), so that a few
+wild stars rule nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import ndtri
+
+from maury.errors import TrainingError, check_known
+from maury.labels.columns import QUANTILES
+from maury.labels.definitions import LABEL_NAMES
+
+Float64s = NDArray[np.float64]
+
+
+def condition(
+    mean: ArrayLike,
+    covariance: ArrayLike,
+    *,
+    label: str = "logg",
+    value: ArrayLike,
+    error: ArrayLike = 0.0,
+    names: Sequence[str] = LABEL_NAMES,
+) -> tuple[Float64s, Float64s]:
+    """Condition Gaussian labels on a measurement of one of them, such as an asteroseismic log g.
+
+    With k = C h / (h^T C h + error^2), where h picks the label: mean + k (value - h^T mean), and
+    (1 - k h^T) C (1 - k h^T)^T + error^2 k k^T, which stays symmetric and positive semi-definite.
+
+    Parameters
+    ----------
+    mean : (n_star, n_label) array_like
+        Labels.
+    covariance : (n_star, n_label, n_label) array_like
+        Their covariances.
+    label : str
+        Which label was measured.
+    value : (n_star,) or scalar array_like
+        Its measurement, in its unit, independent of what the labels were predicted from. NaN
+        leaves a star as it is.
+    error : (n_star,) or scalar array_like
+        1 sigma error of `value`. 0 fixes the label; NaN leaves a star as it is.
+    names : sequence of str
+        Names of the labels, in the order of `mean`.
+
+    Returns
+    -------
+    mean, covariance : (n_star, n_label) and (n_star, n_label, n_label) float64
+
+    Raises
+    ------
+    UnknownName
+        If `label` is not one of `names`.
+    ValueError
+        If shapes do not fit, or an error is negative.
+
+    Examples
+    --------
+    >>> mean, covariance = [[4800.0, 2.0]], [[[10000.0, 15.0], [15.0, 0.09]]]
+    >>> condition(mean, covariance, value=2.3, error=0.0, names=("teff", "logg"))[0]
+    array([[4.85e+03, 2.30e+00]])
+    """
+    position = list(names).index(check_known("label", label, names))
+    centre, spread = (np.array(a, dtype=np.float64) for a in (mean, covariance))
+    n_star, n_label = len(centre), len(names)
+    if centre.shape != (n_star, n_label) or spread.shape != (n_star, n_label, n_label):
+        raise ValueError(
+            f"{n_label} labels need mean (n_star, {n_label}) and covariance (n_star, {n_label}, "
+            f"{n_label}), got {centre.shape} and {spread.shape}"
+        )
+    given, sigma = (
+        np.broadcast_to(np.asarray(a, dtype=np.float64), (n_star,)) for a in (value, error)
+    )
+    if np.any(sigma < 0):
+        raise ValueError(f"an error is not negative, got {np.nanmin(sigma)}")
+    total = spread[:, position, position] + sigma**2
+    rows = np.flatnonzero(np.isfinite(given) & np.isfinite(sigma) & (total > 0))
+    gain = spread[rows, :, position] / total[rows, None]
+    centre[rows] += gain * (given[rows] - centre[rows, position])[:, None]
+    keep = np.repeat(np.eye(n_label)[None], rows.size, axis=0)
+    keep[:, :, position] -= gain
+    noise = sigma[rows, None, None] ** 2 * gain[:, :, None] * gain[:, None, :]
+    spread[rows] = keep @ spread[rows] @ keep.transpose(0, 2, 1) + noise
+    return centre, spread
+
+
+Float64Array = NDArray[np.float64]
+LEVELS = (0.4, 0.55, 0.683, 0.8, 0.9, 0.954)
+"""Central probabilities that are matched."""
+LEAST_STARS = 30
+REGIME_PRIOR = 0.15
+"""Standard deviation expected of each regime coefficient (of the logarithm of the factor)."""
+LABEL_PRIOR = 0.04
+"""Standard deviation expected between the labels' factors."""
+STRETCH_COST = 0.005
+"""By how much the scatter may rise for labels that are shrunk less."""
+_LARGEST_STRETCH = 0.25
+_LARGEST_LOG_FACTOR = 2.0
+_SMOOTHING = 0.02
+_TAILS = tuple(percent / 100.0 for _, percent in QUANTILES)
+_INNER = slice(1, 4)
+"""Tails of the first models, which had no others."""
+_N_TERM, _N_PLAIN = 10, 5
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What the factor depends on, one value per star, NaN where unknown.
+
+    Attributes
+    ----------
+    snr, logg, m_h : (n_star,) float64
+        S/N per pixel; predicted surface gravity and metallicity.
+    """
+
+    snr: Float64Array
+    logg: Float64Array
+    m_h: Float64Array
+
+    def design(self) -> Float64Array:
+        """Terms of the logarithm of the factor, ``(n_star, 10)``; unknown counts as typical."""
+        depth = np.log(np.clip(np.nan_to_num(self.snr, nan=50.0), 5.0, 200.0) / 50.0)
+        dwarf = np.tanh((np.nan_to_num(self.logg, nan=3.5) - 3.5) / 0.4)
+        poor = np.clip(-np.nan_to_num(self.m_h, nan=-0.2) - 0.2, -0.5, 1.5)
+        plain = [np.ones(depth.size), depth, depth**2, dwarf, poor]
+        both = [dwarf * poor, depth * dwarf, depth * poor, depth * dwarf * poor, poor**2]
+        return np.column_stack([*plain, *both])
+
+
+Judged = tuple[Float64Array, Float64Array, Regime]
+"""Residuals and quoted errors, (n_star, n_label) each, of some stars, and their regime."""
+
+
+@dataclass(frozen=True)
+class Spared:
+    """Labelled stars that one network of an ensemble has never met, and what this one says of them.
+
+    Attributes
+    ----------
+    residual, error : (n_star, n_label) float64
+        Predicted minus true, NaN where unknown, and quoted 1 sigma error, of that network alone.
+    regime : Regime
+        Of these stars.
+    anew : (residual, error, Regime)
+        The same for simulated spectra of these stars, each by the network that has not met it.
+    beside : (residual, error, Regime)
+        The same of single networks for the simulated stars that the ensemble is asked of, which
+        tell how its errors hold where those of its networks hold by so much.
+    """
+
+    residual: Float64Array
+    error: Float64Array
+    regime: Regime
+    anew: Judged
+    beside: Judged
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Factors, floors and quantiles of the errors of each label.
+
+    Attributes
+    ----------
+    size : (n_label,) float64
+        Logarithm of the factor from labelled stars.
+    course : (n_label, 10) float64
+        Coefficients of `Regime.design` from simulated stars.
+    floor : (n_label,) float64
+        Least error, in the unit of the label: scatter of repeated observations.
+    tails : (n_label, 5) float64
+        Quantiles of residual / error, those of `maury.labels.columns.QUANTILES`.
+    centre, stretch : (n_label,) float64
+        By how much labels are moved away from the centre, see `least_shrunk`.
+    n_real, n_simulated : int
+        Stars that fixed it.
+    """
+
+    size: Float64Array
+    course: Float64Array
+    floor: Float64Array
+    tails: Float64Array
+    centre: Float64Array
+    stretch: Float64Array
+    n_real: int
+    n_simulated: int
+
+    @classmethod
+    def none(cls, n_label: int) -> Self:
+        """Return a calibration that leaves the errors as they are."""
+        tails = np.tile(ndtri(np.array(_TAILS)), (n_label, 1))
+        zero = np.zeros(n_label)
+        return cls(zero, np.zeros((n_label, _N_TERM)), zero, tails, zero, np.ones(n_label), 0, 0)
+
+    @classmethod
+    def fit(
+        cls,
+        residual: ArrayLike,
+        error: ArrayLike,
+        regime: Regime,
+        *,
+        simulated: Judged | None = None,
+        spared: Spared | None = None,
+        floor: ArrayLike | None = None,
+        stretching: tuple[ArrayLike, ArrayLike] | None = None,
+    ) -> Self:
+        """Fit to stars whose labels are known.
+
+        Parameters
+        ----------
+        residual, error : (n_star, n_label) array_like
+            Predicted minus true (NaN where unknown), and the quoted 1 sigma error, of labelled
+            stars that neither trained nor chose the networks.
+        regime : Regime
+            Of these stars.
+        simulated : (residual, error, Regime), optional
+            The same of simulated spectra, best of these stars: networks err less for stars that
+            are simulated from their training sample.
+        spared : Spared, optional
+            Training stars that single networks have never met; they need simulated ones.
+        floor : (n_label,) array_like, optional
+            Least error of each label.
+        stretching : (n_label,) and (n_label,) array_like, optional
+            Centre and stretch of the labels, which are in the residuals already.
+
+        Raises
+        ------
+        TrainingError
+            If fewer than 30 labelled stars are given.
+        ValueError
+            If spared stars come without simulated ones.
+        """
+        residual, error = np.asarray(residual, np.float64), np.asarray(error, np.float64)
+        n_star, n_label = residual.shape
+        if n_star < LEAST_STARS:
+            raise TrainingError(
+                f"errors cannot be calibrated on {n_star} stars; at least {LEAST_STARS} are "
+                "needed: enlarge the validation part of the split, or give more labelled stars"
+            )
+        start = cls.none(n_label)
+        anew = simulated if spared is None else spared.anew
+        course, tails = start.course, start.tails
+        if anew is not None:
+            columns = zip(*_columns(*anew[:2]), strict=True)
+            course = np.stack([_fit_course(r, e, anew[2]) for r, e in columns])
+            tails = _fit_tails(*anew, course=course)
+        ratios = _log_ratios(residual, error, regime, course)
+        n_real, n_simulated = n_star, 0 if anew is None else len(np.asarray(anew[0]))
+        if spared is not None:
+            if simulated is None:
+                raise ValueError(
+                    "stars that single networks spared need simulated ones beside them"
+                )
+            alone = _log_ratios(spared.residual, spared.error, spared.regime, course)
+            apart = _sizes(spared.beside, course) - _sizes(simulated, course)
+            pairs = zip(ratios, alone, apart, strict=True)
+            ratios = [np.concatenate([ours, one - shift]) for ours, one, shift in pairs]
+            n_real += len(spared.residual)
+        size = _fit_sizes(ratios)
+        least = start.floor if floor is None else np.asarray(floor, np.float64)
+        centre, stretch = (start.centre, start.stretch) if stretching is None else stretching
+        return cls(
+            size,
+            course,
+            least,
+            tails,
+            np.asarray(centre, np.float64),
+            np.asarray(stretch, np.float64),
+            n_real,
+            n_simulated,
+        )
+
+    def means(self, mean: ArrayLike) -> Float64Array:
+        """Labels ``(n_star, n_label)``, stretched."""
+        return stretched(mean, self.centre, self.stretch)
+
+    def factor(self, regime: Regime) -> Float64Array:
+        """Factor of each error, shape ``(n_star, n_label)``."""
+        logarithm = regime.design() @ self.course.T + self.size
+        limit = _LARGEST_LOG_FACTOR
+        return np.asarray(np.exp(np.clip(logarithm, -limit, limit)))
+
+    def errors(self, error: ArrayLike, regime: Regime) -> Float64Array:
+        """Calibrated 1 sigma errors from quoted ones, both ``(n_star, n_label)``; NaN stays NaN."""
+        return np.maximum(np.asarray(error, np.float64) * self.factor(regime), self.floor)
+
+    def quantiles(self, mean: ArrayLike, calibrated: ArrayLike) -> Float64Array:
+        """Quantiles, ``(5, n_star, n_label)``, of labels with calibrated errors.
+
+        They are those of `maury.labels.columns.QUANTILES`. A residual is predicted minus true, so
+        the lower quantile comes from the upper tail.
+        """
+        mean, calibrated = np.asarray(mean, np.float64), np.asarray(calibrated, np.float64)
+        tails = self.tails[:, ::-1].T
+        return np.stack([mean - tail * calibrated for tail in tails])
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Plain arrays for the model directory."""
+        return {f.name: np.atleast_1d(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what `to_arrays` gave.
+
+        Raises
+        ------
+        KeyError
+            If an array is missing.
+        ValueError
+            If shapes or values are impossible.
+        """
+        n_label, course = arrays["size"].size, arrays["course"]
+        if course.ndim == 2 and course.shape[1] == _N_PLAIN:
+            # Of the first models, without products of terms.
+            arrays = {**arrays, "course": np.pad(course, ((0, 0), (0, _N_TERM - _N_PLAIN)))}
+        if arrays["tails"].shape == (n_label, 3):
+            tails = cls.none(n_label).tails
+            tails[:, _INNER] = arrays["tails"]
+            arrays = {**arrays, "tails": tails}
+        shapes: dict[str, tuple[int, ...]] = {"size": (n_label,), "floor": (n_label,)}
+        shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, len(_TAILS))}
+        shapes |= {"centre": (n_label,), "stretch": (n_label,)}
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
+                raise ValueError(f"calibration: {name!r} must be finite, of shape {shape}")
+        return cls(
+            **{name: arrays[name].astype(np.float64) for name in shapes},
+            n_real=int(arrays["n_real"].item()),
+            n_simulated=int(arrays["n_simulated"].item()),
+        )
+
+
+def least_shrunk(
+    mean: ArrayLike, residual: ArrayLike, *, cost: float = STRETCH_COST
+) -> tuple[Float64Array, Float64Array]:
+    """Centre and stretch that shrink labels least, at a small cost in scatter.
+
+    The mean of a posterior lies nearer to the centre of the population than the truth does. Of
+    all answers centre + stretch (mean - centre) it has the least rms residual, R, but near its
+    minimum the rms hardly depends on the stretch: it is sqrt(R^2 + (stretch - 1)^2 S^2), where S
+    is the scatter of the means. The largest stretch that costs a fraction `cost` of R is taken.
+
+    Parameters
+    ----------
+    mean, residual : (n_star, n_label) array_like
+        Predicted labels, and predicted minus true; NaN where unknown.
+    cost : float
+        Relative rise of the rms residual.
+
+    Returns
+    -------
+    centre, stretch : (n_label,) float64
+    """
+    mean, residual = np.asarray(mean, np.float64), np.asarray(residual, np.float64)
+    known = np.isfinite(mean) & np.isfinite(residual)
+    centre, spread, rms = np.zeros(mean.shape[1]), np.zeros(mean.shape[1]), np.zeros(mean.shape[1])
+    for k in np.flatnonzero(known.sum(axis=0) >= LEAST_STARS):
+        values = mean[known[:, k], k]
+        centre[k], spread[k] = values.mean(), values.std()
+        rms[k] = np.sqrt(np.mean(residual[known[:, k], k] ** 2))
+    room = np.sqrt((1.0 + cost) ** 2 - 1.0)
+    ratio = np.divide(rms, spread, out=np.zeros_like(rms), where=spread > 0)
+    return centre, 1.0 + np.minimum(room * ratio, _LARGEST_STRETCH)
+
+
+def stretched(mean: ArrayLike, centre: Float64Array, stretch: Float64Array) -> Float64Array:
+    """Labels ``(n_star, n_label)``, moved away from the centre as `least_shrunk` says."""
+    return np.asarray(centre + stretch * (np.asarray(mean) - centre))
+
+
+def repeat_scatter(
+    values: ArrayLike, star_id: Sequence[str] | NDArray[np.str_], *, least_pairs: int = 20
+) -> Float64Array:
+    """Scatter of each label between spectra of one star, shape ``(n_label,)``.
+
+    1.4826 x the median |difference| of consecutive spectra of a star, over the square root of 2;
+    0 where fewer than `least_pairs` pairs are known.
+
+    Parameters
+    ----------
+    values : (n_row, n_label) array_like
+        Predicted labels.
+    star_id : (n_row,) str
+        Star of each row.
+    """
+    values, stars = np.asarray(values, np.float64), np.asarray(star_id)
+    order = np.argsort(stars, kind="stable")
+    same = np.flatnonzero((stars[order][1:] == stars[order][:-1]) & (stars[order][1:] != ""))
+    pairs = np.abs(values[order[same + 1]] - values[order[same]])
+    known = np.isfinite(pairs)
+    enough = known.sum(axis=0) >= least_pairs
+    scatter = np.zeros(values.shape[1])
+    for position in np.flatnonzero(enough):
+        scatter[position] = np.median(pairs[known[:, position], position]) / np.sqrt(2.0)
+    return 1.482602218505602 * scatter
+
+
+def _columns(residual: ArrayLike, error: ArrayLike) -> tuple[Float64Array, Float64Array]:
+    return np.asarray(residual, np.float64).T, np.asarray(error, np.float64).T
+
+
+def _log_ratio(residual: Float64Array, error: Float64Array) -> tuple[Float64Array, Any]:
+    """Logarithm of |residual| / error, and where it is known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.abs(residual) / error
+    known = np.isfinite(ratio) & (error > 0)
+    return np.log(np.maximum(ratio, 1e-6, where=known, out=np.ones_like(ratio))), known
+
+
+def _fit_course(residual: Float64Array, error: Float64Array, regime: Regime) -> Float64Array:
+    ratio, known = _log_ratio(residual, error)
+    design = regime.design()[known]
+    precision = np.r_[0.0, np.full(design.shape[1] - 1, REGIME_PRIOR**-2)]
+    return _quantile_regression(ratio[known], design, precision, np.zeros(design.shape[1]))
+
+
+def _log_ratios(
+    residual: ArrayLike, error: ArrayLike, regime: Regime, course: Float64Array
+) -> list[Float64Array]:
+    """Logarithm of |residual| / error over its course, where known, of each label."""
+    known = np.exp(regime.design() @ course.T) * np.asarray(error, np.float64)
+    pairs = [_log_ratio(r, e) for r, e in zip(*_columns(residual, known), strict=True)]
+    return [ratio[finite] for ratio, finite in pairs]
+
+
+def _sizes(judged: Judged, course: Float64Array) -> Float64Array:
+    return np.array([_size(ratio) for ratio in _log_ratios(*judged, course)])
+
+
+def _fit_sizes(ratios: Sequence[Float64Array]) -> Float64Array:
+    """Logarithm of one factor per label, drawn towards their median by `LABEL_PRIOR`."""
+    centre = float(np.median([_size(ratio) for ratio in ratios]))
+    return np.array([_size(ratio, LABEL_PRIOR**-2, centre) for ratio in ratios])
+
+
+def _size(ratio: Float64Array, precision: float = 0.0, centre: float = 0.0) -> float:
+    if ratio.size == 0:
+        return centre
+    one = np.ones((ratio.size, 1))
+    fit = _quantile_regression(ratio, one, np.array([precision]), np.array([centre]))
+    return float(fit[0])
+
+
+def _quantile_regression(
+    ratio: Float64Array, design: Float64Array, precision: Float64Array, centre: Float64Array
+) -> Float64Array:
+    """Coefficients b for which design @ b + log(normal quantile) matches the quantiles of ratio.
+
+    The sum of smoothed pinball losses, in the unit of a log-likelihood (each star counts once),
+    and a Gaussian prior on b.
+    """
+    levels = np.array(LEVELS)
+    offsets = np.log(ndtri(0.5 + 0.5 * levels))
+    # Curvature of the expected loss relative to the information of a normal sample of this size,
+    # 2 per star: the prior is then weighed as against a likelihood.
+    density = 2.0 * np.exp(offsets) * np.exp(-0.5 * np.exp(2 * offsets)) / np.sqrt(2 * np.pi)
+    unit = 2.0 / density.sum()
+
+    def loss(b: Float64Array) -> tuple[float, Float64Array]:
+        rest = ratio[:, None] - (design @ b)[:, None] - offsets
+        soft = np.logaddexp(0.0, -rest / _SMOOTHING)
+        value = (levels * rest + _SMOOTHING * soft).sum()
+        slope = levels - 1.0 / (1.0 + np.exp(np.clip(rest / _SMOOTHING, -500, 500)))
+        shift = b - centre
+        gradient = -unit * (slope.sum(axis=1) @ design) + precision * shift
+        return float(unit * value + 0.5 * (precision * shift**2).sum()), gradient
+
+    found = minimize(loss, centre, jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def _fit_tails(
+    residual: ArrayLike, error: ArrayLike, regime: Regime, *, course: Float64Array
+) -> Float64Array:
+    known = np.asarray(error, np.float64) * np.exp(regime.design() @ course.T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.asarray(residual, np.float64) / known
+    return np.asarray(np.nanquantile(np.where(known > 0, z, np.nan), _TAILS, axis=0).T)

@@ -1,0 +1,512 @@
+"""Coverage: is a star like those that the model learnt from, and if not, why not.
+
+`CoverageModel.fit` learns on training stars what is normal: neighbours among labels and among
+features, how well spectra computed from the labels fit, and what the tests of
+`maury.prediction.residual_tests` give. Every threshold is a quantile of the training stars' own
+scores, each star scored without itself, so that a known and small share of good stars is warned of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maury.errors import LengthMismatch, ModelFileError, TrainingError
+from maury.labels.flags import FLAG_DTYPE, Flag, set_where
+from maury.prediction import residual_tests as anomaly
+from maury.prediction.evidence import (
+    CoverageScores,
+    Evidence,
+    TwoViews,
+    nearest,
+    robust_scale,
+    robust_whitening,
+    whitening,
+)
+from maury.prediction.residual_tests import CALCIUM_AA, PASCHEN_AA, VelocityTest
+
+__all__ = ["CoverageModel", "CoverageScores", "Evidence", "TwoViews"]
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+LEAST_STARS = 100
+"""Training stars below which nothing is learnt."""
+MOST_STARS = 4096
+"""Training stars used at most, evenly chosen: so many bound the size and the cost of a model."""
+LEAST_SHIFT_KMS = 15.0
+"""Radial velocity errors below this are never flagged."""
+
+_VIEW_LABELS = ("teff", "logg", "m_h")
+_NEIGHBOUR = 10
+_PRIOR_NEIGHBOUR = 30
+# Full weight would count the prior, which shaped both views, as if its density were exact.
+_PRIOR_WEIGHT = 0.5
+_FEATURE_DIMENSIONS = 24
+_CONTINUUM_DEGREE = 5
+_CALCIUM_SIGMA_AA = 0.65
+_PASCHEN_SIGMA_AA = 5.0
+_LARGEST_FLOOR = 0.1
+_HALF_CHI2_MEDIAN = 0.454936423119572
+_TYPICAL_SNR = 50.0
+_SNR_RANGE = (5.0, 500.0)
+_RIVALS = ("rv_shift_kms", "sb2", "paschen")
+_SNR_GROUPS = 6
+_TAIL = 0.95
+
+
+DETECTORS: dict[str, Flag] = {
+    "label_distance": Flag.LABELS_UNLIKE,
+    "feature_distance": Flag.SPECTRUM_UNLIKE,
+    "chi2_reduced": Flag.RECONSTRUCTION_POOR,
+    "rv_shift_kms": Flag.RADIAL_VELOCITY_WRONG,
+    "emission": Flag.EMISSION,
+    "paschen": Flag.HOT_STAR,
+    "sb2": Flag.DOUBLE_LINED,
+    "continuum": Flag.CONTINUUM_BAD,
+    "disagreement": Flag.PHOTOMETRY_DISAGREES,
+}
+"""Scores that have a threshold, and the flag that each sets."""
+
+_SNR_DEPENDENT = ("label_distance", "feature_distance", "chi2_reduced", "sb2", "continuum")
+
+
+@dataclass(frozen=True, eq=False)
+class CoverageModel:
+    """What is normal among the training stars, as plain arrays.
+
+    Make one with `CoverageModel.fit`, or with `from_arrays` from what `to_arrays` gave.
+
+    Attributes
+    ----------
+    wave_aa : (n_pixel,) float64
+        Air wavelengths of the prepared spectra, angstrom.
+    noise_correlation : (n_lag,) float64
+        Correlation of the noise of pixels 1, 2, ... apart.
+    bias, floor : (n_pixel,) float64
+        Median residual, and standard deviation of the model error.
+    label_columns : (3,) int64
+        Columns of Teff, log g and [M/H], which the views are compared in; -1 for none.
+    label_centre, label_scale : (n_label,) float64
+    reference_labels : (n_reference, n_label) float32
+        Scaled labels of training stars.
+    feature_centre : (n_feature,) float64
+    feature_basis : (n_feature, n_dimension) float64
+        Whitening projection.
+    reference_features : (n_reference, n_dimension) float32
+    own_features : (1,) int64
+        1 if features come from outside, 0 if they are the flux.
+    continuum_centre, continuum_root : (6,), (6, 6) float64
+        Of the Legendre coefficients; the root whitens them.
+    filter_scale : (2, 2) float64
+        Median and robust standard deviation of the filters for emission and Paschen lines.
+    snr_slope, threshold : (9,) float64
+        Per detector: d ln(score) / d ln(S/N), and the threshold at S/N 50.
+    teff_limit_kelvin : (1,) float64
+        Highest Teff among the training stars.
+    """
+
+    wave_aa: Float64Array
+    noise_correlation: Float64Array
+    bias: Float64Array
+    floor: Float64Array
+    label_columns: NDArray[np.int64]
+    label_centre: Float64Array
+    label_scale: Float64Array
+    reference_labels: Float32Array
+    feature_centre: Float64Array
+    feature_basis: Float64Array
+    reference_features: Float32Array
+    own_features: NDArray[np.int64]
+    continuum_centre: Float64Array
+    continuum_root: Float64Array
+    filter_scale: Float64Array
+    snr_slope: Float64Array = field(default_factory=lambda: np.zeros(len(DETECTORS)))
+    threshold: Float64Array = field(default_factory=lambda: np.full(len(DETECTORS), np.inf))
+    teff_limit_kelvin: Float64Array = field(default_factory=lambda: np.full(1, np.inf))
+
+    @classmethod
+    def fit(
+        cls,
+        evidence: Evidence,
+        *,
+        wave_aa: ArrayLike,
+        label_names: Sequence[str],
+        noise_correlation: Sequence[float] = (0.44, 0.05),
+        false_alarm: float = 0.004,
+    ) -> Self:
+        """Learn from training stars.
+
+        Parameters
+        ----------
+        evidence : Evidence
+            Of the training stars, predicted like any other star. Rows without a spectrum or
+            labels are left out.
+        wave_aa : (n_pixel,) array_like
+            Air wavelengths, increasing.
+        label_names : sequence of str
+            Columns of the labels; ``teff``, ``logg`` and ``m_h`` have a meaning here.
+        noise_correlation : sequence of float
+            As in `maury.spectra.preparation.Preparation`.
+        false_alarm : float
+            Share of training stars above the threshold, per detector. There are nine.
+
+        Raises
+        ------
+        TrainingError
+            If fewer than `LEAST_STARS` stars have a spectrum and labels.
+        """
+        usable = np.flatnonzero(evidence.complete())
+        if usable.size < LEAST_STARS:
+            raise TrainingError(
+                f"coverage needs {LEAST_STARS} training stars with spectrum and labels, got "
+                f"{usable.size}; label more stars"
+            )
+        if usable.size > MOST_STARS:
+            usable = usable[np.linspace(0, usable.size - 1, MOST_STARS).astype(int)]
+        known = evidence.rows(usable)
+        wave = np.asarray(wave_aa, dtype=np.float64)
+        blank = cls._learn(known, wave, label_names, noise_correlation)
+        slope, threshold = _thresholds(blank._scored(known, left_out=True), false_alarm)
+        limit = _largest(blank._teff(evidence.labels))
+        return blank._with(snr_slope=slope, threshold=threshold, teff_limit_kelvin=limit)
+
+    @classmethod
+    def _learn(
+        cls,
+        known: Evidence,
+        wave_aa: Float64Array,
+        label_names: Sequence[str],
+        noise_correlation: Sequence[float],
+    ) -> Self:
+        labels = np.asarray(known.labels, dtype=np.float64)
+        centre, scale = robust_scale(labels)
+        features = known.compared
+        middle, basis = whitening(features, _FEATURE_DIMENSIONS)
+        bias, floor = _model_error(known)
+        columns = [list(label_names).index(n) if n in label_names else -1 for n in _VIEW_LABELS]
+        draft = cls(
+            wave_aa=wave_aa,
+            noise_correlation=np.asarray(noise_correlation, dtype=np.float64),
+            bias=bias,
+            floor=floor,
+            label_columns=np.array(columns, dtype=np.int64),
+            label_centre=centre,
+            label_scale=scale,
+            reference_labels=((labels - centre) / scale).astype(np.float32),
+            feature_centre=middle,
+            feature_basis=basis,
+            reference_features=((features - middle) @ basis).astype(np.float32),
+            own_features=np.array([known.features is not None], dtype=np.int64),
+            continuum_centre=np.zeros(_CONTINUUM_DEGREE + 1),
+            continuum_root=np.eye(_CONTINUUM_DEGREE + 1),
+            filter_scale=np.array([[0.0, 1.0], [0.0, 1.0]]),
+        )
+        residual, weight, _ = draft._residual(known)
+        terms = anomaly.continuum_terms(residual, weight, degree=_CONTINUUM_DEGREE)
+        middle_terms, root = robust_whitening(terms)
+        filters = np.column_stack(draft._filters(residual, weight))
+        scales = np.column_stack(robust_scale(filters))
+        return draft._with(continuum_centre=middle_terms, continuum_root=root, filter_scale=scales)
+
+    def _with(self, **changes: Any) -> Self:
+        return type(self)(**(self.to_arrays() | changes))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all that was learnt, as numeric arrays by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Restore a model.
+
+        Raises
+        ------
+        ModelFileError
+            If an array is missing, unknown, of another shape, or not finite.
+        """
+        names = {item.name for item in fields(cls)}
+        if names != set(arrays):
+            wrong = ", ".join(sorted(names.symmetric_difference(arrays)))
+            raise ModelFileError(f"coverage arrays missing or unknown: {wrong}")
+        made = cls(**{name: np.asarray(value) for name, value in arrays.items()})
+        problem = made._problem()
+        if problem:
+            raise ModelFileError(f"the coverage arrays are inconsistent: {problem}")
+        return made
+
+    def _problem(self) -> str | None:
+        n_pixel, n_label = self.wave_aa.size, self.label_centre.size
+        n_feature, n_dimension = self.feature_centre.size, self.reference_features.shape[-1]
+        n_term, n_detector = _CONTINUUM_DEGREE + 1, len(DETECTORS)
+        shapes: dict[str, tuple[int, ...]] = {
+            "wave_aa": (n_pixel,),
+            "bias": (n_pixel,),
+            "floor": (n_pixel,),
+            "noise_correlation": (self.noise_correlation.size,),
+            "label_columns": (len(_VIEW_LABELS),),
+            "label_centre": (n_label,),
+            "label_scale": (n_label,),
+            "reference_labels": (len(self.reference_features), n_label),
+            "feature_centre": (n_feature,),
+            "feature_basis": (n_feature, n_dimension),
+            "reference_features": (len(self.reference_features), n_dimension),
+            "own_features": (1,),
+            "continuum_centre": (n_term,),
+            "continuum_root": (n_term, n_term),
+            "filter_scale": (2, 2),
+            "snr_slope": (n_detector,),
+            "threshold": (n_detector,),
+            "teff_limit_kelvin": (1,),
+        }
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype.kind not in "fi":
+                return f"{name} is {array.dtype} {array.shape}, expected numbers {shape}"
+            if np.isnan(array).any():
+                return f"{name} has NaN"
+        if not np.all((self.label_columns >= -1) & (self.label_columns < n_label)):
+            return f"label_columns must be -1 to {n_label - 1}"
+        return None
+
+    def score(self, evidence: Evidence) -> CoverageScores:
+        """Score stars; rows are independent of one another.
+
+        Raises
+        ------
+        LengthMismatch
+            If pixels, labels or features are not as many as the model learnt from, or if it
+            needs features and there are none.
+        """
+        self._check(evidence)
+        return self._scored(evidence, left_out=False)
+
+    def _check(self, evidence: Evidence) -> None:
+        wanted = {
+            "pixels": (np.shape(evidence.flux)[1], self.wave_aa.size),
+            "labels": (np.shape(evidence.labels)[1], self.label_centre.size),
+            "features": (evidence.compared.shape[1], self.feature_centre.size),
+            "sets of features": (int(evidence.features is not None), int(self.own_features[0])),
+        }
+        for what, (got, expected) in wanted.items():
+            if got != expected:
+                raise LengthMismatch(f"coverage was learnt with {expected} {what}, got {got}")
+
+    def _scored(self, evidence: Evidence, *, left_out: bool) -> CoverageScores:
+        labels = np.asarray(evidence.labels, dtype=np.float64)
+        scaled = (labels - self.label_centre) / self.label_scale
+        projected = (evidence.compared - self.feature_centre) @ self.feature_basis
+        residual, weight, usable = self._residual(evidence)
+        deviation = residual * np.sqrt(weight)
+        some = usable.any(axis=1)
+        terms = anomaly.continuum_terms(residual, weight, degree=_CONTINUUM_DEGREE)
+        whitened = (terms - self.continuum_centre) @ self.continuum_root
+        emission, paschen = self._filters(residual, weight)
+        (e_mid, e_scale), (p_mid, p_scale) = self.filter_scale
+        shift, gain = self._velocities(evidence, usable)
+        worst = self.wave_aa[anomaly.worst_pixel(deviation, usable)]
+        return CoverageScores(
+            label_distance=nearest(scaled, self.reference_labels, _NEIGHBOUR + left_out),
+            feature_distance=np.where(
+                some,
+                nearest(projected, self.reference_features, _NEIGHBOUR + left_out),
+                np.nan,
+            ),
+            chi2_reduced=anomaly.chi_square(
+                deviation, usable, noise_correlation=self.noise_correlation.tolist()
+            ),
+            worst_wavelength_aa=np.where(some, worst, np.nan),
+            rv_shift_kms=np.where(some, shift, np.nan),
+            emission=(emission - e_mid) / e_scale,
+            paschen=(paschen - p_mid) / p_scale,
+            sb2=np.where(some, gain, np.nan),
+            continuum=np.square(whitened).sum(axis=1),
+            disagreement=self._disagreement(evidence.views, len(labels)),
+            snr=np.asarray(evidence.snr, dtype=np.float64),
+            teff=self._teff(labels),
+        )
+
+    def _teff(self, labels: ArrayLike) -> Float64Array:
+        values, column = np.asarray(labels, dtype=np.float64), self.label_columns[0]
+        return values[:, column] if column >= 0 else np.full(len(values), np.nan)
+
+    def _residual(self, evidence: Evidence) -> tuple[Float32Array, Float32Array, BoolArray]:
+        """Residual less bias, its inverse variance with model error, and usable pixels."""
+        flux, ivar, model = (
+            np.asarray(x, dtype=np.float32)
+            for x in (evidence.flux, evidence.ivar, evidence.reconstruction)
+        )
+        residual = flux - model
+        residual -= self.bias.astype(np.float32)
+        usable = (ivar > 0) & np.isfinite(ivar) & np.isfinite(residual)
+        with np.errstate(divide="ignore", over="ignore"):
+            weight = np.reciprocal(ivar)
+            weight += np.square(self.floor).astype(np.float32)
+            np.reciprocal(weight, out=weight)
+        if not usable.all():
+            residual[~usable] = 0.0
+            weight[~usable] = 0.0
+        return residual, weight, usable
+
+    @cached_property
+    def _profiles(self) -> tuple[Float64Array, Float64Array]:
+        return (
+            anomaly.line_profile(self.wave_aa, CALCIUM_AA, sigma_aa=_CALCIUM_SIGMA_AA),
+            -anomaly.line_profile(self.wave_aa, PASCHEN_AA, sigma_aa=_PASCHEN_SIGMA_AA),
+        )
+
+    def _filters(
+        self, residual: Float32Array, weight: Float32Array
+    ) -> tuple[Float64Array, Float64Array]:
+        calcium, paschen = self._profiles
+        return (
+            anomaly.matched_filter(residual, weight, calcium),
+            anomaly.matched_filter(residual, weight, paschen),
+        )
+
+    @cached_property
+    def _velocity_test(self) -> VelocityTest:
+        return VelocityTest(self.wave_aa)
+
+    def _velocities(
+        self, evidence: Evidence, usable: BoolArray
+    ) -> tuple[Float64Array, Float64Array]:
+        template = np.asarray(evidence.reconstruction, dtype=np.float32)
+        template = np.where(np.isfinite(template), template, np.float32(1.0))
+        flux = np.asarray(evidence.flux, dtype=np.float32) - self.bias.astype(np.float32)
+        shift, gain = self._velocity_test.measure(np.where(usable, flux, template), template)
+        return shift, gain
+
+    def _disagreement(self, views: TwoViews | None, n_star: int) -> Float64Array:
+        """Odds (n_star,) against one star behind both views.
+
+        The evidence of one star is the integral of p1 p2 / prior over the labels, with p1 and p2
+        normal: about N(d; 0, C1 + C2) over the prior where the two meet. The prior's density is
+        that of the training stars, from the distance to the thirtieth.
+        """
+        columns = self.label_columns[self.label_columns >= 0]
+        if views is None or columns.size == 0:
+            return np.full(n_star, np.nan)
+        scale = self.label_scale[columns]
+        spectrum, photometry = (
+            (np.asarray(x, dtype=np.float64) - self.label_centre)[:, columns] / scale
+            for x in (views.spectrum, views.photometry)
+        )
+        narrow, wide = (
+            np.asarray(x, dtype=np.float64)[:, columns[:, None], columns] / np.outer(scale, scale)
+            for x in (views.spectrum_covariance, views.photometry_covariance)
+        )
+        difference, total = spectrum - photometry, narrow + wide + 1e-9 * np.eye(columns.size)
+        known = np.isfinite(difference).all(axis=1) & np.isfinite(total).all(axis=(1, 2))
+        odds = np.full(n_star, np.nan)
+        difference, total = difference[known], total[known]
+        pull = np.linalg.solve(total, difference[..., None])
+        between = spectrum[known] - (narrow[known] @ pull)[..., 0]
+        reach = nearest(between, self.reference_labels[:, columns], _PRIOR_NEIGHBOUR)
+        prior = 2.0 * _PRIOR_WEIGHT * columns.size * np.log(np.maximum(reach, 1e-6))
+        distance = (difference * pull[..., 0]).sum(axis=1)
+        odds[known] = distance + np.linalg.slogdet(total)[1] - prior
+        return odds
+
+    def flags(self, scores: CoverageScores) -> NDArray[np.int32]:
+        """Return the flags (n_star,) that the scores set.
+
+        A wrong velocity, a second set of lines and a hot star resemble one another, and each
+        looks like emission as well. Of the three, only the one furthest over its threshold is
+        flagged, and emission only where none of them is.
+        """
+        excess = {k: np.nan_to_num(v, nan=-np.inf) for k, v in self.excess(scores).items()}
+        over = {name: value > 1.0 for name, value in excess.items()}
+        leader = np.maximum.reduce([excess[name] for name in _RIVALS])
+        over["sb2"] &= excess["sb2"] > excess["emission"]
+        for name in _RIVALS:
+            over[name] &= excess[name] >= leader
+            over["emission"] &= ~over[name]
+        over["paschen"] |= scores.teff > self.teff_limit_kelvin[0]
+        mask = np.zeros(len(scores.snr), dtype=FLAG_DTYPE)
+        for name, flag in DETECTORS.items():
+            mask = set_where(mask, flag, over[name])
+        return mask
+
+    def excess(self, scores: CoverageScores) -> dict[str, Float64Array]:
+        """Scores over their thresholds at the S/N of each star, by name: above 1 is flagged.
+
+        `disagreement`, a logarithm, is shifted instead: 1 at its threshold.
+        """
+        trend = _snr_ratio(scores.snr)[:, None] ** self.snr_slope
+        limits = dict(zip(DETECTORS, (self.threshold * trend).T, strict=True))
+        logarithm = 1.0 + scores.disagreement - limits.pop("disagreement")
+        ratios = {name: _one_sided(scores, name) / limit for name, limit in limits.items()}
+        return ratios | {"disagreement": logarithm}
+
+
+def _one_sided(scores: CoverageScores, name: str) -> Float64Array:
+    value: Float64Array = getattr(scores, name)
+    return np.abs(value) if name == "rv_shift_kms" else value
+
+
+def _snr_ratio(snr: Float64Array) -> Float64Array:
+    ratio = np.clip(np.where(np.isfinite(snr), snr, _TYPICAL_SNR), *_SNR_RANGE) / _TYPICAL_SNR
+    return np.asarray(ratio)
+
+
+def _thresholds(scores: CoverageScores, false_alarm: float) -> tuple[Float64Array, Float64Array]:
+    """Slopes with S/N and upper quantiles of the training stars' scores."""
+    slope, threshold = np.zeros(len(DETECTORS)), np.full(len(DETECTORS), np.inf)
+    ratio = _snr_ratio(scores.snr)
+    for k, name in enumerate(DETECTORS):
+        value = _one_sided(scores, name)
+        found = np.isfinite(value)
+        if not found.any():
+            continue
+        if name in _SNR_DEPENDENT:
+            slope[k] = _tail_slope(ratio, value)
+        normal = value[found] / ratio[found] ** slope[k]
+        threshold[k] = np.quantile(normal, 1.0 - false_alarm, method="higher")
+    shift = list(DETECTORS).index("rv_shift_kms")
+    threshold[shift] = max(threshold[shift], LEAST_SHIFT_KMS)
+    return slope, threshold
+
+
+def _tail_slope(ratio: Float64Array, value: Float64Array) -> float:
+    """Slope with ln(S/N) of the logarithm of the upper tail, by equal groups of S/N."""
+    used = np.isfinite(value) & (value > 0)
+    if used.sum() < LEAST_STARS or np.ptp(ratio[used]) == 0:
+        return 0.0
+    order = np.argsort(ratio[used])
+    groups = np.array_split(order, _SNR_GROUPS)
+    x = np.array([np.log(ratio[used][group]).mean() for group in groups])
+    y = np.log([np.quantile(value[used][group], _TAIL) for group in groups])
+    x -= x.mean()
+    return float(x @ y / (x @ x))
+
+
+def _largest(values: Float64Array) -> Float64Array:
+    """Largest of the finite values (1,); infinite if there is none."""
+    finite = values[np.isfinite(values)]
+    return np.array([finite.max() if finite.size else np.inf])
+
+
+def _model_error(known: Evidence) -> tuple[Float64Array, Float64Array]:
+    """Median residual and standard deviation of the model error (n_pixel,).
+
+    The latter is what brings the median squared deviation to that of a normal distribution.
+    """
+    residual, variance, usable = known.residual()
+    residual = np.where(usable, residual, np.nan)
+    empty = ~usable.any(axis=0)
+    residual[:, empty] = 0.0
+    bias = np.nanmedian(residual, axis=0)
+    squared = np.square(residual - bias)
+    low, high = np.zeros_like(bias), np.full_like(bias, _LARGEST_FLOOR)
+    for _ in range(14):
+        middle = 0.5 * (low + high)
+        short = np.nanmedian(squared / (variance + middle**2), axis=0) > _HALF_CHI2_MEDIAN
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
+    return bias, np.where(empty, 0.0, 0.5 * (low + high))

@@ -1,0 +1,349 @@
+"""How far an observed survey lies from the sample that trained a model, before it is predicted.
+
+The attachment ``sample`` of a model holds quantiles of what the training stars look like to it:
+S/N, each observable, the flux in principal components and beyond them, and the share of each flag.
+A survey is compared with these in plain numbers. Nothing is decided by them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ModelFileError
+from maury.labels.flags import Flag
+from maury.model.directory import Model
+from maury.model.output import has_spectrum
+from maury.spectra.batch import Readable
+from maury.spectra.preparation import Inputs, join_inputs, take
+from maury.survey.store import Survey
+
+__all__ = ["SAMPLE", "Drift", "Quantity", "drift", "with_sample"]
+
+Float64Array = NDArray[np.float64]
+
+SAMPLE = "sample"
+"""Attachment of a model: what its training stars look like."""
+N_STAR = 2000
+"""Stars of either side that are compared, at most."""
+_BLOCK = 128
+_LEVELS = np.array([0.5, 5.0, 16.0, 25.0, 50.0, 75.0, 84.0, 95.0, 99.5])
+_N_COMPONENT = 6
+_LEAST_STARS = 20
+_REST = "flux beyond components (in units of noise)"
+_MARGIN, _BEYOND = 1.0, 1.5
+_SHIFT, _SPREAD, _OUTSIDE, _SHARE = 0.5, 1.5, 0.05, 0.10
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One quantity of a survey beside the training sample.
+
+    Attributes
+    ----------
+    name : str
+    median, median_training : float or None
+        None where no star has a value.
+    scatter, scatter_training : float or None
+        Half the range from 16 to 84 %.
+    outside : float
+        Share of the survey's values outside the range of 99 % of the training stars, of which 1 %
+        are outside; where only the full range is known, outside that.
+    missing, missing_training : float
+        Share of stars without a value.
+    """
+
+    name: str
+    median: float | None
+    median_training: float | None
+    scatter: float | None
+    scatter_training: float | None
+    outside: float
+    missing: float
+    missing_training: float
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What differs, in words; nothing where nothing does."""
+        found = []
+        if self.median is not None and self.median_training is not None:
+            unit = self.scatter_training or 0.0
+            shift = self.median - self.median_training
+            if abs(shift) > _SHIFT * unit and shift != 0.0:
+                found.append(
+                    f"{'higher' if shift > 0 else 'lower'} (median {self.median:.4g}, in training "
+                    f"{self.median_training:.4g})"
+                )
+            if self.scatter is not None and self.scatter > _SPREAD * unit:
+                found.append(f"spread more widely ({self.scatter:.3g}, in training {unit:.3g})")
+        if self.outside > _OUTSIDE:
+            found.append(f"{self.outside:.0%} outside the training range")
+        if self.missing - self.missing_training > _SHARE:
+            found.append(
+                f"missing for {self.missing:.0%} (in training {self.missing_training:.0%})"
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A survey beside the training sample of a model.
+
+    Attributes
+    ----------
+    n_star, n_training : int
+        Stars compared.
+    quantities : tuple of Quantity
+    flags : mapping of str to (float, float)
+        Share of the stars with a flag of the preparation, in the survey and in training.
+    """
+
+    n_star: int
+    n_training: int
+    quantities: tuple[Quantity, ...]
+    flags: Mapping[str, tuple[float, float]]
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What differs, in words, each with the name of its quantity or flag."""
+        found = [f"{q.name}: {', '.join(q.findings)}" for q in self.quantities if q.findings]
+        found += [
+            f"{name}: {here:.0%} of the stars (in training {there:.0%})"
+            for name, (here, there) in self.flags.items()
+            if here - there > _SHARE
+        ]
+        return tuple(found)
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        if not self.findings:
+            return f"{self.n_star} spectra look like the training sample"
+        return "the survey differs from the training sample: " + "; ".join(self.findings)
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps({**asdict(self), "findings": self.findings}, indent=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """Tells spectra that are far from all training spectra, of models that know no better.
+
+    Attributes
+    ----------
+    centre : (n_pixel,) float64
+    basis : (n_component, n_pixel) float64
+        Median, and principal components, of the training spectra.
+    lowest, highest : (n_component,) float64
+        Coefficients beyond which a spectrum is unlike them: the range of 99 % of them, thrice.
+    beyond : float
+        The same of what the components leave, rms in units of the noise: 1.5 times that of 99.5 %.
+    """
+
+    centre: Float64Array
+    basis: Float64Array
+    lowest: Float64Array
+    highest: Float64Array
+    beyond: float
+
+    @classmethod
+    def load(cls, model: Model) -> Likeness | None:
+        """Read the attachment ``sample``; None if the model has none.
+
+        Raises
+        ------
+        ModelFileError
+            If it is damaged.
+        """
+        if SAMPLE not in model.attachments:
+            return None
+        arrays, about = model.arrays(SAMPLE), model.attachments[SAMPLE].metadata
+        try:
+            names = _texts(about["names"])
+            centre, basis = arrays["flux_centre"], arrays["flux_basis"]
+            place = [names.index(f"flux component {k + 1}") for k in range(len(basis))]
+            levels = arrays["quantiles"][:, [0, -1]]
+            low, high = levels[place].T
+            beyond = _BEYOND * float(levels[names.index(_REST), 1])
+            if centre.shape != (model.n_pixel,) or basis.shape[1:] != centre.shape:
+                raise ValueError(f"its spectra are not of {model.n_pixel} pixels")
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise ModelFileError(f"{model.path}: its sample is damaged: {error}") from error
+        margin = _MARGIN * (high - low)
+        return cls(centre, basis, low - margin, high + margin, beyond)
+
+    def unlike(self, inputs: Inputs) -> NDArray[np.bool_]:
+        """Return which stars (n_star,) have a spectrum that is far from all training spectra."""
+        good = has_spectrum(inputs)
+        coefficients, rest = _projected(take(inputs, good), self.centre, self.basis)
+        far = (coefficients < self.lowest) | (coefficients > self.highest)
+        out = np.zeros(len(inputs), dtype=np.bool_)
+        out[good] = far.any(axis=1) | ~(rest <= self.beyond)
+        return out
+
+
+def with_sample(model: Model, survey: Survey) -> Model:
+    """Return a trained model with the marks of its training stars, for `Model.save` to write."""
+    rows = np.flatnonzero(model.split.contains("train", survey.star_id))
+    rows = rows[:: max(1, -(-rows.size // N_STAR))]
+    if rows.size < _LEAST_STARS:
+        return model
+    blocks = np.split(rows, np.arange(1024, rows.size, 1024))
+    inputs = join_inputs([model.preparation.apply(survey.rows(block)) for block in blocks])
+    good = has_spectrum(inputs)
+    if good.sum() < _LEAST_STARS:
+        return model
+    flux = inputs.flux[good].astype(np.float64)
+    centre = np.median(flux, axis=0)
+    _, _, basis = np.linalg.svd(flux - centre, full_matrices=False)
+    basis = _signed(basis[: min(_N_COMPONENT, len(basis))])
+    values = _values(inputs, model, (centre, basis))
+    arrays: dict[str, NDArray[Any]] = {
+        "flux_centre": centre,
+        "flux_basis": basis,
+        "quantiles": np.stack([_quantiles(v) for v in values.values()]),
+        "missing": np.array([np.mean(~np.isfinite(v)) for v in values.values()]),
+        "flags": np.array(list(_flag_shares(inputs).values())),
+    }
+    about = {"names": list(values), "flags": list(_flag_shares(inputs)), "n_star": len(inputs)}
+    return model.with_arrays(SAMPLE, arrays, metadata=about)
+
+
+def drift(model: Model, survey: Readable, *, n_star: int = N_STAR) -> Drift:
+    """Compare some rows of a survey, in blocks spread over all of it, with the training sample.
+
+    Parameters
+    ----------
+    model : Model
+        One without the attachment ``sample``, as of older versions, knows the range of its
+        observables only.
+    survey : Readable
+        On the grid that the model's preparation takes.
+    n_star : int
+        Rows, about.
+
+    Raises
+    ------
+    ModelFileError
+        If the attachment is damaged.
+    SurveyFileError
+        If a chunk of the survey cannot be read.
+    """
+    n_block = max(1, n_star // _BLOCK)
+    step = max(_BLOCK, -(-len(survey) // n_block))
+    starts = range(0, max(len(survey), 1), step)
+    inputs = join_inputs(
+        [model.preparation.apply(survey.batch(k, min(k + _BLOCK, len(survey)))) for k in starts]
+    )
+    if SAMPLE not in model.attachments:
+        return _by_range(model, inputs)
+    arrays, about = model.arrays(SAMPLE), model.attachments[SAMPLE].metadata
+    try:
+        found = _values(inputs, model, (arrays["flux_centre"], arrays["flux_basis"]))
+        known = zip(_texts(about["names"]), arrays["quantiles"], arrays["missing"], strict=True)
+        shares = dict(zip(_texts(about["flags"]), arrays["flags"].tolist(), strict=True))
+        n_training = int(str(about["n_star"]))
+        quantities = tuple(
+            _quantity(name, found[name], levels, float(missing)) for name, levels, missing in known
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise ModelFileError(f"{model.path}: its sample is damaged: {error}") from error
+    flags = {n: (share, shares.get(n, 0.0)) for n, share in _flag_shares(inputs).items()}
+    return Drift(len(inputs), n_training, quantities, flags)
+
+
+def _texts(names: Any) -> list[str]:
+    return [str(name) for name in names]
+
+
+def _by_range(model: Model, inputs: Inputs) -> Drift:
+    """Compare the observables alone with the range of the training stars."""
+    scaling = model.scaling.observables
+    quantities = []
+    for k, name in enumerate(model.preparation.observable_names):
+        levels = np.full(_LEVELS.size, np.nan)
+        levels[[0, -1]] = scaling.minimum[k], scaling.maximum[k]
+        quantities.append(_quantity(name, inputs.observables[:, k], levels, 0.0))
+    return Drift(len(inputs), 0, tuple(quantities), {})
+
+
+def _quantity(name: str, values: NDArray[Any], known: Float64Array, missing: float) -> Quantity:
+    values = np.asarray(values, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    here = _quantiles(values)
+    span = known[-1] - known[0]
+    margin = 1e-6 * span if np.isfinite(span) else 0.0
+    outside = (finite < known[0] - margin) | (finite > known[-1] + margin)
+    return Quantity(
+        name=name,
+        median=_or_none(here[4]),
+        median_training=_or_none(known[4]),
+        scatter=_or_none((here[6] - here[2]) / 2),
+        scatter_training=_or_none((known[6] - known[2]) / 2),
+        outside=float(outside.mean()) if finite.size else 0.0,
+        missing=1.0 - finite.size / max(values.size, 1),
+        missing_training=missing,
+    )
+
+
+def _values(
+    inputs: Inputs, model: Model, components: tuple[NDArray[Any], NDArray[Any]]
+) -> dict[str, Float64Array]:
+    """Return every quantity (n_star,) of some stars; NaN where a star has none."""
+    values = {"S/N": np.asarray(inputs.snr, dtype=np.float64)}
+    for k, name in enumerate(model.preparation.observable_names):
+        values[name] = inputs.observables[:, k].astype(np.float64)
+    good = has_spectrum(inputs)
+    coefficients, rest = _projected(take(inputs, good), *components)
+    for k in range(coefficients.shape[1]):
+        values[f"flux component {k + 1}"] = _spread(coefficients[:, k], good)
+    values[_REST] = _spread(rest, good)
+    return values
+
+
+def _projected(
+    inputs: Inputs, centre: NDArray[Any], basis: NDArray[Any]
+) -> tuple[Float64Array, Float64Array]:
+    """Coefficients (n_star, n_component), and what is left, rms in units of the noise."""
+    apart = inputs.flux.astype(np.float64) - centre
+    coefficients = apart @ basis.T
+    rest = apart - coefficients @ basis
+    known = (inputs.ivar > 0).sum(axis=1)
+    chi2 = (rest**2 * inputs.ivar).sum(axis=1) / np.maximum(known, 1)
+    return coefficients, np.sqrt(chi2)
+
+
+def _spread(values: Float64Array, where: NDArray[np.bool_]) -> Float64Array:
+    out = np.full(where.size, np.nan)
+    out[where] = values
+    return out
+
+
+def _signed(basis: Float64Array) -> Float64Array:
+    """Components whose largest element is positive, as their sign is nobody's."""
+    largest = np.take_along_axis(basis, np.abs(basis).argmax(axis=1)[:, None], axis=1)
+    return np.asarray(basis * np.sign(largest))
+
+
+def _quantiles(values: Float64Array) -> Float64Array:
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return np.full(_LEVELS.size, np.nan)
+    return np.asarray(np.percentile(finite, _LEVELS))
+
+
+def _flag_shares(inputs: Inputs) -> dict[str, float]:
+    n_star = max(len(inputs), 1)
+    return {
+        str(flag.name): float(((inputs.flags & flag.value) != 0).sum() / n_star) for flag in Flag
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

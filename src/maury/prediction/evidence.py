@@ -1,0 +1,262 @@
+"""What is known of stars once their labels are predicted, and how it scores: the containers.
+
+`maury.prediction.coverage` makes scores of evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maury.errors import LengthMismatch
+
+Float32Array = NDArray[np.float32]
+_ROBUST_CLIP = 4.0
+_BLOCK = 256
+
+
+def robust_scale(values: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Median and half the 16-84 % range of each column of values (n, k).
+
+    NaN values are left out. A column without spread gets the scale 1.
+    """
+    blank = ~np.isfinite(values).any(axis=0)
+    low, centre, high = np.nanpercentile(np.where(blank, 0.0, values), [16.0, 50.0, 84.0], axis=0)
+    half = 0.5 * (high - low)
+    return np.asarray(centre), np.where(half > 0, half, 1.0)
+
+
+def robust_whitening(values: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Median (k,), and inverse root (k, k) of the covariance, of values (n, k) clipped at 4 sigma.
+
+    (values - median) @ root has unit covariance but for the outliers. Rows with NaN are left out.
+    """
+    centre, scale = robust_scale(values)
+    known = values[np.isfinite(values).all(axis=1)]
+    clipped = np.clip((known - centre) / scale, -_ROBUST_CLIP, _ROBUST_CLIP)
+    strength, axes = np.linalg.eigh(np.cov(clipped, rowvar=False))
+    root = axes / np.sqrt(np.maximum(strength, 1e-6 * strength[-1]))
+    return centre, root / scale[:, None]
+
+
+def whitening(features: Float64Array, n_dimension: int) -> tuple[Float64Array, Float64Array]:
+    """Mean (k,) of features (n, k), and projection (k, at most `n_dimension`).
+
+    On the strongest principal components, each scaled to unit variance.
+    """
+    centre = features.mean(axis=0)
+    strength, axes = np.linalg.eigh(np.cov(features, rowvar=False).reshape(centre.size, -1))
+    chosen = np.argsort(strength)[::-1][:n_dimension]
+    chosen = chosen[strength[chosen] > 1e-9 * max(float(strength[-1]), 1e-30)]
+    return centre, axes[:, chosen] / np.sqrt(strength[chosen])
+
+
+def nearest(points: Float64Array, reference: Float32Array, rank: int) -> Float64Array:
+    """Distance of points (n, k) to the `rank`-th nearest of the reference (m, k).
+
+    Over the root of k, so that it is of order 1 in any number of whitened dimensions. NaN for a
+    point with NaN.
+    """
+    n_dimension = max(reference.shape[1], 1)
+    rank = min(rank, len(reference))
+    size = _group_size(rank, len(reference))
+    grouped = _grouped(reference, size)
+    known = np.asarray(np.isfinite(points).all(axis=1))
+    safe = np.clip(np.where(known[:, None], points, 0.0), -1e6, 1e6).astype(np.float32)
+    out = np.empty(len(points))
+    for start in range(0, len(points), _BLOCK):
+        part = safe[start : start + _BLOCK]
+        apart = np.hstack([np.float32(-2.0) * part, np.ones((len(part), 1), np.float32)])
+        squared = (apart @ grouped).reshape(len(part), size, -1)
+        smallest = _ranked(squared, rank)
+        out[start : start + _BLOCK] = smallest + np.square(part).sum(axis=1)
+    distance = np.sqrt(np.maximum(out, 0.0) / n_dimension)
+    return np.asarray(np.where(known, distance, np.nan))
+
+
+def _group_size(rank: int, n_reference: int) -> int:
+    """Members of a group for which `_ranked` looks at the fewest numbers."""
+    return max(1, round(float(np.sqrt(n_reference / rank))))
+
+
+def _grouped(reference: Float32Array, size: int) -> Float32Array:
+    """Columns (k + 1, m) whose product with (-2 point, 1) is the squared distance less |point|^2.
+
+    Filled up with references at infinity to whole groups of `size`.
+    """
+    missing = -len(reference) % size
+    square = np.pad(np.square(reference).sum(axis=1), (0, missing), constant_values=np.inf)
+    return np.vstack([np.pad(reference, ((0, missing), (0, 0))).T, square])
+
+
+def _ranked(values: Float32Array, rank: int) -> Float32Array:
+    """Return the `rank`-th smallest (n,) of values (n, member, group).
+
+    It lies in one of the `rank` groups with the smallest minima, as each of these has a value
+    that is no larger than any value of another group.
+    """
+    if rank < values.shape[2]:
+        least = values.min(axis=1)
+        chosen = np.argpartition(least, rank - 1, axis=1)[:, None, :rank]
+        values = np.take_along_axis(values, chosen, axis=2)
+    flat = values.reshape(len(values), -1)
+    return np.asarray(np.partition(flat, rank - 1, axis=1)[:, rank - 1])
+
+
+Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """Labels of the same stars from the spectrum alone and from the observables alone.
+
+    Attributes
+    ----------
+    spectrum, photometry : (n_star, n_label) float
+        Labels in their units; a row with NaN is not compared.
+    spectrum_covariance, photometry_covariance : (n_star, n_label, n_label) float
+        Their covariances.
+    """
+
+    spectrum: ArrayLike
+    spectrum_covariance: ArrayLike
+    photometry: ArrayLike
+    photometry_covariance: ArrayLike
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of some stars once their labels are predicted.
+
+    Attributes
+    ----------
+    flux, ivar : (n_star, n_pixel) float
+        Prepared spectra; ivar 0 marks a bad pixel, whose flux is finite all the same.
+    snr : (n_star,) float
+        S/N per pixel; NaN where unknown.
+    labels : (n_star, n_label) float
+        Predicted labels, of training stars as well; NaN where missing.
+    reconstruction : (n_star, n_pixel) float
+        The spectrum that these labels should have.
+    features : (n_star, n_feature) float, optional
+        Where spectra are compared: the network's embedding. By default the flux.
+    views : TwoViews, optional
+        Labels from parts of the inputs.
+
+    Raises
+    ------
+    LengthMismatch
+        If the arrays do not describe the same stars and pixels.
+    """
+
+    flux: ArrayLike
+    ivar: ArrayLike
+    snr: ArrayLike
+    labels: ArrayLike
+    reconstruction: ArrayLike
+    features: ArrayLike | None = None
+    views: TwoViews | None = None
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.flux)
+        n_label = (np.shape(self.labels) or (0,))[-1]
+        expected: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+            "ivar": (np.shape(self.ivar), shape),
+            "reconstruction": (np.shape(self.reconstruction), shape),
+            "snr": (np.shape(self.snr), shape[:1]),
+            "labels": (np.shape(self.labels), (*shape[:1], n_label)),
+        }
+        if self.features is not None:
+            expected["features"] = (np.shape(self.features)[:1], shape[:1])
+        if self.views is not None:
+            for item in fields(self.views):
+                size = (n_label,) * (2 if item.name.endswith("covariance") else 1)
+                expected[item.name] = (np.shape(getattr(self.views, item.name)), shape[:1] + size)
+        for name, (got, wanted) in expected.items():
+            if got != wanted or len(shape) != 2:
+                raise LengthMismatch(
+                    f"{name} has shape {got}, expected {wanted} to go with flux of shape {shape}"
+                )
+
+    def __len__(self) -> int:
+        return int(np.shape(self.flux)[0])
+
+    @property
+    def compared(self) -> Float64Array:
+        """Features, or the flux in their place, (n_star, n_feature)."""
+        chosen = self.flux if self.features is None else self.features
+        return np.asarray(chosen, dtype=np.float64)
+
+    def residual(self) -> tuple[Float64Array, Float64Array, BoolArray]:
+        """Flux less reconstruction, variance of the noise, and usable pixels."""
+        flux, ivar, model = (
+            np.asarray(x, dtype=np.float64) for x in (self.flux, self.ivar, self.reconstruction)
+        )
+        residual = flux - model
+        usable = (ivar > 0) & np.isfinite(ivar) & np.isfinite(residual)
+        return residual, 1.0 / np.where(usable, ivar, 1.0), usable
+
+    def complete(self) -> BoolArray:
+        """Stars (n_star,) with a usable spectrum, all labels and all features."""
+        labels = np.asarray(self.labels, dtype=np.float64)
+        known = np.isfinite(labels).all(axis=1) & np.isfinite(self.compared).all(axis=1)
+        return np.asarray(known & self.residual()[2].any(axis=1))
+
+    def rows(self, chosen: NDArray[Any]) -> Evidence:
+        """Return the evidence of some stars, by mask or row numbers."""
+        views = None if self.views is None else TwoViews(**_picked(self.views, chosen))
+        return Evidence(**_picked(self, chosen), views=views)
+
+
+def _picked(container: TwoViews | Evidence, chosen: NDArray[Any]) -> dict[str, Any]:
+    given = {item.name: getattr(container, item.name) for item in fields(container)}
+    return {
+        name: value if value is None else np.asarray(value)[chosen]
+        for name, value in given.items()
+        if name != "views"
+    }
+
+
+@dataclass(frozen=True)
+class CoverageScores:
+    """Scores of some stars, each (n_star,) float64, larger is worse; NaN where not measurable.
+
+    Attributes
+    ----------
+    label_distance, feature_distance : array
+        Distance to the tenth nearest training star, in scaled labels and in whitened features.
+    chi2_reduced : array
+        Chi-square per pixel of the reconstruction: noise and model error, both learnt.
+    worst_wavelength_aa : array
+        Where the reconstruction is worst.
+    rv_shift_kms : array
+        Shift of the spectrum against its reconstruction, positive away from the observer.
+    emission, paschen : array
+        Excess in the Ca II cores, and extra absorption in Paschen lines, in robust standard
+        deviations of the training stars.
+    sb2 : array
+        Drop in squared residual by a second set of lines, over what is left.
+    continuum : array
+        Squared Mahalanobis distance of the smooth part of the residual.
+    disagreement : array
+        -2 ln of odds that spectrum and observables are of one star, up to a constant.
+    snr, teff : array
+        S/N per pixel and predicted Teff (K), which `CoverageModel.flags` needs.
+    """
+
+    label_distance: Float64Array
+    feature_distance: Float64Array
+    chi2_reduced: Float64Array
+    worst_wavelength_aa: Float64Array
+    rv_shift_kms: Float64Array
+    emission: Float64Array
+    paschen: Float64Array
+    sb2: Float64Array
+    continuum: Float64Array
+    disagreement: Float64Array
+    snr: Float64Array
+    teff: Float64Array

@@ -1,0 +1,308 @@
+"""A model ready to predict: batches in, columns of the catalogue out."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ConfigError, check_known
+from maury.labels.columns import (
+    BANDS,
+    CHI2,
+    IN_CATALOGUE,
+    QUANTILES,
+    WORST_WAVELENGTH,
+    for_correlation,
+)
+from maury.labels.definitions import Label
+from maury.labels.flags import FLAG_DTYPE, Flag, set_where, warn
+from maury.methods.registry import MethodNetwork
+from maury.model.citations import keys_of_model
+from maury.model.directory import Model
+from maury.prediction.catalogue import CatalogueSpec
+from maury.prediction.drift import Likeness
+from maury.prediction.self_check import require_canary
+from maury.spectra.batch import Batch, Readable
+from maury.spectra.preparation import SOURCES
+from maury.version import __version__
+
+if TYPE_CHECKING:
+    from maury.model.inference import EnsembleNetwork
+    from maury.model.output import Prediction
+    from maury.prediction.uncertainty import Assessment, Trust
+    from maury.spectra.preparation import Inputs
+
+WITHOUT = ("spectrum", "photometry", *SOURCES)
+"""Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
+
+_NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
+_ORIGIN = ("distilled_from",)
+BLOCK_STARS = 512
+"""Rows computed together, counted from the first of a batch; batches of whole blocks are equal
+to the last bit, however long they are."""
+
+
+class Predictor:
+    """A model ready to predict: its preparation is replayed, its networks are loaded once.
+
+    Parameters
+    ----------
+    model : Model or path-like
+        The model.
+    without : sequence of str
+        Inputs of `WITHOUT`, or sources of further columns, that count as missing.
+    given : str
+        A label that the survey has from elsewhere, such as an asteroseismic ``logg``, with its
+        error: it is taken into the others by their covariance
+        (`maury.prediction.calibration.condition`).
+    engine : {"auto", "torch", "compiled"}
+        What computes the networks, see `maury.model.engines.engine.make_engine`.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such input or engine.
+    MissingExtra
+        If the engine is not installed.
+    ConfigError
+        If the networks need one of these inputs.
+    CanaryMoved
+        If the model does not give the labels here that it gave when it was made.
+    """
+
+    def __init__(
+        self,
+        model: Model | Path | str,
+        *,
+        without: Sequence[str] = (),
+        given: str = "",
+        engine: str = "auto",
+    ) -> None:
+        self.model = model if isinstance(model, Model) else Model.open(model)
+        inputs = (*WITHOUT, *self.model.preparation.further_sources)
+        self.without = tuple(check_known("input", name, inputs) for name in without)
+        self.given = given and check_known("label", given, self.model.label_names)
+        self._network, self.trust = _load(self.model, engine)
+        require_canary(self.model, self._network, self.trust)
+        self._likeness = Likeness.load(self.model) if self.trust is None else None
+        if given and self.trust is None:
+            raise ConfigError(
+                f"{self.model.path} has no calibrated covariances, into which an external {given} "
+                "could be taken; use a model of the preset maury"
+            )
+        if needed := sorted(set(self.without) & self._network.needs):
+            raise ConfigError(
+                f"the network '{self.model.network['name']}' gives no labels without "
+                f"{', '.join(needed)}; use a model of the preset maury"
+            )
+
+    def predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Predict the labels of one batch.
+
+        Parameters
+        ----------
+        batch : Batch
+            Spectra on the grid that the model's preparation takes, and their columns.
+
+        Returns
+        -------
+        dict of str to (n_star,) array
+            ``id``, each label and its 1 sigma error (NaN where it cannot be given), ``flags``,
+            ``warn``, ``snr``, and the columns of `maury.labels.columns.IN_CATALOGUE`; with a
+            calibrated model also the quantiles, the correlations of errors, and those of
+            `maury.labels.columns.COVERAGE`.
+        """
+        starts = range(0, max(len(batch), 1), BLOCK_STARS)
+        blocks = [self._predict(batch[start : start + BLOCK_STARS]) for start in starts]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+    def _predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        inputs, answer = self.answer(batch)
+        mean, error = answer.mean, answer.sigma
+        flags = self._flags(batch, inputs.flags, inputs.observables, mean)
+        rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
+        if self.trust is not None:
+            found = self.trust.assess(inputs, answer)
+            if self.given:
+                known = (batch.column(self.given), batch.column(f"{self.given}_error"))
+                found = self.trust.given(found, self.given, *known)
+            mean, error, flags = found.mean, found.sigma, flags | found.flags
+            rows |= _trusted(self.model.labels, found)
+        elif self._likeness is not None:
+            flags = set_where(flags, Flag.SPECTRUM_UNLIKE, self._likeness.unlike(inputs))
+        if self.model.is_method:
+            flags = flags | (0 if answer.flags is None else answer.flags)
+            rows |= _fitted(self.model.labels, answer)
+        for position, label in enumerate(self.model.labels):
+            rows[label.name] = mean[:, position]
+            rows[label.error_name] = error[:, position]
+        rows |= {"flags": flags, "warn": warn(flags), "snr": inputs.snr}
+        return rows | {name: batch.column(name) for name in IN_CATALOGUE}
+
+    def answer(self, batch: Batch) -> "tuple[Inputs, Prediction]":
+        """Prepare a batch, and give the bare answer of the networks to it."""
+        further = self.model.preparation.further_sources
+        inputs = self.model.preparation.apply(hide(batch, self.without, further=further))
+        if isinstance(self._network, MethodNetwork):
+            return inputs, self._network.predict(inputs, self._network.external(batch))
+        return inputs, self._network.predict(inputs)
+
+    def _flags(
+        self,
+        batch: Batch,
+        flags: NDArray[np.int32],
+        observables: NDArray[np.float32],
+        mean: NDArray[np.float64],
+    ) -> NDArray[np.int32]:
+        unanswered = np.asarray(np.isnan(mean).all(axis=1), dtype=np.bool_)
+        if self._network.needs_spectrum:
+            unanswered &= (flags & Flag.NO_SPECTRUM.value) == 0
+        scaling = self.model.scaling
+        checks = (
+            (Flag.INPUT_REQUIRED, unanswered),
+            (Flag.OBSERVABLE_OUTSIDE, _outside(observables, scaling.observables)),
+            (Flag.LABEL_OUTSIDE, _outside(mean, scaling.labels)),
+            (Flag.TRAINING_STAR, self.model.split.took_part(batch.column("star_id"))),
+        )
+        flags = flags.astype(FLAG_DTYPE)
+        for flag, where in checks:
+            flags = set_where(flags, flag, where)
+        return flags
+
+
+def _load(model: Model, engine: str) -> "tuple[MethodNetwork | EnsembleNetwork, Trust | None]":
+    """Load what answers for the model; a method needs no torch."""
+    if model.is_method:
+        return MethodNetwork(model), None
+    from maury.model.inference import EnsembleNetwork
+    from maury.prediction.uncertainty import Trust
+
+    network = EnsembleNetwork(model, engine=engine)
+    return network, Trust.load(model, network)
+
+
+def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, NDArray[Any]]:
+    """Return the columns that a calibrated model adds."""
+    rows: dict[str, NDArray[Any]] = {
+        f"{label.name}_{suffix}": found.quantiles[k, :, position]
+        for position, label in enumerate(labels)
+        for k, (suffix, _) in enumerate(QUANTILES)
+    }
+    if found.covariance is not None:
+        rows |= _correlations(labels, found.covariance)
+    return rows | {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength}
+
+
+def _fitted(labels: Sequence[Label], answer: "Prediction") -> dict[str, NDArray[Any]]:
+    """Return the columns that a method adds; NaN where it fits no forward model."""
+    unknown = np.full(len(answer.mean), np.nan)
+    chi2, worst = answer.chi2_reduced, answer.worst_wavelength_aa
+    rows: dict[str, NDArray[Any]] = {
+        CHI2.name: unknown if chi2 is None else chi2,
+        WORST_WAVELENGTH.name: unknown if worst is None else worst,
+    }
+    if answer.covariance is not None:
+        rows |= _correlations(labels, answer.covariance)
+    return rows
+
+
+def _correlations(
+    labels: Sequence[Label], covariance: NDArray[np.float64]
+) -> dict[str, NDArray[Any]]:
+    """Return the columns of the correlations of errors; NaN where an error is zero or none."""
+    with np.errstate(invalid="ignore"):
+        sigma = np.sqrt(np.einsum("nii->ni", covariance))
+    sigma = np.where(sigma > 0, sigma, np.nan)
+    return {
+        for_correlation(first, second).name: covariance[:, i, j] / (sigma[:, i] * sigma[:, j])
+        for (i, first), (j, second) in combinations(enumerate(labels), 2)
+    }
+
+
+def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
+    """Whether any value of a row lies outside the training range (with a rounding margin)."""
+    margin = 1e-5 * (scaling.maximum - scaling.minimum)
+    below = values < scaling.minimum - margin
+    above = values > scaling.maximum + margin
+    outside: NDArray[np.bool_] = (below | above).any(axis=1)
+    return outside
+
+
+def hide(
+    batch: Batch, without: Sequence[str], *, further: Mapping[str, Sequence[str]] = _NOTHING
+) -> Batch:
+    """Return a batch in which inputs are missing.
+
+    Parameters
+    ----------
+    batch : Batch
+        Rows of a survey.
+    without : sequence of str
+        Names of `WITHOUT` or of `further`.
+    further : mapping of str to sequence of str
+        Sources of further columns, and the columns.
+    """
+    sources = (*SOURCES, *further)
+    hidden = set(sources if "photometry" in without else without) & set(sources)
+    names = {band.column if (band := _BANDS.get(name)) else name for name in hidden}
+    names |= {column for source in hidden for column in further.get(source, ())}
+    missing = np.full(len(batch), np.nan)
+    columns = {name: missing if name in names else v for name, v in batch.columns.items()}
+    spectra = batch.spectra
+    if "spectrum" in without:
+        spectra = spectra.replace(ivar=np.zeros_like(spectra.ivar))
+    return Batch(spectra, MappingProxyType(columns), batch.start)
+
+
+_BANDS = {band.name: band for band in BANDS}
+
+
+def catalogue_spec(
+    model: Model,
+    survey: Readable,
+    *,
+    without: Sequence[str] = (),
+    correlations: bool = False,
+    given: str = "",
+) -> CatalogueSpec:
+    """Return the columns and the metadata of the catalogue of `survey` by `model`."""
+    trusted = "calibration" in model.attachments
+    errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
+    if trusted:
+        errors = "1 sigma, calibrated on labelled stars unknown to the networks that they judged"
+    elif "sky" in model.attachments:
+        errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
+    elif model.is_method:
+        errors = "1 sigma as the method gives it; not calibrated"
+    metadata = {
+        "simulated": survey.simulated,
+        "maury_version": __version__,
+        "survey": {"name": survey.path.name, "provenance": survey.provenance},
+        "model": {
+            "checksum": model.checksum,
+            "preset": model.network["name"],
+            "members": len(model.kept),
+            "trained_on_simulated_spectra": model.simulated,
+            "citation": model.citation,
+            "cites": list(keys_of_model(model)),
+            "split": model.split.rule,
+            **{name: model.provenance[name] for name in _ORIGIN if name in model.provenance},
+        },
+        "errors": errors,
+        "without": list(without),
+        "external": [given] if given else [],
+    }
+    if "audit" in model.attachments:
+        metadata["audit"] = dict(model.attachments["audit"].metadata)
+    return CatalogueSpec.for_labels(
+        model.labels,
+        survey_columns=survey.column_names,
+        metadata=metadata,
+        quantiles=trusted,
+        correlations=(trusted or model.is_method) and correlations,
+        coverage=trusted or model.is_method,
+    )

@@ -1,0 +1,250 @@
+"""A few stars whose answers travel with a model, and are asked again before it predicts.
+
+A wrong library, engine or processor gives plausible labels that are wrong. The attachment
+``canary`` holds prepared inputs and what the model said of them when it was made. Where the theory
+of the model is at hand they are simulated, else they are validation stars, without identifiers.
+Stars whose fit has two ends of nearly one chi-square, so that rounding decides, are not taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import CanaryMoved, ModelFileError
+from maury.methods.registry import MethodNetwork
+from maury.model.directory import Model
+from maury.model.output import has_spectrum
+from maury.simulation.sky import Sky
+from maury.spectra.preparation import Inputs, take
+from maury.survey.store import Survey
+
+if TYPE_CHECKING:
+    from maury.model.inference import EnsembleNetwork
+    from maury.prediction.uncertainty import Trust
+
+__all__ = ["CANARY", "TOLERANCE", "Canary", "with_canary"]
+
+logger = logging.getLogger(__name__)
+
+Float64Array = NDArray[np.float64]
+
+CANARY = "canary"
+"""Attachment of a model: its canary stars."""
+TOLERANCE = 0.02
+"""Largest move of a label, and of its error, as a fraction of the quoted error."""
+N_STAR, N_FITTED = 16, 4
+"""Canary stars of networks, and of other methods, some of which take milliseconds for a star."""
+_LEAST_ERROR = 1e-3
+"""Least error that a move is measured by, as a fraction of the range of the training labels."""
+_NUDGE = 1e-6
+"""Relative change of the flux that no answer may depend on."""
+_STEADY = 0.25
+"""Largest share of `TOLERANCE` by which it may move the labels of a canary star."""
+_SPARE = 2
+"""Stars that a method is asked for each canary star, for some may not be steady."""
+_SLOW = frozenset({"sme", "synspec"})
+"""Methods that synthesise spectra, which takes too long for a check."""
+_SEED_KEY = 11
+_INPUTS = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
+
+
+@dataclass(frozen=True, eq=False)
+class Canary:
+    """Canary stars of one model.
+
+    Attributes
+    ----------
+    inputs : Inputs
+        Prepared.
+    mean, sigma : (n_star, n_label) float64
+        What networks or method said, bare.
+    label, error : (n_star, n_label) float64
+        What a catalogue holds: calibrated, where the model is.
+    """
+
+    inputs: Inputs
+    mean: Float64Array
+    sigma: Float64Array
+    label: Float64Array
+    error: Float64Array
+
+    @classmethod
+    def ask(
+        cls, inputs: Inputs, network: EnsembleNetwork | MethodNetwork, trust: Trust | None
+    ) -> Self:
+        """Take down the answers to some prepared stars."""
+        answer = network.predict(inputs)
+        label, error = answer.mean, answer.sigma
+        if trust is not None:
+            found = replace(trust, coverage=None).assess(inputs, answer)
+            label, error = found.mean, found.sigma
+        return cls(inputs, answer.mean, answer.sigma, label, error)
+
+    @classmethod
+    def load(cls, model: Model) -> Self | None:
+        """Read from a model directory; None if the model is of a version without canaries.
+
+        Raises
+        ------
+        ModelFileError
+            If the attachment is damaged.
+        """
+        if CANARY not in model.attachments:
+            return None
+        arrays = model.arrays(CANARY)
+        try:
+            per_star = {name: arrays[name] for name in _INPUTS}
+            inputs = Inputs(**per_star, wave_aa=model.wave_aa, medium=model.medium)
+            answers = [
+                np.asarray(arrays[n], np.float64) for n in ("mean", "sigma", "label", "error")
+            ]
+            shape = (len(inputs), len(model.labels))
+            if any(one.shape != shape for one in answers):
+                raise ValueError(f"its answers are not of the shape {shape}")
+            if any(len(per_star[name]) != shape[0] for name in _INPUTS):
+                raise ValueError("its inputs differ in length")
+        except (KeyError, ValueError, TypeError) as error:
+            raise ModelFileError(f"{model.path}: the canary is damaged: {error}") from error
+        return cls(inputs, *answers)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the attachment."""
+        per_star = {name: np.asarray(getattr(self.inputs, name)) for name in _INPUTS}
+        answers = {"mean": self.mean, "sigma": self.sigma, "label": self.label, "error": self.error}
+        return {**per_star, **answers}
+
+    def moved(self, now: Canary, model: Model) -> Float64Array:
+        """Return how far labels (n_label,) moved at most, in quoted errors; infinite if lost."""
+        return np.asarray(self._moves(now, model).max(axis=0, initial=0.0))
+
+    def steady(self, nudged: Canary, model: Model) -> NDArray[np.bool_]:
+        """Return which stars (n_star,) answer alike when their flux is nudged by its rounding."""
+        worst = self._moves(nudged, model).max(axis=1, initial=0.0)
+        return np.asarray(worst <= _STEADY * TOLERANCE, dtype=np.bool_)
+
+    def rows(self, chosen: NDArray[np.intp]) -> Canary:
+        """Return some of the stars."""
+        answers = (self.mean, self.sigma, self.label, self.error)
+        return Canary(take(self.inputs, chosen), *(array[chosen] for array in answers))
+
+    def _moves(self, now: Canary, model: Model) -> Float64Array:
+        """How far each label of each star moved, (n_star, n_label)."""
+        span = model.scaling.labels.maximum - model.scaling.labels.minimum
+        least = _LEAST_ERROR * np.where(np.isfinite(span) & (span > 0), span, 1.0)
+        worst = np.zeros(self.mean.shape)
+        for before, error, after in (
+            (self.mean, self.sigma, now.mean),
+            (self.sigma, self.sigma, now.sigma),
+            (self.label, self.error, now.label),
+            (self.error, self.error, now.error),
+        ):
+            known, unit = np.isfinite(before), np.fmax(error, least)
+            with np.errstate(invalid="ignore"):
+                move = np.where(known, np.abs(after - before) / unit, 0.0)
+            move[known != np.isfinite(after)] = np.inf
+            worst = np.maximum(worst, move)
+        return worst
+
+    def require(
+        self, model: Model, network: EnsembleNetwork | MethodNetwork, trust: Trust | None
+    ) -> None:
+        """Ask all stars again.
+
+        Raises
+        ------
+        CanaryMoved
+            If a label, or an error, moved by more than `TOLERANCE` of the quoted error.
+        """
+        moved = self.moved(Canary.ask(self.inputs, network, trust), model)
+        worst = int(np.argmax(moved))
+        if moved[worst] <= TOLERANCE:
+            logger.info("canary stars moved by %.2g of their errors at most", moved[worst])
+            return
+        made_with = ", ".join(
+            f"{name} {model.provenance[name]}"
+            for name in ("maury", "torch", "numpy")
+            if name in model.provenance
+        )
+        how = "is lost" if np.isinf(moved[worst]) else f"moved by {moved[worst]:.2g}"
+        raise CanaryMoved(
+            f"{model.path} does not give here the labels that it gave when it was made: for one of "
+            f"its {len(self.inputs)} canary stars {model.label_names[worst]} {how} (in quoted "
+            f"errors; at most {TOLERANCE:g} is expected), so that a catalogue would be wrong; try "
+            f"another engine (--engine torch), the versions that it was made with ({made_with}), "
+            "or another machine"
+        )
+
+
+def require_canary(
+    model: Model, network: EnsembleNetwork | MethodNetwork, trust: Trust | None
+) -> None:
+    """Check a model before it predicts, if it has canary stars (`Canary.require`)."""
+    canary = Canary.load(model)
+    if canary is None:
+        logger.info("%s has no canary stars, so that its answers are not checked", model.path)
+        return
+    canary.require(model, network, trust)
+
+
+def with_canary(model: Model, survey: Survey | None = None) -> Model:
+    """Return a trained model with canary stars, for `Model.save` to write.
+
+    Parameters
+    ----------
+    model : Model
+        Networks saved; or a method, saved or not.
+    survey : Survey, optional
+        The survey that trained it, for models that cannot simulate.
+    """
+    if str(model.network["name"]) in _SLOW:
+        return model
+    network, trust = _load(model)
+    inputs = _simulated(model) if "sky" in model.attachments else _observed(model, survey)
+    if inputs is None or not len(inputs):
+        logger.info("%s gets no canary stars: there are none to take", model.path)
+        return model
+    found = Canary.ask(inputs, network, trust)
+    noise = np.random.default_rng(0).standard_normal(inputs.flux.shape)
+    nudged = replace(inputs, flux=(inputs.flux * (1.0 + _NUDGE * noise)).astype(np.float32))
+    steady = np.flatnonzero(found.steady(Canary.ask(nudged, network, trust), model))
+    if not steady.size:
+        logger.warning(
+            "%s gets no canary stars: the rounding of the flux alone moves its labels", model.path
+        )
+        return model
+    wanted = N_FITTED if model.is_method else N_STAR
+    return model.with_arrays(CANARY, found.rows(steady[:wanted]).to_arrays())
+
+
+def _load(model: Model) -> tuple[EnsembleNetwork | MethodNetwork, Trust | None]:
+    if model.is_method:
+        return MethodNetwork(model), None
+    from maury.model.inference import EnsembleNetwork
+    from maury.prediction.uncertainty import Trust
+
+    network = EnsembleNetwork(model)
+    return network, Trust.load(model, network)
+
+
+def _simulated(model: Model) -> Inputs:
+    from maury.prediction.uncertainty import simulated_stars
+
+    sky = Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+    seed = int(np.random.SeedSequence(model.seed or 0, spawn_key=(_SEED_KEY,)).generate_state(1)[0])
+    inputs, _ = simulated_stars(model, sky, N_STAR, seed=seed)
+    return inputs
+
+
+def _observed(model: Model, survey: Survey | None) -> Inputs | None:
+    """Prepare validation stars that have a spectrum, in the order of the survey."""
+    if survey is None:
+        return None
+    rows = np.flatnonzero(model.split.contains("validation", survey.star_id))
+    wanted = _SPARE * N_FITTED if model.is_method else N_STAR
+    inputs = model.preparation.apply(survey.rows(rows[: 4 * wanted]))
+    return take(inputs, np.flatnonzero(has_spectrum(inputs))[:wanted])

@@ -1,0 +1,482 @@
+"""What makes labels trustworthy: calibrated errors, quantiles, and reasons for doubt.
+
+Both are learnt once the networks are trained, and lie in the model directory as the attachments
+``calibration`` and ``coverage``. They need a network that predicts a covariance and a calibrated
+theory (`maury.simulation.sky`); a model without them quotes the spread of its ensemble.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ModelFileError, TrainingError
+from maury.labels.flags import FLAG_DTYPE
+from maury.model.directory import Model
+from maury.model.inference import EnsembleNetwork, Prediction
+from maury.model.split import SHARES, spared_by
+from maury.prediction.calibration import (
+    LEAST_STARS,
+    Calibration,
+    Judged,
+    Regime,
+    Spared,
+    condition,
+    least_shrunk,
+    repeat_scatter,
+    stretched,
+)
+from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
+from maury.simulation.sky import BatchNoise, DrawConfig, Sky
+from maury.spectra.preparation import Inputs, join_inputs, take
+from maury.survey.store import Survey
+
+logger = logging.getLogger(__name__)
+
+Float64Array = NDArray[np.float64]
+
+AS_OBSERVED = DrawConfig(tail=0.0, widen=0.0)
+"""Simulated stars as frequent as those of the labelled sample, each close to one of them."""
+ANEW = DrawConfig(tail=0.0, widen=0.0, step=0.0)
+"""The stars of a sky themselves, with their labels and observables, observed anew."""
+N_SIMULATED = 12_000
+"""Simulated spectra that give the course of the calibration."""
+LEAST_PARENTS = 30
+"""With fewer stars that a network has not met, those of its training sample are observed anew."""
+_COURSE_DRAW = DrawConfig(tail=0.5, widen=0.0, step=0.0)
+_FLOOR_SNR = 60.0
+_READ_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Labels of some stars with errors that hold, and what is doubtful about them.
+
+    Attributes
+    ----------
+    mean : (n_star, n_label) float64
+        Labels, stretched (`maury.prediction.calibration.least_shrunk`).
+    sigma : (n_star, n_label) float64
+        Calibrated 1 sigma errors.
+    quantiles : (5, n_star, n_label) float64
+        Those of `maury.labels.columns.QUANTILES`.
+    covariance : (n_star, n_label, n_label) float64 or None
+        Calibrated.
+    flags : (n_star,) int32
+        Bits of `maury.labels.flags.Flag`.
+    chi2_reduced, worst_wavelength : (n_star,) float64
+        Of the spectrum against its reconstruction; NaN where there is none.
+    """
+
+    mean: Float64Array
+    sigma: Float64Array
+    quantiles: Float64Array
+    covariance: Float64Array | None
+    flags: NDArray[np.int32]
+    chi2_reduced: Float64Array
+    worst_wavelength: Float64Array
+
+
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """Calibration and coverage of one model.
+
+    Attributes
+    ----------
+    network : EnsembleNetwork
+    sky : Sky
+        Calibrated theory: from labels to the spectrum that they should have.
+    calibration : Calibration
+    coverage : CoverageModel or None
+        None if too few training stars had a spectrum.
+    """
+
+    network: EnsembleNetwork
+    sky: Sky
+    calibration: Calibration
+    coverage: CoverageModel | None
+
+    @classmethod
+    def load(cls, model: Model, network: EnsembleNetwork) -> Self | None:
+        """Read from the model directory; None if the model has no calibration.
+
+        Raises
+        ------
+        ModelFileError
+            If an attachment is damaged.
+        """
+        if "calibration" not in model.attachments:
+            return None
+        try:
+            calibration = Calibration.from_arrays(model.arrays("calibration"))
+        except (KeyError, ValueError) as error:
+            raise ModelFileError(f"{model.path}: the calibration is damaged: {error}") from error
+        coverage = None
+        if "coverage" in model.attachments:
+            coverage = CoverageModel.from_arrays(model.arrays("coverage"))
+        return cls(network, _sky(model), calibration, coverage)
+
+    @classmethod
+    def fit(cls, model: Model, survey: Survey, *, inherited: Calibration | None = None) -> Self:
+        """Learn from the labelled stars of a survey, and from simulated ones.
+
+        Errors are calibrated on the validation stars, which neither trained nor chose a network
+        of this kind, and on the training stars that single networks spared; coverage is learnt from
+        the training stars.
+
+        Parameters
+        ----------
+        model : Model
+            Saved, of a preset that trains on simulated stars.
+        survey : Survey
+            The survey that trained it.
+        inherited : Calibration, optional
+            Of another model, for the case that too few validation stars are there.
+
+        Raises
+        ------
+        TrainingError
+            If too few validation stars are there, and no calibration is inherited.
+        """
+        network, sky = EnsembleNetwork(model), _sky(model)
+        stars = _Labelled.read(model, network, survey)
+        validation = model.split.contains("validation", stars.star_id)
+        try:
+            calibration = _calibrate(model, network, sky, stars, validation)
+        except TrainingError as error:
+            if inherited is None:
+                raise
+            logger.warning(
+                "%s: errors are calibrated as those of the parent: %s", model.path, error
+            )
+            calibration = inherited
+        coverage = _cover(model, network, sky, stars)
+        return cls(network, sky, calibration, coverage)
+
+    def attach(self, model: Model) -> Model:
+        """Return the model with these attachments, for `Model.save` to write."""
+        model = model.with_arrays("calibration", self.calibration.to_arrays())
+        if self.coverage is not None:
+            model = model.with_arrays("coverage", self.coverage.to_arrays())
+        return model
+
+    def assess(self, inputs: Inputs, answer: Prediction) -> Assessment:
+        """Calibrate the errors of some stars and say what is doubtful about them.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Prepared by the preparation of the model.
+        answer : Prediction
+            Of its networks to these inputs.
+        """
+        regime = _regime(self.network.model, inputs.snr, answer.mean)
+        sigma = self.calibration.errors(answer.sigma, regime)
+        covariance = answer.covariance
+        if covariance is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                factor = sigma / answer.sigma
+            covariance = covariance * factor[:, :, None] * factor[:, None, :]
+        n_star = len(answer.mean)
+        flags = np.zeros(n_star, FLAG_DTYPE)
+        chi2 = worst = np.full(n_star, np.nan)
+        if self.coverage is not None and n_star:
+            scores = self.coverage.score(_evidence(self.network, self.sky, inputs, answer))
+            flags = self.coverage.flags(scores).astype(FLAG_DTYPE)
+            chi2, worst = scores.chi2_reduced, scores.worst_wavelength_aa
+        mean = self.calibration.means(answer.mean)
+        quantiles = self.calibration.quantiles(mean, sigma)
+        return Assessment(mean, sigma, quantiles, covariance, flags, chi2, worst)
+
+    def given(
+        self, found: Assessment, label: str, value: Float64Array, error: Float64Array
+    ) -> Assessment:
+        """Take a label known from elsewhere into the others.
+
+        Parameters
+        ----------
+        found : Assessment
+            What `assess` gave.
+        label : str
+            Name of the label.
+        value, error : (n_star,) float64
+            Its measurement and 1 sigma error; a star where either is unknown stays as it is.
+        """
+        assert found.covariance is not None, "the networks predict a covariance"
+        names = self.network.model.label_names
+        mean, covariance = condition(
+            found.mean, found.covariance, label=label, value=value, error=error, names=names
+        )
+        sigma = np.sqrt(np.einsum("nii->ni", covariance))
+        quantiles = self.calibration.quantiles(mean, sigma)
+        return replace(found, mean=mean, sigma=sigma, covariance=covariance, quantiles=quantiles)
+
+    def excess(self, inputs: Inputs, answer: Prediction) -> dict[str, Float64Array]:
+        """Return each score of the coverage over its threshold, by detector: above 1 is flagged."""
+        assert self.coverage is not None, "the model has no coverage"
+        scores = self.coverage.score(_evidence(self.network, self.sky, inputs, answer))
+        return self.coverage.excess(scores)
+
+
+def complete(survey: Survey, model: Model, *, inherited: Calibration | None = None) -> Model:
+    """Return a freshly trained model with its calibration and coverage, if its kind has them.
+
+    Parameters
+    ----------
+    survey, model, inherited
+        As of `Trust.fit`.
+    """
+    if "sky" not in model.attachments:
+        return model
+    try:
+        return Trust.fit(model, survey, inherited=inherited).attach(model)
+    except TrainingError as error:
+        logger.warning("%s: errors are not calibrated: %s", model.path, error)
+        return model
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Simulated spectra and the labels (n_star, n_label) of their stars."""
+
+    inputs: Inputs
+    truth: Float64Array
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Predictions for the labelled rows of a survey.
+
+    Attributes
+    ----------
+    star_id, truth, answer, inputs
+        Of each row; the answer is that of all networks.
+    training : (n_star,) bool
+        Which rows are of training stars.
+    """
+
+    star_id: NDArray[np.str_]
+    truth: Float64Array
+    answer: Prediction
+    inputs: Inputs
+    training: NDArray[np.bool_]
+
+    @classmethod
+    def read(cls, model: Model, network: EnsembleNetwork, survey: Survey) -> Self:
+        """Predict every row that trained, chose or was kept for validation."""
+        star_id = survey.star_id
+        training = model.split.contains("train", star_id)
+        rows = np.flatnonzero(training | model.split.contains("validation", star_id))
+        blocks = np.split(rows, np.arange(_READ_ROWS, rows.size, _READ_ROWS))
+        inputs = join_inputs([model.preparation.apply(survey.rows(block)) for block in blocks])
+        names = [label.name for label in model.labels]
+        truth, answer = survey.labels(names)[rows], network.predict(inputs)
+        return cls(star_id[rows], truth, answer, inputs, training[rows])
+
+    def anew(
+        self,
+        model: Model,
+        sky: Sky,
+        chosen: NDArray[np.bool_],
+        *,
+        n_star: int,
+        draw: DrawConfig,
+        number: int | None = None,
+    ) -> _Drawn:
+        """Observe some of these stars anew, as the network `number`, or none, has not met them."""
+        whole = chosen & np.isfinite(self.truth).all(axis=1)
+        if whole.sum() >= LEAST_PARENTS:
+            observables = self.inputs.observables[whole, : sky.observables.shape[1]]
+            sky = sky.of(self.truth[whole], observables.astype(np.float64))
+        turn = () if number is None else (number,)
+        seed = np.random.SeedSequence(model.seed or 0, spawn_key=(7, *turn))
+        return _Drawn(*simulated_stars(model, sky, n_star, seed=seed, draw=draw))
+
+
+def _calibrate(
+    model: Model,
+    network: EnsembleNetwork,
+    sky: Sky,
+    stars: _Labelled,
+    chosen: NDArray[np.bool_],
+) -> Calibration:
+    if chosen.sum() < LEAST_STARS:
+        raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")
+    drawn = stars.anew(model, sky, chosen, n_star=N_SIMULATED // 2, draw=ANEW)
+    answer = network.predict(drawn.inputs)
+    known, label = stars.answer.mean[chosen], stars.truth[chosen]
+    centre, stretch = least_shrunk(known, known - label)
+
+    def judge(answer: Prediction, snr: Float64Array, truth: Float64Array) -> Judged:
+        mean = stretched(answer.mean, centre, stretch)
+        return mean - truth, answer.sigma, _regime(model, snr, answer.mean)
+
+    bright = stars.inputs.snr >= _FLOOR_SNR
+    repeated = stretched(stars.answer.mean[bright], centre, stretch)
+    ours = Prediction(known, stars.answer.sigma[chosen])
+    return Calibration.fit(
+        *judge(ours, stars.inputs.snr[chosen], label),
+        simulated=judge(answer, drawn.inputs.snr, drawn.truth),
+        spared=_spared(model, network, sky, stars, drawn, judge),
+        floor=repeat_scatter(repeated, stars.star_id[bright]),
+        stretching=(centre, stretch),
+    )
+
+
+def _spared(
+    model: Model,
+    network: EnsembleNetwork,
+    sky: Sky,
+    stars: _Labelled,
+    drawn: _Drawn,
+    judge: Callable[[Prediction, Float64Array, Float64Array], Judged],
+) -> Spared | None:
+    """Ask single networks of the training stars that they have not met, and of simulated ones.
+
+    None where all networks have met all training stars.
+    """
+    n_share = model.training.get(SHARES, 0)
+    if not n_share:
+        return None
+    share = spared_by(stars.star_id, n_share=n_share, seed=model.seed or 0)
+    n_asked = min(len(model.kept), n_share)
+    turn = np.arange(len(drawn.truth)) % n_asked
+    real: list[Judged] = []
+    anew: list[Judged] = []
+    beside: list[Judged] = []
+    for number in range(n_asked):
+        unmet = stars.training & (share == number)
+        again = stars.anew(
+            model, sky, unmet, n_star=N_SIMULATED // n_asked, draw=_COURSE_DRAW, number=number
+        )
+        mine = turn == number
+        for judged, inputs, truth in (
+            (real, take(stars.inputs, unmet), stars.truth[unmet]),
+            (anew, again.inputs, again.truth),
+            (beside, take(drawn.inputs, mine), drawn.truth[mine]),
+        ):
+            judged.append(judge(network.predict(inputs, only=number), inputs.snr, truth))
+    return Spared(*_pooled(real), _pooled(anew), _pooled(beside))
+
+
+def _pooled(parts: list[Judged]) -> Judged:
+    residual, error, regimes = zip(*parts, strict=True)
+    columns = (
+        np.concatenate([getattr(regime, f.name) for regime in regimes]) for f in fields(Regime)
+    )
+    return np.concatenate(residual), np.concatenate(error), Regime(*columns)
+
+
+def simulated_stars(
+    model: Model,
+    sky: Sky,
+    n_star: int,
+    *,
+    seed: int | np.random.SeedSequence,
+    draw: DrawConfig = AS_OBSERVED,
+) -> tuple[Inputs, Float64Array]:
+    """Simulate stars that no network has seen.
+
+    Parameters
+    ----------
+    model : Model
+    sky : Sky
+        Its calibrated theory.
+    n_star : int
+    seed : int or numpy SeedSequence
+    draw : DrawConfig
+        Which stars; `AS_OBSERVED` are as frequent as in the labelled sample, and `ANEW` are the
+        stars of the sky themselves.
+
+    Returns
+    -------
+    inputs : Inputs
+    truth : (n_star, n_label) float64
+    """
+    if not isinstance(seed, np.random.SeedSequence):
+        seed = np.random.SeedSequence(seed, spawn_key=(7,))
+    rng = np.random.default_rng(seed)
+    noise = BatchNoise(quiet=model.preparation.further_numbers)
+    flux, ivar, observables, truth = sky.pool(n_star, rng, draw=draw, noise=noise).batch(
+        n_star, rng
+    )
+    n_observable = len(model.preparation.observable_names)
+    if observables.shape[1] != n_observable:
+        # Networks without photometry have a sky without observables.
+        observables = np.full((n_star, n_observable), np.nan)
+    signal = np.sqrt(ivar * np.maximum(flux, np.float32(0.05)), dtype=np.float64)
+    inputs = Inputs(
+        flux=flux,
+        ivar=ivar,
+        observables=observables.astype(np.float32),
+        observable_errors=np.full(observables.shape, np.nan, dtype=np.float32),
+        flags=np.zeros(len(flux), FLAG_DTYPE),
+        snr=np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1),
+        wave_aa=model.wave_aa,
+        medium=model.medium,
+    )
+    return inputs, truth
+
+
+def _cover(
+    model: Model,
+    network: EnsembleNetwork,
+    sky: Sky,
+    stars: _Labelled,
+) -> CoverageModel | None:
+    inputs = take(stars.inputs, stars.training)
+    answer = Prediction(stars.answer.mean[stars.training], stars.answer.sigma[stars.training])
+    try:
+        return CoverageModel.fit(
+            _evidence(network, sky, inputs, answer),
+            wave_aa=sky.wave_aa,
+            label_names=model.label_names,
+            noise_correlation=tuple(model.preparation.noise_correlation),
+        )
+    except TrainingError as error:
+        logger.warning("coverage is not learnt: %s", error)
+        return None
+
+
+def _evidence(network: EnsembleNetwork, sky: Sky, inputs: Inputs, answer: Prediction) -> Evidence:
+    return Evidence(
+        flux=inputs.flux,
+        ivar=inputs.ivar,
+        snr=inputs.snr,
+        labels=answer.mean,
+        reconstruction=sky.theory(answer.mean),
+        views=_views(network, inputs),
+    )
+
+
+def _views(network: EnsembleNetwork, inputs: Inputs) -> TwoViews:
+    """Labels from each half of the inputs; NaN where a star has only one of them."""
+    nothing = np.full_like(inputs.observables, np.nan)
+    spectrum = network.predict(replace(inputs, observables=nothing))
+    photometry = network.predict(replace(inputs, ivar=np.zeros_like(inputs.ivar)))
+    assert spectrum.covariance is not None, "trust needs a network that predicts a covariance"
+    assert photometry.covariance is not None, "trust needs a network that predicts a covariance"
+    seen = np.isfinite(inputs.observables).sum(axis=1) > inputs.observables.shape[1] // 2
+    both = seen & (inputs.ivar > 0).any(axis=1)
+    return TwoViews(
+        np.where(both[:, None], spectrum.mean, np.nan),
+        spectrum.covariance,
+        np.where(both[:, None], photometry.mean, np.nan),
+        photometry.covariance,
+    )
+
+
+def _regime(model: Model, snr: Float64Array, mean: Float64Array) -> Regime:
+    names = list(model.label_names)
+
+    def label(name: str) -> Float64Array:
+        return mean[:, names.index(name)] if name in names else np.full(len(mean), np.nan)
+
+    return Regime(snr, label("logg"), label("m_h"))
+
+
+def _sky(model: Model) -> Sky:
+    return Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)

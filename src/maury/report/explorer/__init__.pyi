@@ -1,0 +1,2 @@
+from .server import Explorer as Explorer
+from .server import explore as explore

@@ -1,0 +1,83 @@
+"""Selections: what the browser sends of them, and files that hold exactly their rows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.labels.columns import Column
+from maury.prediction.catalogue import Catalogue, CatalogueSpec, assemble, write_part
+
+FORMATS: Mapping[str, tuple[str, str]] = {
+    "fits": (".fits", "application/fits"),
+    "votable": (".vot", "application/x-votable+xml"),
+    "parquet": (".parquet", "application/vnd.apache.parquet"),
+}
+"""Suffix and media type of the formats of a download."""
+
+_KINDS = {"U": "str", "S": "str", "O": "str", "b": "bool", "i": "int32", "u": "int32"}
+
+
+def selected_rows(bits: bytes, n_row: int) -> NDArray[np.int64]:
+    """Return the row numbers of a selection.
+
+    Parameters
+    ----------
+    bits : bytes
+        One bit per row, the first row in the lowest bit of the first byte.
+    n_row : int
+        Rows of the catalogue.
+
+    Raises
+    ------
+    ValueError
+        If the length is not that of the catalogue, or a bit past its end is set.
+    """
+    expected = (n_row + 7) // 8
+    if len(bits) != expected:
+        raise ValueError(f"a selection of {n_row} rows has {expected} bytes, got {len(bits)}")
+    chosen = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+    if chosen[n_row:].any():
+        raise ValueError("the selection has rows past the end of the catalogue")
+    return np.flatnonzero(chosen[:n_row])
+
+
+def write_rows(catalogue: Catalogue, rows: NDArray[np.int64], path: Path) -> None:
+    """Write some rows of a catalogue, all columns and metadata, as a catalogue of its own.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+    rows : (n,) int64
+        In the order in which they are written.
+    path : Path
+        Its suffix names the format; replaced if it exists.
+    """
+    table = catalogue.table
+    metadata = {**catalogue.metadata, "selection": {"rows": len(rows), "of": len(catalogue)}}
+    spec = CatalogueSpec(tuple(_column(table[name]) for name in table.colnames), metadata)
+    values = {c.name: _native(np.asarray(table[c.name])[rows], c.kind) for c in spec.columns}
+    with TemporaryDirectory(dir=path.parent) as directory:
+        part = Path(directory) / "rows.parquet"
+        write_part(part, spec, values)
+        assemble([part], path, spec=spec, overwrite=True)
+
+
+def _column(column: Any) -> Column:
+    return Column(
+        str(column.name),
+        str(column.unit or ""),
+        str(column.meta.get("ucd", "")),
+        str(column.description or ""),
+        _KINDS.get(column.dtype.kind, "float64"),
+    )
+
+
+def _native(values: NDArray[Any], kind: str) -> NDArray[Any]:
+    """Return values in the byte order of this machine, which Arrow asks for."""
+    if kind == "str":
+        return values.astype(np.str_)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

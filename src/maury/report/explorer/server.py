@@ -1,0 +1,490 @@
+"""The page's server: loopback only, read only, one key per run.
+
+Whoever has the link has the key: it is set as a cookie by the first request, and asked for ever
+after. The name that a request calls the server by must be a loopback name, so that no web page can
+have its own name resolved to this machine and read the answers. Requests ask, and change nothing:
+the two that are sent by POST carry a selection, which is too long for an address.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import BoundedSemaphore, Thread
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from maury.errors import ConfigError, MauryError
+from maury.model.directory import Model
+from maury.prediction.catalogue import Catalogue
+from maury.report.explorer import samp
+from maury.report.explorer.content import Content
+from maury.report.explorer.exporting import FORMATS, selected_rows, write_rows
+from maury.report.explorer.stars import NotKnown, Stars
+from maury.report.explorer.wire import BoundedServer, TimedHandler
+from maury.survey.store import Survey
+
+logger = logging.getLogger(__name__)
+
+ADDRESS = "127.0.0.1"
+_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_LONGEST_TARGET = 2048
+_MOST_WRITERS, _WRITER_SECONDS, _MOST_SENT = 2, 30.0, 8
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Refusal(Exception):
+    """A request that gets an error status and one line."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = " ".join(text.split())[:300]
+
+
+class Explorer:
+    """A running explorer of one catalogue.
+
+    Parameters
+    ----------
+    catalogue : Catalogue or path-like
+        What to show.
+    name : str, optional
+        What to call it; the name of its file by default.
+    survey : Survey or path-like, optional
+        Where its spectra are.
+    model : Model or path-like, optional
+        What predicted its labels.
+    port : int
+        Port on 127.0.0.1; 0 takes a free one.
+
+    Raises
+    ------
+    ConfigError
+        If the port is taken or not allowed.
+    InputFileError, SurveyFileError, ModelFileError
+        If a file cannot be read.
+
+    Examples
+    --------
+    >>> with Explorer("labels.fits", survey="rave.zarr") as explorer:  # doctest: +SKIP
+    ...     print(explorer.link)
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue | Path | str,
+        *,
+        name: str | None = None,
+        survey: Survey | Path | str | None = None,
+        model: Model | Path | str | None = None,
+        port: int = 0,
+    ) -> None:
+        if isinstance(catalogue, Path | str):
+            name = name or Path(catalogue).name
+            catalogue = Catalogue.read(catalogue)
+        self.content = Content(catalogue, name=name or "catalogue")
+        self.stars = Stars(
+            self.content,
+            survey=Survey.open(survey) if isinstance(survey, Path | str) else survey,
+            model=Model.open(model) if isinstance(model, Path | str) else model,
+        )
+        for column in self.content.first_view():
+            self.content.encoded(column)
+        self.about = json.dumps({**self.content.about(), "has": self.stars.has}).encode()
+        self.key = secrets.token_urlsafe(24)
+        self.files = _static_files()
+        self._server = _listen(port, self)
+        self._sent = TemporaryDirectory(prefix="maury-explore-")
+        self._thread = Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """Port that it listens on."""
+        return int(self._server.server_address[1])
+
+    @property
+    def address(self) -> str:
+        """Address of the page, without the key."""
+        return f"http://{ADDRESS}:{self.port}/"
+
+    @property
+    def link(self) -> str:
+        """Address that opens the page: it holds the key, so show it to its user only."""
+        return f"{self.address}?key={self.key}"
+
+    @property
+    def folder(self) -> Path:
+        """Private directory of the files that other programs were asked to read."""
+        return Path(self._sent.name)
+
+    def wait(self) -> None:
+        """Return when the server is closed."""
+        self._thread.join()
+
+    def close(self) -> None:
+        """Stop listening and remove temporary files."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._sent.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def explore(
+    catalogue: Path | str,
+    *,
+    survey: Path | str | None = None,
+    model: Path | str | None = None,
+    port: int = 0,
+    browser: bool = True,
+    ready: Callable[[Explorer], None] | None = None,
+) -> None:
+    """Show a catalogue in the browser until interrupted.
+
+    Parameters
+    ----------
+    catalogue, survey, model, port
+        As of `Explorer`.
+    browser : bool
+        Open the page in the user's browser.
+    ready : callable, optional
+        Called with the explorer when it listens.
+    """
+    with Explorer(catalogue, survey=survey, model=model, port=port) as explorer:
+        if ready is not None:
+            ready(explorer)
+        if browser:
+            import webbrowser
+
+            webbrowser.open(explorer.link)
+        with suppress(KeyboardInterrupt):
+            explorer.wait()
+
+
+def _static_files() -> dict[str, tuple[bytes, str]]:
+    """Read the page's files: what is not among them does not exist."""
+    folder = resources.files("maury.report.explorer") / "static"
+    return {
+        item.name: (item.read_bytes(), _TYPES[Path(item.name).suffix])
+        for item in folder.iterdir()
+        if Path(item.name).suffix in _TYPES
+    }
+
+
+class _Server(BoundedServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    explorer: Explorer
+    writers = BoundedSemaphore(_MOST_WRITERS)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a connection that the browser broke off."""
+        logger.debug("a connection ended early", exc_info=True)
+
+
+def _listen(port: int, explorer: Explorer) -> _Server:
+    try:
+        server = _Server((ADDRESS, port), _Handler)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot listen on port {port} of {ADDRESS}: {error}; choose another --port"
+        ) from error
+    server.explorer = explorer
+    return server
+
+
+class _Handler(TimedHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "maury"
+    sys_version = ""
+    timeout = 60
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16
+    server: _Server
+
+    def do_GET(self) -> None:  # noqa: N802
+        self._answer(self._get)
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self._answer(self._get)
+
+    def do_POST(self) -> None:  # noqa: N802
+        self._answer(self._post)
+
+    def _answer(self, handle: Callable[[str, dict[str, str]], None]) -> None:
+        try:
+            path, query = self._checked()
+            handle(path, query)
+        except Refusal as refusal:
+            self._refuse(refusal.status, refusal.text)
+        except NotKnown as error:
+            self._refuse(HTTPStatus.NOT_FOUND, str(error))
+        except MauryError as error:
+            self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+        except Exception:
+            logger.exception("a request failed")
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; see its terminal")
+
+    def _checked(self) -> tuple[str, dict[str, str]]:
+        """Return path and query of a request that may be answered."""
+        if self.request_version == "HTTP/0.9":
+            # Its answers have no headers, and so no content security policy.
+            self.request_version = "HTTP/1.1"
+            raise Refusal(HTTPStatus.BAD_REQUEST, "ask by HTTP/1.1")
+        if len(self.headers.get_all("Host", [])) > 1:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "a request names one host")
+        if "Transfer-Encoding" in self.headers:
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a body is sent with its length")
+        if self.command != "POST" and self.headers.get("Content-Length", "0").strip() != "0":
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"{self.command} takes no body")
+        name = re.sub(r":\d{1,5}\Z", "", self.headers.get("Host", "").strip().lower())
+        if name not in _NAMES:
+            raise Refusal(HTTPStatus.FORBIDDEN, "this server answers to loopback names only")
+        if self.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site") and (
+            self.headers.get("Sec-Fetch-Mode") != "navigate" or self.command == "POST"
+        ):
+            raise Refusal(HTTPStatus.FORBIDDEN, "other pages may not ask this server")
+        origin = self.headers.get("Origin")
+        if origin is not None and _split(origin).netloc != self.headers.get("Host", "").strip():
+            raise Refusal(HTTPStatus.FORBIDDEN, "other pages may not ask this server")
+        if len(self.path) > _LONGEST_TARGET:
+            raise Refusal(HTTPStatus.REQUEST_URI_TOO_LONG, "the address is too long")
+        target = _split(self.path)
+        query = {name: values[-1] for name, values in parse_qs(target.query).items()}
+        if target.path != "/" or "key" not in query:
+            self._require_key()
+        return target.path, query
+
+    def _require_key(self) -> None:
+        wanted = f"{self._cookie_name}={self.server.explorer.key}".encode()
+        given = [part.strip() for part in self.headers.get("Cookie", "").split(";")]
+        if not any(hmac.compare_digest(part.encode("utf-8", "replace"), wanted) for part in given):
+            raise Refusal(HTTPStatus.FORBIDDEN, "open the link that maury explore printed")
+
+    @property
+    def _cookie_name(self) -> str:
+        """Name with the port: cookies of one host are common to all its ports."""
+        return f"maury-{self.server.explorer.port}"
+
+    def _get(self, path: str, query: dict[str, str]) -> None:
+        explorer = self.server.explorer
+        if path == "/":
+            self._page(query)
+        elif path.startswith("/static/"):
+            body, kind = _found(explorer.files, path.removeprefix("/static/"), "file")
+            self._send(body, kind)
+        elif path == "/api/about":
+            self._send(explorer.about, "application/json")
+        elif path.startswith("/api/column/"):
+            self._column(unquote(path.removeprefix("/api/column/")))
+        elif path == "/api/find":
+            if not query.get("id"):
+                raise Refusal(HTTPStatus.BAD_REQUEST, "give an identifier: ?id=...")
+            self._json({"row": explorer.stars.find(query["id"])})
+        elif path == "/api/samp":
+            self._json({"hub": samp.hub_runs()})
+        elif found := re.fullmatch(r"/api/(star|spectrum|sensitivity)/([^/]*)", path):
+            row, stars = self._row(found[2]), explorer.stars
+            tell = {
+                "star": stars.labels,
+                "spectrum": stars.spectrum,
+                "sensitivity": stars.sensitivity,
+            }
+            self._json(tell[found[1]](row))
+        else:
+            raise Refusal(HTTPStatus.NOT_FOUND, "no such page")
+
+    def _post(self, path: str, query: dict[str, str]) -> None:
+        if path not in ("/api/download", "/api/samp"):
+            raise Refusal(HTTPStatus.NOT_FOUND, "no such page")
+        kind = query.get("format", "fits")
+        if kind not in FORMATS:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"the format must be one of {', '.join(FORMATS)}")
+        content = self.server.explorer.content
+        try:
+            rows = selected_rows(self._body((len(content) + 7) // 8), len(content))
+        except ValueError as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
+        if path == "/api/samp":
+            self._to_hub(rows)
+        else:
+            self._download(rows, kind)
+
+    def _page(self, query: dict[str, str]) -> None:
+        explorer = self.server.explorer
+        if "key" not in query:
+            body, kind = explorer.files["index.html"]
+            self._send(body, kind)
+            return
+        if not hmac.compare_digest(query["key"].encode("utf-8", "replace"), explorer.key.encode()):
+            raise Refusal(HTTPStatus.FORBIDDEN, "open the link that maury explore printed")
+        cookie = f"{self._cookie_name}={explorer.key}; Path=/; HttpOnly; SameSite=Lax"
+        self._send(b"", "text/plain", HTTPStatus.SEE_OTHER, {"Location": "/", "Set-Cookie": cookie})
+
+    def _column(self, name: str) -> None:
+        content = self.server.explorer.content
+        if name != "flags":
+            _found(content.columns, name, "column")
+        body = content.encoded(name)
+        # Every browser takes gzip; a client that does not say so can undo it itself.
+        self._send(body, "application/octet-stream", extra={"Content-Encoding": "gzip"})
+
+    def _row(self, text: str) -> int:
+        rows = len(self.server.explorer.content)
+        if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "a row is a whole number, counted from 0")
+        if int(text) >= rows:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"there is no row {int(text)}: there are {rows}")
+        return int(text)
+
+    def _body(self, length: int) -> bytes:
+        text = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"[0-9]{1,18}", text, re.ASCII):
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "a selection needs a Content-Length")
+        if int(text) != length:
+            raise ValueError(f"a selection of this catalogue has {length} bytes, got {int(text)}")
+        body = self.rfile.read(length)
+        if len(body) != length:
+            raise ValueError(f"a selection of this catalogue has {length} bytes, got {len(body)}")
+        return body
+
+    def _download(self, rows: Any, kind: str) -> None:
+        content = self.server.explorer.content
+        suffix, media = FORMATS[kind]
+        with TemporaryDirectory(dir=self.server.explorer.folder) as directory:
+            path = Path(directory) / f"selection{suffix}"
+            with self._writing():
+                write_rows(content.catalogue, rows, path)
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(content.name).stem) or "catalogue"
+            disposition = f'attachment; filename="{name}-{len(rows)}{suffix}"'
+            with path.open("rb") as file:
+                self._head(
+                    HTTPStatus.OK, media, path.stat().st_size, {"Content-Disposition": disposition}
+                )
+                shutil.copyfileobj(file, self.wfile)
+                self.wfile.flush()
+
+    def _to_hub(self, rows: Any) -> None:
+        explorer = self.server.explorer
+        if not samp.hub_runs():
+            raise samp.NoHub("no SAMP hub runs; start TOPCAT and try again")
+        name = f"{Path(explorer.content.name).stem}, {len(rows)} rows"
+        path = explorer.folder / f"selection-{secrets.token_hex(4)}.fits"
+        with self._writing():
+            write_rows(explorer.content.catalogue, rows, path)
+        files = explorer.folder.glob("selection-*.fits")
+        for old in sorted(files, key=lambda file: file.stat().st_mtime)[:-_MOST_SENT]:
+            old.unlink(missing_ok=True)
+        self._json({"sent": samp.send_table(path, name=name)})
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let so many requests write files at once; others wait, and are refused at last."""
+        if not self.server.writers.acquire(timeout=_WRITER_SECONDS):
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "other selections are being written")
+        try:
+            yield
+        finally:
+            self.server.writers.release()
+
+    def _json(self, document: Any) -> None:
+        self._send(json.dumps(document, allow_nan=False).encode(), "application/json")
+
+    def _refuse(self, status: HTTPStatus, text: str) -> None:
+        # What is left of a refused request's body would be taken for the next request.
+        self.close_connection = True
+        body = json.dumps({"error": text}).encode()
+        with suppress(OSError):
+            self._send(body, "application/json", status, {"Connection": "close"})
+
+    def _send(
+        self,
+        body: bytes,
+        kind: str,
+        status: HTTPStatus = HTTPStatus.OK,
+        extra: dict[str, str] | None = None,
+    ) -> None:
+        self._head(status, kind, len(body), extra or {})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        self.wfile.flush()
+
+    def _head(self, status: HTTPStatus, kind: str, length: int, extra: dict[str, str]) -> None:
+        self.answer_in(self.timeout)
+        self.send_response(status)
+        headers = {"Content-Type": kind, "Content-Length": str(length), **_HEADERS, **extra}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer a request that the parser refuses with one line, like all others."""
+        status = HTTPStatus(code)
+        if status is HTTPStatus.NOT_IMPLEMENTED:
+            status, message = HTTPStatus.METHOD_NOT_ALLOWED, "only GET, HEAD and POST are answered"
+        if not hasattr(self, "command") or self.command is None:
+            self.command = ""
+        # To what the parser takes for the oldest version it would answer without headers.
+        self.request_version = "HTTP/1.1"
+        self._refuse(status, message or status.phrase)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Log the path alone: the query may hold the key."""
+        path = getattr(self, "path", "").partition("?")[0].partition("#")[0]
+        logger.info("%s %.200r %s", getattr(self, "command", ""), path, int(code))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the parser's remarks out of the terminal: they quote requests whole."""
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise Refusal(HTTPStatus.BAD_REQUEST, "that is no address") from error
+
+
+def _found(table: Any, name: str, what: str) -> Any:
+    if name not in table:
+        raise Refusal(HTTPStatus.NOT_FOUND, f"there is no {what} called {name[:60]!r}")
+    return table[name]

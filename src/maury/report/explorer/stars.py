@@ -1,0 +1,399 @@
+"""One star: labels, flags, spectrum, best fit, sensitivity, nearest training stars.
+
+Every method returns plain JSON; NaN becomes null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maury.errors import MauryError
+from maury.evaluation.sensitivity import LINES, LINES_OF, can_compare, compare_with_optimal
+from maury.labels.columns import QUANTILES
+from maury.labels.definitions import LABEL_NAMES, LABELS
+from maury.labels.flags import Flag
+from maury.model.directory import Model
+from maury.prediction.catalogue import Catalogue
+from maury.prediction.evidence import robust_scale
+from maury.report.explorer.content import Content
+from maury.simulation.sky import Sky
+from maury.spectra.batch import Batch
+from maury.survey.store import Survey
+
+if TYPE_CHECKING:
+    from maury.spectra.preparation import Inputs
+
+Float64Array = NDArray[np.float64]
+Json = dict[str, Any]
+
+_NEIGHBOURS = 8
+_LABELS = {label.name: label for label in LABELS}
+
+
+class NotKnown(MauryError):
+    """The page asked for what is not there: start it with --survey and --model."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingStars:
+    """Stars that trained the model, with their labels.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Labels, in the order of the columns of `labels`.
+    labels : (n, n_label) float64
+    ids : (n,) str
+        Empty where unknown.
+    origin : str
+        What kind of labels these are.
+    """
+
+    names: tuple[str, ...]
+    labels: Float64Array
+    ids: NDArray[np.str_]
+    origin: str
+
+    @cached_property
+    def _scaled(self) -> tuple[Float64Array, Float64Array, Float64Array]:
+        centre, scale = robust_scale(self.labels)
+        return (self.labels - centre) / scale, centre, scale
+
+    def nearest(
+        self, labels: Float64Array, *, without: str = ""
+    ) -> tuple[NDArray[np.int64], Float64Array]:
+        """Return rows and distances of the nearest stars, in robust standard deviations.
+
+        Labels that the star lacks do not count; `without` is an identifier to leave out.
+        """
+        scaled, centre, scale = self._scaled
+        known = np.isfinite(labels)
+        if not known.any():
+            return np.zeros(0, np.int64), np.zeros(0)
+        offset = (scaled - (labels - centre) / scale)[:, known]
+        distance = np.sqrt(np.mean(offset**2, axis=1))
+        distance = np.where(np.isfinite(distance), distance, np.inf)
+        if without:
+            distance[self.ids == without] = np.inf
+        order = np.argsort(distance, kind="stable")[:_NEIGHBOURS]
+        order = order[np.isfinite(distance[order])]
+        return order, distance[order]
+
+
+class Stars:
+    """Details of the stars of a catalogue.
+
+    Parameters
+    ----------
+    content : Content
+        The catalogue.
+    survey : Survey, optional
+        Where the spectra are; rows are found by their identifiers.
+    model : Model, optional
+        What predicted the labels; its calibrated theory gives the best fit.
+    """
+
+    def __init__(
+        self, content: Content, *, survey: Survey | None = None, model: Model | None = None
+    ) -> None:
+        self._content = content
+        self._survey = survey
+        self._model = model
+        self._lock = RLock()
+        self._sensitivities: dict[int, Json] = {}
+
+    @property
+    def has(self) -> dict[str, bool]:
+        """What can be shown of a star besides its labels."""
+        return {"spectra": self._survey is not None, "model": self._model is not None}
+
+    def find(self, text: str) -> int:
+        """Return the row of the spectrum, or else of the star, with this identifier.
+
+        Raises
+        ------
+        NotKnown
+            If there is none.
+        """
+        for row_of in self._rows_by_id:
+            if text in row_of:
+                return row_of[text]
+        raise NotKnown(f"no star or spectrum is called {text[:60]!r}")
+
+    def labels(self, row: int) -> Json:
+        """Return identifier, labels with errors and quantiles, flags, and all other columns."""
+        table = self._content.catalogue.table
+        mask = int(self._content.flags[row])
+        names = self._content.label_names
+        mine = {n for n in table.colnames if any(n == x or n.startswith(f"{x}_") for x in names)}
+        rest = [n for n in table.colnames if n not in mine and n not in ("id", "flags", "warn")]
+        return {
+            "row": row,
+            "id": self._id(row),
+            "labels": [self._label(name, row) for name in names],
+            "flags": [
+                {"name": str(flag.name), "warns": flag.warns, "text": flag.text}
+                for flag in Flag
+                if mask & flag.value
+            ],
+            "columns": [
+                {
+                    "name": name,
+                    "value": _plain(table[name][row]),
+                    "unit": str(table[name].unit or ""),
+                    "text": str(table[name].description or ""),
+                }
+                for name in rest
+            ],
+            "neighbours": self._neighbours(row),
+        }
+
+    def spectrum(self, row: int) -> Json:
+        """Return wavelength, flux, error, and the emulator's flux at the predicted labels.
+
+        Raises
+        ------
+        NotKnown
+            If there is no survey, or the star is not in it.
+        """
+        with self._lock:
+            inputs = self._inputs(row)
+        error = np.where(inputs.ivar > 0, 1 / np.sqrt(np.maximum(inputs.ivar, 1e-30)), np.nan)[0]
+        fit, origin = self._fit(row, inputs)
+        return {
+            "row": row,
+            "wave": _numbers(inputs.wave_aa, 8),
+            "medium": inputs.medium,
+            "flux": _numbers(inputs.flux[0]),
+            "error": _numbers(error),
+            "fit": None if fit is None else _numbers(fit),
+            "origin": origin,
+            "simulated": bool(self._survey is not None and self._survey.simulated),
+            "lines": LINES,
+        }
+
+    def sensitivity(self, row: int) -> Json:
+        """Return d(label)/d(flux) of the networks and of the best linear estimator.
+
+        Raises
+        ------
+        NotKnown
+            If there is no survey or model, or the star is not in the survey.
+        """
+        with self._lock:
+            if row not in self._sensitivities:
+                if len(self._sensitivities) > 64:
+                    self._sensitivities.clear()
+                self._sensitivities[row] = self._sensitivity(row)
+            return self._sensitivities[row]
+
+    def _label(self, name: str, row: int) -> Json:
+        table = self._content.catalogue.table
+        shown = self._content.columns[name]
+        quantiles = [
+            _plain(table[f"{name}_{suffix}"][row]) if f"{name}_{suffix}" in table.colnames else None
+            for suffix, _ in QUANTILES
+        ]
+        return {
+            "name": name,
+            "symbol": shown.symbol,
+            "unit": shown.unit,
+            "text": shown.description,
+            "value": _plain(table[name][row]),
+            "error": _plain(table[f"{name}_error"][row]),
+            "quantiles": quantiles,
+            "percents": [percent for _, percent in QUANTILES],
+        }
+
+    def _id(self, row: int) -> str:
+        table = self._content.catalogue.table
+        return str(table["id"][row]) if "id" in table.colnames else f"row {row}"
+
+    @cached_property
+    def _rows_by_id(self) -> list[dict[str, int]]:
+        table = self._content.catalogue.table
+        found = []
+        for name in ("id", "star_id"):
+            if name in table.colnames:
+                values = np.asarray(table[name]).astype(np.str_).tolist()
+                found.append({text: k for k, text in reversed(list(enumerate(values)))})
+        return found
+
+    @cached_property
+    def _survey_rows(self) -> dict[str, int]:
+        assert self._survey is not None
+        return {text: k for k, text in enumerate(self._survey.id.tolist())}
+
+    def _batch(self, row: int) -> Batch:
+        if self._survey is None:
+            raise NotKnown("no survey was given; start with --survey to see spectra")
+        place = self._survey_rows.get(self._id(row))
+        if place is None:
+            raise NotKnown(f"{self._id(row)[:60]} is not in the survey {self._survey.path.name}")
+        return self._survey.batch(place, place + 1)
+
+    def _inputs(self, row: int) -> Inputs:
+        batch = self._batch(row)
+        if self._model is not None:
+            return self._model.preparation.apply(batch)
+        from maury.spectra.preparation import Preparation
+
+        return Preparation(steps=(), observables=()).apply(batch)
+
+    def _predicted(self, row: int, names: Sequence[str]) -> Float64Array:
+        table = self._content.catalogue.table
+        return np.array([float(table[n][row]) if n in table.colnames else np.nan for n in names])
+
+    def _fit(self, row: int, inputs: Inputs) -> tuple[Float64Array | None, str]:
+        labels = self._predicted(row, LABEL_NAMES)[None]
+        if not np.isfinite(labels).all():
+            return None, "no fit: the emulator needs all nine labels"
+        if self._sky is not None:
+            return self._sky.theory(labels)[0].astype(np.float64), "the model's calibrated theory"
+        flux = _emulated(labels, inputs.wave_aa, inputs.medium)
+        if flux is None:
+            return None, "no fit: the emulator does not reach over these wavelengths"
+        return flux[0], "the emulator, not calibrated"
+
+    @cached_property
+    def _sky(self) -> Sky | None:
+        if self._model is None or "sky" not in self._model.attachments:
+            return None
+        return Sky.from_arrays(self._model.arrays("sky"), self._model.attachments["sky"].metadata)
+
+    def _sensitivity(self, row: int) -> Json:
+        if self._model is None:
+            raise NotKnown("no model was given; start with --model to see what a label listens to")
+        from maury.model.inference import flux_gradient
+
+        model, inputs = self._model, self._inputs(row)
+        gradient = flux_gradient(model, inputs)
+        found: Json = {
+            "row": row,
+            "wave": _numbers(model.wave_aa, 8),
+            "network": dict(zip(model.label_names, map(_numbers, gradient[0]), strict=True)),
+            "optimal": {},
+            "correlation": {},
+            "lines": {name: LINES_OF.get(name, ()) for name in model.label_names},
+        }
+        labels = self._predicted(row, LABEL_NAMES)[None]
+        if not (can_compare(model) and np.isfinite(labels).all() and np.isfinite(gradient).all()):
+            return found
+        place = [model.label_names.index(name) for name in LABEL_NAMES]
+        snr = np.where(np.isfinite(inputs.snr), inputs.snr, 50.0)
+        best = compare_with_optimal("this star", gradient[:, place], labels, snr, model=model)
+        found["optimal"] = dict(zip(LABEL_NAMES, map(_numbers, best.optimal), strict=True))
+        found["correlation"] = dict(zip(LABEL_NAMES, _numbers(best.correlation), strict=True))
+        return found
+
+    def _neighbours(self, row: int) -> Json:
+        known = self._training
+        if known is None:
+            return {"origin": "", "names": [], "stars": []}
+        labels = self._predicted(row, known.names)
+        order, distance = known.nearest(labels, without=self._id(row))
+        row_of = self._rows_by_id[0] if self._rows_by_id else {}
+        return {
+            "origin": known.origin,
+            "names": list(known.names),
+            "stars": [
+                {
+                    "id": str(known.ids[k]),
+                    "row": row_of.get(str(known.ids[k])),
+                    "distance": round(float(far), 3),
+                    "labels": _numbers(known.labels[k], 6),
+                }
+                for k, far in zip(order, distance, strict=True)
+            ],
+        }
+
+    @cached_property
+    def _training(self) -> TrainingStars | None:
+        """The training stars, from where their labels are known best."""
+        with self._lock:
+            return (
+                _from_survey(self._survey, self._model)
+                or _from_sky(self._sky)
+                or _from_catalogue(self._content.catalogue, self._content)
+            )
+
+
+def _from_survey(survey: Survey | None, model: Model | None) -> TrainingStars | None:
+    if survey is None or model is None:
+        return None
+    names = tuple(n for n in model.label_names if n in survey.label_names)
+    if not names:
+        return None
+    rows = np.flatnonzero(model.split.contains("train", survey.star_id))
+    if not rows.size:
+        return None
+    return TrainingStars(names, survey.labels(names)[rows], survey.id[rows], "reference labels")
+
+
+def _from_sky(sky: Sky | None) -> TrainingStars | None:
+    if sky is None:
+        return None
+    nameless = np.full(len(sky.labels), "", dtype="U1")
+    return TrainingStars(LABEL_NAMES, sky.labels, nameless, "reference labels")
+
+
+def _from_catalogue(catalogue: Catalogue, content: Content) -> TrainingStars | None:
+    rows = np.flatnonzero(content.flags & Flag.TRAINING_STAR.value)
+    names = content.label_names
+    if not rows.size or not names or "id" not in catalogue.table.colnames:
+        return None
+    labels = np.column_stack([content.values(name)[rows] for name in names])
+    ids = np.asarray(catalogue.table["id"]).astype(np.str_)[rows]
+    return TrainingStars(names, labels, ids, "predicted labels")
+
+
+@cache
+def _spectrograph(wave: bytes, medium: str) -> Any:
+    """Return emulator and RAVE-like instrument for these pixels; None out of their reach."""
+    from maury.simulation.emulator import Emulator
+    from maury.simulation.observing import ObservingModel, Spectrograph
+    from maury.spectra.operators import vacuum_to_air
+
+    emulator = Emulator.load()
+    pixels = np.frombuffer(wave)
+    pixels = pixels if medium == "air" else vacuum_to_air(pixels)
+    try:
+        instrument = Spectrograph(
+            emulator.wave_aa, pixels, emulator.spec.resolving_power, ObservingModel()
+        )
+    except ValueError:
+        return None
+    return emulator, instrument
+
+
+def _emulated(labels: Float64Array, wave_aa: Float64Array, medium: str) -> Float64Array | None:
+    from maury.simulation.population import Population
+
+    found = _spectrograph(np.ascontiguousarray(wave_aa, np.float64).tobytes(), medium)
+    if found is None:
+        return None
+    emulator, instrument = found
+    full = emulator.clip(Population.load().complete(labels))
+    return np.asarray(instrument.disperse(emulator.flux(full), full, None).flux, np.float64)
+
+
+def _numbers(values: ArrayLike, digits: int = 5) -> list[float | None]:
+    """Return numbers with so many significant digits, null where not finite."""
+    array = np.asarray(values, dtype=np.float64)
+    return [float(f"{x:.{digits}g}") if np.isfinite(x) else None for x in array.tolist()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return str(value.tolist())[:200]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,449 @@
+"""Whether errors hold, and whether independent measurements agree."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
+
+from maury.labels.definitions import Label
+from maury.report.figures.style import (
+    ACCENT,
+    COLUMN_MM,
+    DIVERGING,
+    INK,
+    MISSING,
+    OKABE_ITO,
+    PAGE_MM,
+    axis_text,
+    mark_simulated,
+    new_figure,
+    style,
+    symbol_text,
+)
+
+Float64s = NDArray[np.float64]
+
+LEVELS = np.linspace(0.05, 0.99, 48)
+"""Central probabilities at which coverage is measured."""
+_LEAST = 20
+_BINS = 8
+_WIDE_RATIO = 5.0
+"""Ratios beyond which their axis is logarithmic."""
+
+
+def coverage_curve(z: ArrayLike, levels: ArrayLike = LEVELS) -> Float64s:
+    """Fraction of residuals within the error that a normal distribution gives each probability.
+
+    Parameters
+    ----------
+    z : (n,) float
+        Residual / error; NaN is left out.
+    levels : (m,) float
+        Central probabilities.
+
+    Returns
+    -------
+    (m,) float64
+        NaN without a star.
+    """
+    size = np.abs(np.asarray(z, np.float64))
+    size = np.sort(size[np.isfinite(size)])
+    if size.size == 0:
+        return np.full(np.shape(levels), np.nan)
+    edge = ndtri(0.5 + 0.5 * np.asarray(levels, np.float64))
+    return np.asarray(np.searchsorted(size, edge, side="right") / size.size)
+
+
+def coverage_curves(
+    ax: Axes, z: ArrayLike, *, labels: Sequence[Label], simulated: bool = False
+) -> Axes:
+    """Draw, for every label, the measured less the nominal coverage against the nominal one.
+
+    The grey band holds 95 % of the curves' points if errors are normal and right.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw.
+    z : (n, n_label) float
+        Residual / error of stars that took no part in the calibration.
+    labels : sequence of Label
+        Definitions, in the order of the second axis.
+    simulated : bool
+        Whether to mark the axes as simulated.
+    """
+    table = np.asarray(z, np.float64)
+    n = max(int(np.isfinite(table).sum(axis=0).max(initial=0)), 1)
+    band = 1.96 * np.sqrt(LEVELS * (1.0 - LEVELS) / n)
+    ax.fill_between(LEVELS, -band, band, color=MISSING, alpha=0.35, linewidth=0)
+    ax.axhline(0.0, color=INK, linewidth=0.6)
+    dashes = ("-", "--")
+    for k, label in enumerate(labels):
+        ax.plot(
+            LEVELS,
+            coverage_curve(table[:, k]) - LEVELS,
+            color=OKABE_ITO[k % len(OKABE_ITO)],
+            linestyle=dashes[k // len(OKABE_ITO) % 2],
+            label=symbol_text(label),
+        )
+    ax.set_xlim(0.0, 1.0)
+    largest = max(0.1, float(np.nanmax(np.abs(np.asarray(ax.get_ylim())))))
+    ax.set_ylim(-largest, largest)
+    ax.set_xlabel("nominal coverage")
+    ax.set_ylabel("measured \N{MINUS SIGN} nominal")
+    if simulated:
+        mark_simulated(ax, place="lower left")
+    return ax
+
+
+def coverage_figure(z: ArrayLike, labels: Sequence[Label], *, simulated: bool = False) -> Figure:
+    """Return `coverage_curves` at one column's width."""
+    with style():
+        figure = new_figure(COLUMN_MM, 78.0)
+        ax = coverage_curves(figure.add_subplot(), z, labels=labels, simulated=simulated)
+        handles, names = ax.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def z_figure(z: ArrayLike, labels: Sequence[Label], *, simulated: bool = False) -> Figure:
+    """Return the distribution of residual / error of every label, over the normal one.
+
+    Parameters
+    ----------
+    z : (n, n_label) float
+    labels : sequence of Label
+    simulated : bool
+        Whether to mark every panel as simulated.
+    """
+    table, grid = np.asarray(z, np.float64), np.linspace(-5.0, 5.0, 201)
+    down = -(-len(labels) // 3)
+    with style():
+        figure = new_figure(PAGE_MM, 8.0 + 34.0 * down)
+        panels = figure.subplots(down, 3, sharex=True, sharey=True, squeeze=False).ravel()
+        for k, (ax, label) in enumerate(zip(panels, labels, strict=False)):
+            known = table[np.isfinite(table[:, k]), k]
+            ax.hist(
+                np.clip(known, -4.99, 4.99),
+                bins=np.linspace(-5, 5, 41),
+                density=known.size > 0,
+                color=OKABE_ITO[5],
+            )
+            ax.plot(grid, np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi), color=INK, linewidth=0.9)
+            spread = 1.4826 * np.median(np.abs(known - np.median(known))) if known.size else np.nan
+            text = f"{symbol_text(label)}\nrobust width {spread:.2f}\nn = {known.size}"
+            ax.text(0.03, 0.95, text, transform=ax.transAxes, va="top", fontsize=6.2)
+            ax.set_xlim(-5, 5)
+            if simulated:
+                mark_simulated(ax, place="upper right")
+        for ax in panels[len(labels) :]:
+            ax.set_axis_off()
+        figure.supxlabel("(predicted \N{MINUS SIGN} reference) / error", fontsize=8.0)
+        figure.supylabel("share of stars per unit", fontsize=8.0)
+    return figure
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Some stars, by name: low S/N, giants, ...; `rows` is a mask (n,)."""
+
+    name: str
+    rows: NDArray[np.bool_]
+
+
+def regimes(snr: ArrayLike, logg: ArrayLike, m_h: ArrayLike) -> list[Regime]:
+    """Divide stars by S/N, gravity and metallicity; each star is in one regime of each kind."""
+    s, g, m = (np.asarray(a, np.float64) for a in (snr, logg, m_h))
+    return [
+        Regime("all", np.ones(s.shape, np.bool_)),
+        Regime("S/N < 40", s < 40),
+        Regime("S/N 40\N{EN DASH}60", (s >= 40) & (s < 60)),
+        Regime("S/N \N{GREATER-THAN OR EQUAL TO} 60", s >= 60),
+        Regime("giants", g < 3.5),
+        Regime("dwarfs", g >= 3.5),
+        Regime("[M/H] < \N{MINUS SIGN}0.5", m < -0.5),
+        Regime("[M/H] \N{MINUS SIGN}0.5\N{EN DASH}0", (m >= -0.5) & (m < 0)),
+        Regime("[M/H] \N{GREATER-THAN OR EQUAL TO} 0", m >= 0),
+    ]
+
+
+def regime_coverage(z: ArrayLike, parts: Sequence[Regime]) -> tuple[Float64s, NDArray[np.int64]]:
+    """Fraction of residuals within one error, and stars, of each regime and label.
+
+    Parameters
+    ----------
+    z : (n, n_label) float
+    parts : sequence of Regime
+
+    Returns
+    -------
+    coverage : (n_regime, n_label) float64
+        NaN below 20 stars.
+    count : (n_regime, n_label) int64
+    """
+    table = np.asarray(z, np.float64)
+    count = np.array([np.isfinite(table[one.rows]).sum(axis=0) for one in parts])
+    inside = np.array([(np.abs(table[one.rows]) <= 1.0).sum(axis=0) for one in parts])
+    return np.where(count >= _LEAST, inside / np.maximum(count, 1), np.nan), count
+
+
+def regime_figure(
+    z: ArrayLike, parts: Sequence[Regime], labels: Sequence[Label], *, simulated: bool = False
+) -> Figure:
+    """Return a table in colours: coverage of one error, by regime and label.
+
+    Parameters
+    ----------
+    z : (n, n_label) float
+    parts : sequence of Regime
+    labels : sequence of Label
+    simulated : bool
+        Whether to mark the axes as simulated.
+    """
+    share, count = regime_coverage(z, parts)
+    with style():
+        figure = new_figure(PAGE_MM, 16.0 + 7.0 * len(parts))
+        ax = figure.add_subplot()
+        rows = [f"{one.name} ({n})" for one, n in zip(parts, count.max(axis=1), strict=True)]
+        _heat(ax, 100.0 * share, 68.3, span=25.0, digits=0, colours=DIVERGING.removesuffix("_r"))
+        ax.set_xticks(range(len(labels)), [symbol_text(one) for one in labels])
+        ax.set_yticks(range(len(parts)), rows)
+        _bar(figure, ax, "% within one quoted error; 68 is right")
+        if simulated:
+            mark_simulated(ax, place="above right")
+    return figure
+
+
+def trend_strips(residual: ArrayLike, against: ArrayLike, *, n_bin: int = _BINS) -> Float64s:
+    """Median residual in bins of equal number along other quantities, over the robust scatter.
+
+    Parameters
+    ----------
+    residual : (n, n_label) float
+    against : (n, n_quantity) float
+    n_bin : int
+
+    Returns
+    -------
+    (n_label, n_quantity, n_bin) float64
+        NaN where fewer than 20 stars are in a bin.
+    """
+    left, right = np.asarray(residual, np.float64), np.asarray(against, np.float64)
+    out = np.full((left.shape[1], right.shape[1], n_bin), np.nan)
+    for i in range(left.shape[1]):
+        for j in range(right.shape[1]):
+            known = np.isfinite(left[:, i]) & np.isfinite(right[:, j])
+            r, x = left[known, i], right[known, j]
+            if r.size < _LEAST * n_bin:
+                continue
+            size = 1.4826 * np.median(np.abs(r - np.median(r)))
+            bins = np.array_split(np.argsort(x, kind="stable"), n_bin)
+            out[i, j] = [np.median(r[rows]) / max(size, 1e-12) for rows in bins]
+    return out
+
+
+def trends_figure(
+    residual: ArrayLike,
+    against: ArrayLike,
+    *,
+    labels: Sequence[Label],
+    names: Sequence[str],
+    simulated: bool = False,
+) -> Figure:
+    """Return median residuals of every label along S/N and every label, as strips of colour.
+
+    Parameters
+    ----------
+    residual : (n, n_label) float
+        Predicted minus reference.
+    against : (n, n_quantity) float
+        What they are drawn against; bins of equal number run from low to high values.
+    labels : sequence of Label
+        Of the residuals.
+    names : sequence of str
+        Of the quantities.
+    simulated : bool
+        Whether to mark the axes as simulated.
+    """
+    strips = trend_strips(residual, against)
+    n_label, n_quantity, n_bin = strips.shape
+    with style():
+        figure = new_figure(PAGE_MM, 22.0 + 6.5 * n_label)
+        ax = figure.add_subplot()
+        _heat(ax, strips.reshape(n_label, -1), 0.0, span=1.5, digits=None)
+        ax.set_yticks(range(n_label), [symbol_text(one) for one in labels])
+        middle = np.arange(n_quantity) * n_bin + 0.5 * (n_bin - 1)
+        ax.set_xticks(middle, names)
+        for k in range(1, n_quantity):
+            ax.axvline(k * n_bin - 0.5, color="white", linewidth=2.5)
+        ax.set_ylabel("residual of")
+        ax.set_xlabel("along (low to high, bins of equal number)")
+        _bar(figure, ax, "median residual / robust scatter")
+        if simulated:
+            mark_simulated(ax, place="above right")
+    return figure
+
+
+def _heat(
+    ax: Axes,
+    values: Float64s,
+    centre: float,
+    *,
+    span: float,
+    digits: int | None,
+    colours: str = DIVERGING,
+) -> None:
+    ax.imshow(
+        np.ma.masked_invalid(values),
+        cmap=colours,
+        vmin=centre - span,
+        vmax=centre + span,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    ax.set_facecolor("#e8e8e8")
+    ax.tick_params(which="both", length=0)
+    ax.minorticks_off()
+    if digits is None:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = abs(value - centre) > 0.6 * span
+            ax.text(
+                column,
+                row,
+                f"{value:.{digits}f}",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="white" if dark else INK,
+            )
+
+
+def _bar(figure: Figure, ax: Axes, text: str) -> None:
+    bar = figure.colorbar(ax.images[0], ax=ax, pad=0.01, aspect=30, extend="both")
+    bar.set_label(text)
+    bar.ax.minorticks_off()
+
+
+def relative_figure(
+    sizes: Mapping[str, Float64s],
+    errors: Mapping[str, Float64s],
+    labels: Sequence[Label],
+    *,
+    basis: ArrayLike,
+    text: str,
+    simulated: bool = False,
+) -> Figure:
+    """Return one row per label with a mark for each case, relative to something.
+
+    Parameters
+    ----------
+    sizes, errors : mapping of str to (n_label,) float
+        Say, the scatter with and without an input, and its sampling error.
+    labels : sequence of Label
+    basis : (n_label,) float
+        What they are divided by.
+    text : str
+        Of the axis.
+    simulated : bool
+        Whether to mark the axes as simulated.
+    """
+    unit = np.asarray(basis, np.float64)
+    marks = ("o", "s", "D", "^", "v", "P", "X", "*")
+    n_case, n_colour = len(sizes), len(OKABE_ITO)
+    step = min(0.12, 0.8 / max(n_case, 1))
+    legend_mm = 4.0 * -(-n_case // 2)
+    with style():
+        figure = new_figure(COLUMN_MM, 16.0 + legend_mm + max(6.5, 1.1 * n_case) * len(labels))
+        ax = figure.add_subplot()
+        ax.axvline(1.0, color=MISSING, linewidth=0.6, zorder=0)
+        for k, (name, size) in enumerate(sizes.items()):
+            ax.errorbar(
+                size / unit,
+                np.arange(len(labels)) + step * (k - 0.5 * (n_case - 1)),
+                xerr=errors[name] / unit,
+                # Colours come again after seven cases, but never with the same mark.
+                fmt=marks[(k + 3 * (k // n_colour)) % len(marks)],
+                color=OKABE_ITO[k % n_colour],
+                markersize=3.5,
+                elinewidth=0.7,
+                label=name,
+            )
+        ax.set_yticks(range(len(labels)), [symbol_text(one) for one in labels])
+        ax.tick_params(axis="y", which="minor", left=False, right=False)
+        ax.set_ylim(len(labels) - 0.4, -0.6)
+        if max(float(np.nanmax(size / unit)) for size in sizes.values()) > _WIDE_RATIO:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.set_xlabel(text)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        if simulated:
+            mark_simulated(ax, place="above right")
+    return figure
+
+
+def clusters_figure(
+    cluster: ArrayLike,
+    values: ArrayLike,
+    errors: ArrayLike,
+    *,
+    labels: Sequence[Label],
+    simulated: bool = False,
+) -> Figure:
+    """Return, per cluster, the members' labels, their mean, and whether errors explain the spread.
+
+    Parameters
+    ----------
+    cluster : (n,) str
+        Cluster of each star.
+    values, errors : (n, n_label) float
+        Labels that all members of a cluster should share.
+    labels : sequence of Label
+    simulated : bool
+        Whether to mark every panel as simulated.
+    """
+    names, number = np.unique(np.asarray(cluster).astype(str), return_inverse=True)
+    table, sigma = np.asarray(values, np.float64), np.asarray(errors, np.float64)
+    with style():
+        figure = new_figure(PAGE_MM, 22.0 + 7.0 * len(names))
+        panels = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+        for k, (ax, label) in enumerate(zip(panels, labels, strict=True)):
+            x, e = table[:, k], sigma[:, k]
+            ax.errorbar(x, number, xerr=e, fmt=".", color=MISSING, markersize=3, elinewidth=0.4)
+            for row in range(len(names)):
+                _cluster_mean(ax, x[number == row], e[number == row], row)
+            ax.set_xlabel(axis_text(label))
+            ax.margins(x=0.12)
+            if simulated:
+                mark_simulated(ax)
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.4, -0.7)
+        panels[0].tick_params(axis="y", which="minor", left=False, right=False)
+    return figure
+
+
+def _cluster_mean(ax: Axes, x: Float64s, e: Float64s, row: int) -> None:
+    known = np.isfinite(x) & np.isfinite(e)
+    x, e = x[known], e[known]
+    if x.size < 2:
+        return
+    centre, spread = float(np.mean(x)), float(np.std(x, ddof=1))
+    ax.plot([centre - spread, centre + spread], [row, row], color=ACCENT, linewidth=1.6)
+    ax.plot(centre, row, "o", color=ACCENT, markersize=3.5)
+    ratio = spread / max(float(np.sqrt(np.mean(e**2))), 1e-12)
+    ax.annotate(
+        f"{ratio:.1f} errors",
+        (centre, row),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        fontsize=5.5,
+    )

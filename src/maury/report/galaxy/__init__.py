@@ -1,0 +1,1 @@
+"""Chemical cartography: places of stars with errors, gradients, two alpha sequences."""

@@ -1,0 +1,554 @@
+"""The observing model: from emulated flux to spectra as a fibre spectrograph sees them.
+
+Defaults are those of RAVE (Steinmetz et al. 2020, AJ 160, 82): 912 pixels of 0.4 angstrom,
+resolving power near 7500 and different from fibre to fibre. Line spread, macroturbulence,
+rotation and radial velocity are one product in Fourier space, as the emulator's grid is uniform
+in ln(lambda). Spectra made here are simulated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.fft
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.special import j1, ndtr, ndtri
+
+from maury.spectra.operators import SPEED_OF_LIGHT_KMS, ivar_from_snr
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+RAVE_WAVE_AA: Float64Array = np.asarray(8420.0 + 0.4 * np.arange(912), dtype=np.float64)
+"""Air wavelengths of RAVE-like pixels, angstrom."""
+RAVE_WAVE_AA.setflags(write=False)
+
+_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+_CALCIUM_AA = (8498.02, 8542.09, 8662.14)
+_LIMB_DARKENING = 0.6
+_FLUX_FLOOR = 0.05
+_LEAST_FLUX = 1e-3
+# Beyond this exponent a broadened spectrum holds nothing that float32 noise would not hide.
+_NEGLIGIBLE = 14.0
+_INTERPOLATION_POINTS = 6
+_BLOCK = 64
+
+
+class TheoryMismatch(BaseModel):
+    """How the sky differs from the theory behind the emulator, alike in all stars but for Ca II.
+
+    The default is no difference. `SKY_LIKE` holds differences of a realistic size.
+
+    Attributes
+    ----------
+    line_strength : float
+        Rms over wavelength of the relative change e(lambda) of line strength: flux ** (1 + e).
+    scale_aa : float
+        Full width at half maximum of the kernel that makes e smooth, angstrom.
+    ca_core : float
+        Mean relative deepening of the cores of the Ca II triplet.
+    ca_core_scatter : float
+        Star-to-star standard deviation of that deepening.
+    ca_core_width_aa : float
+        Gaussian sigma of a core, angstrom.
+    seed : int
+        Seed of e(lambda).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    line_strength: float = Field(default=0.0, ge=0.0, le=0.5)
+    scale_aa: float = Field(default=25.0, gt=0.0)
+    ca_core: float = Field(default=0.0, ge=-0.5, le=0.5)
+    ca_core_scatter: float = Field(default=0.0, ge=0.0, le=0.5)
+    ca_core_width_aa: float = Field(default=0.8, gt=0.0)
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def absent(self) -> bool:
+        """Whether the sky is as the theory."""
+        return self.line_strength == 0.0 and self.ca_core == 0.0 and self.ca_core_scatter == 0.0
+
+
+SKY_LIKE = TheoryMismatch(line_strength=0.08, ca_core=0.1, ca_core_scatter=0.05)
+
+
+class ObservingModel(BaseModel):
+    """Instrument, star-to-star broadening, reduction faults and noise.
+
+    Attributes
+    ----------
+    resolving_power, resolving_power_scatter : float
+        Mean and standard deviation from fibre to fibre of lambda / FWHM, pixels included.
+    resolving_power_range : (float, float)
+        Limits of its truncated normal distribution.
+    rotation_kms, rotation_scatter : float
+        Median v sin i of stars cooler than 6000 K, and its lognormal scatter; the median doubles
+        every 350 K above (a rough Kraft break).
+    macroturbulence_kms : float
+        Of the Sun; it changes by 1 km/s in 650 K (Valenti & Fischer 2005, ApJS 159, 141, eq. 1),
+        within 2 to 8 km/s. Profile exp(-v^2 / macroturbulence^2).
+    rv_error_kms : float
+        Standard deviation of the radial velocity left after the shift to rest.
+    continuum_rms : float
+        Rms of the smooth residual of continuum normalisation, mean over stars.
+    fringe_rms : float
+        Rms of fringes of one period per star, of 8 to 40 angstrom.
+    snr_median, snr_scatter : float
+        Median and lognormal scatter of the S/N per pixel at the continuum.
+    snr_range : (float, float)
+        Its limits.
+    noise_side_weight : float
+        Noise is white noise convolved with (w, 1, w), normalised: 0.247 gives correlations of 0.44
+        and 0.05 between pixels one and two apart.
+    spike_fraction : float
+        Fraction of stars with one to three unflagged spikes of one pixel.
+    spike_height : (float, float)
+        Range of their uniform heights, continuum = 1.
+    theory_mismatch : TheoryMismatch
+        Differences between sky and theory; none by default.
+
+    Examples
+    --------
+    >>> ObservingModel(snr_median=40).rv_error_kms
+    1.3
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resolving_power: float = Field(default=7500.0, gt=0.0)
+    resolving_power_scatter: float = Field(default=400.0, gt=0.0)
+    resolving_power_range: tuple[float, float] = (6500.0, 8500.0)
+    rotation_kms: float = Field(default=3.0, ge=0.0)
+    rotation_scatter: float = Field(default=0.5, ge=0.0)
+    macroturbulence_kms: float = Field(default=3.98, ge=0.0)
+    rv_error_kms: float = Field(default=1.3, ge=0.0)
+    continuum_rms: float = Field(default=0.004, ge=0.0)
+    fringe_rms: float = Field(default=0.0015, ge=0.0)
+    snr_median: float = Field(default=54.6, gt=0.0)
+    snr_scatter: float = Field(default=0.395, gt=0.0)
+    snr_range: tuple[float, float] = (20.0, 150.0)
+    noise_side_weight: float = Field(default=0.247, ge=0.0, le=0.5)
+    spike_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
+    spike_height: tuple[float, float] = (0.1, 0.4)
+    theory_mismatch: TheoryMismatch = TheoryMismatch()
+
+    def at_power(self, resolving_power: float | None) -> ObservingModel:
+        """Return the same sky seen at another resolving power; scatter and range go with it.
+
+        None means unknown: nothing changes.
+        """
+        if resolving_power is None:
+            return self
+        ratio = resolving_power / self.resolving_power
+        low, high = self.resolving_power_range
+        return self.model_copy(
+            update={
+                "resolving_power": float(resolving_power),
+                "resolving_power_scatter": ratio * self.resolving_power_scatter,
+                "resolving_power_range": (ratio * low, ratio * high),
+            }
+        )
+
+    @model_validator(mode="after")
+    def _ranges_increase(self) -> ObservingModel:
+        for name in ("resolving_power_range", "snr_range", "spike_height"):
+            low, high = getattr(self, name)
+            if not 0.0 < low < high:
+                raise ValueError(f"{name} must be positive and increase, got ({low}, {high})")
+        return self
+
+
+TRAINING_SKY = ObservingModel()
+OBSERVED_SKY = ObservingModel(snr_median=40.0, snr_scatter=0.45, snr_range=(10.0, 150.0))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Simulated spectra, and what was drawn to make them.
+
+    Attributes
+    ----------
+    flux, ivar : (n_star, n_pixel) float32
+        As in a survey: `ivar` follows from the S/N and the noisy flux.
+    snr : (n_star,) float64
+        Per pixel at the continuum.
+    clean_flux : (n_star, n_pixel) float32
+        Without noise and spikes.
+    resolving_power, rotation_kms, macroturbulence_kms, rv_kms : (n_star,) float64
+    """
+
+    flux: Float32Array
+    ivar: Float32Array
+    snr: Float64Array
+    clean_flux: Float32Array
+    resolving_power: Float64Array
+    rotation_kms: Float64Array
+    macroturbulence_kms: Float64Array
+    rv_kms: Float64Array
+
+
+class Dispersed(NamedTuple):
+    """Spectra as `Spectrograph.disperse` makes them, and what was drawn for them.
+
+    Attributes
+    ----------
+    flux : (n_star, n_pixel) float32
+    resolving_power, rotation_kms, macroturbulence_kms, rv_kms : (n_star,) float64
+    """
+
+    flux: Float32Array
+    resolving_power: Float64Array
+    rotation_kms: Float64Array
+    macroturbulence_kms: Float64Array
+    rv_kms: Float64Array
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrograph:
+    """Observes emulated flux with an `ObservingModel`.
+
+    Parameters
+    ----------
+    wave_in_aa : (n_in,) float64
+        Grid of the emulated flux, uniform in ln(lambda).
+    wave_out_aa : (n_pixel,) float64
+        Pixels, same medium, within `wave_in_aa`.
+    resolving_power_in : float
+        Of the emulated flux.
+    model : ObservingModel
+
+    Raises
+    ------
+    ValueError
+        If the input grid is not uniform in ln(lambda), or does not cover the pixels.
+    """
+
+    wave_in_aa: Float64Array
+    wave_out_aa: Float64Array
+    resolving_power_in: float
+    model: ObservingModel
+
+    def __post_init__(self) -> None:
+        step = np.diff(np.log(self.wave_in_aa))
+        if np.ptp(step) > 1e-3 * step.mean() or step.mean() <= 0:
+            raise ValueError("wave_in_aa must increase uniformly in ln(lambda)")
+        inside = self.wave_out_aa[[0, -1]] - self.wave_in_aa[[2, -3]]
+        if inside[0] < 0 or inside[1] > 0:
+            raise ValueError(
+                f"pixels {self.wave_out_aa[0]:.1f}-{self.wave_out_aa[-1]:.1f} reach beyond the "
+                f"emulated {self.wave_in_aa[0]:.1f}-{self.wave_in_aa[-1]:.1f} angstrom"
+            )
+
+    @cached_property
+    def step_kms(self) -> float:
+        """Velocity of one input pixel."""
+        ratio = np.log(self.wave_in_aa[-1] / self.wave_in_aa[0])
+        return float(SPEED_OF_LIGHT_KMS * ratio / (self.wave_in_aa.size - 1))
+
+    def observe(
+        self,
+        flux: ArrayLike,
+        labels: ArrayLike,
+        rng: np.random.Generator,
+        *,
+        snr: ArrayLike | None = None,
+    ) -> Observation:
+        """Observe a batch of stars.
+
+        Parameters
+        ----------
+        flux : (n_star, n_in) array_like
+            Emulated flux, continuum = 1.
+        labels : (n_star, n_label) array_like
+            The first column is Teff in kelvin.
+        rng : numpy Generator
+        snr : (n_star,) array_like, optional
+            S/N per pixel at the continuum, instead of drawing it.
+
+        Returns
+        -------
+        Observation
+        """
+        sharp = self.disperse(flux, labels, rng)
+        clean = sharp.flux * self._continuum_residual(len(sharp.flux), rng)
+        ratio = self.draw_snr(len(clean), rng) if snr is None else np.asarray(snr, np.float64)
+        noisy, ivar = self._degraded(clean, ratio, rng)
+        return Observation(
+            flux=noisy,
+            ivar=ivar,
+            snr=ratio,
+            clean_flux=clean,
+            resolving_power=sharp.resolving_power,
+            rotation_kms=sharp.rotation_kms,
+            macroturbulence_kms=sharp.macroturbulence_kms,
+            rv_kms=sharp.rv_kms,
+        )
+
+    def disperse(
+        self, flux: ArrayLike, labels: ArrayLike, rng: np.random.Generator | None = None
+    ) -> Dispersed:
+        """Broaden and shift stars as their kind and fibre would, without reduction and noise.
+
+        Parameters
+        ----------
+        flux : (n_star, n_in) array_like
+            Emulated flux, continuum = 1.
+        labels : (n_star, n_label) array_like
+            The first column is Teff in kelvin.
+        rng : numpy Generator, optional
+            Without it, every star has the typical broadening of its kind and is at rest.
+
+        Returns
+        -------
+        Dispersed
+        """
+        source = np.asarray(flux, dtype=np.float32)
+        n, model = source.shape[0], self.model
+        teff = np.asarray(labels, dtype=np.float64)[:, 0]
+        power, rv = np.full(n, model.resolving_power), np.zeros(n)
+        if rng is not None:
+            scatter, limits = model.resolving_power_scatter, model.resolving_power_range
+            power = _truncated_normal(model.resolving_power, scatter, limits, rng.random(n))
+        rotation, macroturbulence = self.typical_broadening(teff, rng)
+        if rng is not None:
+            rv = np.asarray(model.rv_error_kms * rng.standard_normal(n))
+            if not model.theory_mismatch.absent:
+                source = self._mismatched(source, rng)
+        sharp = self.broaden(
+            source,
+            resolving_power=power,
+            rotation_kms=rotation,
+            macroturbulence_kms=macroturbulence,
+            rv_kms=rv,
+        )
+        return Dispersed(sharp, power, rotation, macroturbulence, rv)
+
+    def degrade(
+        self, sharp_flux: ArrayLike, snr: ArrayLike, rng: np.random.Generator
+    ) -> tuple[Float32Array, Float32Array]:
+        """Give spectra a continuum residual, noise and spikes, anew at each call.
+
+        Parameters
+        ----------
+        sharp_flux : (n_star, n_pixel) array_like
+            As from `disperse`.
+        snr : (n_star,) array_like
+            S/N per pixel at the continuum.
+        rng : numpy Generator
+
+        Returns
+        -------
+        flux, ivar : (n_star, n_pixel) float32
+        """
+        sharp = np.asarray(sharp_flux, dtype=np.float32)
+        clean = sharp * self._continuum_residual(len(sharp), rng)
+        return self._degraded(clean, np.asarray(snr, dtype=np.float64), rng)
+
+    def _degraded(
+        self, clean: Float32Array, snr: Float64Array, rng: np.random.Generator
+    ) -> tuple[Float32Array, Float32Array]:
+        noisy = clean + self._noise(clean, snr, rng)
+        self._add_spikes(noisy, rng)
+        return noisy, ivar_from_snr(noisy, snr).astype(np.float32, copy=False)
+
+    def broaden(
+        self,
+        flux: ArrayLike,
+        *,
+        resolving_power: ArrayLike,
+        rotation_kms: ArrayLike,
+        macroturbulence_kms: ArrayLike,
+        rv_kms: ArrayLike,
+    ) -> Float32Array:
+        """Broaden and shift flux (n_star, n_in), and interpolate it to the pixels.
+
+        The line spread is Gaussian, narrower by the resolution that the flux already has.
+        Rotation is that of Gray (2005, *The Observation and Analysis of Stellar Photospheres*,
+        eq. 18.14) with limb darkening 0.6. All other arguments are (n_star,).
+
+        Returns
+        -------
+        (n_star, n_pixel) float32
+        """
+        source = np.asarray(flux, dtype=np.float32)
+        power, rotation, macroturbulence, rv = (
+            np.broadcast_to(np.asarray(x, dtype=np.float64), source.shape[:1])
+            for x in (resolving_power, rotation_kms, macroturbulence_kms, rv_kms)
+        )
+        instrument = (SPEED_OF_LIGHT_KMS / _FWHM_PER_SIGMA) ** 2 * np.clip(
+            power**-2.0 - self.resolving_power_in**-2.0, 0.0, None
+        )
+        variance = instrument + 0.5 * macroturbulence**2
+        frequency = 2.0 * np.pi * scipy.fft.rfftfreq(source.shape[1], self.step_kms)
+        least = max(float(variance.min(initial=np.inf)), 1e-9)
+        kept = int(np.searchsorted(0.5 * least * frequency**2, _NEGLIGIBLE))
+        frequency = frequency[:kept].astype(np.float32)
+        out = np.empty((source.shape[0], self.wave_out_aa.size), dtype=np.float32)
+        for start in range(0, source.shape[0], _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            transform = scipy.fft.rfft(source[rows] - np.float32(1.0), axis=1)
+            transform[:, kept:] = 0
+            transform[:, :kept] *= _transfer(frequency, variance[rows], rotation[rows], rv[rows])
+            broadened = scipy.fft.irfft(transform, source.shape[1], axis=1)
+            out[rows] = (self.interpolator @ np.ascontiguousarray(broadened.T)).T
+        out += np.float32(1.0)
+        return out
+
+    def draw_snr(self, n_star: int, rng: np.random.Generator) -> Float64Array:
+        """Draw S/N (n_star,) from its truncated lognormal distribution."""
+        model = self.model
+        low, high = np.log(model.snr_range)
+        drawn = _truncated_normal(
+            float(np.log(model.snr_median)), model.snr_scatter, (low, high), rng.random(n_star)
+        )
+        return np.asarray(np.exp(drawn))
+
+    @cached_property
+    def interpolator(self) -> Any:
+        """Sparse Lagrange interpolation (n_pixel, n_in) through the six nearest input pixels."""
+        step = np.log(self.wave_in_aa[-1] / self.wave_in_aa[0]) / (self.wave_in_aa.size - 1)
+        position = np.log(self.wave_out_aa / self.wave_in_aa[0]) / step
+        half = _INTERPOLATION_POINTS // 2
+        first = np.clip(
+            np.floor(position).astype(int) - half + 1,
+            0,
+            self.wave_in_aa.size - _INTERPOLATION_POINTS,
+        )
+        offset = position - first
+        weights = np.ones((position.size, _INTERPOLATION_POINTS))
+        for i in range(_INTERPOLATION_POINTS):
+            for j in set(range(_INTERPOLATION_POINTS)) - {i}:
+                weights[:, i] *= (offset - j) / (i - j)
+        index = first[:, None] + np.arange(_INTERPOLATION_POINTS)
+        pointer = np.arange(0, index.size + 1, _INTERPOLATION_POINTS)
+        shape = (position.size, self.wave_in_aa.size)
+        data = (weights.ravel().astype(np.float32), index.ravel(), pointer)
+        return scipy.sparse.csr_array(data, shape=shape)
+
+    def typical_broadening(
+        self, teff: Float64Array, rng: np.random.Generator | None = None
+    ) -> tuple[Float64Array, Float64Array]:
+        """V sin i and macroturbulence (n_star,) in km/s, drawn or typical."""
+        model = self.model
+        doubling = np.clip((teff - 6000.0) / 350.0, 0.0, 4.0)
+        rotation = model.rotation_kms * 2.0**doubling
+        if rng is not None:
+            rotation = rotation * np.exp(model.rotation_scatter * rng.standard_normal(teff.size))
+        solar = model.macroturbulence_kms
+        macroturbulence = np.clip(solar + (teff - 5770.0) / 650.0, min(2.0, solar), 8.0)
+        return rotation, macroturbulence
+
+    def _mismatched(self, flux: Float32Array, rng: np.random.Generator) -> Float32Array:
+        mismatch = self.model.theory_mismatch
+        scatter = np.asarray(rng.standard_normal(flux.shape[0]))
+        depth = mismatch.ca_core + mismatch.ca_core_scatter * scatter
+        power, core = self._mismatch_curves
+        changed = np.maximum(flux, np.float32(_LEAST_FLUX)) ** power
+        return np.asarray(changed * (1.0 - depth[:, None] * core), dtype=np.float32)
+
+    @cached_property
+    def _mismatch_curves(self) -> tuple[Float32Array, Float32Array]:
+        """Exponent of the flux, and profile of the Ca II cores, both (n_in,)."""
+        mismatch, wave = self.model.theory_mismatch, self.wave_in_aa
+        white = np.random.default_rng(mismatch.seed).standard_normal(wave.size)
+        centre = wave - wave.mean()
+        kernel = np.exp(-0.5 * (_FWHM_PER_SIGMA * centre / mismatch.scale_aa) ** 2)
+        smooth = scipy.fft.irfft(
+            scipy.fft.rfft(white) * scipy.fft.rfft(np.fft.ifftshift(kernel)), wave.size
+        )
+        power = 1.0 + mismatch.line_strength * smooth / np.sqrt(np.mean(smooth**2))
+        distance = (wave - np.array(_CALCIUM_AA)[:, None]) / mismatch.ca_core_width_aa
+        core = np.exp(-0.5 * distance**2).sum(axis=0)
+        return power.astype(np.float32), core.astype(np.float32)
+
+    @cached_property
+    def _continuum_basis(self) -> Float32Array:
+        """Legendre polynomials of orders 1 to 7, (7, n_pixel), whose mean squares add up to 1."""
+        wave = self.wave_out_aa
+        x = 2.0 * (wave - wave[0]) / (wave[-1] - wave[0]) - 1.0
+        basis = np.polynomial.legendre.legvander(x, 7)[:, 1:].T
+        basis /= np.sqrt(np.mean(basis**2, axis=1, keepdims=True))
+        weight = np.arange(1, 8) ** -0.5
+        weight /= np.sqrt(np.sum(weight**2))
+        return np.asarray(weight[:, None] * basis, dtype=np.float32)
+
+    def _continuum_residual(self, n: int, rng: np.random.Generator) -> Float32Array:
+        """Factor (n_star, n_pixel) near 1: smooth residual and fringes."""
+        model, basis = self.model, self._continuum_basis
+        coefficients = rng.standard_normal((n, basis.shape[0]), dtype=np.float32)
+        residual = np.float32(model.continuum_rms) * (coefficients @ basis)
+        amplitude, phase, period = rng.random((3, n, 1), dtype=np.float32)
+        wave = (self.wave_out_aa - self.wave_out_aa[0]).astype(np.float32)
+        wavenumber = np.float32(2.0 * np.pi) / (8.0 + 32.0 * period)
+        fringe = np.sin(wave * wavenumber + np.float32(2.0 * np.pi) * phase)
+        # A uniform amplitude times a sine has rms amplitude_max / sqrt(6).
+        fringe *= np.float32(model.fringe_rms * np.sqrt(6.0)) * amplitude
+        residual += fringe
+        residual += np.float32(1.0)
+        return np.asarray(residual)
+
+    def _noise(
+        self, flux: Float32Array, snr: Float64Array, rng: np.random.Generator
+    ) -> Float32Array:
+        side = np.float32(self.model.noise_side_weight)
+        white = rng.standard_normal((flux.shape[0], flux.shape[1] + 2), dtype=np.float32)
+        noise = white[:, 2:] + white[:, :-2]
+        noise *= side
+        noise += white[:, 1:-1]
+        scale = 1.0 / (snr * np.sqrt(1.0 + 2.0 * float(side) ** 2))
+        noise *= np.sqrt(np.maximum(flux, np.float32(_FLUX_FLOOR)))
+        noise *= scale[:, None].astype(np.float32)
+        return np.asarray(noise)
+
+    def _add_spikes(self, flux: Float32Array, rng: np.random.Generator) -> None:
+        """Add spikes to `flux`, an array that `observe` has just made."""
+        star = np.flatnonzero(rng.random(flux.shape[0]) < self.model.spike_fraction)
+        star = np.repeat(star, rng.integers(1, 4, star.size))
+        pixel = rng.integers(0, flux.shape[1], star.size)
+        flux[star, pixel] += rng.uniform(*self.model.spike_height, star.size).astype(np.float32)
+
+
+def _transfer(
+    frequency: Float32Array, variance: Float64Array, rotation: Float64Array, rv: Float64Array
+) -> NDArray[np.complex64]:
+    """Fourier transform (n_star, n_frequency) of the broadening, at angular frequencies in s/km."""
+    gauss = np.exp(np.float32(-0.5) * variance[:, None].astype(np.float32) * frequency**2)
+    gauss *= rotation_transfer(frequency * rotation[:, None].astype(np.float32))
+    phase = frequency * rv[:, None].astype(np.float32)
+    out = np.empty(gauss.shape, dtype=np.complex64)
+    out.real = gauss * np.cos(phase)
+    out.imag = -gauss * np.sin(phase)
+    return out
+
+
+def rotation_transfer(x: ArrayLike) -> NDArray[Any]:
+    """Fourier transform of Gray's rotation profile at x = angular frequency times v sin i.
+
+    With limb darkening e: [2 (1 - e) J1(x) / x + 2 e (sin x - x cos x) / x^3] / (1 - e / 3).
+    """
+    values = np.asarray(x)
+    # Below, the second term loses its digits; the series is exact to x^4 / 500.
+    small = values < 0.3
+    safe = np.where(small, 1.0, values)
+    e = _LIMB_DARKENING
+    disc = 2.0 * (1.0 - e) * j1(safe) / safe
+    darkened = 2.0 * e * (np.sin(safe) - safe * np.cos(safe)) / safe**3
+    second = ((1.0 - e) / 8.0 + e / 15.0) / (1.0 - e / 3.0)
+    fourth = ((1.0 - e) / 192.0 + e / 420.0) / (1.0 - e / 3.0)
+    series = 1.0 - second * values**2 + fourth * values**4
+    full = (disc + darkened) / (1.0 - e / 3.0)
+    return np.asarray(np.where(small, series, full), dtype=values.dtype)
+
+
+def _truncated_normal(
+    mean: float, sigma: float, limits: tuple[float, float], u: ArrayLike
+) -> Float64Array:
+    """Return truncated normal deviates of uniform ones `u`."""
+    low, high = (ndtr((limit - mean) / sigma) for limit in limits)
+    return np.asarray(mean + sigma * ndtri(low + np.asarray(u) * (high - low)))

@@ -1,0 +1,369 @@
+"""Simulated surveys: population, emulator and observing model, streamed into a survey store.
+
+Stars are made in blocks, each from its own random stream, so that a star depends on the seed and
+its number alone: a longer survey begins with the stars of a shorter one, and a run that was killed
+goes on where it stopped, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from maury.errors import ConfigError
+from maury.io.cluster import Cluster
+from maury.labels.columns import BANDS, Column
+from maury.labels.definitions import LABEL_NAMES, LABELS
+from maury.simulation.emulator import Emulator
+from maury.simulation.galaxy import Discs
+from maury.simulation.observing import (
+    OBSERVED_SKY,
+    RAVE_WAVE_AA,
+    TRAINING_SKY,
+    Observation,
+    ObservingModel,
+    Spectrograph,
+)
+from maury.simulation.population import OBSERVED, TRAINING, Population, Selection, Stars
+from maury.survey.store import Survey
+from maury.survey.writer import CHUNK_STARS, SurveyWriter, put_rows
+
+__all__ = ["LABELLED_SURVEY", "OBSERVED_SURVEY", "Simulation", "Simulator", "simulate_survey"]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+BLOCK_STARS = 256
+"""Stars per random stream. Always made in full, as matrix products round by their shape."""
+
+LABEL_ERRORS: dict[str, float] = {
+    "teff": 25.0,
+    "logg": 0.03,
+    "m_h": 0.01,
+    "fe_h": 0.01,
+    "alpha_m": 0.01,
+    "si_fe": 0.015,
+    "al_fe": 0.03,
+    "mg_fe": 0.015,
+    "ni_fe": 0.015,
+}
+"""Median quoted errors of reference labels, of the size of APOGEE's internal ones (Jönsson et al.
+2020, AJ 160, 120); lognormal scatter, 0.2."""
+
+
+class Simulation(BaseModel):
+    """What kind of survey to simulate.
+
+    Attributes
+    ----------
+    selection : Selection
+        Which stars.
+    observing : ObservingModel
+        How they are observed.
+    labelled : bool
+        Whether the survey has labels; the truth is kept as ``true_<label>`` in any case.
+    label_noise : bool
+        Whether labels scatter about the truth by their quoted errors, or equal it.
+    discs : Discs, optional
+        Places stars in the Galaxy; otherwise position, distance and metallicity are independent.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    selection: Selection = TRAINING
+    observing: ObservingModel = TRAINING_SKY
+    labelled: bool = True
+    label_noise: bool = False
+    discs: Discs | None = None
+
+
+PLACE = (
+    Column("true_distance", "kpc", "pos.distance;meta.modelled", "Simulated truth: distance"),
+    Column("true_disc", "", "meta.code;meta.modelled", "Simulated truth: disc (0 thin, 1 thick)"),
+)
+"""Columns of a survey whose stars were placed in discs."""
+
+LABELLED_SURVEY = Simulation()
+OBSERVED_SURVEY = Simulation(selection=OBSERVED, observing=OBSERVED_SKY, labelled=False)
+
+
+class Simulator:
+    """Makes blocks of simulated stars.
+
+    Parameters
+    ----------
+    seed : int
+        Not negative.
+    simulation : Simulation
+    emulator : Emulator
+    population : Population
+    """
+
+    def __init__(
+        self, seed: int, simulation: Simulation, *, emulator: Emulator, population: Population
+    ) -> None:
+        self.seed = seed
+        self.simulation = simulation
+        self.emulator = emulator
+        self.population = population
+        self.spectrograph = Spectrograph(
+            emulator.wave_aa,
+            RAVE_WAVE_AA,
+            emulator.spec.resolving_power,
+            simulation.observing,
+        )
+
+    @property
+    def column_names(self) -> list[str | Column]:
+        """Survey columns that every block has."""
+        bands = [name for b in BANDS for name in (b.column, f"{b.column}_error")]
+        names: list[str | Column] = ["ra", "dec", "snr", "parallax", "parallax_error"]
+        names += [*bands, "a_v", "a_v_error"]
+        if self.simulation.labelled:
+            names += [name for label in LABELS for name in (label.name, label.error_name)]
+        names = [*names, *(f"true_{label.name}" for label in LABELS)]
+        return [*names, *(PLACE if self.simulation.discs else ())]
+
+    def block(self, number: int) -> tuple[Observation, dict[str, NDArray[Any]]]:
+        """Make stars ``number * BLOCK_STARS`` to ``(number + 1) * BLOCK_STARS - 1``.
+
+        Returns
+        -------
+        observation : Observation
+        columns : dict of (256,) arrays, with ``id`` and ``star_id``
+        """
+        kind = int(self.simulation.labelled)
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(kind, number))
+        rng = np.random.Generator(np.random.SFC64(sequence))
+        stars = self.population.sample(
+            BLOCK_STARS, rng, selection=self.simulation.selection, discs=self.simulation.discs
+        )
+        labels = self.emulator.clip(stars.labels)
+        observation = self.spectrograph.observe(self.emulator.flux(labels), labels, rng)
+        columns: dict[str, NDArray[Any]] = {"snr": observation.snr, **self._identifiers(number)}
+        columns |= _measurements(stars)
+        columns |= {f"true_{name}": labels[:, k] for k, name in enumerate(LABEL_NAMES)}
+        if self.simulation.labelled:
+            columns |= self._reference_labels(labels, rng)
+        return observation, columns
+
+    def _identifiers(self, number: int) -> dict[str, NDArray[Any]]:
+        kind = "l" if self.simulation.labelled else "o"
+        first = number * BLOCK_STARS
+        names = [f"sim-{kind}{self.seed}-{first + k:08d}" for k in range(BLOCK_STARS)]
+        return {"star_id": np.array(names), "id": np.array([f"{name}-1" for name in names])}
+
+    def _reference_labels(
+        self, labels: NDArray[np.float64], rng: np.random.Generator
+    ) -> dict[str, NDArray[Any]]:
+        columns: dict[str, NDArray[Any]] = {}
+        for k, (name, median) in enumerate(LABEL_ERRORS.items()):
+            scatter, noise = rng.standard_normal((2, labels.shape[0]))
+            error = median * np.exp(0.2 * scatter)
+            noisy = labels[:, k] + error * noise
+            columns[name] = noisy if self.simulation.label_noise else labels[:, k]
+            columns[f"{name}_error"] = error
+        return columns
+
+
+def simulate_survey(
+    path: Path | str,
+    *,
+    n_star: int,
+    seed: int = 0,
+    observed: bool = False,
+    galaxy: bool = False,
+    simulation: Simulation | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    emulator: Emulator | None = None,
+    cluster: Cluster | None = None,
+) -> Survey:
+    """Simulate a RAVE-like survey and write it to a store, marked as simulated.
+
+    Parameters
+    ----------
+    path : path-like
+        Store to write. A run that was killed goes on if it is started again alike.
+    n_star : int
+        Number of stars, one spectrum each.
+    seed : int
+        The same seed gives the same stars, whatever their number.
+    observed : bool
+        Simulate `OBSERVED_SURVEY` (its own selection, lower S/N, no labels), not
+        `LABELLED_SURVEY`.
+    galaxy : bool
+        Place the stars in discs (`maury.simulation.galaxy.Discs`), so that their metallicities
+        depend on where they are.
+    simulation : Simulation, optional
+        Settings of one's own, instead of these three.
+    overwrite : bool
+        Replace an existing store.
+    progress : callable, optional
+        Called with the number of stars done and their total.
+    emulator : Emulator, optional
+        Instead of the one that ships with the package.
+    cluster : Cluster, optional
+        Workers to simulate on (`maury.io.cluster.connect`); the bytes are the same.
+
+    Returns
+    -------
+    Survey
+
+    Raises
+    ------
+    ConfigError
+        If `n_star` is not positive, or `seed` is negative, or workers lack the `emulator`.
+    ClusterError, WorkerLost
+        As of `maury.io.cluster.Cluster.results`.
+    OutputExists
+        If `path` exists and `overwrite` is false.
+    ResumeMismatch
+        If a partial store of another run is in the way.
+    """
+    if n_star < 1 or seed < 0:
+        raise ConfigError(
+            f"n_star must be at least 1 and seed not negative, got {n_star} and {seed}"
+        )
+    if cluster is not None and emulator is not None:
+        raise ConfigError("workers of a cluster use the emulator that ships with maury; give none")
+    chosen = simulation
+    if chosen is None:
+        chosen = OBSERVED_SURVEY if observed else LABELLED_SURVEY
+        chosen = chosen.model_copy(update={"discs": Discs()}) if galaxy else chosen
+    simulator = Simulator(
+        seed, chosen, emulator=emulator or Emulator.load(), population=Population.load()
+    )
+    provenance = _provenance(simulator)
+    with SurveyWriter(
+        path,
+        n_star=n_star,
+        wave_aa=RAVE_WAVE_AA,
+        medium="air",
+        columns=simulator.column_names,
+        simulated=True,
+        provenance=provenance,
+        overwrite=overwrite,
+        resume_key=_fingerprint({**provenance, "n_star": n_star}),
+        resolving_power=chosen.observing.resolving_power,
+    ) as writer:
+        if cluster is not None:
+            _simulate_on(cluster, simulator, writer, progress)
+        first = writer.done // CHUNK_STARS * CHUNK_STARS
+        for start, stop in _chunks(first, n_star):
+            flux, ivar, columns = _chunk(simulator, start, stop)
+            writer.write(start, flux, ivar, **columns)
+            logger.info("simulated %d of %d stars", stop, n_star)
+            if progress is not None:
+                progress(stop, n_star)
+    return Survey.open(path)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Stars `start` to before `stop` of a store in the making: the work of a task."""
+
+    store: str
+    seed: int
+    simulation: str
+    start: int
+    stop: int
+
+
+def _simulate_on(
+    cluster: Cluster, simulator: Simulator, writer: SurveyWriter, progress: Progress | None
+) -> None:
+    store = str(writer.partial.absolute())
+    kind = simulator.simulation.model_dump_json()
+    stretches = [_Stretch(store, simulator.seed, kind, *rows) for rows in writer.missing]
+    if stretches:
+        cluster.require_paths([store])
+    for number, _ in cluster.results(_simulate_there, stretches):
+        writer.note(stretches[number].start, stretches[number].stop)
+        if progress is not None:
+            progress(writer.n_written, writer.n_star)
+
+
+def _simulate_there(stretch: _Stretch, tell: Callable[[Any], None]) -> None:
+    """Simulate a stretch on a worker: spectra chunk by chunk, columns at once."""
+    simulator = _simulator(stretch.seed, stretch.simulation)
+    pieces = []
+    for start, stop in _chunks(stretch.start, stretch.stop):
+        flux, ivar, columns = _chunk(simulator, start, stop)
+        put_rows(stretch.store, start, {"flux": flux, "ivar": ivar})
+        pieces.append(columns)
+    whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    put_rows(stretch.store, stretch.start, whole)
+
+
+@lru_cache(maxsize=1)
+def _simulator(seed: int, simulation: str) -> Simulator:
+    chosen = Simulation.model_validate_json(simulation)
+    return Simulator(seed, chosen, emulator=Emulator.load(), population=Population.load())
+
+
+def _chunks(first: int, stop: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, stop, CHUNK_STARS):
+        yield start, min(start + CHUNK_STARS, stop)
+
+
+def _chunk(
+    simulator: Simulator, start: int, stop: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[Any]]]:
+    """Make the stars `start` to `stop`; `start` is the first of a block."""
+    n = stop - start
+    blocks = [
+        simulator.block(number) for number in range(start // BLOCK_STARS, -(-stop // BLOCK_STARS))
+    ]
+    flux = np.concatenate([observation.flux for observation, _ in blocks])[:n]
+    ivar = np.concatenate([observation.ivar for observation, _ in blocks])[:n]
+    columns = {
+        name: np.concatenate([columns[name] for _, columns in blocks])[:n] for name in blocks[0][1]
+    }
+    return flux, ivar, columns
+
+
+def _measurements(stars: Stars) -> dict[str, NDArray[Any]]:
+    columns: dict[str, NDArray[Any]] = {
+        "ra": stars.ra_deg,
+        "dec": stars.dec_deg,
+        "parallax": stars.parallax_mas,
+        "parallax_error": stars.parallax_error_mas,
+        "a_v": stars.a_v,
+        "a_v_error": stars.a_v_error,
+    }
+    for k, band in enumerate(BANDS):
+        columns[band.column] = stars.magnitudes[:, k]
+        columns[f"{band.column}_error"] = stars.magnitude_errors[:, k]
+    if stars.distance_kpc is not None and stars.disc is not None:
+        columns |= {"true_distance": stars.distance_kpc, "true_disc": stars.disc}
+    return columns
+
+
+def _provenance(simulator: Simulator) -> dict[str, Any]:
+    from maury.version import __version__
+
+    return {
+        "origin": "simulated by maury",
+        "maury_version": __version__,
+        "seed": simulator.seed,
+        "simulation": simulator.simulation.model_dump(mode="json", exclude_none=True),
+        "emulator": simulator.emulator.spec.checksum,
+        "population": simulator.population.checksum,
+        "population_source": simulator.population.metadata.get("citation", ""),
+    }
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

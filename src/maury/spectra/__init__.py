@@ -1,0 +1,10 @@
+"""Spectra in memory, and their preparation for networks and fits.
+
+`Spectra` are flux and inverse variance on a grid of wavelengths, `Batch` adds the columns of their
+stars. `Preparation` is the recorded chain of steps (operators on spectra, groups of observables)
+that turns a batch into the inputs of a model, the same at training and at prediction.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,298 @@
+"""What networks take besides the spectrum: groups of observables, measured on a batch.
+
+Each is a small frozen configuration; missing values are NaN. To add one, write its class and list
+it in `Observable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from maury.errors import ColumnError
+from maury.labels.columns import BANDS, part_names
+from maury.spectra import observables as obs
+from maury.spectra.batch import Batch
+from maury.spectra.preparation_steps import Config
+
+Float64Array = NDArray[np.float64]
+Measured = tuple[Float64Array, Float64Array]
+
+_COLUMN_NAME = r"^[a-z][a-z0-9_]{0,39}$"
+BandName = Literal["G", "BP", "RP", "J", "H", "Ks", "W1", "W2"]
+ALL_BANDS: tuple[BandName, ...] = get_args(BandName)
+assert tuple(band.name for band in BANDS) == ALL_BANDS
+_ZERO_POINT_COLUMNS = (
+    "phot_g_mean_mag",
+    "nu_eff_used_in_astrometry",
+    "pseudocolour",
+    "ecl_lat",
+    "astrometric_params_solved",
+)
+
+
+def column(batch: Batch, name: str) -> Float64Array:
+    """Return a column with NaN for whatever is not finite, or NaN throughout if it is absent."""
+    values = np.asarray(batch.column(name), dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _require(batch: Batch, names: Iterable[str], purpose: str) -> None:
+    absent = [name for name in names if name not in batch.columns]
+    if absent:
+        raise ColumnError(
+            f"{purpose} needs the columns {', '.join(absent)}, which the survey does not have; "
+            "ingest them, or switch the option off"
+        )
+
+
+def parallax_mas(batch: Batch, *, zero_point: bool) -> Float64Array:
+    """Return parallaxes as the survey gives them, or less their zero point."""
+    parallax = column(batch, "parallax")
+    if not zero_point:
+        return parallax
+    _require(batch, _ZERO_POINT_COLUMNS, "zero_point = true")
+    magnitude, nu_eff, pseudocolour, latitude, solved = (
+        column(batch, name) for name in _ZERO_POINT_COLUMNS
+    )
+    return parallax - obs.parallax_zero_point(
+        magnitude,
+        nu_eff,
+        pseudocolour,
+        ecl_lat_deg=latitude,
+        astrometric_params_solved=solved,
+    )
+
+
+def _magnitudes(
+    batch: Batch, bands: tuple[BandName, ...], *, deredden: bool, r_v: float
+) -> Measured:
+    """Apparent magnitudes and their errors, both (n_star, n_band)."""
+    columns = [obs.band(name).column for name in bands]
+    values = np.stack([column(batch, name) for name in columns], axis=1)
+    errors = np.stack([column(batch, f"{name}_error") for name in columns], axis=1)
+    if deredden:
+        _require(batch, ["a_v"], "deredden = true")
+        values = values - obs.band_extinction(column(batch, "a_v"), bands, r_v=r_v)
+    return values, errors
+
+
+class AbsoluteMagnitudes(Config):
+    """Absolute magnitudes M_G, ...: m + 5 (log10(parallax / 1000) + 1).
+
+    With `zero_point` the parallax is first corrected (Gaia DR3; a star whose zero point is unknown
+    counts as one without parallax); with `deredden` the extinction is taken off by A_V.
+    """
+
+    observable: Literal["absolute_magnitudes"] = "absolute_magnitudes"
+    bands: Annotated[tuple[BandName, ...], Field(min_length=1)] = ALL_BANDS
+    zero_point: bool = False
+    deredden: bool = False
+    r_v: Annotated[float, Field(ge=2.3, le=5.6)] = 3.1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        suffix = "_0" if self.deredden else ""
+        return tuple(f"{obs.band(name).absolute_name}{suffix}" for name in self.bands)
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        extinction = {"a_v"} if self.deredden else set()
+        return tuple(frozenset({name, "parallax"} | extinction) for name in self.bands)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, n_observable) float64."""
+        parallax = parallax_mas(batch, zero_point=self.zero_point)[:, None]
+        error = column(batch, "parallax_error")[:, None]
+        values, errors = _magnitudes(batch, self.bands, deredden=self.deredden, r_v=self.r_v)
+        return (
+            obs.absolute_magnitude(values, parallax),
+            obs.absolute_magnitude_error(errors, parallax, error),
+        )
+
+
+class Colours(Config):
+    """Colour indices, first band of each pair minus the second."""
+
+    observable: Literal["colours"] = "colours"
+    pairs: Annotated[tuple[tuple[BandName, BandName], ...], Field(min_length=1)] = (
+        ("BP", "RP"),
+        ("J", "Ks"),
+        ("W1", "W2"),
+    )
+    deredden: bool = False
+    r_v: Annotated[float, Field(ge=2.3, le=5.6)] = 3.1
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """Bands in use, each once."""
+        return tuple(dict.fromkeys(name for pair in self.pairs for name in pair))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        suffix = "_0" if self.deredden else ""
+        return tuple(f"{blue}-{red}{suffix}" for blue, red in self.pairs)
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        extinction = {"a_v"} if self.deredden else set()
+        return tuple(frozenset({*pair} | extinction) for pair in self.pairs)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, n_observable) float64."""
+        values, errors = _magnitudes(batch, self.bands, deredden=self.deredden, r_v=self.r_v)
+        place = {name: column for column, name in enumerate(self.bands)}
+        blue, red = ([place[pair[k]] for pair in self.pairs] for k in (0, 1))
+        return obs.colour(values[:, blue], values[:, red]), np.hypot(
+            errors[:, blue], errors[:, red]
+        )
+
+
+class ParallaxSnr(Config):
+    """Parallax over its error: how far the absolute magnitudes can be trusted."""
+
+    observable: Literal["parallax_snr"] = "parallax_snr"
+    zero_point: bool = False
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """No band is used."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        return ("parallax_snr",)
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        return (frozenset({"parallax"}),)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors (one, by construction), both (n_star, 1) float64."""
+        parallax = parallax_mas(batch, zero_point=self.zero_point)[:, None]
+        values = obs.parallax_snr(parallax, column(batch, "parallax_error")[:, None])
+        return values, np.where(np.isnan(values), np.nan, 1.0)
+
+
+class AV(Config):
+    """Interstellar extinction A_V as the survey gives it."""
+
+    observable: Literal["a_v"] = "a_v"
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """No band is used."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        return ("a_v",)
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        return (frozenset({"a_v"}),)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, 1) float64."""
+        return column(batch, "a_v")[:, None], column(batch, "a_v_error")[:, None]
+
+
+class ColumnRange(Config):
+    """Columns ``<name>_00``, ``<name>_01``, ... that a survey has of an array of `size` numbers."""
+
+    name: Annotated[str, Field(pattern=_COLUMN_NAME)]
+    size: Annotated[int, Field(ge=1, le=1000)]
+
+
+def _in_single(values: Float64Array) -> Float64Array:
+    """Return values with NaN for those that float32 cannot hold."""
+    return np.where(np.abs(values) < np.finfo(np.float32).max, values, np.nan)
+
+
+class FurtherColumns(Config):
+    """Any other columns of the survey, as numbers: coefficients, a seismic log g, reddening.
+
+    Attributes
+    ----------
+    source : str
+        What they are called together, as an input that may be missing (``--without``).
+    columns : tuple of str or ColumnRange
+        Columns of the survey; errors are those with ``_error`` behind.
+    over : str, optional
+        A column by which each is divided, such as the first coefficient, so that the brightness
+        of the star drops out. It is no observable itself.
+    suffices : bool
+        Whether a star without spectrum and magnitudes gets labels from these alone.
+    """
+
+    observable: Literal["columns"] = "columns"
+    source: Annotated[str, Field(pattern=_COLUMN_NAME)]
+    columns: Annotated[
+        tuple[Annotated[str, Field(pattern=_COLUMN_NAME)] | ColumnRange, ...], Field(min_length=1)
+    ]
+    over: Annotated[str, Field(pattern=_COLUMN_NAME)] | None = None
+    suffices: bool = False
+
+    @model_validator(mode="after")
+    def _own_source(self) -> Self:
+        if self.source in (*ALL_BANDS, "parallax", "a_v", "spectrum", "photometry"):
+            raise ValueError(f"source {self.source!r} is an input already; take another name")
+        return self
+
+    @property
+    def survey_columns(self) -> tuple[str, ...]:
+        """Columns that are read, without their errors and the one that divides."""
+        return tuple(
+            name
+            for entry in self.columns
+            for name in ([entry] if isinstance(entry, str) else part_names(entry.name, entry.size))
+            if name != self.over
+        )
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """No band is used."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        suffix = "" if self.over is None else f"/{self.over}"
+        return tuple(f"{name}{suffix}" for name in self.survey_columns)
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        return tuple(frozenset({self.source}) for _ in self.survey_columns)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, n_observable) float64."""
+        names = self.survey_columns
+        values = np.stack([column(batch, name) for name in names], axis=1)
+        errors = np.stack([column(batch, f"{name}_error") for name in names], axis=1)
+        if self.over is None:
+            return _in_single(values), errors
+        below, below_error = (column(batch, self.over + end)[:, None] for end in ("", "_error"))
+        below = np.where(below != 0, below, np.nan)
+        with np.errstate(over="ignore"):
+            ratio = _in_single(values / below)
+        share = np.where(np.isfinite(below_error), below_error, 0.0) * ratio
+        return ratio, np.hypot(errors, share) / np.abs(below)
+
+
+Observable = Annotated[
+    AbsoluteMagnitudes | Colours | ParallaxSnr | AV | FurtherColumns,
+    Field(discriminator="observable"),
+]

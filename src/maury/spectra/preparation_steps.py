@@ -1,0 +1,324 @@
+"""Steps of preparation: one small frozen configuration each, which runs itself.
+
+A spectral step takes and returns a `State`. Rows out = rows in, and a bad row gets a flag or NaN,
+never an exception. To add one, write its class and list it in `SpectralStep`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from maury.errors import suggestion
+from maury.labels.flags import Flag, set_where
+from maury.spectra import operators as ops
+from maury.spectra.batch import Batch
+from maury.spectra.spectra import (
+    Medium,
+    Spectra,
+    arm_slices,
+    check_wavelengths,
+    require_same_grid,
+)
+
+Float64Array = NDArray[np.float64]
+
+
+class Config(BaseModel):
+    """Frozen; an unknown key is answered with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        unknown = [k for k in values if k not in cls.model_fields] if _is_mapping(values) else []
+        if unknown:
+            hints = ", ".join(f"{key!r}{suggestion(str(key), cls.model_fields)}" for key in unknown)
+            raise ValueError(f"unknown key {hints} (known: {', '.join(cls.model_fields)})")
+        return values
+
+
+def _is_mapping(values: object) -> bool:
+    return isinstance(values, Mapping)
+
+
+class LinearGrid(Config):
+    """Wavelengths start_aa + step_aa * k, k = 0 .. n_pixel - 1."""
+
+    start_aa: Annotated[float, Field(gt=0)]
+    step_aa: Annotated[float, Field(gt=0)]
+    n_pixel: Annotated[int, Field(ge=2, le=1_000_000)]
+
+    def wavelengths(self) -> Float64Array:
+        """Wavelengths in angstrom, (n_pixel,) float64."""
+        return np.asarray(self.start_aa + self.step_aa * np.arange(self.n_pixel), np.float64)
+
+
+class ListedGrid(Config):
+    """Wavelengths given one by one, in angstrom, increasing."""
+
+    wave_aa: Annotated[tuple[float, ...], Field(min_length=2, max_length=1_000_000)]
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if self.wave_aa[0] <= 0 or not np.all(np.diff(self.wave_aa) > 0):
+            raise ValueError("wave_aa must be positive and increase")
+        return self
+
+    def wavelengths(self) -> Float64Array:
+        """Wavelengths in angstrom, (n_pixel,) float64."""
+        return np.array(self.wave_aa)
+
+
+def _kind_of_grid(value: object) -> str:
+    listed = "wave_aa" in value if isinstance(value, Mapping) else isinstance(value, ListedGrid)
+    return "listed" if listed else "linear"
+
+
+Grid = Annotated[
+    Annotated[LinearGrid, Tag("linear")] | Annotated[ListedGrid, Tag("listed")],
+    Discriminator(_kind_of_grid),
+]
+
+RAVE_GRID = LinearGrid(start_aa=8420.0, step_aa=0.4, n_pixel=912)
+"""The grid of RAVE DR6 spectra, in air."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a spectral step sees and changes.
+
+    Attributes
+    ----------
+    spectra : Spectra
+        Spectra so far.
+    flags : (n_star,) int32
+        Flags so far.
+    snr : (n_star,) float64
+        S/N per pixel, given or estimated; NaN where unknown.
+    batch : Batch
+        The batch as it came, for its columns.
+    """
+
+    spectra: Spectra
+    flags: NDArray[np.int32]
+    snr: Float64Array
+    batch: Batch
+
+    def with_pixels(self, flux: NDArray[Any], ivar: NDArray[Any]) -> State:
+        """Return a copy with other pixels on the same grid."""
+        single = {"flux": _float32(flux), "ivar": _float32(ivar)}
+        return replace(self, spectra=self.spectra.replace(**single))
+
+    def flagged(self, flag: Flag, where: NDArray[np.bool_]) -> State:
+        """Return a copy with a flag set in some rows."""
+        return replace(self, flags=set_where(self.flags, flag, where))
+
+
+def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def _resampler(wave_in: bytes, wave_out: bytes, min_coverage: float) -> ops.Resampler:
+    grids = (np.frombuffer(wave_in), np.frombuffer(wave_out))
+    return ops.Resampler(*grids, min_coverage=min_coverage)
+
+
+Coverage = Annotated[float, Field(gt=0, le=1)]
+
+
+class CheckGrid(Config):
+    """Require spectra on this grid; raises `GridMismatch` otherwise."""
+
+    step: Literal["check_grid"] = "check_grid"
+    grid: Grid = RAVE_GRID
+    medium: Medium = "air"
+    tolerance_aa: Annotated[float, Field(gt=0)] = 0.01
+
+    def run(self, state: State) -> State:
+        """Return the state as it is, or raise."""
+        require_same_grid(
+            self.grid.wavelengths(),
+            state.spectra,
+            medium=self.medium,
+            tolerance_aa=self.tolerance_aa,
+            what="model",
+        )
+        return state
+
+
+class ToMedium(Config):
+    """Give the wavelengths in air or in vacuum; the pixels stay as they are."""
+
+    step: Literal["medium"] = "medium"
+    to: Medium
+
+    def run(self, state: State) -> State:
+        """Return the state with converted wavelengths."""
+        spectra = state.spectra
+        if spectra.medium == self.to:
+            return state
+        convert = ops.air_to_vacuum if self.to == "vacuum" else ops.vacuum_to_air
+        wave = check_wavelengths(convert(spectra.wave_aa))
+        return replace(state, spectra=replace(spectra, wave_aa=wave, medium=self.to))
+
+
+class Resample(Config):
+    """Resample onto another grid, conserving flux (`maury.spectra.operators.Resampler`)."""
+
+    step: Literal["resample"] = "resample"
+    grid: Grid
+    min_coverage: Coverage = 0.5
+
+    def run(self, state: State) -> State:
+        """Return the state on the new grid."""
+        spectra, wave = state.spectra, check_wavelengths(self.grid.wavelengths())
+        resampler = _resampler(spectra.wave_aa.tobytes(), wave.tobytes(), self.min_coverage)
+        flux, ivar = resampler(spectra.flux, spectra.ivar)
+        moved = Spectra(wave, _float32(flux), _float32(ivar), spectra.medium)
+        return replace(state, spectra=moved)
+
+
+class RestFrame(Config):
+    """Shift each spectrum to rest by the column ``radial_velocity``, onto `grid` or its own grid.
+
+    A survey without that column is at rest already. A row without a velocity is resampled but
+    not shifted, and `Flag.NO_RADIAL_VELOCITY` warns.
+    """
+
+    step: Literal["rest_frame"] = "rest_frame"
+    grid: Grid | None = None
+    min_coverage: Coverage = 0.5
+
+    def run(self, state: State) -> State:
+        """Return the state at rest."""
+        spectra = state.spectra
+        if "radial_velocity" in state.batch.columns:
+            rv_kms = np.asarray(state.batch.column("radial_velocity"), dtype=np.float64)
+        elif self.grid is None:
+            return state
+        else:
+            rv_kms = np.zeros(len(spectra))
+        unknown = ~np.isfinite(ops.doppler_factor(rv_kms))
+        grid = spectra.wave_aa if self.grid is None else self.grid.wavelengths()
+        wave = check_wavelengths(grid)
+        flux, ivar = ops.to_rest_frame(
+            spectra.flux,
+            spectra.ivar,
+            np.where(unknown, 0.0, rv_kms),
+            wave_in_aa=spectra.wave_aa,
+            wave_out_aa=wave,
+            min_coverage=self.min_coverage,
+        )
+        moved = Spectra(wave, _float32(flux), _float32(ivar), spectra.medium)
+        return replace(state, spectra=moved).flagged(Flag.NO_RADIAL_VELOCITY, unknown)
+
+
+class Noise(Config):
+    """Set ivar from the S/N, for normalised spectra (`maury.spectra.operators.ivar_from_snr`).
+
+    The S/N is the column ``snr`` or, where missing, estimated. With `only_if_unknown` it touches
+    only spectra that came without noise, that is, with ivar = 1 in every good pixel.
+    """
+
+    step: Literal["noise"] = "noise"
+    only_if_unknown: bool = True
+
+    def run(self, state: State) -> State:
+        """Return the state with ivar set."""
+        spectra = state.spectra
+        known = np.isfinite(state.snr) & (state.snr > 0)
+        if self.only_if_unknown:
+            # The first pixel tells most spectra with noise from those without.
+            known &= (spectra.ivar[:, 0] == 1) | (spectra.ivar[:, 0] == 0)
+        rows = np.flatnonzero(known)
+        if self.only_if_unknown:
+            ivar = spectra.ivar[rows]
+            rows = rows[((ivar == 1) | (ivar == 0)).all(axis=1)]
+        if rows.size == 0:
+            return state
+        ivar = spectra.ivar.copy()
+        modelled = ops.ivar_from_snr(spectra.flux[rows], state.snr[rows])
+        ivar[rows] = modelled * (ivar[rows] > 0)
+        return state.with_pixels(spectra.flux, ivar)
+
+
+class MaskCosmics(Config):
+    """Mark cosmic rays as bad pixels (`operators.mask_cosmics`); needs known noise."""
+
+    step: Literal["mask_cosmics"] = "mask_cosmics"
+    n_sigma: Annotated[float, Field(gt=0)] = 6.0
+    sharpness: Annotated[float, Field(ge=0, le=1)] = 0.75
+    grow: Annotated[int, Field(ge=0, le=100)] = 1
+
+    def run(self, state: State) -> State:
+        """Return the state with spikes marked."""
+        spectra = state.spectra
+        options = self.model_dump(exclude={"step"})
+        spike = ops.mask_cosmics(spectra.flux, spectra.ivar, **options)
+        marked = state.with_pixels(spectra.flux, np.where(spike, 0.0, spectra.ivar))
+        return marked.flagged(Flag.SPIKES, np.any(spike, axis=1))
+
+
+class _Continuum(Config):
+    def run(self, state: State) -> State:
+        """Return the state normalised, each arm by itself."""
+        spectra = state.spectra
+        options = self.model_dump(exclude={"step"})
+        arms = arm_slices(spectra.wave_aa)
+        parts = [
+            ops.normalise_continuum(spectra.flux[:, arm], spectra.ivar[:, arm], **options)
+            for arm in arms
+        ]
+        flux, ivar = (np.hstack([part[k] for part in parts]) for k in (0, 1))
+        failed = np.asarray(spectra.good.any(axis=1) & ~(ivar > 0).any(axis=1))
+        return state.with_pixels(flux, ivar).flagged(Flag.CONTINUUM_FAILED, failed)
+
+
+class ChebyshevContinuum(_Continuum):
+    """Divide by a clipped polynomial (`maury.spectra.operators.chebyshev_continuum`)."""
+
+    step: Literal["continuum"] = "continuum"
+    method: Literal["chebyshev"] = "chebyshev"
+    degree: Annotated[int, Field(ge=0, le=30)] = 4
+    low: Annotated[float, Field(gt=0)] = 1.25
+    high: Annotated[float, Field(gt=0)] = 3.0
+    iterations: Annotated[int, Field(ge=0, le=100)] = 10
+
+
+class RunningQuantileContinuum(_Continuum):
+    """Divide by a running quantile (`maury.spectra.continuum.running_quantile_continuum`)."""
+
+    step: Literal["continuum"] = "continuum"
+    method: Literal["running_quantile"] = "running_quantile"
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    window: Annotated[int, Field(ge=3)] = 101
+
+
+class NoContinuum(_Continuum):
+    """Leave spectra that are normalised already."""
+
+    step: Literal["continuum"] = "continuum"
+    method: Literal["none"] = "none"
+
+
+SpectralStep = Annotated[
+    CheckGrid
+    | ToMedium
+    | Resample
+    | RestFrame
+    | Noise
+    | MaskCosmics
+    | Annotated[
+        ChebyshevContinuum | RunningQuantileContinuum | NoContinuum, Field(discriminator="method")
+    ],
+    Field(discriminator="step"),
+]

@@ -1,0 +1,2 @@
+from .store import Survey as Survey
+from .store import SurveyWriter as SurveyWriter

@@ -1,0 +1,530 @@
+"""The TOML file that describes a public survey."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+
+from maury.errors import ConfigError, check_known, suggestion
+from maury.io.config_files import parse_toml, read_toml
+from maury.labels import columns as columns_module
+from maury.labels import definitions as labels_module
+from maury.labels.abundances import Convention
+from maury.labels.columns import Column
+from maury.labels.definitions import LABELS, Label
+from maury.labels.references import Entry
+from maury.spectra.spectra import Medium
+from maury.survey.archives.cuts import Cut
+from maury.survey.readers.config import (
+    ColumnConfig,
+    Key,
+    ObservableConfig,
+    ResampleConfig,
+    Strict,
+    mistakes,
+    unknown_columns,
+)
+from maury.survey.readers.formats import FORMATS
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Address = Annotated[str, Field(pattern=r"^https?://\S+$")]
+
+
+def _known_reader(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(f"no such reader{suggestion(name, FORMATS)} (known: {', '.join(FORMATS)})")
+    return name
+
+
+ReaderName = Annotated[str, AfterValidator(_known_reader)]
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(Strict):
+    """``[[file]]``: a public file, as ``maury fetch`` downloads it.
+
+    Attributes
+    ----------
+    name : str
+        Name of the file on disk.
+    url : str
+    bytes : int, optional
+        Published size.
+    sha256 : str, optional
+        Published checksum.
+    note : str
+        What it holds.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+    url: Address
+    bytes: Annotated[int, Field(ge=0)] | None = None
+    sha256: Checksum | None = None
+    note: str = ""
+
+
+class UploadFacts(Strict):
+    """``[query.upload]``: a table of the user's that the query joins.
+
+    Attributes
+    ----------
+    table : str
+        The query calls it ``TAP_UPLOAD.table``.
+    columns : tuple of str
+        Its columns.
+    """
+
+    table: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class QueryFacts(Strict):
+    """``[query]``: what ``maury fetch`` asks an archive, instead of whole files.
+
+    Attributes
+    ----------
+    name : str
+        Name of the answer on disk, a VOTable.
+    service : str
+        Address of a TAP service.
+    adql : str
+    upload : UploadFacts, optional
+    note : str
+        What it holds.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\.vot$")]
+    service: Address
+    adql: Annotated[str, Field(min_length=1)]
+    upload: UploadFacts | None = None
+    note: str = ""
+
+
+class TableFacts(Strict):
+    """``[table]``: where the catalogue is in its file.
+
+    Attributes
+    ----------
+    hdu : int or str, optional
+        HDU of a FITS file; else its first table.
+    missing : tuple of float, optional
+        Numbers that mean "missing" in every column that does not say otherwise.
+    """
+
+    hdu: Key | None = None
+    missing: tuple[float, ...] | None = None
+
+
+class IdFacts(Strict):
+    """``[id]``: identifiers.
+
+    Attributes
+    ----------
+    column : str
+        Column of the survey's own identifier of the row.
+    star : str, optional
+        Column of the identifier of the star, where a star has several rows.
+    spectrum : str, optional
+        Column that names the spectrum (the ``id`` of the spectra of this recipe).
+    other : mapping of str to str
+        Identifiers in other surveys: the survey (``gaia_dr3``, ``tmass``, ...) and the column.
+    """
+
+    column: str
+    star: str | None = None
+    spectrum: str | None = None
+    other: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str] = Field(default={})
+
+
+class PositionFacts(Strict):
+    """``[position]``: columns of position and proper motion.
+
+    Attributes
+    ----------
+    ra, dec : str
+        Columns, in degrees.
+    pmra, pmdec : str, optional
+        Columns, in mas/yr; pmra includes cos(dec).
+    epoch : float or str, optional
+        Julian year of the positions, or the column that gives it; not given: unknown.
+    system : {"icrs"}
+    """
+
+    ra: str
+    dec: str
+    pmra: str | None = None
+    pmdec: str | None = None
+    epoch: float | str | None = None
+    system: Literal["icrs"] = "icrs"
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.pmra is None) != (self.pmdec is None):
+            raise ValueError("'pmra' and 'pmdec' go together")
+        return self
+
+
+class AbundanceFacts(Strict):
+    """``[abundances]``: conventions of the abundances.
+
+    Attributes
+    ----------
+    solar_scale : str, optional
+        Name of the solar composition, one of `maury.labels.solar`.
+    ratio : {"x_h", "x_fe", "x_m"}, optional
+        What the survey's catalogue gives for single elements.
+    alpha : tuple of str
+        Elements of its alpha abundance; none if it states none.
+    note : str
+    """
+
+    solar_scale: str | None = None
+    ratio: Literal["x_h", "x_fe", "x_m"] | None = None
+    alpha: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def convention(self) -> Convention:
+        """Solar scale and alpha elements, for conversion."""
+        return Convention.of(self.solar_scale, self.alpha)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        try:
+            _ = self.convention
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class ArmFacts(Strict):
+    """``[[spectra.arm]]``: one of several wavelength ranges, each a store of its own.
+
+    Attributes
+    ----------
+    name : str
+        As ``--arm`` takes it.
+    reader : str
+        Reader of this arm, in place of that of the spectra.
+    grid, resolving_power
+        The same.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    reader: ReaderName | None = None
+    grid: ResampleConfig | None = None
+    resolving_power: Annotated[float, Field(gt=0)] | None = None
+
+
+class SpectraFacts(Strict):
+    """``[spectra]``: how the spectra are published.
+
+    Attributes
+    ----------
+    reader : str
+        Name of the published format (`maury.survey.readers.formats`).
+    medium : {"air", "vacuum"}, optional
+        Not given where the files say it.
+    resolving_power : float, optional
+        lambda / FWHM; not given where it is unknown.
+    grid : ResampleConfig, optional
+        Grid that the spectra are put on; without it all must stand on that of the first.
+    at_rest : bool, optional
+        Whether they are shifted to the rest frame; not given where that is not stated.
+    normalised : bool
+        Whether they are divided by the continuum.
+    columns : mapping of str to ColumnConfig
+        Columns of the survey, from the facts (header cards, or columns) of each spectrum.
+    arm : tuple of ArmFacts
+        The first is taken unless a user says otherwise.
+    note : str
+    """
+
+    reader: ReaderName
+    medium: Medium | None = None
+    resolving_power: Annotated[float, Field(gt=0)] | None = None
+    grid: ResampleConfig | None = None
+    at_rest: bool | None = None
+    normalised: bool = False
+    columns: dict[str, ColumnConfig] = Field(default={})
+    arm: tuple[ArmFacts, ...] = ()
+    note: str = ""
+
+
+class SurveyRecipe(Strict):
+    """A public survey.
+
+    Attributes
+    ----------
+    name, title, description : str
+    kind : {"catalogue", "spectra", "both"}
+    citation : tuple of str
+        Keys of the bibliography.
+    documentation : str
+        Page of the data model.
+    acknowledgement, licence : str
+        As the survey asks for; empty if it does not say.
+    file, query, table, id, position, columns, abundances, cut, spectra
+        See their classes. `columns` maps columns of ``maury`` to those of the catalogue.
+    label : tuple of mapping
+        Definitions of further labels, as in `maury.labels.definitions`.
+    observable : tuple of ObservableConfig
+        Definitions of other columns, which may be arrays.
+    """
+
+    name: Name
+    title: str
+    kind: Literal["catalogue", "spectra", "both"]
+    description: str
+    citation: tuple[str, ...]
+    documentation: Address
+    acknowledgement: str = ""
+    licence: str = ""
+    file: tuple[FileEntry, ...] = ()
+    query: QueryFacts | None = None
+    table: TableFacts = TableFacts()
+    id: IdFacts | None = None
+    position: PositionFacts | None = None
+    columns: dict[str, ColumnConfig] = Field(default={})
+    abundances: AbundanceFacts | None = None
+    cut: tuple[Cut, ...] = ()
+    spectra: SpectraFacts | None = None
+    label: tuple[dict[str, Any], ...] = ()
+    observable: tuple[ObservableConfig, ...] = ()
+
+    @field_validator("cut", "file")
+    @classmethod
+    def _once(cls, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [item.name for item in given]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(map(repr, twice))} stands twice; names must differ")
+        return given
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind != "catalogue" and self.spectra is None:
+            raise ValueError(f"a recipe of kind {self.kind!r} needs [spectra]")
+        if self.kind != "spectra" and (self.id is None or not self.columns):
+            raise ValueError(f"a recipe of kind {self.kind!r} needs [id] and [columns]")
+        return self
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """Labels that surveys made with this recipe know: the default ones and its own."""
+        return labels_module.extend(labels_module.parse(self.label))
+
+    @property
+    def definitions(self) -> dict[str, Column]:
+        """Every column that a survey made with this recipe may have, by name."""
+        return columns_module.known(self.labels) | {
+            column.name: column for parts in self._further.values() for column in parts
+        }
+
+    def parts(self, name: str) -> tuple[Column, ...]:
+        """Return the columns that an entry of `columns` fills: several, if it is of arrays."""
+        further = self._further
+        return further[name] if name in further else (self.definitions[name],)
+
+    @property
+    def _further(self) -> dict[str, tuple[Column, ...]]:
+        return {
+            name: entry.parts(name)
+            for entry in self.observable
+            for name in (entry.name, f"{entry.name}_error")
+        }
+
+    def cuts(self, *, without: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> tuple[Cut, ...]:
+        """Return the default cuts, without some of them, and with some that are off by default.
+
+        Raises
+        ------
+        UnknownName
+            If a name is not that of a cut.
+        """
+        known = [cut.name for cut in self.cut]
+        for name in (*without, *also):
+            check_known(f"cut of {self.name}", name, known)
+        return tuple(
+            cut for cut in self.cut if cut.name in also or (cut.default and cut.name not in without)
+        )
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the recipes that ship with the package, sorted."""
+    folder = resources.files("maury.survey.archives") / "recipes"
+    return tuple(
+        sorted(
+            item.name.removesuffix(".toml")
+            for item in folder.iterdir()
+            if item.name.endswith(".toml")
+        )
+    )
+
+
+def load(name_or_path: str | Path) -> SurveyRecipe:
+    """Read a recipe by its name, or from a TOML file.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        One of `names`, or the path of a file ending in ``.toml``.
+
+    Raises
+    ------
+    UnknownName
+        If it is neither.
+    ConfigError
+        Naming everything that is wrong in the file, at once.
+    """
+    if isinstance(name_or_path, Path) or name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        return _recipe_of(read_toml(path, what="the recipe"), str(path))
+    name = check_known("survey recipe", name_or_path, names())
+    file = resources.files("maury.survey.archives") / "recipes" / f"{name}.toml"
+    recipe = parse(file.read_text("utf-8"), what=f"the recipe {name}")
+    assert recipe.name == name, "a recipe's file is called by its name"
+    return recipe
+
+
+def parse(text: str, *, what: str) -> SurveyRecipe:
+    """Read a recipe from TOML.
+
+    Parameters
+    ----------
+    text : str
+        The document.
+    what : str
+        Where it comes from, for the message.
+
+    Raises
+    ------
+    ConfigError
+        Naming everything that is wrong, at once.
+    """
+    return _recipe_of(parse_toml(text.encode(), what=what), what)
+
+
+def _recipe_of(document: dict[str, Any], what: str) -> SurveyRecipe:
+    problems: list[str] = []
+    labels = LABELS
+    try:
+        rows = document.get("label", [])
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            labels = labels_module.extend(labels_module.parse(rows))
+    except ConfigError as error:
+        problems.append(str(error))
+    recipe = None
+    try:
+        recipe = SurveyRecipe.model_validate(document)
+    except (ValidationError, RecursionError) as error:
+        problems += (
+            mistakes(error, SurveyRecipe)
+            if isinstance(error, ValidationError)
+            else ["it is nested too deeply"]
+        )
+    problems += unknown_columns(document, labels)
+    spectra = document.get("spectra")
+    if isinstance(spectra, Mapping):
+        own = {**spectra, "observable": document.get("observable")}
+        problems += [f"spectra.{p}" for p in unknown_columns(own, labels)]
+    if problems or recipe is None:
+        raise ConfigError(f"{what} is wrong: " + "; ".join(problems))
+    return recipe
+
+
+Rows = list[tuple[str, ...]]
+KINDS: Mapping[str, str] = {
+    "catalogue": "catalogue",
+    "spectra": "spectra",
+    "both": "spectra, catalogue",
+}
+
+
+def facts(recipe: SurveyRecipe, bibliography: Mapping[str, Entry]) -> Rows:
+    """Return name and value of what is not a table: identifiers, positions, spectra, papers."""
+    rows: Rows = [("data model", recipe.documentation)]
+    if recipe.id is not None:
+        other = "".join(f"; {survey}: {name}" for survey, name in recipe.id.other.items())
+        rows.append(("identifier", recipe.id.column + other))
+    place = recipe.position
+    if place is not None:
+        motion = f", {place.pmra}, {place.pmdec}" if place.pmra else ""
+        epoch = "" if place.epoch is None else f"; epoch {place.epoch}"
+        rows.append(("position", f"{place.ra}, {place.dec}{motion} ({place.system}{epoch})"))
+    if recipe.abundances is not None:
+        rows.append(("abundances", _abundances(recipe)))
+    rows += _spectra(recipe)
+    cited = [bibliography[key].fields for key in recipe.citation if key in bibliography]
+    rows += [("cite", f"{one['author'].split(' and ')[0]} ({one['year']})") for one in cited]
+    rows += [("acknowledge", recipe.acknowledgement)] if recipe.acknowledgement else []
+    rows += [("licence", recipe.licence)] if recipe.licence else []
+    return rows
+
+
+def files(recipe: SurveyRecipe) -> Rows:
+    """Return name, note and address of each public file."""
+    rows: Rows = [(file.name, file.note, file.url) for file in recipe.file]
+    query = recipe.query
+    return rows + ([] if query is None else [(query.name, query.note, f"query to {query.service}")])
+
+
+def columns(recipe: SurveyRecipe) -> Rows:
+    """Return column of maury, column of the catalogue, its unit, and what it is."""
+    rows: Rows = []
+    for name, source in recipe.columns.items():
+        parts = recipe.parts(name)
+        title = name if len(parts) == 1 else f"{parts[0].name} to {parts[-1].name}"
+        rows.append((title, _source(source), source.unit or parts[0].unit, parts[0].description))
+    return rows
+
+
+def cuts(recipe: SurveyRecipe) -> Rows:
+    """Return name, condition, default, reason and source of each cut."""
+    return [
+        (cut.name, str(cut), "on" if cut.default else "off", cut.why, cut.source)
+        for cut in recipe.cut
+    ]
+
+
+def _source(column: ColumnConfig) -> str:
+    return column.name if column.index is None else f"{column.name}[{column.index}]"
+
+
+def _abundances(recipe: SurveyRecipe) -> str:
+    stated = recipe.abundances
+    assert stated is not None, "the caller has looked"
+    ratio = {"x_h": "[X/H]", "x_fe": "[X/Fe]", "x_m": "[X/M]", None: ""}[stated.ratio]
+    scale = f"solar scale {stated.solar_scale}" if stated.solar_scale else "solar scale not stated"
+    alpha = f"alpha of {', '.join(stated.alpha)}" if stated.alpha else ""
+    return "; ".join(filter(None, (ratio, scale, alpha)))
+
+
+def _spectra(recipe: SurveyRecipe) -> Rows:
+    spectra = recipe.spectra
+    if spectra is None:
+        return []
+    states: list[str] = [spectra.medium or "air or vacuum as the files say"]
+    states += {True: ["at rest"], False: ["not at rest"], None: []}[spectra.at_rest]
+    states += ["normalised"] if spectra.normalised else ["not normalised"]
+    states += [f"R = {spectra.resolving_power:g}"] if spectra.resolving_power else []
+    rows: Rows = [("spectra", f"reader {spectra.reader}: {', '.join(states)}{_grid(spectra.grid)}")]
+    for arm in spectra.arm:
+        power = f", R = {arm.resolving_power:g}" if arm.resolving_power else ""
+        rows.append(
+            (f"arm {arm.name}", f"reader {arm.reader or spectra.reader}{power}{_grid(arm.grid)}")
+        )
+    rows += [("note", spectra.note)] if spectra.note else []
+    return rows
+
+
+def _grid(grid: ResampleConfig | None) -> str:
+    if grid is None:
+        return ""
+    if grid.log:
+        first, last = 10.0**grid.start, 10.0 ** (grid.start + grid.step * (grid.n - 1))
+        return f"; put on {first:.1f}-{last:.1f} A, log10 step {grid.step:g}, {grid.n} pixels"
+    last = grid.start + grid.step * (grid.n - 1)
+    return f"; put on {grid.start:g}-{last:g} A, step {grid.step:g} A, {grid.n} pixels"

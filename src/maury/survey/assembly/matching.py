@@ -1,0 +1,154 @@
+"""Which row of a catalogue is which spectrum, and which spectra are therefore of one star."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.survey.assembly.catalogues import CutCatalogue
+from maury.survey.assembly.flow import Flow
+from maury.survey.assembly.sources import SpectraSource
+from maury.survey.crossmatch import (
+    Match,
+    MatchFlag,
+    Positions,
+    match_identifiers,
+    match_positions,
+)
+
+Rows = NDArray[np.int64]
+_LOSSES = (
+    MatchFlag.NO_IDENTIFIER,
+    MatchFlag.NO_POSITION,
+    MatchFlag.NONE_FOUND,
+    MatchFlag.DROPPED,
+)
+
+
+def match_catalogue(
+    spectra: SpectraSource,
+    catalogue: CutCatalogue,
+    earlier: Mapping[str, tuple[CutCatalogue, Rows]],
+    flow: Flow,
+) -> Rows:
+    """Match a catalogue to the spectra, and take down what became of them.
+
+    Parameters
+    ----------
+    spectra : SpectraSource
+    catalogue : CutCatalogue
+    earlier : mapping of str to (CutCatalogue, (n_spectra,) int)
+        Catalogues that are matched already, for `via`.
+    flow : Flow
+
+    Returns
+    -------
+    rows : (n_spectra,) int64
+        Row of the (cut) catalogue for each spectrum, or -1.
+    """
+    wanted = catalogue.entry.match
+    if wanted.by == "id":
+        if wanted.via is None:
+            left = spectra.texts(wanted.spectra)
+        else:
+            other, index = earlier[wanted.via]
+            ids = other.identifiers(wanted.spectra)
+            left = np.where(index >= 0, ids[np.maximum(index, 0)], "")
+        match = match_identifiers(
+            left, catalogue.identifiers(wanted.catalogue), ambiguous="drop", duplicates="flag"
+        )
+    else:
+        positions = (
+            spectra.positions()
+            if wanted.via is None
+            else _via(*earlier[wanted.via], spectra.epoch_yr)
+        )
+        match = match_positions(
+            positions,
+            catalogue.positions(spectra.epoch_yr),
+            wanted.radius,
+            ambiguous=wanted.ambiguous,
+            duplicates="flag",
+        )
+    _note(catalogue, match, flow)
+    return match.index
+
+
+def _via(catalogue: CutCatalogue, index: Rows, epoch_yr: float) -> Positions:
+    positions = catalogue.positions(epoch_yr)
+    taken = positions.take(np.maximum(index, 0))
+    return Positions(
+        np.where(index >= 0, taken.ra_deg, np.nan),
+        taken.dec_deg,
+        taken.epoch_yr,
+        taken.pmra_masyr,
+        taken.pmdec_masyr,
+    )
+
+
+def _note(catalogue: CutCatalogue, match: Match, flow: Flow) -> None:
+    """Take down the spectra that a match lost, by the first reason that holds."""
+    left = np.ones(len(match), dtype=np.bool_)
+    wanted = catalogue.entry.match
+    way = f"{wanted.by}: {wanted.spectra} = {wanted.catalogue}"
+    if wanted.by == "position":
+        way = f"position within {wanted.radius:g} arcsec"
+    way += f", via {wanted.via}" if wanted.via else ""
+    for flag in _LOSSES:
+        out = left & match.has(flag) & ~match.matched
+        if out.any():
+            why = "several candidates" if flag is MatchFlag.DROPPED else flag.text
+            flow.add(
+                f"spectra in {catalogue.title}",
+                str(flag.name).lower().replace("_", "-"),
+                left.sum(),
+                (left & ~out).sum(),
+                why=why,
+                source=way,
+            )
+            left &= ~out
+    flow.add(
+        f"spectra in {catalogue.title}",
+        "matched",
+        left.sum(),
+        match.matched.sum(),
+        why=_claims(match),
+        source=way,
+    )
+
+
+def _claims(match: Match) -> str:
+    n = int((match.matched & match.has(MatchFlag.CLAIMED)).sum())
+    return (
+        f"have a row of the catalogue; {n} share theirs with other spectra"
+        if n
+        else ("have a row of the catalogue")
+    )
+
+
+def one_star(star_id: NDArray[np.str_], matches: Sequence[Rows]) -> NDArray[np.str_]:
+    """Return star identifiers, equal for all spectra that share a row of any catalogue.
+
+    Parameters
+    ----------
+    star_id : (n_star,) str
+        As the spectra have it.
+    matches : sequence of (n_star,) int
+        Row of each catalogue, or -1.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n_star = star_id.size
+    groups = [np.unique(star_id, return_inverse=True)[1].astype(np.int64), *matches]
+    ones, others, nodes = [], [], n_star
+    for group in groups:
+        known = np.flatnonzero(group >= 0)
+        ones.append(known)
+        others.append(nodes + group[known])
+        nodes += int(group.max(initial=-1)) + 1
+    i, j = np.concatenate(ones), np.concatenate(others)
+    graph = coo_array((np.ones(i.size, dtype=np.int8), (i, j)), shape=(nodes, nodes))
+    component = connected_components(graph, directed=False)[1][:n_star]
+    _, first, member = np.unique(component, return_index=True, return_inverse=True)
+    return star_id[first[member]]

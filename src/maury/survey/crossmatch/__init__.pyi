@@ -1,0 +1,9 @@
+from .matches import DOUBTFUL as DOUBTFUL
+from .matches import Match as Match
+from .matches import MatchFlag as MatchFlag
+from .matches import MatchReport as MatchReport
+from .matches import fill as fill
+from .matching import Policy as Policy
+from .matching import match_identifiers as match_identifiers
+from .matching import match_positions as match_positions
+from .positions import Positions as Positions

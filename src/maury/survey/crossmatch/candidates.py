@@ -1,0 +1,229 @@
+"""Which pairs of stars may be one, and which of them is nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from maury.survey.crossmatch.matches import Match, MatchFlag, claims
+from maury.survey.crossmatch.positions import (
+    ARCSEC,
+    BoolArray,
+    Float64Array,
+    Int64Array,
+    Positions,
+    unit,
+)
+
+_SAME_EPOCH_YR = 0.01
+_BLOCK = 1 << 17
+"""Left rows whose candidates are held at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Usable rows of a catalogue, at the common epoch."""
+
+    rows: Int64Array
+    at: Float64Array
+    velocity: Float64Array
+    moving: BoolArray
+    years: Float64Array
+    """From the common epoch to that of each row, 0 where unknown."""
+    magnitude: Float64Array
+
+    @classmethod
+    def of(cls, positions: Positions, epoch_yr: float, *, keep_all: bool) -> Self:
+        chosen = positions if keep_all else positions.take(positions.usable)
+        rows = np.arange(len(positions)) if keep_all else np.flatnonzero(positions.usable)
+        at, velocity = chosen.start()
+        years = np.nan_to_num(np.asarray(chosen.epoch_yr) - epoch_yr)
+        at = unit(at - velocity * years[:, None])
+        magnitude = np.asarray(chosen.magnitude)
+        return cls(rows, at, velocity, chosen.moving, years, magnitude)
+
+    def margin(self, other: _Side) -> Float64Array:
+        """Angle by which a row may have to move on to meet one that cannot move, (n,)."""
+        still = np.abs(other.years[~other.moving])
+        return np.asarray(np.linalg.norm(self.velocity, axis=1) * still.max(initial=0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """Two catalogues at one epoch; pairs are given by their usable rows."""
+
+    left: _Side
+    right: _Side
+
+    @classmethod
+    def of(
+        cls, left: Positions, right: Positions, epoch_yr: float, *, keep_all: bool = False
+    ) -> Self:
+        """Move both to one epoch; rows without a position are left out, unless `keep_all`."""
+        return cls(
+            _Side.of(left, epoch_yr, keep_all=keep_all),
+            _Side.of(right, epoch_yr, keep_all=keep_all),
+        )
+
+    def near(self, radius_arcsec: float) -> Iterator[tuple[Int64Array, Int64Array]]:
+        """Yield pairs of usable rows that hold all within the radius, a block of left rows each."""
+        radius = radius_arcsec * ARCSEC
+        margins = self.right.margin(self.left)
+        trees = [
+            (part, cKDTree(self.right.at[part], compact_nodes=False, balanced_tree=False), wide)
+            for part, wide in _by_margin(margins, radius)
+        ]
+        for part, wide in _by_margin(self.left.margin(self.right), radius):
+            for start in range(0, part.size, _BLOCK):
+                block = part[start : start + _BLOCK]
+                tree = cKDTree(self.left.at[block], compact_nodes=False, balanced_tree=False)
+                found: list[tuple[Int64Array, Int64Array]] = []
+                for other, right_tree, right_wide in trees:
+                    # Rounding must not lose a pair at exactly the radius.
+                    chord = 2.0 * np.sin(min(radius + wide + right_wide, np.pi) / 2.0) + 1e-15
+                    pairs = tree.sparse_distance_matrix(right_tree, chord, output_type="ndarray")
+                    found.append((block[pairs["i"]], other[pairs["j"]]))
+                if found:
+                    yield (
+                        np.concatenate([i for i, _ in found]),
+                        np.concatenate([j for _, j in found]),
+                    )
+
+    def separation_arcsec(self, i: Int64Array, j: Int64Array) -> Float64Array:
+        """Great-circle distance of pairs, where both can be compared, shape of `i`."""
+        left, right = self.left, self.right
+        a, b = left.at[i], right.at[j]
+        on = left.moving[i] & ~right.moving[j]
+        if on.any():
+            a[on] = unit(a[on] + left.velocity[i[on]] * right.years[j[on], None])
+        on = right.moving[j] & ~left.moving[i]
+        if on.any():
+            b[on] = unit(b[on] + right.velocity[j[on]] * left.years[i[on], None])
+        chord = np.linalg.norm(a - b, axis=1)
+        return np.asarray(2.0 * np.arcsin(np.minimum(chord / 2.0, 1.0)) / ARCSEC)
+
+    def unmoved(self, i: Int64Array, j: Int64Array) -> BoolArray:
+        """Whether the stars of pairs were compared at different epochs."""
+        apart = np.abs(self.left.years[i] - self.right.years[j]) > _SAME_EPOCH_YR
+        return np.asarray(apart & ~self.left.moving[i] & ~self.right.moving[j])
+
+    def unlike(self, i: Int64Array, j: Int64Array, tolerance: float) -> BoolArray:
+        """Whether the magnitudes of pairs are known and differ."""
+        return np.asarray(
+            np.abs(self.left.magnitude[i] - self.right.magnitude[j]) > tolerance, dtype=np.bool_
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The two nearest candidates of each left row, filled in block by block."""
+
+    index: Int64Array
+    count: Int64Array
+    first: Float64Array
+    second: Float64Array
+    flags: NDArray[np.int32]
+
+    @classmethod
+    def empty(cls, n: int) -> Self:
+        """Return the candidates of no pair, for `n` left rows."""
+        return cls(
+            np.full(n, -1),
+            np.zeros(n, np.int64),
+            np.full(n, np.nan),
+            np.full(n, np.nan),
+            np.zeros(n, np.int32),
+        )
+
+    def enter(
+        self,
+        i: Int64Array,
+        j: Int64Array,
+        separation: Float64Array,
+        pairing: Pairing | None = None,
+        tolerance: float | None = None,
+    ) -> None:
+        """Enter all candidates of some left rows, as pairs."""
+        order = np.lexsort((j, separation, i))
+        i, j, separation = i[order], j[order], separation[order]
+        rows, right_rows = i, j
+        if pairing is not None:
+            rows, right_rows = pairing.left.rows[i], pairing.right.rows[j]
+            if tolerance is not None:
+                kept = self._kept(rows, pairing.unlike(i, j, tolerance))
+                i, j, separation = i[kept], j[kept], separation[kept]
+                rows, right_rows = rows[kept], right_rows[kept]
+        starts = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]]) if rows.size else rows
+        counts = np.diff(np.r_[starts, rows.size])
+        at = rows[starts]
+        self.index[at] = right_rows[starts]
+        self.count[at] = counts
+        self.first[at] = separation[starts]
+        several = counts > 1
+        self.second[at[several]] = separation[starts[several] + 1]
+        if pairing is not None:
+            unmoved = pairing.unmoved(i[starts], j[starts])
+            self.flags[at[unmoved]] |= MatchFlag.NOT_MOVED.value
+
+    def _kept(self, rows: Int64Array, unlike: BoolArray) -> BoolArray:
+        """Which pairs stay when those of another magnitude go, unless all of a row would."""
+        alike = np.zeros(self.count.size, np.bool_)
+        alike[rows[~unlike]] = True
+        gone = unlike & alike[rows]
+        self.flags[rows[gone]] |= MatchFlag.BY_MAGNITUDE.value
+        return ~gone
+
+    def decide(self, flags: NDArray[Any], n_right: int, settings: dict[str, Any]) -> Match:
+        """Apply the policies."""
+        index, flags = self.index.copy(), (flags | self.flags).astype(np.int32)
+        several = self.count > 1
+        flags[several] |= MatchFlag.SEVERAL.value
+        lead = settings["lead_arcsec"]
+        doubtful = several if lead is None else several & ~(self.second - self.first >= lead)
+        if settings["ambiguous"] != "nearest":
+            flags[doubtful] |= MatchFlag.AMBIGUOUS.value
+        dropped = doubtful & (settings["ambiguous"] == "drop")
+        index[dropped] = -1
+        claimed = claims(index, n_right) > 1
+        flags[claimed] |= MatchFlag.CLAIMED.value
+        lost = claimed & (settings["duplicates"] == "drop")
+        if settings["duplicates"] == "nearest":
+            winners = _nearest_claims(index, self.first, claimed)
+            lost = claimed.copy()
+            lost[winners] = False
+            flags[winners] &= ~MatchFlag.CLAIMED.value
+        index[lost] = -1
+        flags[dropped | lost] |= MatchFlag.DROPPED.value
+        matched = index >= 0
+        return Match(
+            index=index,
+            separation_arcsec=np.where(matched, self.first, np.nan),
+            n_candidate=self.count,
+            next_arcsec=self.second,
+            flags=flags,
+            n_right=n_right,
+            settings=settings,
+        )
+
+
+def _by_margin(margin: Float64Array, radius: float) -> Iterator[tuple[Int64Array, float]]:
+    """Yield rows of like margins, and the largest of them: few fast stars widen no other search."""
+    if margin.size == 0:
+        return
+    step = np.ceil(np.log(np.maximum(margin / (0.25 * radius), 1.0)) / np.log(4.0))
+    for one in np.unique(step):
+        part = np.flatnonzero(step == one)
+        yield part, float(margin[part].max())
+
+
+def _nearest_claims(index: Int64Array, first: Float64Array, claimed: BoolArray) -> Int64Array:
+    """Left rows that are nearest to the partner they share."""
+    rows = np.flatnonzero(claimed)
+    rows = rows[np.lexsort((rows, first[rows], index[rows]))]
+    shared = index[rows]
+    return rows[np.r_[True, shared[1:] != shared[:-1]]] if rows.size else rows

@@ -1,0 +1,207 @@
+"""Matching by position and by identifier."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from maury.errors import ConfigError, IdentifierError, LengthMismatch
+from maury.survey.crossmatch.candidates import Best, Pairing
+from maury.survey.crossmatch.matches import Match, MatchFlag
+from maury.survey.crossmatch.positions import Int64Array, Positions, common_epoch
+
+Policy = Literal["flag", "drop", "nearest"]
+_LARGEST_RADIUS_ARCSEC = 3600.0
+
+
+def match_positions(
+    left: Positions,
+    right: Positions,
+    radius_arcsec: float = 2.0,
+    *,
+    epoch_yr: float | None = None,
+    ambiguous: Policy = "flag",
+    duplicates: Policy = "flag",
+    lead_arcsec: float | None = None,
+    magnitude_tolerance: float | None = None,
+) -> Match:
+    """Match stars that are within a radius of each other at one epoch.
+
+    If one star of a pair has no proper motion, the other is moved to its epoch instead; if neither
+    has, they are compared as measured, and flagged `NOT_MOVED` where the epochs differ.
+
+    Parameters
+    ----------
+    left, right : Positions
+    radius_arcsec : float
+        Largest separation, in arcseconds, above 0 and at most 3600.
+    epoch_yr : float, optional
+        Common epoch, a Julian year; by default that of the stars that cannot be moved.
+    ambiguous, duplicates : {"flag", "drop", "nearest"}
+        What becomes of left rows with several candidates, and of left rows that share a partner.
+        ``flag``: the nearest is given, and flagged. ``drop``: unmatched, and flagged. ``nearest``:
+        the nearest candidate is taken as certain; the nearest left row keeps the partner, and the
+        others are unmatched, and flagged.
+    lead_arcsec : float, optional
+        Candidates that are farther than the nearest by at least this make no row ambiguous; by
+        default every second candidate does.
+    magnitude_tolerance : float, optional
+        Where some candidates agree in magnitude within this and others do not, the others are set
+        aside, and the row is flagged `BY_MAGNITUDE`. A missing magnitude agrees with any.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of its range.
+    """
+    _check_policies(ambiguous, duplicates)
+    if not 0.0 < radius_arcsec <= _LARGEST_RADIUS_ARCSEC:
+        raise ConfigError(
+            f"the radius must be above 0 and at most {_LARGEST_RADIUS_ARCSEC:.0f} arcsec, "
+            f"got {radius_arcsec}"
+        )
+    common = common_epoch(left, right) if epoch_yr is None else float(epoch_yr)
+    pairing = Pairing.of(left, right, common)
+    best = Best.empty(len(left))
+    for i, j in pairing.near(radius_arcsec):
+        separation = pairing.separation_arcsec(i, j)
+        inside = separation <= radius_arcsec
+        best.enter(i[inside], j[inside], separation[inside], pairing, magnitude_tolerance)
+    settings = {
+        "method": "position",
+        "radius_arcsec": radius_arcsec,
+        "epoch_yr": common,
+        "ambiguous": ambiguous,
+        "duplicates": duplicates,
+        "lead_arcsec": lead_arcsec,
+        "magnitude_tolerance": magnitude_tolerance,
+    }
+    flags = np.where(left.usable, 0, MatchFlag.NO_POSITION.value)
+    flags[left.usable & (best.count == 0)] |= MatchFlag.NONE_FOUND.value
+    return best.decide(flags, len(right), settings)
+
+
+def match_identifiers(
+    left: ArrayLike,
+    right: ArrayLike,
+    *,
+    positions: tuple[Positions, Positions] | None = None,
+    radius_arcsec: float | None = None,
+    ambiguous: Policy = "flag",
+    duplicates: Policy = "flag",
+) -> Match:
+    """Match rows of equal identifiers.
+
+    Parameters
+    ----------
+    left, right : (n_left,) and (n_right,) str or int
+        Compared as text without blanks around it; empty where missing.
+    positions : pair of Positions, optional
+        Of the same rows: give the separations, and decide which of equal right rows is nearest.
+    radius_arcsec : float, optional
+        Pairs farther apart than this are flagged `FAR`.
+    ambiguous, duplicates : {"flag", "drop", "nearest"}
+        As in `match_positions`; ``flag`` gives the first of equal right rows if there are no
+        positions, and ``nearest`` needs positions.
+
+    Raises
+    ------
+    IdentifierError
+        If identifiers are neither text nor whole numbers.
+    LengthMismatch
+        If positions and identifiers differ in length.
+    ConfigError
+        If a policy is not known, or needs positions.
+    """
+    _check_policies(ambiguous, duplicates)
+    if positions is None and ("nearest" in (ambiguous, duplicates) or radius_arcsec is not None):
+        raise ConfigError("'nearest' and a radius need positions; give them, or take 'flag'")
+    codes, right_codes = _codes(left, right)
+    if positions is not None and (len(positions[0]), len(positions[1])) != (
+        codes.size,
+        right_codes.size,
+    ):
+        raise LengthMismatch(
+            f"{codes.size} and {right_codes.size} identifiers, but {len(positions[0])} and "
+            f"{len(positions[1])} positions; give them of the same rows"
+        )
+    i, j = _equal(codes, right_codes)
+    best = Best.empty(codes.size)
+    common = None
+    if positions is None:
+        best.enter(i, j, np.full(i.size, np.nan))
+    else:
+        common = common_epoch(*positions)
+        pairing = Pairing.of(*positions, common, keep_all=True)
+        best.enter(i, j, pairing.separation_arcsec(i, j), pairing)
+    flags = np.where(codes < 0, MatchFlag.NO_IDENTIFIER.value, 0)
+    flags[(codes >= 0) & (best.count == 0)] |= MatchFlag.NONE_FOUND.value
+    if radius_arcsec is not None:
+        flags[best.first > radius_arcsec] |= MatchFlag.FAR.value
+    settings = {
+        "method": "identifier",
+        "radius_arcsec": radius_arcsec,
+        "epoch_yr": common,
+        "ambiguous": ambiguous,
+        "duplicates": duplicates,
+        "lead_arcsec": None,
+    }
+    return best.decide(flags, right_codes.size, settings)
+
+
+def _codes(left: ArrayLike, right: ArrayLike) -> tuple[Int64Array, Int64Array]:
+    """Return whole numbers that are equal where identifiers are, -1 where missing."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    texts = []
+    for values in (left, right):
+        array = np.asarray(values)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "USOiu"):
+            raise IdentifierError(
+                f"identifiers must be text or whole numbers, one a row, got {array.dtype} of shape "
+                f"{array.shape}; store them as integers or text"
+            )
+        if array.dtype.kind in "SO" or not array.size:
+            array = np.array([_text(value) for value in array], dtype=np.str_)
+        texts.append(compute.utf8_trim_whitespace(pa.array(array).cast(pa.string())))
+    encoded = pa.concat_arrays(texts).dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    empty = compute.index(encoded.dictionary, pa.scalar("")).as_py()
+    codes[codes == empty] = -1 if empty >= 0 else codes[codes == empty]
+    n_left = len(texts[0])
+    return codes[:n_left], codes[n_left:]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, str | int | np.integer):
+        return str(value)
+    raise IdentifierError(
+        f"identifiers must be text or whole numbers, got {type(value).__name__}; "
+        "store them as integers or text"
+    )
+
+
+def _equal(left: Int64Array, right: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Pairs of rows with equal codes."""
+    order = np.argsort(right, kind="stable")
+    ranked = right[order]
+    start = np.searchsorted(ranked, left, side="left")
+    count = np.where(left < 0, 0, np.searchsorted(ranked, left, side="right") - start)
+    i = np.repeat(np.arange(left.size), count)
+    offset = np.arange(i.size) - np.repeat(np.cumsum(count) - count, count)
+    return i, order[np.repeat(start, count) + offset]
+
+
+def _check_policies(*policies: str) -> None:
+    for policy in policies:
+        if policy not in get_args(Policy):
+            raise ConfigError(
+                f"unknown policy {policy!r}; take one of {', '.join(get_args(Policy))}"
+            )

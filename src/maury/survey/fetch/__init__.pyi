@@ -1,0 +1,9 @@
+from .download import Downloader as Downloader
+from .manifest import MANIFEST as MANIFEST
+from .plans import Plan as Plan
+from .plans import Planned as Planned
+from .plans import fetch as fetch
+from .plans import plan as plan
+from .plans import readable as readable
+from .web import Manners as Manners
+from .web import Web as Web

@@ -1,0 +1,56 @@
+"""Readers of published formats, by the name that ``[spectra] reader`` or a recipe gives."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+from maury.errors import check_known
+from maury.survey.readers.eso import open_phase3
+from maury.survey.readers.gaia import open_rvs
+from maury.survey.readers.galah import open_galah
+from maury.survey.readers.lamost import open_lrs, open_mrs
+from maury.survey.readers.rave import open_rave
+from maury.survey.readers.sdss import open_apstar, open_aspcapstar, open_mwmstar
+from maury.survey.readers.sources import FormatSource
+from maury.survey.readers.weave import open_weave
+
+FormatReader = Callable[[Path, ExitStack], FormatSource]
+
+FORMATS: Mapping[str, FormatReader] = MappingProxyType(
+    {
+        "apstar": open_apstar,
+        "aspcapstar": open_aspcapstar,
+        "eso-phase3": open_phase3,
+        "gaia-rvs": open_rvs,
+        "galah-ccd1": partial(open_galah, camera=1),
+        "galah-ccd2": partial(open_galah, camera=2),
+        "galah-ccd3": partial(open_galah, camera=3),
+        "galah-ccd4": partial(open_galah, camera=4),
+        "lamost-lrs": open_lrs,
+        "lamost-mrs-b": partial(open_mrs, arm="B"),
+        "lamost-mrs-r": partial(open_mrs, arm="R"),
+        "mwmstar-apogee": partial(open_mwmstar, instrument="APOGEE"),
+        "mwmstar-boss": partial(open_mwmstar, instrument="BOSS"),
+        "rave-dr6": open_rave,
+        "weave-l1": open_weave,
+        "weave-l1-blue": partial(open_weave, arm="blue"),
+        "weave-l1-green": partial(open_weave, arm="green"),
+        "weave-l1-red": partial(open_weave, arm="red"),
+    }
+)
+"""``FORMATS[name](path, stack)`` opens a file, or a folder of files, until `stack` closes."""
+
+
+def open_format(name: str, path: Path, stack: ExitStack) -> FormatSource:
+    """Open spectra of a published format.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such reader; the nearest is suggested.
+    InputFileError
+        If the files are missing, damaged or of another format; its subclasses say more.
+    """
+    return FORMATS[check_known("reader", name, FORMATS)](path, stack)

@@ -1,0 +1,237 @@
+"""Gaia DR3 mean spectra of the Radial Velocity Spectrometer.
+
+As the archive serves them by DataLink, in FITS, VOTable, ECSV or CSV, and as the bulk download has
+them (``RvsMeanSpectrum_*.csv.gz``). Data model: Gaia DR3 documentation, section 20.12.1
+(``rvs_mean_spectrum``): flux normalised to the continuum, in the rest frame, at 2401 wavelengths in
+vacuum, 846 to 870 nm in steps of 0.01 nm. Structures: ``RAW`` is a row of arrays per source,
+``INDIVIDUAL`` a table per source with a row per wavelength, ``COMBINED`` those of many sources, one
+table after another or in one table with their ``source_id``.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ColumnError, GridMismatch, IdentifierError, InputFileError
+from maury.io.array_csv import ArrayCsv
+from maury.io.opening import check_votable, open_fits, reading
+from maury.io.source_table import SourceTable
+from maury.io.tables import astropy_table, fits_table
+from maury.survey.readers.grids import same_grid, to_angstrom
+from maury.survey.readers.planes import Plane, column_plane
+from maury.survey.readers.rows import to_ivar
+from maury.survey.readers.sources import Block, BlockFiles, RowReader, header_facts, list_files
+
+N_PIXEL = 2401
+WAVE_AA: NDArray[np.float64] = 8460.0 + 0.1 * np.arange(N_PIXEL, dtype=np.float64)
+"""The grid of RVS mean spectra, in vacuum."""
+
+_SUFFIXES = (".fits", ".fits.gz", ".vot", ".xml", ".votable", ".ecsv", ".csv", ".csv.gz")
+_ARRAYS = ("flux", "flux_error")
+_ID = "source_id"
+_ID_CARDS = ("SOURCE_ID", "SOURCEID", "SOURCE_I", "source_id")
+_ID_IN_NAME = re.compile(r"(?:DR3|EDR3|_|-|\s|^)(\d{6,19})(?=\D|$)")
+_UNIT = "nm"
+
+
+def open_rvs(path: Path, stack: ExitStack) -> BlockFiles:
+    """Open a file of RVS spectra, or a folder of such files, until `stack` closes.
+
+    Raises
+    ------
+    InputFileError
+        If there is none, or one is damaged or of another kind.
+    IdentifierError
+        If a ``source_id`` is missing or stands twice.
+    GridMismatch
+        If spectra have other than 2401 pixels.
+    """
+    paths = list_files(path, _SUFFIXES)
+    blocks = [block for item in paths for block in _blocks(item, stack)]
+    return BlockFiles.of(path, paths, blocks, medium="vacuum")
+
+
+def _reader(flux: Plane, error: Plane | None) -> RowReader:
+    def read(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        ivar = None
+        if error is not None:
+            ivar = to_ivar(_wide(error.rows(start, stop)), is_error=True)
+        return _wide(flux.rows(start, stop)), ivar
+
+    return read
+
+
+def _wide(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Arrays of rows, NaN throughout if all of them are empty."""
+    wide = np.asarray(values, dtype=np.float64)
+    return wide if wide.shape[1] else np.full((len(wide), N_PIXEL), np.nan)
+
+
+def _blocks(path: Path, stack: ExitStack) -> list[Block]:
+    name = path.name.lower()
+    with reading(path):
+        if name.endswith((".fits", ".fits.gz")):
+            return _fits_blocks(path, stack)
+        if name.endswith((".vot", ".xml", ".votable")):
+            return _votable_blocks(path)
+        return _text_blocks(path)
+
+
+def _fits_blocks(path: Path, stack: ExitStack) -> list[Block]:
+    hdus = open_fits(path, stack, memmap=True)
+    blocks = []
+    for hdu in hdus:
+        if not hasattr(hdu, "columns"):
+            continue
+        facts = header_facts(hdu.header, hdus[0].header)
+        blocks.append(_block(fits_table(hdu, path), _fits_rows(hdu), facts))
+    return _some(blocks, path)
+
+
+def _fits_rows(hdu: Any) -> Callable[[str], Any]:
+    return lambda name: lambda a, b: hdu.data[a:b][name]
+
+
+def _votable_blocks(path: Path) -> list[Block]:
+    from astropy.io import votable
+
+    check_votable(path)
+    blocks = []
+    for table in votable.parse(str(path), verify="ignore").iter_tables():
+        parsed = table.to_table(use_names_over_ids=True)
+        facts = {str(p.name or p.ID): _plain(p.value) for p in table.params}
+        blocks.append(_block(astropy_table(parsed, path), _memory_rows(parsed), facts))
+    return _some(blocks, path)
+
+
+def _memory_rows(parsed: Any) -> Callable[[str], Any]:
+    return lambda name: lambda a, b: np.ma.asanyarray(parsed[name])[a:b]
+
+
+def _text_blocks(path: Path) -> list[Block]:
+    content = ArrayCsv(path, _ARRAYS)
+    if "flux" in content.names and not content.has_arrays("flux"):
+        content = ArrayCsv(path, ())
+        return [_block(content.table, _memory_rows({}), {})]
+    _require(("flux",), content.names, path)
+    if content.n_row == 0:
+        raise InputFileError(f"{path} has no rows; give a file with at least one")
+
+    def plane(name: str) -> Plane:
+        n_pixel = content.length(name) or N_PIXEL
+        return Plane(content.n_row, n_pixel, lambda a, b: content.rows(name, a, b))
+
+    error = plane("flux_error") if "flux_error" in content.names else None
+    _require((_ID,), content.table.names, path)
+    return [_raw(content.table, plane("flux"), error)]
+
+
+def _some(blocks: list[Block], path: Path) -> list[Block]:
+    if not blocks:
+        raise InputFileError(f"{path} holds no table; give RVS spectra as Gaia's archive has them")
+    return blocks
+
+
+def _block(table: SourceTable, rows: Callable[[str], Any], facts: Mapping[str, Any]) -> Block:
+    """Block of a table of any structure; ``rows(name)(a, b)`` gives rows of a column of arrays."""
+    path = table.path
+    _require(("flux",), table.names, path)
+    if table.n_row == 0:
+        raise InputFileError(f"{path} has no rows; give a file with at least one")
+    if "wavelength" in table.names:
+        return _sampled(table, facts)
+    _require((_ID,), table.names, path)
+    planes = [
+        column_plane(rows(name), table, name) if name in table.names else None for name in _ARRAYS
+    ]
+    assert planes[0] is not None, "flux was required"
+    return _raw(table, planes[0], planes[1])
+
+
+def _raw(table: SourceTable, flux: Plane, error: Plane | None) -> Block:
+    for plane in (flux, error):
+        if plane is not None and plane.n_pixel not in (0, N_PIXEL):
+            raise GridMismatch(
+                f"{table.path} has arrays of {plane.n_pixel} values, RVS mean spectra have "
+                f"{N_PIXEL}; is it another product?"
+            )
+    names = tuple(name for name in table.names if name not in _ARRAYS)
+    scalars = SourceTable(table.path, names, table.n_row, table.units, table.raw)
+    return Block(table.texts(_ID), scalars, _reader(flux, error), WAVE_AA, table.path)
+
+
+def _sampled(table: SourceTable, facts: Mapping[str, Any]) -> Block:
+    """Block of a table with a row per wavelength, of one source or of many."""
+    path = table.path
+    if _ID in table.names:
+        owners, first = _runs(table.texts(_ID))
+    else:
+        owners, first = np.array([_source_id(facts, path)], dtype=np.str_), np.array([0])
+    sizes = np.diff([*first, table.n_row])
+    if np.any(sizes != sizes[0]):
+        raise GridMismatch(
+            f"{path}: sources have {sizes.min()} to {sizes.max()} wavelengths, and must have as "
+            "many; the file is cut short or damaged"
+        )
+    shape = (owners.size, int(sizes[0]))
+    waves = to_angstrom(table.floats("wavelength"), table.units.get("wavelength", _UNIT))
+    waves = waves.reshape(shape)
+    if not all(same_grid(waves[0], wave) for wave in waves[1:]):
+        raise GridMismatch(f"{path}: sources stand on different wavelengths")
+
+    def plane(name: str) -> Plane:
+        values = table.floats(name).reshape(shape)
+        return Plane(*shape, lambda a, b: values[a:b])
+
+    error = plane("flux_error") if "flux_error" in table.names else None
+    read = _reader(plane("flux"), error)
+    return Block(owners, _facts_table(facts, owners, path), read, waves[0], path)
+
+
+def _runs(ids: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.intp]]:
+    """Return identifiers of consecutive rows, each once, and the first row of each."""
+    first = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+    return ids[first], first
+
+
+def _source_id(facts: Mapping[str, Any], path: Path) -> str:
+    for key in _ID_CARDS:
+        if facts.get(key) not in (None, ""):
+            return str(facts[key])
+    found = _ID_IN_NAME.findall(path.name)
+    if len(found) == 1:
+        return str(found[0])
+    raise IdentifierError(
+        f"{path} says its source_id neither inside nor in its name; call it as the archive does, "
+        "for example 'RVS-Gaia DR3 5853498713190525696.fits'"
+    )
+
+
+def _facts_table(facts: Mapping[str, Any], owners: NDArray[np.str_], path: Path) -> SourceTable:
+    """Facts of a file of one source; of many, their identifiers alone are known."""
+    columns: dict[str, NDArray[Any]] = {_ID: owners}
+    if owners.size == 1:
+        columns |= {name: np.array([v]) for name, v in facts.items() if name not in _ID_CARDS}
+    return SourceTable(path, tuple(columns), owners.size, {}, columns.__getitem__)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str | int | float | bool) else str(value)
+
+
+def _require(names: Sequence[str], having: Sequence[str], path: Path) -> None:
+    absent = [name for name in names if name not in having]
+    if absent:
+        raise ColumnError(
+            f"{path} has no column {absent[0]!r}, which RVS mean spectra have (it has "
+            f"{', '.join(having[:40])})"
+        )

@@ -1,0 +1,490 @@
+"""Spectra and tables of any survey, as a short TOML file describes them."""
+
+import logging
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ConfigError, InputFileError
+from maury.io.cluster import Cluster
+from maury.labels import columns as columns_module
+from maury.labels.columns import Column
+from maury.labels.definitions import Label
+from maury.spectra.batch import Batch
+from maury.spectra.batch import Readable as ReadableSurvey
+from maury.spectra.spectra import Medium, Spectra, check_wavelengths
+from maury.survey.readers.arms import Arm, ArmsSource, Readable, join_arms
+from maury.survey.readers.config import (
+    ArmConfig,
+    ExposuresConfig,
+    IngestConfig,
+    SpectraConfig,
+    WavelengthConfig,
+    Window,
+    load_config,
+)
+from maury.survey.readers.exposures import CoaddedSource, collapse, group_exposures
+from maury.survey.readers.folder import FolderSource, open_folder
+from maury.survey.readers.formats import open_format
+from maury.survey.readers.grids import Gridder, Layout, linear_grid
+from maury.survey.readers.joining import Spectrograph, join
+from maury.survey.readers.pipeline import (
+    Columns,
+    Opened,
+    Opener,
+    Progress,
+    Source,
+    Target,
+    describe_files,
+    fingerprint,
+    group_stars,
+    provenance,
+    read_rows,
+    write_survey,
+)
+from maury.survey.readers.rows import RowsSource, open_rows
+from maury.survey.readers.sources import FormatSource
+from maury.survey.store import Survey
+
+
+class FileSurvey:
+    """Spectra in files and their columns, to be read like a `maury.survey.store.Survey`.
+
+    Make one with `maury.survey.readers.open_toml`. Files stay open until it is closed or forgotten.
+
+    Attributes
+    ----------
+    path : Path
+        The TOML file.
+    source : Source
+        Spectra.
+    columns : mapping of str to (n_star,) array
+        Columns but for ``snr``, which may follow from the spectra.
+    gridder : Gridder
+        To the common grid.
+    medium : {"air", "vacuum"}
+    labels : sequence of Label
+        Labels that the survey knows.
+    further : sequence of Column
+        Definitions of columns that `maury.labels.columns` does not have.
+    simulated : bool
+    resolving_power : float, optional
+        lambda / FWHM of the spectra, if it is known.
+    provenance : mapping
+    fingerprint : str
+        Of everything that determines the content.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: Source,
+        columns: Columns,
+        *,
+        gridder: Gridder,
+        medium: Medium,
+        labels: Sequence[Label],
+        further: Sequence[Column] = (),
+        simulated: bool,
+        resolving_power: float | None = None,
+        provenance: Mapping[str, Any],
+        fingerprint: str,
+        stack: ExitStack,
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.columns = columns
+        self.gridder = gridder
+        self.medium: Medium = medium
+        self.labels = tuple(labels)
+        self.simulated = simulated
+        self.resolving_power = resolving_power
+        self.provenance = dict(provenance)
+        self.fingerprint = fingerprint
+        self.further = tuple(further)
+        known = columns_module.known(labels) | {column.name: column for column in further}
+        self._kinds = {name: column.kind for name, column in known.items()}
+        self._close = weakref.finalize(self, stack.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def __len__(self) -> int:
+        return self.source.n_star
+
+    @property
+    def wave_aa(self) -> NDArray[np.float64]:
+        """Wavelengths in angstrom, shape ``(n_pixel,)``."""
+        return self.gridder.wave_aa
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of all columns, labels included."""
+        return tuple(dict.fromkeys([*self.columns, "snr"]))
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Read rows `start` to before `stop`.
+
+        Raises
+        ------
+        InputFileError
+            If a file cannot be read.
+        GridMismatch
+            If a spectrum stands on another grid and `resample` was not asked for.
+        """
+        known = self.columns.get("snr", np.full(len(self), np.nan))[start:stop]
+        flux, ivar, snr = read_rows(self.source, self.gridder, start, known)
+        rows = {name: values[start:stop] for name, values in self.columns.items()} | {"snr": snr}
+        return Batch(
+            Spectra.from_arrays(self.wave_aa, flux, ivar, medium=self.medium),
+            MappingProxyType({name: self._stored(name, v) for name, v in rows.items()}),
+            start,
+        )
+
+    def _stored(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of the type that a store gives them."""
+        kind = self._kinds[name]
+        return values.astype(np.str_ if kind == "str" else kind)
+
+
+logger = logging.getLogger(__name__)
+
+
+def open_survey(path: Path | str) -> ReadableSurvey:
+    """Open a survey store, or, if the name ends in .toml, files that it describes.
+
+    Raises
+    ------
+    SurveyFileError
+        If there is neither.
+    ConfigError, InputFileError
+        As of `maury.survey.readers.open_toml`.
+    """
+    if str(path).lower().endswith(".toml") and Path(path).is_file():
+        return open_toml(path)
+    return Survey.open(path)
+
+
+def ingest_toml(
+    config_path: Path | str,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
+) -> Survey:
+    """Read spectra and tables that a TOML file describes into a new store.
+
+    Rows of the survey are the spectra, in their order; what no table knows of them is missing.
+    Paths in the file are relative to it. S/N comes from the column ``snr``, else from ivar, else
+    from the spectrum; without ivar or errors, ivar follows from S/N. Spectra are of one star if
+    ``star_id`` says so, else if parallax and magnitudes are equal.
+
+    Parameters
+    ----------
+    config_path : Path or str
+        The TOML file; `maury.survey.readers.config` defines its keys, and
+        ``docs/guides/ingest.md`` explains them.
+    out : Path or str
+        Store to make.
+    overwrite : bool
+        Replace an existing store.
+    progress : callable, optional
+        Called with the number of rows done, and of all.
+    cluster : Cluster, optional
+        Workers to read on (`maury.io.cluster.connect`), which must see the files.
+
+    Returns
+    -------
+    survey : Survey
+
+    Raises
+    ------
+    ConfigError
+        Naming everything that is wrong in the TOML file.
+    InputFileError
+        If a file is missing or damaged; its subclasses name wrong columns, identifiers, lengths
+        and wavelengths.
+    GridMismatch
+        If spectra stand on different grids and the file does not ask for `resample`.
+    OutputExists
+        If `out` exists and `overwrite` is false.
+    """
+    return write_files(
+        open_toml(config_path),
+        out,
+        opener=(_open_again, str(Path(config_path).absolute())),
+        overwrite=overwrite,
+        progress=progress,
+        cluster=cluster,
+    )
+
+
+def write_files(
+    files: FileSurvey,
+    out: Path | str,
+    *,
+    opener: tuple[Opener, str],
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
+) -> Survey:
+    """Write an opened survey into a new store, and close its files.
+
+    Parameters
+    ----------
+    files : FileSurvey
+    opener : (callable, str)
+        A function of an importable module that opens the same again, and its argument.
+    out, overwrite, progress, cluster
+        As of `ingest_toml`.
+
+    Raises
+    ------
+    InputFileError, GridMismatch, OutputExists
+        As of `ingest_toml`.
+    """
+    target = Target(
+        out,
+        files.simulated,
+        files.provenance,
+        files.fingerprint,
+        files.labels,
+        overwrite,
+        further=files.further,
+        resolving_power=files.resolving_power,
+    )
+    with files:
+        return write_survey(
+            files.source,
+            files.columns,
+            target,
+            gridder=files.gridder,
+            medium=files.medium,
+            progress=progress,
+            cluster=cluster,
+            opener=opener,
+        )
+
+
+def _open_again(config_path: str) -> Opened:
+    files = open_toml(config_path)
+    return Opened(files.source, files.gridder, files)
+
+
+def open_toml(config_path: Path | str) -> FileSurvey:
+    """Open spectra and tables that a TOML file describes as a survey, without a store.
+
+    Tables are read and joined at once; spectra are read when they are asked for.
+
+    Parameters
+    ----------
+    config_path : Path or str
+        The TOML file, as of `ingest_toml`.
+
+    Raises
+    ------
+    ConfigError, InputFileError, GridMismatch
+        As of `ingest_toml`.
+    """
+    config_path = Path(config_path)
+    stated, labels = load_config(config_path)
+    config = _rooted(stated, config_path.absolute().parent)
+    return open_config(config, config_path, labels=labels, options=_options(stated))
+
+
+def _options(stated: IngestConfig) -> dict[str, Any]:
+    return stated.model_dump(mode="json", exclude_defaults=True)
+
+
+def open_config(
+    config: IngestConfig,
+    path: Path,
+    *,
+    labels: Sequence[Label],
+    options: Mapping[str, Any],
+    reader: str = "toml",
+) -> FileSurvey:
+    """Open spectra and tables that a configuration describes, as `open_toml` does.
+
+    Parameters
+    ----------
+    config : IngestConfig
+        With absolute paths.
+    path : Path
+        Where it comes from, for messages.
+    labels : sequence of Label
+        Labels that the survey knows.
+    options : mapping
+        JSON that is recorded as its settings.
+    reader : str
+        What is recorded as the reader.
+
+    Raises
+    ------
+    ConfigError, InputFileError, GridMismatch
+        As of `ingest_toml`.
+    """
+    files = _existing(config)
+    with ExitStack() as stack:
+        arms = [_arm(arm, config.windows, stack) for arm in config.arms]
+        source: Readable = arms[0].source if len(arms) == 1 else join_arms(arms)
+        gridder = arms[0].gridder
+        if isinstance(source, ArmsSource):
+            gridder = Gridder(source.wave_aa, resample=False, medium=arms[0].medium)
+        place = _place(config.arms[0].spectra)
+        spectrograph = Spectrograph(place, source.n_star, source.ids, arms[0].table)
+        columns = join(config, spectrograph, labels, stack)
+        columns["star_id"] = group_stars(columns, columns["id"])
+        exposures = config.exposures
+        if exposures is not None and exposures.mode == "coadd":
+            velocity = _velocity(columns, exposures, path)
+            groups = group_exposures(columns["star_id"])
+            columns = collapse(columns, groups, at_rest=velocity is not None)
+            source = CoaddedSource(source, gridder, groups, velocity)
+            gridder = Gridder(gridder.wave_aa, resample=False, medium=arms[0].medium)
+        hashed = describe_files(files)
+        for arm, found in zip(config.arms, arms, strict=True):
+            listed = _listed(found.source)
+            if arm.spectra.folder is not None:
+                size = sum(item.stat().st_size for item in listed)
+                name = arm.spectra.folder.name
+                hashed.append({"name": name, "files": len(listed), "bytes": size})
+                files += listed
+        return FileSurvey(
+            path,
+            source,
+            columns,
+            gridder=gridder,
+            medium=arms[0].medium,
+            labels=labels,
+            further=[c for parts in config.further_columns.values() for c in parts],
+            simulated=config.simulated or source.simulated,
+            resolving_power=config.resolving_power,
+            provenance=provenance(reader, hashed, options),
+            fingerprint=fingerprint(files, options),
+            stack=stack.pop_all(),
+        )
+
+
+def _velocity(
+    columns: Columns, exposures: ExposuresConfig, path: Path
+) -> NDArray[np.float64] | None:
+    if exposures.velocity is None:
+        return None
+    if exposures.velocity not in columns:
+        raise ConfigError(
+            f"{path}: exposures.velocity names {exposures.velocity!r}, which [columns] does not "
+            "map; map it, or leave 'velocity' out if the exposures are at rest"
+        )
+    velocity = np.asarray(columns[exposures.velocity], dtype=np.float64)
+    unknown = int(np.isnan(velocity).sum())
+    if unknown:
+        logger.warning("%d exposures have no velocity and are left out of the sums", unknown)
+    return velocity
+
+
+def _rooted(config: IngestConfig, base: Path) -> IngestConfig:
+    """Return the configuration with every path made absolute."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: base / item if isinstance(item, Path) else walk(item)
+                for key, item in value.items()
+            }
+        return [walk(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return IngestConfig.model_validate(walk(config.model_dump(exclude_unset=True)))
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _paths(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _paths(item)
+
+
+def _existing(config: IngestConfig) -> list[Path]:
+    """Return all files that the configuration names, none of them missing."""
+    paths = list(dict.fromkeys(_paths(config.model_dump())))
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise InputFileError(f"not found: {', '.join(missing)}; correct the paths, or fetch them")
+    folders = [arm.spectra.folder for arm in config.arms]
+    return [path for path in paths if path not in folders]
+
+
+def _place(spectra: SpectraConfig) -> Path:
+    place = spectra.folder or spectra.file
+    assert place is not None, "one of them was required"
+    return place
+
+
+def _listed(source: object) -> list[Path]:
+    """Return the files that a folder was found to hold."""
+    return list(getattr(source, "paths", ()))
+
+
+def _arm(config: ArmConfig, windows: Sequence[Window], stack: ExitStack) -> Arm:
+    """Open the spectra of one arm, and settle their grid."""
+    spectra, wavelength = config.spectra, config.wavelength
+    path = _place(spectra)
+    source: FormatSource | RowsSource | FolderSource
+    if spectra.reader is not None:
+        source = open_format(spectra.reader, path, stack)
+        medium = _medium_of(source, wavelength, path)
+        table = source.table
+    else:
+        assert wavelength is not None, "it was required"
+        medium, table = wavelength.medium, None
+        if spectra.folder is not None:
+            source = open_folder(spectra.folder, spectra, wavelength)
+        else:
+            source = open_rows(path, spectra, wavelength, stack)
+            table = source.table
+    first = check_wavelengths(source.first_grid(), name=f"wavelengths of {path}")
+    wanted = config.resample
+    grid = (
+        first
+        if wanted is None
+        else linear_grid(wanted.start, wanted.step, wanted.n, log=wanted.log)
+    )
+    kept = windows if config.window is None else [config.window]
+    layout = Layout.of(grid, kept, what=str(path))
+    gridder = Gridder(grid, resample=wanted is not None, medium=medium, layout=layout)
+    return Arm(config.name, source, gridder, medium, table)
+
+
+def _medium_of(source: FormatSource, wavelength: WavelengthConfig | None, path: Path) -> Medium:
+    stated = None if wavelength is None else wavelength.medium
+    if source.medium is None and stated is None:
+        raise ConfigError(
+            f"{path} does not say whether its wavelengths are in air or in vacuum; write "
+            "'medium' in [wavelength]"
+        )
+    if source.medium is not None and stated not in (None, source.medium):
+        raise ConfigError(
+            f"{path} says that its wavelengths are in {source.medium}, [wavelength] in {stated}; "
+            "correct 'medium', or leave it out"
+        )
+    medium: Medium = source.medium or stated or "air"
+    return medium

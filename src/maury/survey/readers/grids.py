@@ -1,0 +1,296 @@
+"""Wavelength grids: from FITS headers, from a start and a step; and spectra put on one grid."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maury.errors import GridMismatch, WavelengthError
+from maury.spectra.operators import Resampler
+from maury.spectra.spectra import Medium, arm_slices, check_wavelengths, describe_grid
+
+_TOLERANCE_AA = 0.01
+_TOLERANCE_PIXEL = 0.05
+_LARGEST_LOG10 = 10.0
+
+
+def linear_grid(start: float, step: float, n: int, *, log: bool = False) -> NDArray[np.float64]:
+    """Return ``start + step k`` for k = 0 to n - 1, or ten to that power if `log`."""
+    grid = start + step * np.arange(n, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return np.asarray(10.0**grid if log else grid)
+
+
+def angstrom_per(unit: str | None) -> float:
+    """Return how many angstrom a unit of length is; no unit means angstrom.
+
+    Raises
+    ------
+    WavelengthError
+        If it is no unit of length.
+    """
+    from astropy import units
+
+    if not unit:
+        return 1.0
+    try:
+        return float(units.Unit(unit).to(units.AA))
+    except (ValueError, TypeError, units.UnitConversionError) as error:
+        raise WavelengthError(
+            f"wavelength unit {unit!r} is no unit of length; write one such as 'Angstrom' or 'nm'"
+        ) from error
+
+
+def to_angstrom(
+    values: ArrayLike, unit: str | None, *, log: bool | None = None
+) -> NDArray[np.float64]:
+    """Return wavelengths, or log10 of them if `log`, in angstrom."""
+    wave = np.asarray(values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return np.asarray((10.0**wave if log else wave) * angstrom_per(unit))
+
+
+def header_grid(
+    header: Mapping[str, Any],
+    axis: int,
+    n: int,
+    *,
+    unit: str | None = None,
+    log: bool | None = None,
+) -> NDArray[np.float64] | None:
+    """Return the wavelengths that a FITS header gives to one axis, in angstrom.
+
+    Understood are ``WAVE0``/``DWAVE``, ``COEFF0``/``COEFF1`` (log10), and ``CRVAL``, ``CRPIX`` (1
+    if absent), ``CDELT`` or ``CD``; as log10 if ``DC-FLAG = 1``, if ``CTYPE`` says LOG, or if the
+    numbers can be nothing else; as natural logarithm if ``CTYPE = WAVE-LOG`` or ``AWAV-LOG``
+    (Greisen et al. 2006, A&A 446, 747, eq. 5).
+
+    Parameters
+    ----------
+    header : mapping
+        FITS header.
+    axis : int
+        FITS number of the axis, from 1.
+    n : int
+        Number of pixels.
+    unit : str, optional
+        Unit in place of the header's.
+    log : bool, optional
+        Whether the cards are log10 of the wavelength, in place of the header's word.
+
+    Returns
+    -------
+    wave_aa : (n,) float64, or None if the header does not say.
+    """
+    unit = unit or str(header.get(f"CUNIT{axis}", header.get("WAVEUNIT", ""))).strip() or None
+    if "WAVE0" in header and "DWAVE" in header:
+        grid = linear_grid(float(header["WAVE0"]), float(header["DWAVE"]), n, log=bool(log))
+        return grid * angstrom_per(unit)
+    if "COEFF0" in header and "COEFF1" in header:
+        return linear_grid(float(header["COEFF0"]), float(header["COEFF1"]), n, log=True)
+    step = header.get(f"CDELT{axis}", header.get(f"CD{axis}_{axis}"))
+    if f"CRVAL{axis}" not in header or step is None:
+        return None
+    value, step = float(header[f"CRVAL{axis}"]), float(step)
+    kind = str(header.get(f"CTYPE{axis}", "")).upper()
+    offset = step * (np.arange(n) + 1.0 - float(header.get(f"CRPIX{axis}", 1.0)))
+    if log is None and kind.startswith(("WAVE-LOG", "AWAV-LOG")):
+        return np.asarray(value * np.exp(offset / value)) * angstrom_per(unit)
+    if log is None:
+        marked = header.get("DC-FLAG") == 1 or "LOG" in kind
+        log = marked or (unit is None and 0 < value < _LARGEST_LOG10)
+    return linear_grid(value + offset[0], step, n, log=log) * angstrom_per(unit)
+
+
+def same_grid(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether two grids are equal within a hundredth of an angstrom and a twentieth of a pixel."""
+    if one.size != other.size:
+        return False
+    tolerance = min(_TOLERANCE_AA, _TOLERANCE_PIXEL * float(np.abs(np.diff(one)).min(initial=1.0)))
+    return bool(np.all(np.abs(one - other) <= tolerance))
+
+
+class Gridder:
+    """Puts spectra on one grid: as they are if they stand on it, else resampled if that is asked.
+
+    Parameters
+    ----------
+    wave_aa : (n_pixel,) array_like
+        The grid.
+    resample : bool
+        Whether spectra on other grids are resampled (or refused).
+    medium : {"air", "vacuum"}
+        For messages.
+    layout : Layout, optional
+        Which pixels of it are kept.
+
+    Attributes
+    ----------
+    wave_aa : (n_kept,) float64
+        What spectra have in the end.
+    """
+
+    def __init__(
+        self,
+        wave_aa: ArrayLike,
+        *,
+        resample: bool,
+        medium: Medium,
+        layout: "Layout | None" = None,
+    ) -> None:
+        self._base_aa = check_wavelengths(wave_aa)
+        self._layout = layout
+        self.wave_aa = self._base_aa if layout is None else check_wavelengths(layout.wave_aa)
+        self._resample = resample
+        self._medium = medium
+        self._last: tuple[NDArray[np.float64], Resampler] | None = None
+
+    def place(
+        self,
+        wave_aa: NDArray[np.float64],
+        spectra: tuple[NDArray[np.float32], NDArray[np.float32]],
+        *,
+        what: str,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return flux and ivar on the grid.
+
+        Parameters
+        ----------
+        wave_aa : (n_in,) float64
+            Wavelengths of the spectra.
+        spectra : pair of (n_star, n_in) float32
+            Flux and ivar.
+        what : str
+            Whose spectra, for the message.
+
+        Raises
+        ------
+        WavelengthError
+            If the wavelengths are not increasing and finite.
+        GridMismatch
+            If they are another grid and resampling was not asked for.
+        """
+        flux, ivar = self._on_base(wave_aa, spectra, what)
+        return (flux, ivar) if self._layout is None else self._layout.lay(flux, ivar)
+
+    def _on_base(
+        self,
+        wave_aa: NDArray[np.float64],
+        spectra: tuple[NDArray[np.float32], NDArray[np.float32]],
+        what: str,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        if same_grid(self._base_aa, wave_aa):
+            return spectra
+        wave_aa = check_wavelengths(wave_aa, name=f"wavelengths of {what}")
+        if not self._resample:
+            raise GridMismatch(
+                f"{what} stands on {describe_grid(wave_aa, self._medium)}, the first spectrum on "
+                f"{describe_grid(self._base_aa, self._medium)}; ask for a common grid by "
+                "'resample = { start = ..., step = ..., n = ... }'"
+            )
+        if self._last is None or not np.array_equal(self._last[0], wave_aa):
+            self._last = (wave_aa, Resampler(wave_aa, self._base_aa))
+        flux, ivar = self._last[1](*spectra)
+        return np.where(ivar > 0, flux, np.nan), ivar
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Pixels that are kept of a grid, and guards beside its gaps.
+
+    Attributes
+    ----------
+    wave_aa : (n_kept,) float64
+        Their wavelengths, guards among them.
+    take : (n_kept,) int
+        Numbers of the pixels; -1 for a guard, which never has a weight.
+    """
+
+    wave_aa: NDArray[np.float64]
+    take: NDArray[np.intp]
+
+    @classmethod
+    def of(
+        cls, wave_aa: NDArray[np.float64], windows: Sequence[tuple[float, float]], *, what: str
+    ) -> "Layout | None":
+        """Return the layout of a grid cut to windows (angstrom), or None if all of it is kept.
+
+        Raises
+        ------
+        WavelengthError
+            If a window holds fewer than two pixels, or two are too near each other.
+        """
+        pixels = np.arange(wave_aa.size)
+        parts = [pixels]
+        if windows:
+            parts = [pixels[(wave_aa >= low) & (wave_aa <= high)] for low, high in windows]
+        for part, window in zip(parts, windows, strict=False):
+            if part.size < 2:
+                raise WavelengthError(
+                    f"{what}: the window {window[0]} to {window[1]} angstrom holds {part.size} "
+                    f"pixels of {describe_grid(wave_aa, 'as given')}; correct it"
+                )
+        parts = [part[piece] for part in parts for piece in _natural(wave_aa[part])]
+        if len(parts) == 1 and parts[0].size == wave_aa.size:
+            return None
+        wave, take = join_grids([wave_aa[part] for part in parts], what=what)
+        place = np.concatenate(parts)
+        return cls(wave, np.where(take >= 0, place[np.maximum(take, 0)], -1))
+
+    def lay(self, flux: NDArray[Any], ivar: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return flux and ivar (n_star, n_kept) of those of the whole grid."""
+        guard = self.take < 0
+        return (
+            np.where(guard, np.float32(np.nan), flux[:, self.take]),
+            np.where(guard, np.float32(0), ivar[:, self.take]),
+        )
+
+
+_NATURAL_GAP = 8.0
+_LEAST_GAP = 6.5
+
+
+def _natural(wave_aa: NDArray[np.float64]) -> tuple[slice, ...]:
+    """Return the stretches between gaps that a grid has by itself."""
+    return arm_slices(wave_aa, gap=_NATURAL_GAP)
+
+
+def join_grids(
+    grids: Sequence[NDArray[np.float64]], *, what: str
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Join grids of arms into one, with a guard pixel at either side of each gap.
+
+    Parameters
+    ----------
+    grids : sequence of (n_i,) float64
+        In order of wavelength.
+    what : str
+        For messages.
+
+    Returns
+    -------
+    wave_aa : (n_pixel,) float64
+    take : (n_pixel,) int
+        Numbers of the pixels, counted through all grids; -1 for a guard.
+
+    Raises
+    ------
+    WavelengthError
+        If two grids overlap, or there is no room for guards between them.
+    """
+    waves, takes, first = [grids[0]], [np.arange(grids[0].size)], grids[0].size
+    for before, after in pairwise(grids):
+        left, right = before[-1] - before[-2], after[1] - after[0]
+        room, needed = after[0] - before[-1], _LEAST_GAP * max(left, right)
+        if room < needed:
+            raise WavelengthError(
+                f"{what}: one arm ends at {before[-1]:.3f} angstrom, the next begins at "
+                f"{after[0]:.3f}; leave at least {needed:.3f} between them by 'window' or 'windows'"
+            )
+        waves += [np.array([before[-1] + left, after[0] - right]), after]
+        takes += [np.array([-1, -1]), first + np.arange(after.size)]
+        first += after.size
+    return np.concatenate(waves), np.concatenate(takes).astype(np.intp)

@@ -1,0 +1,202 @@
+"""Tables joined to spectra: which column comes from where, in which unit."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ColumnError, IdentifierError, LengthMismatch, suggestion
+from maury.io.source_table import SourceTable
+from maury.io.tables import open_table
+from maury.labels import columns as columns_module
+from maury.labels.columns import Column
+from maury.labels.definitions import Label
+from maury.survey.readers.config import ColumnConfig, IngestConfig
+from maury.survey.readers.pipeline import complete_ids
+from maury.survey.readers.values import converted, without_missing
+from maury.survey.store import require_unique
+
+logger = logging.getLogger(__name__)
+
+_SPECTRA = "spectra"
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """An open table, and its row for each spectrum: None if alike, -1 where it has none."""
+
+    table: SourceTable
+    id_name: str | None = None
+    rows: NDArray[np.intp] | None = None
+
+    def take(self, values: NDArray[Any], missing: Any) -> NDArray[Any]:
+        """Return values in the order of the spectra."""
+        if self.rows is None:
+            return values
+        return np.where(self.rows >= 0, values[np.maximum(self.rows, 0)], missing)
+
+
+@dataclass(frozen=True)
+class Spectrograph:
+    """What joining must know of the spectra: path, number, identifiers, their own table."""
+
+    path: Path
+    n_star: int
+    ids: NDArray[np.str_] | None
+    table: SourceTable | None
+
+
+def join(
+    config: IngestConfig, spectra: Spectrograph, labels: Sequence[Label], stack: ExitStack
+) -> dict[str, NDArray[Any]]:
+    """Return every mapped column in the order of the spectra, and their ``id``.
+
+    Parameters
+    ----------
+    config : IngestConfig
+        With absolute paths.
+    spectra : Spectrograph
+        The spectra.
+    labels : sequence of Label
+        Labels that the survey knows.
+    stack : ExitStack
+        Closes the tables.
+
+    Raises
+    ------
+    ColumnError
+        If a column is missing, stands in several tables, or has a wrong type or unit.
+    IdentifierError
+        If identifiers are missing or stand twice, or a table has none of those of the spectra.
+    LengthMismatch
+        If a table without identifiers has another number of rows.
+    """
+    tables: dict[str, _Joined] = {}
+    if spectra.table is not None:
+        tables[_SPECTRA] = _Joined(spectra.table)
+    for entry in config.table:
+        table = open_table(entry.file, stack, hdu=entry.hdu)
+        tables[entry.title] = _Joined(table, entry.id)
+        if entry.id is None and table.n_row != spectra.n_star:
+            raise LengthMismatch(
+                f"{spectra.path} holds {spectra.n_star} spectra, {table.path} {table.n_row} rows; "
+                "without 'id' they must be as many, in the same order"
+            )
+    ids = _ids(config, spectra, tables)
+    tables = {title: _joined(joined, ids, spectra) for title, joined in tables.items()}
+    known = columns_module.known(labels)
+    further = config.further_columns
+    columns: dict[str, NDArray[Any]] = {"id": ids}
+    for name, wanted in config.columns.items():
+        if name == "id":
+            continue
+        if wanted.optional and not _found(wanted, tables):
+            logger.warning("%s has no %r, so that %s is unknown", spectra.path, wanted.name, name)
+            continue
+        joined = _locate(name, wanted, tables)
+        if name not in further and known[name].kind == "str":
+            columns[name] = joined.take(joined.table.texts(wanted.name), "")
+            continue
+        parts = further.get(name, (known[name],) if name in known else ())
+        missing = config.missing if wanted.missing is None else wanted.missing
+        for column, values in zip(parts, _numbers(joined, wanted, len(parts)), strict=True):
+            columns[column.name] = joined.take(
+                _settled(joined, wanted, values, column, missing), np.nan
+            )
+    return columns
+
+
+def _numbers(joined: _Joined, wanted: ColumnConfig, n_part: int) -> Iterable[Float64Array]:
+    """Return the numbers of a column, one array a part; several come from a column of arrays."""
+    if n_part == 1:
+        return [joined.table.floats(wanted.name, index=wanted.index)]
+    return joined.table.vectors(wanted.name, n_part).T
+
+
+def _settled(
+    joined: _Joined,
+    wanted: ColumnConfig,
+    values: Float64Array,
+    column: Column,
+    missing: Sequence[float] | None,
+) -> Float64Array:
+    """Return values without stand-ins for missing ones, in the unit of `column`."""
+    what = f"{joined.table.path}, column {wanted.name!r}"
+    unit = joined.table.units.get(wanted.name) if wanted.unit is None else wanted.unit
+    return converted(without_missing(values, column, missing), column, unit, what=what)
+
+
+def _ids(
+    config: IngestConfig, spectra: Spectrograph, tables: Mapping[str, _Joined]
+) -> NDArray[np.str_]:
+    given = spectra.ids
+    if "id" in config.columns:
+        joined = _locate("id", config.columns["id"], tables)
+        if joined.id_name is not None:
+            raise IdentifierError(
+                f"columns.id is taken from {joined.table.path}, which itself is joined by id; "
+                "give 'id' in [spectra], or leave out 'id' of that table to join it row by row"
+            )
+        given = joined.table.texts(config.columns["id"].name)
+    by_id = [joined for joined in tables.values() if joined.id_name is not None]
+    if given is None and by_id:
+        raise IdentifierError(
+            f"{by_id[0].table.path} is joined by id, but the spectra of {spectra.path} have none; "
+            "give 'id' in [spectra], or leave out 'id' of the table to join it row by row"
+        )
+    return complete_ids(given, spectra.n_star, spectra.path)
+
+
+def _joined(joined: _Joined, ids: NDArray[np.str_], spectra: Spectrograph) -> _Joined:
+    if joined.id_name is None:
+        return joined
+    table = joined.table
+    here = table.texts(joined.id_name)
+    wanted = np.isin(here, ids)
+    if not wanted.any():
+        raise IdentifierError(
+            f"{table.path} has none of the identifiers of {spectra.path} (for example "
+            f"{str(here[0])!r} against {str(ids[0])!r}); correct 'id'"
+        )
+    numbers = np.flatnonzero(wanted)
+    require_unique(here[numbers], what=f"{table.path}, column {joined.id_name!r}")
+    numbers = numbers[np.argsort(here[numbers])]
+    place = np.minimum(np.searchsorted(here[numbers], ids), numbers.size - 1)
+    found = here[numbers[place]] == ids
+    absent = int(np.count_nonzero(~found))
+    if absent:
+        logger.warning("%d of %d spectra are not in %s", absent, ids.size, table.path)
+    return _Joined(table, joined.id_name, np.where(found, numbers[place], -1))
+
+
+def _found(wanted: ColumnConfig, tables: Mapping[str, _Joined]) -> bool:
+    return any(wanted.name in joined.table.names for joined in tables.values())
+
+
+def _locate(name: str, wanted: ColumnConfig, tables: Mapping[str, _Joined]) -> _Joined:
+    if wanted.table is not None:
+        if wanted.table not in tables:
+            raise ColumnError(f"columns.{name}: the spectra's file is no table; name another one")
+        tables[wanted.table].table.check(wanted.name)
+        return tables[wanted.table]
+    having = [title for title, joined in tables.items() if wanted.name in joined.table.names]
+    if len(having) == 1:
+        return tables[having[0]]
+    if having:
+        raise ColumnError(
+            f"columns.{name}: {wanted.name!r} stands in {' and '.join(having)}; write which by "
+            f"'table = \"{having[0]}\"'"
+        )
+    names = [n for joined in tables.values() for n in joined.table.names]
+    listed = ", ".join(names[:40]) or "no tables are given"
+    raise ColumnError(
+        f"columns.{name}: no table has a column {wanted.name!r}{suggestion(wanted.name, names)} "
+        f"(columns: {listed})"
+    )

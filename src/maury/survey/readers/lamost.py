@@ -1,0 +1,140 @@
+"""LAMOST spectra: a FITS file per star, in vacuum, in the heliocentric frame.
+
+Low resolution up to DR6: an image of five rows, flux, ivar, (wavelength), and-mask, or-mask, with
+``COEFF0`` and ``COEFF1`` (https://www.lamost.org/public/dr/algorithms/ff); from DR7 a table
+``COADD`` with a row of arrays (https://www.lamost.org/dr8/v2.0/doc/lr-data-production-description).
+Medium resolution: tables ``COADD_B`` and ``COADD_R`` beside those of single exposures
+(https://www.lamost.org/dr9/v1.0/doc/mr-data-production-description).
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ColumnError, InputFileError, WavelengthError
+from maury.io.opening import find_hdu
+from maury.survey.readers.grids import header_grid
+from maury.survey.readers.sources import (
+    StarFiles,
+    StarSpectrum,
+    by_card,
+    line,
+    open_star_files,
+    primary_facts,
+)
+
+_COADD = "COADD"
+_MASKS = ("ANDMASK", "PIXMASK")
+
+
+def open_lrs(path: Path, stack: ExitStack) -> StarFiles:
+    """Open low-resolution spectra, of either layout; identifiers are ``OBSID``.
+
+    A pixel that is masked in every exposure (``ANDMASK``) is bad.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder with files at any depth.
+    stack : ExitStack
+        Not needed: files are opened one at a time.
+
+    Raises
+    ------
+    InputFileError
+        If there is no file, or one is of another layout.
+    """
+    del stack
+    return _open(path, _read_lrs)
+
+
+def open_mrs(path: Path, stack: ExitStack, *, arm: str) -> StarFiles:
+    """Open coadded medium-resolution spectra of one arm; identifiers are ``OBSID``.
+
+    A star without a coadded spectrum in this arm is kept, all pixels bad.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder with files at any depth.
+    stack : ExitStack
+        Not needed: files are opened one at a time.
+    arm : {"B", "R"}
+
+    Raises
+    ------
+    InputFileError
+        If there is no file, or none with this arm.
+    """
+    del stack
+    return _open(path, partial(_read_mrs, arm=arm))
+
+
+def _open(path: Path, read: Callable[[Any, Path], StarSpectrum]) -> StarFiles:
+    return open_star_files(
+        path,
+        "*",
+        read=read,
+        facts=primary_facts,
+        identify=by_card("OBSID"),
+        medium="vacuum",
+        units={"RA": "deg", "DEC": "deg"},
+    )
+
+
+def _read_lrs(hdus: Any, path: Path) -> StarSpectrum:
+    if any(str(hdu.name).upper() == _COADD for hdu in hdus):
+        return _table(find_hdu(hdus, _COADD, path, image=False), path)
+    image = hdus[0]
+    flux, ivar = line(image, path, 0), line(image, path, 1)
+    wave = header_grid(image.header, 1, flux.size)
+    if wave is None:
+        raise WavelengthError(
+            f"{path} has no wavelength cards (COEFF0, COEFF1), and no table {_COADD}; it is no "
+            "low-resolution spectrum of LAMOST"
+        )
+    return StarSpectrum(wave, flux, np.where(line(image, path, 3) != 0, 0.0, ivar), {}, "vacuum")
+
+
+def _read_mrs(hdus: Any, path: Path, *, arm: str) -> StarSpectrum:
+    name = f"{_COADD}_{arm}"
+    names = [str(hdu.name).upper() for hdu in hdus]
+    if name in names:
+        return _table(hdus[names.index(name)], path)
+    if not any(known == f"{_COADD}_{other}" for known in names for other in "BR"):
+        raise InputFileError(
+            f"{path} has no table {name} (it has {', '.join(names)}); it is no medium-resolution "
+            "spectrum of LAMOST, or holds single exposures only"
+        )
+    low, high = (4950.0, 5350.0) if arm == "B" else (6300.0, 6800.0)
+    wave = np.linspace(low, high, 2)
+    return StarSpectrum(wave, np.full(2, np.nan), np.zeros(2), {}, "vacuum")
+
+
+def _table(hdu: Any, path: Path) -> StarSpectrum:
+    columns = {str(name).upper(): name for name in hdu.columns.names}
+
+    def array(*names: str) -> NDArray[np.float64] | None:
+        for name in names:
+            if name in columns:
+                return np.asarray(hdu.data[columns[name]], dtype=np.float64).ravel()
+        return None
+
+    flux, ivar = array("FLUX"), array("IVAR")
+    wave, log_wave = array("WAVELENGTH"), array("LOGLAM")
+    if flux is None or ivar is None or (wave is None and log_wave is None):
+        raise ColumnError(
+            f"{path}: the table {hdu.name} needs FLUX, IVAR, and WAVELENGTH or LOGLAM; it has "
+            f"{', '.join(hdu.columns.names)}"
+        )
+    mask = array(*_MASKS)
+    ivar = ivar if mask is None else np.where(mask != 0, 0.0, ivar)
+    if wave is None:
+        assert log_wave is not None, "one of them was required"
+        wave = np.asarray(10.0**log_wave)
+    return StarSpectrum(wave, flux, ivar, {}, "vacuum")

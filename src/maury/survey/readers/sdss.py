@@ -1,0 +1,233 @@
+"""SDSS spectra of stars: apStar and aspcapStar of APOGEE, mwmStar of SDSS-V; vacuum, at rest.
+
+Data models: https://data.sdss.org/datamodel/files/APOGEE_REDUX/APRED_VERS/stars/TELESCOPE/FIELD/apStar.html,
+https://data.sdss.org/datamodel/files/APOGEE_ASPCAP/APRED_VERS/ASPCAP_VERS/TELESCOPE/FIELD/aspcapStar.html
+and, for SDSS-V, ``mwmStar`` of Astra (https://sdss-astra.readthedocs.io): HDUs ``BOSS/APO``,
+``BOSS/LCO``, ``APOGEE/APO``, ``APOGEE/LCO``, each a table with a row of arrays per combined
+spectrum.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ColumnError, InputFileError, WavelengthError
+from maury.survey.readers.grids import header_grid, linear_grid
+from maury.survey.readers.sources import (
+    Cards,
+    StarFiles,
+    StarSpectrum,
+    by_card,
+    header_facts,
+    line,
+    open_star_files,
+    primary_facts,
+    stem,
+    without_bits,
+)
+
+APOGEE_BAD_BITS: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 12, 14)
+"""Bits of APOGEE_PIXMASK by which a pixel is bad.
+
+BADPIX, CRPIX, SATPIX, UNFIXABLE, BADDARK, BADFLAT, BADERR, NOSKY, SIG_SKYLINE, NOT_ENOUGH_PSF
+(https://www.sdss4.org/dr17/irspec/apogee-bitmasks/).
+"""
+
+_GRIDS = {"BOSS": (3.5523, 1e-4, 4648), "APOGEE": (4.179, 6e-6, 8575)}
+
+
+def open_apstar(path: Path, stack: ExitStack) -> StarFiles:
+    """Open apStar files: the combined spectrum (first row) of each, not normalised.
+
+    Identifiers are ``OBJID``; where a star was observed in several fields, with telescope and
+    field before it.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder with ``apStar-*`` and ``asStar-*`` at any depth.
+    stack : ExitStack
+        Not needed: files are opened one at a time.
+
+    Raises
+    ------
+    InputFileError
+        If there is no file, or one is of another layout.
+    """
+    del stack
+    return open_star_files(
+        path,
+        "a[ps]Star-*",
+        read=_read_apstar,
+        facts=primary_facts,
+        identify=_apogee_ids,
+        medium="vacuum",
+    )
+
+
+def open_aspcapstar(path: Path, stack: ExitStack) -> StarFiles:
+    """Open aspcapStar files: spectra as ASPCAP normalised them.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder with ``aspcapStar-*`` at any depth.
+    stack : ExitStack
+        Not needed: files are opened one at a time.
+
+    Raises
+    ------
+    InputFileError
+        If there is no file, or one is of another layout.
+    """
+    del stack
+    return open_star_files(
+        path,
+        "aspcapStar-*",
+        read=_read_aspcapstar,
+        facts=_aspcap_facts,
+        identify=_apogee_ids,
+        medium="vacuum",
+    )
+
+
+def open_mwmstar(path: Path, stack: ExitStack, *, instrument: str) -> StarFiles:
+    """Open mwmStar files: the combined spectrum of one instrument, not normalised.
+
+    Where both observatories have one, that of higher S/N is taken. Identifiers are ``sdss_id``.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder with ``mwmStar-*`` at any depth.
+    stack : ExitStack
+        Not needed: files are opened one at a time.
+    instrument : {"BOSS", "APOGEE"}
+
+    Raises
+    ------
+    InputFileError
+        If there is no file, or one is of another layout.
+    """
+    del stack
+    return open_star_files(
+        path,
+        "mwmStar-*",
+        read=partial(_read_mwmstar, instrument=instrument),
+        facts=partial(_mwm_facts, instrument=instrument),
+        identify=by_card("sdss_id"),
+        medium="vacuum",
+    )
+
+
+def _apogee_ids(facts: Sequence[Cards], paths: Sequence[Path]) -> list[str]:
+    stars = by_card("OBJID")(facts, paths)
+    if len(set(stars)) == len(stars):
+        return stars
+    return [
+        ".".join(str(part) for part in (row.get("TELESCOP", ""), row.get("FIELD", ""), star))
+        for row, star in zip(facts, stars, strict=True)
+    ]
+
+
+def _read_apstar(hdus: Any, path: Path) -> StarSpectrum:
+    if len(hdus) < 4:
+        raise InputFileError(f"{path} has {len(hdus)} HDUs; an apStar file has flux, error, mask")
+    flux, error = line(hdus[1], path), line(hdus[2], path)
+    ivar = without_bits(_ivar(error), line(hdus[3], path).astype(np.int64), APOGEE_BAD_BITS)
+    return StarSpectrum(_apogee_wave(hdus, flux.size, path), flux, ivar, {}, "vacuum")
+
+
+def _read_aspcapstar(hdus: Any, path: Path) -> StarSpectrum:
+    if len(hdus) < 3:
+        raise InputFileError(f"{path} has {len(hdus)} HDUs; an aspcapStar file has flux and error")
+    flux = line(hdus[1], path)
+    ivar = _ivar(line(hdus[2], path))
+    # Between the detectors ASPCAP writes zeros.
+    ivar = np.where(flux == 0, 0.0, ivar)
+    return StarSpectrum(_apogee_wave(hdus, flux.size, path), flux, ivar, {}, "vacuum")
+
+
+def _aspcap_facts(hdus: Any, path: Path) -> dict[str, Any]:
+    facts = header_facts(hdus[0].header)
+    if "OBJID" not in facts:
+        # aspcapStar-<release>-<APOGEE_ID>.fits; releases have no '-', southern stars a '-' in it.
+        facts["OBJID"] = stem(path).split("-", 2)[-1]
+    return facts
+
+
+def _apogee_wave(hdus: Any, n_pixel: int, path: Path) -> NDArray[np.float64]:
+    for header in (hdus[1].header, hdus[0].header):
+        wave = header_grid(header, 1, n_pixel, log=True)
+        if wave is not None:
+            return wave
+    raise WavelengthError(f"{path} has no wavelength cards (CRVAL1, CDELT1)")
+
+
+def _ivar(error: NDArray[np.float64]) -> NDArray[np.float64]:
+    good = np.isfinite(error) & (error > 0)
+    with np.errstate(over="ignore"):
+        return np.where(good, np.where(good, error, 1.0) ** -2.0, 0.0)
+
+
+def _mwm_rows(hdus: Any, path: Path, instrument: str) -> list[tuple[float, Any, int]]:
+    """S/N, HDU and row of every combined spectrum of an instrument, best first."""
+    found = []
+    known = [hdu for hdu in hdus if "/" in str(hdu.name)]
+    if not known:
+        raise InputFileError(
+            f"{path} has no HDU such as APOGEE/APO (it has {', '.join(str(h.name) for h in hdus)}"
+            "); it is no mwmStar file"
+        )
+    for hdu in known:
+        if str(hdu.name).upper().startswith(f"{instrument}/") and hdu.data is not None:
+            columns = {str(name).lower(): name for name in hdu.columns.names}
+            for row in range(len(hdu.data)):
+                snr = float(hdu.data[columns["snr"]][row]) if "snr" in columns else 0.0
+                found.append((snr if np.isfinite(snr) else -1.0, hdu, row))
+    return sorted(found, key=lambda item: -item[0])
+
+
+def _mwm_facts(hdus: Any, path: Path, *, instrument: str) -> dict[str, Any]:
+    facts = header_facts(hdus[0].header)
+    facts = {**facts, **{name.lower(): value for name, value in facts.items()}}
+    for _, hdu, row in _mwm_rows(hdus, path, instrument)[:1]:
+        for name in hdu.columns.names:
+            value = hdu.data[name][row]
+            if np.ndim(value) == 0:
+                facts[str(name).lower()] = value.item() if hasattr(value, "item") else value
+    return facts
+
+
+def _read_mwmstar(hdus: Any, path: Path, *, instrument: str) -> StarSpectrum:
+    rows = _mwm_rows(hdus, path, instrument)
+    if not rows:
+        wave = linear_grid(*_GRIDS[instrument], log=True)
+        return StarSpectrum(wave, np.full(wave.size, np.nan), np.zeros(wave.size), {}, "vacuum")
+    _, hdu, row = rows[0]
+    columns = {str(name).lower(): name for name in hdu.columns.names}
+    lacking = [name for name in ("flux", "ivar") if name not in columns]
+    if lacking:
+        raise ColumnError(f"{path}: {hdu.name} lacks the columns {', '.join(lacking)}")
+
+    def array(name: str) -> NDArray[np.float64]:
+        return np.asarray(hdu.data[columns[name]][row], dtype=np.float64).ravel()
+
+    flux, ivar = array("flux"), array("ivar")
+    if "pixel_flags" in columns and instrument == "APOGEE":
+        ivar = without_bits(ivar, array("pixel_flags").astype(np.int64), APOGEE_BAD_BITS)
+    wave = array("wavelength") if "wavelength" in columns else _mwm_wave(hdu, flux.size, instrument)
+    return StarSpectrum(wave, flux, ivar, {}, "vacuum")
+
+
+def _mwm_wave(hdu: Any, n_pixel: int, instrument: str) -> NDArray[np.float64]:
+    start, step, _ = _GRIDS[instrument]
+    header = hdu.header
+    return linear_grid(
+        float(header.get("CRVAL", start)), float(header.get("CDELT", step)), n_pixel, log=True
+    )

@@ -1,0 +1,86 @@
+"""Values of columns: what counts as missing, and units."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ColumnError
+from maury.labels.columns import Column
+
+MISSING: tuple[float, ...] = (-9999.0, -9999.99, -999.0, -999.99)
+"""Numbers that mean "missing" in any column unless the configuration says otherwise."""
+
+MISSING_MAGNITUDES: tuple[float, ...] = (99.0, 99.9, 99.99, 99.999)
+"""The same, in columns of magnitudes only."""
+
+_RELATIVE = 1e-6
+_PURE_NUMBERS = ("", "-", "[-]", "none", "dimensionless")
+
+
+def without_missing(
+    values: NDArray[np.float64], column: Column, missing: Sequence[float] | None = None
+) -> NDArray[np.float64]:
+    """Return values with NaN in place of stand-ins for missing ones, and of negative errors.
+
+    Parameters
+    ----------
+    values : (n,) float64
+        As read.
+    column : Column
+        What they are.
+    missing : sequence of float, optional
+        Numbers that mean "missing"; by default `MISSING`, and `MISSING_MAGNITUDES` in magnitudes.
+    """
+    if missing is None:
+        missing = MISSING + (MISSING_MAGNITUDES if column.unit == "mag" else ())
+    bad = ~np.isfinite(values)
+    for number in missing:
+        bad |= np.isclose(values, number, rtol=_RELATIVE, atol=0.0)
+    if column.name.endswith("_error"):
+        bad |= values < 0
+    return np.where(bad, np.nan, values)
+
+
+def converted(
+    values: NDArray[np.float64], column: Column, unit: str | None, *, what: str
+) -> NDArray[np.float64]:
+    """Return values in the unit of `column`.
+
+    Parameters
+    ----------
+    values : (n,) float64
+        In `unit`.
+    column : Column
+        What they are.
+    unit : str, optional
+        Their unit; the column's own if not given.
+    what : str
+        Where they come from, for the message.
+
+    Raises
+    ------
+    ColumnError
+        If the unit is unknown, or cannot be converted.
+    """
+    if unit is None or unit.strip() == column.unit or _alike(unit, column.unit):
+        return values
+    from astropy import units
+
+    target = column.unit or "a pure number"
+    try:
+        factor_free = units.Quantity(values, units.Unit(unit, parse_strict="raise"))
+        return np.asarray(factor_free.to_value(column.unit, equivalencies=units.temperature()))
+    except (ValueError, TypeError, units.UnitConversionError) as error:
+        raise ColumnError(
+            f"{what}: unit {unit!r} cannot be converted to {target} of {column.name!r}; write the "
+            "true unit as 'unit' in the mapping, or take another column"
+        ) from error
+
+
+def _alike(unit: str, target: str) -> bool:
+    """Whether a unit is another way to write a pure number or a logarithm."""
+    plain = unit.strip().lower()
+    if target == "":
+        return plain in _PURE_NUMBERS
+    return target == "dex" and (plain in _PURE_NUMBERS or plain.startswith(("dex", "log", "[")))

@@ -1,0 +1,376 @@
+"""The survey store: an xarray dataset in Zarr v3, written in chunks and read lazily.
+
+Dimensions are ``star`` (one row per spectrum) and ``pixel``. Variables are ``flux`` and ``ivar``
+(star, pixel), ``wave`` (pixel), and one variable per column (star); `maury.labels.columns` and
+`maury.labels.definitions` say which. The store opens with plain ``xarray.open_zarr``.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maury.errors import ColumnError, SurveyFileError
+from maury.io import addresses
+from maury.io.limits import VARIABLE, current, unpacked_bytes
+from maury.io.migrations import SURVEY
+from maury.labels import definitions as labels_module
+from maury.labels.definitions import Label
+from maury.spectra.batch import Batch
+from maury.spectra.spectra import Medium, Spectra, check_wavelengths, describe_grid
+from maury.survey.manifest import check_manifest, manifest_digest
+from maury.survey.writer import CHUNK_STARS as CHUNK_STARS
+from maury.survey.writer import COLUMN_CHUNK_STARS
+from maury.survey.writer import SurveyWriter as SurveyWriter
+from maury.survey.writer import require_unique as require_unique
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+logger = logging.getLogger(__name__)
+_HEADER_FILE = "zarr.json"
+
+
+class Survey:
+    """A survey on disk, read lazily.
+
+    Examples
+    --------
+    >>> survey = Survey.open("rave.zarr")  # doctest: +SKIP
+    >>> for batch in survey.batches():  # doctest: +SKIP
+    ...     batch.spectra.flux.mean()
+    """
+
+    def __init__(self, dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
+        self.dataset = dataset
+        self.path = path
+        self._header = _header(dataset, path)
+        self._block: dict[str, NDArray[Any]] = {}
+        self._block_rows = (-1, -1)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open a store; nothing but its metadata is read.
+
+        Metadata, and the lengths of all chunks, are compared with those that were written; the
+        checksum of a chunk is compared when it is read. Stores of older versions have neither.
+
+        Parameters
+        ----------
+        path : path-like
+            Directory of the store, or an address that fsspec knows, such as
+            ``s3://bucket/survey.zarr``.
+
+        Raises
+        ------
+        SurveyFileError
+            If there is no store at `path`, or it is damaged, or of a newer format.
+        MissingExtra
+            If an address needs a package that is not installed.
+        """
+        import xarray as xr
+
+        place = addresses.parse(path)
+        if isinstance(place, addresses.Address):
+            place.fingerprint(_HEADER_FILE)
+        elif not (place / _HEADER_FILE).is_file():
+            raise SurveyFileError(
+                f"{path} is not a survey store; make one with 'maury ingest' or 'maury simulate'"
+            )
+        else:
+            _refuse_links(place)
+            check_manifest(place)
+        try:
+            dataset = xr.open_zarr(str(place), consolidated=False, chunks=None)
+        except Exception as error:
+            raise SurveyFileError(f"cannot open the survey store {place}: {error}") from error
+        _check_sizes(dataset, place)
+        return cls(dataset, place)
+
+    def __len__(self) -> int:
+        return self.n_star
+
+    def __repr__(self) -> str:
+        mark = "SIMULATED " if self.simulated else ""
+        grid = describe_grid(self.wave_aa, self.medium)
+        names = ", ".join(self.label_names) or "none"
+        return f"<{mark}Survey {self.path}: {self.n_star} spectra, {grid}; labels: {names}>"
+
+    @property
+    def n_star(self) -> int:
+        """Number of rows (spectra)."""
+        return int(self.dataset.sizes["star"])
+
+    @property
+    def n_pixel(self) -> int:
+        """Number of pixels."""
+        return int(self.dataset.sizes["pixel"])
+
+    @cached_property
+    def wave_aa(self) -> NDArray[np.float64]:
+        """Wavelengths in angstrom, shape ``(n_pixel,)``."""
+        try:
+            if isinstance(self.path, Path):
+                _check_chunks(self.dataset["wave"], self.path, slice(None))
+            wave = self.dataset["wave"].to_numpy()
+        except Exception as error:
+            raise SurveyFileError(
+                f"{self.path}/wave/c/0 is damaged ({error}); copy it from a backup, or make the "
+                "store anew"
+            ) from error
+        return check_wavelengths(wave, name=f"wavelengths of {self.path}")
+
+    @property
+    def medium(self) -> Medium:
+        """Medium of the wavelengths, air or vacuum."""
+        medium: Medium = self._header["medium"]
+        return medium
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the spectra are simulated; the mark survives into every product."""
+        return bool(self._header["simulated"])
+
+    @property
+    def resolving_power(self) -> float | None:
+        """Typical lambda / FWHM of the spectra; None if it is not known."""
+        value = self._header.get("resolving_power")
+        return None if value is None else float(value)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the survey comes from: source, software versions, settings."""
+        return dict(self._header["provenance"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Place and content of the store; its date, where it has no manifest."""
+        if isinstance(self.path, addresses.Address):
+            return f"{self.path} {self.n_star} {self.path.fingerprint(_HEADER_FILE)}"
+        stamp = manifest_digest(self.path) or (self.path / _HEADER_FILE).stat().st_mtime_ns
+        return f"{self.path.resolve()} {self.n_star} {stamp}"
+
+    @property
+    def label_definitions(self) -> tuple[Label, ...]:
+        """Definitions of all labels that the survey knows of, with values or not."""
+        return labels_module.parse(self._header["labels"])
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels that the survey has values of."""
+        return tuple(d.name for d in self.label_definitions if d.name in self.dataset)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of all columns, labels included."""
+        return tuple(str(n) for n, v in self.dataset.items() if v.dims == ("star",))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Read one column whole, shape ``(n_star,)``.
+
+        Raises
+        ------
+        ColumnError
+            If the survey has no such column.
+        """
+        if name not in self.column_names:
+            raise ColumnError(
+                f"{self.path} has no column {name!r}; it has {', '.join(self.column_names)}"
+            )
+        return _plain(self._read(name, slice(None)))
+
+    @cached_property
+    def id(self) -> NDArray[np.str_]:
+        """Identifiers of the spectra, shape ``(n_star,)``."""
+        return self.column("id")
+
+    @cached_property
+    def star_id(self) -> NDArray[np.str_]:
+        """Identifiers of the stars, shape ``(n_star,)``: equal for all spectra of one star."""
+        return self.column("star_id")
+
+    def labels(self, names: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Return labels, shape ``(n_star, n_label)``, NaN where missing.
+
+        Parameters
+        ----------
+        names : sequence of str, optional
+            Which labels, in which order; all that have values by default.
+        """
+        chosen = self.label_names if names is None else names
+        return self._table(list(chosen))
+
+    def label_errors(self, names: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Return 1 sigma label errors, shape ``(n_star, n_label)``, NaN where unknown."""
+        chosen = self.label_names if names is None else names
+        return self._table([f"{name}_error" for name in chosen])
+
+    def batches(
+        self, size: int = CHUNK_STARS, *, start: int = 0, stop: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield consecutive batches of at most `size` rows, from `start` to before `stop`."""
+        stop = self.n_star if stop is None else min(stop, self.n_star)
+        for first in range(start, stop, size):
+            yield self.batch(first, min(first + size, stop))
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Read rows `start` to before `stop`.
+
+        Raises
+        ------
+        SurveyFileError
+            If a chunk of the store cannot be read.
+        """
+        rows = slice(start, stop)
+        spectra = Spectra.from_arrays(
+            self.wave_aa, self._read("flux", rows), self._read("ivar", rows), medium=self.medium
+        )
+        return Batch(spectra, MappingProxyType(self._columns_of(start, stop)), start)
+
+    def rows(self, index: ArrayLike) -> Batch:
+        """Read the rows of the given numbers, in that order.
+
+        Parameters
+        ----------
+        index : (n,) int array_like
+            Row numbers, in any order.
+        """
+        index = np.asarray(index, dtype=np.int64)
+        spectra = Spectra.from_arrays(
+            self.wave_aa,
+            self._gather("flux", index),
+            self._gather("ivar", index),
+            medium=self.medium,
+        )
+        values = {name: self.column(name)[index] for name in self.column_names}
+        return Batch(spectra, MappingProxyType(values))
+
+    def _gather(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        out = np.empty((index.size, self.n_pixel), dtype=np.float32)
+        for first in range(0, self.n_star, CHUNK_STARS):
+            here = (index >= first) & (index < first + CHUNK_STARS)
+            if here.any():
+                out[here] = self._read(name, slice(first, first + CHUNK_STARS))[index[here] - first]
+        return out
+
+    def _columns_of(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Return all columns of some rows, out of one block that serves many batches."""
+        first = start // COLUMN_CHUNK_STARS * COLUMN_CHUNK_STARS
+        last = max(stop, min(first + COLUMN_CHUNK_STARS, self.n_star))
+        if (first, last) != self._block_rows:
+            rows = slice(first, last)
+            self._block = {name: _plain(self._read(name, rows)) for name in self.column_names}
+            self._block_rows = (first, last)
+        return {name: values[start - first : stop - first] for name, values in self._block.items()}
+
+    def _table(self, names: list[str]) -> NDArray[np.float64]:
+        out = np.full((self.n_star, len(names)), np.nan)
+        for position, name in enumerate(names):
+            if name in self.dataset:
+                out[:, position] = self.column(name)
+        return out
+
+    def _read(self, name: str, rows: slice) -> NDArray[Any]:
+        try:
+            if isinstance(self.path, Path):
+                _check_chunks(self.dataset[name], self.path, rows)
+            return np.asarray(self.dataset[name][rows].values)
+        except Exception as error:
+            raise SurveyFileError(self._damage(name, rows) or str(error)) from error
+
+    def _damage(self, name: str, rows: slice) -> str:
+        """Say which chunk of some rows cannot be read."""
+        first, stop, _ = rows.indices(self.n_star)
+        step = self.dataset[name].encoding.get("chunks", (self.n_star,))[0]
+        for start in range(first // step * step, stop, step):
+            end = min(start + step, self.n_star)
+            try:
+                if isinstance(self.path, Path):
+                    _check_chunks(self.dataset[name], self.path, slice(start, end))
+                self.dataset[name][start:end].to_numpy()
+            except Exception as error:
+                inner = "" if self.dataset[name].ndim == 1 else "/0"
+                chunk = f"{self.path}/{name}/c/{start // step}{inner}"
+                return (
+                    f"{self.path}: rows {start} to {end - 1} of {name!r} cannot be read, their "
+                    f"chunk {chunk} is damaged ({error}); copy it from a backup, or make the store "
+                    "anew; all other chunks are whole unless they are named as well"
+                )
+        return f"cannot read {name!r} of {self.path}"
+
+
+def _refuse_links(store: Path) -> None:
+    """Refuse links among metadata and folders of a store; the store itself may be one."""
+    inner = [path for path in store.iterdir() if path.is_dir() or path.is_symlink()]
+    for path in [store / _HEADER_FILE, *inner]:
+        for part in (path, path / _HEADER_FILE, path / "c"):
+            if part.is_symlink():
+                raise SurveyFileError(
+                    f"{part} is a link, and a survey store may hold none; copy the store whole"
+                )
+
+
+def _check_chunks(array: "xr.DataArray", store: Path, rows: slice) -> None:
+    """Refuse chunks of some rows that unfold to absurdly many bytes.
+
+    Only Zstandard, which a store is written with, says so in its first bytes.
+    """
+    limit = current().chunk_bytes
+    kinds = [type(codec).__name__ for codec in array.encoding.get("compressors") or ()]
+    packed = kinds.count("ZstdCodec")
+    if packed > 1 or not set(kinds) <= {"ZstdCodec", "Crc32cCodec"} or array.encoding.get("shards"):
+        raise ValueError(f"it is packed by {', '.join(kinds)}, which no survey store is")
+    first, stop, _ = rows.indices(array.shape[0])
+    step = (array.encoding.get("chunks") or array.shape)[0]
+    for number in range(first // step, -(-stop // step)):
+        place = store / str(array.name) / "c" / str(number)
+        for file in place.iterdir() if place.is_dir() else [place]:
+            if file.is_symlink() or place.is_symlink():
+                raise ValueError(f"{file} is a link, and a survey store may hold none")
+            if not file.is_file():
+                continue
+            size = unpacked_bytes(file) if packed else file.stat().st_size
+            if size is None or size > limit:
+                raise ValueError(f"its chunk {file} unfolds to {size or 'unknown'} bytes")
+
+
+def _check_sizes(dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
+    """Refuse arrays of absurd shapes, and chunks that no reading of some rows should unfold."""
+    limits = current()
+    for name, array in dataset.variables.items():
+        chunks = array.encoding.get("chunks") or (1,)
+        chunk = math.prod(chunks) * array.dtype.itemsize
+        row = math.prod(array.shape[1:]) if array.ndim > 1 else 1
+        rows = array.shape[0] if array.ndim and array.dims[0] != "pixel" else 0
+        if rows > limits.rows or row > limits.pixels or array.ndim > _MOST_AXES:
+            raise SurveyFileError(f"{path}: {name!r} has shape {array.shape}; the store is damaged")
+        if min(chunks) < 1 or chunk > limits.chunk_bytes:
+            raise SurveyFileError(
+                f"{path}: a chunk of {name!r} has {chunk} bytes; the store is damaged; if it is "
+                f"right, raise {VARIABLE}='chunk_bytes=...'"
+            )
+
+
+_MOST_AXES = 3
+
+
+def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, Any]:
+    header = dataset.attrs.get("maury")
+    if not isinstance(header, dict) or header.get("format") != SURVEY.name:
+        raise SurveyFileError(f"{path} is a Zarr store, but not one of maury's surveys")
+    header = SURVEY.upgrade(header, str(path), SurveyFileError)
+    for name in ("flux", "ivar", "wave", "id", "star_id"):
+        if name not in dataset:
+            raise SurveyFileError(f"{path} lacks {name!r}; the store is damaged, make it anew")
+    return header
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Turn variable-width strings into fixed-width ones, which every library takes."""
+    return values.astype(object).astype(np.str_) if values.dtype.kind in "TO" else values

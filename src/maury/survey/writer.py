@@ -1,0 +1,407 @@
+"""Survey stores in the making: written in chunks, by one process or many, resumable."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maury.errors import (
+    ColumnError,
+    IdentifierError,
+    LengthMismatch,
+    ResumeMismatch,
+)
+from maury.io.files import (
+    discard,
+    explaining,
+    making,
+    publish,
+    read_stamp,
+    refuse_existing,
+    require_ours,
+    settle,
+)
+from maury.io.migrations import SURVEY
+from maury.labels import columns as columns_module
+from maury.labels.columns import Column
+from maury.labels.definitions import LABELS, Label
+from maury.spectra.spectra import Medium, check_wavelengths
+from maury.survey.manifest import MANIFEST, write_manifest
+
+logger = logging.getLogger(__name__)
+
+CHUNK_STARS = 2048
+"""Stars per chunk of a store: 7.5 MB of flux at 912 pixels."""
+COLUMN_CHUNK_STARS = 16384
+"""Stars per chunk of a column."""
+
+
+class SurveyWriter(AbstractContextManager["SurveyWriter"]):
+    """Write a survey store in chunks; it appears under its name only when it is complete.
+
+    Until then it lies in ``<path>.part``. With a `resume_key`, a run that was killed goes on after
+    the last row that is safely written (`done`), if the key is the same.
+
+    Parameters
+    ----------
+    path : path-like
+        The store to write, conventionally ``*.zarr``.
+    n_star : int
+        Number of rows.
+    wave_aa : (n_pixel,) array_like
+        Wavelengths in angstrom.
+    medium : {"air", "vacuum"}
+        Medium of the wavelengths.
+    columns : sequence of str or Column
+        Columns to write besides flux and ivar; ``id`` and ``star_id`` are always written. A
+        `Column` may be given for one that `maury.labels.columns` does not define.
+    simulated : bool
+        Whether the spectra are simulated.
+    labels : sequence of Label
+        Definitions of the labels.
+    provenance : mapping
+        Where the data come from; must be JSON.
+    chunk : int
+        Stars per chunk. Blocks given to `write` should start at its multiples.
+    overwrite : bool
+        Replace an existing store (only once the new one is complete).
+    resume_key : str, optional
+        Fingerprint of everything that determines the content.
+    resolving_power : float, optional
+        lambda / FWHM of the spectra, if it is known.
+
+    Raises
+    ------
+    OutputExists
+        If `path` exists and `overwrite` is false.
+    ResumeMismatch
+        If a partial store of another run is in the way.
+    OutputBusy
+        If another run writes the store.
+    OutputError
+        If the disk is full, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        n_star: int,
+        wave_aa: ArrayLike,
+        medium: Medium,
+        columns: Sequence[str | Column] = (),
+        simulated: bool,
+        labels: Sequence[Label] = LABELS,
+        provenance: Mapping[str, Any] | None = None,
+        chunk: int = CHUNK_STARS,
+        overwrite: bool = False,
+        resume_key: str | None = None,
+        resolving_power: float | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".part")
+        self._rows: list[tuple[int, int]] = []
+        self._settled: list[tuple[int, int]] = []
+        self._overwrite = overwrite
+        self.n_star = n_star
+        self._key = resume_key
+        self._columns = _resolve_columns(columns, labels)
+        refuse_existing(self.path, overwrite=overwrite)
+        wave = check_wavelengths(wave_aa)
+        header = {
+            "format": SURVEY.name,
+            "format_version": SURVEY.version,
+            "medium": medium,
+            "simulated": bool(simulated),
+            "labels": [label.model_dump(mode="json") for label in labels],
+            "provenance": dict(provenance or {}),
+        }
+        if resolving_power is not None:
+            header["resolving_power"] = float(resolving_power)
+        with ExitStack() as stack:
+            stack.enter_context(making(self.path))
+            if not self._resume():
+                self._create(wave, header, chunk)
+            self._held = stack.pop_all()
+
+    @property
+    def done(self) -> int:
+        """Rows written from the first on, without a gap."""
+        return self._rows[0][1] if self._rows and self._rows[0][0] == 0 else 0
+
+    @property
+    def n_written(self) -> int:
+        """Rows written."""
+        return sum(last - first for first, last in self._rows)
+
+    @property
+    def stretch(self) -> int:
+        """Rows that a process may write while others write their own: a chunk of a column."""
+        ids: Any = self._group["id"]
+        return int(ids.chunks[0])
+
+    @property
+    def missing(self) -> list[tuple[int, int]]:
+        """First row and row after the last of each stretch that is not wholly written."""
+        starts = range(0, self.n_star, self.stretch)
+        stretches = [(start, min(start + self.stretch, self.n_star)) for start in starts]
+        return [
+            (start, stop)
+            for start, stop in stretches
+            if not any(first <= start and stop <= last for first, last in self._rows)
+        ]
+
+    def note(self, start: int, stop: int) -> None:
+        """Take down that rows `start` to before `stop` are written, here or by `put_rows`."""
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted([*self._rows, (start, stop)]):
+            if merged and first <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+            else:
+                merged.append((first, last))
+        self._rows = merged
+        with explaining(self.path):
+            new = self.n_written - sum(last - first for first, last in self._settled)
+            if new >= self.stretch:
+                settle(self.partial)
+                self._settled = merged
+            self._note_progress()
+
+    def write(self, start: int, flux: ArrayLike, ivar: ArrayLike, **columns: ArrayLike) -> None:
+        """Write consecutive rows.
+
+        Parameters
+        ----------
+        start : int
+            Number of the first row.
+        flux, ivar : (n, n_pixel) array_like
+            Written as float32.
+        **columns : (n,) array_like
+            One value per row for every declared column; one not given is missing in these rows.
+
+        Raises
+        ------
+        ColumnError
+            If a column was not declared.
+        LengthMismatch
+            If the lengths differ, or rows lie beyond the declared number.
+        """
+        flux = np.asarray(flux, dtype=np.float32)
+        stop = start + flux.shape[0]
+        if stop > self.n_star:
+            raise LengthMismatch(f"{self.path}: row {stop} is beyond the {self.n_star} declared")
+        for name in columns:
+            if name not in self._columns:
+                raise ColumnError(f"column {name!r} was not declared for {self.path}")
+        arrays = {"flux": flux, "ivar": ivar, **columns}
+        for name, values in arrays.items():
+            n = np.shape(values)[0]
+            if n != flux.shape[0]:
+                raise LengthMismatch(f"{name!r} has {n} rows, flux {flux.shape[0]}")
+        with explaining(self.path):
+            _put(self._group, start, arrays)
+        self.note(start, stop)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Publish the store if every row was written, else keep (resumable) or remove it."""
+        with self._held, explaining(self.path):
+            if kind is None:
+                self._publish()
+            elif self._key is None:
+                discard(self.partial, self.path)
+
+    def _publish(self) -> None:
+        if self._rows != [(0, self.n_star)]:
+            raise LengthMismatch(
+                f"{self.path}: {self.n_written} rows written of {self.n_star} declared"
+            )
+        self._check_ids()
+        for torn in self.partial.rglob("*.partial"):  # Zarr's own, of writers that were killed.
+            torn.unlink(missing_ok=True)
+        write_manifest(self.partial)
+        (self.partial / _PROGRESS).unlink()
+        publish(self.partial, self.path, overwrite=self._overwrite)
+
+    def _resume(self) -> bool:
+        import zarr
+
+        if not (self.partial.exists() or self.partial.is_symlink()):
+            return False
+        require_ours(self.partial, _PROGRESS, f"{MANIFEST}/zarr.json")
+        state = read_stamp(self.partial / _PROGRESS)
+        if self._key is not None and state.get("key") == self._key:
+            self._group = zarr.open_group(str(self.partial), mode="r+")
+            # What a machine wrote just before it lost its power may be gone.
+            safe = "rows" if state.get("boot") == _boot() else "settled"
+            rows = [(int(first), int(last)) for first, last in state.get(safe, state["rows"])]
+            self._rows = self._settled = rows
+            logger.info("resuming %s after row %d", self.path, self.done)
+            return True
+        if self._key is not None and state.get("key") and not self._overwrite:
+            raise ResumeMismatch(
+                f"{self.partial} holds a partial store made with other settings; "
+                "finish that run, or pass --overwrite to discard it"
+            )
+        discard(self.partial, self.path)
+        return False
+
+    def _create(self, wave: NDArray[np.float64], header: dict[str, Any], chunk: int) -> None:
+        import zarr
+
+        self.partial.mkdir(parents=True)
+        self._put_progress({})
+        self._group = zarr.create_group(str(self.partial), zarr_format=3)
+        self._group.attrs["maury"] = header
+        n_star, n_pixel = self.n_star, wave.size
+        rows = min(chunk, max(n_star, 1))
+        for name, ucd in (
+            ("flux", "phot.flux.density;em.wl"),
+            ("ivar", "stat.weight;phot.flux.density"),
+        ):
+            array = self._group.create_array(
+                name,
+                shape=(n_star, n_pixel),
+                chunks=(rows, n_pixel),
+                dtype="float32",
+                fill_value=float("nan") if name == "flux" else 0.0,
+                dimension_names=("star", "pixel"),
+                compressors=_codecs(),
+            )
+            array.attrs.update({"units": "", "ucd": ucd})
+        wave_array = self._group.create_array(
+            "wave",
+            shape=(n_pixel,),
+            chunks=(n_pixel,),
+            dtype="float64",
+            dimension_names=("pixel",),
+            compressors=_codecs(),
+        )
+        wave_array[:] = wave
+        wave_array.attrs.update({"units": "Angstrom", "ucd": "em.wl", "medium": header["medium"]})
+        for column in self._columns.values():
+            self._create_column(column, max(rows, COLUMN_CHUNK_STARS // rows * rows))
+        self._note_progress()
+
+    def _create_column(self, column: Column, rows: int) -> None:
+        text = column.kind == "str"
+        integer = column.kind.startswith(("int", "bool"))
+        array = self._group.create_array(
+            column.name,
+            shape=(self.n_star,),
+            chunks=(max(1, min(rows, self.n_star)),),
+            dtype="str" if text else column.kind,
+            fill_value="" if text else (0 if integer else float("nan")),
+            dimension_names=("star",),
+            compressors=_codecs(),
+        )
+        array.attrs.update(
+            {"units": column.unit, "ucd": column.ucd, "description": column.description}
+        )
+
+    def _note_progress(self) -> None:
+        self._put_progress(
+            {"key": self._key, "rows": self._rows, "settled": self._settled, "boot": _boot()}
+        )
+
+    def _put_progress(self, state: Mapping[str, Any]) -> None:
+        temporary = (self.partial / _PROGRESS).with_name(".progress.tmp")
+        temporary.parent.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps(state), "utf-8")
+        temporary.replace(self.partial / _PROGRESS)
+
+    def _check_ids(self) -> None:
+        array: Any = self._group["id"]
+        require_unique(np.asarray(array[:], dtype=object), what=str(self.path))
+
+
+_PROGRESS = f"{MANIFEST}/progress.json"
+
+
+def _codecs() -> list[Any]:
+    """Return what compresses a chunk, and the checksum of what comes out."""
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return [ZstdCodec(level=0), Crc32cCodec()]
+
+
+def _boot() -> str | None:
+    """Identity of this run of this machine, where the system tells it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return None
+
+
+def put_rows(store: Path | str, start: int, arrays: Mapping[str, ArrayLike]) -> None:
+    """Write rows into the partial store of a `SurveyWriter` of another process.
+
+    Processes may write at the same time, each its own stretches (`SurveyWriter.stretch`).
+
+    Parameters
+    ----------
+    store : path-like
+        ``partial`` of the writer.
+    start : int
+        Number of the first row.
+    arrays : mapping of str to (n, ...) array_like
+        Flux, ivar and columns, or some of them.
+    """
+    import zarr
+
+    _put(zarr.open_group(str(store), mode="r+"), start, arrays)
+
+
+def _put(group: Any, start: int, arrays: Mapping[str, ArrayLike]) -> None:
+    for name, values in arrays.items():
+        data = np.asarray(values)
+        if data.dtype.kind in "UTS":
+            data = data.astype(object)
+        group[name][start : start + data.shape[0]] = data
+
+
+def require_unique(ids: ArrayLike, *, what: str) -> None:
+    """Raise `IdentifierError` if an identifier is empty or stands twice.
+
+    Parameters
+    ----------
+    ids : (n,) array_like of str
+        Identifiers.
+    what : str
+        File or store that they come from, for the message.
+    """
+    values, counts = np.unique(np.asarray(ids).astype(str), return_counts=True)
+    if values.size and values[0] == "":
+        raise IdentifierError(f"{what}: {counts[0]} rows have no identifier; give each one")
+    if np.any(counts > 1):
+        twice = values[counts > 1]
+        raise IdentifierError(
+            f"{what}: {twice.size} identifiers stand more than once, for example {twice[0]!r} "
+            f"({counts[counts > 1][0]} times); give each spectrum one of its own, and say in "
+            "'star_id' which spectra are of one star"
+        )
+
+
+def _resolve_columns(columns: Sequence[str | Column], labels: Sequence[Label]) -> dict[str, Column]:
+    known = columns_module.known(labels)
+    table = {"id": known["id"], "star_id": known["star_id"]}
+    for column in columns:
+        if isinstance(column, str):
+            if column not in known:
+                raise ColumnError(
+                    f"unknown column {column!r}; known: {', '.join(known)}; "
+                    "give a maury.labels.columns.Column to define another"
+                )
+            column = known[column]
+        table[column.name] = column
+    return table

@@ -1,0 +1,2 @@
+from .distillation import distil as distil
+from .runs import train as train

@@ -1,0 +1,261 @@
+"""Distil an ensemble into one small network, for quick looks and very large surveys.
+
+The student learns the calibrated answers of its teacher (Hinton, Vinyals & Dean 2015,
+arXiv:1503.02531): labels, errors and correlations, on simulated stars and, where a survey is given,
+on its spectra. It is saved as a model of the preset ``student``, and used as any other model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maury.errors import ConfigError
+from maury.evaluation.card import add_card
+from maury.io.config_files import read_toml
+from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
+from maury.model.directory import Member, Model
+from maury.model.networks.published import build, parse_settings
+from maury.model.networks.student import StudentConfig, StudentNetwork
+from maury.model.split import SHARES
+from maury.prediction.calibration import LEAST_STARS, Calibration
+from maury.prediction.self_check import with_canary
+from maury.survey.store import Survey
+from maury.training.distillation_data import SHEET_STARS, Sheet, SheetFolder, Teacher, join
+from maury.training.distillation_student import DistilConfig, Teaching
+from maury.training.member import epoch_seed, run_to_the_end, single_thread
+from maury.training.runs import completion
+from maury.version import __version__
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the work done and the work in all: sheets of stars, then passes over them."""
+
+CHECKPOINT_SECONDS = 20.0
+_SLOPE_STARS = 600
+
+
+@one_at_a_time("out")
+def distil(
+    model: Model | Path | str,
+    out: Path | str,
+    *,
+    survey: Survey | Path | str | None = None,
+    seed: int = 0,
+    config: Mapping[str, Any] | Path | str | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Model:
+    """Teach one small network the calibrated answers of a model, and write it as a model.
+
+    Everything in the making lies in ``<out>.part``. A run that was killed goes on from there,
+    and ends with the same bits as one that was not.
+
+    Parameters
+    ----------
+    model : Model or path-like
+        The teacher, of the preset ``maury``.
+    out : path-like
+        Model directory to write.
+    survey : Survey or path-like, optional
+        Real spectra to learn from besides simulated ones; the teacher's test and validation stars
+        are left out. If it holds at least 30 validation stars with labels, the student's errors
+        are calibrated on them, and it is covered and audited as a trained model. Otherwise its
+        errors are as it learnt them, and the coverage is that of the teacher.
+    seed : int
+        Seed of everything random.
+    config : mapping or path of a TOML file, optional
+        Sections ``[network]`` (`StudentConfig`) and ``[training]`` (`DistilConfig`).
+    progress : callable, optional
+        Called with (done, all).
+    overwrite : bool
+        Replace an existing model, and discard a partial one of other settings.
+
+    Returns
+    -------
+    Model
+        The student as written.
+
+    Raises
+    ------
+    ConfigError
+        If settings are wrong, all of them listed, or the model cannot teach.
+    GridMismatch
+        If the survey is not on the grid that the model's preparation takes.
+    TrainingError
+        If the loss is no longer finite.
+    OutputExists, ResumeMismatch
+        If a model, or a partial one of other settings, is in the way.
+    """
+    out = Path(out)
+    refuse_existing(out, overwrite=overwrite)
+    network, training = _settings(config)
+    teacher = Teacher(model if isinstance(model, Model) else Model.open(model))
+    if survey is not None and not isinstance(survey, Survey):
+        survey = Survey.open(survey)
+    network = network.model_copy(update={"photometry": teacher.photometry})
+    key = _fingerprint(teacher.model, survey, network, training, seed)
+    holds = "a student of another teacher, survey or settings"
+    work = work_folder(out, key, holds=holds, overwrite=overwrite)
+    total = training.sheets + training.passes
+    tell = progress or (lambda done, total: None)
+    with single_thread(), torch.random.fork_rng(devices=[]):
+        student = _blank(teacher, network, seed)
+        folder = SheetFolder(work)
+        for number in range(training.sheets):
+            if not folder.has(number):
+                rng = np.random.default_rng([seed, number])
+                folder.put(number, _sheet(teacher, student, survey, training, rng))
+            tell(number + 1, total)
+        slopes = _slopes(teacher, training, seed)
+        run = run_to_the_end(
+            lambda: Teaching(
+                _blank(teacher, network, seed), folder.load(training.sheets), slopes, training
+            ),
+            checkpoint=work / "checkpoint.safetensors",
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+            on_epoch=lambda epoch, *_: tell(training.sheets + epoch, total),
+        )
+    weights = {name: tensor.numpy() for name, tensor in run.taught_weights().items()}
+    taught = _assemble(teacher, network, training, weights, survey=survey, seed=seed)
+    saved = taught.save(work / "model", weights=[weights], overwrite=True)
+    result = _complete(saved, teacher.model, survey).save(out, overwrite=overwrite)
+    add_card(result, survey if survey is not None and survey.label_names else None)
+    discard(work, out)
+    return result
+
+
+def _settings(
+    config: Mapping[str, Any] | Path | str | None,
+) -> tuple[StudentConfig, DistilConfig]:
+    if isinstance(config, Path | str):
+        config = read_toml(config, what="settings")
+    sections = dict(config or {})
+    network_options = dict(sections.pop("network", {}))
+    training_options = dict(sections.pop("training", {}))
+    network_options.pop("preset", None)
+    problems = [f"there is no section [{name}] (known: network, training)" for name in sections]
+    network = parse_settings(StudentConfig, network_options, "network", problems)
+    training = parse_settings(DistilConfig, training_options, "training", problems)
+    if network is None or training is None or problems:
+        raise ConfigError("the settings are wrong:\n  " + "\n  ".join(problems))
+    return network, training
+
+
+def _blank(teacher: Teacher, config: StudentConfig, seed: int) -> StudentNetwork:
+    model = teacher.model
+    torch.manual_seed(epoch_seed(seed, 0))
+    n_observable = len(model.preparation.observable_names) if teacher.photometry else 0
+    student = build(config, model.n_pixel, n_observable, len(model.labels))
+    assert isinstance(student, StudentNetwork)
+    for name, values in teacher.flux_scale().items():
+        student.get_buffer(name).copy_(values)
+    return student
+
+
+def _sheet(
+    teacher: Teacher,
+    student: StudentNetwork,
+    survey: Survey | None,
+    config: DistilConfig,
+    rng: np.random.Generator,
+) -> Sheet:
+    n_star = min(SHEET_STARS, config.stars)
+    sheet = teacher.sheet(teacher.simulated(n_star, rng), student)
+    n_row = round(config.survey_share * n_star)
+    if survey is None or n_row == 0:
+        return sheet
+    return join(sheet, teacher.sheet(teacher.observed(survey, n_row, rng), student))
+
+
+def _slopes(teacher: Teacher, config: DistilConfig, seed: int) -> Tensor:
+    rng = np.random.default_rng([seed, config.sheets])
+    return teacher.slopes(teacher.simulated(min(_SLOPE_STARS, config.stars), rng))
+
+
+def _assemble(
+    teacher: Teacher,
+    network: StudentConfig,
+    training: DistilConfig,
+    weights: Mapping[str, NDArray[np.float32]],
+    *,
+    survey: Survey | None,
+    seed: int,
+) -> Model:
+    """Return the student as a model, not saved and not calibrated yet."""
+    model = teacher.model
+    settings = {**dict(model.training.get("settings", {})), "training": training.model_dump()}
+    # By way of its teacher a student knows all training stars.
+    history = {name: value for name, value in model.training.items() if name != SHARES}
+    origin = {
+        "checksum": model.checksum,
+        "name": model.path.name if model.path else "",
+        "preset": model.network["name"],
+        "members": len(model.kept),
+        "survey": survey.path.name if survey is not None else None,
+    }
+    versions = {"maury": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    taught = replace(
+        model,
+        network={"name": network.name, **network.model_dump(mode="json")},
+        tensors={name: array.shape for name, array in weights.items()},
+        members=(
+            Member.numbered(0, seed=seed, best_epoch=training.passes, n_epochs=training.passes),
+        ),
+        seed=seed,
+        training={**history, "settings": settings},
+        provenance={**model.provenance, **versions, "distilled_from": origin},
+        attachments=MappingProxyType({}),
+        path=None,
+    )
+    return taught.with_arrays(
+        "sky", model.arrays("sky"), metadata=model.attachments["sky"].metadata
+    )
+
+
+def _complete(student: Model, teacher: Model, survey: Survey | None) -> Model:
+    """Calibrate, cover and audit the student on the survey, or inherit from the teacher."""
+    if survey is not None:
+        held = student.split.contains("validation", survey.star_id)
+        known = set(student.label_names) <= set(survey.column_names)
+        if known and held.sum() >= LEAST_STARS:
+            whole = completion(survey)(student)
+            if "calibration" in whole.attachments:
+                return whole
+    if "calibration" not in teacher.attachments:
+        return with_canary(student)
+    taught = Calibration.from_arrays(teacher.arrays("calibration"))
+    # The student has learnt calibrated errors, so that no factor is left.
+    rest = replace(taught, size=np.zeros_like(taught.size), course=np.zeros_like(taught.course))
+    student = student.with_arrays("calibration", rest.to_arrays())
+    if "coverage" in teacher.attachments:
+        student = student.with_arrays("coverage", teacher.arrays("coverage"))
+    return with_canary(student)
+
+
+def _fingerprint(
+    teacher: Model,
+    survey: Survey | None,
+    network: StudentConfig,
+    training: DistilConfig,
+    seed: int,
+) -> str:
+    """Identity of all that determines the weights."""
+    real = None
+    if survey is not None:
+        real = survey.fingerprint
+    settings = (network.model_dump(mode="json"), training.model_dump(mode="json"))
+    identity = [teacher.checksum, real, settings, seed, torch.__version__]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -1,0 +1,284 @@
+"""What an ensemble answers to many stars, written down for a student to learn.
+
+A sheet holds simulated stars, some of them without a part of their inputs, and rows of a survey
+where one is given. Each sheet is drawn from (seed, number of the sheet), so that a run that is
+killed goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from maury.errors import ConfigError, OutputError
+from maury.io.files import writing
+from maury.labels.flags import FLAG_DTYPE
+from maury.model.directory import Model
+from maury.model.inference import EnsembleNetwork, load_members
+from maury.model.networks.student import StudentNetwork
+from maury.prediction.uncertainty import Trust
+from maury.simulation.sky import Sky
+from maury.spectra.preparation import Inputs
+from maury.survey.store import Survey
+from maury.training.simulated import SimulatedTraining, drop_inputs
+
+SHEET_STARS = 16384
+"""Stars of one sheet."""
+_OBSERVED_ANEW = 4
+"""Spectra of a sheet for each simulated star: noise differs, and so may what is missing."""
+_SURVEY_BLOCK = 128
+_FLUX_FLOOR = np.float32(0.05)
+
+Float32s = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Stars as a student sees them, and what the teacher says of them.
+
+    Attributes
+    ----------
+    pixels : (n_star, n_pixel) float16 tensor
+        As of `maury.model.networks.student.StudentNetwork.see`.
+    other : (n_star, n_other) float32 tensor
+        Likewise.
+    mean, sigma : (n_star, n_label) float32 tensor
+        Scaled labels and their calibrated errors.
+    correlation : (n_star, n_pair) float32 tensor
+        Of all pairs of labels, in the order of ``numpy.triu_indices``.
+    """
+
+    pixels: Tensor
+    other: Tensor
+    mean: Tensor
+    sigma: Tensor
+    correlation: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def rows(self, index: Tensor) -> Sheet:
+        """Return the stars of `index`, with pixels in float32."""
+        return Sheet(self.pixels[index].float(), *(self._tensors(index)))
+
+    def _tensors(self, index: Tensor) -> list[Tensor]:
+        rest = (self.other, self.mean, self.sigma, self.correlation)
+        return [tensor[index] for tensor in rest]
+
+
+class Teacher:
+    """A model whose calibrated answers are to be learnt.
+
+    Parameters
+    ----------
+    model : Model
+        Saved, of the preset ``maury``.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot simulate its survey, as other presets cannot, or is a student itself.
+    """
+
+    def __init__(self, model: Model) -> None:
+        name = model.network["name"]
+        if "sky" not in model.attachments or name == "student":
+            raise ConfigError(
+                f"a student learns from stars that its teacher simulates, which {model.path} of "
+                f"the preset '{name}' cannot teach; give a model of the preset maury"
+            )
+        self.model = model
+        self.sky = Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+        self.photometry = model.network.get("photometry") is not False
+        self._network = EnsembleNetwork(model)
+        trust = Trust.load(model, self._network)
+        self._trust = None if trust is None else replace(trust, coverage=None)
+        self._settings = _training_of(model)
+
+    def flux_scale(self) -> Mapping[str, Tensor]:
+        """Centre and scale of each pixel, as of the first network."""
+        weights = self.model.weights(self.model.kept[0])
+        return {name: torch.from_numpy(weights[name]) for name in ("flux_centre", "flux_scale")}
+
+    def simulated(self, n_star: int, rng: np.random.Generator) -> Inputs:
+        """Simulate stars, some without a part of their inputs."""
+        settings = self._settings
+        n_drawn = max(1, n_star // _OBSERVED_ANEW)
+        pool = self.sky.pool(n_drawn, rng, draw=settings.draw, noise=settings.noise)
+        flux, ivar, observables, _ = pool.batch(n_star, rng)
+        n_observable = len(self.model.preparation.observable_names)
+        if observables.shape[1] != n_observable:
+            observables = np.full((n_star, n_observable), np.nan)
+        signal = np.sqrt(ivar * np.maximum(flux, _FLUX_FLOOR))
+        snr = np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
+        inputs = Inputs(
+            flux=flux,
+            ivar=ivar,
+            observables=observables.astype(np.float32),
+            observable_errors=np.full(observables.shape, np.nan, dtype=np.float32),
+            flags=np.zeros(n_star, FLAG_DTYPE),
+            snr=snr,
+            wave_aa=self.model.wave_aa,
+            medium=self.model.medium,
+        )
+        return self._dropped(inputs, rng)
+
+    def observed(self, survey: Survey, n_star: int, rng: np.random.Generator) -> Inputs:
+        """Read some rows of a survey (see `rows`), some without a part of their inputs."""
+        batch = survey.rows(self.rows(survey, n_star, rng))
+        return self._dropped(self.model.preparation.apply(batch), rng)
+
+    def rows(self, survey: Survey, n_star: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Choose about `n_star` rows of a survey, in blocks at random.
+
+        Test and validation stars of the teacher are left out.
+        """
+        n_block = -(-len(survey) // _SURVEY_BLOCK)
+        first = rng.permutation(n_block)[: -(-n_star // _SURVEY_BLOCK)] * _SURVEY_BLOCK
+        rows = np.sort((first[:, None] + np.arange(_SURVEY_BLOCK)).ravel())
+        rows = rows[rows < len(survey)]
+        split, star_id = self.model.split, survey.star_id[rows]
+        held = split.contains("test", star_id) | split.contains("validation", star_id)
+        return np.asarray(rows[~held], dtype=np.int64)
+
+    def _dropped(self, inputs: Inputs, rng: np.random.Generator) -> Inputs:
+        sources = self.model.preparation.sources
+        ivar, observables = drop_inputs(
+            inputs.ivar,
+            inputs.observables.astype(np.float64),
+            sources if self.photometry else sources[:0],
+            dropping=self._settings.dropping,
+            rng=rng,
+        )
+        # The S/N of a spectrum that is not there is not known either.
+        snr = np.where((ivar > 0).any(axis=1), inputs.snr, np.nan)
+        return replace(inputs, ivar=ivar, observables=observables.astype(np.float32), snr=snr)
+
+    def sheet(self, inputs: Inputs, student: StudentNetwork) -> Sheet:
+        """Write down the answers to some stars; those without an answer are left out."""
+        answer = self._network.predict(inputs)
+        sigma, covariance = answer.sigma, answer.covariance
+        if self._trust is not None:
+            found = self._trust.assess(inputs, answer)
+            sigma, covariance = found.sigma, found.covariance
+        assert covariance is not None, "networks of the preset maury predict a covariance"
+        known = np.isfinite(answer.mean).all(axis=1) & np.isfinite(sigma).all(axis=1)
+        first, second = np.triu_indices(sigma.shape[1], 1)
+        pairs = covariance[:, first, second] / (sigma[:, first] * sigma[:, second])
+        scaling = self.model.scaling
+        observables = scaling.observables.forward(inputs.observables)[known]
+        seen = (inputs.flux[known], inputs.ivar[known], observables[:, : student.n_observable])
+        with torch.no_grad():
+            pixels, other = student.see(*(torch.from_numpy(array) for array in seen))
+        told = (scaling.labels.forward(answer.mean), sigma / scaling.labels.scale, pairs)
+        rest = (torch.from_numpy(array[known].astype(np.float32)) for array in told)
+        return Sheet(pixels.half(), other, *rest)
+
+    def slopes(self, inputs: Inputs) -> Tensor:
+        """Return derivatives of all labels, in units of their errors, by the scaled pixels.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Stars at which they are taken.
+
+        Returns
+        -------
+        (n_star x n_label, n_pixel) float32 tensor
+        """
+        answer = self._network.predict(inputs)
+        error = torch.from_numpy(answer.sigma / self.model.scaling.labels.scale).float()
+        observables = self.model.scaling.observables.forward(inputs.observables)
+        members = load_members(self.model)
+        flux = torch.from_numpy(inputs.flux.copy()).requires_grad_()
+        ivar = torch.from_numpy(inputs.ivar)
+        seen = torch.from_numpy(observables if self.photometry else observables[:, :0].copy())
+        mean = sum(member(flux, ivar, seen).mean for member in members) / len(members)
+        scale = self.flux_scale()["flux_scale"]
+        slopes = [
+            torch.autograd.grad(label.sum(), flux, retain_graph=True)[0] * scale
+            for label in (mean / error).T
+        ]
+        return torch.cat(slopes)
+
+
+def _training_of(model: Model) -> SimulatedTraining:
+    """How the stars of a model were simulated; the defaults where that is not recorded."""
+    try:
+        return SimulatedTraining.model_validate(model.training["settings"]["training"])
+    except (KeyError, ValidationError):
+        return SimulatedTraining()
+
+
+_FIELDS = ("pixels", "other", "mean", "sigma", "correlation")
+
+
+@dataclass(frozen=True)
+class SheetFolder:
+    """Sheets in a directory, one .npy file per array."""
+
+    path: Path
+
+    def has(self, number: int) -> bool:
+        """Whether a sheet is whole."""
+        return self._sums(number).is_file()
+
+    def put(self, number: int, sheet: Sheet) -> None:
+        """Write a sheet; its checksums appear when all else is there."""
+        sums = {}
+        for name in _FIELDS:
+            array = np.ascontiguousarray(getattr(sheet, name).numpy())
+            with writing(self._file(number, name), overwrite=True) as partial:
+                np.save(partial, array)
+            sums[name] = zlib.crc32(array.data)
+        with writing(self._sums(number), overwrite=True) as partial:
+            partial.write_text(json.dumps(sums), "utf-8")
+
+    def load(self, n_sheet: int) -> Sheet:
+        """Read the first sheets, joined.
+
+        Raises
+        ------
+        OutputError
+            If one is damaged; it is then removed.
+        """
+        read = [self._read(number) for number in range(n_sheet)]
+        arrays = {name: np.concatenate([one[name] for one in read]) for name in _FIELDS}
+        return Sheet(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _read(self, number: int) -> dict[str, NDArray[Any]]:
+        try:
+            sums = json.loads(self._sums(number).read_text("utf-8"))
+            arrays = {name: np.load(self._file(number, name), "r") for name in _FIELDS}
+            whole = all(zlib.crc32(arrays[name].data) == sums[name] for name in _FIELDS)
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            self._sums(number).unlink(missing_ok=True)
+            raise OutputError(
+                f"{self.path}: sheet {number} of the lesson is damaged, and is removed; give the "
+                "same command again, which makes it anew"
+            )
+        return arrays
+
+    def _sums(self, number: int) -> Path:
+        return self.path / f"sheet-{number:04d}.json"
+
+    def _file(self, number: int, name: str) -> Path:
+        return self.path / f"sheet-{number:04d}-{name}.npy"
+
+
+def join(first: Sheet, second: Sheet) -> Sheet:
+    """Return one sheet of the stars of both."""
+    pairs = ((getattr(first, name), getattr(second, name)) for name in _FIELDS)
+    return Sheet(*(torch.cat(pair) for pair in pairs))

@@ -1,0 +1,530 @@
+"""Many members: their seeds, their processes, the choice among them, and their joint answer."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+
+from maury.errors import ConfigError, TrainingError
+from maury.io.cluster import Cluster
+from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
+from maury.labels import definitions as labels_module
+from maury.labels.definitions import LABEL_NAMES
+from maury.model.directory import LOSSES, Affine, Float64s, Member, Model, Scaling
+from maury.model.inference import has_observables, has_spectrum
+from maury.model.networks.published import NetworkConfig
+from maury.model.split import PARTS, SHARES, SplitRecord, spared_by, split_rows
+from maury.simulation.emulator import Emulator
+from maury.simulation.sky import ADVICE, Sky
+from maury.spectra.batch import Batch
+from maury.spectra.spectra import Medium
+from maury.survey.store import Survey
+from maury.training.parent import LEAST_STARS, Inheritance
+from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
+from maury.training.settings import ChoiceConfig as ChoiceConfig
+from maury.training.settings import EnsembleConfig as EnsembleConfig
+from maury.training.settings import resolve
+from maury.training.simulated import SimulatedTraining
+from maury.version import __version__
+
+logger = logging.getLogger(__name__)
+CHECKPOINT_SECONDS = 20.0
+"""Least time between two checkpoints of a member."""
+"""Attachment of a model: ``member_000`` and so on, (n_epoch, 2) float64, training and validation
+loss of each epoch, NaN where there is none."""
+_READ_ROWS = 2048
+_LEAST_STARS = 30
+_N_SHARE = 8
+_LEAST_SHARED = 80
+Float32s = NDArray[np.float32]
+
+
+@one_at_a_time("model")
+def train(
+    survey: Survey | Path | str,
+    model: Path | str,
+    *,
+    preset: str | None = None,
+    members: int | None = None,
+    seed: int = 0,
+    config: EnsembleConfig | Mapping[str, Any] | Path | str | None = None,
+    split: str | None = None,
+    n_processes: int | None = None,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    complete: Callable[[Model], Model] = lambda model: model,
+    parent: Inheritance | None = None,
+) -> Model:
+    """Train an ensemble on the labelled spectra of a survey and write its model directory.
+
+    Everything in the making lies in ``<model>.part``. A run that was killed goes on from there,
+    and ends with the same bits as one that was not.
+
+    Parameters
+    ----------
+    survey : Survey or path-like
+        Spectra, at least some of them with labels.
+    model : path-like
+        Model directory to write.
+    preset : str, optional
+        Architecture, in place of that of `config`; ``maury`` by default.
+    members : int, optional
+        Number of networks, in place of that of `config`.
+    seed : int
+        Seed of the split and of every member.
+    config : EnsembleConfig, mapping or path of a TOML file, optional
+        All other settings.
+    split : {"star", "published"}, optional
+        Rule of the split, in place of that of `config`.
+    n_processes : int, optional
+        Members trained at a time, one thread each; as many as there are processors by default.
+    cluster : Cluster, optional
+        Workers to train the members on (`maury.io.cluster.connect`), in place of processes here.
+    progress : callable, optional
+        Called with a `maury.training.processes.MemberEvent` after each epoch of each member.
+    overwrite : bool
+        Replace an existing model, and discard a partial one of other settings.
+    complete : callable
+        Given the trained model before it gets its name; what it returns is written.
+    parent : Inheritance, optional
+        A model to start from (`maury.training.transfer`); for settings of the preset ``maury``
+        only.
+
+    Returns
+    -------
+    Model
+        The model as written.
+
+    Raises
+    ------
+    ConfigError
+        If settings are wrong; all of them are listed. If the preset ``maury`` cannot simulate such
+        a survey.
+    TrainingError
+        If too few stars have labels and inputs, or a member fails.
+    OutputExists, ResumeMismatch
+        If a model, or a partial one of other settings or data, is in the way.
+    """
+    path = Path(model)
+    refuse_existing(path, overwrite=overwrite)
+    settings = resolve(config, preset=preset, members=members, split=split)
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    settings = settings.seen_at(survey.resolving_power)
+    stars = _collect(survey, settings, seed, parent)
+    key = _fingerprint(settings, seed, stars, parent)
+    holds = "a training of other settings or data"
+    folder = WorkFolder(work_folder(path, key, holds=holds, overwrite=overwrite))
+    if not settings.network.simulates:
+        for part in ("train", "validation"):
+            folder.put_sample(part, *stars.sample(part))
+    else:
+        _put_skies(folder, stars, settings, seed, parent)
+    n_members = settings.ensemble.members
+    seeds = [
+        int(child.generate_state(1, np.uint64)[0] >> 1)
+        for child in np.random.SeedSequence(seed).spawn(n_members)
+    ]
+    jobs = [
+        MemberJob(
+            folder=folder.path,
+            member=number,
+            seed=member_seed,
+            preset=settings.network.name,
+            network=settings.network.model_dump(mode="json"),
+            training=settings.training,
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+        )
+        for number, member_seed in enumerate(seeds)
+    ]
+    n_processes = min(n_processes or os.cpu_count() or 1, n_members)
+    train_members(
+        jobs,
+        n_processes=n_processes,
+        progress=progress or (lambda event: None),
+        cluster=cluster,
+    )
+    trained = _assemble(folder, settings, stars, jobs, survey, seed, parent)
+    result = complete(trained).save(path, overwrite=overwrite)
+    discard(folder.path, path)
+    return result
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Prepared rows, in the order of the survey."""
+
+    rows: NDArray[np.int64]
+    flux: Float32s
+    ivar: Float32s
+    observables: Float64s
+    wave_aa: Float64s
+    medium: Medium
+
+
+@dataclass(frozen=True)
+class _Stars:
+    """Prepared rows of a survey that can train, and how they were divided."""
+
+    labels: tuple[labels_module.Label, ...]
+    star_id: NDArray[np.str_]
+    table: _Table
+    truth: Float64s
+    truth_error: Float64s
+    parts: Mapping[str, NDArray[np.int64]]
+    split: SplitRecord
+    scaling: Scaling
+    takes_observables: bool
+    dropped: Mapping[str, int]
+
+    def sample(self, part: str) -> tuple[Float32s, Float32s, Float32s, Float32s]:
+        """Flux, observables, target and variance of a part, scaled."""
+        rows = self.parts[part]
+        observables = self.scaling.observables.forward(self.table.observables[rows])
+        error = self.truth_error[rows] / self.scaling.labels.scale
+        variance = np.where(np.isfinite(error), error, 0.0).astype(np.float32) ** 2
+        return (
+            self.table.flux[rows],
+            observables if self.takes_observables else observables[:, :0],
+            self.scaling.labels.forward(self.truth[rows]),
+            variance,
+        )
+
+
+def _collect(
+    survey: Survey, settings: EnsembleConfig, seed: int, parent: Inheritance | None
+) -> _Stars:
+    """Prepare the labelled rows of a survey and divide them; rows that cannot train are counted."""
+    if parent is not None:
+        parent.check_labels(survey)
+        names, labels = parent.model.label_names, parent.model.labels
+    else:
+        names = _names(settings.ensemble.labels or survey.label_names, settings)
+        labels = labels_module.select(names, survey.label_definitions)
+    truth = survey.labels(names)
+    labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
+    if not names or labelled.size == 0:
+        raise TrainingError(
+            f"{survey.path} has no labels to learn ({', '.join(names) or 'none'} given); "
+            "ingest it with labels, or name others in [ensemble] labels"
+        )
+    star_id = survey.star_id[labelled]
+    split = split_rows(star_id, config=settings.split, seed=seed)
+    if parent is not None:
+        split = parent.divide(split, star_id)
+    dropped = {"no label": int(len(survey) - labelled.size)}
+    table = _prepare(survey, labelled, settings, dropped)
+    if settings.network.simulates:
+        Sky.require_grid(table.wave_aa, table.medium, _simulated(settings).observing)
+        if parent is not None:
+            parent.check_grid(table.wave_aa, table.medium)
+        table = _complete(table, parent.fill(truth) if parent else truth, dropped)
+    usable = np.isin(labelled, table.rows)
+    parts = {
+        part: np.searchsorted(table.rows, labelled[rows[usable[rows]]])
+        for part, rows in ((part, split.part(part)) for part in PARTS)
+    }
+    # A child takes over what it cannot learn, be it a label or the size of errors.
+    needed = ("train", "validation") if parent is None else ()
+    for part in needed:
+        if parts[part].size == 0:
+            raise TrainingError(
+                f"no {part} star can be used: of {len(survey)} rows, left out are "
+                f"{_counts(dropped)}; give more stars with labels and inputs"
+            )
+    truth = truth[table.rows]
+    for part in needed:
+        _require_values(names, truth[parts[part]], part)
+    least = _LEAST_STARS if parent is None else LEAST_STARS
+    if settings.network.simulates and parts["train"].size < least:
+        raise TrainingError(
+            f"the preset 'maury' calibrates theory on at least {least} training stars, got "
+            f"{parts['train'].size}; left out are {_counts(dropped)}"
+        )
+    scaling = parent.model.scaling if parent else _scaling(table, truth, parts["train"], settings)
+    return _Stars(
+        labels=labels,
+        star_id=survey.star_id[table.rows],
+        table=table,
+        truth=truth,
+        truth_error=survey.label_errors(names)[table.rows],
+        parts=parts,
+        split=SplitRecord.of(
+            split,
+            star_id,
+            usable=usable,
+            validation_use="calibration" if settings.network.simulates else "choice",
+        ),
+        scaling=scaling,
+        takes_observables=settings.network.photometry,
+        dropped=dropped,
+    )
+
+
+def _scaling(
+    table: _Table, truth: Float64s, rows: NDArray[np.int64], settings: EnsembleConfig
+) -> Scaling:
+    rule = settings.network.scaling
+    return Scaling(
+        Affine.measure(table.observables[rows], rule=rule), Affine.measure(truth[rows], rule=rule)
+    )
+
+
+def _names(names: Sequence[str], settings: EnsembleConfig) -> tuple[str, ...]:
+    """Labels to learn, in the order of the network's outputs."""
+    if not settings.network.simulates or not names:
+        return tuple(names)
+    if set(names) != set(LABEL_NAMES):
+        raise ConfigError(
+            f"the preset 'maury' simulates stars by the labels {', '.join(LABEL_NAMES)}, got "
+            f"{', '.join(names)}; {ADVICE}"
+        )
+    return LABEL_NAMES
+
+
+def _complete(table: _Table, truth: Float64s, dropped: dict[str, int]) -> _Table:
+    """Rows of which all labels are known, as only such stars can be simulated."""
+    whole = np.isfinite(truth[table.rows]).all(axis=1)
+    dropped["incomplete labels"] = int((~whole).sum())
+    return replace(
+        table,
+        rows=table.rows[whole],
+        flux=table.flux[whole],
+        ivar=table.ivar[whole],
+        observables=table.observables[whole],
+    )
+
+
+def _put_skies(
+    folder: WorkFolder,
+    stars: _Stars,
+    settings: EnsembleConfig,
+    seed: int,
+    parent: Inheritance | None,
+) -> None:
+    """Write what simulates the stars: of all training stars, and of those that a member knows."""
+    rows = stars.parts["train"]
+    n_members, n_share = settings.ensemble.members, _n_share(stars, parent)
+    if not folder.has_sky():
+        sky = _fit_sky(stars, rows, settings, parent)
+        if parent is not None:
+            for number, start in enumerate(parent.starts(sky, n_members, seed)):
+                folder.put_start(number, start)
+        folder.put_sky(sky, _sources(settings))
+    if not n_share:
+        return
+    share = spared_by(stars.star_id[rows], n_share=n_share, seed=seed)
+    for member in range(n_members):
+        if not folder.has_sky(member):
+            known = rows[share != member % n_share]
+            folder.put_sky(_fit_sky(stars, known, settings, parent), _sources(settings), member)
+
+
+def _n_share(stars: _Stars, parent: Inheritance | None) -> int:
+    """Shares of the training stars of which each member spares one; 0 if it knows all of them.
+
+    A child of another model has too few stars to spare any; those without a name cannot be told
+    from each other.
+    """
+    rows = stars.parts["train"]
+    enough = rows.size >= _LEAST_SHARED and bool((stars.star_id[rows] != "").all())
+    return _N_SHARE if enough and parent is None else 0
+
+
+def _fit_sky(
+    stars: _Stars, rows: NDArray[np.int64], settings: EnsembleConfig, parent: Inheritance | None
+) -> Sky:
+    table = stars.table
+    observables, labels = table.observables[rows], stars.truth[rows]
+    sky = Sky.fit(
+        table.wave_aa,
+        table.flux[rows],
+        table.ivar[rows],
+        labels=parent.fill(labels) if parent else labels,
+        observables=observables if stars.takes_observables else observables[:, :0],
+        observing=_simulated(settings).observing,
+        medium=table.medium,
+        parent=parent.sky if parent else None,
+    )
+    if parent is None:
+        return sky
+    return parent.extend(sky, whole=np.asarray(np.isfinite(labels).all(axis=1)))
+
+
+def _sources(settings: EnsembleConfig) -> NDArray[np.bool_]:
+    sources = settings.preparation.sources
+    return sources if settings.network.photometry else sources[:0, :0]
+
+
+def _simulated(settings: EnsembleConfig) -> SimulatedTraining:
+    assert isinstance(settings.training, SimulatedTraining), "such are the settings of the preset"
+    return settings.training
+
+
+def _prepare(
+    survey: Survey, labelled: NDArray[np.int64], settings: EnsembleConfig, dropped: dict[str, int]
+) -> _Table:
+    """Prepare rows batch by batch; count in `dropped` those that the network cannot take."""
+    settings.preparation.require_columns(survey.column_names, what=str(survey.path))
+    rows, flux, ivar, observables = [], [], [], []
+    dropped |= {"no usable pixel": 0, "missing observable": 0}
+    for start in range(0, len(survey), _READ_ROWS):
+        chosen = labelled[(labelled >= start) & (labelled < start + _READ_ROWS)]
+        if chosen.size == 0:
+            continue
+        batch = survey.batch(start, min(start + _READ_ROWS, len(survey)))
+        inputs = settings.preparation.apply(_rows(batch, chosen - start))
+        blank = ~has_spectrum(inputs)
+        lacking = ~blank & ~has_observables(inputs, settings.network)
+        dropped["no usable pixel"] += int(blank.sum())
+        dropped["missing observable"] += int(lacking.sum())
+        usable = ~(blank | lacking)
+        rows.append(chosen[usable])
+        flux.append(inputs.flux[usable])
+        ivar.append(inputs.ivar[usable])
+        observables.append(inputs.observables[usable].astype(np.float64))
+    return _Table(
+        np.concatenate(rows),
+        np.concatenate(flux),
+        np.concatenate(ivar),
+        np.concatenate(observables),
+        inputs.wave_aa,
+        inputs.medium,
+    )
+
+
+def _rows(batch: Batch, index: NDArray[np.int64]) -> Batch:
+    spectra = batch.spectra.replace(flux=batch.spectra.flux[index], ivar=batch.spectra.ivar[index])
+    columns = {name: values[index] for name, values in batch.columns.items()}
+    return Batch(spectra, MappingProxyType(columns))
+
+
+def _require_values(names: Sequence[str], truth: Float64s, part: str) -> None:
+    empty = [n for n, k in zip(names, np.isfinite(truth).sum(axis=0), strict=True) if k == 0]
+    if empty:
+        raise TrainingError(
+            f"no {part} star has a value of {', '.join(empty)}; "
+            "leave these out by naming the others in [ensemble] labels"
+        )
+
+
+def _counts(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+
+
+def _fingerprint(
+    settings: EnsembleConfig, seed: int, stars: _Stars, parent: Inheritance | None
+) -> str:
+    """Identity of all that determines the weights of a member."""
+    identity = settings.to_json()
+    if parent is not None:
+        identity["parent"] = parent.model.checksum
+    del identity["ensemble"]
+    digest = hashlib.sha256(json.dumps([identity, seed, torch.__version__]).encode())
+    arrays = [*stars.sample("train"), *stars.sample("validation")]
+    if settings.network.simulates:
+        digest.update(Emulator.load().spec.checksum.encode())
+        arrays = [*stars.sample("train"), stars.table.ivar[stars.parts["train"]]]
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def choose(losses: NDArray[np.float64], choice: ChoiceConfig) -> NDArray[np.bool_]:
+    """Which members are kept.
+
+    Guiglion et al. (2020): those whose loss is at or below the 80th percentile. At least
+    `choice.keep_at_least` of the best are kept, as far as there are so many.
+
+    Parameters
+    ----------
+    losses : (n_member,) float64
+        Validation loss of each member; where one is NaN, there is nothing to choose by and all
+        are kept.
+    choice : ChoiceConfig
+        Percentile and least number.
+    """
+    if np.isnan(losses).any():
+        return np.ones(losses.size, dtype=np.bool_)
+    kept = losses <= np.percentile(losses, choice.percentile)
+    kept[np.argsort(losses, kind="stable")[: choice.keep_at_least]] = True
+    return np.asarray(kept, dtype=np.bool_)
+
+
+def _assemble(
+    folder: WorkFolder,
+    settings: EnsembleConfig,
+    stars: _Stars,
+    jobs: list[MemberJob],
+    survey: Survey,
+    seed: int,
+    parent: Inheritance | None,
+) -> Model:
+    """Put the trained members together, as a model in the work folder."""
+    results = [folder.result(job.member) for job in jobs]
+    losses = [math.nan if r.validation_loss is None else r.validation_loss for r in results]
+    kept = choose(np.array(losses), settings.ensemble)
+    members = tuple(
+        Member.numbered(
+            job.member,
+            seed=job.seed,
+            validation_loss=result.validation_loss,
+            best_epoch=result.best_epoch,
+            n_epochs=result.n_epochs,
+            kept=bool(keep),
+        )
+        for job, result, keep in zip(jobs, results, kept, strict=True)
+    )
+    weights = [{name: t.numpy() for name, t in result.weights.items()} for result in results]
+    recorded = settings.to_json()
+    shares = _n_share(stars, parent) if settings.network.simulates else 0
+    origin = {"transferred_from": parent.record()} if parent else {}
+    model = Model(
+        labels=stars.labels,
+        network={"name": settings.network.name, **settings.network.model_dump(mode="json")},
+        preparation=settings.preparation,
+        scaling=stars.scaling,
+        wave_aa=stars.table.wave_aa,
+        medium=stars.table.medium,
+        tensors={name: array.shape for name, array in weights[0].items()},
+        members=members,
+        split=stars.split,
+        simulated=survey.simulated or bool(parent and parent.model.simulated),
+        seed=seed,
+        training={
+            "settings": {name: recorded[name] for name in ("training", "split", "ensemble")},
+            "dropped": dict(stars.dropped),
+        }
+        | ({SHARES: shares} if shares else {}),
+        provenance=_provenance(settings.network, survey) | origin,
+    )
+    if settings.network.simulates:
+        arrays, about = folder.sky()[0].to_arrays()
+        model = model.with_arrays("sky", arrays, metadata=about)
+    recorded_losses = {f"member_{job.member:03d}": folder.losses(job.member) for job in jobs}
+    model = model.with_arrays(LOSSES, recorded_losses)
+    return model.save(folder.path / "model", weights=weights, overwrite=True)
+
+
+def _provenance(network: NetworkConfig, survey: Survey) -> dict[str, Any]:
+    return {
+        "maury": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+        "licence": network.licence,
+        "citation": network.paper,
+        "bibtex_key": network.bibtex_key,
+        "survey": {"name": survey.path.name, **dict(survey.provenance)},
+    }

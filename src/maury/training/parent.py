@@ -1,0 +1,249 @@
+"""What a model hands on to one for another survey: theory, stars, scalings, weights, split.
+
+Theory differs from the sky in ways that belong to the stars and not to the spectrograph, and the
+relations between labels and magnitudes are the same in every survey. A model that was calibrated
+on thousands of stars thus knows most of what one for another survey must learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.spatial import cKDTree
+
+from maury.errors import ConfigError, GridMismatch, ModelFileError
+from maury.labels.definitions import LABEL_NAMES
+from maury.labels.statistics import robust_scale
+from maury.model.directory import Model
+from maury.model.split import Split
+from maury.simulation.emulator import Emulator
+from maury.simulation.population import Population
+from maury.simulation.sky import Sky, draw_around
+from maury.spectra.operators import vacuum_to_air
+from maury.spectra.spectra import describe_grid
+from maury.survey.store import Survey
+from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS, Start
+
+Float32s = NDArray[np.float32]
+Float64s = NDArray[np.float64]
+
+LEAST_OVERLAP_AA = 10.0
+"""Least length of spectrum that parent and child must share: a strong line and its wings."""
+LEAST_STARS = 20
+"""Least training stars that calibrate the theory of a new survey."""
+_N_DRAWN = 4000
+_N_NEIGHBOUR = 64
+_RIDGE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Inheritance:
+    """A trained model as the parent of another.
+
+    Attributes
+    ----------
+    model : Model
+        Saved, of the preset ``maury``.
+    sky : Sky
+        Its calibrated theory and its stars.
+    """
+
+    model: Model
+    sky: Sky
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """Take up a model.
+
+        Raises
+        ------
+        ConfigError
+            If it is not of the preset ``maury``, or predicts other labels than its nine.
+        """
+        name = model.network["name"]
+        if name != "maury" or "sky" not in model.attachments:
+            raise ConfigError(
+                f"only models of the preset 'maury' can be moved to another survey, as they know "
+                f"what theory lacks; {model.path} is of '{name}': train one on the new survey"
+            )
+        if model.label_names != LABEL_NAMES:
+            raise ConfigError(
+                f"{model.path} predicts {', '.join(model.label_names)}, and stars are simulated by "
+                f"{', '.join(LABEL_NAMES)}; train a model of these labels"
+            )
+        sky = Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+        return cls(model, sky)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the child remembers of it, as plain JSON."""
+        survey = self.model.provenance.get("survey", {})
+        earlier = self.model.provenance.get("transferred_from")
+        return {
+            "name": self.model.path.name if self.model.path else "",
+            "checksum": self.model.checksum,
+            "members": len(self.model.kept),
+            "grid": describe_grid(self.model.wave_aa, self.model.medium),
+            "resolving_power": self.sky.observing.resolving_power,
+            "survey": survey.get("name", "") if isinstance(survey, dict) else "",
+            "transferred_from": earlier,
+        }
+
+    def check_labels(self, survey: Survey) -> None:
+        """Raise `ConfigError` if the survey shares no label, or has one in another unit."""
+        units = {label.name: label.unit for label in survey.label_definitions}
+        common = [label for label in self.model.labels if label.name in survey.label_names]
+        if not common:
+            raise ConfigError(
+                f"{survey.path} has none of the labels that {self.model.path} predicts "
+                f"({', '.join(self.model.label_names)}); ingest it with labels of common stars"
+            )
+        wrong = [label for label in common if units[label.name] != label.unit]
+        if wrong:
+            raise ConfigError(
+                f"{survey.path} and {self.model.path} have these labels in different units: "
+                + ", ".join(f"{x.name} ({units[x.name]}, {x.unit})" for x in wrong)
+                + "; ingest the survey with the units of the model"
+            )
+
+    def check_grid(self, wave_aa: Float64s, medium: str) -> None:
+        """Raise `GridMismatch` unless the prepared pixels overlap with those of the parent."""
+        air = wave_aa if medium == "air" else np.asarray(vacuum_to_air(wave_aa))
+        own = self.sky.wave_aa
+        shared = min(air[-1], own[-1]) - max(air[0], own[0])
+        if shared < LEAST_OVERLAP_AA:
+            raise GridMismatch(
+                f"the spectra reach over {air[0]:.0f}-{air[-1]:.0f} angstrom in air and those of "
+                f"{self.model.path} over {own[0]:.0f}-{own[-1]:.0f}, which must overlap by "
+                f"{LEAST_OVERLAP_AA:.0f}; train a model on the new survey alone"
+            )
+
+    def divide(self, split: Split, star_id: NDArray[np.str_]) -> Split:
+        """Return the split in which stars that the parent knows keep the part they had there."""
+        part = np.zeros(len(star_id), dtype=np.int8)
+        names = ("train", "validation", "test")
+        for code, name in enumerate(names):
+            part[split.part(name)] = code
+        # The last wins where a parent's parts overlap: what it was trained on tests nothing.
+        for code in (2, 1, 0):
+            part[self.model.split.contains(names[code], star_id)] = code
+        train, validation, test = (np.flatnonzero(part == code) for code in range(3))
+        return replace(split, train=train, validation=validation, test=test)
+
+    def fill(self, labels: Float64s) -> Float64s:
+        """Return labels with missing ones as they are among the parent's stars of such labels.
+
+        A star needs Teff, log g, and [M/H] or [Fe/H]; without, it is NaN throughout.
+
+        Parameters
+        ----------
+        labels : (n_star, 9) float64
+            NaN where missing.
+        """
+        known = np.isfinite(labels)
+        enough = known[:, 0] & known[:, 1] & (known[:, 2] | known[:, 3])
+        filled = np.where(enough[:, None], labels, np.nan)
+        lacking = enough & ~known.all(axis=1)
+        centre, scale = robust_scale(self.sky.labels)
+        own = (self.sky.labels - centre) / scale
+        for pattern in np.unique(known[lacking], axis=0):
+            rows = np.flatnonzero(lacking & (known == pattern).all(axis=1))
+            target = ((labels[rows] - centre) / scale)[:, pattern]
+            found = _local_means(own[:, pattern], own[:, ~pattern], target)
+            filled[np.ix_(rows, ~pattern)] = found * scale[~pattern] + centre[~pattern]
+        return filled
+
+    def extend(self, sky: Sky, *, whole: NDArray[np.bool_]) -> Sky:
+        """Return a sky of the new survey with the parent's stars besides its own.
+
+        Parameters
+        ----------
+        sky : Sky
+            Of the new survey.
+        whole : (n,) bool
+            Which of its stars have all labels; the others are left out.
+        """
+        return replace(
+            sky,
+            labels=np.concatenate([self.sky.labels, sky.labels[whole]]),
+            observables=np.concatenate([self.sky.observables, sky.observables[whole]]),
+        )
+
+    def starts(self, sky: Sky, n_member: int, seed: int) -> list[Start]:
+        """Return where each member starts: at a network of the parent, its pixels replaced.
+
+        The projections of a spectrum are those that come nearest to the parent's projections of
+        the same stars, in the least-squares sense, with the noise of the new survey and the
+        scatter of its continuum and Ca II cores: the parent's networks see through them.
+
+        Parameters
+        ----------
+        sky : Sky
+            Of the new survey.
+        n_member, seed : int
+        """
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8,)))
+        labels, _ = draw_around(sky.labels, sky.observables, _N_DRAWN, rng)
+        full = Emulator.load().clip(Population.load().complete(labels, rng))
+        broadening = int(rng.integers(2**32))
+        old, new = (s.spectra(full, np.random.default_rng(broadening)) for s in (self.sky, sky))
+        mean_old, mean_new = old.mean(axis=0), new.mean(axis=0)
+        new -= mean_new
+        covariance = (new.T @ new / np.float32(len(new))).astype(np.float64)
+        calibration = sky.calibration
+        for modes in (calibration.core_modes, calibration.continuum_modes * mean_new):
+            covariance += modes.T.astype(np.float64) @ modes
+        covariance[np.diag_indices(len(covariance))] += np.median(sky.snr) ** -2.0
+        factor = cho_factor(covariance)
+        kept = self.model.kept
+        starts = []
+        for number in range(n_member):
+            weights = self.model.weights(kept[number % len(kept)])
+            centre, scale = (weights.pop(name) for name in FLUX_BUFFERS)
+            per_flux = weights[PIXEL_WEIGHTS] / scale
+            wanted = (old - mean_old) @ per_flux.T
+            solution = cho_solve(factor, new.T @ wanted / np.float32(len(new)))
+            weights[PIXEL_WEIGHTS] = np.ascontiguousarray(solution.T, dtype=np.float32)
+            bias = weights["project.bias"] + per_flux @ (mean_old - centre)
+            weights["project.bias"] = bias.astype(np.float32)
+            scaling = self.model.scaling
+            n_observable = sky.observables.shape[1]
+            starts.append(
+                Start(
+                    weights,
+                    label_centre=scaling.labels.offset,
+                    label_scale=scaling.labels.scale,
+                    observable_centre=scaling.observables.offset[:n_observable],
+                    observable_scale=scaling.observables.scale[:n_observable],
+                )
+            )
+        return starts
+
+
+def parent_training(model: Model) -> dict[str, Any]:
+    """Return the settings by which the stars of a model were simulated, as plain JSON.
+
+    Raises
+    ------
+    ModelFileError
+        If they are not recorded.
+    """
+    try:
+        return dict(model.training["settings"]["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{model.path} does not say how it was trained: {error}") from error
+
+
+def _local_means(known: Float64s, wanted: Float64s, target: Float64s) -> Float64s:
+    """Values of `wanted` at `target`, by a plane through the stars nearest in `known`."""
+    count = min(_N_NEIGHBOUR, len(known))
+    near = cKDTree(known).query(target, k=count)[1].reshape(len(target), count)
+    out = np.empty((len(target), wanted.shape[1]))
+    for row, index in enumerate(near):
+        design = np.column_stack([np.ones(count), known[index] - target[row]])
+        normal = design.T @ design + np.diag(np.r_[0.0, np.full(known.shape[1], _RIDGE)])
+        out[row] = np.linalg.solve(normal, design.T @ wanted[index])[0]
+    return out

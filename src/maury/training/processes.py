@@ -1,0 +1,373 @@
+"""Train members in processes of their own, from files, so that a run can be killed and resumed."""
+
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+
+from maury.errors import MauryError, TrainingError
+from maury.io.cluster import Cluster
+from maury.model.networks.published import network_config
+from maury.simulation.sky import Sky
+from maury.training.member import (
+    Sample,
+    TrainedMember,
+    TrainingConfig,
+    read_tensors,
+    train_member,
+    write_tensors,
+)
+from maury.training.simulated import SimulatedTraining, Start, train_on_sky
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MemberEvent:
+    """Progress of one member.
+
+    Attributes
+    ----------
+    member, epoch, n_epochs : int
+        Number of the member (from 0), epoch done (from 1), and largest number of epochs.
+    training_loss : float
+        Of this epoch, in scaled units.
+    validation_loss : float or None
+        The same of the validation stars; None where they take no part.
+    """
+
+    member: int
+    epoch: int
+    n_epochs: int
+    training_loss: float
+    validation_loss: float | None
+
+
+Progress = Callable[[MemberEvent], None]
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Files of a training run: the stars, and each member's state and result."""
+
+    path: Path
+
+    def put_sample(self, part: str, *arrays: NDArray[np.float32]) -> None:
+        """Write flux, observables, target and variance of ``train`` or ``validation``."""
+        for name, array in zip(_SAMPLE, arrays, strict=True):
+            file = self.path / f"{part}-{name}.npy"
+            temporary = file.with_suffix(".tmp")
+            with temporary.open("wb") as stream:
+                np.save(stream, np.ascontiguousarray(array, dtype=np.float32))
+            os.replace(temporary, file)
+
+    def sample(self, part: str) -> Sample:
+        """Map the stars of a part; processes share the pages."""
+        files = (self.path / f"{part}-{name}.npy" for name in _SAMPLE)
+        return Sample.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
+
+    def put_sky(self, sky: Sky, sources: NDArray[np.bool_], member: int | None = None) -> None:
+        """Write what simulates the stars, and which observables are made of which source.
+
+        With `member`, it is of the stars that this member knows.
+        """
+        arrays, about = sky.to_arrays()
+        tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+        tensors["sources"] = torch.tensor(sources)
+        write_tensors(self._sky_file(member), tensors, about)
+
+    def has_sky(self, member: int | None = None) -> bool:
+        """Whether `put_sky` was called before."""
+        return _is_whole(self._sky_file(member))
+
+    def sky(self, member: int | None = None) -> tuple[Sky, NDArray[np.bool_]]:
+        """Read what `put_sky` wrote; that of all stars if there is none of this member."""
+        own = member is not None and self._sky_file(member).is_file()
+        tensors, about = read_tensors(self._sky_file(member if own else None))
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        sources = arrays.pop("sources")
+        return Sky.from_arrays(arrays, about), sources
+
+    def put_start(self, member: int, start: Start) -> None:
+        """Write where a member starts."""
+        scaling = {name: torch.from_numpy(getattr(start, name)) for name in _SCALING}
+        weights = {f"weights/{k}": torch.from_numpy(v) for k, v in start.weights.items()}
+        write_tensors(self._start_file(member), scaling | weights, {})
+
+    def start(self, member: int) -> Start | None:
+        """Read what `put_start` wrote; None if it was not called."""
+        if not self._start_file(member).is_file():
+            return None
+        tensors, _ = read_tensors(self._start_file(member))
+        scaling = {name: tensors.pop(name).numpy() for name in _SCALING}
+        weights = {name.removeprefix("weights/"): t.numpy() for name, t in tensors.items()}
+        return Start(weights, **scaling)
+
+    def _start_file(self, member: int) -> Path:
+        return self.path / f"start-{member:03d}.safetensors"
+
+    def _sky_file(self, member: int | None) -> Path:
+        name = "sky" if member is None else f"sky-{member:03d}"
+        return self.path / f"{name}.safetensors"
+
+    def checkpoint(self, member: int) -> Path:
+        """File of the state of a member in training."""
+        return self.path / f"checkpoint-{member:03d}.safetensors"
+
+    def log(self, member: int) -> Path:
+        """File of what the process of a member says when it fails."""
+        return self.path / f"member-{member:03d}.log"
+
+    def note_losses(self, event: MemberEvent) -> None:
+        """Add the losses of an epoch to the member's record."""
+        with self._losses_file(event.member).open("a", encoding="utf-8") as file:
+            # The line before may be torn.
+            line = json.dumps([event.epoch, event.training_loss, event.validation_loss])
+            file.write(f"\n{line}\n")
+
+    def losses(self, member: int) -> NDArray[np.float64]:
+        """Training and validation loss of each epoch, (n_epoch, 2); NaN where there is none."""
+        file = self._losses_file(member)
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+        # Epochs after the last checkpoint of a killed run stand twice, the good ones last.
+        found = dict(filter(None, map(_epoch_losses, lines)))
+        table = np.full((max(found, default=0), 2), np.nan)
+        for epoch, both in found.items():
+            table[epoch - 1] = [np.nan if loss is None else loss for loss in both]
+        return table
+
+    def _losses_file(self, member: int) -> Path:
+        return self.path / f"losses-{member:03d}.jsonl"
+
+    def result_file(self, member: int) -> Path:
+        """File of the result of a member."""
+        return self.path / f"member-{member:03d}.safetensors"
+
+    def put_result(self, member: int, result: TrainedMember) -> None:
+        """Write the result of a member, and remove its checkpoint."""
+        state = {
+            "validation_loss": result.validation_loss,
+            "best_epoch": result.best_epoch,
+            "n_epochs": result.n_epochs,
+        }
+        write_tensors(self.result_file(member), result.weights, state)
+        self.checkpoint(member).unlink(missing_ok=True)
+
+    def result(self, member: int) -> TrainedMember:
+        """Read the result of a member."""
+        weights, state = read_tensors(self.result_file(member))
+        return TrainedMember(weights, **state)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether tensors can be read back; a file that a failing machine damaged is removed."""
+    if not file.is_file():
+        return False
+    try:
+        read_tensors(file)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        logger.warning("%s is made again: %s", file, error)
+        file.unlink(missing_ok=True)
+        return False
+    return True
+
+
+_SAMPLE = ("flux", "observables", "target", "variance")
+_SCALING = ("label_centre", "label_scale", "observable_centre", "observable_scale")
+
+
+class MemberJob(BaseModel):
+    """What a process needs to train one member.
+
+    Attributes
+    ----------
+    folder : Path
+        The work folder.
+    member, seed : int
+        Number and seed of the member.
+    preset, network, training
+        Architecture and settings.
+    checkpoint_seconds : float
+        Least time between two checkpoints.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    member: int
+    seed: int
+    preset: str
+    network: dict[str, Any]
+    training: TrainingConfig | SimulatedTraining
+    checkpoint_seconds: float
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is there, and whole; a damaged one is removed."""
+        return _is_whole(WorkFolder(self.folder).result_file(self.member))
+
+    def run(self, progress: Progress) -> None:
+        """Train the member in this process and write its result."""
+        folder = WorkFolder(self.folder)
+
+        def on_epoch(epoch: int, training_loss: float, validation_loss: float | None) -> None:
+            n_epochs = self.training.epochs
+            event = MemberEvent(self.member, epoch, n_epochs, training_loss, validation_loss)
+            folder.note_losses(event)
+            progress(event)
+
+        network = network_config(self.preset, self.network)
+        common: dict[str, Any] = {
+            "config": self.training,
+            "seed": self.seed,
+            "checkpoint": folder.checkpoint(self.member),
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "on_epoch": on_epoch,
+        }
+        if network.simulates:
+            sky, sources = folder.sky(self.member)
+            common["start"] = folder.start(self.member)
+            result = train_on_sky(sky, network, sources=sources, **common)
+        else:
+            samples = (folder.sample("train"), folder.sample("validation"))
+            result = train_member(*samples, network, **common)
+        folder.put_result(self.member, result)
+
+
+def _epoch_losses(line: str) -> tuple[int, list[float | None]] | None:
+    """Parse a line of a record of losses; None if a kill cut it short."""
+    try:
+        epoch, training, validation = json.loads(line)
+    except ValueError:
+        return None
+    return epoch, [training, validation]
+
+
+def run_job(text: str) -> int:
+    """Run a job given as JSON, telling each event as a line of JSON on the standard output.
+
+    When the process that started this one dies, the next line cannot be written, and this one
+    ends as well.
+    """
+
+    def tell(event: MemberEvent) -> None:
+        sys.stdout.write(json.dumps(asdict(event)) + "\n")
+        sys.stdout.flush()
+
+    job = MemberJob.model_validate_json(text)
+    try:
+        job.run(tell)
+    except MauryError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def train_members(
+    jobs: Sequence[MemberJob],
+    *,
+    n_processes: int,
+    progress: Progress,
+    cluster: Cluster | None = None,
+) -> None:
+    """Run jobs, `n_processes` at a time; those whose result is there already are done.
+
+    With one process the jobs run in this one. Otherwise each has an interpreter of its own, which
+    needs neither a guarded main module nor a copy of the stars. With a cluster they run on its
+    workers; one whose worker is lost goes on from its checkpoint on another.
+
+    Raises
+    ------
+    TrainingError
+        If a member fails; the others are stopped, and can be resumed.
+    ClusterError, WorkerLost
+        As of `maury.io.cluster.Cluster.run_tasks`.
+    """
+    todo = [job for job in jobs if not job.done]
+    if cluster is not None:
+        _train_on(cluster, todo, progress)
+        return
+    if n_processes == 1:
+        for job in todo:
+            job.run(progress)
+        return
+    waiting = list(reversed(todo))
+    running: dict[int, subprocess.Popen[str]] = {}
+    events: queue.Queue[tuple[MemberJob, str]] = queue.Queue()
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_processes:
+                job = waiting.pop()
+                running[job.member] = _start(job, events)
+            job, line = events.get()
+            if line:
+                progress(MemberEvent(**json.loads(line)))
+            elif running.pop(job.member).wait() != 0:
+                log = WorkFolder(job.folder).log(job.member)
+                raise TrainingError(f"member {job.member} failed: {_last_line(log)} (see {log})")
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+def _train_on(cluster: Cluster, jobs: Sequence[MemberJob], progress: Progress) -> None:
+    jobs = [job.model_copy(update={"folder": job.folder.absolute()}) for job in jobs]
+    cluster.require_paths({job.folder for job in jobs})
+    cluster.run_tasks(
+        _train_there,
+        jobs,
+        unfinished=lambda job: not job.done,
+        told=lambda number, event: progress(MemberEvent(**event)),
+    )
+
+
+def _train_there(job: MemberJob, tell: Callable[[Any], None]) -> None:
+    """Train a member on a worker of a cluster, on one thread, as its own process would."""
+    torch.set_num_threads(1)
+    job.run(lambda event: tell(asdict(event)))
+
+
+def _start(job: MemberJob, events: "queue.Queue[tuple[MemberJob, str]]") -> "subprocess.Popen[str]":
+    package_root = str(Path(__file__).resolve().parents[2])
+    search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    code = (
+        "import sys; from maury.training.processes import run_job; sys.exit(run_job(sys.argv[1]))"
+    )
+    with WorkFolder(job.folder).log(job.member).open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, job.model_dump_json()],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
+        )
+
+    def listen() -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                events.put((job, line))
+        events.put((job, ""))
+
+    threading.Thread(target=listen, daemon=True).start()
+    return process
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text("utf-8", errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else "its process was killed, perhaps for want of memory"

@@ -1,0 +1,214 @@
+"""All settings of a training run, from TOML, a mapping or keywords."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+from maury.errors import ConfigError, suggestion
+from maury.io.config_files import read_toml
+from maury.model.networks.published import PRESETS, DefaultConfig, NetworkConfig, parse_settings
+from maury.model.split import SplitConfig
+from maury.spectra.preparation import Preparation
+from maury.training.member import TrainingConfig
+from maury.training.simulated import SimulatedTraining
+
+DEFAULT_PRESET = DefaultConfig.name
+
+
+class ChoiceConfig(BaseModel):
+    """How many members are trained, and which are kept.
+
+    Attributes
+    ----------
+    members : int
+        Networks to train.
+    percentile : float
+        Members whose validation loss is at or below this percentile of all are kept; 80 as in
+        Guiglion et al. (2020), who took the last loss on the test stars instead of the least
+        loss on validation stars.
+    keep_at_least : int
+        Best members that are kept in any case, so that there is a spread to quote.
+    labels : tuple of str
+        Labels to learn; empty means all that the survey has values of.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    members: int = Field(default=4, ge=1, le=1000)
+    percentile: float = Field(default=80.0, gt=0.0, le=100.0)
+    keep_at_least: int = Field(default=2, ge=1)
+    labels: tuple[str, ...] = ()
+
+
+class EnsembleConfig(BaseModel):
+    """All settings of a training run; a TOML file has one section for each attribute.
+
+    Attributes
+    ----------
+    network : NetworkConfig
+        Section ``[network]``; its key ``preset`` names the architecture.
+    training : TrainingConfig or SimulatedTraining
+        The latter for the preset ``maury``. Defaults are those published for the preset.
+    preparation : Preparation
+        Steps from the survey to the networks' inputs.
+    split : SplitConfig
+        Training, validation and test stars.
+    ensemble : ChoiceConfig
+        Number and choice of members.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: SerializeAsAny[NetworkConfig]
+    training: TrainingConfig | SimulatedTraining
+    preparation: Preparation
+    split: SplitConfig
+    ensemble: ChoiceConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections(cls, data: Any) -> Any:
+        """Read each section by its own class and report what is wrong in all of them at once."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"settings must be a mapping of sections, got {type(data).__name__}")
+        problems = [
+            f"there is no section [{name}]{suggestion(name, cls.model_fields)} "
+            f"(known: {', '.join(cls.model_fields)})"
+            for name in data
+            if name not in cls.model_fields
+        ]
+        sections = {name: data.get(name, {}) for name in cls.model_fields}
+        for name, section in sections.items():
+            if not isinstance(section, Mapping | BaseModel):
+                problems.append(f"[{name}] must be a section of keys, got {section!r}")
+                sections[name] = {}
+        network = _parse_network(sections["network"], problems)
+        parsed: dict[str, Any] = {"network": network}
+        for name, kind in _SECTIONS.items():
+            section = sections[name]
+            if isinstance(section, BaseModel):
+                parsed[name] = section
+                continue
+            options = {**_defaults(network, name), **section}
+            if name == "training" and network is not None and network.simulates:
+                kind = SimulatedTraining
+            parsed[name] = parse_settings(kind, options, name, problems)
+        if problems:
+            raise ConfigError("the settings are wrong:\n  " + "\n  ".join(problems))
+        parsed["training"] = _quietened(parsed["training"], parsed["preparation"])
+        return parsed
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read a TOML file.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be read, or keys or values are wrong; all of them are listed.
+        """
+        return cls.model_validate(read_toml(path, what="settings"))
+
+    def seen_at(self, resolving_power: float | None) -> Self:
+        """Return the same settings, stars simulated at the resolving power of a survey.
+
+        Nothing changes if it is unknown (None), if the settings state one of their own, or if the
+        network learns from no simulated stars.
+        """
+        training = self.training
+        if resolving_power is None or not isinstance(training, SimulatedTraining):
+            return self
+        observing = training.observing
+        if "resolving_power" in observing.model_fields_set:
+            return self
+        seen = training.model_copy(update={"observing": observing.at_power(resolving_power)})
+        return self.model_copy(update={"training": seen})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain mapping that `model_validate` reads."""
+        return {
+            "network": {"preset": self.network.name, **self.network.model_dump(mode="json")},
+            "training": self.training.model_dump(mode="json"),
+            "preparation": self.preparation.to_json(),
+            "split": self.split.model_dump(mode="json"),
+            "ensemble": self.ensemble.model_dump(mode="json"),
+        }
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "training": TrainingConfig,
+    "preparation": Preparation,
+    "split": SplitConfig,
+    "ensemble": ChoiceConfig,
+}
+
+
+def _quietened(
+    training: TrainingConfig | SimulatedTraining, preparation: Preparation
+) -> TrainingConfig | SimulatedTraining:
+    """Return the training without noise on further columns, whose units may be anything."""
+    quiet = preparation.further_numbers
+    if not quiet or not isinstance(training, SimulatedTraining):
+        return training
+    noise = training.noise.model_copy(update={"quiet": quiet})
+    return training.model_copy(update={"noise": noise})
+
+
+def _defaults(network: NetworkConfig | None, section: str) -> dict[str, Any]:
+    return dict(getattr(network, f"{section}_defaults", {}))
+
+
+def _parse_network(section: Any, problems: list[str]) -> NetworkConfig | None:
+    if isinstance(section, NetworkConfig):
+        return section
+    options = dict(section)
+    name = options.pop("preset", DEFAULT_PRESET)
+    if not isinstance(name, str) or name not in PRESETS:
+        hint = suggestion(str(name), PRESETS)
+        problems.append(f"[network] unknown preset {name!r}{hint} (known: {', '.join(PRESETS)})")
+        return None
+    return parse_settings(PRESETS[name], options, "network", problems)
+
+
+def resolve(
+    config: EnsembleConfig | Mapping[str, Any] | Path | str | None,
+    *,
+    preset: str | None,
+    members: int | None,
+    split: str | None,
+) -> EnsembleConfig:
+    """Read settings from a file, a mapping or defaults, with some of them replaced.
+
+    Parameters
+    ----------
+    config : EnsembleConfig, mapping or path of a TOML file, optional
+        All settings.
+    preset, members, split
+        In place of those of `config`, unless None. With another preset than it names, the options
+        of the network fall back to its published ones, and so do the training and the preparation
+        of an `EnsembleConfig`.
+
+    Raises
+    ------
+    ConfigError
+        If something is wrong; everything that is, is listed.
+    """
+    if isinstance(config, Path | str):
+        config = EnsembleConfig.read(config)
+    given: dict[str, Any] = (
+        config.to_json() if isinstance(config, EnsembleConfig) else dict(config or {})
+    )
+    network = dict(given.get("network", {}))
+    if preset is not None and network.get("preset") != preset:
+        # Options that name no preset are meant for this one.
+        options = {} if "preset" in network else network
+        given |= {"network": {**options, "preset": preset}}
+        if isinstance(config, EnsembleConfig):
+            given = {name: given[name] for name in ("network", "split", "ensemble")}
+    if members is not None:
+        given["ensemble"] = {**given.get("ensemble", {}), "members": members}
+    if split is not None:
+        given["split"] = {**given.get("split", {}), "rule": split}
+    return EnsembleConfig.model_validate(given)

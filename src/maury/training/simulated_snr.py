@@ -1,0 +1,106 @@
+"""Spectra of labelled stars simulated anew, at an S/N of one's choice.
+
+What methods reach at an S/N that the survey does not have can only be seen on simulated spectra.
+They are those of the emulator, made like the spectra of the survey (`maury.simulation.sky`), with
+microturbulence, abundances beside the labels, broadening, velocity, Ca II cores and continuum drawn
+anew for each star; labels and photometry are the stars' own.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maury.errors import ConfigError
+from maury.labels.definitions import LABEL_NAMES
+from maury.simulation.emulator import Emulator
+from maury.simulation.population import Population
+from maury.simulation.sky import Sky
+from maury.spectra.batch import Batch
+from maury.spectra.preparation import Preparation
+from maury.survey.store import Survey
+from maury.training.simulated import SimulatedTraining
+
+__all__ = ["learn_sky", "restage"]
+
+Float64Array = NDArray[np.float64]
+
+_LEAST_STARS = 30
+_BLOCK = 512
+
+
+def learn_sky(survey: Survey, rows: NDArray[np.int64]) -> Sky:
+    """Calibrate theory on some labelled rows of a survey.
+
+    Raises
+    ------
+    ConfigError
+        If too few of them have all nine labels, or the emulator lacks some of their pixels.
+    """
+    truth = survey.labels(LABEL_NAMES)[rows]
+    whole = rows[np.isfinite(truth).all(axis=1)]
+    if whole.size < _LEAST_STARS:
+        raise ConfigError(
+            f"simulated S/N needs at least {_LEAST_STARS} training stars with the labels "
+            f"{', '.join(LABEL_NAMES)}, got {whole.size}; compare without --snr"
+        )
+    observing = SimulatedTraining().observing
+    inputs = Preparation(observables=()).apply(survey.rows(whole))
+    Sky.require_grid(inputs.wave_aa, inputs.medium, observing)
+    good = (inputs.ivar > 0).mean(axis=1) > 0.5
+    return Sky.fit(
+        inputs.wave_aa,
+        inputs.flux[good],
+        inputs.ivar[good],
+        labels=survey.labels(LABEL_NAMES)[whole[good]],
+        observables=np.zeros((int(good.sum()), 0)),
+        observing=observing,
+        medium=inputs.medium,
+    )
+
+
+def restage(
+    batch: Batch, sky: Sky, snr: float, *, rng: np.random.Generator
+) -> tuple[Batch, Float64Array]:
+    """Simulate the spectra of a batch at one S/N.
+
+    Parameters
+    ----------
+    batch : Batch
+        On the grid of `sky`.
+    sky : Sky
+    snr : float
+        Per pixel, at the continuum.
+    rng : numpy Generator
+
+    Returns
+    -------
+    batch : Batch
+        With these spectra, and `snr`. A star that lacks a label has no good pixel.
+    truth : (n_star, 9) float64
+        Labels of the spectra: the stars' own, within the bounds of the emulator.
+    """
+    emulator, population = Emulator.load(), Population.load()
+    truth = np.stack([batch.column(name) for name in LABEL_NAMES], axis=1).astype(np.float64)
+    known = np.flatnonzero(np.isfinite(truth).all(axis=1))
+    flux = np.ones(batch.spectra.flux.shape, dtype=np.float32)
+    ivar = np.zeros_like(flux)
+    out = np.full_like(truth, np.nan)
+    for start in range(0, known.size, _BLOCK):
+        rows = known[start : start + _BLOCK]
+        full = emulator.clip(population.complete(truth[rows], rng))
+        out[rows] = full[:, : len(LABEL_NAMES)]
+        theory = sky.spectrograph.disperse(emulator.flux(full), full, rng).flux
+        sharp = sky.calibration.apply(theory, out[rows])
+        for modes, relative in (
+            (sky.calibration.core_modes, False),
+            (sky.calibration.continuum_modes, True),
+        ):
+            drawn = rng.standard_normal((rows.size, len(modes)), dtype=np.float32) @ modes
+            sharp = sharp * (np.float32(1.0) + drawn) if relative else sharp + drawn
+        flux[rows], ivar[rows] = sky.spectrograph.degrade(sharp, np.full(rows.size, snr), rng)
+    columns = {**batch.columns, "snr": np.full(len(batch), snr)}
+    spectra = batch.spectra.replace(flux=flux, ivar=ivar)
+    return Batch(spectra, MappingProxyType(columns), batch.start), out

@@ -1,0 +1,213 @@
+"""Move a trained model to a survey of another resolution, grid and noise.
+
+A few hundred stars with reference labels suffice: the child begins with what its parent knows
+(`maury.training.parent`) and is fine-tuned on stars simulated as the new survey sees them. Its
+errors, coverage and audit are learnt anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maury.errors import ConfigError
+from maury.evaluation.card import add_card
+from maury.io.cluster import Cluster
+from maury.io.config_files import read_toml
+from maury.model.directory import Model
+from maury.prediction.calibration import Calibration
+from maury.simulation.emulator import Emulator
+from maury.survey.store import Survey
+from maury.training import ensemble
+from maury.training.parent import Inheritance, parent_training
+from maury.training.processes import Progress
+from maury.training.runs import completion
+from maury.training.settings import EnsembleConfig
+
+__all__ = ["TRAINING", "transfer"]
+
+logger = logging.getLogger(__name__)
+
+TRAINING: Mapping[str, Any] = {"steps": 3000, "learning_rate": 1e-3, "stars": 50_000}
+"""What of the training differs from the parent's: it is a shorter one, in smaller steps."""
+SPLIT: Mapping[str, Any] = {"train": 0.78, "validation": 0.12, "test": 0.10}
+"""More validation stars than `maury train` keeps, as errors need 30 to be calibrated."""
+_SECTIONS = ("training", "preparation", "split", "ensemble")
+
+
+def transfer(
+    model: Model | Path | str,
+    survey: Survey | Path | str,
+    out: Path | str,
+    *,
+    resolving_power: float | None = None,
+    members: int | None = None,
+    seed: int = 0,
+    config: Mapping[str, Any] | Path | str | None = None,
+    n_processes: int | None = None,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Model:
+    """Fine-tune a trained model on the labelled stars of another survey.
+
+    Everything in the making lies in ``<out>.part``, as of `maury.training.ensemble.train`. A star
+    that the parent knows keeps the part it had there, so that what trained either never tests the
+    child. Labels may be missing, one by one or whole columns, as long as a star has Teff, log g,
+    and [M/H] or [Fe/H].
+
+    Parameters
+    ----------
+    model : Model or path-like
+        The parent, of the preset ``maury``.
+    survey : Survey or path-like
+        The new survey, some of its stars with labels.
+    out : path-like
+        Model directory to write.
+    resolving_power : float, optional
+        Of the new survey; by default that of the settings, or what the survey says.
+    members : int, optional
+        Networks; as many as the parent keeps by default.
+    seed : int
+        Seed of the split and of every member.
+    config : mapping or path of a TOML file, optional
+        Sections ``[training]``, ``[preparation]``, ``[split]`` and ``[ensemble]`` as of
+        `maury.training.settings.EnsembleConfig`. What is left out is as for the parent, but for
+        `TRAINING`, `SPLIT`, and the resolving power with its scatter.
+    n_processes, cluster, progress, overwrite
+        As of `maury.training.ensemble.train`.
+
+    Returns
+    -------
+    Model
+        The child as written. ``provenance["transferred_from"]`` names the parent and its checksum.
+
+    Raises
+    ------
+    ConfigError
+        If settings are wrong, the parent cannot be moved, the survey has none of its labels, or
+        the resolving power is not known or not below that of the emulator.
+    GridMismatch
+        If the wavelength ranges do not overlap.
+    TrainingError
+        If fewer than 20 labelled stars can train.
+    OutputExists, ResumeMismatch
+        If a model, or a partial one of other settings or data, is in the way.
+
+    Examples
+    --------
+    >>> child = transfer(
+    ...     "rave.model", "rvs.zarr", "rvs.model", resolving_power=11500
+    ... )  # doctest: +SKIP
+    """
+    parent = Inheritance.of(model if isinstance(model, Model) else Model.open(model))
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    settings = _settings(parent, survey, _sections(config), members, resolving_power)
+    inherited = None
+    if "calibration" in parent.model.attachments:
+        inherited = Calibration.from_arrays(parent.model.arrays("calibration"))
+    child = ensemble.train(
+        survey,
+        out,
+        seed=seed,
+        config=settings,
+        n_processes=n_processes,
+        cluster=cluster,
+        progress=progress,
+        overwrite=overwrite,
+        complete=completion(survey, inherited=inherited),
+        parent=parent,
+    )
+    add_card(child, survey)
+    return child
+
+
+def _sections(config: Mapping[str, Any] | Path | str | None) -> dict[str, dict[str, Any]]:
+    if isinstance(config, Path | str):
+        config = read_toml(config, what="settings")
+    given = dict(config or {})
+    problems = [
+        f"there is no section [{name}] (known: {', '.join(_SECTIONS)}); "
+        "the network is that of the parent"
+        for name in given
+        if name not in _SECTIONS
+    ]
+    problems += [
+        f"[{name}] must be a section of keys, got {section!r}"
+        for name, section in given.items()
+        if not isinstance(section, Mapping)
+    ]
+    if problems:
+        raise ConfigError("the settings are wrong:\n  " + "\n  ".join(problems))
+    return {name: dict(given.get(name, {})) for name in _SECTIONS}
+
+
+def _settings(
+    parent: Inheritance,
+    survey: Survey,
+    sections: dict[str, dict[str, Any]],
+    members: int | None,
+    resolving_power: float | None,
+) -> EnsembleConfig:
+    """Return the parent's settings, with those of a transfer and those given in their place."""
+    model, given = parent.model, sections["training"]
+    observing = dict(given.pop("observing", {}))
+    stated = resolving_power or observing.get("resolving_power")
+    power = _resolving_power(stated or survey.resolving_power)
+    own = parent.sky.observing.model_dump(mode="json")
+    ratio = power / parent.sky.observing.resolving_power
+    own["resolving_power_scatter"] *= ratio
+    own["resolving_power_range"] = [ratio * limit for limit in own["resolving_power_range"]]
+    own |= {**observing, "resolving_power": power}
+    training = {**parent_training(model), **TRAINING, **given, "observing": own}
+    preparation = model.preparation.to_json() | sections["preparation"]
+    choice = {"members": len(model.kept), **sections["ensemble"]}
+    if members is not None:
+        choice["members"] = members
+    network = dict(model.network)
+    settings = EnsembleConfig.model_validate(
+        {
+            "network": {"preset": network.pop("name"), **network},
+            "training": training,
+            "preparation": preparation,
+            "split": {**SPLIT, **sections["split"]},
+            "ensemble": {"percentile": 100.0, **choice},
+        }
+    )
+    _check(parent, settings)
+    return settings
+
+
+def _resolving_power(value: Any) -> float:
+    limit = Emulator.load().spec.resolving_power
+    if value is None:
+        raise ConfigError(
+            "the resolving power of the new survey is not known; give it by --resolving-power, as "
+            "resolving_power in [training.observing], or when the survey is ingested"
+        )
+    if not isinstance(value, int | float) or not 0 < value < limit:
+        raise ConfigError(
+            f"the resolving power must be below the emulator's, {limit:.0f}, got {value!r}; "
+            "smooth spectra of higher resolution before they are ingested"
+        )
+    return float(value)
+
+
+def _check(parent: Inheritance, settings: EnsembleConfig) -> None:
+    expected, got = parent.model.preparation.observable_names, settings.preparation
+    if got.observable_names != expected:
+        raise ConfigError(
+            f"the observables must be those of the parent, {', '.join(expected)}, got "
+            f"{', '.join(got.observable_names) or 'none'}; leave them out of [preparation], and "
+            "let those that the survey lacks be missing"
+        )
+    if settings.split.rule != "star":
+        raise ConfigError("a transfer divides whole stars; leave out rule in [split]")
+    labels = set(settings.ensemble.labels)
+    if labels and labels != set(parent.model.label_names):
+        raise ConfigError(
+            "a child predicts the labels of its parent; leave out labels in [ensemble]. Labels "
+            "that the survey lacks may be missing"
+        )

@@ -1,0 +1,1 @@
+"""What tests build: surveys, catalogues, models, files, servers, faults, peers."""

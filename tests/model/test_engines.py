@@ -1,0 +1,235 @@
+"""The compiled engine against PyTorch and NumPy."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maury.errors import MissingExtra, UnknownName
+from maury.model.engines import engine as engine_module
+from maury.model.engines.engine import CompiledEngine, TorchEngine, make_engine
+from maury.model.engines.kernels import Apply, Graph, Normalise, Pool
+from maury.model.engines.llvm import SILU, Activation
+from maury.model.engines.machine import Machine
+from maury.model.inference import EnsembleNetwork
+from maury.model.networks.published import build, network_config
+
+N_PIXEL, N_OBSERVABLE, N_LABEL = 120, 5, 3
+PRESETS = {
+    "maury": {},
+    "maury without photometry": {"photometry": False},
+    "maury narrow": {"stem": 37, "width": 29, "depth": 3, "rank": 0},
+    "guiglion2020": {},
+    "guiglion2020 without photometry": {"photometry": False, "negative_slope": 0.1},
+    "starnet": {},
+    "starnet with photometry": {"photometry": True, "pool": 3, "kernel": 5},
+    "astronn": {"mc_passes": 0},
+}
+
+
+def members(preset, n=3, **options):
+    """Configuration and randomly drawn members that tell their inputs apart."""
+    config = network_config(preset.split()[0], options)
+    n_observable = N_OBSERVABLE if config.photometry else 0
+    networks = []
+    for seed in range(n):
+        torch.manual_seed(seed)
+        network = build(config, N_PIXEL, n_observable, N_LABEL).eval()
+        with torch.no_grad():
+            for value in network.parameters():
+                value += 0.1 * torch.randn_like(value)
+            if hasattr(network, "flux_scale"):
+                network.flux_centre += 1.0 + 0.01 * torch.randn(N_PIXEL)
+                network.flux_scale *= 0.05 + 0.02 * torch.rand(N_PIXEL)
+        networks.append(network)
+    return config, networks, {"n_pixel": N_PIXEL, "n_observable": n_observable}
+
+
+def stars(n=53, *, n_observable=N_OBSERVABLE, seed=0, holes=True):
+    """Inputs with bad and noisy pixels, stars without a spectrum and, if `holes`, gaps."""
+    rng = np.random.default_rng(seed)
+    flux = (1 + 0.1 * rng.normal(size=(n, N_PIXEL))).astype(np.float32)
+    ivar = rng.gamma(2.0, 800.0, size=flux.shape).astype(np.float32)
+    ivar[::3] *= rng.random((len(ivar[::3]), N_PIXEL)) > 0.2
+    ivar[5::11] = 0.0
+    observables = rng.normal(size=(n, n_observable)).astype(np.float32)
+    if holes:
+        observables[rng.random(observables.shape) < 0.2] = np.nan
+    return flux, ivar, observables
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_compiled_and_torch_agree(name):
+    config, networks, sizes = members(name, **PRESETS[name])
+    inputs = stars(n_observable=sizes["n_observable"], holes=config.takes_missing)
+    expected = TorchEngine(config, networks).answer(*inputs)
+    answer = CompiledEngine(config, networks, **sizes).answer(*inputs)
+    spread = np.ptp(expected.mean, axis=1).min()
+    assert spread > 1e-3
+    np.testing.assert_allclose(answer.mean, expected.mean, rtol=0, atol=1e-4 * spread + 1e-6)
+    for part in ("variance", "covariance", "features"):
+        wanted, got = getattr(expected, part), getattr(answer, part)
+        assert (wanted is None) == (got is None)
+        if wanted is not None:
+            np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-4 * np.ptp(wanted))
+
+
+@pytest.mark.parametrize("name", ["maury", "guiglion2020"])
+def test_a_star_is_answered_alike_in_any_batch(name):
+    config, networks, sizes = members(name)
+    engine = CompiledEngine(config, networks, **sizes)
+    inputs = stars(70, holes=config.takes_missing)
+    whole = engine.answer(*inputs)
+    order = np.random.default_rng(1).permutation(70)[:21]
+    some = engine.answer(*(array[order] for array in inputs))
+    np.testing.assert_array_equal(some.mean, whole.mean[:, order])
+    none = engine.answer(*(array[:0] for array in inputs))
+    assert none.mean.shape == (3, 0, N_LABEL)
+
+
+def test_threads_share_the_stars_and_change_nothing():
+    config, networks, sizes = members("maury")
+    inputs = stars(200)
+    one = CompiledEngine(config, networks, **sizes, n_thread=1).answer(*inputs)
+    three = CompiledEngine(config, networks, **sizes, n_thread=3).answer(*inputs)
+    np.testing.assert_array_equal(one.covariance, three.covariance)
+
+
+def test_inputs_are_left_as_they_are_and_a_bad_star_harms_no_other():
+    config, networks, sizes = members("guiglion2020")
+    engine = CompiledEngine(config, networks, **sizes)
+    flux, ivar, observables = stars(holes=False)
+    good = engine.answer(flux, ivar, observables).mean
+    flux[7] = np.nan
+    kept = flux.copy()
+    answer = engine.answer(flux, ivar, observables).mean
+    np.testing.assert_array_equal(flux, kept)
+    assert np.isnan(answer[:, 7]).all()
+    np.testing.assert_array_equal(np.delete(answer, 7, 1), np.delete(good, 7, 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n_in=st.integers(1, 6),
+    n_out=st.integers(1, 40),
+    n_tap=st.integers(1, 9),
+    n_position=st.integers(1, 20),
+    lanes=st.sampled_from([4, 8, 16]),
+    seed=st.integers(0, 99),
+)
+def test_a_convolution_is_the_sum_over_taps(n_in, n_out, n_tap, n_position, lanes, seed):
+    rng = np.random.default_rng(seed)
+    n_pixel = n_position + n_tap - 1
+    kernel = rng.normal(size=(n_out, n_in, n_tap)).astype(np.float32)
+    bias = rng.normal(size=n_out).astype(np.float32)
+    signal = rng.normal(size=(23, n_pixel, n_in)).astype(np.float32)
+    graph = Graph()
+    source = graph.load(n_pixel * n_in)
+    relu = Activation("leaky", 0.0)
+    out = graph.convolve(source, kernel, bias, n_position=n_position, activation=relu)
+    graph.store(out, n_position * n_out)
+    got = Machine([graph], lanes=lanes)(signal.reshape(23, -1))[0]
+    expected = np.zeros((23, n_position, n_out)) + bias
+    for tap in range(n_tap):
+        expected += np.einsum("spc,oc->spo", signal[:, tap : tap + n_position], kernel[:, :, tap])
+    expected = np.maximum(expected, 0.0).reshape(23, -1)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(n_in=st.integers(1, 70), n_out=st.integers(1, 60), seed=st.integers(0, 99))
+def test_a_dense_layer_is_a_matrix_product(n_in, n_out, seed):
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(n_out, n_in)).astype(np.float32)
+    other = rng.normal(size=(19, n_out)).astype(np.float32)
+    values = rng.normal(size=(19, n_in)).astype(np.float32)
+    graph = Graph()
+    source, plus = graph.load(n_in), graph.load(n_out)
+    bias = np.arange(n_out, dtype=np.float32)
+    graph.store(graph.dense(source, weight, bias, plus=plus), n_out)
+    got = Machine([graph])(values, other)[0]
+    np.testing.assert_allclose(got, values @ weight.T + bias + other, rtol=1e-5, atol=5e-5)
+
+
+def test_layer_norm_activation_and_pooling():
+    rng = np.random.default_rng(3)
+    values = (rng.normal(size=(18, 12)) * 10.0 ** rng.uniform(-3, 3, (18, 1))).astype(np.float32)
+    values[0] = [-2e4, -100, -88, -50, -1, -1e-6, 0, 1e-6, 1, 50, 88, 2e4]
+    scale, shift = rng.normal(size=(2, 12)).astype(np.float32)
+    graph = Graph()
+    source = graph.load(12)
+    targets = [graph.rows(12) for _ in range(3)]
+    numbers = graph.put(scale, shift)
+    graph.steps += [
+        Normalise(source, targets[0], 12, numbers, 1e-5, SILU),
+        Apply(source, targets[1], 12, SILU),
+        Pool(source, targets[2], 2, 3, 2),
+    ]
+    graph.store(targets[0], 12)
+    graph.store(targets[1], 12)
+    graph.store(targets[2], 4)
+    got = Machine([graph])(values)[0]
+    signal = torch.from_numpy(values)
+    wanted = torch.nn.functional.layer_norm(
+        signal.double(), (12,), torch.tensor(scale).double(), torch.tensor(shift).double()
+    )
+    silu = torch.nn.functional.silu
+    np.testing.assert_allclose(got[:, :12], silu(wanted), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[:, 12:24], silu(signal.double()), rtol=1e-5, atol=1e-6)
+    pooled = values.reshape(18, 2, 3, 2).max(axis=2).reshape(18, 4)
+    np.testing.assert_array_equal(got[:, 24:], pooled)
+
+
+def test_networks_it_lacks_run_on_torch_and_the_log_says_why(caplog):
+    config, networks, sizes = members("astronn", n=1, mc_passes=2)
+    with caplog.at_level(logging.INFO):
+        engine = make_engine("auto", config, networks, **sizes)
+    assert isinstance(engine, TorchEngine)
+    assert "dropout masks" in caplog.text
+
+
+def test_engines_are_chosen_by_name_and_by_what_is_installed(monkeypatch):
+    config, networks, sizes = members("guiglion2020", n=1)
+    assert isinstance(make_engine("torch", config, networks, **sizes), TorchEngine)
+    assert isinstance(make_engine("compiled", config, networks, **sizes), CompiledEngine)
+    with pytest.raises(UnknownName, match="torsh"):
+        make_engine("torsh", config, networks, **sizes)
+    monkeypatch.setattr(engine_module, "available", lambda: False)
+    assert isinstance(make_engine("auto", config, networks, **sizes), TorchEngine)
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    monkeypatch.setitem(sys.modules, "llvmlite", None)
+    with pytest.raises(MissingExtra, match=r"maury\[compiled\]"):
+        make_engine("compiled", config, networks, **sizes)
+
+
+def test_published_networks_agree_within_their_tolerance(shared, tmp_path):
+    from maury.model.keras import import_keras
+    from maury.spectra.preparation import Inputs
+
+    model = import_keras(shared / "data" / "published_networks", tmp_path / "model")
+    rng = np.random.default_rng(5)
+    scaling = model.scaling.observables
+    low, high = scaling.minimum, scaling.maximum
+    observables = rng.uniform(low, high, size=(100, 9)).astype(np.float32)
+    flux = rng.uniform(0.4, 1.1, size=(100, model.n_pixel)).astype(np.float32)
+    inputs = Inputs(
+        flux=flux,
+        ivar=np.ones_like(flux),
+        observables=observables,
+        observable_errors=np.zeros_like(observables),
+        flags=np.zeros(100, np.int32),
+        snr=np.full(100, 50.0),
+        wave_aa=model.wave_aa,
+        medium="air",
+    )
+    answers = [
+        EnsembleNetwork(model, engine=name).predict(inputs) for name in ("torch", "compiled")
+    ]
+    labels = model.scaling.labels
+    away = np.abs(answers[0].mean - answers[1].mean) / (labels.maximum - labels.minimum)
+    assert away.max() < 1e-4
+    np.testing.assert_allclose(answers[1].sigma, answers[0].sigma, rtol=1e-3)

@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+import torch
+
+from maury.errors import ConfigError, UnknownName
+from maury.model.networks.published import PRESETS, build, network_config, thinned
+
+torch.set_num_threads(1)
+
+# The preset that trains on simulated stars takes and gives other things: test_default_network.py.
+LEARNT = sorted(name for name in PRESETS if not PRESETS[name].simulates)
+
+
+def make(name="guiglion2020", n_pixel=912, n_observable=9, n_label=9, **options):
+    torch.manual_seed(3)
+    config = network_config(name, options)
+    return config, build(config, n_pixel, n_observable if config.photometry else 0, n_label)
+
+
+def inputs(n=5, n_pixel=912, n_observable=9):
+    generator = torch.Generator().manual_seed(1)
+    flux = torch.rand(n, n_pixel, generator=generator)
+    return flux, torch.rand(n, n_observable, generator=generator)
+
+
+def test_published_number_of_parameters():
+    _, network = make()
+    assert sum(p.numel() for p in network.parameters()) == 58_549
+
+
+def test_published_network_agrees_with_plain_numpy():
+    config, network = make()
+    flux, observables = inputs()
+    weights = {k: v.double().numpy() for k, v in network.state_dict().items()}
+    with torch.no_grad():
+        got = network.eval()(flux, observables).numpy()
+
+    def leaky(x):
+        return np.maximum(x, config.negative_slope * x)
+
+    for row in range(len(flux)):
+        signal = flux[row].double().numpy()[None]
+        for layer in ("conv1", "conv2", "conv3"):
+            kernel, bias = weights[f"spectrum.{layer}.weight"], weights[f"spectrum.{layer}.bias"]
+            signal = leaky(
+                np.array(
+                    [
+                        sum(np.correlate(s, k, "valid") for s, k in zip(signal, ks, strict=True))
+                        + b
+                        for ks, b in zip(kernel, bias, strict=True)
+                    ]
+                )
+            )
+        spectrum = leaky(
+            weights["spectrum.dense.weight"] @ signal.T.ravel() + weights["spectrum.dense.bias"]
+        )
+        photometry = leaky(
+            weights["photometry.dense.weight"] @ observables[row].double().numpy()
+            + weights["photometry.dense.bias"]
+        )
+        hidden = leaky(
+            weights["head.hidden.weight"] @ np.concatenate([spectrum, photometry])
+            + weights["head.hidden.bias"]
+        )
+        expected = weights["head.out.weight"] @ hidden + weights["head.out.bias"]
+        np.testing.assert_allclose(got[row], expected, atol=2e-5)
+
+
+def test_initial_weights_are_glorot_uniform_with_zero_bias():
+    _, network = make()
+    weight = network.state_dict()["spectrum.dense.weight"].numpy()
+    limit = np.sqrt(6 / (1770 + 32))
+    assert np.abs(weight).max() <= limit
+    assert np.std(weight) == pytest.approx(limit / np.sqrt(3), rel=0.02)
+    biases = [v for k, v in network.state_dict().items() if k.endswith("bias")]
+    assert all(torch.all(bias == 0) for bias in biases)
+
+
+@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("photometry", [True, False])
+def test_every_preset_with_and_without_photometry(name, photometry):
+    config, network = make(name, n_pixel=64, n_observable=4, n_label=3, photometry=photometry)
+    flux, observables = inputs(6, 64, 4)
+    network.eval()
+    with torch.no_grad():
+        mean, variance = config.moments(network(flux, observables))
+        other, _ = config.moments(network(flux, observables + 1.0))
+    assert mean.shape == (6, 3)
+    assert variance is None or bool((variance > 0).all())
+    assert torch.equal(mean, other) is not photometry
+    assert config.paper
+    assert config.bibtex_key
+    assert config.licence
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_loss_ignores_missing_labels(name):
+    config, network = make(name, n_pixel=64, n_observable=4, n_label=3, photometry=False)
+    flux, observables = inputs(6, 64, 4)
+    target = torch.rand(6, 3)
+    target[:, 1] = torch.nan
+    output = network.eval()(flux, observables)
+    loss = config.loss(output, target, torch.zeros(6, 3))
+    loss.backward()
+    columns = torch.tensor([0, 2])
+    kept = torch.cat([part[:, columns] for part in output.detach().split(3, dim=1)], dim=1)
+    expected = config.loss(kept, target[:, columns], torch.zeros(6, 2))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_likelihood_is_least_at_the_true_variance():
+    config = network_config("astronn")
+    generator = torch.Generator().manual_seed(0)
+    target = 0.1 * torch.randn(20_000, 1, generator=generator)
+    label_variance = torch.full_like(target, 0.06**2)
+    trial = np.linspace(0.04, 0.16, 121)
+    losses = [
+        config.loss(
+            torch.cat(
+                [torch.zeros_like(target), torch.full_like(target, float(2 * np.log(s)))], dim=1
+            ),
+            target,
+            label_variance,
+        ).item()
+        for s in trial
+    ]
+    assert float(trial[int(np.argmin(losses))]) == pytest.approx(0.08, abs=0.003)
+
+
+def test_astronn_sees_spectra_less_the_mean_of_the_training_spectra():
+    config, network = make("astronn", n_pixel=64, n_observable=0)
+    flux, observables = inputs(50, 64, 0)
+    network.eval()
+    before = network(flux - flux.mean(dim=0), observables)
+    config.settle(network, flux)
+    torch.testing.assert_close(network(flux, observables), before, rtol=1e-4, atol=1e-5)
+    assert "spectrum.centre.mean" in network.state_dict()
+
+
+def test_thinned_network_is_the_same_for_every_batch_and_differs_by_seed():
+    _, network = make("astronn", n_pixel=64, n_observable=0)
+    flux, observables = inputs(6, 64, 0)
+    network.eval()
+    with torch.no_grad():
+        with thinned(network, 5):
+            whole = network(flux, observables)
+            parts = torch.cat([network(flux[k : k + 1], observables[k : k + 1]) for k in range(6)])
+        with thinned(network, 6):
+            other = network(flux, observables)
+        plain = network(flux, observables)
+    torch.testing.assert_close(whole, parts)
+    assert not torch.allclose(whole, other)
+    assert not torch.allclose(whole, plain)
+
+
+def test_unknown_keys_and_values_are_all_named_with_suggestions():
+    with pytest.raises(ConfigError) as caught:
+        network_config("guiglion2020", {"kernal": 8, "dropout": 1.5})
+    assert "did you mean 'kernel'" in str(caught.value)
+    assert "dropout" in str(caught.value)
+    with pytest.raises(UnknownName, match="did you mean 'guiglion2020'"):
+        network_config("guiglion2002")
+
+
+def test_a_network_that_cannot_be_built_says_why():
+    with pytest.raises(ConfigError, match="observables"):
+        build(network_config("guiglion2020"), 912, 0, 9)
+    with pytest.raises(ConfigError, match="20 pixels"):
+        build(network_config("guiglion2020"), 20, 9, 9)

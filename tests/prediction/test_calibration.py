@@ -1,0 +1,366 @@
+from dataclasses import replace
+from math import log, tanh
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from maury.errors import TrainingError
+from maury.prediction.calibration import (
+    LEAST_STARS,
+    Calibration,
+    Regime,
+    Spared,
+    least_shrunk,
+    repeat_scatter,
+)
+
+
+def regime(n, rng):
+    return Regime(
+        np.exp(rng.normal(np.log(50), 0.4, n)), rng.uniform(0, 5, n), rng.normal(-0.2, 0.4, n)
+    )
+
+
+def normal(error, rng):
+    return error * rng.normal(size=error.shape)
+
+
+def inside(residual, error, sigma=1.0):
+    return np.mean(np.abs(residual) <= sigma * error, axis=0)
+
+
+def test_the_terms_of_the_factor():
+    snr = [50.0, 100.0, 1.0, 1e4, np.nan]
+    logg = [3.5, 4.3, 2.0, np.nan, 9.0]
+    m_h = [-0.2, 0.2, -1.2, 2.0, np.nan]
+    got = Regime(np.array(snr), np.array(logg), np.array(m_h)).design()
+    depths = [0.0, log(2), log(0.1), log(4), 0.0]
+    dwarfs = [0.0, tanh(2.0), tanh(-3.75), 0.0, 1.0]
+    poor = [0.0, -0.4, 1.0, -0.5, 0.0]
+    columns = zip(depths, dwarfs, poor, strict=True)
+    expected = [[1.0, d, d**2, g, p, g * p, d * g, d * p, d * g * p, p**2] for d, g, p in columns]
+    np.testing.assert_allclose(got, expected, atol=1e-9)
+    assert Regime(*np.array([[50.0], [3.5], [-9.0]])).design()[0, 4] == 1.5
+
+
+@pytest.mark.parametrize("factor", [0.2, 5.0])
+def test_few_stars_are_drawn_towards_the_others(factor):
+    """The size is that of the posterior whose prior and information are stated."""
+    rng = np.random.default_rng(14)
+    error = np.ones((40, 3))
+    residual = normal(error, rng)
+    odd = replace_column(residual, 2, factor * residual[:, 2])
+    found = Calibration.fit(odd, error, regime(40, rng))
+    # 2 units of information per star and a prior of 0.04: 40 stars weigh 80 against 625.
+    alone = Calibration.fit(odd[:, 2:], error[:, 2:], regime(40, rng)).size[0]
+    centre = np.median(
+        [
+            Calibration.fit(odd[:, k : k + 1], error[:, :1], regime(40, rng)).size[0]
+            for k in range(3)
+        ]
+    )
+    share = (found.size[2] - centre) / (alone - centre)
+    assert 0.05 < share < 0.25, "80 / 705 in the normal approximation"
+
+
+def replace_column(values, k, column):
+    out = values.copy()
+    out[:, k] = column
+    return out
+
+
+def test_stars_and_labels_without_errors_do_not_count():
+    rng = np.random.default_rng(15)
+    error = np.ones((400, 2))
+    residual = normal(error, rng)
+    where = regime(400, rng)
+    plain = Calibration.fit(residual, error, where, simulated=(residual, error, where))
+    dark = error.copy()
+    dark[:50] = 0.0
+    wild = residual.copy()
+    wild[:50] = 1e6
+    kept = Regime(where.snr[50:], where.logg[50:], where.m_h[50:])
+    expected = Calibration.fit(
+        residual[50:], error[50:], kept, simulated=(residual[50:], error[50:], kept)
+    )
+    got = Calibration.fit(wild, dark, where, simulated=(wild, dark, where))
+    for name in ("size", "course", "tails"):
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-6)
+    exact = residual.copy()
+    exact[0] = 0.0
+    assert np.isfinite(Calibration.fit(exact, error, where).size).all()
+    assert (plain.n_real, plain.n_simulated) == (400, 400)
+    assert Calibration.fit(residual, error, where).n_simulated == 0
+
+
+def test_exactly_the_least_number_of_stars_is_enough():
+    rng = np.random.default_rng(16)
+    error = np.ones((LEAST_STARS, 1))
+    residual = normal(error, rng)
+    where = regime(LEAST_STARS, rng)
+    assert Calibration.fit(residual, error, where).n_real == LEAST_STARS
+    centre, stretch = least_shrunk(residual + 5.0, residual)
+    assert centre[0] == pytest.approx(residual.mean() + 5.0)
+    assert stretch[0] > 1.0
+    stars = np.repeat(np.arange(LEAST_STARS).astype(str), 2)
+    values = np.repeat(residual, 2, axis=0)
+    values[1::2] += 1.0
+    found = repeat_scatter(values, stars, least_pairs=LEAST_STARS)
+    assert found[0] == pytest.approx(1.4826 / np.sqrt(2), rel=1e-4)
+    assert repeat_scatter(values, stars, least_pairs=LEAST_STARS + 1)[0] == 0.0
+    nameless = np.full(stars.size, "")
+    assert repeat_scatter(values, nameless, least_pairs=1)[0] == 0.0
+
+
+def judged(n, times, rng):
+    """Give residuals that are `times` their errors, the errors, and a regime."""
+    error = np.exp(rng.normal(size=(n, 2)))
+    return np.asarray(times) * normal(error, rng), error, regime(n, rng)
+
+
+def spared_stars(n_star, factor, rng):
+    """Give stars of which single networks err by 1.3 times their errors, and by `factor` more."""
+    real = judged(n_star, 1.3 * np.asarray(factor), rng)
+    # Simulated spectra of a network's own sample would err less than those of stars unmet.
+    return Spared(*real, judged(12_000, 1.3, rng), judged(12_000, 1.3 * 0.9, rng))
+
+
+def test_stars_that_one_network_spared_count_as_stars_of_the_ensemble():
+    rng = np.random.default_rng(21)
+    factor = np.array([1.2, 0.8])
+    few = judged(40, factor, rng)
+    alone = Calibration.fit(*few)
+    helped = Calibration.fit(
+        *few, simulated=judged(12_000, 0.9, rng), spared=spared_stars(4000, factor, rng)
+    )
+    np.testing.assert_allclose(helped.errors(*few[1:]), factor * few[1], rtol=0.2)
+    np.testing.assert_allclose(np.median(helped.factor(few[2]), axis=0), factor, rtol=0.05)
+    assert np.exp(alone.size[0] - alone.size[1]) < 1.25, "40 stars leave the labels much alike"
+    assert (helped.n_real, helped.n_simulated) == (4040, 12_000)
+
+
+def test_spared_stars_need_simulated_ones():
+    rng = np.random.default_rng(24)
+    with pytest.raises(ValueError, match="need simulated ones"):
+        Calibration.fit(*judged(40, 1.0, rng), spared=spared_stars(100, [1.0, 1.0], rng))
+
+
+def test_the_course_is_that_of_the_spared_stars_observed_anew():
+    rng = np.random.default_rng(25)
+
+    def bent(n, slope):
+        residual, error, where = judged(n, 1.0, rng)
+        return residual * np.exp(slope * where.design()[:, 3:4]), error, where
+
+    flat = bent(12_000, 0.0)
+    spared = Spared(*bent(2000, 0.3), bent(12_000, 0.3), flat)
+    found = Calibration.fit(*bent(300, 0.3), simulated=flat, spared=spared)
+    np.testing.assert_allclose(found.course[:, 3], 0.3, atol=0.04)
+    alone = Calibration.fit(*bent(300, 0.3), simulated=flat)
+    np.testing.assert_allclose(alone.course[:, 3], 0.0, atol=0.04)
+
+
+def test_spared_stars_without_a_label_do_not_count():
+    rng = np.random.default_rng(22)
+    error = np.ones((300, 2))
+    few = (normal(error, rng), error, regime(300, rng))
+    drawn, spared = judged(12_000, 1.0, rng), spared_stars(600, [1.0, 1.0], rng)
+    expected = Calibration.fit(*few, simulated=drawn, spared=spared).size
+    blank = np.full((50, 2), np.nan)
+    longer = Spared(
+        np.concatenate([spared.residual, blank]),
+        np.concatenate([spared.error, np.ones((50, 2))]),
+        Regime(*(np.r_[getattr(spared.regime, f), np.ones(50)] for f in ("snr", "logg", "m_h"))),
+        spared.anew,
+        spared.beside,
+    )
+    again = Calibration.fit(*few, simulated=drawn, spared=longer)
+    np.testing.assert_allclose(again.size, expected, rtol=1e-6)
+
+
+def test_three_tails_are_read():
+    rng = np.random.default_rng(26)
+    found = Calibration.fit(*judged(100, 1.0, rng), simulated=judged(1000, 1.0, rng))
+    old = found.to_arrays()
+    old["tails"] = old["tails"][:, 1:4]
+    again = Calibration.from_arrays(old)
+    np.testing.assert_array_equal(again.tails[:, 1:4], found.tails[:, 1:4])
+    np.testing.assert_allclose(again.tails[:, [0, 4]], [norm.ppf([0.023, 0.977])] * 2)
+
+
+def test_courses_of_five_terms_are_read():
+    rng = np.random.default_rng(23)
+    error = np.ones((100, 2))
+    stars = (normal(error, rng), error, regime(100, rng))
+    found = Calibration.fit(*stars, simulated=stars)
+    old = found.to_arrays()
+    old["course"] = old["course"][:, :5]
+    again = Calibration.from_arrays(old)
+    np.testing.assert_array_equal(again.course[:, :5], found.course[:, :5])
+    np.testing.assert_array_equal(again.course[:, 5:], 0.0)
+
+
+def test_lists_and_integers_are_taken():
+    ones = [[1] for _ in range(LEAST_STARS)]
+    where = Regime(*np.full((3, LEAST_STARS), 1.0))
+    found = Calibration.fit(ones, ones, where, floor=[2], stretching=([1], [2]))
+    assert found.floor.dtype == found.centre.dtype == found.stretch.dtype == np.float64
+    np.testing.assert_array_equal(found.means([[3]]), [[5.0]])
+    assert least_shrunk(ones, ones)[1].tolist() == [1.0]
+
+
+def test_honest_errors_stay_as_they_are():
+    rng = np.random.default_rng(1)
+    error = np.exp(rng.normal(size=(4000, 3)))
+    found = Calibration.fit(normal(error, rng), error, regime(4000, rng))
+    np.testing.assert_allclose(np.exp(found.size), 1.0, atol=0.03)
+
+
+@pytest.mark.parametrize("factor", [0.4, 3.0])
+def test_a_common_factor_is_found_on_few_stars(factor):
+    rng = np.random.default_rng(2)
+    error = np.exp(rng.normal(size=(270, 9)))
+    found = Calibration.fit(normal(error, rng) * factor, error, regime(270, rng))
+    np.testing.assert_allclose(np.exp(found.size), factor, rtol=0.12)
+    assert np.std(found.size) < 0.06, "labels lend each other strength"
+
+
+def test_courses_over_the_regimes_are_learnt_from_simulated_stars():
+    rng = np.random.default_rng(3)
+
+    def stars(n):
+        where = regime(n, rng)
+        truth = np.where(where.logg > 3.5, 1.5, 0.8) * (where.snr / 50.0) ** -0.4
+        error = np.full((n, 2), 10.0)
+        return normal(error * truth[:, None], rng), error, where
+
+    residual, error, where = stars(300)
+    found = Calibration.fit(residual, error, where, simulated=stars(12_000))
+    residual, error, where = stars(60_000)
+    calibrated = found.errors(error, where)
+    for cell in (where.logg > 4, where.logg < 3, where.snr < 35, where.snr > 80):
+        assert inside(residual[cell], calibrated[cell]) == pytest.approx(0.683, abs=0.05)
+        assert inside(residual[cell], calibrated[cell], 2) == pytest.approx(0.954, abs=0.02)
+
+
+def test_wild_stars_rule_nothing():
+    rng = np.random.default_rng(4)
+    error = np.ones((1000, 1))
+    residual = normal(error, rng)
+    residual[:20] *= 1e6
+    found = Calibration.fit(residual, error, regime(1000, rng))
+    assert np.exp(found.size[0]) == pytest.approx(1.0, abs=0.08)
+
+
+def test_size_agrees_with_conformal_prediction():
+    crepes = pytest.importorskip("crepes")
+    rng = np.random.default_rng(5)
+    error = np.exp(rng.normal(size=4000))
+    residual = normal(error, rng) * 1.7
+    found = Calibration.fit(residual[:, None], error[:, None], regime(4000, rng))
+    oracle = crepes.ConformalRegressor().fit(residual, sigmas=error)
+    low, high = oracle.predict_int(np.zeros(4000), sigmas=error, confidence=0.683).T
+    ours = found.errors(error[:, None], regime(4000, rng))[:, 0]
+    np.testing.assert_allclose(ours, 0.5 * (high - low), rtol=0.04)
+
+
+def test_quantiles_hold_for_skewed_residuals():
+    rng = np.random.default_rng(6)
+    n = 40_000
+    error = np.ones((n, 1))
+    residual = rng.gamma(4.0, 0.5, (n, 1)) - 2.0
+    where = regime(n, rng)
+    found = Calibration.fit(residual, error, where, simulated=(residual, error, where))
+    truth = -residual
+    least, low, middle, high, most = found.quantiles(np.zeros((n, 1)), found.errors(error, where))
+    assert np.mean(truth < least) == pytest.approx(0.023, abs=0.01)
+    assert np.mean(truth < most) == pytest.approx(0.977, abs=0.01)
+    assert np.mean(truth < low) == pytest.approx(0.16, abs=0.02)
+    assert np.mean(truth < middle) == pytest.approx(0.5, abs=0.02)
+    assert np.mean(truth < high) == pytest.approx(0.84, abs=0.02)
+
+
+def test_normal_quantiles_without_calibration():
+    none = Calibration.none(2)
+    quantiles = none.quantiles(np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]]))
+    levels = [0.023, 0.16, 0.5, 0.84, 0.977]
+    np.testing.assert_allclose(quantiles[:, 0, 1], 2 + 3 * norm.ppf(levels))
+
+
+def test_floor_missing_values_and_units():
+    rng = np.random.default_rng(7)
+    error = np.exp(rng.normal(size=(500, 2)))
+    residual = normal(error, rng)
+    residual[::7, 0] = np.nan
+    where = regime(500, rng)
+    found = Calibration.fit(residual, error, where, floor=[0.5, 0.0])
+    calibrated = found.errors(error, where)
+    assert calibrated[:, 0].min() >= 0.5
+    kelvin = Calibration.fit(residual * [1, 1000], error * [1, 1000], where)
+    np.testing.assert_allclose(kelvin.size, found.size, atol=1e-3)
+    blind = Regime(*(np.full(1, np.nan) for _ in range(3)))
+    assert np.isfinite(found.factor(blind)).all()
+    assert np.isnan(found.errors(np.full((1, 2), np.nan), blind)).all()
+
+
+def test_round_trip_and_refusals():
+    rng = np.random.default_rng(8)
+    error = np.ones((100, 2))
+    found = Calibration.fit(normal(error, rng), error, regime(100, rng))
+    again = Calibration.from_arrays(found.to_arrays())
+    np.testing.assert_array_equal(again.size, found.size)
+    assert (again.n_real, again.n_simulated) == (100, 0)
+    broken = found.to_arrays() | {"course": np.zeros((2, 4))}
+    with pytest.raises(ValueError, match="course"):
+        Calibration.from_arrays(broken)
+    with pytest.raises(TrainingError, match=f"at least {LEAST_STARS}"):
+        Calibration.fit(error[:10], error[:10], regime(10, rng))
+
+
+def test_repeats_give_the_scatter_of_one_spectrum():
+    rng = np.random.default_rng(9)
+    star = np.repeat([f"s{i}" for i in range(400)], 3)
+    values = np.repeat(rng.normal(0, 50, (400, 2)), 3, axis=0) + rng.normal(0, [2, 7], (1200, 2))
+    shuffled = rng.permutation(1200)
+    found = repeat_scatter(values[shuffled], star[shuffled])
+    np.testing.assert_allclose(found, [2, 7], rtol=0.1)
+    assert repeat_scatter(values[:10], [f"x{i}" for i in range(10)]).tolist() == [0.0, 0.0]
+    assert repeat_scatter(values[:10], [""] * 10).tolist() == [0.0, 0.0]
+
+
+def test_labels_are_shrunk_less_at_the_stated_cost() -> None:
+    rng = np.random.default_rng(11)
+    n, scatter = 200_000, np.array([0.1, 0.4, 0.8])
+    truth = rng.standard_normal((n, 3)) + 5.0
+    seen = truth + scatter * rng.standard_normal((n, 3))
+    mean = 5.0 + (seen - 5.0) / (1 + scatter**2)
+    centre, stretch = least_shrunk(mean, mean - truth, cost=0.005)
+    assert centre == pytest.approx(5.0, abs=0.01)
+    new = centre + stretch * (mean - centre)
+
+    def rms(values):
+        return np.sqrt(np.mean((values - truth) ** 2, axis=0))
+
+    assert rms(new) / rms(mean) == pytest.approx(1.005, abs=0.001)
+    slope = [np.polyfit(truth[:, k], new[:, k], 1)[0] for k in range(3)]
+    assert slope == pytest.approx(stretch / (1 + scatter**2), abs=0.01)
+    assert np.all(np.diff(stretch) > 0)
+    assert stretch[0] > 1
+
+
+def test_nothing_is_stretched_where_nothing_is_known() -> None:
+    centre, stretch = least_shrunk(np.full((50, 1), np.nan), np.full((50, 1), np.nan))
+    assert (centre[0], stretch[0]) == (0.0, 1.0)
+    few = least_shrunk(np.arange(10.0)[:, None], np.ones((10, 1)))
+    assert few[1][0] == 1.0
+
+
+def test_means_are_stretched_about_the_centre() -> None:
+    calibration = replace(
+        Calibration.none(2), centre=np.array([1.0, -2.0]), stretch=np.array([1.1, 1.0])
+    )
+    means = calibration.means([[2.0, 0.0], [np.nan, -2.0]])
+    assert means == pytest.approx(np.array([[2.1, 0.0], [np.nan, -2.0]]), nan_ok=True)
+    again = Calibration.from_arrays(calibration.to_arrays())
+    assert np.array_equal(again.means(means), calibration.means(means), equal_nan=True)

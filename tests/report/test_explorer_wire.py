@@ -1,0 +1,224 @@
+"""The explorer against clients that do it harm: slow ones, many, and those of other pages."""
+
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from builders.catalogues import write_catalogue
+from maury.report.explorer import Explorer, server, wire
+
+N = 20
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory):
+    catalogue = write_catalogue(tmp_path_factory.mktemp("wire") / "stars.parquet", N)
+    with Explorer(catalogue, name="stars.parquet") as explorer:
+        yield explorer
+
+
+def request(explorer, line="GET /api/about HTTP/1.1", *headers, host="127.0.0.1", body=b""):
+    lines = [line, f"Host: {host}", f"Cookie: maury-{explorer.port}={explorer.key}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def ask(explorer, data: bytes, timeout=20) -> bytes:
+    with socket.create_connection(("127.0.0.1", explorer.port), timeout=timeout) as one:
+        one.sendall(data)
+        one.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: one.recv(65536), b""))
+
+
+def select(explorer, line: str, body: bytes) -> bytes:
+    return ask(explorer, request(explorer, line, f"Content-Length: {len(body)}", body=body))
+
+
+def answers(explorer) -> bool:
+    return ask(explorer, request(explorer, "GET /api/about HTTP/1.1")).startswith(b"HTTP/1.1 200")
+
+
+def test_only_loopback_listens(explorer):
+    assert explorer._server.server_address[0] == "127.0.0.1"
+    own = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    for address in own - {"127.0.0.1"}:
+        with pytest.raises(ConnectionRefusedError), socket.socket() as other:
+            other.settimeout(2)
+            other.connect((address, explorer.port))
+
+
+def test_a_request_that_drips_is_given_up(explorer, monkeypatch):
+    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.6)
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", explorer.port), timeout=20) as one:
+        one.sendall(b"GET /api/about HTTP/1.1\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(200):
+                one.sendall(b"a")
+                time.sleep(0.05)
+    assert 0.4 < time.monotonic() - began < 6
+    assert answers(explorer)
+
+
+def test_a_silent_connection_is_closed(explorer, monkeypatch):
+    monkeypatch.setattr(wire, "IDLE_SECONDS", 0.4)
+    with socket.create_connection(("127.0.0.1", explorer.port), timeout=10) as one:
+        assert one.recv(10) == b""
+    assert answers(explorer)
+
+
+def test_a_body_that_never_comes_is_given_up(explorer, monkeypatch):
+    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.5)
+    with socket.create_connection(("127.0.0.1", explorer.port), timeout=10) as one:
+        one.sendall(request(explorer, "POST /api/download HTTP/1.1", "Content-Length: 3"))
+        assert b"HTTP/1.1 200" not in b"".join(iter(lambda: one.recv(65536), b""))
+    assert answers(explorer)
+
+
+def test_connections_beyond_the_most_are_closed_and_the_rest_live(explorer):
+    held = [
+        socket.create_connection(("127.0.0.1", explorer.port), timeout=10)
+        for _ in range(wire.MOST_CONNECTIONS + 5)
+    ]
+    try:
+        for one in held[-5:]:
+            assert one.recv(10) == b""
+        held[0].sendall(request(explorer))
+        assert held[0].recv(12) == b"HTTP/1.1 200"
+    finally:
+        for one in held:
+            one.close()
+    for _ in range(100):
+        if explorer._server._free._value == wire.MOST_CONNECTIONS:
+            break
+        time.sleep(0.05)
+    assert answers(explorer)
+
+
+@pytest.mark.parametrize(
+    ("line", "headers", "status"),
+    [
+        ("GET /api/about HTTP/1.1", ["Host: evil.example"], b" 400 "),
+        ("GET http://[ HTTP/1.1", [], b" 400 "),
+        ("GET /api/about HTTP/1.1", ["Origin: http://["], b" 400 "),
+        ("GET /api/about HTTP/1.1", ["Content-Length: 5"], b" 400 "),
+        ("GET /api/about HTTP/1.1", ["Transfer-Encoding: chunked"], b" 411 "),
+        ("POST /api/download HTTP/1.1", ["Content-Length: 3", "Content-Length: 9"], b" "),
+        ("GET /api/about HTTP/1.1", [f"X-{k}: 1" for k in range(200)], b" 431 "),
+        ("GET /api/about HTTP/1.1", ["X: " + "a" * 70_000], b" 431 "),
+        ("GET /" + "a" * 70_000 + " HTTP/1.1", [], b" 414 "),
+        ("TRACE /api/about HTTP/1.1", [], b" 405 "),
+        ("CONNECT 127.0.0.1:80 HTTP/1.1", [], b" 405 "),
+        ("GET /api/about HTTP/9.9", [], b" 505 "),
+    ],
+)
+def test_odd_requests_are_refused(explorer, line, headers, status):
+    answer = ask(explorer, request(explorer, line, *headers))
+    first = answer.split(b"\r\n")[0]
+    assert status in first
+    assert b" 200 " not in first
+    assert b" 500 " not in first
+    assert b"Content-Security-Policy: default-src 'none'" in answer
+    assert answers(explorer)
+
+
+def test_no_page_without_headers(explorer):
+    answer = ask(explorer, request(explorer, "GET /static/main.js"))
+    assert b"ask by HTTP/1.1" in answer
+    assert b"function" not in answer
+
+
+@pytest.mark.parametrize(
+    "host", ["rebound.example", "127.0.0.1.nip.example", "[::ffff:7f00:1]", ""]
+)
+def test_names_that_were_resolved_to_this_machine_get_nothing(explorer, host):
+    for path in ("/", "/?key=" + explorer.key, "/static/main.js", "/api/about"):
+        answer = ask(explorer, request(explorer, f"GET {path} HTTP/1.1", host=host))
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert explorer.key.encode() not in answer
+
+
+def test_the_key_is_in_no_log(explorer, caplog, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("a fault")
+
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(server._Handler, "_column", fail)
+    paths = [f"/?key={explorer.key}", f"/api/about?key={explorer.key}", f"/x?key={explorer.key}"]
+    paths += [
+        f"//{explorer.address[7:]}?key={explorer.key}",
+        "/api/column/teff",
+        f"/?x#{explorer.key}",
+    ]
+    for path in paths:
+        ask(explorer, request(explorer, f"GET {path} HTTP/1.1"))
+    ask(explorer, request(explorer, f"BREW /?key={explorer.key} HTTP/1.1"))
+    assert "a request failed" in caplog.text
+    assert "GET" in caplog.text
+    assert explorer.key not in caplog.text
+
+
+def test_no_address_writes_to_the_disk(explorer, monkeypatch):
+    home = Path.cwd()
+
+    def state():
+        return {
+            p: p.stat().st_mtime_ns for p in (home, explorer.folder, *explorer.folder.iterdir())
+        }
+
+    chosen = np.packbits(np.arange(N) < 3, bitorder="little").tobytes()
+    assert os.stat(explorer.folder).st_mode & 0o077 == 0
+    names = sorted(os.listdir(explorer.folder))
+    paths = [
+        "/",
+        "/api/about",
+        "/api/column/teff",
+        "/api/star/3",
+        "/api/find?id=x",
+        "/static/main.js",
+    ]
+    before = state()
+    for path in paths:
+        ask(explorer, request(explorer, f"GET {path} HTTP/1.1"))
+    assert state() == before
+    for kind in server.FORMATS:
+        line = f"POST /api/download?format={kind}&path=/tmp/x&name=../../x HTTP/1.1"
+        answer = ask(
+            explorer, request(explorer, line, f"Content-Length: {len(chosen)}", body=chosen)
+        )
+        assert answer.startswith(b"HTTP/1.1 200")
+    assert sorted(os.listdir(explorer.folder)) == names
+    for method in ("PUT", "DELETE", "PATCH"):
+        answer = ask(explorer, request(explorer, f"{method} /api/download HTTP/1.1"))
+        assert answer.startswith(b"HTTP/1.1 405")
+
+
+def test_tables_for_other_programs_do_not_fill_the_disk(explorer, monkeypatch):
+    monkeypatch.setattr(server.samp, "hub_runs", lambda: True)
+    monkeypatch.setattr(server.samp, "send_table", lambda path, name: ["a program"])
+    chosen = np.packbits(np.arange(N) < 3, bitorder="little").tobytes()
+    for _ in range(server._MOST_SENT + 3):
+        answer = select(explorer, "POST /api/samp HTTP/1.1", chosen)
+        assert b"a program" in answer
+    assert len(list(explorer.folder.glob("selection-*.fits"))) == server._MOST_SENT
+
+
+def test_so_many_downloads_at_once(explorer, monkeypatch):
+    monkeypatch.setattr(server, "_WRITER_SECONDS", 0.1)
+    writers = explorer._server.writers
+    for _ in range(server._MOST_WRITERS):
+        assert writers.acquire(timeout=1)
+    try:
+        chosen = bytes((N + 7) // 8)
+        line = "POST /api/download HTTP/1.1"
+        answer = ask(
+            explorer, request(explorer, line, f"Content-Length: {len(chosen)}", body=chosen)
+        )
+        assert answer.startswith(b"HTTP/1.1 503")
+    finally:
+        for _ in range(server._MOST_WRITERS):
+            writers.release()

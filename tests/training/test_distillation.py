@@ -1,0 +1,234 @@
+"""Students of an ensemble: what they see, what they learn, and what becomes of a killed run."""
+
+import numpy as np
+import pytest
+import torch
+
+from maury.errors import ConfigError, OutputExists, ResumeMismatch
+from maury.evaluation.validation import validate
+from maury.model.directory import Model
+from maury.model.engines.engine import CompiledEngine, TorchEngine
+from maury.model.engines.llvm import available
+from maury.model.inference import EnsembleNetwork
+from maury.model.networks.published import build, network_config
+from maury.prediction import uncertainty as trust
+from maury.prediction.streaming import Predictor, predict
+from maury.prediction.uncertainty import Trust
+from maury.survey.store import Survey
+from maury.training.distillation import distil
+from maury.training.distillation_data import Teacher
+
+CONFIG = {
+    "network": {"stem": 24, "width": 48},
+    "training": {"stars": 8000, "passes": 14, "batch_size": 128},
+}
+SHORT = {"training": {"stars": 300, "passes": 4, "batch_size": 100}}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, default_model, default_survey):
+    path = tmp_path_factory.mktemp("student") / "student"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "N_SIMULATED", 1000)
+        distil(default_model, path, survey=default_survey, config=CONFIG)
+    return path
+
+
+def network(n_pixel=100, n_observable=3, n_label=4):
+    torch.manual_seed(1)
+    config = network_config("student", {"stem": 8, "width": 12})
+    return config, build(config, n_pixel, n_observable, n_label).eval()
+
+
+def inputs(n=20, n_pixel=100, n_observable=3):
+    rng = np.random.default_rng(2)
+    flux = torch.from_numpy(rng.normal(1, 0.1, (n, n_pixel)).astype(np.float32))
+    ivar = torch.from_numpy(rng.uniform(900, 1100, (n, n_pixel)).astype(np.float32))
+    observables = torch.from_numpy(rng.normal(0, 1, (n, n_observable)).astype(np.float32))
+    return flux, ivar, observables
+
+
+def test_the_covariance_has_the_errors_and_correlations_that_were_learnt():
+    config, net = network()
+    with torch.no_grad():
+        net.out.weight.mul_(40)
+        answer = config.answer(net, *inputs())
+        mean, sigma, factor = net.lesson(*net.see(*inputs()))
+    assert torch.equal(answer.mean, mean)
+    assert torch.allclose(answer.variance, sigma**2, rtol=1e-4)
+    correlation = answer.covariance / (sigma[:, :, None] * sigma[:, None, :])
+    product = factor @ factor.transpose(1, 2)
+    off = ~torch.eye(4, dtype=torch.bool)
+    assert torch.allclose(correlation[:, off], product[:, off], atol=1e-5)
+    assert product[:, off].abs().max() > 0.3, "the test needs correlations"
+    assert torch.linalg.eigvalsh(correlation).min() > 0
+
+
+def test_errors_may_be_far_below_and_above_the_scatter_of_labels():
+    _, net = network()
+    raw = torch.zeros(2, net.out.out_features)
+    raw[:, net.n_label : 2 * net.n_label] = torch.tensor([[-4.0], [4.0]])
+    low, high = net.read(raw)[1].mean(dim=1)
+    assert low < 0.02
+    assert high > 10
+
+
+def test_bad_pixels_and_missing_observables_carry_nothing():
+    _, net = network()
+    flux, ivar, observables = inputs()
+    ivar[:, 10:20] = 0
+    observables[:, 1] = torch.nan
+    wild = flux.clone()
+    wild[:, 10:20] = torch.nan
+    for a, b in zip(
+        net.see(flux, ivar, observables), net.see(wild, ivar, observables), strict=True
+    ):
+        assert torch.isfinite(a).all()
+        assert torch.equal(a, b)
+    nothing = torch.zeros_like(ivar)
+    pixels, other = net.see(torch.full_like(flux, torch.nan), nothing, observables)
+    assert torch.count_nonzero(pixels) == 0
+    assert torch.count_nonzero(other[:, :3]) == 0, "no noise, and no spectrum"
+
+
+def test_the_typical_noise_survives_gaps_and_a_wild_pixel():
+    _, net = network()
+    flux, ivar, observables = inputs()
+    quality = net.see(flux, ivar, observables)[1][:, 0]
+    ivar[:, :60] = 0
+    ivar[:, 70] = 1e12
+    with_gaps = net.see(flux, ivar, observables)[1][:, 0]
+    assert torch.allclose(quality, with_gaps, atol=0.06)
+
+
+def test_a_student_agrees_with_its_teacher(student, default_model, default_survey):
+    batch = Survey.open(default_survey).batch(0, 500)
+    taught, teacher = Predictor(student), Predictor(default_model)
+    a, b = taught.predict(batch), teacher.predict(batch)
+    assert set(a) == set(b), "the catalogue has the same columns"
+    for name in Model.open(student).label_names:
+        difference = np.abs(a[name] - b[name]) / b[f"{name}_error"]
+        assert np.quantile(difference, 0.68) < 0.35
+        ratio = np.median(a[f"{name}_error"] / b[f"{name}_error"])
+        assert ratio == pytest.approx(1.0, abs=0.25)
+    apart = np.abs(a["m_h_fe_h_corr"] - b["m_h_fe_h_corr"])
+    assert np.median(apart) < 0.15
+
+
+def test_it_is_a_model_like_any_other(student, default_model, default_survey, tmp_path):
+    model, teacher = Model.open(student), Model.open(default_model)
+    assert model.network["name"] == "student"
+    assert model.provenance["distilled_from"]["checksum"] == teacher.checksum
+    assert {"sky", "calibration", "coverage"} <= set(model.attachments)
+    assert model.split.checksums == teacher.split.checksums
+    stars = Survey.open(default_survey).star_id
+    n_validation = model.split.contains("validation", stars).sum()
+    assert model.arrays("calibration")["n_real"] == n_validation, "it has met all training stars"
+    assert teacher.arrays("calibration")["n_real"] > n_validation
+    assert len(validate(student, default_survey).rows()) == 10
+    catalogue = predict(student, default_survey, tmp_path / "labels.parquet")
+    assert len(catalogue) == 500
+    assert catalogue.metadata["model"]["preset"] == "student"
+    assert catalogue.metadata["model"]["distilled_from"]["checksum"] == teacher.checksum
+
+
+@pytest.mark.parametrize("without", ["spectrum", "photometry"])
+def test_it_agrees_with_inputs_missing(student, default_model, default_survey, without):
+    batch = Survey.open(default_survey).batch(0, 200)
+    a, b = (
+        Predictor(model, without=[without]).predict(batch) for model in (student, default_model)
+    )
+    for name in Model.open(student).label_names:
+        difference = np.abs(a[name] - b[name]) / b[f"{name}_error"]
+        assert np.quantile(difference, 0.68) < 0.5
+
+
+def test_the_kept_out_stars_teach_nothing(default_model, default_survey):
+    teacher, survey = Teacher(Model.open(default_model)), Survey.open(default_survey)
+    rows = teacher.rows(survey, 10_000, np.random.default_rng(0))
+    split, star_id = teacher.model.split, survey.star_id
+    held = split.contains("test", star_id) | split.contains("validation", star_id)
+    assert held.sum() > 50
+    assert np.array_equal(rows, np.flatnonzero(~held)), "all others, when so many are asked for"
+    few = teacher.rows(survey, 128, np.random.default_rng(0))
+    assert 0 < few.size <= 128
+
+
+def test_the_compiled_engine_gives_the_same():
+    if not available():
+        pytest.skip("llvmlite is not installed")
+    config, net = network(n_pixel=130)
+    with torch.no_grad():
+        net.out.weight.mul_(40)
+    flux, ivar, observables = (tensor.numpy().copy() for tensor in inputs(n=70, n_pixel=130))
+    flux[3], ivar[3] = np.nan, 0.0
+    ivar[5, 40:90], ivar[6, 7], observables[8] = 0.0, 1e9, np.nan
+    engines = TorchEngine(config, [net]), CompiledEngine(config, [net], n_pixel=130, n_observable=3)
+    plain, compiled = (engine.answer(flux, ivar, observables) for engine in engines)
+    assert np.isfinite(plain.mean).all()
+    assert np.allclose(plain.mean, compiled.mean, atol=1e-4)
+    assert np.allclose(plain.covariance, compiled.covariance, rtol=1e-3, atol=1e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_killed_run_ends_with_the_same_bits(default_model, tmp_path, monkeypatch, at):
+    monkeypatch.setattr("maury.training.distillation.CHECKPOINT_SECONDS", 0.0)
+    whole = distil(default_model, tmp_path / "whole", config=SHORT)
+
+    def kill(done, total):
+        assert total == 5
+        if done > at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distil(default_model, tmp_path / "resumed", config=SHORT, progress=kill)
+    assert (tmp_path / "resumed.part").is_dir()
+    done = []
+    resumed = distil(
+        default_model, tmp_path / "resumed", config=SHORT, progress=lambda k, n: done.append(k)
+    )
+    assert len(done) < 5, "it went on, and did not start anew"
+    assert not (tmp_path / "resumed.part").exists()
+    weights = [model.weights(model.members[0]) for model in (whole, resumed)]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_without_a_survey_it_inherits(default_model, default_survey, tmp_path):
+    model = distil(default_model, tmp_path / "alone", config=SHORT)
+    teacher = Model.open(default_model)
+    calibration = Trust.load(model, EnsembleNetwork(model)).calibration
+    assert np.all(calibration.size == 0)
+    assert np.all(calibration.course == 0)
+    assert np.array_equal(calibration.tails, teacher.arrays("calibration")["tails"])
+    coverage = model.arrays("coverage")
+    assert all(np.array_equal(coverage[k], v) for k, v in teacher.arrays("coverage").items())
+    rows = Predictor(model).predict(Survey.open(default_survey).batch(0, 20))
+    assert np.isfinite(rows["chi2_reduced"]).all()
+
+
+def test_what_cannot_be_distilled(student, default_model, tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match="of the preset 'guiglion2020' cannot teach"):
+        distil(tiny_model, tmp_path / "out")
+    with pytest.raises(ConfigError, match="of the preset 'student' cannot teach"):
+        distil(student, tmp_path / "out")
+    with pytest.raises(OutputExists):
+        distil(default_model, student)
+    config = {"network": {"stm": 3}, "training": {"passes": 0}, "sky": {}}
+    with pytest.raises(ConfigError) as caught:
+        distil(default_model, tmp_path / "out", config=config)
+    assert all(part in str(caught.value) for part in ("'stm'", "passes", "[sky]"))
+
+
+def test_another_run_in_the_way(default_model, tmp_path):
+    def kill(done, total):
+        raise Killed
+
+    with pytest.raises(Killed):
+        distil(default_model, tmp_path / "out", config=SHORT, progress=kill)
+    with pytest.raises(ResumeMismatch):
+        distil(default_model, tmp_path / "out", config=SHORT, seed=1)
+    distil(default_model, tmp_path / "out", config=SHORT, seed=1, overwrite=True)
