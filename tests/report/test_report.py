@@ -356,7 +356,7 @@ def test_the_notebook_of_the_documentation_runs(tmp_path) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    notebook = nbformat.read(DOCS / "figures.ipynb", as_version=4)
+    notebook = nbformat.read(DOCS / "guides" / "figures.ipynb", as_version=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client = nbclient.NotebookClient(

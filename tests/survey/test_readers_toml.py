@@ -452,7 +452,7 @@ def test_paths_are_relative_to_the_configuration(tmp_path, monkeypatch):
 
 
 def test_examples_in_the_documentation_are_valid(tmp_path):
-    document = Path(__file__).parents[2] / "docs" / "ingest.md"
+    document = Path(__file__).parents[2] / "docs" / "guides" / "ingest.md"
     examples = re.findall(r"```toml\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
     whole = [
         example for example in examples if "[spectra]" in example and "[wavelength]" in example

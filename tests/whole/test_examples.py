@@ -15,7 +15,7 @@ from maury.prediction.catalogue import Catalogue
 from maury.survey.assembly import Flow
 from maury.survey.store import Survey
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "examples.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "start" / "examples.md"
 SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

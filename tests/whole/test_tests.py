@@ -42,9 +42,10 @@ def checkers() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", sorted(FOLDER.rglob("test_*.py")), ids=lambda path: f"{path.parent.name}-{path.stem}"
-)
+TESTS = sorted(FOLDER.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_test_asserts_something(path):
     tests = [f for f in functions(ast.parse(path.read_text("utf-8"))) if f.name.startswith("test_")]
     assert tests, f"{path.name} has no test"
