@@ -21,6 +21,10 @@ class UnknownName(ConfigError):
     """A name is not known: take one of the listed names; the nearest is suggested."""
 
 
+class RowError(ConfigError, IndexError):
+    """Rows are asked for that do not exist: give numbers in range, or a mask of equal length."""
+
+
 class SurveyFileError(MauryError):
     """A survey store cannot be read: make it anew with `maury ingest` or `maury simulate`."""
 
@@ -101,9 +105,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     # The comparison takes the product of lengths for each name, and names may come from files.
     if len(name) > _LONGEST:
         return ""
-    names = [other for other in islice(known, _MOST) if len(other) <= _LONGEST]
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {other.casefold(): other for other in islice(known, _MOST) if len(other) <= _LONGEST}
+    close = get_close_matches(name.casefold(), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def printable(text: str) -> str:

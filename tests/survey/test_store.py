@@ -8,17 +8,22 @@ import xarray as xr
 
 from maury.errors import (
     ColumnError,
+    ConfigError,
     IdentifierError,
     LengthMismatch,
     OutputBusy,
     OutputExists,
     ResumeMismatch,
+    RowError,
     SurveyFileError,
+    UnknownName,
     WavelengthError,
 )
 from maury.labels.columns import Column
+from maury.labels.definitions import Label
 from maury.survey.store import Survey, SurveyWriter
 
+NO_ROWS: list[int] = []
 WAVE = 8420.0 + 0.4 * np.arange(16)
 
 
@@ -81,6 +86,66 @@ def test_rows_in_any_order_equal_batches(store):
     some = survey.rows(index)
     np.testing.assert_array_equal(some.spectra.flux, whole.spectra.flux[index])
     assert some.columns["id"].tolist() == whole.columns["id"][index].tolist()
+
+
+@pytest.mark.parametrize(
+    "index", [[-1], [-10, 3], slice(-3, None), np.arange(10) % 4 == 1, 7, NO_ROWS]
+)
+def test_rows_are_addressed_as_in_numpy(store, index):
+    survey = Survey.open(store)
+    whole, some = survey.batch(0, 10), survey.rows(index)
+    expected = np.atleast_1d(np.arange(10)[np.array(index, int) if index is NO_ROWS else index])
+    np.testing.assert_array_equal(some.spectra.flux, whole.spectra.flux[expected])
+    np.testing.assert_array_equal(some.spectra.ivar, whole.spectra.ivar[expected])
+    assert some.column("id").tolist() == survey.id[expected].tolist()
+
+
+@pytest.mark.parametrize("index", [[10], [-11], [True], [0.5], ["1"]])
+def test_rows_that_do_not_exist_are_an_error(store, index):
+    with pytest.raises(RowError, match=r"s\.zarr"):
+        Survey.open(store).rows(index)
+
+
+def test_batches_count_from_the_end(store):
+    survey = Survey.open(store)
+    last = survey.batch(-4, 10)
+    np.testing.assert_array_equal(last.spectra.flux, survey.batch(6, 10).spectra.flux)
+    assert last.column("id").tolist() == survey.id[6:].tolist()
+    assert last.start == 6
+    assert [b.start for b in survey.batches(2, start=-4, stop=-1)] == [6, 8]
+    assert [len(b) for b in survey.batches(2, start=-4, stop=-1)] == [2, 1]
+
+
+@pytest.mark.parametrize("bounds", [(-11, 10), (0, 11), (8, 6), (-2, 0)])
+def test_a_batch_that_does_not_exist_is_an_error(store, bounds):
+    with pytest.raises(RowError, match="which has 10 rows"):
+        Survey.open(store).batch(*bounds)
+
+
+def test_a_batch_has_rows(store):
+    with pytest.raises(ConfigError, match="size = 0"):
+        list(Survey.open(store).batches(0))
+
+
+def test_labels_by_name(store):
+    survey = Survey.open(store)
+    assert survey.labels(["teff"]).shape == survey.labels("teff").shape == (10, 1)
+    assert np.isnan(survey.labels(["logg"])).all()
+    for read in (survey.labels, survey.label_errors):
+        for wrong in ("Teff", "TEFF", "tef"):
+            with pytest.raises(UnknownName, match=f"label '{wrong}'; did you mean 'teff'"):
+                read([wrong])
+    own = Label(name="mass", symbol="M", unit="Msun", description="Mass", range=(0.1, 9.0))
+    assert np.isnan(survey.labels([own])).all()
+    with pytest.raises(ColumnError, match="did you mean 'snr'"):
+        survey.column("SNR")
+
+
+@pytest.mark.parametrize("start", [-2, 9])
+def test_rows_beyond_the_declared_are_not_written(tmp_path, rng, start):
+    with pytest.raises(LengthMismatch, match="beyond the 10 declared"), writer(tmp_path / "s") as w:
+        fill(w, start, start + 2, rng)
+    assert not (tmp_path / "s").exists()
 
 
 def test_opens_with_plain_xarray(store):

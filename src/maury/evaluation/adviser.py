@@ -151,7 +151,7 @@ class Census:
         rows = _predict(predictor, survey, progress)
         mean = np.stack([rows[label.name] for label in model.labels], axis=1)
         error = np.stack([rows[label.error_name] for label in model.labels], axis=1)
-        whole = np.isfinite(survey.labels(model.label_names)).all(axis=1)
+        whole = np.isfinite(survey.labels(model.labels)).all(axis=1)
         star_id = survey.star_id
         known = whole | np.isin(star_id, star_id[whole & (star_id != "")])
         return cls(

@@ -109,7 +109,7 @@ def audit(
     rows = rows[:: -(-rows.size // _MOST_ROWS)]
     rng = np.random.default_rng(seed)
     network, batch = EnsembleNetwork(model), survey.rows(rows)
-    truth = survey.labels(model.label_names)[rows]
+    truth = survey.labels(model.labels)[rows]
     inputs = model.preparation.apply(batch)
     answer = _answering(model, network)
     means = {ALL: answer(inputs)}
@@ -127,7 +127,7 @@ def audit(
         truth,
         star,
         pool=model.preparation.apply(survey.rows(pool)),
-        pool_truth=survey.labels(model.label_names)[pool],
+        pool_truth=survey.labels(model.labels)[pool],
         pool_star=numbers[pool],
         unit=np.array([_spread(one) or np.nan for one in residuals[ALL].T]),
         given=np.flatnonzero(np.isfinite(truth).any(axis=0)),
@@ -181,7 +181,7 @@ def _pool(model: Model, survey: Survey, *, trained: bool) -> NDArray[np.int64]:
 
     Networks know the spectra that they were trained on too well.
     """
-    labels = survey.labels(model.label_names)
+    labels = survey.labels(model.labels)
     known = np.isfinite(labels[:, np.isfinite(labels).any(axis=0)]).all(axis=1)
     rows = np.flatnonzero(known & (model.split.contains("train", survey.star_id) == trained))
     return rows[:: max(1, -(-rows.size // _MOST_DONORS))]

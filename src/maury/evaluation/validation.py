@@ -162,7 +162,7 @@ def validate(
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     rows = held_out_rows(model, survey, split=split)
     names = [label.name for label in model.labels]
-    truth = survey.labels(names)[rows]
+    truth = survey.labels(model.labels)[rows]
     table = predict_rows(model, survey, rows)
     predicted = np.stack([table[name] for name in names], axis=1)
     error = np.stack([table[label.error_name] for label in model.labels], axis=1)
@@ -208,7 +208,7 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArr
     """
     check_known("split", split, STARS)
     names = [label.name for label in model.labels]
-    labelled = np.isfinite(survey.labels(names)).any(axis=1)
+    labelled = np.isfinite(survey.labels(model.labels)).any(axis=1)
     if not labelled.any():
         raise ColumnError(
             f"{survey.path} has no values of {', '.join(names)}, with which to compare; "

@@ -6,6 +6,7 @@ Survey stores, catalogues and documentation tables derive from these definitions
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from maury.errors import ColumnError, suggestion
 from maury.labels.definitions import LABELS, Label
 
 
@@ -183,3 +184,11 @@ def known(labels: Iterable[Label] = LABELS) -> dict[str, Column]:
         for column in (for_label(label), for_label_error(label), for_true_label(label)):
             table[column.name] = column
     return table
+
+
+def unknown_column(name: str, known: Iterable[str], what: str) -> ColumnError:
+    """Return the error that `what` has no column `name`, with its columns and the nearest one."""
+    known = list(known)
+    return ColumnError(
+        f"{what} has no column {name!r}{suggestion(name, known)} (it has {', '.join(known)})"
+    )

@@ -147,7 +147,7 @@ class MethodNetwork:
     def external(self, batch: Batch) -> dict[str, External]:
         """Labels that the method takes from columns of the survey."""
         names = self.method.external_names
-        return {name: External(batch.column(name), batch.column(f"{name}_error")) for name in names}
+        return {name: External(batch.get(name), batch.get(f"{name}_error")) for name in names}
 
 
 def as_prediction(result: FitResult, inputs: Inputs) -> Prediction:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from maury.errors import ConfigError, LengthMismatch
+from maury.errors import ConfigError, LengthMismatch, check_known
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Split:
 
     def part(self, name: str) -> NDArray[np.int64]:
         """Row numbers of ``train``, ``validation`` or ``test``."""
-        rows: NDArray[np.int64] = getattr(self, name)
+        rows: NDArray[np.int64] = getattr(self, check_known("part", name, PARTS))
         return rows
 
 
@@ -325,9 +325,8 @@ class SplitRecord:
         A row without an identifier cannot be told from others, and belongs to none.
         """
         ids = np.asarray(star_id).astype(np.str_)
-        return np.asarray(
-            np.isin(star_hashes(ids), self.hashes[part]) & (ids != ""), dtype=np.bool_
-        )
+        known = self.hashes[check_known("part", part, PARTS)]
+        return np.asarray(np.isin(star_hashes(ids), known) & (ids != ""), dtype=np.bool_)
 
     def took_part(self, star_id: ArrayLike) -> NDArray[np.bool_]:
         """Whether each star, shape (n_row,), trained the networks or helped to choose them."""

@@ -128,7 +128,7 @@ class Predictor:
         if self.trust is not None:
             found = self.trust.assess(inputs, answer)
             if self.given:
-                known = (batch.column(self.given), batch.column(f"{self.given}_error"))
+                known = (batch.get(self.given), batch.get(f"{self.given}_error"))
                 found = self.trust.given(found, self.given, *known)
             mean, error, flags = found.mean, found.sigma, flags | found.flags
             rows |= _trusted(self.model.labels, found)

@@ -272,8 +272,7 @@ class _Labelled:
         rows = np.flatnonzero(training | model.split.contains("validation", star_id))
         blocks = np.split(rows, np.arange(_READ_ROWS, rows.size, _READ_ROWS))
         inputs = join_inputs([model.preparation.apply(survey.rows(block)) for block in blocks])
-        names = [label.name for label in model.labels]
-        truth, answer = survey.labels(names)[rows], network.predict(inputs)
+        truth, answer = survey.labels(model.labels)[rows], network.predict(inputs)
         return cls(star_id[rows], truth, answer, inputs, training[rows])
 
     def anew(

@@ -7,9 +7,12 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from maury.io import addresses
+from maury.labels.columns import known as known_columns
+from maury.labels.columns import unknown_column
+from maury.spectra.rows import row_numbers
 from maury.spectra.spectra import Medium, Spectra
 
 
@@ -34,15 +37,42 @@ class Batch:
     def __len__(self) -> int:
         return len(self.spectra)
 
-    def __getitem__(self, rows: slice) -> "Batch":
-        """Return some consecutive rows, which share memory with these."""
-        first, _, _ = rows.indices(len(self))
-        spectra = self.spectra.replace(flux=self.spectra.flux[rows], ivar=self.spectra.ivar[rows])
-        columns = {name: values[rows] for name, values in self.columns.items()}
+    def __getitem__(self, rows: ArrayLike | slice) -> "Batch":
+        """Return some rows; those of a slice share memory with these.
+
+        Parameters
+        ----------
+        rows : slice, int, (n,) int or (n_star,) bool array_like
+            Row numbers of this batch (negative ones count from the end), or a mask.
+
+        Raises
+        ------
+        RowError
+            If there is no such row, or a mask has another length.
+        """
+        numbers = row_numbers(rows, len(self), what="the batch")
+        chosen = rows if isinstance(rows, slice) else numbers
+        spectra = self.spectra.replace(
+            flux=self.spectra.flux[chosen], ivar=self.spectra.ivar[chosen]
+        )
+        columns = {name: values[chosen] for name, values in self.columns.items()}
+        first = int(numbers[0]) if numbers.size else 0
         return Batch(spectra, MappingProxyType(columns), self.start + first)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return a column, or NaN for every row if the survey does not have it."""
+        """Return a column; NaN for every row if the survey does not have it.
+
+        Raises
+        ------
+        ColumnError
+            If it is neither a column of the survey nor one that `maury.labels.columns` defines.
+        """
+        if name not in self.columns and name not in known_columns():
+            raise unknown_column(name, self.columns, "the batch")
+        return self.get(name)
+
+    def get(self, name: str) -> NDArray[Any]:
+        """Return a column of whatever name; NaN for every row if the survey does not have it."""
         if name in self.columns:
             return self.columns[name]
         return np.full(len(self), np.nan)

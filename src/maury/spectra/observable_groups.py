@@ -37,7 +37,7 @@ _ZERO_POINT_COLUMNS = (
 
 def column(batch: Batch, name: str) -> Float64Array:
     """Return a column with NaN for whatever is not finite, or NaN throughout if it is absent."""
-    values = np.asarray(batch.column(name), dtype=np.float64)
+    values = np.asarray(batch.get(name), dtype=np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maury.errors import ColumnError, SurveyFileError
+from maury.errors import ConfigError, SurveyFileError, check_known
 from maury.io import addresses
 from maury.io.limits import VARIABLE, current, unpacked_bytes
 from maury.io.migrations import SURVEY
 from maury.labels import definitions as labels_module
+from maury.labels.columns import unknown_column
 from maury.labels.definitions import Label
 from maury.spectra.batch import Batch
+from maury.spectra.rows import row_numbers, row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths, describe_grid
 from maury.survey.manifest import check_manifest, manifest_digest
 from maury.survey.writer import CHUNK_STARS as CHUNK_STARS
@@ -180,9 +182,7 @@ class Survey:
             If the survey has no such column.
         """
         if name not in self.column_names:
-            raise ColumnError(
-                f"{self.path} has no column {name!r}; it has {', '.join(self.column_names)}"
-            )
+            raise unknown_column(name, self.column_names, str(self.path))
         return _plain(self._read(name, slice(None)))
 
     @cached_property
@@ -195,53 +195,103 @@ class Survey:
         """Identifiers of the stars, shape ``(n_star,)``: equal for all spectra of one star."""
         return self.column("star_id")
 
-    def labels(self, names: Sequence[str] | None = None) -> NDArray[np.float64]:
+    def labels(self, names: Sequence[str | Label] | None = None) -> NDArray[np.float64]:
         """Return labels, shape ``(n_star, n_label)``, NaN where missing.
 
         Parameters
         ----------
-        names : sequence of str, optional
-            Which labels, in which order; all that have values by default.
-        """
-        chosen = self.label_names if names is None else names
-        return self._table(list(chosen))
+        names : sequence of str or Label, optional
+            Which labels, in which order; all that have values by default. A `Label`, such as one
+            of a model, is missing throughout if the survey does not know it.
 
-    def label_errors(self, names: Sequence[str] | None = None) -> NDArray[np.float64]:
-        """Return 1 sigma label errors, shape ``(n_star, n_label)``, NaN where unknown."""
-        chosen = self.label_names if names is None else names
-        return self._table([f"{name}_error" for name in chosen])
+        Raises
+        ------
+        UnknownName
+            If the survey knows no label of a name.
+        """
+        return self._table(self._label_names(names))
+
+    def label_errors(self, names: Sequence[str | Label] | None = None) -> NDArray[np.float64]:
+        """Return 1 sigma label errors, shape ``(n_star, n_label)``, NaN where unknown.
+
+        Parameters
+        ----------
+        names : sequence of str or Label, optional
+            The same choice that `labels` offers.
+
+        Raises
+        ------
+        UnknownName
+            If the survey knows no label of a name.
+        """
+        return self._table([f"{name}_error" for name in self._label_names(names)])
+
+    def _label_names(self, chosen: Sequence[str | Label] | None) -> list[str]:
+        if chosen is None:
+            return list(self.label_names)
+        given = [chosen] if isinstance(chosen, str) else chosen
+        known = [label.name for label in self.label_definitions]
+        return [
+            one.name if isinstance(one, Label) else check_known("label", one, known)
+            for one in given
+        ]
 
     def batches(
         self, size: int = CHUNK_STARS, *, start: int = 0, stop: int | None = None
     ) -> Iterator[Batch]:
-        """Yield consecutive batches of at most `size` rows, from `start` to before `stop`."""
-        stop = self.n_star if stop is None else min(stop, self.n_star)
+        """Yield consecutive batches of at most `size` rows, from `start` to before `stop`.
+
+        Parameters
+        ----------
+        size : int
+            At least 1.
+        start, stop : int
+            Bounds of a slice: negative ones count from the end, those beyond the end are the end.
+
+        Raises
+        ------
+        ConfigError
+            If `size` is not at least 1.
+        """
+        if size < 1:
+            raise ConfigError(f"a batch has at least 1 row, got size = {size}")
+        start, stop, _ = slice(start, stop).indices(self.n_star)
         for first in range(start, stop, size):
             yield self.batch(first, min(first + size, stop))
 
     def batch(self, start: int, stop: int) -> Batch:
-        """Read rows `start` to before `stop`.
+        """Read rows `start` to before `stop`; negative numbers count from the end.
 
         Raises
         ------
+        RowError
+            If some of the rows do not exist.
         SurveyFileError
             If a chunk of the store cannot be read.
         """
+        start, stop = row_range(start, stop, self.n_star, what=str(self.path))
         rows = slice(start, stop)
         spectra = Spectra.from_arrays(
             self.wave_aa, self._read("flux", rows), self._read("ivar", rows), medium=self.medium
         )
         return Batch(spectra, MappingProxyType(self._columns_of(start, stop)), start)
 
-    def rows(self, index: ArrayLike) -> Batch:
-        """Read the rows of the given numbers, in that order.
+    def rows(self, index: ArrayLike | slice) -> Batch:
+        """Read some rows, in the order given.
 
         Parameters
         ----------
-        index : (n,) int array_like
-            Row numbers, in any order.
+        index : slice, int, (n,) int or (n_star,) bool array_like
+            Row numbers in any order, of which negative ones count from the end, or a mask.
+
+        Raises
+        ------
+        RowError
+            If there is no such row, or a mask has another length.
+        SurveyFileError
+            If a chunk of the store cannot be read.
         """
-        index = np.asarray(index, dtype=np.int64)
+        index = row_numbers(index, self.n_star, what=str(self.path))
         spectra = Spectra.from_arrays(
             self.wave_aa,
             self._gather("flux", index),

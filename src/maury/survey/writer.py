@@ -16,6 +16,7 @@ from maury.errors import (
     IdentifierError,
     LengthMismatch,
     ResumeMismatch,
+    suggestion,
 )
 from maury.io.files import (
     discard,
@@ -29,7 +30,7 @@ from maury.io.files import (
 )
 from maury.io.migrations import SURVEY
 from maury.labels import columns as columns_module
-from maury.labels.columns import Column
+from maury.labels.columns import Column, unknown_column
 from maury.labels.definitions import LABELS, Label
 from maury.spectra.spectra import Medium, check_wavelengths
 from maury.survey.manifest import MANIFEST, write_manifest
@@ -193,12 +194,9 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             If the lengths differ, or rows lie beyond the declared number.
         """
         flux = np.asarray(flux, dtype=np.float32)
-        stop = start + flux.shape[0]
-        if stop > self.n_star:
-            raise LengthMismatch(f"{self.path}: row {stop} is beyond the {self.n_star} declared")
         for name in columns:
             if name not in self._columns:
-                raise ColumnError(f"column {name!r} was not declared for {self.path}")
+                raise unknown_column(name, self._columns, f"the declaration of {self.path}")
         arrays = {"flux": flux, "ivar": ivar, **columns}
         for name, values in arrays.items():
             n = np.shape(values)[0]
@@ -206,7 +204,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
                 raise LengthMismatch(f"{name!r} has {n} rows, flux {flux.shape[0]}")
         with explaining(self.path):
             _put(self._group, start, arrays)
-        self.note(start, stop)
+        self.note(start, start + flux.shape[0])
 
     def __exit__(
         self,
@@ -365,9 +363,15 @@ def put_rows(store: Path | str, start: int, arrays: Mapping[str, ArrayLike]) -> 
 def _put(group: Any, start: int, arrays: Mapping[str, ArrayLike]) -> None:
     for name, values in arrays.items():
         data = np.asarray(values)
+        stop, n_row = start + data.shape[0], group[name].shape[0]
+        # Zarr takes a negative start as one from the end, and would write there.
+        if start < 0 or stop > n_row:
+            raise LengthMismatch(
+                f"{name!r}: rows {start} to before {stop} are beyond the {n_row} declared"
+            )
         if data.dtype.kind in "UTS":
             data = data.astype(object)
-        group[name][start : start + data.shape[0]] = data
+        group[name][start:stop] = data
 
 
 def require_unique(ids: ArrayLike, *, what: str) -> None:
@@ -399,7 +403,8 @@ def _resolve_columns(columns: Sequence[str | Column], labels: Sequence[Label]) -
         if isinstance(column, str):
             if column not in known:
                 raise ColumnError(
-                    f"unknown column {column!r}; known: {', '.join(known)}; "
+                    f"unknown column {column!r}{suggestion(column, known)} "
+                    f"(known: {', '.join(known)}); "
                     "give a maury.labels.columns.Column to define another"
                 )
             column = known[column]

@@ -212,7 +212,7 @@ def _collect(
     else:
         names = _names(settings.ensemble.labels or survey.label_names, settings)
         labels = labels_module.select(names, survey.label_definitions)
-    truth = survey.labels(names)
+    truth = survey.labels(labels)
     labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
     if not names or labelled.size == 0:
         raise TrainingError(
@@ -258,7 +258,7 @@ def _collect(
         star_id=survey.star_id[table.rows],
         table=table,
         truth=truth,
-        truth_error=survey.label_errors(names)[table.rows],
+        truth_error=survey.label_errors(labels)[table.rows],
         parts=parts,
         split=SplitRecord.of(
             split,

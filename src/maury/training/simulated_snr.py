@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ConfigError
-from maury.labels.definitions import LABEL_NAMES
+from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.simulation.emulator import Emulator
 from maury.simulation.population import Population
 from maury.simulation.sky import Sky
@@ -39,7 +39,7 @@ def learn_sky(survey: Survey, rows: NDArray[np.int64]) -> Sky:
     ConfigError
         If too few of them have all nine labels, or the emulator lacks some of their pixels.
     """
-    truth = survey.labels(LABEL_NAMES)[rows]
+    truth = survey.labels(LABELS)[rows]
     whole = rows[np.isfinite(truth).all(axis=1)]
     if whole.size < _LEAST_STARS:
         raise ConfigError(
@@ -54,7 +54,7 @@ def learn_sky(survey: Survey, rows: NDArray[np.int64]) -> Sky:
         inputs.wave_aa,
         inputs.flux[good],
         inputs.ivar[good],
-        labels=survey.labels(LABEL_NAMES)[whole[good]],
+        labels=survey.labels(LABELS)[whole[good]],
         observables=np.zeros((int(good.sum()), 0)),
         observing=observing,
         medium=inputs.medium,

@@ -319,7 +319,7 @@ def _labelled(model: Model, survey: Survey) -> dict[str, Sample]:
             star_id=survey.star_id[rows],
             mean=np.stack([table[one] for one in model.label_names], axis=1),
             error=np.stack([table[one.error_name] for one in model.labels], axis=1),
-            truth=survey.labels(model.label_names)[rows],
+            truth=survey.labels(model.labels)[rows],
             snr=table["snr"],
             flags=table["flags"],
         )

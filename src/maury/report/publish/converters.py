@@ -12,6 +12,7 @@ from maury.labels.columns import Column
 from maury.labels.definitions import LABELS, Label
 from maury.prediction.catalogue import Catalogue
 from maury.spectra.batch import Batch
+from maury.spectra.rows import row_numbers
 from maury.spectra.spectra import Spectra
 from maury.survey.store import Survey
 
@@ -88,7 +89,9 @@ def to_xarray(source: Survey | Batch | Spectra | Catalogue) -> "xr.Dataset":
     return xr.Dataset(data, attrs=attributes)
 
 
-def to_specutils(source: Survey | Batch | Spectra, rows: ArrayLike | None = None) -> "SpectrumList":
+def to_specutils(
+    source: Survey | Batch | Spectra, rows: ArrayLike | slice | None = None
+) -> "SpectrumList":
     """Return spectra as a `specutils.SpectrumList`, one `specutils.Spectrum` per row.
 
     Flux has no unit, its uncertainty is an inverse variance, and pixels that are bad (of inverse
@@ -99,15 +102,17 @@ def to_specutils(source: Survey | Batch | Spectra, rows: ArrayLike | None = None
     ----------
     source : Survey, Batch or Spectra
         At most `SPECUTILS_LIMIT` rows are taken.
-    rows : (n,) int array_like, optional
-        Row numbers; all by default.
+    rows : slice, (n,) int or (n_star,) bool array_like, optional
+        Row numbers (negative ones count from the end) or a mask; all by default.
 
     Raises
     ------
     MissingExtra
         If ``specutils`` is not installed.
     ConfigError
-        If there are too many rows, or a number is out of range.
+        If there are too many rows.
+    RowError
+        If there is no such row, or a mask has another length.
     """
     try:
         from specutils import Spectrum, SpectrumList
@@ -135,13 +140,11 @@ def to_specutils(source: Survey | Batch | Spectra, rows: ArrayLike | None = None
 
 
 def _chosen(
-    source: Survey | Batch | Spectra, rows: ArrayLike | None
+    source: Survey | Batch | Spectra, rows: ArrayLike | slice | None
 ) -> tuple[Batch, dict[str, Any]]:
     """Return the rows that are wanted, and what is common to them."""
     n_row = len(source)
-    index: NDArray[np.int64] = np.arange(n_row) if rows is None else np.asarray(rows, np.int64)
-    if index.ndim != 1 or np.any((index < 0) | (index >= n_row)):
-        raise ConfigError(f"rows must be numbers from 0 to {n_row - 1}")
+    index = row_numbers(slice(None) if rows is None else rows, n_row, what="the spectra")
     if index.size > SPECUTILS_LIMIT:
         raise ConfigError(
             f"{index.size} spectra are too many to become objects (at most {SPECUTILS_LIMIT}); "

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from maury.errors import ColumnError, ConfigError, MissingExtra
 from maury.io.files import writing
+from maury.labels.columns import unknown_column
 from maury.prediction.catalogue import Catalogue
 from maury.survey.store import Survey
 
@@ -183,9 +184,7 @@ def _column(source: Survey | Catalogue, name: str) -> NDArray[Any]:
     if isinstance(source, Survey):
         return source.column(name)
     if name not in source.table.colnames:
-        raise ColumnError(
-            f"the catalogue has no column {name!r}; it has {', '.join(source.table.colnames)}"
-        )
+        raise unknown_column(name, source.table.colnames, "the catalogue")
     return np.asarray(source.table[name])
 
 

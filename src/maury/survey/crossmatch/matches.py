@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maury.errors import LengthMismatch
+from maury.spectra.rows import row_numbers
 from maury.survey.crossmatch.positions import BoolArray, Float64Array, Int64Array
 
 
@@ -145,8 +146,9 @@ class Match:
         return np.where(self.matched, column[np.maximum(self.index, 0)], missing)
 
     def reasons(self, row: int) -> list[str]:
-        """Return the reasons of one left row, in words."""
-        return [flag.text for flag in MatchFlag if self.flags[row] & flag.value]
+        """Return the reasons of one left row, in words; a negative one counts from the end."""
+        flags = self.flags[row_numbers(row, len(self), what="the match")[0]]
+        return [flag.text for flag in MatchFlag if flags & flag.value]
 
     def report(self) -> MatchReport:
         """Return what the match did, in numbers."""

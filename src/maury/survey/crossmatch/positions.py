@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maury.errors import ConfigError, LengthMismatch
+from maury.spectra.rows import row_numbers
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -120,8 +121,15 @@ class Positions:
             [-sa * east - sd * ca * north, ca * east - sd * sa * north, cd * north], axis=1
         )
 
-    def take(self, rows: Int64Array | BoolArray) -> Positions:
-        """Return the positions of some rows."""
+    def take(self, rows: ArrayLike | slice) -> Positions:
+        """Return the positions of some rows: numbers, of which negative count from the end, a mask.
+
+        Raises
+        ------
+        RowError
+            If there is no such row, or a mask has another length.
+        """
+        rows = row_numbers(rows, len(self), what="the positions")
         return Positions(
             self.ra_deg[rows],
             self.dec_deg[rows],

@@ -18,6 +18,7 @@ from maury.labels.columns import Column
 from maury.labels.definitions import Label
 from maury.spectra.batch import Batch
 from maury.spectra.batch import Readable as ReadableSurvey
+from maury.spectra.rows import row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths
 from maury.survey.readers.arms import Arm, ArmsSource, Readable, join_arms
 from maury.survey.readers.config import (
@@ -137,15 +138,18 @@ class FileSurvey:
         return tuple(dict.fromkeys([*self.columns, "snr"]))
 
     def batch(self, start: int, stop: int) -> Batch:
-        """Read rows `start` to before `stop`.
+        """Read rows `start` to before `stop`; negative numbers count from the end.
 
         Raises
         ------
+        RowError
+            If some of the rows do not exist.
         InputFileError
             If a file cannot be read.
         GridMismatch
             If a spectrum stands on another grid and `resample` was not asked for.
         """
+        start, stop = row_range(start, stop, len(self), what=str(self.path))
         known = self.columns.get("snr", np.full(len(self), np.nan))[start:stop]
         flux, ivar, snr = read_rows(self.source, self.gridder, start, known)
         rows = {name: values[start:stop] for name, values in self.columns.items()} | {"snr": snr}
