@@ -1,1 +1,1 @@
-"""What tests build: surveys, catalogues, models, files, servers, faults, peers."""
+"""What tests build: surveys, catalogues, models, files, servers, faults, oracles."""

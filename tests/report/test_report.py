@@ -30,7 +30,7 @@ from maury.report.page.material import gather, match, read_table
 from maury.report.page.plates import MOST_ROWS, Plate
 from maury.report.page.quality import calibration_section, coverage_section, long_table, overview
 from maury.report.page.report import sections, write_report
-from maury.report.page.science import abundances_section, checks_section, peers_section
+from maury.report.page.science import abundances_section, checks_section, methods_section
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURES = {
@@ -38,7 +38,7 @@ FIGURES = {
     *("coverage_curves", "z", "coverage_regimes", "coverage_map", "audit"),
     *("kiel_samples", "kiel_snr", "kiel_m_h", "elements", "alpha_slices", "bimodality"),
     *("alpha_by_place", "gradients", "maps", "distributions", "losses", "magnitudes"),
-    *("external_logg", "clusters", "peers"),
+    *("external_logg", "clusters", "methods"),
 }
 
 
@@ -66,7 +66,7 @@ def tables(tmp_path_factory, catalogue) -> dict[str, Path]:
             "probability": np.r_[np.ones(39), 0.1],
         }
     )
-    peers = Table(
+    methods = Table(
         {
             "method": np.repeat(["maury", "cannon"], 9),
             "label": [*LABEL_NAMES, *LABEL_NAMES],
@@ -80,7 +80,7 @@ def tables(tmp_path_factory, catalogue) -> dict[str, Path]:
     }
     logg.write(paths["logg"], format="ascii.csv")
     members.write(paths["clusters"], format="ascii.ecsv")
-    peers.write(paths["compare"], format="ascii.csv")
+    methods.write(paths["compare"], format="ascii.csv")
     return paths
 
 
@@ -431,7 +431,7 @@ def test_tables_of_strangers_and_without_probabilities(tmp_path, stranger) -> No
         assert len(found["clusters"]["id"]) == 40
 
 
-def test_peers_are_those_of_all_stars_as_they_were_given(tmp_path) -> None:
+def test_methods_are_those_of_all_stars_as_they_were_given(tmp_path) -> None:
     table = Table(
         {
             "method": ["cannon", "cannon", "cannon"],
@@ -441,14 +441,16 @@ def test_peers_are_those_of_all_stars_as_they_were_given(tmp_path) -> None:
             "stars": ["all", "giants", "all"],
         }
     )
-    table.write(tmp_path / "peers.csv")
-    section = peers_section(little(tmp_path, ["teff"], tables={"compare": tmp_path / "peers.csv"}))
+    table.write(tmp_path / "methods.csv")
+    section = methods_section(
+        little(tmp_path, ["teff"], tables={"compare": tmp_path / "methods.csv"})
+    )
     assert "1" in str(section.tables)
     assert not {"2", "3"} & {cell.strip("0.") for _, rows in section.tables for cell in rows[1]}
     Table({"method": ["cannon"], "what": [1]}).write(tmp_path / "other.csv")
     other = tmp_path / "more"
     other.mkdir()
-    section = peers_section(little(other, ["teff"], tables={"compare": tmp_path / "other.csv"}))
+    section = methods_section(little(other, ["teff"], tables={"compare": tmp_path / "other.csv"}))
     assert "the table has no columns method, label and scatter" in str(section.omitted)
 
 

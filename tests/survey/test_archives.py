@@ -297,7 +297,7 @@ def test_cuts_are_the_same_in_every_format(tmp_path):
     for suffix in ("fits", "vot", "parquet", "csv"):
         with ExitStack() as stack:
             chosen = apply_cuts(cuts, open_table(tmp_path / f"t.{suffix}", stack))
-            assert [v.passes.tolist() for v in chosen.verdicts] == [
+            assert [v.passes.tolist() for v in chosen.results] == [
                 [True, False, True],
                 [True, False, True],
                 [True, True, False],

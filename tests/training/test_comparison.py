@@ -13,7 +13,7 @@ from builders.training_survey import write_survey
 from maury.cli.common import app
 from maury.errors import ConfigError, ResumeMismatch, UnknownName
 from maury.evaluation.consensus import Combination
-from maury.evaluation.ranking import CONSENSUS, GIVEN, Answers, Standings, View
+from maury.evaluation.ranking import CONSENSUS, GIVEN, MethodPredictions, Ranking, View
 from maury.labels import definitions as labels_module
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_sigma
@@ -63,7 +63,7 @@ def test_every_star_is_tested_once(survey, compared):
     expected = np.sort(survey.labels(("teff", "logg")), axis=0)
     np.testing.assert_array_equal(np.sort(view.truth, axis=0), expected)
     assert found.methods == (*NAMES, CONSENSUS)
-    for one in view.answers:
+    for one in view.predictions:
         assert np.isfinite(one.mean).mean() > 0.99
 
 
@@ -90,7 +90,7 @@ def test_test_stars_steer_nothing(survey, compared, tmp_path):
     other = Survey.open(copy_survey(survey.path, tmp_path / "other.zarr", teff=teff))
     again = compare(other, tmp_path / "out", methods=NAMES, folds=3, config=QUICK)
     first = slice(0, split.test.size)
-    for one, same in zip(found.views[0].answers, again.views[0].answers, strict=True):
+    for one, same in zip(found.views[0].predictions, again.views[0].predictions, strict=True):
         np.testing.assert_array_equal(one.mean[first], same.mean[first])
         np.testing.assert_array_equal(one.sigma[first], same.sigma[first])
 
@@ -162,25 +162,25 @@ def test_figures_are_drawn(compared):
     assert all(path.stat().st_size > 10_000 for path in drawn)
 
 
-def made_standings(own, rival, *, rival_inputs="spectrum", own_inputs="spectrum", n=400):
+def made_ranking(own, rival, *, rival_inputs="spectrum", own_inputs="spectrum", n=400):
     rng = np.random.default_rng(1)
     truth = np.column_stack([rng.uniform(4000, 6000, n), rng.uniform(1, 5, n)])
     none = np.zeros(n, dtype=bool)
 
     def answers(name, sizes, inputs):
         size = np.array(sizes)
-        return Answers(
+        return MethodPredictions(
             name, inputs, truth + size * rng.standard_normal((n, 2)), np.tile(size, (n, 1)), none
         )
 
     both = (answers("maury", own, own_inputs), answers("cannon", rival, rival_inputs))
     view = View(GIVEN, truth, np.full(n, 50.0), both)
     labels = labels_module.select(("teff", "logg"))
-    return Standings(labels, (view,), {}, "s.zarr", True, 1, 0)
+    return Ranking(labels, (view,), {}, "s.zarr", True, 1, 0)
 
 
 def test_losses_are_named_where_they_are():
-    found = made_standings((100.0, 0.1), (50.0, 0.2))
+    found = made_ranking((100.0, 0.1), (50.0, 0.2))
     losses = found.losses("maury")
     assert {loss.label for loss in losses} == {"Teff"}
     assert any(loss.stars == "all" for loss in losses)
@@ -189,12 +189,12 @@ def test_losses_are_named_where_they_are():
 
 
 def test_equal_methods_lose_little():
-    found = made_standings((100.0, 0.1), (100.0, 0.1))
+    found = made_ranking((100.0, 0.1), (100.0, 0.1))
     assert len(found.losses("maury")) <= 2
 
 
 def test_a_method_with_more_inputs_is_no_rival_of_spectra_alone():
-    found = made_standings((100.0, 0.1), (50.0, 0.05), rival_inputs="spectrum, photometry")
+    found = made_ranking((100.0, 0.1), (50.0, 0.05), rival_inputs="spectrum, photometry")
     assert found.losses("maury") == []
     assert found.losses("cannon") == []
 
@@ -368,7 +368,7 @@ def test_the_command_line(survey, tmp_path, monkeypatch):
     assert (out / "comparison.ecsv").is_file()
 
 
-def standings_of(n_label, methods, *, simulated=False, bounds=False, not_run=()):
+def ranking_of(n_label, methods, *, simulated=False, bounds=False, not_run=()):
     """Made-up answers of some methods to 60 stars; of the last one none in the last label."""
     rng = np.random.default_rng(4)
     labels = labels_module.select(LABEL_NAMES[:n_label])
@@ -384,10 +384,12 @@ def standings_of(n_label, methods, *, simulated=False, bounds=False, not_run=())
                 mean[:, -1] = np.nan
             inputs = "spectrum"
             warned = np.zeros(60, dtype=bool)
-            answers.append(Answers(method, inputs, mean, np.tile(size, (60, 1)), warned, 2.0 + k))
+            answers.append(
+                MethodPredictions(method, inputs, mean, np.tile(size, (60, 1)), warned, 2.0 + k)
+            )
         least = {"spectrum": np.tile(0.005 * (high - low), (60, 1))} if name != GIVEN else {}
         views.append(View(name, truth, np.full(60, 50.0), tuple(answers), least))
-    return Standings(labels, tuple(views), dict(not_run), "s.zarr", simulated, 1, 0)
+    return Ranking(labels, tuple(views), dict(not_run), "s.zarr", simulated, 1, 0)
 
 
 @pytest.mark.parametrize("simulated", [True, False])
@@ -397,7 +399,7 @@ def test_figures_of_a_comparison_bear_the_mark_only_if_simulated(simulated):
     from maury.report.figures import comparison as figures
     from maury.report.figures.style import SIMULATED
 
-    found = standings_of(4, ("maury", "cannon", CONSENSUS), simulated=simulated)
+    found = ranking_of(4, ("maury", "cannon", CONSENSUS), simulated=simulated)
     for draw_one in (
         figures.scatter_figure,
         figures.calibration_figure,
@@ -413,7 +415,7 @@ def test_the_scatter_of_a_comparison_is_drawn_label_by_label():
     from maury.report.figures.comparison import scatter_figure
     from maury.report.figures.style import ACCENT
 
-    found = standings_of(4, ("maury", "cannon", "athos"), bounds=True)
+    found = ranking_of(4, ("maury", "cannon", "athos"), bounds=True)
     figure = scatter_figure(found)
     assert [ax.axison for ax in figure.axes] == [True] * 4 + [False] * 2
     (legend,) = figure.legends
@@ -429,7 +431,7 @@ def test_the_scatter_of_a_comparison_is_drawn_label_by_label():
 def test_a_method_without_answers_is_left_out_of_the_figure_of_its_errors():
     from maury.report.figures.comparison import calibration_figure, speed_figure
 
-    found = standings_of(1, ("cannon", "athos"))
+    found = ranking_of(1, ("cannon", "athos"))
     left, _ = calibration_figure(found).axes
     medians = [line for line in left.lines if line.get_marker() == "o"]
     assert len(medians) == 1
@@ -438,18 +440,18 @@ def test_a_method_without_answers_is_left_out_of_the_figure_of_its_errors():
     assert [text.get_text() for text in ax.texts] == ["cannon"], "there is no consensus to compare"
 
 
-def test_standings_are_printed_with_bounds_losses_and_what_was_not_run(capsys):
-    from maury.cli.terminal import show_standings
+def test_rankings_are_printed_with_bounds_losses_and_what_was_not_run(capsys):
+    from maury.cli.terminal import show_ranking
 
-    found = standings_of(
+    found = ranking_of(
         2, ("cannon", "maury-spectrum"), bounds=True, not_run={"sme": "no line list"}
     )
-    show_standings(found)
+    show_ranking(found)
     said = capsys.readouterr().out
     assert "scatter over the Cramer-Rao bound of such spectra, S/N 100" in said
     assert "sme was not run: no line list" in said
     losses = found.losses("maury-spectrum")
     assert f"maury-spectrum: {len(losses)} losses" in said
     assert all(f"  {loss}" in said for loss in losses)
-    show_standings(standings_of(2, ("maury", "cannon")))
+    show_ranking(ranking_of(2, ("maury", "cannon")))
     assert "maury loses nowhere" in capsys.readouterr().out

@@ -214,5 +214,5 @@ def compare(
             overwrite=overwrite,
         )
     draw(found, out)
-    terminal.show_standings(found)
+    terminal.show_ranking(found)
     print(f"tables and figures are in {out}")

@@ -125,7 +125,7 @@ def show_match(report: Any) -> None:
     _show_table(report.rows())
 
 
-def show_standings(found: Any) -> None:
+def show_ranking(found: Any) -> None:
     """Print the tables of a comparison."""
     print(found.title)
     for view in found.views:

@@ -20,7 +20,7 @@ from maury.labels.statistics import LabelStatistics, residual_statistics, robust
 if TYPE_CHECKING:
     from astropy.table import Table
 
-__all__ = ["CONSENSUS", "GIVEN", "Answers", "Loss", "Standing", "Standings", "View"]
+__all__ = ["CONSENSUS", "GIVEN", "Loss", "MethodPredictions", "Ranking", "RankingEntry", "View"]
 
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -39,8 +39,8 @@ _OUTLIER = 5.0
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """Answers of one method to the test stars.
+class MethodPredictions:
+    """Predictions of one method for the test stars.
 
     Attributes
     ----------
@@ -75,25 +75,25 @@ class View:
         `GIVEN`, or the simulated S/N.
     truth : (n_star, n_label) float64
     snr : (n_star,) float64
-    answers : tuple of Answers
+    predictions : tuple of MethodPredictions
     bounds : mapping of str to (n_star, n_label) float64
-        Least errors that such spectra allow, for each kind of `Answers.inputs`; of simulated
-        spectra only.
+        Least errors that such spectra allow, for each kind of `MethodPredictions.inputs`;
+        of simulated spectra only.
     """
 
     name: str
     truth: Float64Array
     snr: Float64Array
-    answers: tuple[Answers, ...]
+    predictions: tuple[MethodPredictions, ...]
     bounds: Mapping[str, Float64Array] = field(default_factory=dict)
 
-    def of(self, name: str) -> Answers | None:
-        """Return the answers of a method, or None."""
-        return next((one for one in self.answers if one.name == name), None)
+    def of(self, name: str) -> MethodPredictions | None:
+        """Return the predictions of a method, or None."""
+        return next((one for one in self.predictions if one.name == name), None)
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankingEntry:
     """Residuals of one label by one method, of one kind of stars.
 
     Attributes
@@ -102,7 +102,7 @@ class Standing:
     unanswered : float
         Share of stars without an answer.
     outliers : float
-        Share of answers farther off than five times the robust scatter.
+        Share of predictions farther off than five times the robust scatter.
     statistics : LabelStatistics
     """
 
@@ -158,7 +158,7 @@ class Loss:
 
 
 @dataclass(frozen=True, eq=False)
-class Standings:
+class Ranking:
     """Result of a comparison.
 
     Attributes
@@ -188,7 +188,7 @@ class Standings:
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of all methods, in order."""
-        return tuple(one.name for one in self.views[0].answers)
+        return tuple(one.name for one in self.views[0].predictions)
 
     @property
     def title(self) -> str:
@@ -217,21 +217,21 @@ class Standings:
         return out
 
     @cached_property
-    def standings(self) -> tuple[Standing, ...]:
+    def entries(self) -> tuple[RankingEntry, ...]:
         """Statistics of every label, method, kind of star and view."""
-        return tuple(self._standings())
+        return tuple(self._entries())
 
-    def _standings(self) -> Iterator[Standing]:
+    def _entries(self) -> Iterator[RankingEntry]:
         for view in self.views:
             for stars, chosen in self.subsets(view).items():
                 truth = view.truth[chosen]
-                for one in view.answers:
+                for one in view.predictions:
                     mean, sigma = one.mean[chosen], one.sigma[chosen]
                     found = residual_statistics(truth, mean, sigma, labels=self.labels)
                     for k, statistics in enumerate(found):
                         known = np.isfinite(truth[:, k])
                         silent = known & ~np.isfinite(mean[:, k])
-                        yield Standing(
+                        yield RankingEntry(
                             view.name,
                             one.name,
                             one.inputs,
@@ -243,19 +243,19 @@ class Standings:
 
     def of(
         self, method: str, label: str, *, view: str = GIVEN, stars: str = ALL
-    ) -> Standing | None:
-        """Return the standing of one method in one label, or None."""
+    ) -> RankingEntry | None:
+        """Return the entry of one method in one label, or None."""
         return self._index.get((view, method, stars, label))
 
     @cached_property
-    def _index(self) -> dict[tuple[str, str, str, str], Standing]:
-        return {(s.view, s.method, s.stars, s.statistics.name): s for s in self.standings}
+    def _index(self) -> dict[tuple[str, str, str, str], RankingEntry]:
+        return {(s.view, s.method, s.stars, s.statistics.name): s for s in self.entries}
 
     def agreement(self, label: str, *, view: str = GIVEN) -> Float64Array:
         """Robust scatter of the difference of each pair of methods, (n_method, n_method)."""
         chosen = next(one for one in self.views if one.name == view)
         k = [one.name for one in self.labels].index(label)
-        values = [one.mean[:, k] for one in chosen.answers]
+        values = [one.mean[:, k] for one in chosen.predictions]
         out = np.zeros((len(values), len(values)))
         for i, first in enumerate(values):
             for j, second in enumerate(values[:i]):
@@ -273,7 +273,7 @@ class Standings:
                 continue
             rivals = [
                 one
-                for one in view.answers
+                for one in view.predictions
                 if one.name not in (method, CONSENSUS)
                 and (one.inputs == SPECTRUM or own.inputs != SPECTRUM)
             ]
@@ -291,7 +291,7 @@ class Standings:
         """Return all statistics, one row per view, method, kind of star and label."""
         from astropy.table import Table
 
-        rows = [_flat(standing) for standing in self.standings]
+        rows = [_flat(entry) for entry in self.entries]
         table = Table(rows=rows)
         table.meta = {"maury": self._about()}
         return table
@@ -306,7 +306,7 @@ class Standings:
             "not_run": dict(self.not_run),
             "speed": {
                 one.name: {"inputs": one.inputs, "ms": _none(one.ms), "train_s": _none(one.train_s)}
-                for one in self.views[0].answers
+                for one in self.views[0].predictions
             },
             **dict(self.noted),
         }
@@ -315,7 +315,7 @@ class Standings:
         """All that was measured, as JSON text."""
         whole = {
             **self._about(),
-            "standings": [standing.to_dict() for standing in self.standings],
+            "standings": [entry.to_dict() for entry in self.entries],
             "agreement": {
                 label.name: [[_none(float(x)) for x in row] for row in self.agreement(label.name)]
                 for label in self.labels
@@ -366,7 +366,7 @@ class Standings:
                 robust_sigma((one.mean - view.truth)[:, k] / view.bounds[one.inputs][:, k])
                 for k in range(len(self.labels))
             ]
-            for one in view.answers
+            for one in view.predictions
             if one.inputs in view.bounds
         }
 
@@ -391,7 +391,7 @@ class Standings:
         )
         rows: list[tuple[str, ...]] = [header]
         chosen = next(one for one in self.views if one.name == view)
-        for one in chosen.answers:
+        for one in chosen.predictions:
             found = [self.of(one.name, label.name, view=view) for label in self.labels]
             given = [s for s in found if s is not None and s.statistics.n]
             rows.append(
@@ -412,8 +412,8 @@ class Standings:
 
 def _compare(
     view: View,
-    own: Answers,
-    rival: Answers,
+    own: MethodPredictions,
+    rival: MethodPredictions,
     chosen: BoolArray,
     k: int,
     stars: str,
@@ -466,10 +466,8 @@ def _range(low: float, high: float) -> str:
     return f"< {high:g}" if positive or not np.isfinite(low) else f"{low:g} to {high:g}"
 
 
-def _flat(standing: Standing) -> dict[str, Any]:
-    return {
-        key: float("nan") if value is None else value for key, value in standing.to_dict().items()
-    }
+def _flat(entry: RankingEntry) -> dict[str, Any]:
+    return {key: float("nan") if value is None else value for key, value in entry.to_dict().items()}
 
 
 def _none(value: float) -> float | None:

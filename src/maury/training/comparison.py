@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from maury.errors import ConfigError, MauryError, ResumeMismatch, check_known
 from maury.evaluation.consensus import Combination
-from maury.evaluation.ranking import CONSENSUS, GIVEN, Answers, Standings, View
+from maury.evaluation.ranking import CONSENSUS, GIVEN, MethodPredictions, Ranking, View
 from maury.io.config_files import read_toml
 from maury.io.files import one_at_a_time, remove, writing
 from maury.labels import definitions as labels_module
@@ -121,7 +121,7 @@ def compare(
     config: Mapping[str, Mapping[str, Any]] | Path | str | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
-) -> Standings:
+) -> Ranking:
     """Train, test and compare methods on the labelled stars of a survey.
 
     Models and answers are kept in `out`: a run that was killed, or that is given more methods,
@@ -153,7 +153,7 @@ def compare(
 
     Returns
     -------
-    Standings
+    Ranking
         As written to ``comparison.json`` and ``comparison.ecsv``.
 
     Raises
@@ -185,7 +185,7 @@ def compare(
         raise ConfigError(
             "no method could be run: " + "; ".join(f"{n}: {e}" for n, e in not_run.items())
         )
-    result = run.standings(done, not_run)
+    result = run.ranking(done, not_run)
     result.write(run.out, overwrite=True)
     return result
 
@@ -368,10 +368,10 @@ class _Run:
         columns = [labels_module.LABEL_NAMES.index(name) for name in self.survey.label_names]
         return {"spectrum": bound()[:, columns], _BOTH: bound(prior="photometry")[:, columns]}
 
-    def standings(self, done: Sequence[Competitor], not_run: Mapping[str, str]) -> Standings:
+    def ranking(self, done: Sequence[Competitor], not_run: Mapping[str, str]) -> Ranking:
         names = self.survey.label_names
         views = [self._view(done, view) for view in self._views()]
-        return Standings(
+        return Ranking(
             labels=labels_module.select(names, self.survey.label_definitions),
             views=tuple(views),
             not_run=dict(not_run),
@@ -410,7 +410,7 @@ class _Run:
 
     def _consensus(
         self, done: Sequence[Competitor], parts: Sequence[Sequence[Mapping[str, NDArray[Any]]]]
-    ) -> Answers:
+    ) -> MethodPredictions:
         means, sigmas, warned = [], [], []
         for fold, part in enumerate(parts):
             _, truth = self.batch(fold, "validation", GIVEN)
@@ -428,7 +428,7 @@ class _Run:
             sigmas.append(sigma)
             warned.append(np.all([one["warned"] for one in part], axis=0))
         inputs = _BOTH if any(one.inputs == _BOTH for one in done) else "spectrum"
-        return Answers(
+        return MethodPredictions(
             CONSENSUS,
             inputs,
             np.concatenate(means),
@@ -441,12 +441,14 @@ def _stack(parts: Sequence[Mapping[str, NDArray[Any]]], name: str, label: int) -
     return np.stack([part[name][:, label] for part in parts], axis=1)
 
 
-def _joined(one: Competitor, parts: Sequence[Mapping[str, Any]], train_s: float) -> Answers:
+def _joined(
+    one: Competitor, parts: Sequence[Mapping[str, Any]], train_s: float
+) -> MethodPredictions:
     joined = {
         name: np.concatenate([p[name] for p in parts]) for name in ("mean", "sigma", "warned")
     }
     seconds = sum(float(part["seconds"]) for part in parts)
-    return Answers(
+    return MethodPredictions(
         one.name, one.inputs, **joined, ms=1e3 * seconds / len(joined["mean"]), train_s=train_s
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maury.evaluation.ranking import CONSENSUS, GIVEN, Standings
+from maury.evaluation.ranking import CONSENSUS, GIVEN, Ranking
 from maury.labels.definitions import Label
 from maury.labels.statistics import NOMINAL_1SIGMA
 from maury.report.figures.style import (
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def draw(found: Standings, directory: Path | str) -> list[Path]:
+def draw(found: Ranking, directory: Path | str) -> list[Path]:
     """Draw all figures of a comparison into a directory, as PNG and PDF; former ones are replaced.
 
     Returns
@@ -63,12 +63,12 @@ _KINDS = ("teff", "logg", "m_h", "alpha_m")
 _BLIND_GRID = 0.9, 1.1
 
 
-def scatter_figure(found: Standings) -> Figure:
+def scatter_figure(found: Ranking) -> Figure:
     """Robust scatter of every method in every label; one marker per view.
 
     Parameters
     ----------
-    found : Standings
+    found : Ranking
         Result of `maury.training.comparison.compare`.
     """
     n_column = min(3, len(found.labels))
@@ -91,7 +91,7 @@ def scatter_figure(found: Standings) -> Figure:
     return figure
 
 
-def _scatter_panel(ax: Axes, found: Standings, label: Label) -> None:
+def _scatter_panel(ax: Axes, found: Ranking, label: Label) -> None:
     place = np.arange(len(found.methods))
     colours = [_colour(name) for name in found.methods]
     for number, view in enumerate(found.views):
@@ -112,14 +112,14 @@ def _scatter_panel(ax: Axes, found: Standings, label: Label) -> None:
     ax.set_axisbelow(True)
 
 
-def calibration_figure(found: Standings) -> Figure:
+def calibration_figure(found: Ranking) -> Figure:
     """How honest the quoted errors are: robust sigma of z, and the share within one error.
 
     A bar spans the labels, a point is their median; the shaded range is 0.9 to 1.1.
 
     Parameters
     ----------
-    found : Standings
+    found : Ranking
     """
     with style():
         figure = new_figure(PAGE_MM, 16 + _ROW_MM * len(found.methods))
@@ -148,12 +148,12 @@ def calibration_figure(found: Standings) -> Figure:
     return figure
 
 
-def kinds_figure(found: Standings, labels: Sequence[str] = _KINDS) -> Figure:
+def kinds_figure(found: Ranking, labels: Sequence[str] = _KINDS) -> Figure:
     """Robust scatter by S/N, giants and dwarfs, and metallicity.
 
     Parameters
     ----------
-    found : Standings
+    found : Ranking
     labels : sequence of str
         At most four; those that were not compared are left out.
     """
@@ -191,12 +191,12 @@ def kinds_figure(found: Standings, labels: Sequence[str] = _KINDS) -> Figure:
     return figure
 
 
-def speed_figure(found: Standings) -> Figure:
+def speed_figure(found: Ranking) -> Figure:
     """Scatter over that of the best method, median over labels, against CPU time per spectrum.
 
     Parameters
     ----------
-    found : Standings
+    found : Ranking
     """
     table = np.array([_column(found, label.name, "scatter_robust") for label in found.labels])
     with np.errstate(invalid="ignore"):
@@ -207,7 +207,7 @@ def speed_figure(found: Standings) -> Figure:
         ax = figure.subplots()
         order = np.argsort(middle)
         for place, k in enumerate(order):
-            one, y = found.views[0].answers[k], middle[k]
+            one, y = found.views[0].predictions[k], middle[k]
             if np.isfinite(one.ms) and np.isfinite(y):
                 ax.plot(one.ms, y, "o", color=_colour(one.name), markersize=3.5)
                 ax.annotate(
@@ -236,12 +236,12 @@ def speed_figure(found: Standings) -> Figure:
     return figure
 
 
-def agreement_figure(found: Standings, labels: Sequence[str] = ("teff", "logg", "m_h")) -> Figure:
+def agreement_figure(found: Ranking, labels: Sequence[str] = ("teff", "logg", "m_h")) -> Figure:
     """Robust scatter of the difference of each pair of methods.
 
     Parameters
     ----------
-    found : Standings
+    found : Ranking
     labels : sequence of str
         One panel each; those that were not compared are left out.
     """
@@ -279,17 +279,17 @@ def _method_axis(ax: Axes, methods: Sequence[str]) -> None:
     ax.set_ylim(len(methods) - 0.4, -0.6)
 
 
-def _column(found: Standings, label: str, name: str, *, view: str = GIVEN) -> list[float]:
+def _column(found: Ranking, label: str, name: str, *, view: str = GIVEN) -> list[float]:
     return [_value(found, method, label, name, "all", view) for method in found.methods]
 
 
 def _value(
-    found: Standings, method: str, label: str, name: str, stars: str, view: str = GIVEN
+    found: Ranking, method: str, label: str, name: str, stars: str, view: str = GIVEN
 ) -> float:
-    standing = found.of(method, label, view=view, stars=stars)
-    if standing is None:
+    entry = found.of(method, label, view=view, stars=stars)
+    if entry is None:
         return float("nan")
-    return float(getattr(standing.statistics, name))
+    return float(getattr(entry.statistics, name))
 
 
 def _middle(values: Sequence[float]) -> float:

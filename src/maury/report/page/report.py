@@ -34,7 +34,7 @@ _SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
     science.abundances_section,
     galaxy.galaxy_section,
     science.checks_section,
-    science.peers_section,
+    science.methods_section,
     quality.training_section,
 )
 

@@ -1,4 +1,4 @@
-"""What the labels say: Kiel diagrams, abundances, independent checks, the peers."""
+"""What the labels say: Kiel diagrams, abundances, independent checks, the methods side by side."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def _clusters(material: Material) -> Plate | Omitted:
     )
 
 
-def peers_section(material: Material) -> Section | None:
+def methods_section(material: Material) -> Section | None:
     """Return a comparison with other methods (`maury.training.comparison`), if one was given."""
     table = material.comparison
     if table is None:
@@ -338,12 +338,12 @@ def peers_section(material: Material) -> Section | None:
     if "view" in columns and "stars" in columns:
         shown = (columns["view"] == GIVEN) & (columns["stars"] == ALL)
         columns = {name: values[shown] for name, values in columns.items()}
-    found = _peers(material, columns)
+    found = _methods(material, columns)
     plates, omitted = sort_out([found[0]])
-    return Section("peers", "Peers side by side", plates, omitted, tables=found[1])
+    return Section("methods", "Methods side by side", plates, omitted, tables=found[1])
 
 
-def _peers(
+def _methods(
     material: Material, columns: Mapping[str, NDArray[Any]]
 ) -> tuple[Plate | Omitted, tuple[tuple[str, Rows], ...]]:
     """Robust scatter of each method and label; the plate, and a table."""
@@ -351,7 +351,7 @@ def _peers(
     size_column = "scatter_robust" if "scatter_robust" in columns else "scatter"
     if not {"method", label_column, size_column} <= set(columns):
         reason = f"the table has no columns method, {label_column} and {size_column}"
-        return Omitted("Peers side by side", reason), ()
+        return Omitted("Methods side by side", reason), ()
     methods = [str(one) for one in dict.fromkeys(columns["method"].tolist())]
     named = columns[label_column].astype(str)
     chosen: list[Label] = [one for one in material.labels if one.name in set(named)]
@@ -370,8 +370,8 @@ def _peers(
         cells = zip(values, chosen, strict=True)
         rows.append((method, *(figures.number_text(value, label) for value, label in cells)))
     plate = Plate(
-        "peers",
-        "Peers side by side",
+        "methods",
+        "Methods side by side",
         f"{mark(material)}Scatter ({size_column.replace('_', ', ')}) of each label by "
         f"{len(methods)} methods on the same stars, over that of {reference}.",
         checks.relative_figure(

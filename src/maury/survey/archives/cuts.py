@@ -149,7 +149,7 @@ class Cut(Condition):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CutResult:
     """What a condition says of each row.
 
     Attributes
@@ -187,36 +187,36 @@ class Selection:
     ----------
     cuts : tuple of Cut
         In the order in which they were applied.
-    verdicts : tuple of Verdict
+    results : tuple of CutResult
         Of each cut for all rows, whatever the other cuts say.
     n_row : int
     """
 
     cuts: tuple[Cut, ...]
-    verdicts: tuple[Verdict, ...]
+    results: tuple[CutResult, ...]
     n_row: int
 
     @functools.cached_property
     def keep(self) -> BoolArray:
         """Rows that pass every cut, shape (n_row,) bool."""
-        passed = [verdict.passes for verdict in self.verdicts]
+        passed = [result.passes for result in self.results]
         return np.logical_and.reduce(passed, axis=0) if passed else np.ones(self.n_row, np.bool_)
 
     @functools.cached_property
     def reasons(self) -> NDArray[np.str_]:
         """Name of the first cut that removes each row, shape (n_row,); empty if it is kept."""
         out = np.full(self.n_row, "", dtype=np.dtype("U64"))
-        for cut, verdict in zip(reversed(self.cuts), reversed(self.verdicts), strict=True):
-            out[~verdict.passes] = cut.name
+        for cut, result in zip(reversed(self.cuts), reversed(self.results), strict=True):
+            out[~result.passes] = cut.name
         return out
 
     def flow(self) -> list[Step]:
         """Return the flow table: one step per cut, in order."""
         left = np.ones(self.n_row, np.bool_)
         steps = []
-        for cut, verdict in zip(self.cuts, self.verdicts, strict=True):
-            n_in, lost = int(left.sum()), left & verdict.missing & ~verdict.passes
-            left = left & verdict.passes
+        for cut, result in zip(self.cuts, self.results, strict=True):
+            n_in, lost = int(left.sum()), left & result.missing & ~result.passes
+            left = left & result.passes
             steps.append(Step(cut.name, cut.why, n_in, int(left.sum()), int(lost.sum())))
         return steps
 
@@ -241,8 +241,8 @@ def apply_cuts(
         Naming every column that the table lacks, or one that holds values of another kind.
     """
     require_columns(cuts, table)
-    verdicts = tuple(judge(cut, table, missing=missing) for cut in cuts)
-    return Selection(tuple(cuts), verdicts, table.n_row)
+    results = tuple(judge(cut, table, missing=missing) for cut in cuts)
+    return Selection(tuple(cuts), results, table.n_row)
 
 
 def require_columns(cuts: Iterable[Cut], table: SourceTable) -> None:
@@ -260,7 +260,7 @@ def require_columns(cuts: Iterable[Cut], table: SourceTable) -> None:
         )
 
 
-def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] = ()) -> Verdict:
+def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] = ()) -> CutResult:
     """Return what one condition says of each row.
 
     Raises
@@ -270,17 +270,17 @@ def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] 
     """
     parts = condition.any or condition.all
     if parts:
-        verdicts = [judge(part, table, missing=missing) for part in parts]
+        results = [judge(part, table, missing=missing) for part in parts]
         join = np.logical_or if condition.any else np.logical_and
-        return Verdict(
-            join.reduce([verdict.passes for verdict in verdicts], axis=0),
-            np.logical_or.reduce([verdict.missing for verdict in verdicts], axis=0),
+        return CutResult(
+            join.reduce([result.passes for result in results], axis=0),
+            np.logical_or.reduce([result.missing for result in results], axis=0),
         )
     assert condition.column is not None
     what = f"{table.path}, column {condition.column!r}"
     values, known = _values(condition, table, missing)
     if condition.finite is not None:
-        return Verdict(known == condition.finite, ~known)
+        return CutResult(known == condition.finite, ~known)
     passes = np.full(values.size, condition.missing == "pass")
     try:
         passes[known] = _meets(condition, values[known])
@@ -288,7 +288,7 @@ def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] 
         raise ColumnError(
             f"{what} holds {values.dtype}, which does not go with '{condition}'; correct the cut"
         ) from error
-    return Verdict(passes, ~known)
+    return CutResult(passes, ~known)
 
 
 def _values(
