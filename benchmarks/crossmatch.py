@@ -24,6 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from maury.io.arrays import Float64Array, Int64Array
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import astropy
@@ -32,7 +34,6 @@ import scipy
 from astropy import units as u
 from astropy.coordinates import SkyCoord, search_around_sky
 from astropy.time import Time
-from numpy.typing import NDArray
 
 from maury.survey.crossmatch import Positions, match_positions
 
@@ -43,8 +44,6 @@ WITHOUT_PARTNER = 0.05
 TOLERANCE_MAG = 0.5
 LEAD_ARCSEC = 0.5
 
-Array = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Case:
@@ -52,10 +51,10 @@ class Case:
 
     left: Positions
     right: Positions
-    truth: NDArray[np.int64]
+    truth: Int64Array
 
 
-def directions(sky: str, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+def directions(sky: str, n: int, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
     """Galactic longitude and latitude in degrees."""
     if sky == "disc":
         latitude = np.clip(rng.laplace(0.0, 8.0, n), -89.9, 89.9)
@@ -64,7 +63,7 @@ def directions(sky: str, n: int, rng: np.random.Generator) -> tuple[Array, Array
     return 30.0 + rng.uniform(0.0, length, n), rng.uniform(-1.0, 1.0, n)
 
 
-def motions(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+def motions(n: int, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
     """Proper motions in mas/yr: median 8 in each direction, one star in 500 with up to 4000."""
     speed = 12.0 * np.exp(rng.normal(0.0, 0.9, n))
     fast = rng.random(n) < 0.002
@@ -101,7 +100,9 @@ def simulate(sky: str, n_left: int, n_right: int, seed: int) -> Case:
     return Case(left, right, np.where(chosen < n_right, chosen, -1))
 
 
-def propagated(ra: Array, dec: Array, pmra: Array, pmdec: Array) -> SkyCoord:
+def propagated(
+    ra: Float64Array, dec: Float64Array, pmra: Float64Array, pmdec: Float64Array
+) -> SkyCoord:
     """Positions of epoch 2016 at epoch 2000, by astropy."""
     stars = SkyCoord(
         ra=ra * u.deg,
@@ -130,7 +131,7 @@ def stopwatch(times: dict[str, list[tuple[float, float]]]) -> Clock:
     return run
 
 
-def by_astropy(case: Case, clock: Clock) -> NDArray[np.int64]:
+def by_astropy(case: Case, clock: Clock) -> Int64Array:
     """Match by astropy, both ways; the nearest within the radius is returned."""
     left, right = case.left, case.right
     then = clock(
@@ -157,7 +158,7 @@ def by_astropy(case: Case, clock: Clock) -> NDArray[np.int64]:
     return np.where(distance.arcsec <= RADIUS_ARCSEC, index, -1)
 
 
-def score(index: NDArray[np.int64], truth: NDArray[np.int64]) -> dict[str, float]:
+def score(index: Int64Array, truth: Int64Array) -> dict[str, float]:
     """Share of partners that are found, and share of the matched that are wrong."""
     has = truth >= 0
     matched = index >= 0

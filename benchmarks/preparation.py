@@ -11,18 +11,17 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.polynomial import chebyshev
-from numpy.typing import NDArray
 from spectres import spectres
 from threadpoolctl import threadpool_limits
 
+from maury.io.arrays import Float64Array
 from maury.spectra.operators import Resampler, chebyshev_continuum, to_rest_frame
 
-Array = NDArray[np.float64]
 WAVE_IN_AA = 8415.0 + 0.375 * np.arange(1000)
 WAVE_OUT_AA = 8420.0 + 0.4 * np.arange(912)
 
 
-def made_up_spectra(n_star: int, seed: int) -> tuple[Array, Array]:
+def made_up_spectra(n_star: int, seed: int) -> tuple[Float64Array, Float64Array]:
     """Return flux and errors (n_star, 1000): absorption lines, a curved continuum, noise."""
     rng = np.random.default_rng(seed)
     centre = rng.uniform(WAVE_IN_AA[0], WAVE_IN_AA[-1], 60)
@@ -34,7 +33,7 @@ def made_up_spectra(n_star: int, seed: int) -> tuple[Array, Array]:
     return flux + error * rng.normal(size=flux.shape), error
 
 
-def chebyshev_loop(flux: Array, ivar: Array, degree: int = 4) -> Array:
+def chebyshev_loop(flux: Float64Array, ivar: Float64Array, degree: int = 4) -> Float64Array:
     """Clip and fit each spectrum by itself with numpy's `chebfit`."""
     x = np.linspace(-1.0, 1.0, flux.shape[1])
     fits = np.empty_like(flux)

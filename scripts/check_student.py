@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from maury.io.arrays import Float64Array, Int64Array
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from maury.evaluation.validation import held_out_rows
 from maury.labels.flags import Flag
@@ -47,14 +48,14 @@ class Answerer:
         assert trust is not None, f"{model.path} is not calibrated"
         self._trust = replace(trust, coverage=None)
 
-    def __call__(self, inputs: Inputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def __call__(self, inputs: Inputs) -> tuple[Float64Array, Float64Array]:
         """Labels and errors."""
         starts = range(0, len(inputs), BLOCK)
         parts = [self._block(picked(inputs, slice(k, k + BLOCK))) for k in starts]
         mean, sigma = (np.concatenate(part) for part in zip(*parts, strict=True))
         return mean, sigma
 
-    def _block(self, inputs: Inputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _block(self, inputs: Inputs) -> tuple[Float64Array, Float64Array]:
         found = self._trust.assess(inputs, self.network.predict(inputs))
         return found.mean, found.sigma
 
@@ -80,7 +81,7 @@ def without(inputs: Inputs, what: str) -> Inputs:
 def compare(
     names: tuple[str, ...],
     inputs: Inputs,
-    truth: NDArray[np.float64],
+    truth: Float64Array,
     teacher: Answerer,
     student: Answerer,
 ) -> None:
@@ -103,7 +104,7 @@ def compare(
         print(f"{text:32}" + "".join(f"{v:9.3f}" for v in values) + f"{values.mean():9.3f}")
 
 
-def flags_in_common(survey: Survey, rows: NDArray[np.int64], paths: tuple[Path, Path]) -> None:
+def flags_in_common(survey: Survey, rows: Int64Array, paths: tuple[Path, Path]) -> None:
     """Print how often both set each flag."""
     first, second = (Predictor(path).predict(survey.rows(rows))["flags"] for path in paths)
     print(f"{'flag':24}{'teacher':>9}{'student':>9}{'both':>7}")

@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from maury.evaluation.validation import held_out_rows
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.labels.columns import QUANTILES
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import WARNING_MASK
@@ -48,35 +48,35 @@ CALCIUM = ((8498.02, 0.25), (8542.09, 0.41), (8662.14, 0.34))
 class Pool:
     """Residuals, errors, whether the outer quantiles hold, (n, 9); truth, S/N and star, (n,)."""
 
-    residual: NDArray[np.float64]
-    error: NDArray[np.float64]
-    held: NDArray[np.bool_]
-    truth: NDArray[np.float64]
-    snr: NDArray[np.float64]
-    star: NDArray[np.str_]
+    residual: Float64Array
+    error: Float64Array
+    held: BoolArray
+    truth: Float64Array
+    snr: Float64Array
+    star: StrArray
 
     @classmethod
     def join(cls, pools: "list[Pool]") -> "Pool":
         """Return all stars of some pools."""
         return cls(*(np.concatenate([getattr(p, f.name) for p in pools]) for f in fields(cls)))
 
-    def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Pool":
+    def rows(self, chosen: BoolArray | Int64Array) -> "Pool":
         """Return some of the stars."""
         return Pool(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
-    def cells(self) -> NDArray[np.int64]:
+    def cells(self) -> Int64Array:
         """Return the number of each star's cell: 3 of S/N x 4 groups."""
         return np.asarray(4 * np.digitize(self.snr, [40.0, 70.0]) + group(self.truth))
 
-    def inside(self, sigma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def inside(self, sigma: float) -> tuple[Float64Array, Float64Array]:
         """Return the `share` within so many errors."""
         return self.share(np.abs(self.residual) < sigma * self.error)
 
-    def numbers(self) -> NDArray[np.int64]:
+    def numbers(self) -> Int64Array:
         """Return the number of each spectrum's star, from 0."""
         return np.asarray(np.unique(self.star, return_inverse=True)[1])
 
-    def share(self, within: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def share(self, within: BoolArray) -> tuple[Float64Array, Float64Array]:
         """Return the share of stars, (9,), and its sampling error.
 
         The spectra of one star count as one draw.
@@ -88,7 +88,7 @@ class Pool:
         return share, np.sqrt((excess**2).sum(axis=0)) / len(within)
 
 
-def group(truth: NDArray[np.float64]) -> NDArray[np.int64]:
+def group(truth: Float64Array) -> Int64Array:
     """Return the number of each star's group: giant or dwarf x [M/H] above or below -0.4."""
     return np.asarray(2 * (truth[:, 1] > 3.5) + (truth[:, 2] < -0.4), dtype=np.int64)
 
@@ -236,11 +236,11 @@ def show_missing(models: list[Model], survey: Survey) -> None:
         print(f"{'':12s} " + " ".join(f"{r:8.3f}" for r in spread))
 
 
-def _ratio(less: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ratio(less: Float64Array, whole: Float64Array) -> Float64Array:
     return np.asarray(np.sqrt(np.nanmean(less, axis=0) / np.nanmean(whole, axis=0)))
 
 
-def _squares(models: list[Model], survey: Survey, without: tuple[str, ...]) -> NDArray[np.float64]:
+def _squares(models: list[Model], survey: Survey, without: tuple[str, ...]) -> Float64Array:
     """Squared residuals of the held-out stars of all models, (n, 9)."""
     squares = []
     for model in models:
@@ -256,7 +256,7 @@ def faults(batch: Batch, rng: np.random.Generator) -> dict[str, Batch]:
     spectra, n = batch.spectra, len(batch)
     wave = spectra.wave_aa
 
-    def shifted(speed: NDArray[np.float64]) -> NDArray[np.float32]:
+    def shifted(speed: Float64Array) -> Float32Array:
         moved, _ = to_rest_frame(
             spectra.flux, spectra.ivar, speed, wave_in_aa=wave, wave_out_aa=wave
         )
@@ -281,7 +281,7 @@ def faults(batch: Batch, rng: np.random.Generator) -> dict[str, Batch]:
         for name, values in batch.columns.items()
     }
 
-    def flux(values: NDArray[np.float64]) -> Batch:
+    def flux(values: Float64Array) -> Batch:
         return replace(batch, spectra=spectra.replace(flux=values.astype(np.float32)))
 
     return {
@@ -317,9 +317,7 @@ def show_faults(models: list[Model], survey: Survey) -> None:
         print(f"{name:38s} {roc:6s} {share:5.1f} %")
 
 
-def scored(
-    predictor: Predictor, batch: Batch
-) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
+def scored(predictor: Predictor, batch: Batch) -> tuple[dict[str, Float64Array], BoolArray]:
     """Return how far each score of each star is over its threshold, and whether it is warned of."""
     assert predictor.trust is not None, "the model has no coverage"
     excess = predictor.trust.excess(*predictor.answer(batch))
@@ -327,7 +325,7 @@ def scored(
     return excess, (flags & WARNING_MASK) != 0
 
 
-def area(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float:
+def area(good: Float64Array, bad: Float64Array) -> float:
     """Area under the ROC: chance that a faulty star scores above a clean one."""
     ranks = np.argsort(np.argsort(np.r_[good, bad], kind="stable"), kind="stable") + 1
     above = ranks[good.size :].sum() - bad.size * (bad.size + 1) / 2

@@ -20,12 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline
 
+from maury.io.arrays import BoolArray, Float32Array, FloatArray, IndexArray
 from maury.simulation.emulator import Accuracy, Emulator, EmulatorSpec, quantities
-
-FloatArray = NDArray[np.floating]
 
 FIRST_AA, LAST_AA, N_PIXEL = 8404.0, 8800.0, 2048
 RESOLVING_POWER, CHECKED_AT = 20000.0, 7500.0
@@ -71,7 +69,7 @@ class Grid:
     wave_aa: FloatArray
     flux: FloatArray
     labels: FloatArray
-    designed: NDArray[np.bool_]
+    designed: BoolArray
 
     @classmethod
     def read(cls, path: Path) -> "Grid":
@@ -82,14 +80,14 @@ class Grid:
             wave = np.round(archive["wavelength_aa"].astype(np.float64), 2)
             return cls(wave, flux, archive["labels"].astype(np.float64), archive["designed"])
 
-    def holdout(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def holdout(self) -> tuple[IndexArray, IndexArray]:
         """Rows of the held-out real and designed stars, by `HOLDOUT_RULE`."""
         generator = np.random.default_rng(HOLDOUT_SEED)
         real = generator.permutation(np.flatnonzero(~self.designed))
         designed = generator.permutation(np.flatnonzero(self.designed))
         return real[:HOLDOUT_REAL], designed[:HOLDOUT_DESIGNED]
 
-    def on(self, wave_aa: FloatArray) -> NDArray[np.float32]:
+    def on(self, wave_aa: FloatArray) -> Float32Array:
         """Flux resampled by a quintic spline."""
         spline = make_interp_spline(self.wave_aa, self.flux.T, k=5)
         return spline(np.clip(wave_aa, self.wave_aa[0], self.wave_aa[-1])).T.astype(np.float32)
@@ -103,7 +101,7 @@ def broadening(wave_aa: FloatArray, out_aa: FloatArray) -> FloatArray:
     return np.asarray(kernel / kernel.sum(axis=0))
 
 
-def measure(emulator: Emulator, grid: Grid, rows: NDArray[np.intp]) -> Accuracy:
+def measure(emulator: Emulator, grid: Grid, rows: IndexArray) -> Accuracy:
     """Compare emulated and synthetic flux of `rows`, each broadened on its own grid."""
     truth = grid.flux[rows] @ broadening(grid.wave_aa, CHECKED_WAVE_AA)
     emulated = emulator.flux(grid.labels[rows]) @ broadening(emulator.wave_aa, CHECKED_WAVE_AA)
@@ -156,7 +154,7 @@ def train_member(
 
 def stack(
     members: list[list[tuple[FloatArray, FloatArray]]], unit: float
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, Float32Array]:
     """Gather the members' layers into the emulator's tensors; targets were in units of `unit`."""
     tensors = {}
     for k, name in enumerate(("0", "1", "2", "out")):

@@ -24,10 +24,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError
 from maury.evaluation.embedding import LEAST_POINTS, Kind, embed
+from maury.io.arrays import (
+    AnyArray,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    StrArray,
+)
 from maury.io.files import writing
 from maury.labels.flags import Flag, names
 from maury.labels.flags import warn as warned
@@ -40,10 +48,6 @@ from maury.survey.store import Survey
 if TYPE_CHECKING:
     from astropy.table import Table
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 NEIGHBOURS = 10
 """Training stars that the ball around a star holds."""
@@ -110,12 +114,12 @@ class Census:
         Whether the spectra are simulated.
     """
 
-    id: NDArray[np.str_]
-    star_id: NDArray[np.str_]
+    id: StrArray
+    star_id: StrArray
     place: Float64Array
     error: Float64Array
     snr: Float64Array
-    flags: NDArray[np.int32]
+    flags: Int32Array
     labelled: BoolArray
     training: Float32Array
     simulated: bool
@@ -169,7 +173,7 @@ class Census:
     def __len__(self) -> int:
         return len(self.id)
 
-    def rows(self, chosen: NDArray[Any]) -> Census:
+    def rows(self, chosen: AnyArray) -> Census:
         """Return the census of some stars, by mask or row numbers."""
         own = ("id", "star_id", "place", "error", "snr", "flags", "labelled")
         return replace(self, **{name: getattr(self, name)[chosen] for name in own})
@@ -222,13 +226,13 @@ class Suggestions:
         Whether the spectra are simulated.
     """
 
-    row: IntArray
-    id: NDArray[np.str_]
+    row: Int64Array
+    id: StrArray
     gain: Float64Array
     density_ratio: Float64Array
     error_ratio: Float64Array
     diversity: Float64Array
-    flags: NDArray[np.int32]
+    flags: Int32Array
     excluded: Mapping[str, int]
     simulated: bool
 
@@ -236,7 +240,7 @@ class Suggestions:
         return len(self.row)
 
     @property
-    def rank(self) -> IntArray:
+    def rank(self) -> Int64Array:
         """1, 2, ... (n,)."""
         return np.arange(1, len(self) + 1)
 
@@ -346,7 +350,7 @@ def suggest_from(census: Census, n: int) -> Suggestions:
 
 def plane(
     census: Census, suggestions: Suggestions | None = None
-) -> tuple[Float64Array, IntArray, BoolArray]:
+) -> tuple[Float64Array, Int64Array, BoolArray]:
     """Place training and observed stars in a plane, for `maury.report.figures.coverage_map`.
 
     Of many stars some are drawn, evenly chosen: at most `MOST_ON_MAP` of the training sample, twice
@@ -408,7 +412,7 @@ def density_ratio(
     return np.asarray(share / (min(NEIGHBOURS, n_training) / n_training))
 
 
-def error_ratio(error: Float64Array, snr: Float64Array, lacking: NDArray[np.int32]) -> Float64Array:
+def error_ratio(error: Float64Array, snr: Float64Array, lacking: Int32Array) -> Float64Array:
     """Errors over those typical of stars with the same inputs at the same S/N.
 
     Parameters
@@ -435,7 +439,7 @@ def error_ratio(error: Float64Array, snr: Float64Array, lacking: NDArray[np.int3
 
 def _choose(
     place: Float32Array, reach: Float64Array, score: Float64Array, n: int
-) -> tuple[IntArray, Float64Array]:
+) -> tuple[Int64Array, Float64Array]:
     """Candidates in the order of choice, and the diversity of each when it was chosen."""
     n = min(n, len(place))
     chosen, diversity = np.empty(n, dtype=np.int64), np.empty(n)
@@ -449,7 +453,7 @@ def _choose(
     return chosen, diversity
 
 
-def _evenly(n: int, most: int) -> IntArray:
+def _evenly(n: int, most: int) -> Int64Array:
     """At most so many of the numbers below n."""
     return np.linspace(0, n - 1, min(n, most)).astype(np.int64)
 
@@ -465,7 +469,7 @@ def _distance(points: Float32Array, others: Float32Array) -> Float64Array:
     return np.asarray(np.sqrt(np.maximum(squared, 0.0) / max(points.shape[1], 1)))
 
 
-def _best_spectra(star_id: NDArray[np.str_], snr: Float64Array, left: BoolArray) -> BoolArray:
+def _best_spectra(star_id: StrArray, snr: Float64Array, left: BoolArray) -> BoolArray:
     """Whether each row is, of the rows `left` of its star, the one with the highest S/N."""
     rows = np.flatnonzero(left)
     ranked = rows[np.argsort(-np.nan_to_num(snr[rows], nan=-1.0), kind="stable")]
@@ -477,11 +481,11 @@ def _best_spectra(star_id: NDArray[np.str_], snr: Float64Array, left: BoolArray)
 
 def _predict(
     predictor: Predictor, survey: Survey, progress: Progress | None
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, AnyArray]:
     """Labels, errors, and what else a census needs of the catalogue of the whole survey."""
     pairs = ((label.name, label.error_name) for label in predictor.model.labels)
     needed = ("id", "snr", "flags", *chain.from_iterable(pairs))
-    parts: list[dict[str, NDArray[Any]]] = []
+    parts: list[dict[str, AnyArray]] = []
     for start in range(0, max(len(survey), 1), _BATCH):
         batch = survey.batch(start, min(start + _BATCH, len(survey)))
         rows = predictor.predict(batch)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from maury.evaluation.audit_report import (
@@ -39,6 +38,7 @@ from maury.evaluation.sensitivity import (
     sees_photometry,
 )
 from maury.evaluation.validation import STARS, held_out_rows
+from maury.io.arrays import Float64Array, Int64Array, StrArray
 from maury.labels.definitions import LABEL_NAMES, Label
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
@@ -50,8 +50,7 @@ from maury.survey.store import Survey
 
 __all__ = ["WITHOUT", "alike", "audit", "audit_metadata", "bootstrap_scatter"]
 
-Float64s = NDArray[np.float64]
-Answering = Callable[[Inputs], Float64s]
+Answering = Callable[[Inputs], Float64Array]
 
 WITHOUT: Mapping[str, tuple[str, ...]] = {
     SPECTRUM: ("photometry",),
@@ -156,7 +155,7 @@ def _answering(model: Model, network: EnsembleNetwork) -> Answering:
     """Return what gives the labels of the catalogue to prepared stars."""
     trust = Trust.load(model, network)
 
-    def answer(inputs: Inputs) -> Float64s:
+    def answer(inputs: Inputs) -> Float64Array:
         mean = network.predict(inputs).mean
         return mean if trust is None else trust.calibration.means(mean)
 
@@ -176,7 +175,7 @@ def _cases(model: Model, network: EnsembleNetwork) -> dict[str, tuple[str, ...]]
     }
 
 
-def _pool(model: Model, survey: Survey, *, trained: bool) -> NDArray[np.int64]:
+def _pool(model: Model, survey: Survey, *, trained: bool) -> Int64Array:
     """Rows whose spectra are given to other stars: they trained the networks, or none of them did.
 
     Networks know the spectra that they were trained on too well.
@@ -187,7 +186,7 @@ def _pool(model: Model, survey: Survey, *, trained: bool) -> NDArray[np.int64]:
     return rows[:: max(1, -(-rows.size // _MOST_DONORS))]
 
 
-def _note(model: Model, residuals: Mapping[str, Float64s]) -> str:
+def _note(model: Model, residuals: Mapping[str, Float64Array]) -> str:
     if PHOTOMETRY in residuals:
         return ""
     if not sees_photometry(model):
@@ -201,7 +200,7 @@ def _note(model: Model, residuals: Mapping[str, Float64s]) -> str:
 
 
 def _sensitivities(
-    model: Model, inputs: Inputs, truth: Float64s, *, sky: ObservingModel
+    model: Model, inputs: Inputs, truth: Float64Array, *, sky: ObservingModel
 ) -> Iterator[Sensitivity]:
     if not can_compare(model):
         return
@@ -218,12 +217,12 @@ def _sensitivities(
             )
 
 
-def _some(inputs: Inputs, rows: NDArray[np.int64]) -> Inputs:
+def _some(inputs: Inputs, rows: Int64Array) -> Inputs:
     per_star = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
     return replace(inputs, **{name: getattr(inputs, name)[rows] for name in per_star})
 
 
-def _finite_only(values: Float64s) -> Float64s:
+def _finite_only(values: Float64Array) -> Float64Array:
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -237,17 +236,15 @@ class _Swap:
 
     answer: Answering
     inputs: Inputs
-    truth: Float64s
-    star: NDArray[np.int64]
+    truth: Float64Array
+    star: Int64Array
     pool: Inputs
-    pool_truth: Float64s
-    pool_star: NDArray[np.int64]
-    unit: Float64s
-    given: NDArray[np.int64]
+    pool_truth: Float64Array
+    pool_star: Int64Array
+    unit: Float64Array
+    given: Int64Array
 
-    def donors(
-        self, columns: NDArray[np.int64], n: int, rng: np.random.Generator
-    ) -> NDArray[np.int64]:
+    def donors(self, columns: Int64Array, n: int, rng: np.random.Generator) -> Int64Array:
         """Draw stars (n_row, n) that are alike in some labels; -1 where there is none."""
         return alike(
             self.truth[:, columns] / self.unit[columns],
@@ -258,14 +255,14 @@ class _Swap:
             rng=rng,
         )
 
-    def apart(self, donors: NDArray[np.int64]) -> Float64s:
+    def apart(self, donors: Int64Array) -> Float64Array:
         """Labels (n_row, n, n_label) of the donors minus those of the stars; NaN without one."""
         if len(self.pool) == 0:
             return np.full((*donors.shape, self.truth.shape[1]), np.nan)
         apart = self.pool_truth[donors] - self.truth[:, None]
         return np.where((donors < 0)[:, :, None], np.nan, apart)
 
-    def predict(self, donors: NDArray[np.int64]) -> Float64s:
+    def predict(self, donors: Int64Array) -> Float64Array:
         """Labels (n_row, n_label) with the spectra of the stars `donors` (n_row,)."""
         if len(self.pool) == 0:
             return np.full(self.truth.shape, np.nan)
@@ -275,14 +272,14 @@ class _Swap:
 
 
 def alike(
-    place: Float64s,
-    pool: Float64s,
+    place: Float64Array,
+    pool: Float64Array,
     *,
-    star: NDArray[np.int64],
-    pool_star: NDArray[np.int64],
+    star: Int64Array,
+    pool_star: Int64Array,
     n: int,
     rng: np.random.Generator,
-) -> NDArray[np.int64]:
+) -> Int64Array:
     """Draw other stars among the five nearest, or so, of a pool.
 
     Parameters
@@ -319,7 +316,7 @@ def alike(
 def _audit_label(
     label: Label,
     k: int,
-    residuals: Mapping[str, Float64s],
+    residuals: Mapping[str, Float64Array],
     swap: _Swap,
     rng: np.random.Generator,
     sizes: tuple[int, int],
@@ -364,7 +361,7 @@ def _audit_label(
     )
 
 
-def _case_table(columns: Mapping[str, Float64s], draws: Float64s) -> dict[str, Case]:
+def _case_table(columns: Mapping[str, Float64Array], draws: Float64Array) -> dict[str, Case]:
     return {
         name: Case(
             name,
@@ -376,17 +373,17 @@ def _case_table(columns: Mapping[str, Float64s], draws: Float64s) -> dict[str, C
     }
 
 
-def _spread(values: Float64s) -> float:
+def _spread(values: Float64Array) -> float:
     known = values[np.isfinite(values)]
     return float(known.std()) if known.size else np.nan
 
 
-def _root_mean_square(values: Float64s) -> float:
+def _root_mean_square(values: Float64Array) -> float:
     known = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(known**2))) if known.size else np.nan
 
 
-def _response(moved: Float64s, apart: Float64s, star: NDArray[np.int64]) -> tuple[float, float]:
+def _response(moved: Float64Array, apart: Float64Array, star: Int64Array) -> tuple[float, float]:
     """Slope of what an estimate moves by on the first label of what the spectra differ by.
 
     Parameters
@@ -419,7 +416,7 @@ def _response(moved: Float64s, apart: Float64s, star: NDArray[np.int64]) -> tupl
     return float(slopes[1] / size[0]), float(errors[1] / size[0])
 
 
-def _repeats(truth: Float64s, k: int, other: int) -> bool:
+def _repeats(truth: Float64Array, k: int, other: int) -> bool:
     """Whether another label is label `k`, or says the same among these stars."""
     both = truth[:, [k, other]]
     x, y = both[np.isfinite(both).all(axis=1)].T
@@ -430,8 +427,8 @@ def _repeats(truth: Float64s, k: int, other: int) -> bool:
 
 
 def bootstrap_scatter(
-    residuals: list[Float64s], star: NDArray[np.int64], *, n: int, rng: np.random.Generator
-) -> Float64s:
+    residuals: list[Float64Array], star: Int64Array, *, n: int, rng: np.random.Generator
+) -> Float64Array:
     """Return standard deviations of residuals of resampled stars.
 
     Parameters
@@ -460,7 +457,7 @@ def bootstrap_scatter(
     return np.asarray(np.sqrt(np.maximum(square - mean**2, 0.0)))
 
 
-def _verdict(cases: Mapping[str, Case], draws: Float64s) -> tuple[float, float, str, Verdict]:
+def _verdict(cases: Mapping[str, Case], draws: Float64Array) -> tuple[float, float, str, Verdict]:
     """Gain, its error, the case with which was compared, and the verdict."""
     basis = PHOTOMETRY if PHOTOMETRY in cases else SHUFFLED
     better = ALL if basis == PHOTOMETRY else CONTROL
@@ -473,7 +470,7 @@ def _verdict(cases: Mapping[str, Case], draws: Float64s) -> tuple[float, float, 
     return gain, float(np.nanstd(ratio)), basis, verdict
 
 
-def _star_numbers(star_id: NDArray[np.str_]) -> NDArray[np.int64]:
+def _star_numbers(star_id: StrArray) -> Int64Array:
     """Give each star a number; a row without an identifier is a star of its own."""
     _, number = np.unique(star_id, return_inverse=True)
     blank = np.asarray(star_id) == ""

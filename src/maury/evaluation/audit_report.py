@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.evaluation.sensitivity import Sensitivity
+from maury.io.arrays import AnyArray
 
 Verdict = Literal["measured", "inferred", "unknown"]
 
@@ -148,13 +148,13 @@ class AuditReport:
         """Return strict JSON; what could not be measured is null."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Return the sensitivity spectra, and the gains, for `Model.with_arrays`.
 
         ``gain`` (n_label,) float64; for each type of star ``<type>_network`` and
         ``<type>_optimal``, both (n_label, n_pixel) float32.
         """
-        arrays: dict[str, NDArray[Any]] = {"gain": np.array([one.gain for one in self.labels])}
+        arrays: dict[str, AnyArray] = {"gain": np.array([one.gain for one in self.labels])}
         for one in self.sensitivities:
             name = one.slug.replace("-", "_")
             arrays[f"{name}_network"] = one.network.astype(np.float32)

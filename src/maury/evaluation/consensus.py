@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import Float64Array
 from maury.labels.statistics import robust_sigma
 
 __all__ = ["Combination"]
 
-Float64Array = NDArray[np.float64]
 
 _CLIP = 4.0
 _SHRINK = 0.1

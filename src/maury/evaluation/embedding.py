@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import MissingExtra
+from maury.io.arrays import Float64Array, FloatArray
 
 LEAST_POINTS = 20
 _PERPLEXITY = 30.0
@@ -22,7 +22,7 @@ class Kind(IntEnum):
     TRAINING = 2
 
 
-def embed(points: NDArray[np.floating]) -> NDArray[np.float64]:
+def embed(points: FloatArray) -> Float64Array:
     """Place points in the plane by t-SNE, so that neighbours stay neighbours.
 
     Distances and densities in the plane mean nothing; who is whose neighbour does. The method is

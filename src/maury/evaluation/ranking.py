@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import BoolArray, Float64Array
 from maury.io.files import writing
 from maury.labels.definitions import Label
 from maury.labels.statistics import LabelStatistics, residual_statistics, robust_sigma
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONSENSUS", "GIVEN", "Loss", "MethodPredictions", "Ranking", "RankingEntry", "View"]
 
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 CONSENSUS = "consensus"
 GIVEN = "as given"

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import cho_solve_banded
 
+from maury.io.arrays import Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
 from maury.simulation.bound import (
@@ -35,8 +36,6 @@ from maury.simulation.bound import (
 )
 from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel
 from maury.spectra.operators import vacuum_to_air
-
-Float64s = NDArray[np.float64]
 
 LINES: Mapping[str, tuple[float, ...]] = {
     "Mg": (8473.69, 8710.18, 8712.69, 8717.83, 8736.02),
@@ -117,12 +116,12 @@ class Sensitivity:
     fe_h: float
     snr: float
     label_names: tuple[str, ...]
-    wave_aa: Float64s
-    network: Float64s
-    optimal: Float64s
-    correlation: Float64s
-    response: Float64s
-    optimal_response: Float64s
+    wave_aa: Float64Array
+    network: Float64Array
+    optimal: Float64Array
+    correlation: Float64Array
+    response: Float64Array
+    optimal_response: Float64Array
 
     @property
     def slug(self) -> str:
@@ -155,7 +154,7 @@ def optimal_weights(
     prior: Prior = None,
     noise_correlation: Sequence[float] = (0.44, 0.05),
     sky: ObservingModel = TRAINING_SKY,
-) -> tuple[Float64s, Float64s]:
+) -> tuple[Float64Array, Float64Array]:
     """Weights of the best linear estimator of each label, and the slopes of the flux.
 
     Parameters
@@ -187,7 +186,7 @@ def optimal_weights(
     return weights[:, :n_given] * scale, slopes[:, :n_given] / scale
 
 
-def nearest_to(star: str, labels: Float64s) -> NDArray[np.int64]:
+def nearest_to(star: str, labels: Float64Array) -> Int64Array:
     """Return the rows of the stars most like a type: at most eight, none if all are far.
 
     Parameters
@@ -206,9 +205,9 @@ def nearest_to(star: str, labels: Float64s) -> NDArray[np.int64]:
 
 def compare_with_optimal(
     star: str,
-    gradient: Float64s,
-    labels: Float64s,
-    snr: Float64s,
+    gradient: Float64Array,
+    labels: Float64Array,
+    snr: Float64Array,
     *,
     model: Model,
     sky: ObservingModel = TRAINING_SKY,
@@ -261,7 +260,7 @@ def can_compare(model: Model) -> bool:
     return set(LABEL_NAMES) <= set(model.label_names) and covers(air_wavelengths(model))
 
 
-def air_wavelengths(model: Model) -> Float64s:
+def air_wavelengths(model: Model) -> Float64Array:
     """Return the pixels (n_pixel,) of a model in angstrom in air."""
     return model.wave_aa if model.medium == "air" else vacuum_to_air(model.wave_aa)
 
@@ -271,7 +270,7 @@ def sees_photometry(model: Model) -> bool:
     return bool(model.network.get("photometry", True)) and bool(model.preparation.observables)
 
 
-def _correlation(x: Float64s, y: Float64s) -> float:
+def _correlation(x: Float64Array, y: Float64Array) -> float:
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])

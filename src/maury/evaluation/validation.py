@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, ConfigError, check_known
+from maury.io.arrays import AnyArray, Float64Array, Int64Array, StrArray
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import LabelStatistics, residual_statistics
 from maury.model.directory import Model
@@ -184,7 +184,7 @@ def validate(
     )
 
 
-def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArray[np.int64]:
+def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> Int64Array:
     """Return the rows that `validate` measures: of such stars, with a label of the model.
 
     Parameters
@@ -232,7 +232,7 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> NDArr
 
 
 def _bounds(
-    model: Model, survey: Survey, truth: NDArray[np.float64], table: dict[str, NDArray[Any]]
+    model: Model, survey: Survey, truth: Float64Array, table: dict[str, AnyArray]
 ) -> tuple[tuple[LabelBound, ...], tuple[LabelBound, ...]]:
     """Compare residuals with their bounds, if these can be computed; of some stars of many."""
     names = [label.name for label in model.labels]
@@ -256,7 +256,7 @@ def _bounds(
     return compare(None), () if modes is None else compare(modes)
 
 
-def _observed_modes(model: Model, wave_aa: NDArray[np.float64]) -> ObservedModes | None:
+def _observed_modes(model: Model, wave_aa: Float64Array) -> ObservedModes | None:
     """Return what the model measured of its survey, if it did, and at these pixels."""
     if "sky" not in model.attachments:
         return None
@@ -266,7 +266,7 @@ def _observed_modes(model: Model, wave_aa: NDArray[np.float64]) -> ObservedModes
     return ObservedModes(arrays["calibration.continuum_modes"], arrays["calibration.core_modes"])
 
 
-def _count_stars(star_id: NDArray[np.str_]) -> int:
+def _count_stars(star_id: StrArray) -> int:
     """Count stars; a row without an identifier is a star of its own, as in a split."""
     blank = int(np.count_nonzero(star_id == ""))
     return int(np.unique(star_id).size) + max(0, blank - 1)

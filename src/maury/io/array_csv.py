@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, InputFileError
+from maury.io.arrays import Float64Array, StrArray
 from maury.io.limits import check_columns, current
 from maury.io.opening import Gunzipped, reading
 from maury.io.source_table import SourceTable, parse_array
@@ -55,7 +55,7 @@ class ArrayCsv:
         """The scalar columns."""
         return SourceTable(self.path, tuple(self._plain), self.n_row, {}, self._texts)
 
-    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float64]:
+    def rows(self, name: str, start: int, stop: int) -> Float64Array:
         """Return arrays of rows `start` to before `stop`, shape (n, n_value), NaN where empty.
 
         Raises
@@ -102,13 +102,13 @@ class ArrayCsv:
                     )
                 yield cells
 
-    def _texts(self, name: str) -> NDArray[np.str_]:
+    def _texts(self, name: str) -> StrArray:
         return np.array(
             ["" if cell.strip() in _NULLS else cell.strip() for cell in self._plain[name]],
             dtype=np.str_,
         )
 
-    def _stacked(self, name: str, cells: list[str]) -> NDArray[np.float64]:
+    def _stacked(self, name: str, cells: list[str]) -> Float64Array:
         parts = [self._parsed(name, cell) for cell in cells]
         sizes = {part.size for part in parts} - {0}
         if len(sizes) > 1:
@@ -119,7 +119,7 @@ class ArrayCsv:
         empty = np.full(sizes.pop() if sizes else 0, np.nan)
         return np.array([part if part.size else empty for part in parts], dtype=np.float64)
 
-    def _parsed(self, name: str, cell: str) -> NDArray[np.float64]:
+    def _parsed(self, name: str, cell: str) -> Float64Array:
         return parse_array(cell, f"{self.path}, column {name!r}")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, IdentifierError, suggestion
+from maury.io.arrays import Float64Array, StrArray
 from maury.io.limits import current, exceeded
 from maury.io.opening import reading
 
@@ -63,7 +63,7 @@ class SourceTable:
         n_row = len(next(iter(arrays.values())))
         return cls(path, tuple(arrays), n_row, {}, lambda name: np.ma.asanyarray(arrays[name]))
 
-    def floats(self, name: str, *, index: int | None = None) -> NDArray[np.float64]:
+    def floats(self, name: str, *, index: int | None = None) -> Float64Array:
         """Return a column of numbers, shape (n_row,) float64, NaN where missing.
 
         Parameters
@@ -83,7 +83,7 @@ class SourceTable:
             what = f"{self.path}, column {name!r}"
             return _arrow_floats(values, what) if _is_arrow(values) else _floats(values, what)
 
-    def vectors(self, name: str, size: int) -> NDArray[np.float64]:
+    def vectors(self, name: str, size: int) -> Float64Array:
         """Return a column of arrays, shape (n_row, size) float64, NaN where missing.
 
         In a text table an array is written ``[0.1,0.2]`` or ``(0.1,0.2)``.
@@ -138,7 +138,7 @@ class SourceTable:
             )
         return values[:, index]
 
-    def texts(self, name: str) -> NDArray[np.str_]:
+    def texts(self, name: str) -> StrArray:
         """Return a column as text without blanks around it, shape (n_row,), empty where missing.
 
         Raises
@@ -164,7 +164,7 @@ def _is_arrow(values: Any) -> bool:
     return type(values).__module__.startswith("pyarrow")
 
 
-def _arrow_floats(values: Any, what: str) -> NDArray[np.float64]:
+def _arrow_floats(values: Any, what: str) -> Float64Array:
     import pyarrow as pa
     from pyarrow import compute
 
@@ -191,7 +191,7 @@ def _arrow_floats(values: Any, what: str) -> NDArray[np.float64]:
     return np.array(numbers.to_numpy(), dtype=np.float64)
 
 
-def _arrow_texts(values: Any, what: str) -> NDArray[np.str_]:
+def _arrow_texts(values: Any, what: str) -> StrArray:
     import pyarrow as pa
     from pyarrow import compute
 
@@ -235,7 +235,7 @@ def _check_width(longest: int, what: str) -> None:
         raise exceeded(what, f"holds a text of {longest} bytes", "text_characters")
 
 
-def _floats(values: Any, what: str) -> NDArray[np.float64]:
+def _floats(values: Any, what: str) -> Float64Array:
     import pyarrow as pa
 
     _one_a_row(values, what)
@@ -247,7 +247,7 @@ def _floats(values: Any, what: str) -> NDArray[np.float64]:
     return np.where(mask, np.nan, np.ma.getdata(values).astype(np.float64))
 
 
-def _texts(values: Any, what: str) -> NDArray[np.str_]:
+def _texts(values: Any, what: str) -> StrArray:
     _one_a_row(values, what)
     mask = np.ma.getmaskarray(values)
     data = np.ma.getdata(values)
@@ -273,7 +273,7 @@ def _texts(values: Any, what: str) -> NDArray[np.str_]:
     return np.char.strip(np.where(mask, "", text))
 
 
-def _vectors(values: Any, size: int, what: str) -> NDArray[np.float64]:
+def _vectors(values: Any, size: int, what: str) -> Float64Array:
     rows = values.to_pylist() if _is_arrow(values) else values
     out = np.full((len(rows), size), np.nan)
     for number, row in enumerate(rows):
@@ -287,7 +287,7 @@ def _vectors(values: Any, size: int, what: str) -> NDArray[np.float64]:
     return out
 
 
-def _one_vector(row: Any, what: str) -> NDArray[np.float64]:
+def _one_vector(row: Any, what: str) -> Float64Array:
     if row is None or row is np.ma.masked:
         return np.empty(0)
     if isinstance(row, str | bytes):
@@ -300,7 +300,7 @@ def _one_vector(row: Any, what: str) -> NDArray[np.float64]:
     return np.asarray(np.ma.filled(array.astype(np.float64), np.nan))
 
 
-def parse_array(text: str, what: str) -> NDArray[np.float64]:
+def parse_array(text: str, what: str) -> Float64Array:
     """Read an array written ``[0.1,0.2]`` or ``(0.1,0.2)``; a missing text has no values.
 
     Raises
@@ -324,7 +324,7 @@ def parse_array(text: str, what: str) -> NDArray[np.float64]:
         raise ColumnError(f"{what} must hold arrays of numbers: {error}") from error
 
 
-def _numbers_in(text: str) -> NDArray[np.float64]:
+def _numbers_in(text: str) -> Float64Array:
     """Return numbers with commas between them, or fewer if one of them is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -6,13 +6,12 @@ import operator
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from maury.errors import ModelFileError
+from maury.io.arrays import AnyArray
 from maury.io.config_files import parse_json
 from maury.io.limits import current
 
@@ -30,7 +29,7 @@ def damaged(file: Path, why: str) -> ModelFileError:
 
 def read_tensor_file(
     path: Path, *, sha256: str, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, AnyArray]:
     """Read a safetensors file whose checksum is known.
 
     Parameters
@@ -58,7 +57,7 @@ def read_tensor_file(
     if digest != sha256:
         raise damaged(path, f"its SHA-256 is {digest[:12]}..., not {sha256[:12]}...")
     try:
-        arrays: dict[str, NDArray[Any]] = load(data)
+        arrays: dict[str, AnyArray] = load(data)
     except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise damaged(path, str(error)) from error
     return arrays

@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import ConfigError, suggestion
+from maury.io.arrays import Float64Array, IndexArray
 from maury.labels.solar import SCALES, solar_scale
-
-Float64Array = NDArray[np.float64]
 
 RATIOS: tuple[str, ...] = ("x_h", "x_fe", "x_m")
 """What abundances may be relative to: hydrogen, iron, all metals."""
@@ -383,7 +382,7 @@ def _derive(
     deriver: _Deriver,
     label: str,
     names: Sequence[str],
-    rows: NDArray[np.intp],
+    rows: IndexArray,
     given: Float64Array,
     out: Float64Array,
     jacobian: Float64Array,
@@ -404,7 +403,7 @@ def _derive(
 def _derive_salaris(
     deriver: _Deriver,
     names: Sequence[str],
-    rows: NDArray[np.intp],
+    rows: IndexArray,
     given: Float64Array,
     out: Float64Array,
     jacobian: Float64Array,

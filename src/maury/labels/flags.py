@@ -10,6 +10,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from maury.io.arrays import BoolArray, Int32Array
+
 FLAG_DTYPE = np.int32
 
 
@@ -63,7 +65,7 @@ WARNING_MASK: int = sum(flag.value for flag in Flag if flag.warns)
 """All bits that warn, as one integer."""
 
 
-def warn(flags: NDArray[np.integer]) -> NDArray[np.bool_]:
+def warn(flags: NDArray[np.integer]) -> BoolArray:
     """Return, per row, whether any warning bit is set.
 
     Parameters
@@ -71,11 +73,11 @@ def warn(flags: NDArray[np.integer]) -> NDArray[np.bool_]:
     flags : (n,) int
         Bit masks of `Flag`.
     """
-    warned: NDArray[np.bool_] = (np.asarray(flags) & WARNING_MASK) != 0
+    warned: BoolArray = (np.asarray(flags) & WARNING_MASK) != 0
     return warned
 
 
-def set_where(flags: NDArray[np.int32], flag: Flag, where: NDArray[np.bool_]) -> NDArray[np.int32]:
+def set_where(flags: Int32Array, flag: Flag, where: BoolArray) -> Int32Array:
     """Return `flags` with the bit of `flag` set in the rows `where` is true."""
     return np.where(where, flags | flag.value, flags).astype(FLAG_DTYPE)
 

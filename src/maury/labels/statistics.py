@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch
+from maury.io.arrays import Float64Array
 from maury.labels.definitions import Label
 
 MAD_TO_SIGMA = 1.482602218505602
@@ -142,7 +143,7 @@ def robust_sigma(values: ArrayLike) -> float:
     return float(MAD_TO_SIGMA * np.median(np.abs(data - np.median(data))))
 
 
-def robust_scale(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def robust_scale(values: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Median and half the 16-84 % range of each column, missing values left out.
 
     Parameters
@@ -166,9 +167,9 @@ def robust_scale(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDAr
 
 def _one_label(
     label: Label,
-    truth: NDArray[np.float64],
-    predicted: NDArray[np.float64],
-    error: NDArray[np.float64] | None,
+    truth: Float64Array,
+    predicted: Float64Array,
+    error: Float64Array | None,
 ) -> LabelStatistics:
     used = np.isfinite(truth) & np.isfinite(predicted)
     true, given = truth[used], predicted[used]
@@ -192,7 +193,7 @@ def _one_label(
     )
 
 
-def _quoted_errors(residual: NDArray[np.float64], error: NDArray[np.float64]) -> dict[str, Any]:
+def _quoted_errors(residual: Float64Array, error: Float64Array) -> dict[str, Any]:
     known = np.isfinite(error) & (error > 0)
     residual, error = residual[known], error[known]
     n = int(error.size)
@@ -216,7 +217,7 @@ def _jeffreys_sigma(k: int, n: int) -> float:
     return float(np.sqrt(a * b / (n + 1.0) ** 2 / (n + 2.0)))
 
 
-def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def _slope(x: Float64Array, y: Float64Array) -> float:
     if x.size < 2:
         return float("nan")
     dx = x - x.mean()
@@ -224,7 +225,7 @@ def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float(dx @ (y - y.mean()) / power) if power > 0 else float("nan")
 
 
-def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def _correlation(x: Float64Array, y: Float64Array) -> float:
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     dx, dy = x - x.mean(), y - y.mean()
@@ -232,11 +233,11 @@ def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float(np.clip(dx @ dy / norm, -1.0, 1.0)) if norm > 0 else float("nan")
 
 
-def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ranks(x: Float64Array) -> Float64Array:
     """Ranks from 1; equal values share the mean of their ranks."""
     _, number, count = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
-    mean_rank: NDArray[np.float64] = last - (count - 1) / 2.0
+    mean_rank: Float64Array = last - (count - 1) / 2.0
     return mean_rank[number]
 
 

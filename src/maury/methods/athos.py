@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError
+from maury.io.arrays import AnyArray, Float64Array, FloatArray, IndexArray, Int64Array
 from maury.labels.statistics import MAD_TO_SIGMA, robust_sigma
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
@@ -25,7 +25,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Athos", "AthosSettings"]
 
-Float64Array = NDArray[np.float64]
 
 _STEP_PIXELS = 3
 _CHUNK = 4096
@@ -75,8 +74,8 @@ class Athos(Method):
     bibtex_key: ClassVar[str] = "2018A&A...619A.134H"
     settings_class: ClassVar[type[MethodSettings]] = AthosSettings
 
-    order: NDArray[np.int64]
-    windows: NDArray[np.int64]
+    order: Int64Array
+    windows: Int64Array
     weights: Float64Array
     systematic: Float64Array
 
@@ -121,7 +120,7 @@ class Athos(Method):
         ]
         return cls(settings, names, trained.order, windows, weights, np.sqrt(np.array(beyond)))
 
-    def regress(self, flux: NDArray[np.floating]) -> tuple[Float64Array, Float64Array]:
+    def regress(self, flux: FloatArray) -> tuple[Float64Array, Float64Array]:
         """Labels of spectra, and their scatter among ratios.
 
         Parameters
@@ -156,14 +155,14 @@ class Athos(Method):
         labels[blank] = sigma[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=sigma)
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
         return {name: getattr(self, name) for name in _ARRAYS}, {}
 
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,
@@ -191,7 +190,7 @@ def _chain(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
     return [*known, *rest], given
 
 
-def _candidates(n_pixel: int, settings: AthosSettings, reach: float) -> NDArray[np.int64]:
+def _candidates(n_pixel: int, settings: AthosSettings, reach: float) -> Int64Array:
     """Pairs of windows that do not overlap and lie within `reach` pixels, (n_candidate, 4)."""
     starts = [
         (first, first + width)
@@ -215,30 +214,30 @@ def _candidates(n_pixel: int, settings: AthosSettings, reach: float) -> NDArray[
     return found
 
 
-def _sums(flux: NDArray[np.floating]) -> Float64Array:
+def _sums(flux: FloatArray) -> Float64Array:
     out = np.zeros((len(flux), flux.shape[1] + 1))
     np.cumsum(flux, axis=1, dtype=np.float64, out=out[:, 1:])
     return out
 
 
-def _ratio_of(sums: Float64Array, windows: NDArray[np.int64]) -> Float64Array:
+def _ratio_of(sums: Float64Array, windows: Int64Array) -> Float64Array:
     """Mean flux of the first window over that of the second, (n_star, n_ratio)."""
     above = (sums[:, windows[:, 1]] - sums[:, windows[:, 0]]) / (windows[:, 1] - windows[:, 0])
     below = (sums[:, windows[:, 3]] - sums[:, windows[:, 2]]) / (windows[:, 3] - windows[:, 2])
     return np.asarray(above / np.where(np.abs(below) < _LEAST_FLUX, _LEAST_FLUX, below))
 
 
-def _ratios(flux: NDArray[np.floating], windows: NDArray[np.int64]) -> Float64Array:
+def _ratios(flux: FloatArray, windows: Int64Array) -> Float64Array:
     return _ratio_of(_sums(flux), windows)
 
 
 def _choose(
-    flux: NDArray[np.floating],
+    flux: FloatArray,
     truth: Float64Array,
-    candidates: NDArray[np.int64],
+    candidates: Int64Array,
     given: Sequence[Sequence[int]],
     count: int,
-) -> NDArray[np.intp]:
+) -> IndexArray:
     """Ratios of largest partial correlation with each label, none of them alike."""
     sums = _sums(flux)
     strength = np.concatenate(list(_strengths(sums, truth, candidates, given)), axis=1)
@@ -260,7 +259,7 @@ def _choose(
 def _strengths(
     sums: Float64Array,
     truth: Float64Array,
-    candidates: NDArray[np.int64],
+    candidates: Int64Array,
     given: Sequence[Sequence[int]],
 ) -> Iterator[Float64Array]:
     """Squared partial correlation of each label with each ratio, in pieces (n_label, n_piece)."""

@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError, check_known
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.methods.cannon_fit import QuadraticFit
 from maury.methods.cannon_model import QuadraticModel
@@ -34,8 +34,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Cannon", "CannonForward", "CannonSettings"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _BLOCK = 256
 _N_START = 64
@@ -200,7 +198,7 @@ class Cannon(Method):
             noise = np.sqrt(ivar) / (1.0 + ivar * (self.model.scatter**2).astype(np.float32))
         return square * sandwich(slopes, noise, fisher * square, correlation=self.noise_correlation)
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
         arrays = self.model.to_arrays() | {"starts": self.starts, "wave_aa": self.wave_aa}
         return arrays, {"noise_correlation": list(self.noise_correlation)}
@@ -208,7 +206,7 @@ class Cannon(Method):
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,
@@ -232,7 +230,7 @@ def _windows(
     wave_aa: Float64Array,
     names: Sequence[str],
     censor: Mapping[str, Sequence[tuple[float, float]]],
-) -> NDArray[np.bool_] | None:
+) -> BoolArray | None:
     """Which labels each pixel may depend on, (n_pixel, n_label)."""
     if not censor:
         return None

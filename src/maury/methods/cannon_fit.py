@@ -12,14 +12,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import BoolArray, Float64Array, FloatArray, IndexArray
 from maury.methods.cannon_model import QuadraticModel, terms, terms_slope
 
 __all__ = ["Inversion", "QuadraticFit"]
 
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 _BLOCK = 128
 _STEPS = 40
@@ -63,9 +61,7 @@ class QuadraticFit:
     model: QuadraticModel
     starts: Float64Array
 
-    def fit(
-        self, flux: NDArray[np.floating], ivar: NDArray[np.floating], *, runs: int
-    ) -> Inversion:
+    def fit(self, flux: FloatArray, ivar: FloatArray, *, runs: int) -> Inversion:
         """Find the labels of least chi-square, within half a range beyond the training labels.
 
         Each run starts from another of the `starts`, those of least chi-square first, and from
@@ -82,9 +78,7 @@ class QuadraticFit:
         parts = [self._block(flux[k : k + _BLOCK], ivar[k : k + _BLOCK], runs) for k in blocks]
         return Inversion(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def _block(
-        self, flux: NDArray[np.floating], ivar: NDArray[np.floating], runs: int
-    ) -> Inversion:
+    def _block(self, flux: FloatArray, ivar: FloatArray, runs: int) -> Inversion:
         sums = self._sums(flux, ivar)
         order = np.argsort(self._chi2_of_starts(sums), axis=1)[:, :runs]
         best = _descend(sums, self._scaled_starts[order[:, 0]], *self._box)
@@ -120,7 +114,7 @@ class QuadraticFit:
         return self.model.scaled(self.starts)
 
     @cached_property
-    def _pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def _pairs(self) -> tuple[IndexArray, IndexArray]:
         return np.triu_indices(self.model.theta.shape[1] - 1)
 
     @cached_property
@@ -131,7 +125,7 @@ class QuadraticFit:
         return np.asarray(theta[:, first] * theta[:, second])
 
     @cached_property
-    def _unfold(self) -> NDArray[np.intp]:
+    def _unfold(self) -> IndexArray:
         first, second = self._pairs
         size = self.model.theta.shape[1] - 1
         place = np.empty((size, size), dtype=np.intp)
@@ -146,7 +140,7 @@ class QuadraticFit:
         both = vector[:, first] * vector[:, second]
         return np.asarray((both * np.where(first == second, 1.0, 2.0)).T)
 
-    def _sums(self, flux: NDArray[np.floating], ivar: NDArray[np.floating]) -> _Sums:
+    def _sums(self, flux: FloatArray, ivar: FloatArray) -> _Sums:
         # In double precision: far from the training labels the terms are large and cancel.
         weight = ivar / (1.0 + ivar * self.model.scatter**2)
         residual = flux - self.model.theta[:, 0]
@@ -170,7 +164,7 @@ class _Sums(NamedTuple):
     folded: Float64Array
     matrix: Float64Array
 
-    def rows(self, index: NDArray[np.intp]) -> _Sums:
+    def rows(self, index: IndexArray) -> _Sums:
         return _Sums(
             self.constant[index], self.right[index], self.folded[index], self.matrix[index]
         )
@@ -191,7 +185,7 @@ class _Point(NamedTuple):
     fisher: Float64Array
     curve: Float64Array
 
-    def rows(self, index: NDArray[np.intp]) -> _Point:
+    def rows(self, index: IndexArray) -> _Point:
         return _Point(*(array[index] for array in self))
 
     def replaced(self, better: BoolArray, other: _Point) -> _Point:
@@ -258,7 +252,7 @@ def _descend(sums: _Sums, start: Float64Array, low: Float64Array, high: Float64A
     return _Descent(scaled, final.chi2, final.fisher, converged)
 
 
-def _put(target: _Point, index: NDArray[np.intp], rows: _Point) -> _Point:
+def _put(target: _Point, index: IndexArray, rows: _Point) -> _Point:
     """Return `target` with some of its stars replaced."""
     out = _Point(*(array.copy() for array in target))
     for whole, part in zip(out, rows, strict=True):

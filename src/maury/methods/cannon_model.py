@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import TrainingError
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray
 
 __all__ = ["QuadraticModel", "n_term", "scatter_of", "terms", "terms_slope"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _RIDGE = 1e-12
 _ROOT_STEPS = 60
@@ -83,12 +81,12 @@ class QuadraticModel:
     @classmethod
     def fit(
         cls,
-        flux: NDArray[Any],
-        ivar: NDArray[Any],
+        flux: AnyArray,
+        ivar: AnyArray,
         labels: Float64Array,
         *,
         sparsity: float = 0.0,
-        uses: NDArray[np.bool_] | None = None,
+        uses: BoolArray | None = None,
     ) -> Self:
         """Learn coefficients and scatter by maximum likelihood.
 
@@ -185,12 +183,12 @@ class QuadraticModel:
         linear = self.theta[:, 1 : 1 + k].T[None]
         return np.concatenate([linear, square]).reshape(1 + k, -1)
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Arrays from which `from_arrays` makes an equal model."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
         """Read what `to_arrays` gave.
 
         Raises
@@ -253,9 +251,7 @@ def _slope(
     return value, curve
 
 
-def _allowed_terms(
-    uses: NDArray[np.bool_] | None, n_label: int, n_pixel: int
-) -> NDArray[np.bool_] | None:
+def _allowed_terms(uses: BoolArray | None, n_label: int, n_pixel: int) -> BoolArray | None:
     """Which terms each pixel may have, (n_pixel, n_term); None if all."""
     if uses is None or uses.all():
         return None
@@ -265,7 +261,7 @@ def _allowed_terms(
 
 
 @cache
-def _products(n_label: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _products(n_label: int) -> tuple[IndexArray, IndexArray]:
     """Distinct products of two terms.
 
     Returns
@@ -292,7 +288,7 @@ def _alternate(
     ivar: Float64Array,
     vector: Float64Array,
     *,
-    allowed: NDArray[np.bool_] | None,
+    allowed: BoolArray | None,
     sparsity: float,
 ) -> tuple[Float64Array, Float64Array]:
     """Solve for coefficients and scatter in turn, the pixels whose scatter still moves only."""
@@ -329,7 +325,7 @@ def _alternate(
 def _solve(
     normal: Float64Array,
     right: Float64Array,
-    allowed: NDArray[np.bool_] | None,
+    allowed: BoolArray | None,
     sparsity: float,
     start: Float64Array,
 ) -> Float64Array:

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag, set_where
 from maury.methods.cannon_model import scatter_of
@@ -42,8 +42,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["DDPayne", "DDPayneSettings", "gradient_correlation"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _BLOCK = 128
 _RV_BOUND_KMS = 15.0
@@ -246,7 +244,7 @@ class DDPayne(Method):
         assert theirs is not None, "derivatives were asked for"
         return gradient_correlation(own, theirs)
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
         starter, about = self.starter.to_arrays()
         arrays = self.network.to_arrays() | {"scatter": self.scatter, "wave_aa": self.wave_aa}
@@ -261,7 +259,7 @@ class DDPayne(Method):
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

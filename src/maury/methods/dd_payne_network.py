@@ -7,14 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.methods.protocols import Evaluation
 
 __all__ = ["SpectralNetwork"]
-
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +72,12 @@ class SpectralNetwork:
         out = slope.reshape(-1, hidden) @ self.weight_2
         return Evaluation(flux, out.reshape(-1, n_label, self.bias_2.size))
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Arrays from which `from_arrays` makes an equal network."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
         """Read what `to_arrays` gave.
 
         Raises

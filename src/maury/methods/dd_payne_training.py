@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from maury.errors import TrainingError
+from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.dd_payne_network import SpectralNetwork
 
 __all__ = ["Guide", "NetworkTraining", "train_spectral_network"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _BETAS = (0.9, 0.98)
 _GRADIENT_NORM = 5.0

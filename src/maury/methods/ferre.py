@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError
+from maury.io.arrays import AnyArray, Float64Array
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid_files import read_ferre_grid
 from maury.methods.fitting.gridded import Foundation, GridFit, GridMethod, GridSettings
@@ -27,8 +27,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Ferre", "FerreSettings"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _WINDOW_STARS = 60
 
@@ -163,7 +161,7 @@ class Ferre(GridMethod):
             out[rows] = -cross / own[:, None]
         return out
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
         arrays, about = self.core_arrays()
         return arrays | {f"window.{name}": w for name, w in self.windows.items()}, about
@@ -171,7 +169,7 @@ class Ferre(GridMethod):
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
@@ -29,8 +30,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Gaufre", "GaufreSettings", "cross_correlate"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _TEMPLATES = 24
 _SMALL_KMS = 12.0
@@ -186,7 +185,7 @@ class Gaufre(GridMethod):
         flags[good[~found.converged]] |= Flag.NOT_CONVERGED.value
         return replace(self.nine(moved), flags=flags.astype(FLAG_DTYPE))
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
         arrays, about = self.core_arrays()
         return arrays | ({} if self.iron is None else self.iron.to_arrays()), about
@@ -194,7 +193,7 @@ class Gaufre(GridMethod):
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

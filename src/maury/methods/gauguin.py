@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.methods.fitting.chain import Chain, Continuum
@@ -31,8 +31,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Family", "Gauguin", "GauguinSettings"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _WINDOW_STARS = 60
 _SIDE_PIXELS = 4
@@ -199,7 +197,7 @@ class Gauguin(GridMethod):
         spectra: tuple[Float32Array, Float32Array],
         core: Float64Array,
         core_covariance: Float64Array,
-    ) -> tuple[Float64Array, Float64Array, NDArray[np.bool_]]:
+    ) -> tuple[Float64Array, Float64Array, BoolArray]:
         """Weighted mean over lines, its variance, and whether all lines end at the lowest value."""
         assert isinstance(self.settings, GauguinSettings), "settings are of the method's class"
         count = core.shape[1]
@@ -228,7 +226,7 @@ class Gauguin(GridMethod):
         frozen = np.einsum("ni,nij,nj->n", follows, core_covariance[:, :count, :count], follows)
         return mean / total, 1.0 / total + frozen, lowest & known
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
         arrays, about = self.core_arrays()
         about["lines"] = {name: [one.first for one in x] for name, x in self.families.items()}
@@ -241,7 +239,7 @@ class Gauguin(GridMethod):
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

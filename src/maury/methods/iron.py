@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain
 from maury.methods.fitting.grid import Grid
@@ -20,8 +20,6 @@ from maury.methods.fitting.gridded import Pattern
 
 __all__ = ["Equilibrium", "IronLines"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 FE_1: tuple[tuple[float, float], ...] = (
     (8439.57, 4.55),
@@ -69,7 +67,7 @@ class Equilibrium(NamedTuple):
     teff: Float64Array
     metals: Float64Array
     covariance: Float64Array
-    converged: NDArray[np.bool_]
+    converged: BoolArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,11 +251,11 @@ class IronLines:
         centred = strength - strength.mean(axis=1, keepdims=True)
         return abundance, slope.reshape(n, count).astype(np.float64), centred
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Return arrays from which `from_arrays` makes an equal one."""
         return {f"iron.{f.name}": getattr(self, f.name) for f in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
         """Read what `to_arrays` gave."""
         return cls(**{f.name: arrays[f"iron.{f.name}"] for f in fields(cls)})

@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import combinations_with_replacement
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import voigt_profile
 
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.protocols import Evaluation, ForwardModel
 
 __all__ = ["GROUPS", "LineModel", "find_lines"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 GROUPS: dict[str, dict[str, float]] = {
     "fe": {"fe_h": 1.0, "m_h": -1.0},
@@ -76,7 +74,7 @@ class LineModel:
     """
 
     centres_aa: Float64Array
-    group: NDArray[np.int64]
+    group: Int64Array
     polynomials: Float64Array
     profiles: Float32Array
     limits: Float64Array
@@ -88,7 +86,7 @@ class LineModel:
     @classmethod
     def learn(
         cls,
-        lines: tuple[Float64Array, NDArray[np.int64], NDArray[np.bool_]],
+        lines: tuple[Float64Array, Int64Array, BoolArray],
         labels: Float64Array,
         flux: Float32Array,
         *,
@@ -164,12 +162,12 @@ class LineModel:
         del labels
         return self.own_variance
 
-    def to_fields(self) -> dict[str, NDArray[Any]]:
+    def to_fields(self) -> dict[str, AnyArray]:
         """Return all arrays by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
         """Read what `to_fields` gave, each name after ``lines.``."""
         return cls(**{f.name: arrays[f"lines.{f.name}"] for f in fields(cls)})
 
@@ -194,7 +192,7 @@ def _widths(response: Float64Array, profiles: Float64Array) -> Float64Array:
 
 def find_lines(
     model: ForwardModel, labels: Float64Array
-) -> tuple[Float64Array, NDArray[np.int64], NDArray[np.bool_]]:
+) -> tuple[Float64Array, Int64Array, BoolArray]:
     """Find lines in a theoretical model: peaks of the derivative by each group's abundance.
 
     Parameters
@@ -236,11 +234,11 @@ def find_lines(
 
 def _profiles(
     centres: Float64Array,
-    group: NDArray[np.int64],
-    strong: NDArray[np.bool_],
+    group: Int64Array,
+    strong: BoolArray,
     wave: Float64Array,
     resolving_power: float,
-) -> tuple[Float64Array, NDArray[np.int64], Float64Array]:
+) -> tuple[Float64Array, Int64Array, Float64Array]:
     """Profiles of all lines, several for each strong one."""
     repeats = np.where(strong, len(_LORENTZ_AA), 1)
     lorentz = np.concatenate([_LORENTZ_AA[:count] for count in repeats])

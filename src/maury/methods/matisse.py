@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from scipy.linalg import eigh
 
 from maury.errors import TrainingError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
 from maury.methods.fitting.noise import weighted_variance
 from maury.methods.fitting.stars import complete_stars, nodes_of
 from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
@@ -25,8 +25,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Matisse", "MatisseSettings"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _LEAST_STARS = 30
 _ROUNDS = 10
@@ -127,7 +125,7 @@ class Matisse(Method):
 
     def regress(
         self, flux: Float32Array, snr: Float64Array
-    ) -> tuple[Float64Array, NDArray[np.intp], NDArray[np.intp]]:
+    ) -> tuple[Float64Array, IndexArray, IndexArray]:
         """Project spectra: globally, then at the nearest node until it stays the same.
 
         Parameters
@@ -158,14 +156,12 @@ class Matisse(Method):
             labels[moving] = self._labels(flux[moving], near, kind[moving])
         return labels, node, kind
 
-    def _nearest(self, labels: Float64Array) -> NDArray[np.intp]:
+    def _nearest(self, labels: Float64Array) -> IndexArray:
         scaled, centre = labels / self.scale, self.nodes / self.scale
         square = (centre**2).sum(axis=1) - 2.0 * scaled @ centre.T
         return np.asarray(np.argmin(square, axis=1))
 
-    def _labels(
-        self, flux: Float32Array, node: NDArray[np.intp], kind: NDArray[np.intp]
-    ) -> Float64Array:
+    def _labels(self, flux: Float32Array, node: IndexArray, kind: IndexArray) -> Float64Array:
         out = np.empty((len(flux), len(self.label_names)))
         for n, k, rows in _groups(node, kind):
             out[rows] = flux[rows] @ self.vectors[n, k] + self.offset[n, k]
@@ -188,14 +184,14 @@ class Matisse(Method):
         labels[blank] = variance[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=np.sqrt(variance))
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
         return {name: getattr(self, name) for name in _ARRAYS}, {}
 
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,
@@ -282,9 +278,7 @@ def _best_ridge(whitened: Float64Array, target: Float64Array) -> tuple[float, Fl
     return _RIDGES[int(np.argmin(losses))], np.array(losses)
 
 
-def _groups(
-    node: NDArray[np.intp], kind: NDArray[np.intp]
-) -> list[tuple[int, int, NDArray[np.intp]]]:
+def _groups(node: IndexArray, kind: IndexArray) -> list[tuple[int, int, IndexArray]]:
     """Stars that share their vectors."""
     width = int(kind.max(initial=0)) + 1
     code = node * width + kind

@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from maury.io.arrays import AnyArray, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain
 from maury.methods.fitting.fitter import Fitter
@@ -43,8 +43,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Payne", "PaynePhotometry", "PaynePhotometrySettings", "PayneSettings"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _N = len(LABEL_NAMES)
 _RESIDUAL_STARS = 400
@@ -194,7 +192,7 @@ class Payne(Method):
             prior.pull[:, :_N] += known.pull
         return prior
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
         arrays = self.knowledge.to_arrays() | self.start.to_arrays()
         arrays |= {"wave_aa": self.chain.wave_aa, "own_variance": self.chain.own_variance}
@@ -213,7 +211,7 @@ class Payne(Method):
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

@@ -14,10 +14,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
 from maury.errors import check_known
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array, StrArray
 from maury.labels.definitions import Label
 from maury.labels.flags import FLAG_DTYPE
 from maury.spectra.preparation import Inputs, take
@@ -33,9 +34,6 @@ __all__ = [
     "Regressor",
     "Sample",
 ]
-
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 
 class Evaluation(NamedTuple):
@@ -116,8 +114,8 @@ class FitResult:
     labels: Float64Array
     covariance: Float64Array
     chi2: Float64Array
-    n_freedom: NDArray[np.int64]
-    flags: NDArray[np.int32]
+    n_freedom: Int64Array
+    flags: Int32Array
     flux: Float32Array | None = None
 
     def __post_init__(self) -> None:
@@ -229,7 +227,7 @@ class Sample:
     truth: Float64Array
     truth_error: Float64Array
     inputs: Inputs
-    star_id: NDArray[np.str_]
+    star_id: StrArray
     noise_correlation: tuple[float, ...] = ()
     simulated: bool = False
 
@@ -251,7 +249,7 @@ class Sample:
         """Medium of these wavelengths."""
         return self.inputs.medium
 
-    def rows(self, index: NDArray[Any]) -> Self:
+    def rows(self, index: AnyArray) -> Self:
         """Return some stars, by number or by mask."""
         return replace(
             self,
@@ -374,7 +372,7 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays (at least one) and plain JSON from which `from_arrays` makes an equal one.
 
         `settings` and `label_names` need not be among them.
@@ -384,7 +382,7 @@ class Method(ABC):
     @abstractmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from maury.errors import ConfigError, ModelFileError, check_known, suggestion
+from maury.io.arrays import BoolArray, Float64Array
 from maury.methods.protocols import External, FitResult, Method, MethodSettings
 from maury.model.directory import METHOD, Model
 from maury.model.output import Prediction, has_spectrum
@@ -82,7 +82,6 @@ def method_settings(name: str, options: Mapping[str, Any] | None = None) -> Meth
         raise ConfigError(f"the settings of {name} are wrong: " + "; ".join(problems)) from error
 
 
-Float64Array = NDArray[np.float64]
 _NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
 
 
@@ -169,7 +168,7 @@ def as_prediction(result: FitResult, inputs: Inputs) -> Prediction:
     )
 
 
-def _worst(result: FitResult, inputs: Inputs, blank: NDArray[np.bool_]) -> Float64Array:
+def _worst(result: FitResult, inputs: Inputs, blank: BoolArray) -> Float64Array:
     """Wavelength (n_star,) of the pixel farthest from the best fit, in units of its noise."""
     assert result.flux is not None, "only a fit has a worst pixel"
     distance = np.abs(inputs.flux - result.flux) * np.sqrt(inputs.ivar)

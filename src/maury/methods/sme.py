@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError, ModelFileError, TrainingError
+from maury.io.arrays import AnyArray, Float64Array
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import Prior
 from maury.methods.fitting.starting import RidgeStart
@@ -30,7 +30,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Sme", "SmeSettings", "SynthesisMethod", "SynthesisSettings"]
 
-Float64Array = NDArray[np.float64]
 
 _LEAST_STARS = 30
 _MARGIN = 0.1
@@ -172,7 +171,7 @@ class SynthesisMethod(Method):
         scale = np.maximum(np.nan_to_num(fitted.chi2_reduced, nan=1.0), 1.0)
         return replace(fitted, covariance=fitted.covariance * scale[:, None, None])
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
         arrays = self.start.to_arrays() | {"wave_aa": self.wave_air_aa, "bounds": self.bounds}
         about = {"noise_correlation": list(self.noise_correlation), "source": self.source}
@@ -181,7 +180,7 @@ class SynthesisMethod(Method):
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

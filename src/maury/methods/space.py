@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from maury.io.arrays import AnyArray, Float32Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain, Continuum, Modes, Shift
 from maury.methods.fitting.fitter import Fitter
@@ -47,8 +47,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Space", "SpaceSettings"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 _N = len(LABEL_NAMES)
 _TYPICAL = 2000
@@ -231,7 +229,7 @@ class Space(Method):
         prior.pull[:, :_N] = known.pull
         return prior
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
         arrays = self.knowledge.to_arrays() | self.start.to_arrays()
         arrays |= {f"lines.{name}": value for name, value in self.lines.to_fields().items()}
@@ -246,7 +244,7 @@ class Space(Method):
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.methods.fitting.grid import Grid
 from maury.methods.fitting.grid_files import read_synspec_grid
 from maury.methods.fitting.gridded import GridFit, GridMethod, GridSettings, axes_around
@@ -25,9 +25,6 @@ from maury.simulation.observing import TRAINING_SKY
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Synspec", "SynspecSettings"]
-
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 
 class SynspecSettings(GridSettings):
@@ -95,14 +92,14 @@ class Synspec(GridMethod):
         """Fit the grid; see `Method`."""
         return self.core.fit(inputs, external=external).select(self.label_names)
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
         return self.core_arrays()
 
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
         settings: MethodSettings,

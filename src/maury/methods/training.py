@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from maury.errors import ConfigError, TrainingError, suggestion
+from maury.io.arrays import BoolArray, Int64Array
 from maury.io.config_files import read_toml
 from maury.io.files import one_at_a_time, refuse_existing
 from maury.labels import definitions as labels_module
@@ -126,8 +126,8 @@ class Collected:
     """
 
     sample: Sample
-    rows: NDArray[np.int64]
-    parts: Mapping[str, NDArray[np.int64]]
+    rows: Int64Array
+    parts: Mapping[str, Int64Array]
     split: SplitRecord
     dropped: Mapping[str, int]
 
@@ -194,9 +194,7 @@ def collect(
     )
 
 
-def _parts(
-    divided: Split, usable: NDArray[np.bool_], survey: Survey
-) -> dict[str, NDArray[np.int64]]:
+def _parts(divided: Split, usable: BoolArray, survey: Survey) -> dict[str, Int64Array]:
     number = np.cumsum(usable) - 1
     parts = {name: divided.part(name) for name in PARTS}
     parts = {name: number[rows[usable[rows]]] for name, rows in parts.items()}

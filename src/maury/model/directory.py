@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -29,6 +29,7 @@ from pydantic import (
 from safetensors.numpy import save
 
 from maury.errors import MauryError, ModelFileError, check_known
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.io.config_files import parse_json
 from maury.io.files import refuse_existing, writing
 from maury.io.limits import current
@@ -45,7 +46,6 @@ LOSSES = "losses"
 MAX_MEMBERS = 1000
 METHOD = "method"
 """Attachment that a model has in place of networks, if `maury.methods` made it."""
-Float64s = NDArray[np.float64]
 ScalingRule = Literal["min-max", "standard", "robust"]
 
 
@@ -61,10 +61,10 @@ class Affine:
         In the same units; the scale is positive.
     """
 
-    minimum: Float64s
-    maximum: Float64s
-    offset: Float64s
-    scale: Float64s
+    minimum: Float64Array
+    maximum: Float64Array
+    offset: Float64Array
+    scale: Float64Array
 
     @classmethod
     def measure(cls, values: ArrayLike, *, rule: ScalingRule = "min-max") -> Self:
@@ -96,14 +96,14 @@ class Affine:
             low, high, np.where(count, offset, 0.0), np.where((count > 0) & (scale > 0), scale, 1.0)
         )
 
-    def forward(self, values: ArrayLike) -> NDArray[np.float32]:
+    def forward(self, values: ArrayLike) -> Float32Array:
         """Scaled values, shape (n_star, n), from physical ones."""
         scaled = (np.asarray(values, dtype=np.float64) - self.offset) / self.scale
         return scaled.astype(np.float32)
 
-    def inverse(self, scaled: ArrayLike) -> Float64s:
+    def inverse(self, scaled: ArrayLike) -> Float64Array:
         """Physical values, shape (..., n), from scaled ones."""
-        values: Float64s = np.asarray(scaled, dtype=np.float64) * self.scale
+        values: Float64Array = np.asarray(scaled, dtype=np.float64) * self.scale
         return values + self.offset
 
     def to_json(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class Model:
     network: Mapping[str, Any]
     preparation: Preparation
     scaling: Scaling
-    wave_aa: Float64s
+    wave_aa: Float64Array
     medium: Medium
     tensors: Mapping[str, tuple[int, ...]]
     members: tuple[Member, ...]
@@ -236,7 +236,7 @@ class Model:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     attachments: Mapping[str, Attachment] = field(default_factory=dict)
     path: Path | None = None
-    _unsaved: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    _unsaved: Mapping[str, Mapping[str, AnyArray]] = field(default_factory=dict)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -308,7 +308,7 @@ class Model:
         check_sum(path / "model.json")
         return model
 
-    def weights(self, member: Member) -> dict[str, NDArray[np.float32]]:
+    def weights(self, member: Member) -> dict[str, Float32Array]:
         """Read the weights of one member and check them.
 
         Raises
@@ -320,7 +320,7 @@ class Model:
             raise ModelFileError("the model is not saved; save it before reading its weights")
         return _read_member(self.path, member, self.tensors)
 
-    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+    def arrays(self, name: str) -> dict[str, AnyArray]:
         """Arrays of the attachment `name`.
 
         Raises
@@ -341,7 +341,7 @@ class Model:
     def with_arrays(
         self,
         name: str,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         *,
         metadata: Mapping[str, Any] | None = None,
     ) -> Self:
@@ -373,7 +373,7 @@ class Model:
         self,
         path: Path | str,
         *,
-        weights: Sequence[Mapping[str, NDArray[np.float32]]] | None = None,
+        weights: Sequence[Mapping[str, Float32Array]] | None = None,
         overwrite: bool = False,
     ) -> "Model":
         """Write the model directory; it appears under its name only when it is complete.
@@ -564,7 +564,7 @@ def _read_document(path: Path) -> _ModelDocument:
 
 def _read_member(
     directory: Path, member: Member, tensors: Mapping[str, tuple[int, ...]]
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, Float32Array]:
     path = directory / member.file
     weights = read_tensor_file(path, sha256=member.sha256, shapes=tensors)
     for name, array in weights.items():
@@ -573,9 +573,7 @@ def _read_member(
     return weights
 
 
-def _write_member(
-    directory: Path, member: Member, weights: Mapping[str, NDArray[np.float32]]
-) -> Member:
+def _write_member(directory: Path, member: Member, weights: Mapping[str, Float32Array]) -> Member:
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
     data: bytes = save(arrays)
     (directory / member.file).write_bytes(data)

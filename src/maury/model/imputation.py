@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 
 LEAST_STARS = 200
 _RIDGE = 1e-4
@@ -60,7 +58,7 @@ class Imputer:
         useful = [lost for lost in depends if lost.any() and not lost.all()]
         return cls(centre, scale, tuple(Regression.fit(scaled, lost) for lost in useful))
 
-    def fill(self, observables: NDArray[np.float32]) -> NDArray[np.float32]:
+    def fill(self, observables: Float32Array) -> Float32Array:
         """Return observables with the stars that lack exactly one band filled in.
 
         Parameters

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from maury.errors import ConfigError, ModelFileError
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.columns import BANDS
 from maury.model.directory import Model
 from maury.model.engines.engine import Answers, make_engine
@@ -21,7 +21,6 @@ from maury.spectra.preparation import FurtherColumns, Inputs
 
 _PREDICT_ROWS = 512
 _BAND_NAMES = frozenset(band.name for band in BANDS)
-Float32s = NDArray[np.float32]
 
 
 def load_members(model: Model) -> list[nn.Module]:
@@ -148,7 +147,7 @@ class EnsembleNetwork:
 
         return Prediction(**{f.name: whole(f.name) for f in fields(Prediction)})
 
-    def _usable(self, inputs: Inputs, spectrum: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _usable(self, inputs: Inputs, spectrum: BoolArray) -> BoolArray:
         if self._config.needs_spectrum:
             return spectrum & has_observables(inputs, self._config)
         seen = np.isfinite(inputs.observables[:, self._is_photometry]).any(axis=1)
@@ -157,8 +156,8 @@ class EnsembleNetwork:
     def _answer(
         self,
         inputs: Inputs,
-        spectrum: NDArray[np.bool_],
-        rows: NDArray[np.int64],
+        spectrum: BoolArray,
+        rows: Int64Array,
         only: int | None,
     ) -> Prediction:
         """Answer of all networks, or of one, to some usable rows."""
@@ -175,7 +174,7 @@ class EnsembleNetwork:
         answers = self._engine.answer(flux, ivar, observables)
         return self._join(answers if only is None else answers.of(only))
 
-    def _filled(self, imputer: Imputer, observables: Float32s) -> Float32s:
+    def _filled(self, imputer: Imputer, observables: Float32Array) -> Float32Array:
         """Fill in bands; further columns neither tell a band nor are told by any."""
         further = self.model.preparation.is_further
         if not further.any():
@@ -220,14 +219,14 @@ def _imputer_of(model: Model) -> Imputer | None:
     return Imputer.fit(observables, depends)
 
 
-def has_observables(inputs: Inputs, network: NetworkConfig) -> NDArray[np.bool_]:
+def has_observables(inputs: Inputs, network: NetworkConfig) -> BoolArray:
     """Return which stars (n_star,) have the observables that a network cannot do without."""
     if not network.photometry or network.takes_missing:
         return np.ones(len(inputs.flux), dtype=np.bool_)
     return np.asarray(np.isfinite(inputs.observables).all(axis=1), dtype=np.bool_)
 
 
-def flux_gradient(model: Model, inputs: Inputs) -> NDArray[np.float64]:
+def flux_gradient(model: Model, inputs: Inputs) -> Float64Array:
     """Differentiate the mean of the kept networks by the flux that they take.
 
     Parameters

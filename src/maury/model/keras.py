@@ -19,10 +19,11 @@ from typing import Any
 import h5py
 import numpy as np
 import safetensors
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from safetensors.numpy import load, save
 
 from maury.errors import InputFileError
+from maury.io.arrays import Float32Array
 from maury.io.config_files import parse_json
 from maury.io.files import refuse_existing
 from maury.io.limits import current
@@ -36,8 +37,6 @@ MAX_FILES = 1000
 MAX_FILE_BYTES = 64 * 2**20
 _MAX_WEIGHT_BYTES = 4 * 2**20
 _MAX_GRAPH_BYTES = 2**20
-
-Float32s = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def import_keras(directory: Path | str, model: Path | str, *, overwrite: bool = 
     return converted.save(model, weights=weights, overwrite=overwrite)
 
 
-def read_keras(path: Path) -> dict[str, Float32s]:
+def read_keras(path: Path) -> dict[str, Float32Array]:
     """Weights of one released network under the names of the preset `guiglion2020`.
 
     Keras stores kernels as (pixel, in, out) and (in, out); here they are (out, in, pixel) and
@@ -165,7 +164,7 @@ _CHILD = "import sys; from maury.model.keras import answer; sys.exit(answer(sys.
 _CPU_SECONDS, _SECONDS = 8, 120
 
 
-def _read_apart(paths: Sequence[Path]) -> list[dict[str, Float32s]]:
+def _read_apart(paths: Sequence[Path]) -> list[dict[str, Float32Array]]:
     """Read files in another process: damaged ones can hang the HDF5 library, or crash it."""
     search = os.pathsep.join(
         filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")])
@@ -189,7 +188,7 @@ def _read_apart(paths: Sequence[Path]) -> list[dict[str, Float32s]]:
             f"{last} makes the HDF5 library fail or hang; it is damaged, take it from the release "
             "again"
         )
-    weights: list[dict[str, Float32s]] = [{} for _ in paths]
+    weights: list[dict[str, Float32Array]] = [{} for _ in paths]
     for key, array in load(out).items():
         number, _, name = key.partition("/")
         weights[int(number)][name] = array
@@ -202,7 +201,7 @@ _READING, _REFUSAL = "maury reads ", "maury refuses: "
 
 def answer(paths: Sequence[str]) -> int:
     """Read files in this process, and write their weights to the standard output as tensors."""
-    weights: dict[str, Float32s] = {}
+    weights: dict[str, Float32Array] = {}
     _limit_this_process(_CPU_SECONDS + len(paths) // 10)
     for number, path in enumerate(paths):
         sys.stderr.write(f"{_READING}{path}\n")
@@ -227,7 +226,7 @@ def _limit_this_process(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (2 * most, 2 * most))
 
 
-def read_here(path: Path) -> dict[str, Float32s]:
+def read_here(path: Path) -> dict[str, Float32Array]:
     """Weights of one released network, read by this process; see `read_keras`."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -246,8 +245,8 @@ def read_here(path: Path) -> dict[str, Float32s]:
         ) from error
 
 
-def _converted(graph: "_Graph", layers: Mapping[str, _Layer]) -> dict[str, Float32s]:
-    weights: dict[str, Float32s] = {}
+def _converted(graph: "_Graph", layers: Mapping[str, _Layer]) -> dict[str, Float32Array]:
+    weights: dict[str, Float32Array] = {}
     for keras_name, layer in layers.items():
         kernel = graph.weight(keras_name, "kernel:0", layer.kernel_shape)
         order = (2, 1, 0) if layer.kind == "Conv1D" else (1, 0)
@@ -350,7 +349,7 @@ class _Graph:
             f"{got}; only the architecture of Guiglion et al. (2020) can be imported"
         )
 
-    def weight(self, layer: str, name: str, shape: tuple[int, ...]) -> Float32s:
+    def weight(self, layer: str, name: str, shape: tuple[int, ...]) -> Float32Array:
         """Read one weight, float32; every step of its path must be inside the file."""
         group: Any = self._file
         for part in ("model_weights", layer, layer, name):
@@ -360,7 +359,7 @@ class _Graph:
             group = group[part]
         return self._data(group, f"{layer}/{name}", shape)
 
-    def _data(self, data: Any, name: str, shape: tuple[int, ...]) -> Float32s:
+    def _data(self, data: Any, name: str, shape: tuple[int, ...]) -> Float32Array:
         if not isinstance(data, h5py.Dataset) or data.shape != shape or data.dtype.kind != "f":
             raise self._other(f"weights {name!r} of shape {shape}", str(data))
         if data.external or data.is_virtual:
@@ -368,7 +367,7 @@ class _Graph:
         chunk = data.dtype.itemsize * math.prod(data.chunks or (0,))
         if max(data.nbytes, chunk) > _MAX_WEIGHT_BYTES:
             raise self._other(f"small weights {name!r}", f"{max(data.nbytes, chunk)} bytes")
-        values: Float32s = np.asarray(data[()], dtype=np.float32)
+        values: Float32Array = np.asarray(data[()], dtype=np.float32)
         if not np.all(np.isfinite(values)):
             raise InputFileError(f"{self._path}: {name!r} has values that are not finite")
         return values

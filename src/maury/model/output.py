@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int32Array
 from maury.labels.flags import Flag
 from maury.spectra.preparation import Inputs
-
-Float32s = NDArray[np.float32]
-Float64s = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,16 +27,16 @@ class Prediction:
         Of the spectrum against its best fit, where a forward model was fitted.
     """
 
-    mean: Float64s
-    sigma: Float64s
-    covariance: Float64s | None = None
-    features: Float32s | None = None
-    flags: NDArray[np.int32] | None = None
-    chi2_reduced: Float64s | None = None
-    worst_wavelength_aa: Float64s | None = None
+    mean: Float64Array
+    sigma: Float64Array
+    covariance: Float64Array | None = None
+    features: Float32Array | None = None
+    flags: Int32Array | None = None
+    chi2_reduced: Float64Array | None = None
+    worst_wavelength_aa: Float64Array | None = None
 
 
-def has_spectrum(inputs: Inputs) -> NDArray[np.bool_]:
+def has_spectrum(inputs: Inputs) -> BoolArray:
     """Return which stars (n_star,) have a spectrum that a network can take."""
     finite = np.asarray(np.isfinite(inputs.flux).all(axis=1), dtype=np.bool_)
     good = np.asarray((inputs.flags & Flag.NO_SPECTRUM.value) == 0, dtype=np.bool_)

@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maury.errors import ConfigError, LengthMismatch, check_known
+from maury.io.arrays import BoolArray, Int64Array, StrArray
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +85,14 @@ class Split:
     """
 
     rule: str
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
+    train: Int64Array
+    validation: Int64Array
+    test: Int64Array
     n_shared_stars: int = 0
 
-    def part(self, name: str) -> NDArray[np.int64]:
+    def part(self, name: str) -> Int64Array:
         """Row numbers of ``train``, ``validation`` or ``test``."""
-        rows: NDArray[np.int64] = getattr(self, check_known("part", name, PARTS))
+        rows: Int64Array = getattr(self, check_known("part", name, PARTS))
         return rows
 
 
@@ -217,14 +218,14 @@ def split_published(star_id: ArrayLike) -> Split:
     return Split("published", train, test, test, int(shared.size))
 
 
-def star_hashes(star_id: ArrayLike) -> NDArray[np.str_]:
+def star_hashes(star_id: ArrayLike) -> StrArray:
     """Short hash of each identifier, shape (n_row,): 16 hexadecimal digits of its SHA-256."""
     ids = np.asarray(star_id).astype(np.str_)
     digests = [hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS] for text in ids.tolist()]
     return np.array(digests, dtype=f"<U{_HASH_DIGITS}")
 
 
-def spared_by(star_id: ArrayLike, *, n_share: int, seed: int) -> NDArray[np.int64]:
+def spared_by(star_id: ArrayLike, *, n_share: int, seed: int) -> Int64Array:
     """Share of each star, (n_row,) from 0 to `n_share` - 1: member m of an ensemble spares share m.
 
     Residuals of a star in a network that has never met it are as honest as those of a validation
@@ -265,7 +266,7 @@ class SplitRecord:
     rule: str
     n_rows: Mapping[str, int]
     checksums: Mapping[str, str]
-    hashes: Mapping[str, NDArray[np.str_]]
+    hashes: Mapping[str, StrArray]
     warning: str = ""
     validation_use: ValidationUse = "choice"
 
@@ -275,7 +276,7 @@ class SplitRecord:
         split: Split,
         star_id: ArrayLike,
         *,
-        usable: NDArray[np.bool_] | None = None,
+        usable: BoolArray | None = None,
         validation_use: ValidationUse = "choice",
     ) -> Self:
         """Record a split.
@@ -319,7 +320,7 @@ class SplitRecord:
             warning,
         )
 
-    def contains(self, part: str, star_id: ArrayLike) -> NDArray[np.bool_]:
+    def contains(self, part: str, star_id: ArrayLike) -> BoolArray:
         """Whether each star, shape (n_row,), belongs to ``train``, ``validation`` or ``test``.
 
         A row without an identifier cannot be told from others, and belongs to none.
@@ -328,14 +329,14 @@ class SplitRecord:
         known = self.hashes[check_known("part", part, PARTS)]
         return np.asarray(np.isin(star_hashes(ids), known) & (ids != ""), dtype=np.bool_)
 
-    def took_part(self, star_id: ArrayLike) -> NDArray[np.bool_]:
+    def took_part(self, star_id: ArrayLike) -> BoolArray:
         """Whether each star, shape (n_row,), trained the networks or helped to choose them."""
         trained = self.contains("train", star_id)
         if self.validation_use == "calibration":
             return trained
         return trained | self.contains("validation", star_id)
 
-    def is_known(self, star_id: ArrayLike) -> NDArray[np.bool_]:
+    def is_known(self, star_id: ArrayLike) -> BoolArray:
         """Whether each star, shape (n_row,), took part, or is kept to calibrate errors."""
         return self.contains("train", star_id) | self.contains("validation", star_id)
 
@@ -373,7 +374,7 @@ class SplitRecord:
         )
 
 
-def _star_numbers(star_id: ArrayLike) -> tuple[NDArray[np.int64], int]:
+def _star_numbers(star_id: ArrayLike) -> tuple[Int64Array, int]:
     ids = np.asarray(star_id).astype(np.str_)
     if ids.ndim != 1:
         raise LengthMismatch(f"star_id must be one row of identifiers, got shape {ids.shape}")
@@ -388,12 +389,12 @@ def _star_numbers(star_id: ArrayLike) -> tuple[NDArray[np.int64], int]:
     return number, int(named.size - 1 + blank.size)
 
 
-def _named(ids: NDArray[np.str_]) -> NDArray[np.str_]:
-    named: NDArray[np.str_] = ids[ids != ""]
+def _named(ids: StrArray) -> StrArray:
+    named: StrArray = ids[ids != ""]
     return named
 
 
-def _checksum(hashes: NDArray[np.str_]) -> str:
+def _checksum(hashes: StrArray) -> str:
     return hashlib.sha256("".join(hashes.tolist()).encode()).hexdigest()
 
 
@@ -404,7 +405,7 @@ def _validation_use(value: object) -> ValidationUse:
     raise ValueError(f"validation_use is {value!r}")
 
 
-def _unpack(text: object) -> NDArray[np.str_]:
+def _unpack(text: object) -> StrArray:
     if not isinstance(text, str) or len(text) % _HASH_DIGITS:
         raise ValueError("star hashes are not strings of 16 digits each")
     starts = range(0, len(text), _HASH_DIGITS)

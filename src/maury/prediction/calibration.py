@@ -14,15 +14,14 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import ndtri
 
 from maury.errors import TrainingError, check_known
+from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.labels.columns import QUANTILES
 from maury.labels.definitions import LABEL_NAMES
-
-Float64s = NDArray[np.float64]
 
 
 def condition(
@@ -33,7 +32,7 @@ def condition(
     value: ArrayLike,
     error: ArrayLike = 0.0,
     names: Sequence[str] = LABEL_NAMES,
-) -> tuple[Float64s, Float64s]:
+) -> tuple[Float64Array, Float64Array]:
     """Condition Gaussian labels on a measurement of one of them, such as an asteroseismic log g.
 
     With k = C h / (h^T C h + error^2), where h picks the label: mean + k (value - h^T mean), and
@@ -96,7 +95,6 @@ def condition(
     return centre, spread
 
 
-Float64Array = NDArray[np.float64]
 LEVELS = (0.4, 0.55, 0.683, 0.8, 0.9, 0.954)
 """Central probabilities that are matched."""
 LEAST_STARS = 30
@@ -305,12 +303,12 @@ class Calibration:
         tails = self.tails[:, ::-1].T
         return np.stack([mean - tail * calibrated for tail in tails])
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Plain arrays for the model directory."""
         return {f.name: np.atleast_1d(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
         """Read what `to_arrays` gave.
 
         Raises
@@ -380,7 +378,7 @@ def stretched(mean: ArrayLike, centre: Float64Array, stretch: Float64Array) -> F
 
 
 def repeat_scatter(
-    values: ArrayLike, star_id: Sequence[str] | NDArray[np.str_], *, least_pairs: int = 20
+    values: ArrayLike, star_id: Sequence[str] | StrArray, *, least_pairs: int = 20
 ) -> Float64Array:
     """Scatter of each label between spectra of one star, shape ``(n_label,)``.
 

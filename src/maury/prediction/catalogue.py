@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import ConfigError, InputFileError
+from maury.io.arrays import AnyArray
 from maury.io.files import writing
 from maury.io.limits import check_columns
 from maury.io.opening import check_ecsv, check_votable, open_fits
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Rows = Mapping[str, NDArray[Any]]
+Rows = Mapping[str, AnyArray]
 """Values of some consecutive rows, by column name."""
 
 
@@ -386,7 +387,7 @@ def _string_widths(spec: CatalogueSpec, parts: Sequence[Path]) -> dict[str, int]
     return widths
 
 
-def _fits_values(values: Any, kind: str) -> NDArray[Any]:
+def _fits_values(values: Any, kind: str) -> AnyArray:
     """Return an arrow column as FITS has it, but for the order of bytes."""
     if kind == "str":
         return _fits_text(values)

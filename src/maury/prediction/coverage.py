@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch, ModelFileError, TrainingError
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.prediction import residual_tests as anomaly
 from maury.prediction.evidence import (
@@ -32,9 +33,6 @@ from maury.prediction.residual_tests import CALCIUM_AA, PASCHEN_AA, VelocityTest
 
 __all__ = ["CoverageModel", "CoverageScores", "Evidence", "TwoViews"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 LEAST_STARS = 100
 """Training stars below which nothing is learnt."""
@@ -116,14 +114,14 @@ class CoverageModel:
     noise_correlation: Float64Array
     bias: Float64Array
     floor: Float64Array
-    label_columns: NDArray[np.int64]
+    label_columns: Int64Array
     label_centre: Float64Array
     label_scale: Float64Array
     reference_labels: Float32Array
     feature_centre: Float64Array
     feature_basis: Float64Array
     reference_features: Float32Array
-    own_features: NDArray[np.int64]
+    own_features: Int64Array
     continuum_centre: Float64Array
     continuum_root: Float64Array
     filter_scale: Float64Array
@@ -218,12 +216,12 @@ class CoverageModel:
     def _with(self, **changes: Any) -> Self:
         return type(self)(**(self.to_arrays() | changes))
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Return all that was learnt, as numeric arrays by name."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
         """Restore a model.
 
         Raises
@@ -414,7 +412,7 @@ class CoverageModel:
         odds[known] = distance + np.linalg.slogdet(total)[1] - prior
         return odds
 
-    def flags(self, scores: CoverageScores) -> NDArray[np.int32]:
+    def flags(self, scores: CoverageScores) -> Int32Array:
         """Return the flags (n_star,) that the scores set.
 
         A wrong velocity, a second set of lines and a hot star resemble one another, and each

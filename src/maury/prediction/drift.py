@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ModelFileError
+from maury.io.arrays import AnyArray, BoolArray, Float64Array
 from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.model.output import has_spectrum
@@ -25,7 +25,6 @@ from maury.survey.store import Survey
 
 __all__ = ["SAMPLE", "Drift", "Quantity", "drift", "with_sample"]
 
-Float64Array = NDArray[np.float64]
 
 SAMPLE = "sample"
 """Attachment of a model: what its training stars look like."""
@@ -178,7 +177,7 @@ class Likeness:
         margin = _MARGIN * (high - low)
         return cls(centre, basis, low - margin, high + margin, beyond)
 
-    def unlike(self, inputs: Inputs) -> NDArray[np.bool_]:
+    def unlike(self, inputs: Inputs) -> BoolArray:
         """Return which stars (n_star,) have a spectrum that is far from all training spectra."""
         good = has_spectrum(inputs)
         coefficients, rest = _projected(take(inputs, good), self.centre, self.basis)
@@ -204,7 +203,7 @@ def with_sample(model: Model, survey: Survey) -> Model:
     _, _, basis = np.linalg.svd(flux - centre, full_matrices=False)
     basis = _signed(basis[: min(_N_COMPONENT, len(basis))])
     values = _values(inputs, model, (centre, basis))
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, AnyArray] = {
         "flux_centre": centre,
         "flux_basis": basis,
         "quantiles": np.stack([_quantiles(v) for v in values.values()]),
@@ -273,7 +272,7 @@ def _by_range(model: Model, inputs: Inputs) -> Drift:
     return Drift(len(inputs), 0, tuple(quantities), {})
 
 
-def _quantity(name: str, values: NDArray[Any], known: Float64Array, missing: float) -> Quantity:
+def _quantity(name: str, values: AnyArray, known: Float64Array, missing: float) -> Quantity:
     values = np.asarray(values, dtype=np.float64)
     finite = values[np.isfinite(values)]
     here = _quantiles(values)
@@ -293,7 +292,7 @@ def _quantity(name: str, values: NDArray[Any], known: Float64Array, missing: flo
 
 
 def _values(
-    inputs: Inputs, model: Model, components: tuple[NDArray[Any], NDArray[Any]]
+    inputs: Inputs, model: Model, components: tuple[AnyArray, AnyArray]
 ) -> dict[str, Float64Array]:
     """Return every quantity (n_star,) of some stars; NaN where a star has none."""
     values = {"S/N": np.asarray(inputs.snr, dtype=np.float64)}
@@ -308,7 +307,7 @@ def _values(
 
 
 def _projected(
-    inputs: Inputs, centre: NDArray[Any], basis: NDArray[Any]
+    inputs: Inputs, centre: AnyArray, basis: AnyArray
 ) -> tuple[Float64Array, Float64Array]:
     """Coefficients (n_star, n_component), and what is left, rms in units of the noise."""
     apart = inputs.flux.astype(np.float64) - centre
@@ -319,7 +318,7 @@ def _projected(
     return coefficients, np.sqrt(chi2)
 
 
-def _spread(values: Float64Array, where: NDArray[np.bool_]) -> Float64Array:
+def _spread(values: Float64Array, where: BoolArray) -> Float64Array:
     out = np.full(where.size, np.nan)
     out[where] = values
     return out

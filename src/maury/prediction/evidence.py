@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
 
-Float32Array = NDArray[np.float32]
 _ROBUST_CLIP = 4.0
 _BLOCK = 256
 
@@ -104,10 +104,6 @@ def _ranked(values: Float32Array, rank: int) -> Float32Array:
         values = np.take_along_axis(values, chosen, axis=2)
     flat = values.reshape(len(values), -1)
     return np.asarray(np.partition(flat, rank - 1, axis=1)[:, rank - 1])
-
-
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -206,13 +202,13 @@ class Evidence:
         known = np.isfinite(labels).all(axis=1) & np.isfinite(self.compared).all(axis=1)
         return np.asarray(known & self.residual()[2].any(axis=1))
 
-    def rows(self, chosen: NDArray[Any]) -> Evidence:
+    def rows(self, chosen: AnyArray) -> Evidence:
         """Return the evidence of some stars, by mask or row numbers."""
         views = None if self.views is None else TwoViews(**_picked(self.views, chosen))
         return Evidence(**_picked(self, chosen), views=views)
 
 
-def _picked(container: TwoViews | Evidence, chosen: NDArray[Any]) -> dict[str, Any]:
+def _picked(container: TwoViews | Evidence, chosen: AnyArray) -> dict[str, Any]:
     given = {item.name: getattr(container, item.name) for item in fields(container)}
     return {
         name: value if value is None else np.asarray(value)[chosen]

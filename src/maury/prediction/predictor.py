@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, check_known
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
 from maury.labels.columns import (
     BANDS,
     CHI2,
@@ -100,7 +100,7 @@ class Predictor:
                 f"{', '.join(needed)}; use a model of the preset maury"
             )
 
-    def predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
+    def predict(self, batch: Batch) -> dict[str, AnyArray]:
         """Predict the labels of one batch.
 
         Parameters
@@ -120,11 +120,11 @@ class Predictor:
         blocks = [self._predict(batch[start : start + BLOCK_STARS]) for start in starts]
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
-    def _predict(self, batch: Batch) -> dict[str, NDArray[Any]]:
+    def _predict(self, batch: Batch) -> dict[str, AnyArray]:
         inputs, answer = self.answer(batch)
         mean, error = answer.mean, answer.sigma
         flags = self._flags(batch, inputs.flags, inputs.observables, mean)
-        rows: dict[str, NDArray[Any]] = {"id": batch.column("id")}
+        rows: dict[str, AnyArray] = {"id": batch.column("id")}
         if self.trust is not None:
             found = self.trust.assess(inputs, answer)
             if self.given:
@@ -154,10 +154,10 @@ class Predictor:
     def _flags(
         self,
         batch: Batch,
-        flags: NDArray[np.int32],
-        observables: NDArray[np.float32],
-        mean: NDArray[np.float64],
-    ) -> NDArray[np.int32]:
+        flags: Int32Array,
+        observables: Float32Array,
+        mean: Float64Array,
+    ) -> Int32Array:
         unanswered = np.asarray(np.isnan(mean).all(axis=1), dtype=np.bool_)
         if self._network.needs_spectrum:
             unanswered &= (flags & Flag.NO_SPECTRUM.value) == 0
@@ -185,9 +185,9 @@ def _load(model: Model, engine: str) -> "tuple[MethodNetwork | EnsembleNetwork, 
     return network, Trust.load(model, network)
 
 
-def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, NDArray[Any]]:
+def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, AnyArray]:
     """Return the columns that a calibrated model adds."""
-    rows: dict[str, NDArray[Any]] = {
+    rows: dict[str, AnyArray] = {
         f"{label.name}_{suffix}": found.quantiles[k, :, position]
         for position, label in enumerate(labels)
         for k, (suffix, _) in enumerate(QUANTILES)
@@ -197,11 +197,11 @@ def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, NDArray[
     return rows | {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength}
 
 
-def _fitted(labels: Sequence[Label], answer: "Prediction") -> dict[str, NDArray[Any]]:
+def _fitted(labels: Sequence[Label], answer: "Prediction") -> dict[str, AnyArray]:
     """Return the columns that a method adds; NaN where it fits no forward model."""
     unknown = np.full(len(answer.mean), np.nan)
     chi2, worst = answer.chi2_reduced, answer.worst_wavelength_aa
-    rows: dict[str, NDArray[Any]] = {
+    rows: dict[str, AnyArray] = {
         CHI2.name: unknown if chi2 is None else chi2,
         WORST_WAVELENGTH.name: unknown if worst is None else worst,
     }
@@ -210,9 +210,7 @@ def _fitted(labels: Sequence[Label], answer: "Prediction") -> dict[str, NDArray[
     return rows
 
 
-def _correlations(
-    labels: Sequence[Label], covariance: NDArray[np.float64]
-) -> dict[str, NDArray[Any]]:
+def _correlations(labels: Sequence[Label], covariance: Float64Array) -> dict[str, AnyArray]:
     """Return the columns of the correlations of errors; NaN where an error is zero or none."""
     with np.errstate(invalid="ignore"):
         sigma = np.sqrt(np.einsum("nii->ni", covariance))
@@ -223,12 +221,12 @@ def _correlations(
     }
 
 
-def _outside(values: NDArray[Any], scaling: Any) -> NDArray[np.bool_]:
+def _outside(values: AnyArray, scaling: Any) -> BoolArray:
     """Whether any value of a row lies outside the training range (with a rounding margin)."""
     margin = 1e-5 * (scaling.maximum - scaling.minimum)
     below = values < scaling.minimum - margin
     above = values > scaling.maximum + margin
-    outside: NDArray[np.bool_] = (below | above).any(axis=1)
+    outside: BoolArray = (below | above).any(axis=1)
     return outside
 
 

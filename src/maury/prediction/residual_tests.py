@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import scipy.fft
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import cholesky_banded, solve_banded, solveh_banded
 
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
 __all__ = [
@@ -35,9 +35,6 @@ CALCIUM_AA = (8498.02, 8542.09, 8662.14)
 PASCHEN_AA = (8467.25, 8598.39, 8750.47)
 """Air wavelengths of the Paschen lines 17, 14 and 12, which no Ca II line blends."""
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 _TAPER = 0.04
 _BLOCK = 1024
@@ -130,7 +127,7 @@ def _bands(n_pixel: int, correlation: Sequence[float]) -> Float64Array:
     return bands
 
 
-def worst_pixel(scaled: ArrayLike, good: ArrayLike) -> NDArray[np.intp]:
+def worst_pixel(scaled: ArrayLike, good: ArrayLike) -> IndexArray:
     """Return the middle pixel (n_star,) of the three that stand out most from zero together.
 
     A line that is wrong is wrong in several pixels; a single noisy one should not win.
@@ -140,7 +137,7 @@ def worst_pixel(scaled: ArrayLike, good: ArrayLike) -> NDArray[np.intp]:
     total = residual.copy()
     total[:, 1:] += residual[:, :-1]
     total[:, :-1] += residual[:, 1:]
-    worst: NDArray[np.intp] = np.argmax(np.abs(total, out=total), axis=1)
+    worst: IndexArray = np.argmax(np.abs(total, out=total), axis=1)
     return worst
 
 
@@ -154,9 +151,7 @@ def line_profile(
     return np.asarray(np.where(profile > 1e-3, profile, 0.0))
 
 
-def matched_filter(
-    residual: NDArray[Any], weight: NDArray[Any], profile: Float64Array
-) -> Float64Array:
+def matched_filter(residual: AnyArray, weight: AnyArray, profile: Float64Array) -> Float64Array:
     """Return the height of `profile` in the residual over its formal error, (n_star,).
 
     Parameters
@@ -176,7 +171,7 @@ def matched_filter(
     return np.asarray(found / np.sqrt(safe), dtype=np.float64)
 
 
-def continuum_terms(residual: NDArray[Any], weight: NDArray[Any], *, degree: int) -> Float64Array:
+def continuum_terms(residual: AnyArray, weight: AnyArray, *, degree: int) -> Float64Array:
     """Fit Legendre polynomials up to `degree` over the pixels, (n_star, degree + 1).
 
     Arguments as of `matched_filter`. NaN where too few pixels are good.

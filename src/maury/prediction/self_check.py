@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import CanaryMoved, ModelFileError
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray
 from maury.methods.registry import MethodNetwork
 from maury.model.directory import Model
 from maury.model.output import has_spectrum
@@ -31,7 +31,6 @@ __all__ = ["CANARY", "TOLERANCE", "Canary", "with_canary"]
 
 logger = logging.getLogger(__name__)
 
-Float64Array = NDArray[np.float64]
 
 CANARY = "canary"
 """Attachment of a model: its canary stars."""
@@ -112,7 +111,7 @@ class Canary:
             raise ModelFileError(f"{model.path}: the canary is damaged: {error}") from error
         return cls(inputs, *answers)
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Return the arrays of the attachment."""
         per_star = {name: np.asarray(getattr(self.inputs, name)) for name in _INPUTS}
         answers = {"mean": self.mean, "sigma": self.sigma, "label": self.label, "error": self.error}
@@ -122,12 +121,12 @@ class Canary:
         """Return how far labels (n_label,) moved at most, in quoted errors; infinite if lost."""
         return np.asarray(self._moves(now, model).max(axis=0, initial=0.0))
 
-    def steady(self, nudged: Canary, model: Model) -> NDArray[np.bool_]:
+    def steady(self, nudged: Canary, model: Model) -> BoolArray:
         """Return which stars (n_star,) answer alike when their flux is nudged by its rounding."""
         worst = self._moves(nudged, model).max(axis=1, initial=0.0)
         return np.asarray(worst <= _STEADY * TOLERANCE, dtype=np.bool_)
 
-    def rows(self, chosen: NDArray[np.intp]) -> Canary:
+    def rows(self, chosen: IndexArray) -> Canary:
         """Return some of the stars."""
         answers = (self.mean, self.sigma, self.label, self.error)
         return Canary(take(self.inputs, chosen), *(array[chosen] for array in answers))

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import ColumnError, ModelFileError
 from maury.io.addresses import Address, parse
+from maury.io.arrays import AnyArray
 from maury.io.cluster import Cluster
 from maury.io.files import (
     STAMP,
@@ -313,7 +314,7 @@ def predict_part(part: Part, report: Callable[[int], None] | None = None) -> Pat
     )
     spec = replace(spec, metadata={**spec.metadata, **read_stamp(path.with_name(_DRIFT))})
     names = [column.name for column in spec.columns]
-    pieces: list[dict[str, NDArray[Any]]] = []
+    pieces: list[dict[str, AnyArray]] = []
     for batch in _batches(survey, part):
         rows = predictor.predict(batch)
         pieces.append({name: rows[name] for name in names})
@@ -497,7 +498,7 @@ def predict_rows(
     rows: ArrayLike,
     *,
     without: Sequence[str] = (),
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, AnyArray]:
     """Predict some rows of a survey in memory.
 
     Parameters

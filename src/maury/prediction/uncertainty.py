@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ModelFileError, TrainingError
+from maury.io.arrays import BoolArray, Float64Array, Int32Array, StrArray
 from maury.labels.flags import FLAG_DTYPE
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, Prediction
@@ -36,7 +36,6 @@ from maury.survey.store import Survey
 
 logger = logging.getLogger(__name__)
 
-Float64Array = NDArray[np.float64]
 
 AS_OBSERVED = DrawConfig(tail=0.0, widen=0.0)
 """Simulated stars as frequent as those of the labelled sample, each close to one of them."""
@@ -75,7 +74,7 @@ class Assessment:
     sigma: Float64Array
     quantiles: Float64Array
     covariance: Float64Array | None
-    flags: NDArray[np.int32]
+    flags: Int32Array
     chi2_reduced: Float64Array
     worst_wavelength: Float64Array
 
@@ -258,11 +257,11 @@ class _Labelled:
         Which rows are of training stars.
     """
 
-    star_id: NDArray[np.str_]
+    star_id: StrArray
     truth: Float64Array
     answer: Prediction
     inputs: Inputs
-    training: NDArray[np.bool_]
+    training: BoolArray
 
     @classmethod
     def read(cls, model: Model, network: EnsembleNetwork, survey: Survey) -> Self:
@@ -279,7 +278,7 @@ class _Labelled:
         self,
         model: Model,
         sky: Sky,
-        chosen: NDArray[np.bool_],
+        chosen: BoolArray,
         *,
         n_star: int,
         draw: DrawConfig,
@@ -300,7 +299,7 @@ def _calibrate(
     network: EnsembleNetwork,
     sky: Sky,
     stars: _Labelled,
-    chosen: NDArray[np.bool_],
+    chosen: BoolArray,
 ) -> Calibration:
     if chosen.sum() < LEAST_STARS:
         raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")

@@ -21,9 +21,10 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.simulation.emulator import EMULATOR_LABELS, Emulator
 from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel, Spectrograph
@@ -40,8 +41,6 @@ __all__ = [
     "cramer_rao_covariance",
 ]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 Prior = Literal["photometry"] | ArrayLike | None
 
 SNR_EDGES = (0.0, 30.0, 45.0, 60.0, 80.0, np.inf)
@@ -210,8 +209,8 @@ class ObservedModes:
         Added to the flux, likewise.
     """
 
-    continuum: NDArray[Any]
-    added: NDArray[Any]
+    continuum: AnyArray
+    added: AnyArray
 
 
 def compare_with_bound(

@@ -18,15 +18,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from maury.errors import ModelFileError
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
 from maury.io.files import writing
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
@@ -40,8 +41,6 @@ __all__ = [
     "quantities",
 ]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 EMULATOR_LABELS: dict[str, str] = {
     "teff": "K",
@@ -283,14 +282,14 @@ class _Tensors:
     basis: Float32Array
     mean: Float32Array
     error: Float32Array
-    holdout_rows: NDArray[np.int32]
+    holdout_rows: Int32Array
 
     def hidden_layers(self) -> Iterator[tuple[Float32Array, Float32Array]]:
         yield self.weight_0, self.bias_0
         yield self.weight_1, self.bias_1
         yield self.weight_2, self.bias_2
 
-    def as_dict(self) -> dict[str, NDArray[Any]]:
+    def as_dict(self) -> dict[str, AnyArray]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def checksum(self) -> str:
@@ -329,7 +328,7 @@ class _Tensors:
         return None
 
 
-def _read_safetensors(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
+def _read_safetensors(path: Path) -> tuple[str, dict[str, AnyArray]]:
     try:
         with safe_open(path, framework="numpy") as handle:
             text = (handle.metadata() or {}).get("emulator")
@@ -410,7 +409,7 @@ class Emulator:
         object.__setattr__(self, "step_kms", float(SPEED_OF_LIGHT_KMS * step))
 
     @classmethod
-    def build(cls, spec: EmulatorSpec, tensors: Mapping[str, NDArray[Any]]) -> Self:
+    def build(cls, spec: EmulatorSpec, tensors: Mapping[str, AnyArray]) -> Self:
         """Assemble an emulator from its parts, as training does.
 
         Raises
@@ -578,7 +577,7 @@ class Emulator:
         slopes[~good] = np.nan
         return slopes
 
-    def inside(self, labels: ArrayLike) -> NDArray[np.bool_]:
+    def inside(self, labels: ArrayLike) -> BoolArray:
         """Say which stars (n_star,) lie within `bounds` in every label; NaN is outside."""
         values = self._checked(labels)
         within = (values >= self.bounds[:, 0]) & (values <= self.bounds[:, 1])
@@ -597,7 +596,7 @@ class Emulator:
             )
         return values
 
-    def _usable(self, labels: ArrayLike) -> tuple[Float64Array, NDArray[np.bool_]]:
+    def _usable(self, labels: ArrayLike) -> tuple[Float64Array, BoolArray]:
         """Labels with unusable rows replaced by the middle of the bounds, and the usable rows."""
         values = self._checked(labels)
         good = np.isfinite(values).all(axis=1) & (values[:, 0] > 0)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
-Float64Array = NDArray[np.float64]
+from maury.io.arrays import Float64Array, IndexArray
 
 R_SUN_KPC = 8.122
 Z_SUN_KPC = 0.0208
@@ -171,7 +171,7 @@ class Discs(BaseModel):
 
     def place(
         self, absolute_g: Float64Array, sky: Float64Array, rng: np.random.Generator
-    ) -> tuple[NDArray[np.intp], Float64Array, NDArray[np.intp]]:
+    ) -> tuple[IndexArray, Float64Array, IndexArray]:
         """Draw where each star is, among given directions, and of which disc it is.
 
         Parameters
@@ -209,7 +209,7 @@ class Discs(BaseModel):
         return direction, distance[row, step], disc
 
     def chemistry(
-        self, place_kpc: Float64Array, disc: NDArray[np.intp], rng: np.random.Generator
+        self, place_kpc: Float64Array, disc: IndexArray, rng: np.random.Generator
     ) -> Float64Array:
         """Draw [M/H] and [alpha/M], shape (n, 2), of stars at places (n, 3) in discs (n,)."""
         radius, height = cylindrical(place_kpc)
@@ -223,7 +223,7 @@ class Discs(BaseModel):
         return np.column_stack([metals, alpha + slope * metals + alpha_scatter * second])
 
 
-def _draw(weight: Float64Array, rng: np.random.Generator) -> NDArray[np.intp]:
+def _draw(weight: Float64Array, rng: np.random.Generator) -> IndexArray:
     """Draw a column (n,) of each row by weights (n, m)."""
     cumulative = weight.cumsum(axis=1)
     u = rng.random((len(weight), 1)) * cumulative[:, -1:]

@@ -19,10 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import j1, ndtr, ndtri
 
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS, ivar_from_snr
-
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 RAVE_WAVE_AA: Float64Array = np.asarray(8420.0 + 0.4 * np.arange(912), dtype=np.float64)
 """Air wavelengths of RAVE-like pixels, angstrom."""
@@ -527,7 +525,7 @@ def _transfer(
     return out
 
 
-def rotation_transfer(x: ArrayLike) -> NDArray[Any]:
+def rotation_transfer(x: ArrayLike) -> AnyArray:
     """Fourier transform of Gray's rotation profile at x = angular frequency times v sin i.
 
     With limb darkening e: [2 (1 - e) J1(x) / x + 2 e (sin x - x cos x) / x^3] / (1 - e / 3).

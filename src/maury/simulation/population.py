@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
+from maury.io.arrays import AnyArray, Float64Array, IndexArray
 from maury.labels.columns import BANDS
 from maury.labels.definitions import LABEL_NAMES
 from maury.simulation.galaxy import N_DIRECTIONS, Discs, galactocentric
@@ -82,7 +82,7 @@ class Mixture:
         rest = covariance[split:, split:] - slope @ covariance[:split, split:]
         return slope, np.linalg.cholesky(0.5 * (rest + rest.T))
 
-    def _choose(self, known: Float64Array, rng: np.random.Generator) -> NDArray[np.intp]:
+    def _choose(self, known: Float64Array, rng: np.random.Generator) -> IndexArray:
         log_density = np.tile(np.log(self.weights), (known.shape[0], 1))
         for k in range(self.weights.size):
             if self.n_given:
@@ -112,7 +112,6 @@ class Warp:
         return np.arcsinh(self.tail * (residual - self.centre) / self.scale) / self.tail
 
 
-Float64Array = NDArray[np.float64]
 NUISANCE_NAMES: tuple[str, ...] = ("vmic", "d_c", "d_n", "d_ca", "d_ti", "d_o", "d_cr")
 """Microturbulence (km/s), and offsets (dex) of elements from the pattern that the labels imply."""
 ALL_NAMES: tuple[str, ...] = LABEL_NAMES + NUISANCE_NAMES
@@ -186,7 +185,7 @@ class Stars:
     ra_deg: Float64Array
     dec_deg: Float64Array
     distance_kpc: Float64Array | None = None
-    disc: NDArray[np.intp] | None = None
+    disc: IndexArray | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -261,7 +260,7 @@ class Population:
     ((5, 16), (5, 8))
     """
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    def __init__(self, tensors: Mapping[str, AnyArray], metadata: Mapping[str, str]) -> None:
         self._tensors = {name: np.asarray(a, np.float64) for name, a in tensors.items()}
         self.metadata = dict(metadata)
         digest = hashlib.sha256()

@@ -11,16 +11,15 @@ from functools import cache
 from itertools import combinations_with_replacement
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from maury.io.arrays import Float64Array, IndexArray
 from maury.labels.definitions import LABEL_NAMES
 from maury.simulation.population import ALL_NAMES, Population, Stars
 from maury.spectra.observables import absolute_magnitude
 
 __all__ = ["CORE", "TIED", "PopulationPrior", "population_prior"]
 
-Float64Array = NDArray[np.float64]
 
 CORE: tuple[str, ...] = ("teff", "logg", "fe_h", "alpha_m")
 """Labels that place a star in the population."""
@@ -93,7 +92,7 @@ class PopulationPrior:
         relation[:, np.arange(len(_TIED)), _TIED] = 1.0
         return relation, np.asarray(self.rest[near].mean(axis=1))
 
-    def _near(self, core: Float64Array) -> NDArray[np.intp]:
+    def _near(self, core: Float64Array) -> IndexArray:
         return np.asarray(self._tree.query(core / _CORE_SCALE, k=_N_MEAN)[1])
 
 

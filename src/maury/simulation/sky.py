@@ -14,12 +14,12 @@ from functools import cache, cached_property
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.linalg import qr
 from scipy.spatial import cKDTree
 
 from maury.errors import ConfigError, ModelFileError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale
 from maury.simulation.emulator import Emulator
@@ -33,8 +33,6 @@ from maury.spectra.operators import vacuum_to_air
 
 __all__ = ["BatchNoise", "DrawConfig", "RestingStars", "SimulatedPool", "Sky", "draw_around"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 _STEP_KELVIN = 10.0
 _TOLERANCE = 3e-4
 _PROBES = 3
@@ -471,7 +469,7 @@ class Sky:
     def _resting(self) -> RestingStars:
         return RestingStars.prepare(_emulator(), self.spectrograph)
 
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
         own = {name: getattr(self, name) for name in _OWN_ARRAYS}
         own |= {f"calibration.{f.name}": getattr(self.calibration, f.name) for f in _CALIBRATION}
@@ -482,7 +480,7 @@ class Sky:
         return own, about
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any]) -> Self:
         """Read what `to_arrays` gave.
 
         Raises

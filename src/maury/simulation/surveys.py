@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from maury.errors import ConfigError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.io.cluster import Cluster
 from maury.labels.columns import BANDS, Column
 from maury.labels.definitions import LABEL_NAMES, LABELS
@@ -135,7 +135,7 @@ class Simulator:
         names = [*names, *(f"true_{label.name}" for label in LABELS)]
         return [*names, *(PLACE if self.simulation.discs else ())]
 
-    def block(self, number: int) -> tuple[Observation, dict[str, NDArray[Any]]]:
+    def block(self, number: int) -> tuple[Observation, dict[str, AnyArray]]:
         """Make stars ``number * BLOCK_STARS`` to ``(number + 1) * BLOCK_STARS - 1``.
 
         Returns
@@ -151,23 +151,23 @@ class Simulator:
         )
         labels = self.emulator.clip(stars.labels)
         observation = self.spectrograph.observe(self.emulator.flux(labels), labels, rng)
-        columns: dict[str, NDArray[Any]] = {"snr": observation.snr, **self._identifiers(number)}
+        columns: dict[str, AnyArray] = {"snr": observation.snr, **self._identifiers(number)}
         columns |= _measurements(stars)
         columns |= {f"true_{name}": labels[:, k] for k, name in enumerate(LABEL_NAMES)}
         if self.simulation.labelled:
             columns |= self._reference_labels(labels, rng)
         return observation, columns
 
-    def _identifiers(self, number: int) -> dict[str, NDArray[Any]]:
+    def _identifiers(self, number: int) -> dict[str, AnyArray]:
         kind = "l" if self.simulation.labelled else "o"
         first = number * BLOCK_STARS
         names = [f"sim-{kind}{self.seed}-{first + k:08d}" for k in range(BLOCK_STARS)]
         return {"star_id": np.array(names), "id": np.array([f"{name}-1" for name in names])}
 
     def _reference_labels(
-        self, labels: NDArray[np.float64], rng: np.random.Generator
-    ) -> dict[str, NDArray[Any]]:
-        columns: dict[str, NDArray[Any]] = {}
+        self, labels: Float64Array, rng: np.random.Generator
+    ) -> dict[str, AnyArray]:
+        columns: dict[str, AnyArray] = {}
         for k, (name, median) in enumerate(LABEL_ERRORS.items()):
             scatter, noise = rng.standard_normal((2, labels.shape[0]))
             error = median * np.exp(0.2 * scatter)
@@ -320,7 +320,7 @@ def _chunks(first: int, stop: int) -> Iterator[tuple[int, int]]:
 
 def _chunk(
     simulator: Simulator, start: int, stop: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[Any]]]:
+) -> tuple[Float32Array, Float32Array, dict[str, AnyArray]]:
     """Make the stars `start` to `stop`; `start` is the first of a block."""
     n = stop - start
     blocks = [
@@ -334,8 +334,8 @@ def _chunk(
     return flux, ivar, columns
 
 
-def _measurements(stars: Stars) -> dict[str, NDArray[Any]]:
-    columns: dict[str, NDArray[Any]] = {
+def _measurements(stars: Stars) -> dict[str, AnyArray]:
+    columns: dict[str, AnyArray] = {
         "ra": stars.ra_deg,
         "dec": stars.dec_deg,
         "parallax": stars.parallax_mas,

@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 
+from maury.io.arrays import Float32Array, Float64Array
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 _FLUX_FLOOR = 0.05
 _CLIP_SIGMA = 3.0
 _BEND_SIGMA = 2.0

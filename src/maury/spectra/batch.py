@@ -7,9 +7,10 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.io import addresses
+from maury.io.arrays import AnyArray, Float64Array
 from maury.labels.columns import known as known_columns
 from maury.labels.columns import unknown_column
 from maury.spectra.rows import row_numbers
@@ -31,7 +32,7 @@ class Batch:
     """
 
     spectra: Spectra
-    columns: Mapping[str, NDArray[Any]]
+    columns: Mapping[str, AnyArray]
     start: int = 0
 
     def __len__(self) -> int:
@@ -59,7 +60,7 @@ class Batch:
         first = int(numbers[0]) if numbers.size else 0
         return Batch(spectra, MappingProxyType(columns), self.start + first)
 
-    def column(self, name: str) -> NDArray[Any]:
+    def column(self, name: str) -> AnyArray:
         """Return a column; NaN for every row if the survey does not have it.
 
         Raises
@@ -71,7 +72,7 @@ class Batch:
             raise unknown_column(name, self.columns, "the batch")
         return self.get(name)
 
-    def get(self, name: str) -> NDArray[Any]:
+    def get(self, name: str) -> AnyArray:
         """Return a column of whatever name; NaN for every row if the survey does not have it."""
         if name in self.columns:
             return self.columns[name]
@@ -86,7 +87,7 @@ class Readable(Protocol):
         """Where it is."""
 
     @property
-    def wave_aa(self) -> NDArray[np.float64]:
+    def wave_aa(self) -> Float64Array:
         """Wavelengths in angstrom, shape ``(n_pixel,)``."""
 
     @property

@@ -11,11 +11,8 @@ from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
 
 from maury.errors import check_known
+from maury.io.arrays import BoolArray, Float64Array, FloatArray
 from maury.spectra.pixels import fill_bad_pixels, good_pixels
-
-FloatArray = NDArray[np.floating[Any]]
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 _BLOCK = 64
 # Scatter below 1e-7 of the flux is rounding: it must not make pixels of a perfect fit outliers.

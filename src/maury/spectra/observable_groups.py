@@ -10,16 +10,15 @@ from collections.abc import Iterable
 from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from maury.errors import ColumnError
+from maury.io.arrays import Float64Array
 from maury.labels.columns import BANDS, part_names
 from maury.spectra import observables as obs
 from maury.spectra.batch import Batch
 from maury.spectra.preparation_steps import Config
 
-Float64Array = NDArray[np.float64]
 Measured = tuple[Float64Array, Float64Array]
 
 _COLUMN_NAME = r"^[a-z][a-z0-9_]{0,39}$"

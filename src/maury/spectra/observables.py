@@ -13,12 +13,11 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import MissingExtra, check_known
+from maury.io.arrays import Float64Array
 from maury.labels.columns import BANDS, Band
-
-Float64Array = NDArray[np.float64]
 
 _BAND_BY_NAME = {band.name: band for band in BANDS}
 _MAG_PER_RELATIVE_PARALLAX = 5.0 / np.log(10.0)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from maury.io.arrays import BoolArray, Float64Array, FloatArray, IndexArray
 from maury.spectra.continuum import CONTINUUM_METHODS, chebyshev_continuum, normalise_continuum
 from maury.spectra.pixels import (
     LEAST_IVAR,
@@ -47,8 +48,6 @@ __all__ = [
     "vacuum_to_air",
 ]
 
-FloatArray = NDArray[np.floating[Any]]
-Float64Array = NDArray[np.float64]
 
 SPEED_OF_LIGHT_KMS = 299792.458
 # 64 stars of a thousand pixels, with their transposed copies, stay in the second-level cache.
@@ -136,7 +135,7 @@ def _working_dtype(flux: FloatArray) -> type[np.floating[Any]]:
 
 def _overlaps(
     edges_in: Float64Array, lower: Float64Array, upper: Float64Array
-) -> tuple[NDArray[np.intp], Float64Array]:
+) -> tuple[IndexArray, Float64Array]:
     """Input pixels that each output bin overlaps, and the lengths of the overlaps.
 
     Parameters
@@ -160,7 +159,7 @@ def _overlaps(
     return index, np.where(raw < n_in, np.maximum(overlap, 0.0), 0.0)
 
 
-def _covered(edges_in: Float64Array, lower: Float64Array, upper: Float64Array) -> NDArray[np.bool_]:
+def _covered(edges_in: Float64Array, lower: Float64Array, upper: Float64Array) -> BoolArray:
     """Whether bins lie within the input grid, up to the rounding of the grids themselves."""
     slack = _EDGE_TOLERANCE * (upper - lower)
     return np.asarray((lower >= edges_in[0] - slack) & (upper <= edges_in[-1] + slack))
@@ -202,7 +201,7 @@ class Resampler:
     wave_out_aa: ArrayLike
     min_coverage: float = field(default=0.5, kw_only=True)
     _weights: dict[str, tuple[Any, Any]] = field(init=False, repr=False, compare=False)
-    _inside: NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    _inside: BoolArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.min_coverage <= 1.0:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.floating[Any]]
-BoolArray = NDArray[np.bool_]
+from maury.io.arrays import BoolArray, Float64Array, FloatArray
 
 # The reciprocal of any smaller ivar overflows in float32.
 LEAST_IVAR = 4.0 * float(np.finfo(np.float32).tiny)
@@ -150,7 +148,7 @@ def estimate_snr(
     *,
     correlation: Sequence[float] = (0.44, 0.05),
     order: int = 6,
-) -> NDArray[np.float64]:
+) -> Float64Array:
     """Signal-to-noise ratio per pixel at the continuum, from the spectrum itself.
 
     Differences of high order keep the noise near the Nyquist frequency, where a spectrum sampled
@@ -196,7 +194,7 @@ def estimate_snr(
     return np.asarray(np.sqrt(factor) / np.where(out > 0, out, np.nan))
 
 
-def _variance_factor(kernel: NDArray[np.float64], correlation: Sequence[float]) -> float:
+def _variance_factor(kernel: Float64Array, correlation: Sequence[float]) -> float:
     lags = np.correlate(kernel, kernel, mode="full")[kernel.size - 1 :]
     rho = np.zeros(kernel.size)
     rho[0] = 1.0
@@ -208,7 +206,7 @@ def _variance_factor(kernel: NDArray[np.float64], correlation: Sequence[float]) 
     return factor
 
 
-def _noise(flux: FloatArray, good: BoolArray, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+def _noise(flux: FloatArray, good: BoolArray, kernel: Float64Array) -> Float64Array:
     """Robust scale of the differences over the square root of the flux, (n_star,)."""
     n_out = max(flux.shape[1] - kernel.size + 1, 0)
     difference = np.zeros((flux.shape[0], n_out), flux.dtype)
@@ -224,7 +222,7 @@ def _noise(flux: FloatArray, good: BoolArray, kernel: NDArray[np.float64]) -> ND
     return _masked_median(size, usable) / _GAUSSIAN_QUARTILE
 
 
-def _masked_median(values: FloatArray, usable: BoolArray) -> NDArray[np.float64]:
+def _masked_median(values: FloatArray, usable: BoolArray) -> Float64Array:
     count = usable.sum(axis=1)
     out = np.full(count.size, np.nan)
     full = count == values.shape[1]

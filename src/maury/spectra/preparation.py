@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
 from maury.errors import ColumnError, ConfigError, suggestion
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.spectra import observables as obs
 from maury.spectra import operators as ops
@@ -74,11 +74,10 @@ __all__ = [
     "ToMedium",
 ]
 
-Float64Array = NDArray[np.float64]
 _PER_STAR = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
 
 
-def take(inputs: Inputs, index: NDArray[Any]) -> Inputs:
+def take(inputs: Inputs, index: AnyArray) -> Inputs:
     """Return some rows of prepared spectra, by number or by mask."""
     picked: dict[str, Any] = {name: getattr(inputs, name)[index] for name in _PER_STAR}
     return replace(inputs, **picked)
@@ -102,7 +101,6 @@ LARGEST_SNR = 1e5
 """S/N per pixel that no spectrum has: a larger one counts as not given."""
 SOURCES: tuple[str, ...] = (*ALL_BANDS, "parallax", "a_v")
 """What observables are made of, besides further columns."""
-BoolArray = NDArray[np.bool_]
 _STEP_NAMES = (
     "check_grid",
     "medium",
@@ -139,11 +137,11 @@ class Inputs:
         Medium of `wave_aa`.
     """
 
-    flux: NDArray[np.float32]
-    ivar: NDArray[np.float32]
-    observables: NDArray[np.float32]
-    observable_errors: NDArray[np.float32]
-    flags: NDArray[np.int32]
+    flux: Float32Array
+    ivar: Float32Array
+    observables: Float32Array
+    observable_errors: Float32Array
+    flags: Int32Array
     snr: Float64Array
     wave_aa: Float64Array
     medium: Medium
@@ -370,7 +368,7 @@ class Preparation(Config):
             snr[rows] = ops.estimate_snr(scaled, ivar, correlation=self.noise_correlation)
         return snr
 
-    def _flag_observables(self, batch: Batch, flags: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _flag_observables(self, batch: Batch, flags: Int32Array) -> Int32Array:
         groups = self.observables
         checks: list[tuple[Flag, BoolArray]] = []
         astrometric = [g for g in groups if isinstance(g, AbsoluteMagnitudes | ParallaxSnr)]
@@ -403,7 +401,7 @@ def _parallax_checks(batch: Batch, *, zero_point: bool) -> list[tuple[Flag, Bool
     ]
 
 
-def _flag_spectra(state: State) -> NDArray[np.int32]:
+def _flag_spectra(state: State) -> Int32Array:
     flux, good = state.spectra.flux, state.spectra.good
     share = 1.0 - np.mean(good, axis=1)
     if good.all():

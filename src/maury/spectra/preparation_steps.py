@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from maury.errors import suggestion
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
 from maury.labels.flags import Flag, set_where
 from maury.spectra import operators as ops
 from maury.spectra.batch import Batch
@@ -26,8 +26,6 @@ from maury.spectra.spectra import (
     check_wavelengths,
     require_same_grid,
 )
-
-Float64Array = NDArray[np.float64]
 
 
 class Config(BaseModel):
@@ -108,21 +106,21 @@ class State:
     """
 
     spectra: Spectra
-    flags: NDArray[np.int32]
+    flags: Int32Array
     snr: Float64Array
     batch: Batch
 
-    def with_pixels(self, flux: NDArray[Any], ivar: NDArray[Any]) -> State:
+    def with_pixels(self, flux: AnyArray, ivar: AnyArray) -> State:
         """Return a copy with other pixels on the same grid."""
         single = {"flux": _float32(flux), "ivar": _float32(ivar)}
         return replace(self, spectra=self.spectra.replace(**single))
 
-    def flagged(self, flag: Flag, where: NDArray[np.bool_]) -> State:
+    def flagged(self, flag: Flag, where: BoolArray) -> State:
         """Return a copy with a flag set in some rows."""
         return replace(self, flags=set_where(self.flags, flag, where))
 
 
-def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
+def _float32(values: AnyArray) -> Float32Array:
     return np.asarray(values, dtype=np.float32)
 
 

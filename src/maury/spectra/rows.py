@@ -1,12 +1,13 @@
 """How rows of a survey, a batch or a match are addressed: as numpy does, or with a clear error."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import RowError
+from maury.io.arrays import Int64Array
 
 
-def row_numbers(rows: ArrayLike | slice, n_row: int, *, what: str) -> NDArray[np.int64]:
+def row_numbers(rows: ArrayLike | slice, n_row: int, *, what: str) -> Int64Array:
     """Return the numbers, from 0, of the rows that are meant, shape ``(n,)``.
 
     Parameters

@@ -5,14 +5,15 @@ from itertools import pairwise
 from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import GridMismatch, LengthMismatch, WavelengthError
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 
 Medium = Literal["air", "vacuum"]
 
 
-def check_wavelengths(wave_aa: ArrayLike, *, name: str = "wavelengths") -> NDArray[np.float64]:
+def check_wavelengths(wave_aa: ArrayLike, *, name: str = "wavelengths") -> Float64Array:
     """Return wavelengths as a read-only float64 array, strictly increasing.
 
     Parameters
@@ -49,7 +50,7 @@ ARM_GAP = 4.0
 """How many times its neighbours a step must be to part two arms."""
 
 
-def arm_slices(wave_aa: NDArray[np.float64], *, gap: float = ARM_GAP) -> tuple[slice, ...]:
+def arm_slices(wave_aa: Float64Array, *, gap: float = ARM_GAP) -> tuple[slice, ...]:
     """Return the pixels of each arm of a grid: stretches between gaps, the whole if it has none.
 
     A gap is a step of more than `gap` times the steps beside it. On a store's grid a guard
@@ -71,7 +72,7 @@ def arm_slices(wave_aa: NDArray[np.float64], *, gap: float = ARM_GAP) -> tuple[s
     return tuple(slice(a, b) for a, b in pairwise(edges))
 
 
-def describe_grid(wave_aa: NDArray[np.float64], medium: str) -> str:
+def describe_grid(wave_aa: Float64Array, medium: str) -> str:
     """Return a grid in words, for example ``912 pixels, 8420.0-8784.4 angstrom (air)``."""
     return f"{wave_aa.size} pixels, {wave_aa[0]:.1f}-{wave_aa[-1]:.1f} angstrom ({medium})"
 
@@ -92,9 +93,9 @@ class Spectra:
         Medium in which the wavelengths are given.
     """
 
-    wave_aa: NDArray[np.float64]
-    flux: NDArray[np.float32]
-    ivar: NDArray[np.float32]
+    wave_aa: Float64Array
+    flux: Float32Array
+    ivar: Float32Array
     medium: Medium = "air"
 
     @classmethod
@@ -162,15 +163,15 @@ class Spectra:
         return int(self.wave_aa.size)
 
     @property
-    def good(self) -> NDArray[np.bool_]:
+    def good(self) -> BoolArray:
         """Usable pixels, shape ``(n_star, n_pixel)``."""
         return self.ivar > 0
 
     def replace(
         self,
         *,
-        flux: NDArray[np.float32] | None = None,
-        ivar: NDArray[np.float32] | None = None,
+        flux: Float32Array | None = None,
+        ivar: Float32Array | None = None,
     ) -> Self:
         """Return a copy with another flux or ivar on the same grid."""
         return replace(
@@ -181,7 +182,7 @@ class Spectra:
 
 
 def require_same_grid(
-    expected_aa: NDArray[np.float64],
+    expected_aa: Float64Array,
     got: Spectra,
     *,
     medium: str = "air",

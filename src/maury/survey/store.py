@@ -14,10 +14,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import ConfigError, SurveyFileError, check_known
 from maury.io import addresses
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.limits import VARIABLE, current, unpacked_bytes
 from maury.io.migrations import SURVEY
 from maury.labels import definitions as labels_module
@@ -53,7 +54,7 @@ class Survey:
         self.dataset = dataset
         self.path = path
         self._header = _header(dataset, path)
-        self._block: dict[str, NDArray[Any]] = {}
+        self._block: dict[str, AnyArray] = {}
         self._block_rows = (-1, -1)
 
     @classmethod
@@ -115,7 +116,7 @@ class Survey:
         return int(self.dataset.sizes["pixel"])
 
     @cached_property
-    def wave_aa(self) -> NDArray[np.float64]:
+    def wave_aa(self) -> Float64Array:
         """Wavelengths in angstrom, shape ``(n_pixel,)``."""
         try:
             if isinstance(self.path, Path):
@@ -173,7 +174,7 @@ class Survey:
         """Names of all columns, labels included."""
         return tuple(str(n) for n, v in self.dataset.items() if v.dims == ("star",))
 
-    def column(self, name: str) -> NDArray[Any]:
+    def column(self, name: str) -> AnyArray:
         """Read one column whole, shape ``(n_star,)``.
 
         Raises
@@ -186,16 +187,16 @@ class Survey:
         return _plain(self._read(name, slice(None)))
 
     @cached_property
-    def id(self) -> NDArray[np.str_]:
+    def id(self) -> StrArray:
         """Identifiers of the spectra, shape ``(n_star,)``."""
         return self.column("id")
 
     @cached_property
-    def star_id(self) -> NDArray[np.str_]:
+    def star_id(self) -> StrArray:
         """Identifiers of the stars, shape ``(n_star,)``: equal for all spectra of one star."""
         return self.column("star_id")
 
-    def labels(self, names: Sequence[str | Label] | None = None) -> NDArray[np.float64]:
+    def labels(self, names: Sequence[str | Label] | None = None) -> Float64Array:
         """Return labels, shape ``(n_star, n_label)``, NaN where missing.
 
         Parameters
@@ -211,7 +212,7 @@ class Survey:
         """
         return self._table(self._label_names(names))
 
-    def label_errors(self, names: Sequence[str | Label] | None = None) -> NDArray[np.float64]:
+    def label_errors(self, names: Sequence[str | Label] | None = None) -> Float64Array:
         """Return 1 sigma label errors, shape ``(n_star, n_label)``, NaN where unknown.
 
         Parameters
@@ -301,7 +302,7 @@ class Survey:
         values = {name: self.column(name)[index] for name in self.column_names}
         return Batch(spectra, MappingProxyType(values))
 
-    def _gather(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _gather(self, name: str, index: Int64Array) -> Float32Array:
         out = np.empty((index.size, self.n_pixel), dtype=np.float32)
         for first in range(0, self.n_star, CHUNK_STARS):
             here = (index >= first) & (index < first + CHUNK_STARS)
@@ -309,7 +310,7 @@ class Survey:
                 out[here] = self._read(name, slice(first, first + CHUNK_STARS))[index[here] - first]
         return out
 
-    def _columns_of(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+    def _columns_of(self, start: int, stop: int) -> dict[str, AnyArray]:
         """Return all columns of some rows, out of one block that serves many batches."""
         first = start // COLUMN_CHUNK_STARS * COLUMN_CHUNK_STARS
         last = max(stop, min(first + COLUMN_CHUNK_STARS, self.n_star))
@@ -319,14 +320,14 @@ class Survey:
             self._block_rows = (first, last)
         return {name: values[start - first : stop - first] for name, values in self._block.items()}
 
-    def _table(self, names: list[str]) -> NDArray[np.float64]:
+    def _table(self, names: list[str]) -> Float64Array:
         out = np.full((self.n_star, len(names)), np.nan)
         for position, name in enumerate(names):
             if name in self.dataset:
                 out[:, position] = self.column(name)
         return out
 
-    def _read(self, name: str, rows: slice) -> NDArray[Any]:
+    def _read(self, name: str, rows: slice) -> AnyArray:
         try:
             if isinstance(self.path, Path):
                 _check_chunks(self.dataset[name], self.path, rows)
@@ -421,6 +422,6 @@ def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, 
     return header
 
 
-def _plain(values: NDArray[Any]) -> NDArray[Any]:
+def _plain(values: AnyArray) -> AnyArray:
     """Turn variable-width strings into fixed-width ones, which every library takes."""
     return values.astype(object).astype(np.str_) if values.dtype.kind in "TO" else values

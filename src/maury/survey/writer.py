@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import (
     ColumnError,
@@ -18,6 +18,7 @@ from maury.errors import (
     ResumeMismatch,
     suggestion,
 )
+from maury.io.arrays import Float64Array
 from maury.io.files import (
     discard,
     explaining,
@@ -254,7 +255,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         discard(self.partial, self.path)
         return False
 
-    def _create(self, wave: NDArray[np.float64], header: dict[str, Any], chunk: int) -> None:
+    def _create(self, wave: Float64Array, header: dict[str, Any], chunk: int) -> None:
         import zarr
 
         self.partial.mkdir(parents=True)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, MauryError, ResumeMismatch, check_known
 from maury.evaluation.consensus import Combination
 from maury.evaluation.ranking import CONSENSUS, GIVEN, MethodPredictions, Ranking, View
+from maury.io.arrays import AnyArray, Float64Array, Int64Array
 from maury.io.config_files import read_toml
 from maury.io.files import one_at_a_time, remove, writing
 from maury.labels import definitions as labels_module
@@ -43,7 +43,6 @@ from maury.training.simulated_snr import learn_sky, restage
 __all__ = ["COMPETITORS", "Competitor", "compare", "pairs_of"]
 
 logger = logging.getLogger(__name__)
-Float64Array = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
 _BOTH = "spectrum, photometry"
@@ -263,7 +262,7 @@ class _Run:
         with writing(stamp, overwrite=True) as partial:
             partial.write_text(json.dumps({"key": key}), "utf-8")
 
-    def split(self, fold: int) -> tuple[NDArray[np.int64], Split]:
+    def split(self, fold: int) -> tuple[Int64Array, Split]:
         """Return the labelled rows, and how they are divided."""
         names = self.survey.label_names
         labelled = np.flatnonzero(np.isfinite(self.survey.labels(names)).any(axis=1))
@@ -275,7 +274,7 @@ class _Run:
     def _rule(self, fold: int) -> dict[str, Any]:
         return {"folds": self.folds, "fold": fold} if self.folds > 1 else {}
 
-    def rows(self, fold: int, part: str) -> NDArray[np.int64]:
+    def rows(self, fold: int, part: str) -> Int64Array:
         labelled, split = self.split(fold)
         return labelled[split.part(part)]
 
@@ -404,12 +403,12 @@ class _Run:
             bounds = {kind: np.concatenate([one[kind] for one in folds]) for kind in folds[0]}
         return View(view, np.concatenate(truth), np.concatenate(snr), tuple(answers), bounds)
 
-    def _load(self, one: Competitor, fold: int, part: str, view: str) -> dict[str, NDArray[Any]]:
+    def _load(self, one: Competitor, fold: int, part: str, view: str) -> dict[str, AnyArray]:
         with np.load(self._file(one, fold, part, view)) as file:
             return {name: file[name] for name in file.files}
 
     def _consensus(
-        self, done: Sequence[Competitor], parts: Sequence[Sequence[Mapping[str, NDArray[Any]]]]
+        self, done: Sequence[Competitor], parts: Sequence[Sequence[Mapping[str, AnyArray]]]
     ) -> MethodPredictions:
         means, sigmas, warned = [], [], []
         for fold, part in enumerate(parts):
@@ -437,7 +436,7 @@ class _Run:
         )
 
 
-def _stack(parts: Sequence[Mapping[str, NDArray[Any]]], name: str, label: int) -> Float64Array:
+def _stack(parts: Sequence[Mapping[str, AnyArray]], name: str, label: int) -> Float64Array:
     return np.stack([part[name][:, label] for part in parts], axis=1)
 
 
@@ -453,7 +452,7 @@ def _joined(
     )
 
 
-def _ask(predictor: Predictor, batch: Batch, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _ask(predictor: Predictor, batch: Batch, names: Sequence[str]) -> dict[str, AnyArray]:
     """Answer a batch, and time it once everything is loaded."""
     predictor.predict(batch[:_WARM_UP])
     begin = time.process_time()

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from maury.errors import ConfigError
 from maury.evaluation.card import add_card
+from maury.io.arrays import Float32Array
 from maury.io.config_files import read_toml
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
 from maury.model.directory import Member, Model
@@ -189,7 +189,7 @@ def _assemble(
     teacher: Teacher,
     network: StudentConfig,
     training: DistilConfig,
-    weights: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, Float32Array],
     *,
     survey: Survey | None,
     seed: int,

@@ -12,15 +12,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
 from maury.errors import ConfigError, OutputError
+from maury.io.arrays import AnyArray, Int64Array
 from maury.io.files import writing
 from maury.labels.flags import FLAG_DTYPE
 from maury.model.directory import Model
@@ -38,8 +37,6 @@ _OBSERVED_ANEW = 4
 """Spectra of a sheet for each simulated star: noise differs, and so may what is missing."""
 _SURVEY_BLOCK = 128
 _FLUX_FLOOR = np.float32(0.05)
-
-Float32s = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Teacher:
         batch = survey.rows(self.rows(survey, n_star, rng))
         return self._dropped(self.model.preparation.apply(batch), rng)
 
-    def rows(self, survey: Survey, n_star: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def rows(self, survey: Survey, n_star: int, rng: np.random.Generator) -> Int64Array:
         """Choose about `n_star` rows of a survey, in blocks at random.
 
         Test and validation stars of the teacher are left out.
@@ -256,7 +253,7 @@ class SheetFolder:
         arrays = {name: np.concatenate([one[name] for one in read]) for name in _FIELDS}
         return Sheet(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    def _read(self, number: int) -> dict[str, NDArray[Any]]:
+    def _read(self, number: int) -> dict[str, AnyArray]:
         try:
             sums = json.loads(self._sums(number).read_text("utf-8"))
             arrays = {name: np.load(self._file(number, name), "r") for name in _FIELDS}

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, TrainingError
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.cluster import Cluster
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
 from maury.labels import definitions as labels_module
 from maury.labels.definitions import LABEL_NAMES
-from maury.model.directory import LOSSES, Affine, Float64s, Member, Model, Scaling
+from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
 from maury.model.networks.published import NetworkConfig
 from maury.model.split import PARTS, SHARES, SplitRecord, spared_by, split_rows
@@ -47,7 +47,6 @@ _READ_ROWS = 2048
 _LEAST_STARS = 30
 _N_SHARE = 8
 _LEAST_SHARED = 80
-Float32s = NDArray[np.float32]
 
 
 @one_at_a_time("model")
@@ -165,11 +164,11 @@ def train(
 class _Table:
     """Prepared rows, in the order of the survey."""
 
-    rows: NDArray[np.int64]
-    flux: Float32s
-    ivar: Float32s
-    observables: Float64s
-    wave_aa: Float64s
+    rows: Int64Array
+    flux: Float32Array
+    ivar: Float32Array
+    observables: Float64Array
+    wave_aa: Float64Array
     medium: Medium
 
 
@@ -178,17 +177,17 @@ class _Stars:
     """Prepared rows of a survey that can train, and how they were divided."""
 
     labels: tuple[labels_module.Label, ...]
-    star_id: NDArray[np.str_]
+    star_id: StrArray
     table: _Table
-    truth: Float64s
-    truth_error: Float64s
-    parts: Mapping[str, NDArray[np.int64]]
+    truth: Float64Array
+    truth_error: Float64Array
+    parts: Mapping[str, Int64Array]
     split: SplitRecord
     scaling: Scaling
     takes_observables: bool
     dropped: Mapping[str, int]
 
-    def sample(self, part: str) -> tuple[Float32s, Float32s, Float32s, Float32s]:
+    def sample(self, part: str) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array]:
         """Flux, observables, target and variance of a part, scaled."""
         rows = self.parts[part]
         observables = self.scaling.observables.forward(self.table.observables[rows])
@@ -273,7 +272,7 @@ def _collect(
 
 
 def _scaling(
-    table: _Table, truth: Float64s, rows: NDArray[np.int64], settings: EnsembleConfig
+    table: _Table, truth: Float64Array, rows: Int64Array, settings: EnsembleConfig
 ) -> Scaling:
     rule = settings.network.scaling
     return Scaling(
@@ -293,7 +292,7 @@ def _names(names: Sequence[str], settings: EnsembleConfig) -> tuple[str, ...]:
     return LABEL_NAMES
 
 
-def _complete(table: _Table, truth: Float64s, dropped: dict[str, int]) -> _Table:
+def _complete(table: _Table, truth: Float64Array, dropped: dict[str, int]) -> _Table:
     """Rows of which all labels are known, as only such stars can be simulated."""
     whole = np.isfinite(truth[table.rows]).all(axis=1)
     dropped["incomplete labels"] = int((~whole).sum())
@@ -343,7 +342,7 @@ def _n_share(stars: _Stars, parent: Inheritance | None) -> int:
 
 
 def _fit_sky(
-    stars: _Stars, rows: NDArray[np.int64], settings: EnsembleConfig, parent: Inheritance | None
+    stars: _Stars, rows: Int64Array, settings: EnsembleConfig, parent: Inheritance | None
 ) -> Sky:
     table = stars.table
     observables, labels = table.observables[rows], stars.truth[rows]
@@ -362,7 +361,7 @@ def _fit_sky(
     return parent.extend(sky, whole=np.asarray(np.isfinite(labels).all(axis=1)))
 
 
-def _sources(settings: EnsembleConfig) -> NDArray[np.bool_]:
+def _sources(settings: EnsembleConfig) -> BoolArray:
     sources = settings.preparation.sources
     return sources if settings.network.photometry else sources[:0, :0]
 
@@ -373,7 +372,7 @@ def _simulated(settings: EnsembleConfig) -> SimulatedTraining:
 
 
 def _prepare(
-    survey: Survey, labelled: NDArray[np.int64], settings: EnsembleConfig, dropped: dict[str, int]
+    survey: Survey, labelled: Int64Array, settings: EnsembleConfig, dropped: dict[str, int]
 ) -> _Table:
     """Prepare rows batch by batch; count in `dropped` those that the network cannot take."""
     settings.preparation.require_columns(survey.column_names, what=str(survey.path))
@@ -404,13 +403,13 @@ def _prepare(
     )
 
 
-def _rows(batch: Batch, index: NDArray[np.int64]) -> Batch:
+def _rows(batch: Batch, index: Int64Array) -> Batch:
     spectra = batch.spectra.replace(flux=batch.spectra.flux[index], ivar=batch.spectra.ivar[index])
     columns = {name: values[index] for name, values in batch.columns.items()}
     return Batch(spectra, MappingProxyType(columns))
 
 
-def _require_values(names: Sequence[str], truth: Float64s, part: str) -> None:
+def _require_values(names: Sequence[str], truth: Float64Array, part: str) -> None:
     empty = [n for n, k in zip(names, np.isfinite(truth).sum(axis=0), strict=True) if k == 0]
     if empty:
         raise TrainingError(
@@ -441,7 +440,7 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def choose(losses: NDArray[np.float64], choice: ChoiceConfig) -> NDArray[np.bool_]:
+def choose(losses: Float64Array, choice: ChoiceConfig) -> BoolArray:
     """Which members are kept.
 
     Guiglion et al. (2020): those whose loss is at or below the 80th percentile. At least

@@ -20,13 +20,13 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from maury.errors import TrainingError
+from maury.io.arrays import Float32Array
 from maury.model.engines.training_kernels import quick_forward
 from maury.model.networks.published import NetworkConfig, build
 
@@ -100,7 +100,7 @@ class Sample:
     variance: Tensor
 
     @classmethod
-    def from_numpy(cls, *arrays: NDArray[np.float32]) -> "Sample":
+    def from_numpy(cls, *arrays: Float32Array) -> "Sample":
         """Wrap flux, observables, target and variance without a copy where possible."""
         return cls(*(torch.from_numpy(np.asarray(array, dtype=np.float32)) for array in arrays))
 

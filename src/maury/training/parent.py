@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial import cKDTree
 
 from maury.errors import ConfigError, GridMismatch, ModelFileError
+from maury.io.arrays import BoolArray, Float64Array, StrArray
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
@@ -27,9 +27,6 @@ from maury.spectra.operators import vacuum_to_air
 from maury.spectra.spectra import describe_grid
 from maury.survey.store import Survey
 from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS, Start
-
-Float32s = NDArray[np.float32]
-Float64s = NDArray[np.float64]
 
 LEAST_OVERLAP_AA = 10.0
 """Least length of spectrum that parent and child must share: a strong line and its wings."""
@@ -109,7 +106,7 @@ class Inheritance:
                 + "; ingest the survey with the units of the model"
             )
 
-    def check_grid(self, wave_aa: Float64s, medium: str) -> None:
+    def check_grid(self, wave_aa: Float64Array, medium: str) -> None:
         """Raise `GridMismatch` unless the prepared pixels overlap with those of the parent."""
         air = wave_aa if medium == "air" else np.asarray(vacuum_to_air(wave_aa))
         own = self.sky.wave_aa
@@ -121,7 +118,7 @@ class Inheritance:
                 f"{LEAST_OVERLAP_AA:.0f}; train a model on the new survey alone"
             )
 
-    def divide(self, split: Split, star_id: NDArray[np.str_]) -> Split:
+    def divide(self, split: Split, star_id: StrArray) -> Split:
         """Return the split in which stars that the parent knows keep the part they had there."""
         part = np.zeros(len(star_id), dtype=np.int8)
         names = ("train", "validation", "test")
@@ -133,7 +130,7 @@ class Inheritance:
         train, validation, test = (np.flatnonzero(part == code) for code in range(3))
         return replace(split, train=train, validation=validation, test=test)
 
-    def fill(self, labels: Float64s) -> Float64s:
+    def fill(self, labels: Float64Array) -> Float64Array:
         """Return labels with missing ones as they are among the parent's stars of such labels.
 
         A star needs Teff, log g, and [M/H] or [Fe/H]; without, it is NaN throughout.
@@ -156,7 +153,7 @@ class Inheritance:
             filled[np.ix_(rows, ~pattern)] = found * scale[~pattern] + centre[~pattern]
         return filled
 
-    def extend(self, sky: Sky, *, whole: NDArray[np.bool_]) -> Sky:
+    def extend(self, sky: Sky, *, whole: BoolArray) -> Sky:
         """Return a sky of the new survey with the parent's stars besides its own.
 
         Parameters
@@ -237,7 +234,7 @@ def parent_training(model: Model) -> dict[str, Any]:
         raise ModelFileError(f"{model.path} does not say how it was trained: {error}") from error
 
 
-def _local_means(known: Float64s, wanted: Float64s, target: Float64s) -> Float64s:
+def _local_means(known: Float64Array, wanted: Float64Array, target: Float64Array) -> Float64Array:
     """Values of `wanted` at `target`, by a plane through the stars nearest in `known`."""
     count = min(_N_NEIGHBOUR, len(known))
     near = cKDTree(known).query(target, k=count)[1].reshape(len(target), count)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
 from maury.errors import MauryError, TrainingError
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.io.cluster import Cluster
 from maury.model.networks.published import network_config
 from maury.simulation.sky import Sky
@@ -65,7 +65,7 @@ class WorkFolder:
 
     path: Path
 
-    def put_sample(self, part: str, *arrays: NDArray[np.float32]) -> None:
+    def put_sample(self, part: str, *arrays: Float32Array) -> None:
         """Write flux, observables, target and variance of ``train`` or ``validation``."""
         for name, array in zip(_SAMPLE, arrays, strict=True):
             file = self.path / f"{part}-{name}.npy"
@@ -79,7 +79,7 @@ class WorkFolder:
         files = (self.path / f"{part}-{name}.npy" for name in _SAMPLE)
         return Sample.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
 
-    def put_sky(self, sky: Sky, sources: NDArray[np.bool_], member: int | None = None) -> None:
+    def put_sky(self, sky: Sky, sources: BoolArray, member: int | None = None) -> None:
         """Write what simulates the stars, and which observables are made of which source.
 
         With `member`, it is of the stars that this member knows.
@@ -93,7 +93,7 @@ class WorkFolder:
         """Whether `put_sky` was called before."""
         return _is_whole(self._sky_file(member))
 
-    def sky(self, member: int | None = None) -> tuple[Sky, NDArray[np.bool_]]:
+    def sky(self, member: int | None = None) -> tuple[Sky, BoolArray]:
         """Read what `put_sky` wrote; that of all stars if there is none of this member."""
         own = member is not None and self._sky_file(member).is_file()
         tensors, about = read_tensors(self._sky_file(member if own else None))
@@ -138,7 +138,7 @@ class WorkFolder:
             line = json.dumps([event.epoch, event.training_loss, event.validation_loss])
             file.write(f"\n{line}\n")
 
-    def losses(self, member: int) -> NDArray[np.float64]:
+    def losses(self, member: int) -> Float64Array:
         """Training and validation loss of each epoch, (n_epoch, 2); NaN where there is none."""
         file = self._losses_file(member)
         lines = file.read_text("utf-8").splitlines() if file.is_file() else []

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from maury.errors import TrainingError
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.statistics import robust_scale
 from maury.model.networks.published import NetworkConfig, build
 from maury.simulation.observing import ObservingModel
@@ -136,18 +136,18 @@ class Start:
     observable_centre, observable_scale : (n_observable,) float64
     """
 
-    weights: Mapping[str, NDArray[np.float32]]
-    label_centre: NDArray[np.float64]
-    label_scale: NDArray[np.float64]
-    observable_centre: NDArray[np.float64]
-    observable_scale: NDArray[np.float64]
+    weights: Mapping[str, Float32Array]
+    label_centre: Float64Array
+    label_scale: Float64Array
+    observable_centre: Float64Array
+    observable_scale: Float64Array
 
 
 def train_on_sky(
     sky: Sky,
     network: NetworkConfig,
     *,
-    sources: NDArray[np.bool_],
+    sources: BoolArray,
     config: SimulatedTraining,
     seed: int,
     start: Start | None = None,
@@ -190,13 +190,13 @@ def train_on_sky(
 
 
 def drop_inputs(
-    ivar: NDArray[np.float32],
-    observables: NDArray[np.float64],
-    sources: NDArray[np.bool_],
+    ivar: Float32Array,
+    observables: Float64Array,
+    sources: BoolArray,
     *,
     dropping: Dropping,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+) -> tuple[Float32Array, Float64Array]:
     """Return copies with inputs taken away at random.
 
     Parameters
@@ -233,7 +233,7 @@ class _Run(Run):
         self,
         sky: Sky,
         network: NetworkConfig,
-        sources: NDArray[np.bool_],
+        sources: BoolArray,
         config: SimulatedTraining,
         seed: int,
         start: Start | None = None,
@@ -334,14 +334,14 @@ class _Run(Run):
 class _Scale:
     """Robust scaling to float32, as that of `maury.model.directory.Affine`."""
 
-    def __init__(self, centre: NDArray[np.float64], scale: NDArray[np.float64]) -> None:
+    def __init__(self, centre: Float64Array, scale: Float64Array) -> None:
         self._centre, self._scale = centre, scale
 
     @classmethod
-    def measure(cls, values: NDArray[np.float64]) -> _Scale:
+    def measure(cls, values: Float64Array) -> _Scale:
         return cls(*robust_scale(values))
 
-    def __call__(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+    def __call__(self, values: Float64Array) -> Float32Array:
         return ((values - self._centre) / self._scale).astype(np.float32)
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError
+from maury.io.arrays import Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.simulation.emulator import Emulator
 from maury.simulation.population import Population
@@ -25,13 +25,12 @@ from maury.training.simulated import SimulatedTraining
 
 __all__ = ["learn_sky", "restage"]
 
-Float64Array = NDArray[np.float64]
 
 _LEAST_STARS = 30
 _BLOCK = 512
 
 
-def learn_sky(survey: Survey, rows: NDArray[np.int64]) -> Sky:
+def learn_sky(survey: Survey, rows: Int64Array) -> Sky:
     """Calibrate theory on some labelled rows of a survey.
 
     Raises

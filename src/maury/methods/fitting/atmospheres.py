@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 
 from maury.errors import InputFileError
+from maury.io.arrays import AnyArray, Float64Array
 
 __all__ = ["LINE_COLUMNS", "Atmosphere", "AtmosphereNodes", "read_lines"]
 
-Float64Array = NDArray[np.float64]
 
 _BOLTZMANN = 1.380649e-16
 _ATOMIC_MASS_G = 1.66053907e-24
@@ -139,7 +138,7 @@ class AtmosphereNodes:
         return Atmosphere(10.0**logg, 10.0**self.log_tau5000, temperature, electrons, gas)
 
 
-def read_lines(path: Path) -> dict[str, NDArray[Any]]:
+def read_lines(path: Path) -> dict[str, AnyArray]:
     """Read a line list with `LINE_COLUMNS` from CSV or ECSV, in the order of wavelength.
 
     Raises

@@ -17,6 +17,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy.special import j0, j1
 
+from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.protocols import Evaluation, ForwardModel
 from maury.simulation.observing import Spectrograph, rotation_transfer
 from maury.simulation.theory import TheoryCalibration
@@ -91,8 +92,6 @@ def _derivative(flux: Float32Array) -> Float32Array:
     return np.asarray(out, dtype=np.float32)
 
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 _LIMB_DARKENING = 0.6
 # Beyond this exponent a broadened spectrum holds nothing that float32 noise would not hide.

@@ -18,9 +18,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import check_known
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.methods.fitting.knowledge import Prior
 from maury.methods.fitting.noise import Whitening
@@ -71,9 +72,6 @@ def gain(step: Float64Array, curvature: Float64Array, descent: Float64Array) -> 
     return np.asarray(2 * np.einsum("ni,ni->n", step, descent) - bent)
 
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 _FIRST_DAMPING, _LEAST_DAMPING, _LARGEST_DAMPING = 1e-3, 1e-9, 1e8
 _ROUNDING = 1e-5
 _EDGE = 1e-6
@@ -174,7 +172,7 @@ class Fitter:
         return tuple(name for name in self.model.label_names if name not in self.tied)
 
     @cached_property
-    def _free(self) -> NDArray[np.int64]:
+    def _free(self) -> Int64Array:
         names = self.model.label_names
         return np.array([names.index(name) for name in self.free_names], dtype=np.int64)
 
@@ -318,7 +316,7 @@ class _Problem:
             weight *= np.sqrt(self.fitter.window)
         self.weight = weight.astype(np.float32)
 
-    def normal(self, free: Float64Array, rows: NDArray[np.int64]) -> _Normal:
+    def normal(self, free: Float64Array, rows: Int64Array) -> _Normal:
         """Return the normal equations at `free` labels of the stars `rows`."""
         flux, slopes = self.model.evaluate(self._labels(free))
         assert slopes is not None, "derivatives were asked for"
@@ -336,7 +334,7 @@ class _Problem:
         return _Normal(curvature, descent, objective, chi2, white[:, :-1], flux, slopes)
 
     def residual(
-        self, free: Float64Array, rows: NDArray[np.int64], slopes: Float32Array
+        self, free: Float64Array, rows: Int64Array, slopes: Float32Array
     ) -> tuple[Float64Array, Float64Array]:
         """Return the descent by former `slopes`, and objective, from the flux alone."""
         flux, _ = self.model.evaluate(self._labels(free), jacobian=False)
@@ -350,7 +348,7 @@ class _Problem:
         descent: Float64Array,
         chi2: Float64Array,
         free: Float64Array,
-        rows: NDArray[np.int64],
+        rows: Int64Array,
     ) -> tuple[Float64Array, Float64Array]:
         drawn = np.einsum("nij,nj->ni", self.precision[rows], free)
         away = np.einsum("ni,ni->n", free, drawn - 2 * self.pull[rows])
@@ -381,7 +379,7 @@ class _Problem:
 class _State:
     """Where the fits of some stars stand; it changes from step to step."""
 
-    def __init__(self, place: Float64Array, active: NDArray[np.int64], problem: _Problem) -> None:
+    def __init__(self, place: Float64Array, active: Int64Array, problem: _Problem) -> None:
         n, n_free = place.shape
         self.place, self.active, self.problem = place.copy(), active, problem
         self.objective = np.full(n, np.inf)

@@ -12,17 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array
 from maury.methods.protocols import Evaluation
 
 __all__ = ["Grid", "Interpolation"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 Interpolation = Literal["linear", "quadratic", "cubic"]
 
 _BUILD_BLOCK = 256
@@ -162,9 +160,7 @@ class Grid:
         places = np.unravel_index(best, [axis.size for axis in self.axes])
         return np.column_stack([axis[k] for axis, k in zip(self.axes, places, strict=True)])
 
-    def _corners(
-        self, labels: Float64Array, *, slopes: bool
-    ) -> tuple[NDArray[np.int64], Float32Array]:
+    def _corners(self, labels: Float64Array, *, slopes: bool) -> tuple[Int64Array, Float32Array]:
         """Nodes (n_star, n_corner) around labels, and weights (n_star, 1 + n_label, n_corner)."""
         n, k = labels.shape
         count = 1 + k if slopes else 1
@@ -179,9 +175,9 @@ class Grid:
             weight = (weight[:, :, :, None] * factor[:, :, None]).reshape(n, count, -1)
         return index, weight.astype(np.float32)
 
-    def to_arrays(self, prefix: str) -> dict[str, NDArray[Any]]:
+    def to_arrays(self, prefix: str) -> dict[str, AnyArray]:
         """Return arrays from which `from_arrays` makes an equal one."""
-        arrays: dict[str, NDArray[Any]] = {
+        arrays: dict[str, AnyArray] = {
             f"{prefix}.axis_{name}": axis
             for name, axis in zip(self.label_names, self.axes, strict=True)
         }
@@ -194,7 +190,7 @@ class Grid:
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, AnyArray],
         prefix: str,
         *,
         label_names: Sequence[str],
@@ -215,7 +211,7 @@ class Grid:
 
 def _weights(
     nodes: Float64Array, values: Float64Array, interpolation: Interpolation
-) -> tuple[NDArray[np.int64], Float64Array, Float64Array]:
+) -> tuple[Int64Array, Float64Array, Float64Array]:
     """Nodes (n, width) that a value depends on, weights, and derivatives of the weights."""
     left = np.clip(np.searchsorted(nodes, values, side="right") - 1, 0, nodes.size - 2)
     step = nodes[left + 1] - nodes[left]
@@ -237,7 +233,7 @@ _LEFT = np.array([0.0, 1.0, 0.0, 0.0])
 _RIGHT = np.array([0.0, 0.0, 1.0, 0.0])
 
 
-def _end_slopes(nodes: Float64Array, left: NDArray[np.int64]) -> tuple[Float64Array, Float64Array]:
+def _end_slopes(nodes: Float64Array, left: Int64Array) -> tuple[Float64Array, Float64Array]:
     """Slopes per interval at both its ends, as weights (n, 4) of the nodes around it."""
     step = nodes[left + 1] - nodes[left]
     inner = np.array([0.0, -1.0, 1.0, 0.0])

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import InputFileError
+from maury.io.arrays import Float32Array, Float64Array
 from maury.io.limits import check_regular
 from maury.methods.fitting.grid import Grid, Interpolation
 from maury.spectra.operators import Resampler, vacuum_to_air
 
 __all__ = ["LABEL_ALIASES", "read_ferre_grid", "read_synspec_grid"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 LABEL_ALIASES: dict[str, str] = {
     "teff": "teff",

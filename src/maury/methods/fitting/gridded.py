@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from maury.errors import ConfigError, TrainingError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale, robust_sigma
 from maury.methods.fitting.chain import Chain, Continuum, Modes, Operator, Shift
@@ -41,8 +41,6 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Foundation", "GridFit", "GridMethod", "GridSettings", "Pattern", "axes_around"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 STEPS: dict[str, float] = {
     "teff": 250.0,
     "logg": 0.5,
@@ -274,7 +272,7 @@ class GridFit:
             other.append(0.5 * (best + middle + 0.3 * sign * width))
         return np.stack(other)
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Return arrays from which `from_arrays` makes an equal one."""
         arrays = self.grid.to_arrays("grid")
         if len(self.continuum):
@@ -285,7 +283,7 @@ class GridFit:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], settings: GridSettings
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: GridSettings
     ) -> Self:
         """Read what `to_arrays` gave."""
         grid = Grid.from_arrays(
@@ -429,7 +427,7 @@ class GridMethod(Method):
         labels = np.where(good[:, None], self.pattern.complete(core), np.nan)
         return replace(axes, label_names=LABEL_NAMES, labels=labels, covariance=covariance)
 
-    def core_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def core_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON from which `core_from` makes an equal core and pattern."""
         arrays = self.core.to_arrays()
         if self.pattern is not None:
@@ -444,7 +442,7 @@ class GridMethod(Method):
 
     @staticmethod
     def core_from(
-        arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], settings: MethodSettings
+        arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: MethodSettings
     ) -> tuple[GridFit, Pattern | None]:
         """Read what `core_arrays` gave."""
         assert isinstance(settings, GridSettings), "settings are of the method's class"

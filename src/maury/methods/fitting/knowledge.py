@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from maury.errors import check_known
+from maury.io.arrays import AnyArray, Float64Array, Int64Array
 from maury.labels.definitions import LABELS
 from maury.labels.statistics import robust_scale, robust_sigma
 
@@ -112,12 +113,11 @@ class Prior:
     def __len__(self) -> int:
         return len(self.pull)
 
-    def rows(self, index: NDArray[np.int64] | slice) -> Prior:
+    def rows(self, index: Int64Array | slice) -> Prior:
         """Return the priors of some stars."""
         return Prior(self.precision[index], self.pull[index])
 
 
-Float64Array = NDArray[np.float64]
 PriorKind = Literal["wide", "sample", "photometry"]
 PRIORS: tuple[str, ...] = ("wide", "sample", "photometry")
 _LEAST_SIGMA = 0.005
@@ -242,12 +242,12 @@ class LabelKnowledge:
             covariance[known] = local.transpose(0, 2, 1) @ local / (_NEIGHBOURS - 1)
         return Prior.joint(mean, covariance)
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Return arrays from which `from_arrays` makes an equal one."""
         return {f"known.{f.name}": getattr(self, f.name) for f in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
         """Read what `to_arrays` gave."""
         return cls(**{f.name: arrays[f"known.{f.name}"] for f in fields(cls)})
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cholesky_banded
 from scipy.signal import lfilter
 
-__all__ = ["Whitening", "sandwich", "weighted_variance"]
+from maury.io.arrays import Float32Array, Float64Array, FloatArray
 
-Float32Array = NDArray[np.float32]
+__all__ = ["Whitening", "sandwich", "weighted_variance"]
 
 
 class Whitening:
@@ -64,13 +63,12 @@ class Whitening:
         return np.asarray(out, dtype=white.dtype)
 
 
-Float64Array = NDArray[np.float64]
 _RCOND = 1e-13
 
 
 def sandwich(
-    jacobian: NDArray[np.floating],
-    noise: NDArray[np.floating],
+    jacobian: FloatArray,
+    noise: FloatArray,
     fisher: Float64Array,
     *,
     correlation: Sequence[float],
@@ -105,8 +103,8 @@ def sandwich(
 
 
 def weighted_variance(
-    coefficients: NDArray[np.floating],
-    sigma: NDArray[np.floating],
+    coefficients: FloatArray,
+    sigma: FloatArray,
     *,
     correlation: Sequence[float],
 ) -> Float64Array:

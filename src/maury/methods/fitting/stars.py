@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import TrainingError, check_known
+from maury.io.arrays import Float64Array, IndexArray
 from maury.labels.statistics import robust_scale
 from maury.methods.protocols import Sample
 from maury.spectra.preparation import Inputs, take
 
 __all__ = ["Places", "complete_stars", "nodes_of", "spread_stars"]
 
-Float64Array = NDArray[np.float64]
 
 _ATMOSPHERE = ("teff", "logg", "m_h")
 _ROUNDS = 30
@@ -114,7 +113,7 @@ def nodes_of(labels: Float64Array, names: Sequence[str], count: int, *, seed: in
     return Places(np.stack([labels[group].mean(axis=0) for group in groups]), metric)
 
 
-def spread_stars(scaled: Float64Array, count: int) -> NDArray[np.intp]:
+def spread_stars(scaled: Float64Array, count: int) -> IndexArray:
     """Rows (at most `count`) of `scaled` (n_star, n_label) far from one another.
 
     The most central first, then always the one farthest from those chosen.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 
 __all__ = ["RidgeStart"]
-
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 
 _RIDGE = 1e-4
@@ -100,11 +98,11 @@ class RidgeStart:
         linear = (apart @ self.weights).astype(np.float64)
         return np.asarray(_products(linear) @ self.bend * self.scale + self.centre)
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, AnyArray]:
         """Return arrays from which `from_arrays` makes an equal one."""
         return {f"start.{f.name}": getattr(self, f.name) for f in fields(self)[1:]}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], label_names: tuple[str, ...]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray], label_names: tuple[str, ...]) -> Self:
         """Read what `to_arrays` gave."""
         return cls(label_names, **{f.name: arrays[f"start.{f.name}"] for f in fields(cls)[1:]})

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, InputFileError, MauryError, MissingExtra
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.methods.fitting.atmospheres import Atmosphere, AtmosphereNodes, read_lines
 from maury.methods.protocols import Evaluation
 
 __all__ = ["CommandSynthesiser", "PySmeSynthesiser", "Synthesiser", "SynthesiserModel"]
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 
 STEPS: dict[str, float] = {"teff": 20.0, "logg": 0.05, "vmic": 0.05}
 """Steps of derivatives; 0.02 dex for all other labels."""
@@ -216,7 +214,7 @@ class PySmeSynthesiser:
         return np.asarray(done.synth[0], dtype=np.float64)
 
 
-def _line_list(columns: Mapping[str, NDArray[Any]]) -> Any:
+def _line_list(columns: Mapping[str, AnyArray]) -> Any:
     """Lines as PySME takes them."""
     from importlib import import_module
 

@@ -8,9 +8,9 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, ModelFileError
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Broadening, Calibrated, Chain, Continuum, Modes
 from maury.methods.fitting.knowledge import Prior
@@ -88,7 +88,7 @@ class EmulatorSource:
         return self._emulator.wave_aa
 
     @cached_property
-    def _open(self) -> NDArray[np.int64]:
+    def _open(self) -> Int64Array:
         return np.array([_N + OFFSETS.index(name) for name in self.offsets], dtype=np.int64)
 
     def complete(self, labels: Float64Array) -> Float64Array:
@@ -124,8 +124,6 @@ class EmulatorSource:
         return out
 
 
-Float32Array = NDArray[np.float32]
-Float64Array = NDArray[np.float64]
 _N = len(LABEL_NAMES)
 LEAST_STARS = 60
 """Stars with all labels below which theory is not calibrated."""
@@ -316,9 +314,7 @@ def residual_variance(flux: Float32Array, ivar: Float32Array, fitted: Float32Arr
     return np.maximum(smooth, _LEAST_VARIANCE).astype(np.float32)
 
 
-def external_prior(
-    names: tuple[str, ...], name: str, known: External
-) -> tuple[Prior, NDArray[np.bool_]]:
+def external_prior(names: tuple[str, ...], name: str, known: External) -> tuple[Prior, BoolArray]:
     """Return the prior of a label known from elsewhere, and which stars it is exact for."""
     error = np.where(np.isfinite(known.error), known.error, 0.0)
     exact = np.isfinite(known.value) & (error <= _EXACT)
@@ -326,7 +322,7 @@ def external_prior(
     return Prior.of(names, len(known.value), {name: (known.value, sigma)}), exact
 
 
-def finite_rows(values: Float64Array) -> NDArray[np.bool_]:
+def finite_rows(values: Float64Array) -> BoolArray:
     """Which rows (n_star,) of values (n_star, n) are finite throughout."""
     return np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
 

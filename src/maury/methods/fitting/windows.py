@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import Float64Array
 from maury.methods.protocols import ForwardModel
 
 __all__ = ["ELEMENTS", "element_windows", "lines_of"]
 
-Float64Array = NDArray[np.float64]
 
 ELEMENTS: dict[str, str] = {
     "si_fe": "alpha_m",

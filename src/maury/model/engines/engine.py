@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maury.errors import check_known
+from maury.io.arrays import Float32Array, Float64Array
 from maury.model.engines.llvm import available
 from maury.model.engines.lowering import NotLowered, lower
 from maury.model.engines.machine import Machine
@@ -27,8 +27,6 @@ from maury.model.networks.published import thinned
 
 logger = logging.getLogger(__name__)
 
-Float32s = NDArray[np.float32]
-Float64s = NDArray[np.float64]
 
 ENGINES = ("auto", "torch", "compiled")
 """Names that `make_engine` takes."""
@@ -49,10 +47,10 @@ class Answers:
         What the last layer of the first member sees.
     """
 
-    mean: Float64s
-    variance: Float64s | None = None
-    covariance: Float64s | None = None
-    features: Float32s | None = None
+    mean: Float64Array
+    variance: Float64Array | None = None
+    covariance: Float64Array | None = None
+    features: Float32Array | None = None
 
     def of(self, member: int) -> Answers:
         """Return what one member says."""
@@ -71,7 +69,7 @@ class Engine(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def answer(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> Answers:
+    def answer(self, flux: Float32Array, ivar: Float32Array, observables: Float32Array) -> Answers:
         """Ask all members.
 
         Parameters
@@ -107,7 +105,7 @@ class TorchEngine(Engine):
         self._config = config
         self._networks = [network.to(self.device) for network in networks]
 
-    def answer(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> Answers:
+    def answer(self, flux: Float32Array, ivar: Float32Array, observables: Float32Array) -> Answers:
         """See `Engine.answer`."""
         arrays = (np.asarray(array, dtype=np.float32) for array in (flux, ivar, observables))
         with torch.inference_mode():
@@ -174,7 +172,7 @@ class CompiledEngine(Engine):
         n_thread = torch.get_num_threads() if n_thread is None else n_thread
         self._machine = Machine(self._plan.graphs, n_thread=n_thread)
 
-    def answer(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> Answers:
+    def answer(self, flux: Float32Array, ivar: Float32Array, observables: Float32Array) -> Answers:
         """See `Engine.answer`."""
         with torch.inference_mode():
             output = self._machine(*self._plan.inputs(flux, ivar, observables))
@@ -227,7 +225,7 @@ def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _to_numpy(answer: Answer) -> Answers:
-    def double(tensor: Tensor | None) -> Float64s | None:
+    def double(tensor: Tensor | None) -> Float64Array | None:
         return None if tensor is None else tensor.double().cpu().numpy()
 
     mean = double(answer.mean)

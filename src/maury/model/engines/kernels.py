@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import AnyArray, Float32Array
 from maury.model.engines.llvm import NONE, Activation, Code
-
-Float32s = NDArray[np.float32]
 
 _ROW_MULTIPLE = 8
 """Buffers are padded to this many rows, so that a dense layer can be unrolled."""
@@ -54,7 +51,7 @@ class Graph:
     steps: list[Step] = field(default_factory=list)
     n_row: int = 0
     n_out: int = 0
-    numbers: list[Float32s] = field(default_factory=list)
+    numbers: list[Float32Array] = field(default_factory=list)
 
     def rows(self, n: int) -> int:
         """Reserve `n` rows of the arena; return the first."""
@@ -69,7 +66,7 @@ class Graph:
         self.inputs.append(n_column)
         return target
 
-    def put(self, *numbers: NDArray[Any]) -> int:
+    def put(self, *numbers: AnyArray) -> int:
         """Add numbers of the member; return the offset of the first."""
         offset = sum(part.size for part in self.numbers)
         self.numbers += [np.asarray(part, dtype=np.float32).ravel() for part in numbers]
@@ -83,8 +80,8 @@ class Graph:
     def dense(
         self,
         source: int,
-        weight: Float32s,
-        bias: Float32s,
+        weight: Float32Array,
+        bias: Float32Array,
         *,
         target: int | None = None,
         activation: Activation = NONE,
@@ -104,8 +101,8 @@ class Graph:
     def convolve(
         self,
         source: int,
-        kernel: Float32s,
-        bias: Float32s,
+        kernel: Float32Array,
+        bias: Float32Array,
         *,
         n_position: int,
         target: int | None = None,

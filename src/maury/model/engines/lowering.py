@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from maury.io.arrays import BoolArray, Float32Array
 from maury.model.engines.kernels import Apply, Graph, Normalise, Pool, Standardise, Trust
 from maury.model.engines.llvm import NONE, SILU, Activation
 from maury.model.networks.base import Answer, NetworkConfig
@@ -26,8 +26,6 @@ from maury.model.networks.default import (
 from maury.model.networks.published import Centre, ChannelsLast, TwoBranch
 from maury.model.networks.student import StudentConfig, StudentNetwork, posterior
 
-Float32s = NDArray[np.float32]
-
 
 class NotLowered(Exception):
     """A network has a part that the compiled engine lacks; the text says which."""
@@ -39,7 +37,9 @@ class Plan(ABC):
     graphs: list[Graph]
 
     @abstractmethod
-    def inputs(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> tuple[Float32s, ...]:
+    def inputs(
+        self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
+    ) -> tuple[Float32Array, ...]:
         """Return the inputs of the graphs, each (n, n_column); see `engine.Engine`."""
 
     @abstractmethod
@@ -88,7 +88,9 @@ class _BranchedPlan(Plan):
         self._centre = _common_centre(networks)
         self.graphs = [_branched(network, n_pixel, n_observable) for network in networks]
 
-    def inputs(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> tuple[Float32s, ...]:
+    def inputs(
+        self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
+    ) -> tuple[Float32Array, ...]:
         """See `Plan.inputs`."""
         del ivar
         if self._centre is not None:
@@ -102,7 +104,7 @@ class _BranchedPlan(Plan):
         return Answer(mean.reshape(shape), None if variance is None else variance.reshape(shape))
 
 
-def _common_centre(networks: Sequence[TwoBranch]) -> Float32s | None:
+def _common_centre(networks: Sequence[TwoBranch]) -> Float32Array | None:
     centres = [
         layer.mean.numpy()
         for network in networks
@@ -215,12 +217,12 @@ def _activation(layer: nn.Module | None) -> Activation | None:
     return SILU if isinstance(layer, nn.SiLU) else None
 
 
-def _numbers(tensor: Tensor) -> Float32s:
-    array: Float32s = tensor.detach().float().cpu().numpy()
+def _numbers(tensor: Tensor) -> Float32Array:
+    array: Float32Array = tensor.detach().float().cpu().numpy()
     return array
 
 
-def _bias(layer: nn.Linear | nn.Conv1d) -> Float32s:
+def _bias(layer: nn.Linear | nn.Conv1d) -> Float32Array:
     if layer.bias is None:
         return np.zeros(len(layer.weight), dtype=np.float32)
     return _numbers(layer.bias)
@@ -234,7 +236,9 @@ class _DefaultPlan(Plan):
         self._n_out = self._network.out.out_features
         self.graphs = [_default(network) for network in networks]
 
-    def inputs(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> tuple[Float32s, ...]:
+    def inputs(
+        self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
+    ) -> tuple[Float32Array, ...]:
         """See `Plan.inputs`."""
         typical, present = _typical(ivar)
         parts = [noise_quality(torch.from_numpy(typical), torch.from_numpy(present))]
@@ -254,7 +258,7 @@ class _DefaultPlan(Plan):
         return Answer(mean, variance, covariance, features)
 
 
-def _typical(ivar: Float32s) -> tuple[Float32s, NDArray[np.bool_]]:
+def _typical(ivar: Float32Array) -> tuple[Float32Array, BoolArray]:
     """Lower median of the inverse variances above 0, (n, 1), and whether there is any."""
     good = ivar > 0
     n_good = good.sum(axis=1)
@@ -320,7 +324,9 @@ class _StudentPlan(Plan):
         self._network = networks[0]
         self.graphs = [_student(network) for network in networks]
 
-    def inputs(self, flux: Float32s, ivar: Float32s, observables: Float32s) -> tuple[Float32s, ...]:
+    def inputs(
+        self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
+    ) -> tuple[Float32Array, ...]:
         """See `Plan.inputs`."""
         typical, present = self._network.noise(torch.from_numpy(ivar))
         other = self._network.others(typical, present, torch.from_numpy(observables))

@@ -13,12 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import Float32Array
 from maury.model.engines.kernels import Graph, Load
 from maury.model.engines.llvm import Code, Target
-
-Float32s = NDArray[np.float32]
 
 _CACHE_BYTES = 800 * 1024
 """Largest arena of a block of more than one vector; a level-2 cache of today holds 1 MiB."""
@@ -75,7 +73,7 @@ class Machine:
         """Give member `number` the numbers of `graph`, which is alike otherwise."""
         np.concatenate(graph.numbers, out=self._weights[number])
 
-    def __call__(self, *inputs: Float32s) -> Float32s:
+    def __call__(self, *inputs: Float32Array) -> Float32Array:
         """Run all members on the same stars.
 
         Parameters
@@ -104,7 +102,7 @@ class Machine:
                 self._part(padded, out, part)
         return out.transpose(0, 1, 3, 2).reshape(self._n_member, -1, self._n_out)[:, :n]
 
-    def _padded(self, array: Float32s, n: int) -> Float32s:
+    def _padded(self, array: Float32Array, n: int) -> Float32Array:
         array = np.ascontiguousarray(array, dtype=np.float32)
         if len(array) == n:
             return array
@@ -112,7 +110,7 @@ class Machine:
         whole[: len(array)] = array
         return whole
 
-    def _part(self, inputs: list[Float32s], out: Float32s, part: tuple[int, int]) -> None:
+    def _part(self, inputs: list[Float32Array], out: Float32Array, part: tuple[int, int]) -> None:
         """Run the blocks of one thread, with an arena of its own."""
         start, stop = part
         arena = getattr(self._local, "arena", None)
@@ -131,7 +129,7 @@ class Machine:
         )
 
 
-def _aligned(array: Float32s) -> Float32s:
+def _aligned(array: Float32Array) -> Float32Array:
     """Copy of an array that starts on a cache line."""
     room = np.empty(array.size + _ALIGNMENT // 4, dtype=np.float32)
     skip = -room.ctypes.data % _ALIGNMENT // 4

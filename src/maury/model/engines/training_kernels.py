@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from maury.io.arrays import Float32Array
 from maury.model.engines.kernels import Correlate, Gate, Graph
 from maury.model.engines.llvm import Activation, available
 from maury.model.engines.machine import Machine
 from maury.model.networks.base import NetworkConfig
 from maury.model.networks.published import Guiglion2020, TwoBranch
-
-Float32s = NDArray[np.float32]
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """Flux (n, n_pixel) and observables (n, n_observable) to the output of the network."""
@@ -134,14 +132,14 @@ class _Stack:
             place += n + shape.n_out
         return found
 
-    def _forward_graph(self, weights: Sequence[Float32s]) -> Graph:
+    def _forward_graph(self, weights: Sequence[Float32Array]) -> Graph:
         graph = Graph()
         rows = self._values(graph, weights)
         last = self._shapes[-1]
         graph.store(rows[-1], last.n_position * last.n_out)
         return graph
 
-    def _values(self, graph: Graph, weights: Sequence[Float32s]) -> list[int]:
+    def _values(self, graph: Graph, weights: Sequence[Float32Array]) -> list[int]:
         """First rows of the spectrum and of the activations of each convolution."""
         rows = [graph.load(self._n_pixel)]
         for number, shape in enumerate(self._shapes):
@@ -153,7 +151,7 @@ class _Stack:
             )
         return rows
 
-    def _backward_graph(self, weights: Sequence[Float32s]) -> Graph:
+    def _backward_graph(self, weights: Sequence[Float32Array]) -> Graph:
         graph = Graph()
         values = self._values(graph, weights)
         margin = self._n_tap - 1
@@ -187,5 +185,5 @@ class _Stack:
         return graph
 
 
-def _arrays(weights: Sequence[Tensor]) -> list[Float32s]:
+def _arrays(weights: Sequence[Tensor]) -> list[Float32Array]:
     return [weight.detach().numpy() for weight in weights]

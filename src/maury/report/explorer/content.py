@@ -8,8 +8,8 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import AnyArray, Float64Array, Int32Array
 from maury.labels.columns import OBSERVED, QUANTILES
 from maury.labels.definitions import LABELS
 from maury.labels.flags import Flag
@@ -86,13 +86,13 @@ class Content:
         return {shown.name: shown for shown in self._shown()}
 
     @cached_property
-    def flags(self) -> NDArray[np.int32]:
+    def flags(self) -> Int32Array:
         """Bit masks (n_star,); zero without such a column."""
         if "flags" not in self.catalogue.table.colnames:
             return np.zeros(len(self), np.int32)
         return np.asarray(self.catalogue.table["flags"]).astype(np.int32)
 
-    def values(self, name: str) -> NDArray[np.float64]:
+    def values(self, name: str) -> Float64Array:
         """Return a column of `columns` as (n_star,) float64, NaN where missing."""
         if name in self._places:
             return self._places[name]
@@ -154,10 +154,10 @@ class Content:
         return (first, second) if {first, second} <= set(self.columns) else None
 
     def _planes(self, name: str) -> bytes:
-        values: NDArray[Any] = self.flags.astype("<i4") if name == "flags" else self._single(name)
+        values: AnyArray = self.flags.astype("<i4") if name == "flags" else self._single(name)
         return np.ascontiguousarray(values.view(np.uint8).reshape(-1, 4).T).tobytes()
 
-    def _single(self, name: str) -> NDArray[Any]:
+    def _single(self, name: str) -> AnyArray:
         values = self.values(name)
         return np.where(np.isfinite(values), values, np.nan).astype("<f4")
 
@@ -206,7 +206,7 @@ class Content:
         return Shown(name, symbol, unit, description, group, *ranges, name in _REVERSED)
 
     @cached_property
-    def _places(self) -> dict[str, NDArray[np.float64]]:
+    def _places(self) -> dict[str, Float64Array]:
         table = self.catalogue.table
         if not {"ra", "dec"} <= set(table.colnames):
             return {}

@@ -6,8 +6,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import AnyArray, Int64Array
 from maury.labels.columns import Column
 from maury.prediction.catalogue import Catalogue, CatalogueSpec, assemble, write_part
 
@@ -21,7 +21,7 @@ FORMATS: Mapping[str, tuple[str, str]] = {
 _KINDS = {"U": "str", "S": "str", "O": "str", "b": "bool", "i": "int32", "u": "int32"}
 
 
-def selected_rows(bits: bytes, n_row: int) -> NDArray[np.int64]:
+def selected_rows(bits: bytes, n_row: int) -> Int64Array:
     """Return the row numbers of a selection.
 
     Parameters
@@ -45,7 +45,7 @@ def selected_rows(bits: bytes, n_row: int) -> NDArray[np.int64]:
     return np.flatnonzero(chosen[:n_row])
 
 
-def write_rows(catalogue: Catalogue, rows: NDArray[np.int64], path: Path) -> None:
+def write_rows(catalogue: Catalogue, rows: Int64Array, path: Path) -> None:
     """Write some rows of a catalogue, all columns and metadata, as a catalogue of its own.
 
     Parameters
@@ -76,7 +76,7 @@ def _column(column: Any) -> Column:
     )
 
 
-def _native(values: NDArray[Any], kind: str) -> NDArray[Any]:
+def _native(values: AnyArray, kind: str) -> AnyArray:
     """Return values in the byte order of this machine, which Arrow asks for."""
     if kind == "str":
         return values.astype(np.str_)

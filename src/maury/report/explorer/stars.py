@@ -12,10 +12,11 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import MauryError
 from maury.evaluation.sensitivity import LINES, LINES_OF, can_compare, compare_with_optimal
+from maury.io.arrays import Float64Array, Int64Array, StrArray
 from maury.labels.columns import QUANTILES
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.labels.flags import Flag
@@ -30,7 +31,6 @@ from maury.survey.store import Survey
 if TYPE_CHECKING:
     from maury.spectra.preparation import Inputs
 
-Float64Array = NDArray[np.float64]
 Json = dict[str, Any]
 
 _NEIGHBOURS = 8
@@ -58,7 +58,7 @@ class TrainingStars:
 
     names: tuple[str, ...]
     labels: Float64Array
-    ids: NDArray[np.str_]
+    ids: StrArray
     origin: str
 
     @cached_property
@@ -68,7 +68,7 @@ class TrainingStars:
 
     def nearest(
         self, labels: Float64Array, *, without: str = ""
-    ) -> tuple[NDArray[np.int64], Float64Array]:
+    ) -> tuple[Int64Array, Float64Array]:
         """Return rows and distances of the nearest stars, in robust standard deviations.
 
         Labels that the star lacks do not count; `without` is an identifier to leave out.

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from maury.io.arrays import Float64Array
 from maury.labels.definitions import Label, select
 from maury.report.figures.planes import Panel, plane_grid
 from maury.report.figures.style import (
@@ -205,10 +206,10 @@ def maps_figure(
 
 def _map(
     ax: Axes,
-    across: NDArray[np.float64],
-    up: NDArray[np.float64],
-    value: NDArray[np.float64],
-    span: NDArray[np.float64],
+    across: Float64Array,
+    up: Float64Array,
+    value: Float64Array,
+    span: Float64Array,
 ) -> Any:
     known = np.isfinite(across) & np.isfinite(up) & np.isfinite(value)
     if known.any():

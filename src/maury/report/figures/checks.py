@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
+from maury.io.arrays import BoolArray, Float64Array, Int64Array
 from maury.labels.definitions import Label
 from maury.report.figures.style import (
     ACCENT,
@@ -26,8 +27,6 @@ from maury.report.figures.style import (
     symbol_text,
 )
 
-Float64s = NDArray[np.float64]
-
 LEVELS = np.linspace(0.05, 0.99, 48)
 """Central probabilities at which coverage is measured."""
 _LEAST = 20
@@ -36,7 +35,7 @@ _WIDE_RATIO = 5.0
 """Ratios beyond which their axis is logarithmic."""
 
 
-def coverage_curve(z: ArrayLike, levels: ArrayLike = LEVELS) -> Float64s:
+def coverage_curve(z: ArrayLike, levels: ArrayLike = LEVELS) -> Float64Array:
     """Fraction of residuals within the error that a normal distribution gives each probability.
 
     Parameters
@@ -153,7 +152,7 @@ class Regime:
     """Some stars, by name: low S/N, giants, ...; `rows` is a mask (n,)."""
 
     name: str
-    rows: NDArray[np.bool_]
+    rows: BoolArray
 
 
 def regimes(snr: ArrayLike, logg: ArrayLike, m_h: ArrayLike) -> list[Regime]:
@@ -172,7 +171,7 @@ def regimes(snr: ArrayLike, logg: ArrayLike, m_h: ArrayLike) -> list[Regime]:
     ]
 
 
-def regime_coverage(z: ArrayLike, parts: Sequence[Regime]) -> tuple[Float64s, NDArray[np.int64]]:
+def regime_coverage(z: ArrayLike, parts: Sequence[Regime]) -> tuple[Float64Array, Int64Array]:
     """Fraction of residuals within one error, and stars, of each regime and label.
 
     Parameters
@@ -219,7 +218,7 @@ def regime_figure(
     return figure
 
 
-def trend_strips(residual: ArrayLike, against: ArrayLike, *, n_bin: int = _BINS) -> Float64s:
+def trend_strips(residual: ArrayLike, against: ArrayLike, *, n_bin: int = _BINS) -> Float64Array:
     """Median residual in bins of equal number along other quantities, over the robust scatter.
 
     Parameters
@@ -291,7 +290,7 @@ def trends_figure(
 
 def _heat(
     ax: Axes,
-    values: Float64s,
+    values: Float64Array,
     centre: float,
     *,
     span: float,
@@ -332,8 +331,8 @@ def _bar(figure: Figure, ax: Axes, text: str) -> None:
 
 
 def relative_figure(
-    sizes: Mapping[str, Float64s],
-    errors: Mapping[str, Float64s],
+    sizes: Mapping[str, Float64Array],
+    errors: Mapping[str, Float64Array],
     labels: Sequence[Label],
     *,
     basis: ArrayLike,
@@ -430,7 +429,7 @@ def clusters_figure(
     return figure
 
 
-def _cluster_mean(ax: Axes, x: Float64s, e: Float64s, row: int) -> None:
+def _cluster_mean(ax: Axes, x: Float64Array, e: Float64Array, row: int) -> None:
     known = np.isfinite(x) & np.isfinite(e)
     x, e = x[known], e[known]
     if x.size < 2:

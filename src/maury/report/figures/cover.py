@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch
 from maury.evaluation.embedding import Kind
+from maury.io.arrays import Float64Array
 from maury.report.figures.style import (
     COLUMN_MM,
     INK,
@@ -77,9 +78,7 @@ def coverage_map(
     return figure
 
 
-def _draw(
-    ax: Axes, where: NDArray[np.float64], text: str, size: float, look: dict[str, Any]
-) -> None:
+def _draw(ax: Axes, where: Float64Array, text: str, size: float, look: dict[str, Any]) -> None:
     if len(where):
         label = f"{text} ({len(where)})"
         ax.scatter(where[:, 0], where[:, 1], s=size, label=label, rasterized=True, **look)

@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from maury.io.arrays import Float64Array
 from maury.labels.definitions import Label, select
 from maury.report.figures.stars import DENSE
 from maury.report.figures.style import (
@@ -40,7 +41,7 @@ class Panel:
     y: ArrayLike
     colour: ArrayLike | None = None
 
-    def known(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def known(self) -> tuple[Float64Array, Float64Array]:
         """Values of the stars that have both."""
         x, y = np.asarray(self.x, np.float64), np.asarray(self.y, np.float64)
         good = np.isfinite(x) & np.isfinite(y)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch
+from maury.io.arrays import Float64Array
 from maury.labels.definitions import Label
 from maury.labels.statistics import LabelStatistics, residual_statistics
 from maury.report.figures.style import (
@@ -113,9 +114,9 @@ def _summary(measured: LabelStatistics, label: Label) -> str:
 
 def _residual_panel(
     ax: Axes,
-    true: NDArray[np.float64],
-    residual: NDArray[np.float64],
-    error: NDArray[np.float64] | None,
+    true: Float64Array,
+    residual: Float64Array,
+    error: Float64Array | None,
     measured: LabelStatistics,
 ) -> None:
     sizes = (measured.scatter_robust, 0.3 * measured.scatter, abs(measured.bias_robust))
@@ -141,9 +142,9 @@ def _residual_panel(
 
 def _running_lines(
     ax: Axes,
-    true: NDArray[np.float64],
-    residual: NDArray[np.float64],
-    error: NDArray[np.float64] | None,
+    true: Float64Array,
+    residual: Float64Array,
+    error: Float64Array | None,
 ) -> None:
     n_bin = min(12, true.size // 40)
     if n_bin < 3:
@@ -160,7 +161,7 @@ def _running_lines(
             ax.plot(centre, sign * np.array(quoted), color=INK, linewidth=0.8, linestyle="--")
 
 
-def _median(values: NDArray[np.float64]) -> float:
+def _median(values: Float64Array) -> float:
     values = values[np.isfinite(values)]
     return float(np.median(values)) if values.size else np.nan
 

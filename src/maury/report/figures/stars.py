@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from maury.io.arrays import BoolArray, Float64Array
 from maury.labels.definitions import Label, select
 from maury.report.figures.style import (
     COLOURS,
@@ -85,9 +86,9 @@ def kiel(
 
 def _draw_coloured(
     ax: Axes,
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    c: NDArray[np.float64],
+    x: Float64Array,
+    y: Float64Array,
+    c: Float64Array,
     *,
     label: Label,
     ranges: tuple[Range, Range],
@@ -126,9 +127,7 @@ def _draw_coloured(
     bar.ax.minorticks_off()
 
 
-def _contours(
-    ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], ranges: tuple[Range, Range]
-) -> None:
+def _contours(ax: Axes, x: Float64Array, y: Float64Array, ranges: tuple[Range, Range]) -> None:
     density, x_edge, y_edge = smooth_density(x, y, *ranges, bins=90)
     ordered = np.sort(density.ravel())[::-1]
     held = np.cumsum(ordered) / ordered.sum()
@@ -143,7 +142,7 @@ def _contours(
     )
 
 
-def _inside(values: NDArray[np.float64], edges: Range) -> NDArray[np.bool_]:
+def _inside(values: Float64Array, edges: Range) -> BoolArray:
     return (values >= edges[0]) & (values <= edges[1])
 
 

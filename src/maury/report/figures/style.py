@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
+from maury.io.arrays import Float64Array
 from maury.io.files import refuse_existing, writing
 from maury.labels.definitions import Label
 
@@ -165,15 +166,15 @@ def limits(*values: ArrayLike, fallback: Range) -> Range:
 
 
 def smooth_density(
-    x: NDArray[np.float64], y: NDArray[np.float64], x_range: Range, y_range: Range, *, bins: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    x: Float64Array, y: Float64Array, x_range: Range, y_range: Range, *, bins: int
+) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Return a smoothed 2-D histogram, shape (bins, bins), and the edges along `x` and `y`."""
     count, x_edge, y_edge = np.histogram2d(x, y, bins=bins, range=(x_range, y_range))
     return gaussian_filter(count, 1.2), x_edge, y_edge
 
 
 def density_scatter(
-    ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, x_range: Range, y_range: Range
+    ax: Axes, x: Float64Array, y: Float64Array, *, x_range: Range, y_range: Range
 ) -> PathCollection:
     """Draw points coloured by how crowded their surroundings are, the most crowded on top.
 

@@ -16,11 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch
-
-Float64Array = NDArray[np.float64]
+from maury.io.arrays import Float64Array
 
 CLEAN = 2.0
 """Ashman's D above which two components are cleanly separated."""

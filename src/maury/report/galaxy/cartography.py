@@ -19,14 +19,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch, MissingExtra, check_known
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, Int64Array
 from maury.simulation.galaxy import R_SUN_KPC, astropy_frame, cylindrical
 from maury.simulation.galaxy import galactocentric as galactocentric_kpc
 
-Float64Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 ZERO_POINT_MAS: Mapping[str, float] = MappingProxyType({"none": 0.0, "DR2": -0.029, "EDR3": -0.017})
 """Parallax of quasars, which is taken off: none (of simulated parallaxes); Gaia DR2, Lindegren et
 al. (2018, A&A 616, A2); Gaia EDR3 and DR3, Lindegren et al. (2021, A&A 649, A4)."""
@@ -149,7 +148,7 @@ class Places:
     def __len__(self) -> int:
         return len(self.radius_kpc)
 
-    def rows(self, chosen: NDArray[Any]) -> Places:
+    def rows(self, chosen: AnyArray) -> Places:
         """Return the places of some stars, by mask or row numbers."""
         return Places(
             self.xyz_kpc[chosen],
@@ -362,7 +361,7 @@ def mean_map(
     *,
     edges: tuple[ArrayLike, ArrayLike],
     least: int = 5,
-) -> tuple[Float64Array, NDArray[np.int64]]:
+) -> tuple[Float64Array, Int64Array]:
     """Mean of a label in the cells of a map, and how many stars each holds.
 
     Parameters

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import BoolArray
 from maury.labels.definitions import select
 from maury.report import figures
 from maury.report.galaxy.cartography import (
@@ -22,8 +22,6 @@ from maury.report.galaxy.cartography import (
 from maury.report.page.material import Material, Sample
 from maury.report.page.plates import Omitted, Plate, Rows, Section
 from maury.report.page.quality import mark
-
-Float64s = NDArray[np.float64]
 
 _TABLE_TITLE = "Gradients of [M/H], with statistical and systematic errors, and numbers of stars"
 _GROUPS = ("all", "low-alpha", "high-alpha")
@@ -60,9 +58,7 @@ def galaxy_section(material: Material) -> Section:
 class _Used:
     """Stars whose places and abundances are known well enough."""
 
-    def __init__(
-        self, material: Material, places: Places, stars: Sample, rows: NDArray[np.bool_]
-    ) -> None:
+    def __init__(self, material: Material, places: Places, stars: Sample, rows: BoolArray) -> None:
         self.material, self.places, self.names = material, places.rows(rows), stars.id[rows]
         self.m_h = material.column(stars, "m_h")[rows]
         self.alpha_m = material.column(stars, "alpha_m")[rows]
@@ -159,7 +155,7 @@ class _Used:
         noise = float(np.nanmean(self.m_h_error[rows] ** 2)) if rows.any() else 0.0
         return noise / max(float(np.nanvar(self.m_h[rows])) + noise, 1e-12) if noise else 0.0
 
-    def _group(self, name: str, shift: float) -> NDArray[np.bool_]:
+    def _group(self, name: str, shift: float) -> BoolArray:
         if name == "all":
             return np.ones(self.m_h.size, np.bool_)
         high = high_alpha(self.m_h, self.alpha_m, shift=shift)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, ConfigError, InputFileError, MauryError, check_known
 from maury.evaluation.audit import audit
 from maury.evaluation.audit_report import AuditReport
 from maury.evaluation.validation import held_out_rows
+from maury.io.arrays import BoolArray, Float64Array, IndexArray, Int32Array, StrArray
 from maury.io.opening import check_ecsv, check_votable, open_fits
 from maury.labels.definitions import Label
 from maury.labels.flags import warn
@@ -28,7 +28,6 @@ from maury.survey.store import Survey
 if TYPE_CHECKING:
     from astropy.table import Table
 
-Float64s = NDArray[np.float64]
 Stage = Callable[[str], None]
 
 MOST_TRAINING = 4000
@@ -60,29 +59,29 @@ class Sample:
     """
 
     name: str
-    id: NDArray[np.str_]
-    star_id: NDArray[np.str_]
-    mean: Float64s
-    error: Float64s
-    truth: Float64s
-    snr: Float64s
-    flags: NDArray[np.int32]
+    id: StrArray
+    star_id: StrArray
+    mean: Float64Array
+    error: Float64Array
+    truth: Float64Array
+    snr: Float64Array
+    flags: Int32Array
 
     def __len__(self) -> int:
         return len(self.id)
 
     @property
-    def good(self) -> NDArray[np.bool_]:
+    def good(self) -> BoolArray:
         """Rows without a warning flag."""
         return ~warn(self.flags)
 
     @property
-    def residual(self) -> Float64s:
+    def residual(self) -> Float64Array:
         """Predicted minus reference, (n, n_label)."""
         return self.mean - self.truth
 
     @property
-    def z(self) -> Float64s:
+    def z(self) -> Float64Array:
         """Residual over error, (n, n_label)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(self.error > 0, self.residual / self.error, np.nan)
@@ -132,7 +131,7 @@ class Material:
         """Labels of the model."""
         return self.model.labels
 
-    def column(self, sample: Sample, name: str, *, truth: bool = False) -> Float64s:
+    def column(self, sample: Sample, name: str, *, truth: bool = False) -> Float64Array:
         """Predicted (or reference) label `name` of a sample, NaN if the model lacks it."""
         names = self.model.label_names
         if name not in names:
@@ -140,7 +139,7 @@ class Material:
         table = sample.truth if truth else sample.mean
         return table[:, names.index(name)]
 
-    def label_error(self, sample: Sample, name: str) -> Float64s:
+    def label_error(self, sample: Sample, name: str) -> Float64Array:
         """Quoted error of the label `name` of a sample."""
         names = self.model.label_names
         missing = np.full(len(sample), np.nan)
@@ -271,7 +270,7 @@ def read_table(path: Path | str) -> Table:
         raise InputFileError(f"cannot read the table {path}: {error}") from error
 
 
-def match(sample: Sample, table: Table) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def match(sample: Sample, table: Table) -> tuple[IndexArray, IndexArray]:
     """Rows of a sample and of a table that are of the same star, by ``id`` or ``star_id``.
 
     Returns

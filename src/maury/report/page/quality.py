@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import MauryError
 from maury.evaluation.adviser import Census, plane
@@ -20,7 +19,6 @@ from maury.report.figures import checks
 from maury.report.page.material import Material, Sample
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 
-Float64s = NDArray[np.float64]
 Found = Iterator[Plate | Omitted]
 
 _STARS = {"training": "stars that trained the networks", "test": "held-out test stars"}

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.evaluation.ranking import ALL, GIVEN
+from maury.io.arrays import AnyArray, BoolArray
 from maury.labels.definitions import LABELS, Label, select
 from maury.report import figures
 from maury.report.figures import checks
@@ -20,7 +20,6 @@ from maury.report.page.material import Material, Sample, match
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 from maury.report.page.quality import mark
 
-Float64s = NDArray[np.float64]
 Found = Iterator[Plate | Omitted]
 
 SNR_EDGES = (0.0, 25.0, 40.0, 60.0, np.inf)
@@ -168,7 +167,7 @@ def _elements(material: Material, stars: Sample) -> Plate:
 def _slices(material: Material, stars: Sample) -> Plate:
     teff, logg = material.column(stars, "teff"), material.column(stars, "logg")
     m_h, alpha = material.column(stars, "m_h"), material.column(stars, "alpha_m")
-    cuts: list[tuple[str, NDArray[np.bool_]]] = [
+    cuts: list[tuple[str, BoolArray]] = [
         ("log g < 2.2", logg < 2.2),
         ("log g 2.2 to 3.5", (logg >= 2.2) & (logg < 3.5)),
         ("log g \N{GREATER-THAN OR EQUAL TO} 3.5", logg >= 3.5),
@@ -344,7 +343,7 @@ def methods_section(material: Material) -> Section | None:
 
 
 def _methods(
-    material: Material, columns: Mapping[str, NDArray[Any]]
+    material: Material, columns: Mapping[str, AnyArray]
 ) -> tuple[Plate | Omitted, tuple[tuple[str, Rows], ...]]:
     """Robust scatter of each method and label; the plate, and a table."""
     label_column = "name" if "name" in columns else "label"
@@ -387,7 +386,7 @@ def _methods(
     return plate, (("Scatter of the same stars by each method", rows),)
 
 
-def _mean_of(values: NDArray[Any]) -> float:
+def _mean_of(values: AnyArray) -> float:
     known = values.astype(np.float64)
     known = known[np.isfinite(known)]
     return float(known.mean()) if known.size else np.nan

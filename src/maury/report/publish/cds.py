@@ -15,9 +15,9 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, MissingExtra
+from maury.io.arrays import AnyArray, BoolArray
 
 if TYPE_CHECKING:
     from astropy.table import Column, MaskedColumn, Table
@@ -111,8 +111,8 @@ class _CdsColumn:
     name: str
     unit: str
     description: str
-    values: NDArray[Any]
-    missing: NDArray[np.bool_]
+    values: AnyArray
+    missing: BoolArray
     decimals: int | None
     width: int
 
@@ -170,7 +170,7 @@ class _CdsColumn:
             entry.min, entry.max = (round(float(v), self.decimals) for v in _ends(present))
 
 
-def _ends(values: NDArray[Any]) -> list[Any]:
+def _ends(values: AnyArray) -> list[Any]:
     return [values.min(), values.max()] if values.size else []
 
 

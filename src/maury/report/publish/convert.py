@@ -5,9 +5,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError
+from maury.io.arrays import AnyArray
 from maury.io.files import refuse_existing, writing
 from maury.labels.columns import Column
 from maury.prediction.catalogue import (
@@ -103,7 +103,7 @@ def spec_of(catalogue: Catalogue) -> CatalogueSpec:
     return CatalogueSpec(tuple(columns), catalogue.metadata)
 
 
-def _native(column: Any) -> NDArray[Any]:
+def _native(column: Any) -> AnyArray:
     """Return the values of a column in the byte order of this machine, which Arrow needs."""
     values = np.asarray(column)
     return values.astype(values.dtype.newbyteorder("="))

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import ConfigError, MissingExtra
+from maury.io.arrays import AnyArray
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column
 from maury.labels.definitions import LABELS, Label
@@ -154,7 +155,7 @@ def _chosen(
         about = {"simulated": source.simulated, "survey": source.path.name}
         return source.rows(index), {**about, "medium": source.medium}
     spectra = source.spectra if isinstance(source, Batch) else source
-    columns: Mapping[str, NDArray[Any]] = source.columns if isinstance(source, Batch) else {}
+    columns: Mapping[str, AnyArray] = source.columns if isinstance(source, Batch) else {}
     part = spectra.replace(flux=spectra.flux[index], ivar=spectra.ivar[index])
     chosen = {name: values[index] for name, values in columns.items()}
     return Batch(part, chosen), {"medium": spectra.medium}

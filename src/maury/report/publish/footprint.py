@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import ColumnError, ConfigError, MissingExtra
+from maury.io.arrays import AnyArray
 from maury.io.files import writing
 from maury.labels.columns import unknown_column
 from maury.prediction.catalogue import Catalogue
@@ -180,7 +181,7 @@ def _mocpy() -> Any:
     return MOC
 
 
-def _column(source: Survey | Catalogue, name: str) -> NDArray[Any]:
+def _column(source: Survey | Catalogue, name: str) -> AnyArray:
     if isinstance(source, Survey):
         return source.column(name)
     if name not in source.table.colnames:

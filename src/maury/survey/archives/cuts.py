@@ -16,10 +16,10 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field
 from pydantic import model_validator as after
 
 from maury.errors import ColumnError
+from maury.io.arrays import AnyArray, BoolArray, StrArray
 from maury.io.source_table import SourceTable
 from maury.survey.readers.config import Strict
 
-BoolArray = NDArray[np.bool_]
 Value = StrictBool | StrictInt | StrictFloat | StrictStr
 Bit = Annotated[int, Field(ge=0, le=63, strict=True)]
 
@@ -203,7 +203,7 @@ class Selection:
         return np.logical_and.reduce(passed, axis=0) if passed else np.ones(self.n_row, np.bool_)
 
     @functools.cached_property
-    def reasons(self) -> NDArray[np.str_]:
+    def reasons(self) -> StrArray:
         """Name of the first cut that removes each row, shape (n_row,); empty if it is kept."""
         out = np.full(self.n_row, "", dtype=np.dtype("U64"))
         for cut, result in zip(reversed(self.cuts), reversed(self.results), strict=True):
@@ -293,7 +293,7 @@ def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] 
 
 def _values(
     condition: Condition, table: SourceTable, missing: Sequence[float]
-) -> tuple[NDArray[Any], BoolArray]:
+) -> tuple[AnyArray, BoolArray]:
     """Return the values of a column, shape (n_row,), and which of them are given."""
     masked = table.plain(condition.column or "", index=condition.index)
     values, known = np.ma.getdata(masked), ~np.ma.getmaskarray(masked)
@@ -308,7 +308,7 @@ def _values(
     return values, known
 
 
-def _meets(condition: Condition, values: NDArray[Any]) -> BoolArray:
+def _meets(condition: Condition, values: AnyArray) -> BoolArray:
     if condition.bits_clear is not None:
         return np.asarray((_integers(values) & _mask(condition.bits_clear)) == 0)
     if condition.bits_set is not None:
@@ -328,7 +328,7 @@ def _meets(condition: Condition, values: NDArray[Any]) -> BoolArray:
     return _in_range(condition, values)
 
 
-def _in_range(condition: Condition, values: NDArray[Any]) -> BoolArray:
+def _in_range(condition: Condition, values: AnyArray) -> BoolArray:
     if values.dtype.kind not in "fiub":
         raise TypeError("not a number")
     inside = np.ones(values.size, np.bool_)
@@ -343,13 +343,13 @@ def _in_range(condition: Condition, values: NDArray[Any]) -> BoolArray:
     return inside
 
 
-def _equal(values: NDArray[Any], value: Any) -> BoolArray:
+def _equal(values: AnyArray, value: Any) -> BoolArray:
     if isinstance(value, str) != (values.dtype.kind == "U"):
         raise TypeError("text against number")
     return np.asarray(values == value)
 
 
-def _integers(values: NDArray[Any]) -> NDArray[np.uint64]:
+def _integers(values: AnyArray) -> NDArray[np.uint64]:
     """Return whole numbers as their 64 bits, in two's complement."""
     if values.dtype.kind == "f":
         if np.any(values != np.floor(values)) or np.any(np.abs(values) >= 2.0**53):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, InputFileError, MauryError, check_known
+from maury.io.arrays import AnyArray, BoolArray, IndexArray, Int64Array, StrArray
 from maury.io.files import refuse_existing, remove
 from maury.io.source_table import SourceTable
 from maury.labels import columns as columns_module
@@ -32,7 +32,7 @@ from maury.survey.writer import SurveyWriter
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-_Matched = dict[str, tuple[CutCatalogue, NDArray[np.int64]]]
+_Matched = dict[str, tuple[CutCatalogue, Int64Array]]
 REFERENCE = "reference_survey"
 _OF_ITS_OWN_SPECTRA = ("snr", "radial_velocity")
 """What a catalogue says of its spectra is not true of those of another survey."""
@@ -111,7 +111,7 @@ def build_survey(
 class _Plan:
     """What is to be written: rows of the spectra, and every column of those rows."""
 
-    rows: NDArray[np.intp]
+    rows: IndexArray
     columns: Columns
     definitions: tuple[Label, ...]
     offsets: Mapping[str, Offsets]
@@ -159,10 +159,10 @@ def _plan(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow, stack: ExitSt
 def _match_all(
     recipe: BuildRecipe,
     spectra: SpectraSource,
-    keep: NDArray[np.bool_],
+    keep: BoolArray,
     flow: Flow,
     stack: ExitStack,
-) -> tuple[_Matched, NDArray[np.bool_]]:
+) -> tuple[_Matched, BoolArray]:
     """Match every catalogue; also return which spectra are in all required ones."""
     matched: _Matched = {}
     for entry in recipe.catalogue:
@@ -187,7 +187,7 @@ def _place(recipe: BuildRecipe) -> str:
     return place.name if place is not None else ""
 
 
-def _cut_spectra(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow) -> NDArray[np.bool_]:
+def _cut_spectra(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow) -> BoolArray:
     table = SourceTable.of_arrays(Path(_place(recipe)), spectra.columns)
     selection = apply_cuts(recipe.spectra.cut, table)
     for cut, step in zip(selection.cuts, selection.flow(), strict=True):
@@ -237,12 +237,12 @@ def _has(columns: Columns, name: str) -> bool:
     return bool((values != "").any() if values.dtype.kind == "U" else np.isfinite(values).any())
 
 
-def _of_rows(values: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+def _of_rows(values: AnyArray, rows: Int64Array) -> AnyArray:
     missing: Any = "" if values.dtype.kind == "U" else np.nan
     return np.where(rows >= 0, values[np.maximum(rows, 0)], missing)
 
 
-def _note_stars(spectra: SpectraSource, star_id: NDArray[np.str_], flow: Flow) -> None:
+def _note_stars(spectra: SpectraSource, star_id: StrArray, flow: Flow) -> None:
     before, after = np.unique(spectra.texts("star_id")).size, np.unique(star_id).size
     if after < before:
         flow.add(
@@ -259,9 +259,9 @@ def _label(
     references: References,
     matched: _Matched,
     columns: Columns,
-    keep: NDArray[np.bool_],
+    keep: BoolArray,
     flow: Flow,
-) -> NDArray[np.bool_]:
+) -> BoolArray:
     """Add the labels to `columns`, and return which rows are kept."""
     merged = references.of_spectra({title: rows for title, (_, rows) in matched.items()}, flow)
     for k, name in enumerate(merged.labels.names):

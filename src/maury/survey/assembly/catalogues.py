@@ -6,12 +6,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, ConfigError, InputFileError, check_known
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray, StrArray
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
 from maury.survey.archives import SurveyRecipe, apply_cuts, load
@@ -21,8 +20,6 @@ from maury.survey.crossmatch import Positions
 from maury.survey.readers.values import converted, without_missing
 
 logger = logging.getLogger(__name__)
-
-Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class CutCatalogue:
     entry: CatalogueEntry
     recipe: SurveyRecipe
     table: SourceTable
-    rows: NDArray[np.intp]
+    rows: IndexArray
 
     @property
     def title(self) -> str:
@@ -74,7 +71,7 @@ class CutCatalogue:
         """Columns of the recipe that the file has."""
         return [n for n, c in self.recipe.columns.items() if c.name in self.table.names]
 
-    def values(self, name: str) -> NDArray[Any]:
+    def values(self, name: str) -> AnyArray:
         """Return a column of ``maury``, shape (n,); floats are NaN where missing."""
         known = self.recipe.definitions[name]
         entry, place, size = self._origin(name)
@@ -117,7 +114,7 @@ class CutCatalogue:
                 errors[:, k] = self.values(f"{name}_error")
         return values, errors
 
-    def identifiers(self, kind: str) -> NDArray[np.str_]:
+    def identifiers(self, kind: str) -> StrArray:
         """Return identifiers, shape (n,), empty where missing.
 
         Parameters
@@ -157,7 +154,7 @@ class CutCatalogue:
             motions = (self.floats(facts.pmra), self.floats(facts.pmdec))
         return Positions(self.floats(facts.ra), self.floats(facts.dec), epoch, *motions)
 
-    def only(self, keep: NDArray[np.bool_]) -> "CutCatalogue":
+    def only(self, keep: BoolArray) -> "CutCatalogue":
         """Return the catalogue with some of its rows."""
         return CutCatalogue(self.entry, self.recipe, self.table, self.rows[keep])
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, check_known
+from maury.io.arrays import Int64Array
 from maury.labels import abundances as conventions
 from maury.labels import definitions as labels_module
 from maury.labels.abundances import Convention
@@ -29,7 +29,6 @@ from maury.survey.crossmatch import match_identifiers, match_positions
 
 logger = logging.getLogger(__name__)
 
-Rows = NDArray[np.int64]
 _EPOCH_YR = 2000.0
 
 
@@ -65,7 +64,7 @@ class References:
         keys += [conventions.SALARIS_KEY] if conventions.SALARIS_WAY in ways else []
         return keys + ([MIXTURE_KEY] if self.offsets else [])
 
-    def of_spectra(self, matches: Mapping[str, Rows], flow: Flow) -> Merged:
+    def of_spectra(self, matches: Mapping[str, Int64Array], flow: Flow) -> Merged:
         """Return the labels of each spectrum, on the scale of the first reference."""
         aligned = [
             _taken(labels, matches[catalogue.title])
@@ -184,7 +183,7 @@ def _converted(
     return ReferenceLabels(catalogue.title, made.names, made.values, made.errors), note
 
 
-def _taken(labels: ReferenceLabels, rows: Rows) -> ReferenceLabels:
+def _taken(labels: ReferenceLabels, rows: Int64Array) -> ReferenceLabels:
     """Labels of the given rows, NaN where a row is -1."""
     known = (rows >= 0)[:, None]
     index = np.maximum(rows, 0)
@@ -196,7 +195,9 @@ def _taken(labels: ReferenceLabels, rows: Rows) -> ReferenceLabels:
     )
 
 
-def _overlap(recipe: BuildRecipe, first: CutCatalogue, second: CutCatalogue) -> tuple[Rows, Rows]:
+def _overlap(
+    recipe: BuildRecipe, first: CutCatalogue, second: CutCatalogue
+) -> tuple[Int64Array, Int64Array]:
     """Rows of both catalogues that are certainly one star: by a shared identifier, or position."""
     shared = [
         kind

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import Int64Array, StrArray
 from maury.survey.assembly.catalogues import CutCatalogue
 from maury.survey.assembly.flow import Flow
 from maury.survey.assembly.sources import SpectraSource
@@ -16,7 +16,6 @@ from maury.survey.crossmatch import (
     match_positions,
 )
 
-Rows = NDArray[np.int64]
 _LOSSES = (
     MatchFlag.NO_IDENTIFIER,
     MatchFlag.NO_POSITION,
@@ -28,9 +27,9 @@ _LOSSES = (
 def match_catalogue(
     spectra: SpectraSource,
     catalogue: CutCatalogue,
-    earlier: Mapping[str, tuple[CutCatalogue, Rows]],
+    earlier: Mapping[str, tuple[CutCatalogue, Int64Array]],
     flow: Flow,
-) -> Rows:
+) -> Int64Array:
     """Match a catalogue to the spectra, and take down what became of them.
 
     Parameters
@@ -74,7 +73,7 @@ def match_catalogue(
     return match.index
 
 
-def _via(catalogue: CutCatalogue, index: Rows, epoch_yr: float) -> Positions:
+def _via(catalogue: CutCatalogue, index: Int64Array, epoch_yr: float) -> Positions:
     positions = catalogue.positions(epoch_yr)
     taken = positions.take(np.maximum(index, 0))
     return Positions(
@@ -126,7 +125,7 @@ def _claims(match: Match) -> str:
     )
 
 
-def one_star(star_id: NDArray[np.str_], matches: Sequence[Rows]) -> NDArray[np.str_]:
+def one_star(star_id: StrArray, matches: Sequence[Int64Array]) -> StrArray:
     """Return star identifiers, equal for all spectra that share a row of any catalogue.
 
     Parameters

@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, TrainingError, check_known
-
-Float64Array = NDArray[np.float64]
+from maury.io.arrays import BoolArray, Float64Array, StrArray
 
 MIXTURE_KEY = "2010arXiv1008.4686H"
 """Paper of the fit, in the bibliography."""
@@ -302,7 +300,7 @@ class Merged:
     """
 
     labels: ReferenceLabels
-    survey: NDArray[np.str_]
+    survey: StrArray
 
 
 def merge(surveys: Sequence[ReferenceLabels], offsets: Mapping[str, Offsets]) -> Merged:
@@ -341,7 +339,7 @@ def _known(errors: Float64Array) -> Float64Array:
 
 def _common(
     first: ReferenceLabels, second: ReferenceLabels, label: str, terms: Sequence[str]
-) -> NDArray[np.bool_]:
+) -> BoolArray:
     common = np.ones(len(first.values), dtype=np.bool_)
     for name in (label, *terms):
         for survey in (first, second):

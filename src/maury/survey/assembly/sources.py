@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import check_known
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray, StrArray
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column
 from maury.labels.definitions import Label
@@ -20,16 +19,16 @@ from maury.survey.readers import FileSurvey, open_toml
 from maury.survey.store import Survey
 from maury.survey.writer import CHUNK_STARS
 
-Columns = dict[str, NDArray[Any]]
+Columns = dict[str, AnyArray]
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Flux and ivar (n, n_pixel) of some rows, and S/N (n,)."""
 
-    flux: NDArray[np.float32]
-    ivar: NDArray[np.float32]
-    snr: NDArray[np.float64]
+    flux: Float32Array
+    ivar: Float32Array
+    snr: Float64Array
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class SpectraSource:
                 found.append(Column(name, about[0], about[1], about[2], kind))
         return tuple(found)
 
-    def texts(self, name: str) -> NDArray[np.str_]:
+    def texts(self, name: str) -> StrArray:
         """Return a column as text, for identifiers."""
         check_known("column of the spectra", name, self.columns)
         return self.columns[name].astype(np.str_)
@@ -87,7 +86,7 @@ class SpectraSource:
         ra, dec = self.columns["ra"], self.columns["dec"]
         return Positions(ra.astype(np.float64), dec.astype(np.float64), self.epoch_yr)
 
-    def chunks(self, rows: NDArray[np.intp], start: int) -> Iterator[tuple[int, Chunk]]:
+    def chunks(self, rows: IndexArray, start: int) -> Iterator[tuple[int, Chunk]]:
         """Yield the chosen rows from output row `start` on, a chunk of a store at a time."""
         for first in range(start // CHUNK_STARS * CHUNK_STARS, rows.size, CHUNK_STARS):
             chosen = rows[first : first + CHUNK_STARS]

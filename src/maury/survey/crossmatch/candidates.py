@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
 from maury.survey.crossmatch.matches import Match, MatchFlag, claims
 from maury.survey.crossmatch.positions import (
     ARCSEC,
-    BoolArray,
-    Float64Array,
-    Int64Array,
     Positions,
     unit,
 )
@@ -127,7 +124,7 @@ class Best:
     count: Int64Array
     first: Float64Array
     second: Float64Array
-    flags: NDArray[np.int32]
+    flags: Int32Array
 
     @classmethod
     def empty(cls, n: int) -> Self:
@@ -178,7 +175,7 @@ class Best:
         self.flags[rows[gone]] |= MatchFlag.BY_MAGNITUDE.value
         return ~gone
 
-    def decide(self, flags: NDArray[Any], n_right: int, settings: dict[str, Any]) -> Match:
+    def decide(self, flags: AnyArray, n_right: int, settings: dict[str, Any]) -> Match:
         """Apply the policies."""
         index, flags = self.index.copy(), (flags | self.flags).astype(np.int32)
         several = self.count > 1

@@ -7,11 +7,11 @@ from enum import IntFlag
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
 from maury.spectra.rows import row_numbers
-from maury.survey.crossmatch.positions import BoolArray, Float64Array, Int64Array
 
 
 class MatchFlag(IntFlag):
@@ -112,7 +112,7 @@ class Match:
     separation_arcsec: Float64Array
     n_candidate: Int64Array
     next_arcsec: Float64Array
-    flags: NDArray[np.int32]
+    flags: Int32Array
     n_right: int
     settings: dict[str, Any]
 
@@ -133,7 +133,7 @@ class Match:
         """Whether any bit of `flag` is set, shape (n_left,)."""
         return np.asarray((self.flags & flag.value) != 0)
 
-    def take(self, values: ArrayLike, missing: Any = np.nan) -> NDArray[Any]:
+    def take(self, values: ArrayLike, missing: Any = np.nan) -> AnyArray:
         """Return a column (n_right,) of the right catalogue in left order, `missing` if none."""
         column = np.asarray(values)
         if len(column) != self.n_right:

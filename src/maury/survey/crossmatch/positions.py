@@ -10,14 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import ConfigError, LengthMismatch
+from maury.io.arrays import BoolArray, Float64Array
 from maury.spectra.rows import row_numbers
-
-Float64Array = NDArray[np.float64]
-Int64Array = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 ARCSEC = np.pi / (180.0 * 3600.0)
 """In radians."""

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import requests
-from numpy.typing import NDArray
 from urllib3 import HTTPResponse
 
 from maury.errors import ConfigError, FetchError, MissingExtra, OutputExists
+from maury.io.arrays import AnyArray
 from maury.io.files import making, remove, writing
 from maury.survey.fetch.download import Downloader, Progress, Received, Remote
 from maury.survey.fetch.manifest import Manifest
@@ -31,7 +31,7 @@ __all__ = ["Query", "run_query"]
 
 logger = logging.getLogger(__name__)
 
-Table = Mapping[str, NDArray[Any]]
+Table = Mapping[str, AnyArray]
 _ACTIVE = ("PENDING", "QUEUED", "EXECUTING", "RUN", "HELD", "SUSPENDED", "UNKNOWN")
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0

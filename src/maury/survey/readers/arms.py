@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import IdentifierError, LengthMismatch, WavelengthError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray, StrArray
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium
 from maury.survey.readers.grids import Gridder, join_grids
@@ -67,10 +67,10 @@ class ArmsSource:
     """
 
     arms: Sequence[Arm]
-    rows: Sequence[NDArray[np.intp]]
-    ids: NDArray[np.str_] | None
-    wave_aa: NDArray[np.float64]
-    take: NDArray[np.intp]
+    rows: Sequence[IndexArray]
+    ids: StrArray | None
+    wave_aa: Float64Array
+    take: IndexArray
 
     @property
     def n_star(self) -> int:
@@ -129,7 +129,7 @@ def join_arms(arms: Sequence[Arm]) -> ArmsSource:
     return ArmsSource(ordered, [rows[k] for k in order], arms[0].source.ids, wave_aa, take)
 
 
-def _rows_of(arm: Arm, first: Arm) -> NDArray[np.intp]:
+def _rows_of(arm: Arm, first: Arm) -> IndexArray:
     ids, wanted = arm.source.ids, first.source.ids
     if (ids is None) != (wanted is None):
         raise IdentifierError(
@@ -165,8 +165,8 @@ def _rows_of(arm: Arm, first: Arm) -> NDArray[np.intp]:
 
 
 def read_scattered(
-    source: Source, gridder: Gridder, rows: NDArray[np.intp]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    source: Source, gridder: Gridder, rows: IndexArray
+) -> tuple[Float32Array, Float32Array]:
     """Read rows in any order: flux and ivar (n, n_pixel) on the grid; a row of -1 is all bad."""
     flux = np.full((rows.size, gridder.wave_aa.size), np.nan, dtype=np.float32)
     ivar = np.zeros_like(flux)
@@ -179,7 +179,7 @@ def read_scattered(
             here = slice(first, first + len(piece.flux))
             with np.errstate(over="ignore", invalid="ignore"):
                 noise, _ = with_noise(piece.flux, piece.ivar, np.full(len(piece.flux), np.nan))
-                placed: tuple[NDArray[Any], NDArray[Any]] = gridder.place(
+                placed: tuple[AnyArray, AnyArray] = gridder.place(
                     piece.wave_aa, (piece.flux, noise), what=piece.what
                 )
                 flux[here], ivar[here] = placed

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, InputFileError, WavelengthError
+from maury.io.arrays import Float64Array
 from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium
@@ -197,7 +197,7 @@ def _companion(columns: Sequence[_Column], flux: _Column, kind: str) -> _Column 
     return found[0] if found else None
 
 
-def _array(hdu: Any, column: _Column) -> NDArray[np.float64]:
+def _array(hdu: Any, column: _Column) -> Float64Array:
     return np.asarray(hdu.data[column.name], dtype=np.float64).ravel()
 
 

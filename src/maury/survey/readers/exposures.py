@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray, StrArray
 from maury.spectra.operators import to_rest_frame
 from maury.survey.readers.arms import Readable, read_scattered
 from maury.survey.readers.grids import Gridder
@@ -38,8 +37,8 @@ class CoaddedSource:
 
     source: Readable
     gridder: Gridder
-    groups: Sequence[NDArray[np.intp]]
-    velocity_kms: NDArray[np.float64] | None = None
+    groups: Sequence[IndexArray]
+    velocity_kms: Float64Array | None = None
     ids: None = None
 
     @property
@@ -61,7 +60,7 @@ class CoaddedSource:
             flux[row], ivar[row] = coadd(*self._exposures(group))
         yield Piece(self.gridder.wave_aa, flux, ivar, "co-added spectra")
 
-    def _exposures(self, group: NDArray[np.intp]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _exposures(self, group: IndexArray) -> tuple[AnyArray, AnyArray]:
         flux, ivar = read_scattered(self.source, self.gridder, group)
         if self.velocity_kms is None:
             return flux, ivar
@@ -72,7 +71,7 @@ class CoaddedSource:
         return moved[0], moved[1]
 
 
-def coadd(flux: NDArray[Any], ivar: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def coadd(flux: AnyArray, ivar: AnyArray) -> tuple[AnyArray, AnyArray]:
     """Add up exposures of one star on one grid: f = sum w f / sum w, w = inverse variance.
 
     Before that each is scaled, so that its median flux, over the pixels that it shares with the
@@ -100,9 +99,7 @@ def coadd(flux: NDArray[Any], ivar: NDArray[Any]) -> tuple[NDArray[Any], NDArray
     return mean, total
 
 
-def _levels(
-    values: NDArray[np.float64], good: NDArray[np.bool_], weight: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _levels(values: Float64Array, good: BoolArray, weight: Float64Array) -> Float64Array:
     """Median flux of each exposure over that of the best one; 1 where it cannot be told."""
     levels = np.ones(len(values))
     best = int(np.argmax((weight * values**2).sum(axis=1)))
@@ -116,7 +113,7 @@ def _levels(
     return levels
 
 
-def group_exposures(star_id: NDArray[np.str_]) -> list[NDArray[np.intp]]:
+def group_exposures(star_id: StrArray) -> list[IndexArray]:
     """Return the rows of each star, stars in the order of their first row."""
     _, first, member = np.unique(star_id, return_index=True, return_inverse=True)
     order = np.argsort(member, kind="stable")
@@ -126,8 +123,8 @@ def group_exposures(star_id: NDArray[np.str_]) -> list[NDArray[np.intp]]:
 
 
 def collapse(
-    columns: Mapping[str, NDArray[Any]], groups: Sequence[NDArray[np.intp]], *, at_rest: bool
-) -> dict[str, NDArray[Any]]:
+    columns: Mapping[str, AnyArray], groups: Sequence[IndexArray], *, at_rest: bool
+) -> dict[str, AnyArray]:
     """Return columns of the stars from those of their exposures.
 
     Numbers are the mean of those that are known, text is that of the first exposure. S/N is left
@@ -143,7 +140,7 @@ def collapse(
     """
     dropped = {"snr", "radial_velocity"} if at_rest else {"snr"}
     counts = np.array([group.size for group in groups])
-    out: dict[str, NDArray[Any]] = {}
+    out: dict[str, AnyArray] = {}
     order = np.concatenate(groups)
     member = np.repeat(np.arange(len(groups)), counts)
     first = np.array([group[0] for group in groups])
@@ -159,9 +156,7 @@ def collapse(
     return out
 
 
-def _means(
-    values: NDArray[Any], member: NDArray[np.intp], first: NDArray[Any]
-) -> NDArray[np.float64]:
+def _means(values: AnyArray, member: IndexArray, first: AnyArray) -> Float64Array:
     """Mean of the finite values of each star; equal values are kept to the last bit."""
     known = np.isfinite(values)
     n_star = first.size

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import InputFileError, LengthMismatch, WavelengthError
+from maury.io.arrays import Float64Array, StrArray
 from maury.io.limits import current, exceeded
 from maury.io.opening import files_of, find_hdu, open_fits, reading
 from maury.io.tables import fits_table
@@ -29,7 +29,6 @@ from maury.survey.readers.rows import to_ivar
 
 logger = logging.getLogger(__name__)
 
-Float64Array = NDArray[np.float64]
 _DEFAULT_WAVE = ArrayRef(name="wave")
 _MOST_BYTES_PER_PIXEL = 10
 _FITS_SUFFIXES = (".fits", ".fit", ".fits.gz")
@@ -67,7 +66,7 @@ class FolderSource:
         return len(self.paths)
 
     @cached_property
-    def ids(self) -> NDArray[np.str_]:
+    def ids(self) -> StrArray:
         """Identifiers: the header card that ``id`` names, else names without suffix."""
         if self.spectra.id is None:
             return np.array([_stem(path) for path in self.paths], dtype=np.str_)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, GridMismatch, IdentifierError, InputFileError
 from maury.io.array_csv import ArrayCsv
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray, StrArray
 from maury.io.opening import check_votable, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.io.tables import astropy_table, fits_table
@@ -28,7 +28,7 @@ from maury.survey.readers.rows import to_ivar
 from maury.survey.readers.sources import Block, BlockFiles, RowReader, header_facts, list_files
 
 N_PIXEL = 2401
-WAVE_AA: NDArray[np.float64] = 8460.0 + 0.1 * np.arange(N_PIXEL, dtype=np.float64)
+WAVE_AA: Float64Array = 8460.0 + 0.1 * np.arange(N_PIXEL, dtype=np.float64)
 """The grid of RVS mean spectra, in vacuum."""
 
 _SUFFIXES = (".fits", ".fits.gz", ".vot", ".xml", ".votable", ".ecsv", ".csv", ".csv.gz")
@@ -57,7 +57,7 @@ def open_rvs(path: Path, stack: ExitStack) -> BlockFiles:
 
 
 def _reader(flux: Plane, error: Plane | None) -> RowReader:
-    def read(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    def read(start: int, stop: int) -> tuple[AnyArray, Float32Array | None]:
         ivar = None
         if error is not None:
             ivar = to_ivar(_wide(error.rows(start, stop)), is_error=True)
@@ -66,7 +66,7 @@ def _reader(flux: Plane, error: Plane | None) -> RowReader:
     return read
 
 
-def _wide(values: NDArray[Any]) -> NDArray[np.float64]:
+def _wide(values: AnyArray) -> Float64Array:
     """Arrays of rows, NaN throughout if all of them are empty."""
     wide = np.asarray(values, dtype=np.float64)
     return wide if wide.shape[1] else np.full((len(wide), N_PIXEL), np.nan)
@@ -193,7 +193,7 @@ def _sampled(table: SourceTable, facts: Mapping[str, Any]) -> Block:
     return Block(owners, _facts_table(facts, owners, path), read, waves[0], path)
 
 
-def _runs(ids: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.intp]]:
+def _runs(ids: StrArray) -> tuple[StrArray, IndexArray]:
     """Return identifiers of consecutive rows, each once, and the first row of each."""
     first = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
     return ids[first], first
@@ -212,9 +212,9 @@ def _source_id(facts: Mapping[str, Any], path: Path) -> str:
     )
 
 
-def _facts_table(facts: Mapping[str, Any], owners: NDArray[np.str_], path: Path) -> SourceTable:
+def _facts_table(facts: Mapping[str, Any], owners: StrArray, path: Path) -> SourceTable:
     """Facts of a file of one source; of many, their identifiers alone are known."""
-    columns: dict[str, NDArray[Any]] = {_ID: owners}
+    columns: dict[str, AnyArray] = {_ID: owners}
     if owners.size == 1:
         columns |= {name: np.array([v]) for name, v in facts.items() if name not in _ID_CARDS}
     return SourceTable(path, tuple(columns), owners.size, {}, columns.__getitem__)

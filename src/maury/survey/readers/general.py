@@ -9,9 +9,9 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ConfigError, InputFileError
+from maury.io.arrays import AnyArray, Float64Array
 from maury.io.cluster import Cluster
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column
@@ -128,7 +128,7 @@ class FileSurvey:
         return self.source.n_star
 
     @property
-    def wave_aa(self) -> NDArray[np.float64]:
+    def wave_aa(self) -> Float64Array:
         """Wavelengths in angstrom, shape ``(n_pixel,)``."""
         return self.gridder.wave_aa
 
@@ -159,7 +159,7 @@ class FileSurvey:
             start,
         )
 
-    def _stored(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    def _stored(self, name: str, values: AnyArray) -> AnyArray:
         """Values of the type that a store gives them."""
         kind = self._kinds[name]
         return values.astype(np.str_ if kind == "str" else kind)
@@ -385,9 +385,7 @@ def open_config(
         )
 
 
-def _velocity(
-    columns: Columns, exposures: ExposuresConfig, path: Path
-) -> NDArray[np.float64] | None:
+def _velocity(columns: Columns, exposures: ExposuresConfig, path: Path) -> Float64Array | None:
     if exposures.velocity is None:
         return None
     if exposures.velocity not in columns:

@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import GridMismatch, WavelengthError
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
 from maury.spectra.operators import Resampler
 from maury.spectra.spectra import Medium, arm_slices, check_wavelengths, describe_grid
 
@@ -17,7 +18,7 @@ _TOLERANCE_PIXEL = 0.05
 _LARGEST_LOG10 = 10.0
 
 
-def linear_grid(start: float, step: float, n: int, *, log: bool = False) -> NDArray[np.float64]:
+def linear_grid(start: float, step: float, n: int, *, log: bool = False) -> Float64Array:
     """Return ``start + step k`` for k = 0 to n - 1, or ten to that power if `log`."""
     grid = start + step * np.arange(n, dtype=np.float64)
     with np.errstate(over="ignore"):
@@ -44,9 +45,7 @@ def angstrom_per(unit: str | None) -> float:
         ) from error
 
 
-def to_angstrom(
-    values: ArrayLike, unit: str | None, *, log: bool | None = None
-) -> NDArray[np.float64]:
+def to_angstrom(values: ArrayLike, unit: str | None, *, log: bool | None = None) -> Float64Array:
     """Return wavelengths, or log10 of them if `log`, in angstrom."""
     wave = np.asarray(values, dtype=np.float64)
     with np.errstate(over="ignore"):
@@ -60,7 +59,7 @@ def header_grid(
     *,
     unit: str | None = None,
     log: bool | None = None,
-) -> NDArray[np.float64] | None:
+) -> Float64Array | None:
     """Return the wavelengths that a FITS header gives to one axis, in angstrom.
 
     Understood are ``WAVE0``/``DWAVE``, ``COEFF0``/``COEFF1`` (log10), and ``CRVAL``, ``CRPIX`` (1
@@ -105,7 +104,7 @@ def header_grid(
     return linear_grid(value + offset[0], step, n, log=log) * angstrom_per(unit)
 
 
-def same_grid(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+def same_grid(one: Float64Array, other: Float64Array) -> bool:
     """Whether two grids are equal within a hundredth of an angstrom and a twentieth of a pixel."""
     if one.size != other.size:
         return False
@@ -146,15 +145,15 @@ class Gridder:
         self.wave_aa = self._base_aa if layout is None else check_wavelengths(layout.wave_aa)
         self._resample = resample
         self._medium = medium
-        self._last: tuple[NDArray[np.float64], Resampler] | None = None
+        self._last: tuple[Float64Array, Resampler] | None = None
 
     def place(
         self,
-        wave_aa: NDArray[np.float64],
-        spectra: tuple[NDArray[np.float32], NDArray[np.float32]],
+        wave_aa: Float64Array,
+        spectra: tuple[Float32Array, Float32Array],
         *,
         what: str,
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
+    ) -> tuple[AnyArray, AnyArray]:
         """Return flux and ivar on the grid.
 
         Parameters
@@ -178,10 +177,10 @@ class Gridder:
 
     def _on_base(
         self,
-        wave_aa: NDArray[np.float64],
-        spectra: tuple[NDArray[np.float32], NDArray[np.float32]],
+        wave_aa: Float64Array,
+        spectra: tuple[Float32Array, Float32Array],
         what: str,
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
+    ) -> tuple[AnyArray, AnyArray]:
         if same_grid(self._base_aa, wave_aa):
             return spectra
         wave_aa = check_wavelengths(wave_aa, name=f"wavelengths of {what}")
@@ -209,12 +208,12 @@ class Layout:
         Numbers of the pixels; -1 for a guard, which never has a weight.
     """
 
-    wave_aa: NDArray[np.float64]
-    take: NDArray[np.intp]
+    wave_aa: Float64Array
+    take: IndexArray
 
     @classmethod
     def of(
-        cls, wave_aa: NDArray[np.float64], windows: Sequence[tuple[float, float]], *, what: str
+        cls, wave_aa: Float64Array, windows: Sequence[tuple[float, float]], *, what: str
     ) -> "Layout | None":
         """Return the layout of a grid cut to windows (angstrom), or None if all of it is kept.
 
@@ -240,7 +239,7 @@ class Layout:
         place = np.concatenate(parts)
         return cls(wave, np.where(take >= 0, place[np.maximum(take, 0)], -1))
 
-    def lay(self, flux: NDArray[Any], ivar: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def lay(self, flux: AnyArray, ivar: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Return flux and ivar (n_star, n_kept) of those of the whole grid."""
         guard = self.take < 0
         return (
@@ -253,14 +252,12 @@ _NATURAL_GAP = 8.0
 _LEAST_GAP = 6.5
 
 
-def _natural(wave_aa: NDArray[np.float64]) -> tuple[slice, ...]:
+def _natural(wave_aa: Float64Array) -> tuple[slice, ...]:
     """Return the stretches between gaps that a grid has by itself."""
     return arm_slices(wave_aa, gap=_NATURAL_GAP)
 
 
-def join_grids(
-    grids: Sequence[NDArray[np.float64]], *, what: str
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+def join_grids(grids: Sequence[Float64Array], *, what: str) -> tuple[Float64Array, IndexArray]:
     """Join grids of arms into one, with a guard pixel at either side of each gap.
 
     Parameters

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, IdentifierError, LengthMismatch, suggestion
+from maury.io.arrays import AnyArray, Float64Array, IndexArray, StrArray
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
 from maury.labels import columns as columns_module
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 _SPECTRA = "spectra"
 
-Float64Array = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class _Joined:
@@ -34,9 +32,9 @@ class _Joined:
 
     table: SourceTable
     id_name: str | None = None
-    rows: NDArray[np.intp] | None = None
+    rows: IndexArray | None = None
 
-    def take(self, values: NDArray[Any], missing: Any) -> NDArray[Any]:
+    def take(self, values: AnyArray, missing: Any) -> AnyArray:
         """Return values in the order of the spectra."""
         if self.rows is None:
             return values
@@ -49,13 +47,13 @@ class Spectrograph:
 
     path: Path
     n_star: int
-    ids: NDArray[np.str_] | None
+    ids: StrArray | None
     table: SourceTable | None
 
 
 def join(
     config: IngestConfig, spectra: Spectrograph, labels: Sequence[Label], stack: ExitStack
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, AnyArray]:
     """Return every mapped column in the order of the spectra, and their ``id``.
 
     Parameters
@@ -93,7 +91,7 @@ def join(
     tables = {title: _joined(joined, ids, spectra) for title, joined in tables.items()}
     known = columns_module.known(labels)
     further = config.further_columns
-    columns: dict[str, NDArray[Any]] = {"id": ids}
+    columns: dict[str, AnyArray] = {"id": ids}
     for name, wanted in config.columns.items():
         if name == "id":
             continue
@@ -133,9 +131,7 @@ def _settled(
     return converted(without_missing(values, column, missing), column, unit, what=what)
 
 
-def _ids(
-    config: IngestConfig, spectra: Spectrograph, tables: Mapping[str, _Joined]
-) -> NDArray[np.str_]:
+def _ids(config: IngestConfig, spectra: Spectrograph, tables: Mapping[str, _Joined]) -> StrArray:
     given = spectra.ids
     if "id" in config.columns:
         joined = _locate("id", config.columns["id"], tables)
@@ -154,7 +150,7 @@ def _ids(
     return complete_ids(given, spectra.n_star, spectra.path)
 
 
-def _joined(joined: _Joined, ids: NDArray[np.str_], spectra: Spectrograph) -> _Joined:
+def _joined(joined: _Joined, ids: StrArray, spectra: Spectrograph) -> _Joined:
     if joined.id_name is None:
         return joined
     table = joined.table

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, InputFileError, WavelengthError
+from maury.io.arrays import Float64Array
 from maury.io.opening import find_hdu
 from maury.survey.readers.grids import header_grid
 from maury.survey.readers.sources import (
@@ -119,7 +119,7 @@ def _read_mrs(hdus: Any, path: Path, *, arm: str) -> StarSpectrum:
 def _table(hdu: Any, path: Path) -> StarSpectrum:
     columns = {str(name).upper(): name for name in hdu.columns.names}
 
-    def array(*names: str) -> NDArray[np.float64] | None:
+    def array(*names: str) -> Float64Array | None:
         for name in names:
             if name in columns:
                 return np.asarray(hdu.data[columns[name]], dtype=np.float64).ravel()

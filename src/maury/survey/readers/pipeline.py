@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from maury.errors import (
     ClusterError,
@@ -20,6 +20,7 @@ from maury.errors import (
     OutputError,
     WorkerLost,
 )
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, StrArray
 from maury.io.cluster import Cluster
 from maury.io.files import discard, explaining
 from maury.io.limits import current, exceeded
@@ -33,7 +34,7 @@ from maury.survey.writer import CHUNK_STARS, SurveyWriter, put_rows, require_uni
 from maury.version import __version__
 
 
-def star_ids(ids: ArrayLike, parallax: ArrayLike, magnitudes: ArrayLike) -> NDArray[np.str_]:
+def star_ids(ids: ArrayLike, parallax: ArrayLike, magnitudes: ArrayLike) -> StrArray:
     """Give every spectrum the identifier of its star, found by equal astrometry and photometry.
 
     Rows of equal parallax and equal magnitudes (the same ones finite) are one star, named by the
@@ -64,7 +65,7 @@ def star_ids(ids: ArrayLike, parallax: ArrayLike, magnitudes: ArrayLike) -> NDAr
     known = np.flatnonzero(np.isfinite(distance) & (np.isfinite(bands).sum(axis=1) >= 2))
     out = names.copy()
     if known.size:
-        key: NDArray[Any] = np.column_stack([distance[known], bands[known]])
+        key: AnyArray = np.column_stack([distance[known], bands[known]])
         # Adding 0 makes -0.0 equal to 0.0 byte by byte, as the comparison below sees them.
         key = np.where(np.isfinite(key), key, np.inf) + 0.0
         rows = np.ascontiguousarray(key).view(f"V{key.itemsize * key.shape[1]}").ravel()
@@ -75,7 +76,7 @@ def star_ids(ids: ArrayLike, parallax: ArrayLike, magnitudes: ArrayLike) -> NDAr
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
-Columns = Mapping[str, NDArray[Any]]
+Columns = Mapping[str, AnyArray]
 _LARGEST_HASHED = 64 * 2**20
 _NORMALISED = (0.8, 1.25)
 
@@ -96,9 +97,9 @@ class Piece:
         Where they come from, for messages.
     """
 
-    wave_aa: NDArray[np.float64]
-    flux: NDArray[np.float32]
-    ivar: NDArray[np.float32] | None
+    wave_aa: Float64Array
+    flux: Float32Array
+    ivar: Float32Array | None
     what: str
 
 
@@ -110,7 +111,7 @@ class Source(Protocol):
         """Number of spectra."""
 
     @property
-    def ids(self) -> NDArray[np.str_] | None:
+    def ids(self) -> StrArray | None:
         """Identifiers of the spectra, shape (n_star,), if the source knows them."""
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
@@ -146,7 +147,7 @@ def check_pixels(n_pixel: int, what: Path) -> None:
         raise exceeded(what, f"holds spectra of {n_pixel} pixels", "pixels")
 
 
-def complete_ids(ids: NDArray[np.str_] | None, n_star: int, what: Path) -> NDArray[np.str_]:
+def complete_ids(ids: StrArray | None, n_star: int, what: Path) -> StrArray:
     """Return identifiers, checked, or row numbers (from 0) if there are none.
 
     Raises
@@ -165,7 +166,7 @@ def complete_ids(ids: NDArray[np.str_] | None, n_star: int, what: Path) -> NDArr
     return ids
 
 
-def group_stars(columns: Columns, ids: NDArray[np.str_]) -> NDArray[np.str_]:
+def group_stars(columns: Columns, ids: StrArray) -> StrArray:
     """Return the star of every spectrum: as the column says, else by equal photometry."""
     if "star_id" in columns:
         given = columns["star_id"]
@@ -176,8 +177,8 @@ def group_stars(columns: Columns, ids: NDArray[np.str_]) -> NDArray[np.str_]:
 
 
 def with_noise(
-    flux: NDArray[np.float32], ivar: NDArray[np.float32] | None, snr: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    flux: Float32Array, ivar: Float32Array | None, snr: Float64Array
+) -> tuple[Float32Array, Float64Array]:
     """Return ivar and S/N of spectra of which one or both are unknown.
 
     S/N is taken from `snr`, else from flux and ivar, else estimated from the spectrum. Spectra
@@ -212,7 +213,7 @@ def with_noise(
     return (ivar_from_snr(scaled, snr) / level**2).astype(np.float32), snr
 
 
-def _level(flux: NDArray[np.float32], good: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _level(flux: Float32Array, good: BoolArray) -> Float64Array:
     """Continuum level of each row: 1 if it is normalised, else its 90th percentile."""
     level = np.ones(flux.shape[0])
     for row in np.flatnonzero(good.any(axis=1)):
@@ -221,7 +222,7 @@ def _level(flux: NDArray[np.float32], good: NDArray[np.bool_]) -> NDArray[np.flo
     return np.where(normalised | ~(level > 0), 1.0, level)
 
 
-def _measured_snr(flux: NDArray[np.float32], ivar: NDArray[np.float32]) -> NDArray[np.float64]:
+def _measured_snr(flux: Float32Array, ivar: Float32Array) -> Float64Array:
     """Median of flux over noise in the upper half of the good pixels, where continuum is."""
     ratio = np.where(ivar > 0, flux, 0).astype(np.float64) * np.sqrt(ivar)
     out = np.full(flux.shape[0], np.nan)
@@ -337,7 +338,7 @@ class _Stretch:
     key: str
     start: int
     stop: int
-    known_snr: NDArray[np.float64]
+    known_snr: Float64Array
 
 
 def _read_on(
@@ -363,7 +364,7 @@ def _read_on(
             progress(writer.n_written, writer.n_star)
 
 
-def _read_there(stretch: _Stretch, tell: Callable[[Any], None]) -> NDArray[np.float64]:
+def _read_there(stretch: _Stretch, tell: Callable[[Any], None]) -> Float64Array:
     """Read and write spectra on a worker, chunk by chunk; return their S/N."""
     opened = _opened(stretch.opener, stretch.argument, stretch.key)
     snr = np.empty(stretch.stop - stretch.start)
@@ -384,8 +385,8 @@ def _opened(opener: Opener, argument: str, key: str) -> Opened:
 
 
 def read_rows(
-    source: Source, gridder: Gridder, start: int, known_snr: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    source: Source, gridder: Gridder, start: int, known_snr: Float64Array
+) -> tuple[Float32Array, Float32Array, Float64Array]:
     """Read consecutive rows: flux and ivar (n, n_pixel) on the common grid, and S/N (n,).
 
     Parameters

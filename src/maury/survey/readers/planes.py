@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, GridMismatch, InputFileError, suggestion
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.io.limits import check_unfolded, current, exceeded
 from maury.io.opening import reading
 from maury.io.parquet import column_sizes
@@ -20,10 +20,8 @@ from maury.survey.readers.pipeline import check_rows
 _PEEK = 64
 _AT_ONCE = 2**22
 
-Float64Array = NDArray[np.float64]
 
-
-Rows = Callable[[int, int], Float64Array | NDArray[np.float32]]
+Rows = Callable[[int, int], Float64Array | Float32Array]
 """``rows(start, stop)`` is the array of these stars, shape (n, n_pixel)."""
 
 
@@ -46,7 +44,7 @@ class ArrayRows:
     data: Any
     pixel_axis: int = 1
 
-    def __call__(self, start: int, stop: int) -> NDArray[Any]:
+    def __call__(self, start: int, stop: int) -> AnyArray:
         """Return the array of these stars, shape (n, n_pixel)."""
         if self.pixel_axis == 0:
             return np.asarray(self.data[:, start:stop]).T
@@ -102,7 +100,7 @@ def _npz_plane(path: Path, name: str) -> Plane:
     return _numeric_plane(data, f"{path}, array {name!r}")
 
 
-def npz_array(path: Path, name: str) -> NDArray[Any]:
+def npz_array(path: Path, name: str) -> AnyArray:
     """Read an array of a ``.npz`` file whole; pickles, and arrays that unfold too far, are refused.
 
     Raises
@@ -140,7 +138,7 @@ def column_plane(read: Callable[[int, int], Any], table: SourceTable, name: str)
     """
     what = f"{table.path}, column {name!r}"
 
-    def rows(start: int, stop: int) -> NDArray[Any]:
+    def rows(start: int, stop: int) -> AnyArray:
         block = _stacked(read(start, stop), what)
         if block.shape[1] == 0:
             return np.full((block.shape[0], n_pixel), np.nan)
@@ -154,7 +152,7 @@ def column_plane(read: Callable[[int, int], Any], table: SourceTable, name: str)
     return Plane(table.n_row, n_pixel, rows)
 
 
-def _stacked(values: Any, what: str) -> NDArray[Any]:
+def _stacked(values: Any, what: str) -> AnyArray:
     """Array (n, n_pixel) of a column; arrays of variable length must be equal in length."""
     if values.dtype.kind == "O":
         parts = [np.ma.asanyarray(value) for value in values]
@@ -176,7 +174,7 @@ def _stacked(values: Any, what: str) -> NDArray[Any]:
     return np.asarray(flat)
 
 
-def _filled(lengths: NDArray[Any], flat: NDArray[Any], what: str) -> NDArray[Any]:
+def _filled(lengths: AnyArray, flat: AnyArray, what: str) -> AnyArray:
     """Rows of equal length from a flat array, NaN in those of no length."""
     longest = int(lengths.max(initial=0))
     if np.any((lengths != longest) & (lengths != 0)):
@@ -234,7 +232,7 @@ def _rows_at_once(path: Path, name: str, n_row: int) -> int:
     return max(1, min(1024, _AT_ONCE // max(1, length)))
 
 
-def _arrow_rows(chunk: Any, what: str) -> NDArray[Any]:
+def _arrow_rows(chunk: Any, what: str) -> AnyArray:
     import pyarrow as pa
     from pyarrow import compute
 

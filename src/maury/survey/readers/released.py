@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import (
     ColumnError,
@@ -22,6 +21,7 @@ from maury.errors import (
     LengthMismatch,
     WavelengthError,
 )
+from maury.io.arrays import AnyArray, Float64Array, IndexArray, StrArray
 from maury.io.cluster import Cluster
 from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
@@ -177,7 +177,7 @@ def _open_again(directory: str) -> Opened:
 @dataclass(frozen=True)
 class _ImageSource:
     path: Path
-    wave_aa: NDArray[np.float64]
+    wave_aa: Float64Array
     section: Any
     pixel_first: bool
     n_star: int
@@ -214,9 +214,7 @@ def _find(directory: Path) -> dict[str, Path]:
     return found
 
 
-def _open_spectra(
-    path: Path, stack: ExitStack
-) -> tuple[_ImageSource, NDArray[np.float64], Medium, bool]:
+def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Float64Array, Medium, bool]:
     hdu = find_hdu(open_fits(path, stack), 0, path, image=True)
     shape = tuple(hdu.shape or ())
     if len(shape) != 2 or N_PIXEL not in shape:
@@ -255,14 +253,14 @@ def _check_lengths(source: _ImageSource, tables: Mapping[str, SourceTable]) -> N
 
 def _identify(
     source: _ImageSource, tables: Mapping[str, SourceTable]
-) -> tuple[NDArray[np.str_], dict[str, NDArray[np.intp]]]:
+) -> tuple[StrArray, dict[str, IndexArray]]:
     """Return identifiers, and per table its rows in the order of the spectra where that differs.
 
     The order of the spectra is that of the first table that has identifiers.
     """
-    ids: NDArray[np.str_] | None = None
+    ids: StrArray | None = None
     first: SourceTable | None = None
-    order: dict[str, NDArray[np.intp]] = {}
+    order: dict[str, IndexArray] = {}
     for part, table in tables.items():
         name = _by_lower(table).get(next((n for n in _ID_NAMES if n in _by_lower(table)), ""))
         if name is None:
@@ -276,9 +274,7 @@ def _identify(
     return complete_ids(ids, source.n_star, source.path), order
 
 
-def _match(
-    ids: NDArray[np.str_], here: NDArray[np.str_], paths: tuple[Path, Path]
-) -> NDArray[np.intp]:
+def _match(ids: StrArray, here: StrArray, paths: tuple[Path, Path]) -> IndexArray:
     sorting = np.argsort(here)
     place = np.minimum(np.searchsorted(here[sorting], ids), ids.size - 1)
     absent = here[sorting[place]] != ids
@@ -310,10 +306,10 @@ def _source_names() -> dict[str, str]:
 
 
 def _columns(
-    tables: Mapping[str, SourceTable], order: Mapping[str, NDArray[np.intp]]
-) -> dict[str, NDArray[Any]]:
+    tables: Mapping[str, SourceTable], order: Mapping[str, IndexArray]
+) -> dict[str, AnyArray]:
     meaning, known = _source_names(), columns_module.known()
-    columns: dict[str, NDArray[Any]] = {}
+    columns: dict[str, AnyArray] = {}
     origin: dict[str, str] = {}
     for part, table in tables.items():
         rows = order.get(part, slice(None))

@@ -4,10 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import (
     ColumnError,
@@ -16,6 +14,7 @@ from maury.errors import (
     LengthMismatch,
     WavelengthError,
 )
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
 from maury.io.limits import current, exceeded
 from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
@@ -39,8 +38,6 @@ from maury.survey.readers.planes import (
     plane_of,
     turned,
 )
-
-Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class RowsSource:
     wave: Float64Array | Plane
     ivar: Plane | None = None
     is_error: bool = False
-    ids: NDArray[np.str_] | None = None
+    ids: StrArray | None = None
     table: SourceTable | None = None
     simulated: bool = False
 
@@ -102,7 +99,7 @@ class RowsSource:
             yield Piece(wave, flux[rows], None if ivar is None else ivar[rows], what)
 
 
-def to_ivar(values: NDArray[Any], *, is_error: bool) -> NDArray[np.float32]:
+def to_ivar(values: AnyArray, *, is_error: bool) -> Float32Array:
     """Return inverse variance from itself or from 1 sigma errors; 0 where it means nothing."""
     data = np.asarray(values, dtype=np.float64)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -139,7 +136,7 @@ class _File:
     get: Callable[[ArrayRef], Plane]
     flux: Plane
     table: SourceTable | None = None
-    texts: Callable[[str], NDArray[np.str_]] | None = None
+    texts: Callable[[str], StrArray] | None = None
     oriented: bool = True
 
 
@@ -273,7 +270,7 @@ def _open_numpy(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
             raise InputFileError(f"{path} holds one array; give the 'file' of the other ones")
         return numpy_plane(ref.file or path, ref.name, spectra.flux)
 
-    def texts(name: str) -> NDArray[np.str_]:
+    def texts(name: str) -> StrArray:
         if not archive:
             raise ColumnError(f"{path} has no array {name!r} of identifiers")
         values = npz_array(path, name)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError, InputFileError, WavelengthError
+from maury.io.arrays import Float64Array
 from maury.survey.readers.grids import header_grid, linear_grid
 from maury.survey.readers.sources import (
     Cards,
@@ -161,7 +161,7 @@ def _aspcap_facts(hdus: Any, path: Path) -> dict[str, Any]:
     return facts
 
 
-def _apogee_wave(hdus: Any, n_pixel: int, path: Path) -> NDArray[np.float64]:
+def _apogee_wave(hdus: Any, n_pixel: int, path: Path) -> Float64Array:
     for header in (hdus[1].header, hdus[0].header):
         wave = header_grid(header, 1, n_pixel, log=True)
         if wave is not None:
@@ -169,7 +169,7 @@ def _apogee_wave(hdus: Any, n_pixel: int, path: Path) -> NDArray[np.float64]:
     raise WavelengthError(f"{path} has no wavelength cards (CRVAL1, CDELT1)")
 
 
-def _ivar(error: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ivar(error: Float64Array) -> Float64Array:
     good = np.isfinite(error) & (error > 0)
     with np.errstate(over="ignore"):
         return np.where(good, np.where(good, error, 1.0) ** -2.0, 0.0)
@@ -215,7 +215,7 @@ def _read_mwmstar(hdus: Any, path: Path, *, instrument: str) -> StarSpectrum:
     if lacking:
         raise ColumnError(f"{path}: {hdu.name} lacks the columns {', '.join(lacking)}")
 
-    def array(name: str) -> NDArray[np.float64]:
+    def array(name: str) -> Float64Array:
         return np.asarray(hdu.data[columns[name]][row], dtype=np.float64).ravel()
 
     flux, ivar = array("flux"), array("ivar")
@@ -225,7 +225,7 @@ def _read_mwmstar(hdus: Any, path: Path, *, instrument: str) -> StarSpectrum:
     return StarSpectrum(wave, flux, ivar, {}, "vacuum")
 
 
-def _mwm_wave(hdu: Any, n_pixel: int, instrument: str) -> NDArray[np.float64]:
+def _mwm_wave(hdu: Any, n_pixel: int, instrument: str) -> Float64Array:
     start, step, _ = _GRIDS[instrument]
     header = hdu.header
     return linear_grid(

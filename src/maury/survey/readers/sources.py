@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import InputFileError, LengthMismatch
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
 from maury.io.opening import files_of, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium
 from maury.survey.readers.grids import same_grid
 from maury.survey.readers.pipeline import Piece, Source, check_rows, complete_ids
-
-Float64Array = NDArray[np.float64]
 
 
 class FormatSource(Source, Protocol):
@@ -84,7 +82,7 @@ class StarFiles:
 
     paths: Sequence[Path]
     read: Callable[[Path], StarSpectrum]
-    ids: NDArray[np.str_]
+    ids: StrArray
     table: SourceTable
     medium: Medium | None
     simulated: bool = False
@@ -137,7 +135,7 @@ def _piece(stars: Sequence[StarSpectrum], what: str) -> Piece:
     return Piece(stars[0].wave_aa, flux, ivar, what)
 
 
-RowReader = Callable[[int, int], tuple[NDArray[Any], NDArray[np.float32] | None]]
+RowReader = Callable[[int, int], tuple[AnyArray, Float32Array | None]]
 """``read(start, stop)`` is flux and ivar of these rows, both (n, n_pixel); ivar may be None."""
 
 
@@ -156,7 +154,7 @@ class Block:
     path : Path
     """
 
-    ids: NDArray[np.str_]
+    ids: StrArray
     table: SourceTable
     read: RowReader
     wave_aa: Float64Array
@@ -180,7 +178,7 @@ class BlockFiles:
 
     paths: Sequence[Path]
     blocks: Sequence[Block]
-    ids: NDArray[np.str_]
+    ids: StrArray
     table: SourceTable
     medium: Medium | None
     simulated: bool = False
@@ -234,7 +232,7 @@ def _joined(tables: Sequence[SourceTable], path: Path) -> SourceTable:
     names = tuple(dict.fromkeys(name for table in tables for name in table.names))
     units = {name: unit for table in tables for name, unit in table.units.items()}
 
-    def raw(name: str) -> NDArray[np.str_]:
+    def raw(name: str) -> StrArray:
         parts = [
             table.texts(name) if name in table.names else np.full(table.n_row, "")
             for table in map(_as_text, tables)
@@ -301,7 +299,7 @@ class Facts:
         names = tuple(dict.fromkeys(name for row in self.rows for name in row))
         return SourceTable(path, names, len(self.rows), dict(units or {}), self._column)
 
-    def _column(self, name: str) -> NDArray[Any]:
+    def _column(self, name: str) -> AnyArray:
         values = [row.get(name) for row in self.rows]
         if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
             return np.array(values)
@@ -423,7 +421,7 @@ def by_card(key: str) -> Callable[[Sequence[Cards], Sequence[Path]], list[str]]:
     return names
 
 
-def line(hdu: Any, path: Path, row: int = 0) -> NDArray[np.float64]:
+def line(hdu: Any, path: Path, row: int = 0) -> Float64Array:
     """Return a spectrum of an image HDU, or one row of an image of several."""
     if hdu.data is None or not getattr(hdu, "is_image", False):
         raise InputFileError(
@@ -438,9 +436,7 @@ def line(hdu: Any, path: Path, row: int = 0) -> NDArray[np.float64]:
     return np.asarray(values[row])
 
 
-def relative_ivar(
-    flux: NDArray[np.float64], relative_error: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def relative_ivar(flux: Float64Array, relative_error: Float64Array) -> Float64Array:
     """Return ivar from flux and its relative error, 0 where there is no positive error."""
     sigma = np.abs(flux) * relative_error
     good = np.isfinite(sigma) & (sigma > 0)
@@ -449,9 +445,7 @@ def relative_ivar(
     return np.where(np.isfinite(ivar), ivar, 0.0)
 
 
-def without_bits(
-    ivar: NDArray[np.float64], mask: NDArray[Any], bits: Sequence[int]
-) -> NDArray[np.float64]:
+def without_bits(ivar: Float64Array, mask: AnyArray, bits: Sequence[int]) -> Float64Array:
     """Return ivar with 0 where any of these bits of `mask` is set."""
     bad = np.uint64(sum(1 << bit for bit in bits))
     flagged = (np.asarray(mask).astype(np.int64).view(np.uint64) & bad) != 0

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import ColumnError
+from maury.io.arrays import Float64Array
 from maury.labels.columns import Column
 
 MISSING: tuple[float, ...] = (-9999.0, -9999.99, -999.0, -999.99)
@@ -19,8 +19,8 @@ _PURE_NUMBERS = ("", "-", "[-]", "none", "dimensionless")
 
 
 def without_missing(
-    values: NDArray[np.float64], column: Column, missing: Sequence[float] | None = None
-) -> NDArray[np.float64]:
+    values: Float64Array, column: Column, missing: Sequence[float] | None = None
+) -> Float64Array:
     """Return values with NaN in place of stand-ins for missing ones, and of negative errors.
 
     Parameters
@@ -42,9 +42,7 @@ def without_missing(
     return np.where(bad, np.nan, values)
 
 
-def converted(
-    values: NDArray[np.float64], column: Column, unit: str | None, *, what: str
-) -> NDArray[np.float64]:
+def converted(values: Float64Array, column: Column, unit: str | None, *, what: str) -> Float64Array:
     """Return values in the unit of `column`.
 
     Parameters

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maury.errors import InputFileError, LengthMismatch, WavelengthError
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, StrArray
 from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.io.tables import fits_table
@@ -112,27 +112,27 @@ def _column(table: SourceTable, name: str) -> str | None:
     return next((own for own in table.names if own.upper() == name), None)
 
 
-def _on_target(table: SourceTable) -> NDArray[np.bool_]:
+def _on_target(table: SourceTable) -> BoolArray:
     name = _column(table, "TARGUSE")
     if name is None:
         return np.ones(table.n_row, dtype=np.bool_)
     return np.asarray(table.texts(name) != _SKY, dtype=np.bool_)
 
 
-def _ids(table: SourceTable, path: Path) -> NDArray[np.str_]:
+def _ids(table: SourceTable, path: Path) -> StrArray:
     name = _column(table, "NSPEC")
     numbers = table.texts(name) if name else np.arange(1, table.n_row + 1).astype(np.str_)
     return np.array([f"{stem(path)}_{number}" for number in numbers], dtype=np.str_)
 
 
-def _rows_of(table: SourceTable, rows: NDArray[np.intp]) -> SourceTable:
+def _rows_of(table: SourceTable, rows: IndexArray) -> SourceTable:
     return SourceTable(
         table.path, table.names, rows.size, table.units, lambda name: table.raw(name)[rows]
     )
 
 
-def _reader(hdus: Sequence[Any], fibres: NDArray[np.intp], shape: tuple[int, ...]) -> RowReader:
-    def read(start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+def _reader(hdus: Sequence[Any], fibres: IndexArray, shape: tuple[int, ...]) -> RowReader:
+    def read(start: int, stop: int) -> tuple[AnyArray, Float32Array]:
         rows = fibres[start:stop]
         data, ivar = (_rows(hdu, rows, shape) for hdu in hdus[:2])
         if hdus[2] is not None:
@@ -146,7 +146,7 @@ def _reader(hdus: Sequence[Any], fibres: NDArray[np.intp], shape: tuple[int, ...
     return read
 
 
-def _rows(hdu: Any, rows: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _rows(hdu: Any, rows: IndexArray, shape: tuple[int, ...]) -> Float64Array:
     """Return rows of an image; one row alone is that of every fibre."""
     image = np.asarray(hdu.data).reshape(-1, shape[1])
     return np.asarray(image[rows if len(image) == shape[0] else rows * 0], dtype=np.float64)
