@@ -30,8 +30,8 @@ from maury.prediction import predictor
 from maury.prediction import streaming as prediction
 from maury.prediction.coverage import CoverageModel
 from maury.prediction.uncertainty import Trust
-from maury.simulation.sky import Sky
 from maury.simulation.surveys import simulate_survey
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Preparation
 
 POLL_S = 0.5
@@ -66,7 +66,7 @@ class Clock:
 STAGES = (
     (Preparation, "apply", "preparation"),
     (EnsembleNetwork, "predict", "networks (three times)"),
-    (Sky, "theory", "theory of the labels"),
+    (TrainingStarSimulator, "theory", "theory of the labels"),
     (CoverageModel, "score", "coverage scores"),
     (Trust, "assess", "calibration, evidence"),
     (predictor.Predictor, "_predict", "flags, columns"),

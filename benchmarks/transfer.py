@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/transfer.py FOLDER [--stars 3700 1000 300] [--seeds 0]
 
 Everything is SIMULATED. The parent learns from a RAVE-like survey, the child from one like that of
-the Gaia RVS. The sky differs from the emulator's theory by `maury.simulation.observing.SKY_LIKE`,
-in both surveys alike, or, with --other-sky, in another way in each. Both sides have the same
+the Gaia RVS. The stars differ from the emulator's theory by
+`maury.simulation.observing.REALISTIC_MISMATCH`,
+in both surveys alike, or, with --other-mismatch, in another way in each. Both sides have the same
 members, the same parts of the same stars, and are tested on the same stars, which neither has met.
 Finished models and figures are kept in FOLDER and used again.
 """
@@ -22,7 +23,12 @@ from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.model.directory import Model
 from maury.prediction.streaming import predict_rows
 from maury.simulation.emulator import Emulator
-from maury.simulation.observing import SKY_LIKE, ObservingModel, Spectrograph, TheoryMismatch
+from maury.simulation.observing import (
+    REALISTIC_MISMATCH,
+    ObservingModel,
+    Spectrograph,
+    TheoryMismatch,
+)
 from maury.simulation.population import Population
 from maury.simulation.surveys import BLOCK_STARS, Simulation, Simulator
 from maury.spectra.operators import vacuum_to_air
@@ -129,14 +135,18 @@ def main() -> None:
     parser.add_argument("--parent-steps", type=int, default=5000)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--only", choices=["scratch", "transfer"])
-    parser.add_argument("--other-sky", action="store_true")
+    parser.add_argument("--other-mismatch", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    parent_sky = SKY_LIKE.model_copy(update={"seed": 1}) if arguments.other_sky else SKY_LIKE
-    kind = "-other" if arguments.other_sky else ""
-    rave = simulate(folder / f"rave{kind}.zarr", N_PARENT, 1, rvs=False, mismatch=parent_sky)
-    test = simulate(folder / "test.zarr", N_TEST, 3, rvs=True, mismatch=SKY_LIKE)
+    parent_mismatch = (
+        REALISTIC_MISMATCH.model_copy(update={"seed": 1})
+        if arguments.other_mismatch
+        else REALISTIC_MISMATCH
+    )
+    kind = "-other" if arguments.other_mismatch else ""
+    rave = simulate(folder / f"rave{kind}.zarr", N_PARENT, 1, rvs=False, mismatch=parent_mismatch)
+    test = simulate(folder / "test.zarr", N_TEST, 3, rvs=True, mismatch=REALISTIC_MISMATCH)
     common: dict[str, Any] = {"split": SPLIT, "ensemble": {"members": MEMBERS}}
 
     def parent(path: Path) -> Model:
@@ -151,7 +161,7 @@ def main() -> None:
         print(f"parent: {time.process_time() - begin:.0f} s", flush=True)
     for seed in arguments.seeds:
         survey = simulate(
-            folder / f"rvs-{seed}.zarr", 3700, 100 + seed, rvs=True, mismatch=SKY_LIKE
+            folder / f"rvs-{seed}.zarr", 3700, 100 + seed, rvs=True, mismatch=REALISTIC_MISMATCH
         )
         for n_star in arguments.stars:
             part = first(survey, n_star, folder / f"rvs-{seed}-{n_star}.zarr")

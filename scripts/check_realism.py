@@ -1,6 +1,6 @@
 """Compare how well the published networks read simulated and RAVE-like reference spectra.
 
-Usage: python scripts/check_realism.py REFERENCE [--networks 10] [--sky-like]
+Usage: python scripts/check_realism.py REFERENCE [--networks 10] [--realistic]
 
 The ten networks of Guiglion et al. (2020) were trained on real RAVE spectra. Their scatter about
 the true labels (bias removed; standard deviation, and half the 16-84 % range) on stars simulated by
@@ -24,8 +24,8 @@ from maury.labels.definitions import LABELS
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import (
     RAVE_WAVE_AA,
-    SKY_LIKE,
-    TRAINING_SKY,
+    REALISTIC_MISMATCH,
+    TRAINING_CONDITIONS,
     ObservingModel,
     Spectrograph,
 )
@@ -84,12 +84,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("reference", type=Path)
     parser.add_argument("--networks", type=int, default=10)
-    parser.add_argument("--sky-like", action="store_true", help="with a theory mismatch")
+    parser.add_argument("--realistic", action="store_true", help="with a theory mismatch")
     arguments = parser.parse_args()
     paths = sorted((arguments.reference / "published_networks").glob("*.h5"))[: arguments.networks]
     reference, snr = reference_residuals(arguments.reference, paths)
-    mismatch = {"theory_mismatch": SKY_LIKE} if arguments.sky_like else {}
-    simulated = simulated_residuals(paths, snr, TRAINING_SKY.model_copy(update=mismatch))
+    mismatch = {"theory_mismatch": REALISTIC_MISMATCH} if arguments.realistic else {}
+    simulated = simulated_residuals(paths, snr, TRAINING_CONDITIONS.model_copy(update=mismatch))
     (std, robust), (std_ref, robust_ref) = scatter(simulated), scatter(reference)
     print(f"{len(paths)} networks, {snr.size} stars of S/N {np.median(snr):.0f} (median)")
     print(

@@ -30,7 +30,8 @@ from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.published import network_config
 from maury.prediction.streaming import Predictor
 from maury.prediction.uncertainty import Trust, simulated_stars
-from maury.simulation.sky import DrawConfig, Sky
+from maury.simulation.drawing import DrawConfig
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
 
@@ -179,9 +180,11 @@ def main() -> None:
     names = models[0].label_names
     rows = held_out_rows(models[0], survey)
     inputs, truth = models[0].preparation.apply(survey.rows(rows)), survey.labels(names)[rows]
-    sky = Sky.from_arrays(models[0].arrays("sky"), models[0].attachments["sky"].metadata)
-    drawn, known = simulated_stars(models[0], sky, options.stars, seed=20_000)
-    broad = simulated_stars(models[0], sky, options.stars, seed=20_001, draw=DrawConfig())
+    star_simulator = TrainingStarSimulator.of_model(models[0])
+    drawn, known = simulated_stars(models[0], star_simulator, options.stars, seed=20_000)
+    broad = simulated_stars(
+        models[0], star_simulator, options.stars, seed=20_001, draw=DrawConfig()
+    )
     samples = {
         f"{len(rows)} held-out spectra": (inputs, truth),
         f"{options.stars} simulated stars, as observed": (drawn, known),

@@ -127,9 +127,9 @@ def simulated(model: Model, survey: Survey, seed: int) -> Pool:
         if own.sum() < 2:
             continue
         draw = np.random.SeedSequence(1000 + seed, spawn_key=(number,))
-        seen = observables[own, : trust.sky.observables.shape[1]]
-        sky = trust.sky.of(known[own], seen.astype(np.float64))
-        inputs, truth = simulated_stars(model, sky, GROUP_SPECTRA, seed=draw, draw=ANEW)
+        seen = observables[own, : trust.star_simulator.observables.shape[1]]
+        star_simulator = trust.star_simulator.of(known[own], seen.astype(np.float64))
+        inputs, truth = simulated_stars(model, star_simulator, GROUP_SPECTRA, seed=draw, draw=ANEW)
         answer = network.predict(inputs)
         found = trust.assess(inputs, answer)
         nearest = np.abs(truth[:, None, :3] - known[own][:, :3]).sum(axis=2).argmin(axis=1)

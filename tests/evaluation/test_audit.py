@@ -29,7 +29,7 @@ from maury.report import figures
 from maury.report.figures.style import SIMULATED
 from maury.simulation.bound import cramer_rao_covariance
 from maury.simulation.emulator import Emulator
-from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_SKY, Spectrograph
+from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS, Spectrograph
 from maury.simulation.population import Population
 from maury.survey.store import Survey
 from maury.training.ensemble import train
@@ -205,7 +205,7 @@ def _noise_of(weights, labels, snr):
     values = Population.load().complete(labels)
     emulator = Emulator.load()
     spectrograph = Spectrograph(
-        emulator.wave_aa, RAVE_WAVE_AA, emulator.spec.resolving_power, TRAINING_SKY
+        emulator.wave_aa, RAVE_WAVE_AA, emulator.spec.resolving_power, TRAINING_CONDITIONS
     )
     flux = spectrograph.disperse(emulator.flux(values), values).flux.astype(float)
     scaled = weights * (np.sqrt(flux) / snr[:, None])[:, None]

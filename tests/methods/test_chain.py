@@ -19,7 +19,7 @@ from maury.methods.fitting.theory import (
     typical_labels,
 )
 from maury.methods.protocols import ForwardModel
-from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_SKY, Spectrograph
+from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS, Spectrograph
 from maury.simulation.theory import TheoryCalibration
 
 WAVE = RAVE_WAVE_AA[200:500]
@@ -91,7 +91,9 @@ def test_chains_are_forward_models_with_finite_bounds():
 
 def test_the_chain_is_what_the_spectrograph_observes():
     emulator = shipped_emulator()
-    spectrograph = Spectrograph(emulator.wave_aa, WAVE, emulator.spec.resolving_power, TRAINING_SKY)
+    spectrograph = Spectrograph(
+        emulator.wave_aa, WAVE, emulator.spec.resolving_power, TRAINING_CONDITIONS
+    )
     nine = typical_labels(4, 2)
     source = EmulatorSource()
     full = source.complete(nine)
@@ -103,7 +105,7 @@ def test_the_chain_is_what_the_spectrograph_observes():
     rotation, macroturbulence = spectrograph.typical_broadening(nine[:, 0])
     moved = spectrograph.broaden(
         emulator.flux(full),
-        resolving_power=TRAINING_SKY.resolving_power,
+        resolving_power=TRAINING_CONDITIONS.resolving_power,
         rotation_kms=rotation,
         macroturbulence_kms=macroturbulence,
         rv_kms=7.0,
@@ -111,7 +113,7 @@ def test_the_chain_is_what_the_spectrograph_observes():
     assert model.evaluate(labels).flux == pytest.approx(moved, abs=1e-5)
 
 
-def test_calibration_is_that_of_the_sky_among_the_labelled_stars():
+def test_calibration_is_that_of_the_star_simulator():
     calibration = made_calibration()
     nine = np.tile(calibration.centre, (2, 1))
     theory = np.random.default_rng(1).uniform(0.4, 1, (2, 1, WAVE.size)).astype(np.float32)

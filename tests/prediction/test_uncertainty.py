@@ -190,22 +190,22 @@ def test_a_run_with_another_external_label_is_not_taken_up(tmp_path, default_mod
 def test_each_network_spares_an_eighth_of_the_stars(tmp_path, default_survey, monkeypatch):
     """The stars that are simulated for it are drawn around the others, and it judges the rest."""
     settings = {"training": {"steps": 2, "stars": 200}, "ensemble": {"members": 2}}
-    skies = {}
-    real = ensemble.WorkFolder.put_sky
+    star_simulators = {}
+    real = ensemble.WorkFolder.put_star_simulator
 
-    def watch(folder, sky, sources, member=None):
-        skies[member] = sky
-        real(folder, sky, sources, member)
+    def watch(folder, star_simulator, sources, member=None):
+        star_simulators[member] = star_simulator
+        real(folder, star_simulator, sources, member)
 
-    monkeypatch.setattr(ensemble.WorkFolder, "put_sky", watch)
+    monkeypatch.setattr(ensemble.WorkFolder, "put_star_simulator", watch)
     model = ensemble.train(default_survey, tmp_path / "m", config=settings, n_processes=1)
     survey = Survey.open(default_survey)
     stars = survey.star_id[model.split.contains("train", survey.star_id)]
     share = spared_by(stars, n_share=model.training[SHARES], seed=model.seed)
     assert model.training[SHARES] == 8
-    assert len(skies[None].labels) == stars.size
+    assert len(star_simulators[None].labels) == stars.size
     for member in range(2):
-        assert len(skies[member].labels) == np.sum(share != member)
+        assert len(star_simulators[member].labels) == np.sum(share != member)
     fitted = Trust.fit(model, survey)
     n_validation = model.split.contains("validation", survey.star_id).sum()
     assert fitted.calibration.n_real == n_validation + np.sum(share < 2)
@@ -218,9 +218,9 @@ def observed_anew(monkeypatch):
     seen = []
     real = trust.simulated_stars
 
-    def watch(model, sky, n_star, **settings):
-        inputs, truth = real(model, sky, n_star, **settings)
-        seen.append((sky.labels, truth))
+    def watch(model, star_simulator, n_star, **settings):
+        inputs, truth = real(model, star_simulator, n_star, **settings)
+        seen.append((star_simulator.labels, truth))
         return inputs, truth
 
     monkeypatch.setattr(trust, "simulated_stars", watch)

@@ -38,7 +38,7 @@ from maury.report.explorer.exporting import FORMATS, selected_rows
 from maury.report.explorer.stars import Stars, TrainingStars
 from maury.report.galaxy.cartography import galactic, galactocentric
 from maury.simulation.observing import ObservingModel
-from maury.simulation.sky import Sky
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.survey.store import Survey
 
 N = 60
@@ -396,7 +396,7 @@ def test_a_spectrum_comes_with_fit_and_sensitivity(learnt, tiny_survey, tiny_mod
 def test_the_fit_of_a_calibrated_model_is_its_theory(tiny_survey, tiny_model, learnt) -> None:
     survey, model = Survey.open(tiny_survey), Model.open(tiny_model)
     spectra = survey.batch(0, len(survey)).spectra
-    sky = Sky.fit(
+    star_simulator = TrainingStarSimulator.fit(
         survey.wave_aa,
         spectra.flux,
         spectra.ivar,
@@ -404,14 +404,14 @@ def test_the_fit_of_a_calibrated_model_is_its_theory(tiny_survey, tiny_model, le
         observables=np.zeros((len(survey), 1)),
         observing=ObservingModel(),
     )
-    arrays, about = sky.to_arrays()
+    arrays, about = star_simulator.to_arrays()
     calibrated = model.with_arrays("sky", arrays, metadata=about)
     catalogue = learnt.explorer.content.catalogue
     labels = np.array([[catalogue.table[name][3] for name in LABEL_NAMES]])
     with Explorer(catalogue, survey=survey, model=calibrated) as explorer:
         got = Client(explorer).json("/api/spectrum/3")
     assert got["origin"] == "the model's calibrated theory"
-    np.testing.assert_allclose(got["fit"], sky.theory(labels)[0], rtol=6e-5)
+    np.testing.assert_allclose(got["fit"], star_simulator.theory(labels)[0], rtol=6e-5)
     assert got["fit"] != learnt.json("/api/spectrum/3")["fit"]
 
 
@@ -639,7 +639,7 @@ def test_training_stars_of_a_calibration_have_labels_and_no_names(
 ) -> None:
     survey, model = Survey.open(tiny_survey), Model.open(tiny_model)
     spectra = survey.batch(0, 80).spectra
-    sky = Sky.fit(
+    star_simulator = TrainingStarSimulator.fit(
         survey.wave_aa,
         spectra.flux,
         spectra.ivar,
@@ -647,7 +647,7 @@ def test_training_stars_of_a_calibration_have_labels_and_no_names(
         observables=np.zeros((80, 1)),
         observing=ObservingModel(),
     )
-    arrays, about = sky.to_arrays()
+    arrays, about = star_simulator.to_arrays()
     stars = stars_of(tmp_path, model=model.with_arrays("sky", arrays, metadata=about))
     near = stars.labels(1)["neighbours"]
     assert near["origin"] == "reference labels"

@@ -22,7 +22,12 @@ from maury.simulation.bound import (
     cramer_rao_covariance,
 )
 from maury.simulation.emulator import EMULATOR_LABELS, Emulator
-from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel, Spectrograph
+from maury.simulation.observing import (
+    RAVE_WAVE_AA,
+    TRAINING_CONDITIONS,
+    ObservingModel,
+    Spectrograph,
+)
 from maury.simulation.population import ALL_NAMES, Population, colours_from_magnitudes
 from maury.simulation.prior import TIED, population_prior
 from maury.spectra.observables import absolute_magnitude
@@ -97,7 +102,7 @@ def test_bound_is_the_scatter_of_fits_to_simulated_spectra() -> None:
 
     wide = np.diag(np.array([3e3, *[10.0] * 15]) ** 2)
     got = cramer_rao_covariance(
-        labels, 40, prior=wide, sky=QUIET, noise_correlation=correlation, emulator=emulator
+        labels, 40, prior=wide, observing=QUIET, noise_correlation=correlation, emulator=emulator
     )[0]
     sigma = np.sqrt(np.diag(got))
     assert fitted.std(axis=0) / sigma == pytest.approx(np.ones(16), abs=4 / np.sqrt(2 * n))
@@ -107,13 +112,13 @@ def test_bound_is_the_scatter_of_fits_to_simulated_spectra() -> None:
 
 def test_information_is_the_curvature_of_a_dense_chi_square() -> None:
     """All parameters, by finite differences of the whole forward model, and dense matrices."""
-    emulator, snr, sky = Emulator.load(), 60.0, TRAINING_SKY
+    emulator, snr, observing = Emulator.load(), 60.0, TRAINING_CONDITIONS
     star = np.array([*GIANT, 1.5, 0, 0, 0, 0, 0, 0])
-    spectrograph = Spectrograph(emulator.wave_aa, RAVE_WAVE_AA, 20_000.0, sky)
+    spectrograph = Spectrograph(emulator.wave_aa, RAVE_WAVE_AA, 20_000.0, observing)
     x = (RAVE_WAVE_AA - RAVE_WAVE_AA.mean()) / np.ptp(RAVE_WAVE_AA) * 2
     orders = [np.polynomial.Legendre.basis(k)(x) for k in range(1, 8)]
     sizes = [k**-0.5 / np.sqrt(np.mean(p**2)) for k, p in enumerate(orders, start=1)]
-    norm = sky.continuum_rms / np.sqrt(sum(1 / k for k in range(1, 8)))
+    norm = observing.continuum_rms / np.sqrt(sum(1 / k for k in range(1, 8)))
     macroturbulence = 3.98 + (4600 - 5770) / 650
 
     def model(shift):
@@ -145,7 +150,7 @@ def test_information_is_the_curvature_of_a_dense_chi_square() -> None:
 def test_bound_falls_as_noise_where_only_labels_are_unknown() -> None:
     weak = np.diag([1e6**2, *[1e4**2] * 15])
     star = [[*SUN, 1.0, 0, 0, 0, 0, 0, 0]]
-    low, high = (cramer_rao(star, snr, prior=weak, sky=QUIET) for snr in (50, 200))
+    low, high = (cramer_rao(star, snr, prior=weak, observing=QUIET) for snr in (50, 200))
     assert low / high == pytest.approx(np.full((1, 16), 4.0), rel=1e-3)
     nuisances = cramer_rao(star, 50, prior=weak)
     assert np.all(nuisances > low)

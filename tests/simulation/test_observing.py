@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from maury.simulation.observing import (
-    OBSERVED_SKY,
     RAVE_WAVE_AA,
-    SKY_LIKE,
-    TRAINING_SKY,
+    REALISTIC_MISMATCH,
+    SURVEY_CONDITIONS,
+    TRAINING_CONDITIONS,
     ObservingModel,
     Spectrograph,
     TheoryMismatch,
@@ -104,7 +104,7 @@ def test_velocities_left_by_the_model_have_its_scatter():
 
 def test_resolving_power_and_snr_follow_their_truncated_distributions():
     n = 4000
-    model = TRAINING_SKY
+    model = TRAINING_CONDITIONS
     seen = spectrograph().observe(np.ones((n, 2048)), labels(n), np.random.default_rng(2))
     assert 6500.0 <= seen.resolving_power.min() < 6700.0
     assert 8300.0 < seen.resolving_power.max() <= 8500.0
@@ -112,7 +112,7 @@ def test_resolving_power_and_snr_follow_their_truncated_distributions():
     assert seen.snr.min() >= 20.0
     assert seen.snr.max() <= 150.0
     assert np.median(seen.snr) == pytest.approx(model.snr_median, rel=0.03)
-    dim = Spectrograph(WAVE_IN_AA, RAVE_WAVE_AA, 20000.0, OBSERVED_SKY)
+    dim = Spectrograph(WAVE_IN_AA, RAVE_WAVE_AA, 20000.0, SURVEY_CONDITIONS)
     assert np.median(dim.draw_snr(n, np.random.default_rng(3))) == pytest.approx(40.0, rel=0.03)
 
 
@@ -184,8 +184,8 @@ def test_hot_stars_rotate_faster():
 
 
 def test_mismatch_with_theory_is_off_by_default_and_has_the_stated_size():
-    assert TRAINING_SKY.theory_mismatch.absent
-    assert not SKY_LIKE.absent
+    assert TRAINING_CONDITIONS.theory_mismatch.absent
+    assert not REALISTIC_MISMATCH.absent
     quiet = {"continuum_rms": 0.0, "fringe_rms": 0.0, "rv_error_kms": 0.0}
     flux = np.full((1, 2048), 0.7)
     mismatch = TheoryMismatch(line_strength=0.08, scale_aa=10.0, seed=3)
@@ -234,6 +234,6 @@ def test_wrong_settings_are_refused(settings):
 
 def test_grids_that_cannot_be_observed_are_refused():
     with pytest.raises(ValueError, match="uniformly"):
-        Spectrograph(np.linspace(8000, 9000, 2048), RAVE_WAVE_AA, 2e4, TRAINING_SKY)
+        Spectrograph(np.linspace(8000, 9000, 2048), RAVE_WAVE_AA, 2e4, TRAINING_CONDITIONS)
     with pytest.raises(ValueError, match="beyond"):
-        Spectrograph(np.geomspace(8500, 8800, 2048), RAVE_WAVE_AA, 2e4, TRAINING_SKY)
+        Spectrograph(np.geomspace(8500, 8800, 2048), RAVE_WAVE_AA, 2e4, TRAINING_CONDITIONS)

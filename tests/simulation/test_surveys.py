@@ -11,7 +11,7 @@ from maury.labels.columns import BANDS
 from maury.labels.definitions import LABEL_NAMES
 from maury.simulation import surveys as sim
 from maury.simulation.emulator import DISSOCIATION, QUANTITIES, Emulator, EmulatorSpec
-from maury.simulation.observing import SKY_LIKE, TRAINING_SKY, ObservingModel
+from maury.simulation.observing import REALISTIC_MISMATCH, TRAINING_CONDITIONS, ObservingModel
 from maury.simulation.population import Population
 from maury.survey.store import Survey
 
@@ -184,7 +184,7 @@ def test_a_partial_run_with_other_settings_is_not_continued(make, monkeypatch):
 
 
 def test_settings_are_kept_in_the_provenance(make):
-    simulation = sim.Simulation(observing=ObservingModel(theory_mismatch=SKY_LIKE))
+    simulation = sim.Simulation(observing=ObservingModel(theory_mismatch=REALISTIC_MISMATCH))
     survey = make("m.zarr", simulation=simulation)
     kept = sim.Simulation.model_validate(survey.provenance["simulation"])
     assert kept == simulation
@@ -212,7 +212,7 @@ def test_published_networks_find_simulated_stars_as_hard_as_the_reference(shared
     paths = sorted((shared / "data/published_networks").glob("*.h5"))[:3]
     reference, snr = realism.reference_residuals(shared / "data", paths)
     assert snr.size > 3000
-    simulated = realism.simulated_residuals(paths, snr, TRAINING_SKY)
+    simulated = realism.simulated_residuals(paths, snr, TRAINING_CONDITIONS)
     pairs = zip(realism.scatter(simulated), realism.scatter(reference), strict=True)
     for ours, theirs in pairs:
         np.testing.assert_allclose(ours / theirs, 1.0, atol=0.25)

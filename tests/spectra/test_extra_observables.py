@@ -18,7 +18,7 @@ from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
 from maury.prediction.predictor import Predictor, hide
-from maury.simulation.sky import draw_around
+from maury.simulation.drawing import draw_around
 from maury.spectra.batch import Batch
 from maury.spectra.observable_groups import ColumnRange
 from maury.spectra.preparation import AV, AbsoluteMagnitudes, FurtherColumns, Preparation

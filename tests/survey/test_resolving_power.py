@@ -5,7 +5,7 @@ import pytest
 
 from maury.errors import ConfigError
 from maury.simulation.bound import compare_with_bound, cramer_rao
-from maury.simulation.observing import TRAINING_SKY
+from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.simulation.surveys import simulate_survey
 from maury.survey.readers import ingest_toml, open_toml
 from maury.survey.store import Survey, SurveyWriter
@@ -40,9 +40,9 @@ def test_a_toml_file_states_it(tmp_path):
         open_toml(tmp_path / "s.toml")
 
 
-def test_simulated_surveys_state_that_of_their_sky(tmp_path):
+def test_simulated_surveys_state_their_resolving_power(tmp_path):
     survey = simulate_survey(tmp_path / "s.zarr", n_star=3, seed=1)
-    assert survey.resolving_power == TRAINING_SKY.resolving_power
+    assert survey.resolving_power == TRAINING_CONDITIONS.resolving_power
 
 
 def test_training_stars_are_simulated_at_it_unless_the_settings_say_otherwise():
@@ -57,18 +57,19 @@ def test_training_stars_are_simulated_at_it_unless_the_settings_say_otherwise():
     assert other.seen_at(11500.0) is other
 
 
-def test_a_sky_at_another_power_keeps_its_relative_scatter():
-    sky = TRAINING_SKY.at_power(15000.0)
-    assert (sky.resolving_power, sky.resolving_power_scatter) == (15000.0, 800.0)
-    assert sky.resolving_power_range == (13000.0, 17000.0)
-    assert sky.continuum_rms == TRAINING_SKY.continuum_rms
-    assert TRAINING_SKY.at_power(None) is TRAINING_SKY
-    assert TRAINING_SKY.at_power(7500.0) == TRAINING_SKY
+def test_conditions_at_another_power_keep_their_relative_scatter():
+    observing = TRAINING_CONDITIONS.at_power(15000.0)
+    assert (observing.resolving_power, observing.resolving_power_scatter) == (15000.0, 800.0)
+    assert observing.resolving_power_range == (13000.0, 17000.0)
+    assert observing.continuum_rms == TRAINING_CONDITIONS.continuum_rms
+    assert TRAINING_CONDITIONS.at_power(None) is TRAINING_CONDITIONS
+    assert TRAINING_CONDITIONS.at_power(7500.0) == TRAINING_CONDITIONS
 
 
 def test_bounds_fall_as_the_resolving_power_rises():
     bounds = [
-        cramer_rao(SUN, 50, sky=TRAINING_SKY.at_power(power))[0] for power in (4000, 7500, 11500)
+        cramer_rao(SUN, 50, observing=TRAINING_CONDITIONS.at_power(power))[0]
+        for power in (4000, 7500, 11500)
     ]
     metal = [bound[3] for bound in bounds]
     assert metal[0] > 1.1 * metal[1] > 1.1 * metal[2]
@@ -76,6 +77,6 @@ def test_bounds_fall_as_the_resolving_power_rises():
         np.repeat(SUN, 3, axis=0),
         np.repeat(SUN, 3, axis=0),
         np.full(3, 50.0),
-        sky=TRAINING_SKY.at_power(4000),
+        observing=TRAINING_CONDITIONS.at_power(4000),
     )
     np.testing.assert_allclose(seen[3].overall.spectrum_alone, metal[0], rtol=1e-6)

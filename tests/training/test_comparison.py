@@ -24,7 +24,7 @@ from maury.simulation.bound import cramer_rao
 from maury.survey.store import Survey
 from maury.training.comparison import COMPETITORS, Competitor, compare, pairs_of
 from maury.training.runs import train
-from maury.training.simulated_snr import learn_sky, restage
+from maury.training.simulated_snr import fit_star_simulator, restage
 
 QUICK = {
     "matisse": {"method": {"nodes": 2, "neighbours": 60}},
@@ -274,10 +274,10 @@ def test_a_method_without_answers_has_no_weight():
 
 def test_spectra_are_made_anew_at_the_stated_snr(tiny_survey):
     survey = Survey.open(tiny_survey)
-    sky = learn_sky(survey, np.arange(120))
+    star_simulator = fit_star_simulator(survey, np.arange(120))
     batch = survey.batch(120, 160)
     made = {
-        snr: restage(batch, sky, snr, rng=np.random.default_rng(1))[0].spectra
+        snr: restage(batch, star_simulator, snr, rng=np.random.default_rng(1))[0].spectra
         for snr in (20.0, 1e5)
     }
     noise = made[20.0].flux - made[1e5].flux
@@ -285,7 +285,7 @@ def test_spectra_are_made_anew_at_the_stated_snr(tiny_survey):
     # Without noise they are nearer to the observed ones than these are noisy.
     apart = batch.spectra.flux - made[1e5].flux
     assert np.sqrt(np.mean(apart**2 * batch.spectra.ivar)) < 1.6
-    staged, truth = restage(batch, sky, 20.0, rng=np.random.default_rng(1))
+    staged, truth = restage(batch, star_simulator, 20.0, rng=np.random.default_rng(1))
     assert np.all(staged.column("snr") == 20.0)
     np.testing.assert_allclose(truth[:, 0], batch.column("teff"), rtol=0.1)
     np.testing.assert_array_equal(staged.column("parallax"), batch.column("parallax"))

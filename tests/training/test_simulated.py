@@ -20,14 +20,19 @@ from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.published import network_config
 from maury.prediction.streaming import hide, predict, predict_rows
-from maury.simulation.sky import Sky
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.survey.store import Survey
 from maury.training import ensemble
 from maury.training.ensemble import EnsembleConfig, train
 from maury.training.member import read_tensors
 from maury.training.processes import MemberJob, WorkFolder, run_job, train_members
 from maury.training.settings import resolve
-from maury.training.simulated import Dropping, SimulatedTraining, drop_inputs, train_on_sky
+from maury.training.simulated import (
+    Dropping,
+    SimulatedTraining,
+    drop_inputs,
+    train_on_simulated_stars,
+)
 
 torch.set_num_threads(1)
 
@@ -50,8 +55,8 @@ def model(tmp_path_factory, survey):
 
 
 @pytest.fixture(scope="module")
-def sky(model):
-    return Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+def star_simulator(model):
+    return TrainingStarSimulator.of_model(model)
 
 
 def inputs_of(model, survey, without=()):
@@ -62,9 +67,9 @@ def same(first, second):
     return all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
 
 
-def run(model, sky, *, seed=1, steps=500, **options):
-    return train_on_sky(
-        sky,
+def run(model, star_simulator, *, seed=1, steps=500, **options):
+    return train_on_simulated_stars(
+        star_simulator,
         network_config("maury", NETWORK),
         sources=model.preparation.sources,
         config=SimulatedTraining(steps=steps, stars=60, batch_size=8),
@@ -216,8 +221,8 @@ def test_spectra_only(tmp_path, survey):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])
-def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, model, sky, stop_at):
-    whole = run(model, sky)
+def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, model, star_simulator, stop_at):
+    whole = run(model, star_simulator)
 
     def stop(epoch, *losses):
         if epoch == stop_at:
@@ -225,18 +230,20 @@ def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, model, sky, stop_at):
 
     options = {"checkpoint": tmp_path / "c.safetensors", "checkpoint_seconds": 0.0}
     with pytest.raises(KeyboardInterrupt):
-        run(model, sky, on_epoch=stop, **options)
+        run(model, star_simulator, on_epoch=stop, **options)
     seen = []
-    resumed = run(model, sky, on_epoch=lambda epoch, *losses: seen.append(epoch), **options)
+    resumed = run(
+        model, star_simulator, on_epoch=lambda epoch, *losses: seen.append(epoch), **options
+    )
     # It was told of this epoch, and had not taken it down.
     assert seen == list(range(stop_at, 6))
     assert same(whole, resumed)
-    assert not same(whole, run(model, sky, seed=2, steps=100))
+    assert not same(whole, run(model, star_simulator, seed=2, steps=100))
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, model, sky):
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, model, star_simulator):
     folder = WorkFolder(tmp_path)
-    folder.put_sky(sky, model.preparation.sources)
+    folder.put_star_simulator(star_simulator, model.preparation.sources)
     job = MemberJob(
         folder=tmp_path,
         member=0,
@@ -347,10 +354,10 @@ def test_course_of_the_step_size():
     assert SimulatedTraining(steps=250).epochs == 3
 
 
-def test_divergence_is_one_clear_error(model, sky):
+def test_divergence_is_one_clear_error(model, star_simulator):
     with pytest.raises(TrainingError, match="lower learning_rate"):
-        train_on_sky(
-            sky,
+        train_on_simulated_stars(
+            star_simulator,
             network_config("maury", NETWORK),
             sources=model.preparation.sources,
             config=SimulatedTraining(steps=40, stars=20, batch_size=4, learning_rate=1e25),

@@ -20,14 +20,14 @@ from maury.model.split import Split, SplitConfig, split_rows
 from maury.prediction import uncertainty as trust
 from maury.prediction.streaming import predict_rows
 from maury.simulation.emulator import Emulator
-from maury.simulation.observing import SKY_LIKE, ObservingModel, Spectrograph
+from maury.simulation.observing import REALISTIC_MISMATCH, ObservingModel, Spectrograph
 from maury.simulation.population import Population
-from maury.simulation.sky import Sky
 from maury.simulation.surveys import Simulation, Simulator
 from maury.simulation.theory import TheoryCalibration
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.survey.store import Survey, SurveyWriter
 from maury.training.parent import Inheritance
-from maury.training.simulated import SimulatedTraining, train_on_sky
+from maury.training.simulated import SimulatedTraining, train_on_simulated_stars
 from maury.training.transfer import transfer
 
 WAVE = 8480.0 + 0.5 * np.arange(400)
@@ -142,24 +142,24 @@ def test_weights_begin_at_those_of_the_parent(default_model, survey):
     observing = SimulatedTraining().observing.model_copy(
         update={"resolving_power": POWER, "resolving_power_range": (11_000.0, 12_000.0)}
     )
-    sky = Sky.fit(
+    star_simulator = TrainingStarSimulator.fit(
         inputs.wave_aa,
         inputs.flux,
         inputs.ivar,
         labels=labels,
         observables=inputs.observables.astype(float),
         observing=observing,
-        parent=parent.sky,
+        parent=parent.star_simulator,
     )
-    sky = parent.extend(sky, whole=np.ones(100, dtype=bool))
-    assert len(sky.labels) == len(parent.sky.labels) + 100
-    start = parent.starts(sky, 3, 0)
+    star_simulator = parent.extend(star_simulator, whole=np.ones(100, dtype=bool))
+    assert len(star_simulator.labels) == len(parent.star_simulator.labels) + 100
+    start = parent.starts(star_simulator, 3, 0)
     assert np.array_equal(start[0].weights["out.weight"], start[2].weights["out.weight"])
     assert not np.array_equal(start[0].weights["out.weight"], start[1].weights["out.weight"])
     old = parent.model.weights(parent.model.kept[0])
-    full = Emulator.load().clip(Population.load().complete(parent.sky.labels[:200]))
-    seen = parent.sky.spectra(full, np.random.default_rng(1))
-    new = sky.spectra(full, np.random.default_rng(1))
+    full = Emulator.load().clip(Population.load().complete(parent.star_simulator.labels[:200]))
+    seen = parent.star_simulator.spectra(full, np.random.default_rng(1))
+    new = star_simulator.spectra(full, np.random.default_rng(1))
     scale, centre = old["flux_scale"], old["flux_centre"]
     wanted = (seen - centre) / scale @ old["project.weight"].T + old["project.bias"]
     found = new @ start[0].weights["project.weight"].T
@@ -172,8 +172,8 @@ def test_weights_begin_at_those_of_the_parent(default_model, survey):
     from maury.model.networks.published import network_config
 
     settings = {k: v for k, v in network.items() if k != "name"}
-    trained = train_on_sky(
-        sky,
+    trained = train_on_simulated_stars(
+        star_simulator,
         network_config("maury", settings),
         sources=sources,
         config=config,
@@ -186,14 +186,14 @@ def test_weights_begin_at_those_of_the_parent(default_model, survey):
 
 
 def test_the_prior_of_the_theory_helps_where_stars_are_few(default_model):
-    """What a survey of many stars knows of the sky brings theory nearer to it on the next one."""
-    labelled = observe(256, seed=1, mismatch=SKY_LIKE)
+    """What a survey of many stars knows of its spectra brings theory nearer to the next one."""
+    labelled = observe(256, seed=1, mismatch=REALISTIC_MISMATCH)
     observing = ObservingModel(resolving_power=POWER, resolving_power_range=(11_000, 12_000))
     truth = np.column_stack([labelled[2][name] for name in LABEL_NAMES])
     none = np.zeros((256, 0))
 
     def fit(flux, ivar, labels, parent=None):
-        return Sky.fit(
+        return TrainingStarSimulator.fit(
             WAVE,
             flux,
             ivar,
@@ -204,15 +204,15 @@ def test_the_prior_of_the_theory_helps_where_stars_are_few(default_model):
         )
 
     parent = fit(*labelled[:2], truth)
-    flux, ivar, columns = observe(256, seed=2, mismatch=SKY_LIKE)
+    flux, ivar, columns = observe(256, seed=2, mismatch=REALISTIC_MISMATCH)
     labels = np.column_stack([columns[name] for name in LABEL_NAMES])
     few = slice(0, 30)
     alone = fit(flux[few], ivar[few], labels[few])
     moved = fit(flux[few], ivar[few], labels[few], parent)
     many = slice(60, 256)
     rms = [
-        np.sqrt(np.mean((sky.theory(labels[many]) - flux[many]).mean(axis=0) ** 2))
-        for sky in (alone, moved)
+        np.sqrt(np.mean((star_simulator.theory(labels[many]) - flux[many]).mean(axis=0) ** 2))
+        for star_simulator in (alone, moved)
     ]
     assert rms[1] < 0.9 * rms[0]
 
@@ -233,7 +233,7 @@ def test_a_calibration_moves_to_other_pixels_and_ends_where_it_does():
 
 def test_missing_labels_are_filled_as_among_the_stars_of_the_parent(default_model):
     parent = Inheritance.of(Model.open(default_model))
-    truth = parent.sky.labels[::10].copy()
+    truth = parent.star_simulator.labels[::10].copy()
     rng = np.random.default_rng(3)
     truth += rng.normal(size=truth.shape) * [20, 0.02, 0, 0, 0, 0, 0, 0, 0]
     holes = truth.copy()

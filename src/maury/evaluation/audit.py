@@ -44,7 +44,7 @@ from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
 from maury.prediction.streaming import hide
 from maury.prediction.uncertainty import Trust
-from maury.simulation.observing import TRAINING_SKY, ObservingModel
+from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel
 from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
 
@@ -138,7 +138,9 @@ def audit(
     return AuditReport(
         labels=labels,
         sensitivities=tuple(
-            _sensitivities(model, inputs, truth, sky=TRAINING_SKY.at_power(survey.resolving_power))
+            _sensitivities(
+                model, inputs, truth, observing=TRAINING_CONDITIONS.at_power(survey.resolving_power)
+            )
         ),
         simulated=survey.simulated,
         n_row=int(rows.size),
@@ -200,7 +202,7 @@ def _note(model: Model, residuals: Mapping[str, Float64Array]) -> str:
 
 
 def _sensitivities(
-    model: Model, inputs: Inputs, truth: Float64Array, *, sky: ObservingModel
+    model: Model, inputs: Inputs, truth: Float64Array, *, observing: ObservingModel
 ) -> Iterator[Sensitivity]:
     if not can_compare(model):
         return
@@ -213,7 +215,7 @@ def _sensitivities(
         rows, gradient = rows[answered], gradient[answered]
         if rows.size:
             yield compare_with_optimal(
-                star, gradient, labels[rows], inputs.snr[rows], model=model, sky=sky
+                star, gradient, labels[rows], inputs.snr[rows], model=model, observing=observing
             )
 
 

@@ -34,7 +34,7 @@ from maury.simulation.bound import (
     _shipped,
     covers,
 )
-from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel
+from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS, ObservingModel
 from maury.spectra.operators import vacuum_to_air
 
 LINES: Mapping[str, tuple[float, ...]] = {
@@ -153,7 +153,7 @@ def optimal_weights(
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     prior: Prior = None,
     noise_correlation: Sequence[float] = (0.44, 0.05),
-    sky: ObservingModel = TRAINING_SKY,
+    observing: ObservingModel = TRAINING_CONDITIONS,
 ) -> tuple[Float64Array, Float64Array]:
     """Weights of the best linear estimator of each label, and the slopes of the flux.
 
@@ -161,7 +161,7 @@ def optimal_weights(
     ----------
     labels : (n_star, 9) array_like
         In the order of `maury.labels.definitions.LABELS`, finite.
-    snr, wave_aa, prior, noise_correlation, sky
+    snr, wave_aa, prior, noise_correlation, observing
         As of `maury.simulation.bound.cramer_rao`.
 
     Returns
@@ -173,7 +173,7 @@ def optimal_weights(
         Derivative of the flux by each label, per unit of the label.
     """
     values, n_given = _complete(labels)
-    instrument = _Instrument.of(_shipped(), wave_aa, sky, noise_correlation)
+    instrument = _Instrument.of(_shipped(), wave_aa, observing, noise_correlation)
     total = instrument.information(values, snr)
     total[:, :_N, :_N] += _prior_precision(prior, values)
     flux, slopes = instrument.derivatives(values)
@@ -210,7 +210,7 @@ def compare_with_optimal(
     snr: Float64Array,
     *,
     model: Model,
-    sky: ObservingModel = TRAINING_SKY,
+    observing: ObservingModel = TRAINING_CONDITIONS,
 ) -> Sensitivity:
     """Set a model's derivatives at some stars beside the best linear weights.
 
@@ -226,7 +226,7 @@ def compare_with_optimal(
         S/N per pixel.
     model : Model
         Its wavelengths, noise and inputs; with photometry the best estimator has it too.
-    sky : ObservingModel
+    observing : ObservingModel
         As of `maury.simulation.bound.cramer_rao`.
     """
     weights, slopes = optimal_weights(
@@ -235,7 +235,7 @@ def compare_with_optimal(
         wave_aa=air_wavelengths(model),
         prior="photometry" if sees_photometry(model) else None,
         noise_correlation=model.preparation.noise_correlation,
-        sky=sky,
+        observing=observing,
     )
     mean, best = gradient.mean(axis=0), weights.mean(axis=0)
     return Sensitivity(

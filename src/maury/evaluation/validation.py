@@ -15,7 +15,7 @@ from maury.labels.statistics import LabelStatistics, residual_statistics
 from maury.model.directory import Model
 from maury.prediction.streaming import predict_rows
 from maury.simulation.bound import LabelBound, ObservedModes, compare_with_bound, covers
-from maury.simulation.observing import TRAINING_SKY
+from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.store import Survey
 
@@ -249,7 +249,7 @@ def _bounds(
             wave_aa=wave_aa,
             noise_correlation=model.preparation.noise_correlation,
             modes=modes,
-            sky=TRAINING_SKY.at_power(survey.resolving_power),
+            observing=TRAINING_CONDITIONS.at_power(survey.resolving_power),
         )
 
     modes = _observed_modes(model, wave_aa)

@@ -312,10 +312,12 @@ class _Theory:
             raise ConfigError(
                 f"theory has no label {', '.join(unknown)}; it has {', '.join(LABEL_NAMES)}"
             )
-        emulator, sky = shipped_emulator(), ObservingModel()
+        emulator, observing = shipped_emulator(), ObservingModel()
         wave = wave_aa if medium == "air" else vacuum_to_air(wave_aa)
         try:
-            instrument = Spectrograph(emulator.wave_aa, wave, emulator.spec.resolving_power, sky)
+            instrument = Spectrograph(
+                emulator.wave_aa, wave, emulator.spec.resolving_power, observing
+            )
         except ValueError as error:
             raise ConfigError(f"theory lacks pixels of these spectra: {error}") from error
         self._index = [LABEL_NAMES.index(name) for name in names]

@@ -42,7 +42,7 @@ from maury.methods.fitting.theory import (
 )
 from maury.methods.lines import LineModel, find_lines
 from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
-from maury.simulation.observing import TRAINING_SKY
+from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Space", "SpaceSettings"]
@@ -132,7 +132,7 @@ class Space(Method):
             labels,
             np.concatenate(blocks),
             wave=wave,
-            resolving_power=TRAINING_SKY.resolving_power,
+            resolving_power=TRAINING_CONDITIONS.resolving_power,
             limits=theory.bounds[:_N],
         )
         method = cls(
@@ -174,7 +174,7 @@ class Space(Method):
     def chain(self) -> Chain:
         """The lines, shifted, times a smooth continuum, with further patterns."""
         wave = self.lines.wave
-        smooth = Continuum(smooth_patterns(wave, TRAINING_SKY.continuum_rms))
+        smooth = Continuum(smooth_patterns(wave, TRAINING_CONDITIONS.continuum_rms))
         operators = (Shift(wave), smooth, Modes(self.patterns, "residual"))
         return Chain(self.lines, operators, wave, self.lines.own_variance)
 

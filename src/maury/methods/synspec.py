@@ -21,7 +21,7 @@ from maury.methods.fitting.gridded import GridFit, GridMethod, GridSettings, axe
 from maury.methods.fitting.synthesis import CommandSynthesiser, SynthesiserModel
 from maury.methods.fitting.theory import finite_rows, in_air, smooth_patterns
 from maury.methods.protocols import External, FitResult, MethodSettings, Sample
-from maury.simulation.observing import TRAINING_SKY
+from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Synspec", "SynspecSettings"]
@@ -78,7 +78,9 @@ class Synspec(GridMethod):
         if not names:
             axes = ", ".join(grid.label_names)
             raise ConfigError(f"the grid has {axes}, none of which is a label of the survey")
-        continuum = smooth_patterns(wave, TRAINING_SKY.continuum_rms if settings.nuisances else 0.0)
+        continuum = smooth_patterns(
+            wave, TRAINING_CONDITIONS.continuum_rms if settings.nuisances else 0.0
+        )
         core = GridFit(
             grid,
             continuum[: len(continuum) if settings.nuisances else 0],

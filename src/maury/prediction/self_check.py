@@ -19,7 +19,7 @@ from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray
 from maury.methods.registry import MethodNetwork
 from maury.model.directory import Model
 from maury.model.output import has_spectrum
-from maury.simulation.sky import Sky
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs, take
 from maury.survey.store import Survey
 
@@ -233,9 +233,9 @@ def _load(model: Model) -> tuple[EnsembleNetwork | MethodNetwork, Trust | None]:
 def _simulated(model: Model) -> Inputs:
     from maury.prediction.uncertainty import simulated_stars
 
-    sky = Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+    star_simulator = TrainingStarSimulator.of_model(model)
     seed = int(np.random.SeedSequence(model.seed or 0, spawn_key=(_SEED_KEY,)).generate_state(1)[0])
-    inputs, _ = simulated_stars(model, sky, N_STAR, seed=seed)
+    inputs, _ = simulated_stars(model, star_simulator, N_STAR, seed=seed)
     return inputs
 
 

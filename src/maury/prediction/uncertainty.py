@@ -2,7 +2,7 @@
 
 Both are learnt once the networks are trained, and lie in the model directory as the attachments
 ``calibration`` and ``coverage``. They need a network that predicts a covariance and a calibrated
-theory (`maury.simulation.sky`); a model without them quotes the spread of its ensemble.
+theory (`maury.simulation.training_stars`); a model without them quotes the spread of its ensemble.
 """
 
 import logging
@@ -30,7 +30,8 @@ from maury.prediction.calibration import (
     stretched,
 )
 from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
-from maury.simulation.sky import BatchNoise, DrawConfig, Sky
+from maury.simulation.drawing import DrawConfig
+from maury.simulation.training_stars import BatchNoise, TrainingStarSimulator
 from maury.spectra.preparation import Inputs, join_inputs, take
 from maury.survey.store import Survey
 
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 AS_OBSERVED = DrawConfig(tail=0.0, widen=0.0)
 """Simulated stars as frequent as those of the labelled sample, each close to one of them."""
 ANEW = DrawConfig(tail=0.0, widen=0.0, step=0.0)
-"""The stars of a sky themselves, with their labels and observables, observed anew."""
+"""The stars that the simulator was made from, with their labels and observables, observed anew."""
 N_SIMULATED = 12_000
 """Simulated spectra that give the course of the calibration."""
 LEAST_PARENTS = 30
@@ -86,7 +87,7 @@ class Trust:
     Attributes
     ----------
     network : EnsembleNetwork
-    sky : Sky
+    star_simulator : TrainingStarSimulator
         Calibrated theory: from labels to the spectrum that they should have.
     calibration : Calibration
     coverage : CoverageModel or None
@@ -94,7 +95,7 @@ class Trust:
     """
 
     network: EnsembleNetwork
-    sky: Sky
+    star_simulator: TrainingStarSimulator
     calibration: Calibration
     coverage: CoverageModel | None
 
@@ -116,7 +117,7 @@ class Trust:
         coverage = None
         if "coverage" in model.attachments:
             coverage = CoverageModel.from_arrays(model.arrays("coverage"))
-        return cls(network, _sky(model), calibration, coverage)
+        return cls(network, _star_simulator(model), calibration, coverage)
 
     @classmethod
     def fit(cls, model: Model, survey: Survey, *, inherited: Calibration | None = None) -> Self:
@@ -140,11 +141,11 @@ class Trust:
         TrainingError
             If too few validation stars are there, and no calibration is inherited.
         """
-        network, sky = EnsembleNetwork(model), _sky(model)
+        network, star_simulator = EnsembleNetwork(model), _star_simulator(model)
         stars = _Labelled.read(model, network, survey)
         validation = model.split.contains("validation", stars.star_id)
         try:
-            calibration = _calibrate(model, network, sky, stars, validation)
+            calibration = _calibrate(model, network, star_simulator, stars, validation)
         except TrainingError as error:
             if inherited is None:
                 raise
@@ -152,8 +153,8 @@ class Trust:
                 "%s: errors are calibrated as those of the parent: %s", model.path, error
             )
             calibration = inherited
-        coverage = _cover(model, network, sky, stars)
-        return cls(network, sky, calibration, coverage)
+        coverage = _cover(model, network, star_simulator, stars)
+        return cls(network, star_simulator, calibration, coverage)
 
     def attach(self, model: Model) -> Model:
         """Return the model with these attachments, for `Model.save` to write."""
@@ -183,7 +184,9 @@ class Trust:
         flags = np.zeros(n_star, FLAG_DTYPE)
         chi2 = worst = np.full(n_star, np.nan)
         if self.coverage is not None and n_star:
-            scores = self.coverage.score(_evidence(self.network, self.sky, inputs, answer))
+            scores = self.coverage.score(
+                _evidence(self.network, self.star_simulator, inputs, answer)
+            )
             flags = self.coverage.flags(scores).astype(FLAG_DTYPE)
             chi2, worst = scores.chi2_reduced, scores.worst_wavelength_aa
         mean = self.calibration.means(answer.mean)
@@ -216,7 +219,7 @@ class Trust:
     def excess(self, inputs: Inputs, answer: Prediction) -> dict[str, Float64Array]:
         """Return each score of the coverage over its threshold, by detector: above 1 is flagged."""
         assert self.coverage is not None, "the model has no coverage"
-        scores = self.coverage.score(_evidence(self.network, self.sky, inputs, answer))
+        scores = self.coverage.score(_evidence(self.network, self.star_simulator, inputs, answer))
         return self.coverage.excess(scores)
 
 
@@ -277,7 +280,7 @@ class _Labelled:
     def anew(
         self,
         model: Model,
-        sky: Sky,
+        star_simulator: TrainingStarSimulator,
         chosen: BoolArray,
         *,
         n_star: int,
@@ -287,23 +290,23 @@ class _Labelled:
         """Observe some of these stars anew, as the network `number`, or none, has not met them."""
         whole = chosen & np.isfinite(self.truth).all(axis=1)
         if whole.sum() >= LEAST_PARENTS:
-            observables = self.inputs.observables[whole, : sky.observables.shape[1]]
-            sky = sky.of(self.truth[whole], observables.astype(np.float64))
+            observables = self.inputs.observables[whole, : star_simulator.observables.shape[1]]
+            star_simulator = star_simulator.of(self.truth[whole], observables.astype(np.float64))
         turn = () if number is None else (number,)
         seed = np.random.SeedSequence(model.seed or 0, spawn_key=(7, *turn))
-        return _Drawn(*simulated_stars(model, sky, n_star, seed=seed, draw=draw))
+        return _Drawn(*simulated_stars(model, star_simulator, n_star, seed=seed, draw=draw))
 
 
 def _calibrate(
     model: Model,
     network: EnsembleNetwork,
-    sky: Sky,
+    star_simulator: TrainingStarSimulator,
     stars: _Labelled,
     chosen: BoolArray,
 ) -> Calibration:
     if chosen.sum() < LEAST_STARS:
         raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")
-    drawn = stars.anew(model, sky, chosen, n_star=N_SIMULATED // 2, draw=ANEW)
+    drawn = stars.anew(model, star_simulator, chosen, n_star=N_SIMULATED // 2, draw=ANEW)
     answer = network.predict(drawn.inputs)
     known, label = stars.answer.mean[chosen], stars.truth[chosen]
     centre, stretch = least_shrunk(known, known - label)
@@ -318,7 +321,7 @@ def _calibrate(
     return Calibration.fit(
         *judge(ours, stars.inputs.snr[chosen], label),
         simulated=judge(answer, drawn.inputs.snr, drawn.truth),
-        spared=_spared(model, network, sky, stars, drawn, judge),
+        spared=_spared(model, network, star_simulator, stars, drawn, judge),
         floor=repeat_scatter(repeated, stars.star_id[bright]),
         stretching=(centre, stretch),
     )
@@ -327,7 +330,7 @@ def _calibrate(
 def _spared(
     model: Model,
     network: EnsembleNetwork,
-    sky: Sky,
+    star_simulator: TrainingStarSimulator,
     stars: _Labelled,
     drawn: _Drawn,
     judge: Callable[[Prediction, Float64Array, Float64Array], Judged],
@@ -348,7 +351,12 @@ def _spared(
     for number in range(n_asked):
         unmet = stars.training & (share == number)
         again = stars.anew(
-            model, sky, unmet, n_star=N_SIMULATED // n_asked, draw=_COURSE_DRAW, number=number
+            model,
+            star_simulator,
+            unmet,
+            n_star=N_SIMULATED // n_asked,
+            draw=_COURSE_DRAW,
+            number=number,
         )
         mine = turn == number
         for judged, inputs, truth in (
@@ -370,7 +378,7 @@ def _pooled(parts: list[Judged]) -> Judged:
 
 def simulated_stars(
     model: Model,
-    sky: Sky,
+    star_simulator: TrainingStarSimulator,
     n_star: int,
     *,
     seed: int | np.random.SeedSequence,
@@ -381,13 +389,13 @@ def simulated_stars(
     Parameters
     ----------
     model : Model
-    sky : Sky
+    star_simulator : TrainingStarSimulator
         Its calibrated theory.
     n_star : int
     seed : int or numpy SeedSequence
     draw : DrawConfig
         Which stars; `AS_OBSERVED` are as frequent as in the labelled sample, and `ANEW` are the
-        stars of the sky themselves.
+        stars that the simulator was made from.
 
     Returns
     -------
@@ -398,12 +406,12 @@ def simulated_stars(
         seed = np.random.SeedSequence(seed, spawn_key=(7,))
     rng = np.random.default_rng(seed)
     noise = BatchNoise(quiet=model.preparation.further_numbers)
-    flux, ivar, observables, truth = sky.pool(n_star, rng, draw=draw, noise=noise).batch(
+    flux, ivar, observables, truth = star_simulator.pool(n_star, rng, draw=draw, noise=noise).batch(
         n_star, rng
     )
     n_observable = len(model.preparation.observable_names)
     if observables.shape[1] != n_observable:
-        # Networks without photometry have a sky without observables.
+        # Networks without photometry have a star simulator without observables.
         observables = np.full((n_star, n_observable), np.nan)
     signal = np.sqrt(ivar * np.maximum(flux, np.float32(0.05)), dtype=np.float64)
     inputs = Inputs(
@@ -422,15 +430,15 @@ def simulated_stars(
 def _cover(
     model: Model,
     network: EnsembleNetwork,
-    sky: Sky,
+    star_simulator: TrainingStarSimulator,
     stars: _Labelled,
 ) -> CoverageModel | None:
     inputs = take(stars.inputs, stars.training)
     answer = Prediction(stars.answer.mean[stars.training], stars.answer.sigma[stars.training])
     try:
         return CoverageModel.fit(
-            _evidence(network, sky, inputs, answer),
-            wave_aa=sky.wave_aa,
+            _evidence(network, star_simulator, inputs, answer),
+            wave_aa=star_simulator.wave_aa,
             label_names=model.label_names,
             noise_correlation=tuple(model.preparation.noise_correlation),
         )
@@ -439,13 +447,18 @@ def _cover(
         return None
 
 
-def _evidence(network: EnsembleNetwork, sky: Sky, inputs: Inputs, answer: Prediction) -> Evidence:
+def _evidence(
+    network: EnsembleNetwork,
+    star_simulator: TrainingStarSimulator,
+    inputs: Inputs,
+    answer: Prediction,
+) -> Evidence:
     return Evidence(
         flux=inputs.flux,
         ivar=inputs.ivar,
         snr=inputs.snr,
         labels=answer.mean,
-        reconstruction=sky.theory(answer.mean),
+        reconstruction=star_simulator.theory(answer.mean),
         views=_views(network, inputs),
     )
 
@@ -476,5 +489,5 @@ def _regime(model: Model, snr: Float64Array, mean: Float64Array) -> Regime:
     return Regime(snr, label("logg"), label("m_h"))
 
 
-def _sky(model: Model) -> Sky:
-    return Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+def _star_simulator(model: Model) -> TrainingStarSimulator:
+    return TrainingStarSimulator.of_model(model)

@@ -1,9 +1,9 @@
 """Simulated stars and spectra, marked as such everywhere, and what follows from theory.
 
 The emulator gives a spectrum for labels, the population gives labels and magnitudes, `observing`
-adds what a spectrograph does. `surveys` makes whole simulated surveys, `sky` draws training stars
-around the labelled ones, `theory` calibrates the theory on them, and `bound` is the Cramer-Rao
-bound on every label.
+adds what a spectrograph does. `surveys` makes whole simulated surveys. `theory` calibrates the
+emulator on labelled spectra, `drawing` draws labels around the labelled stars, `training_stars`
+simulates spectra of these to train on. `bound` is the Cramer-Rao bound on every label.
 """
 
 import lazy_loader as lazy

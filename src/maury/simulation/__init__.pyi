@@ -1,4 +1,4 @@
 from .emulator import Emulator as Emulator
 from .population import Population as Population
-from .sky import Sky as Sky
 from .surveys import simulate_survey as simulate_survey
+from .training_stars import TrainingStarSimulator as TrainingStarSimulator

@@ -27,7 +27,12 @@ from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.simulation.emulator import EMULATOR_LABELS, Emulator
-from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_SKY, ObservingModel, Spectrograph
+from maury.simulation.observing import (
+    RAVE_WAVE_AA,
+    TRAINING_CONDITIONS,
+    ObservingModel,
+    Spectrograph,
+)
 from maury.simulation.population import Population
 from maury.simulation.prior import TIED, population_prior
 
@@ -64,7 +69,7 @@ def cramer_rao(
     *,
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     prior: Prior = None,
-    sky: ObservingModel = TRAINING_SKY,
+    observing: ObservingModel = TRAINING_CONDITIONS,
     noise_correlation: Sequence[float] = (0.44, 0.05),
     modes: ObservedModes | None = None,
     emulator: Emulator | None = None,
@@ -87,7 +92,7 @@ def cramer_rao(
         about their means at given Teff, log g, [Fe/H], [alpha/M] as in the population. "photometry"
         is the covariance of all labels in the population given eight absolute magnitudes and A_V.
         An array is a covariance of the emulator's labels.
-    sky : ObservingModel
+    observing : ObservingModel
         Mean and scatter of resolving power, rotation, radial velocity and continuum.
     noise_correlation : sequence of float
         Correlation of the noise between pixels 1, 2, ... apart.
@@ -118,7 +123,7 @@ def cramer_rao(
         snr,
         wave_aa=wave_aa,
         prior=prior,
-        sky=sky,
+        observing=observing,
         noise_correlation=noise_correlation,
         modes=modes,
         emulator=emulator,
@@ -132,7 +137,7 @@ def cramer_rao_covariance(
     *,
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     prior: Prior = None,
-    sky: ObservingModel = TRAINING_SKY,
+    observing: ObservingModel = TRAINING_CONDITIONS,
     noise_correlation: Sequence[float] = (0.44, 0.05),
     modes: ObservedModes | None = None,
     emulator: Emulator | None = None,
@@ -140,7 +145,7 @@ def cramer_rao_covariance(
     """Covariance (n_star, n_label, n_label) of which `cramer_rao` is the diagonal, which see."""
     values, n_given = _complete(labels)
     instrument = _Instrument.of(
-        emulator or _shipped(), wave_aa, sky, noise_correlation, modes=modes
+        emulator or _shipped(), wave_aa, observing, noise_correlation, modes=modes
     )
     fisher = instrument.information(values, snr)
     return _covariance(fisher, _prior_precision(prior, values))[:, :n_given, :n_given]
@@ -221,7 +226,7 @@ def compare_with_bound(
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     noise_correlation: Sequence[float] = (0.44, 0.05),
     modes: ObservedModes | None = None,
-    sky: ObservingModel = TRAINING_SKY,
+    observing: ObservingModel = TRAINING_CONDITIONS,
 ) -> tuple[LabelBound, ...]:
     """Compare residuals with the bounds at the true labels, with and without photometry.
 
@@ -236,7 +241,7 @@ def compare_with_bound(
         As of `cramer_rao`.
     modes : ObservedModes, optional
         Nuisances as measured at `wave_aa`, instead of the typical continuum.
-    sky : ObservingModel
+    observing : ObservingModel
         As of `cramer_rao`.
 
     Returns
@@ -247,7 +252,7 @@ def compare_with_bound(
     true, ratio = np.asarray(truth, dtype=np.float64), np.asarray(snr, dtype=np.float64)
     residual = np.asarray(predicted, dtype=np.float64) - true
     values, n_given = _complete(true)
-    instrument = _Instrument.of(_shipped(), wave_aa, sky, noise_correlation, modes=modes)
+    instrument = _Instrument.of(_shipped(), wave_aa, observing, noise_correlation, modes=modes)
     fisher = instrument.information(values, ratio)
     priors: tuple[Prior, Prior] = ("photometry", None)
     both = [_sigma(_covariance(fisher, _prior_precision(one, values))) for one in priors]
@@ -355,7 +360,7 @@ class _Instrument:
         cls,
         emulator: Emulator,
         wave_aa: ArrayLike,
-        sky: ObservingModel,
+        observing: ObservingModel,
         noise_correlation: Sequence[float],
         *,
         modes: ObservedModes | None = None,
@@ -363,11 +368,11 @@ class _Instrument:
         wave = np.asarray(wave_aa, dtype=np.float64)
         if modes is None:
             modes = ObservedModes(
-                sky.continuum_rms * _continuum_basis(wave), np.zeros((0, wave.size))
+                observing.continuum_rms * _continuum_basis(wave), np.zeros((0, wave.size))
             )
         return cls(
             emulator,
-            Spectrograph(emulator.wave_aa, wave, emulator.spec.resolving_power, sky),
+            Spectrograph(emulator.wave_aa, wave, emulator.spec.resolving_power, observing),
             _correlation_factor(noise_correlation, wave.size),
             modes.continuum.astype(np.float64),
             modes.added.astype(np.float64),
@@ -421,7 +426,7 @@ class _Instrument:
         self, source: Float32Array, broadening: tuple[Float64Array, Float64Array]
     ) -> Float64Array:
         """Differentiate by velocity, resolving power and rotation: (n_star, 3, n_pixel)."""
-        sky = self.spectrograph.model
+        observing = self.spectrograph.model
         ends = [
             self._broaden(
                 np.repeat(source[:, None], 3, axis=1),
@@ -432,8 +437,8 @@ class _Instrument:
             )
             for sign in (1.0, -1.0)
         ]
-        relative = sky.resolving_power_scatter / sky.resolving_power
-        sigma = (sky.rv_error_kms, relative, sky.rotation_scatter)
+        relative = observing.resolving_power_scatter / observing.resolving_power
+        sigma = (observing.rv_error_kms, relative, observing.rotation_scatter)
         steps = (_RV_STEP_KMS, _RELATIVE_STEP, _RELATIVE_STEP)
         per_step = np.array(sigma) / np.array(steps)
         return np.asarray(0.5 * (ends[0] - ends[1]) * per_step[:, None])

@@ -38,9 +38,9 @@ _BLOCK = 64
 
 
 class TheoryMismatch(BaseModel):
-    """How the sky differs from the theory behind the emulator, alike in all stars but for Ca II.
+    """How real stars differ from the theory behind the emulator, alike in all stars but for Ca II.
 
-    The default is no difference. `SKY_LIKE` holds differences of a realistic size.
+    The default is no difference. `REALISTIC_MISMATCH` holds differences of a realistic size.
 
     Attributes
     ----------
@@ -69,11 +69,11 @@ class TheoryMismatch(BaseModel):
 
     @property
     def absent(self) -> bool:
-        """Whether the sky is as the theory."""
+        """Whether stars are as the theory."""
         return self.line_strength == 0.0 and self.ca_core == 0.0 and self.ca_core_scatter == 0.0
 
 
-SKY_LIKE = TheoryMismatch(line_strength=0.08, ca_core=0.1, ca_core_scatter=0.05)
+REALISTIC_MISMATCH = TheoryMismatch(line_strength=0.08, ca_core=0.1, ca_core_scatter=0.05)
 
 
 class ObservingModel(BaseModel):
@@ -109,7 +109,7 @@ class ObservingModel(BaseModel):
     spike_height : (float, float)
         Range of their uniform heights, continuum = 1.
     theory_mismatch : TheoryMismatch
-        Differences between sky and theory; none by default.
+        Differences between stars and theory; none by default.
 
     Examples
     --------
@@ -137,7 +137,7 @@ class ObservingModel(BaseModel):
     theory_mismatch: TheoryMismatch = TheoryMismatch()
 
     def at_power(self, resolving_power: float | None) -> ObservingModel:
-        """Return the same sky seen at another resolving power; scatter and range go with it.
+        """Return the same conditions at another resolving power; scatter and range go with it.
 
         None means unknown: nothing changes.
         """
@@ -162,8 +162,8 @@ class ObservingModel(BaseModel):
         return self
 
 
-TRAINING_SKY = ObservingModel()
-OBSERVED_SKY = ObservingModel(snr_median=40.0, snr_scatter=0.45, snr_range=(10.0, 150.0))
+TRAINING_CONDITIONS = ObservingModel()
+SURVEY_CONDITIONS = ObservingModel(snr_median=40.0, snr_scatter=0.45, snr_range=(10.0, 150.0))
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.simulation.emulator import Emulator
 from maury.simulation.galaxy import Discs
 from maury.simulation.observing import (
-    OBSERVED_SKY,
     RAVE_WAVE_AA,
-    TRAINING_SKY,
+    SURVEY_CONDITIONS,
+    TRAINING_CONDITIONS,
     Observation,
     ObservingModel,
     Spectrograph,
@@ -82,7 +82,7 @@ class Simulation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     selection: Selection = TRAINING
-    observing: ObservingModel = TRAINING_SKY
+    observing: ObservingModel = TRAINING_CONDITIONS
     labelled: bool = True
     label_noise: bool = False
     discs: Discs | None = None
@@ -95,7 +95,7 @@ PLACE = (
 """Columns of a survey whose stars were placed in discs."""
 
 LABELLED_SURVEY = Simulation()
-OBSERVED_SURVEY = Simulation(selection=OBSERVED, observing=OBSERVED_SKY, labelled=False)
+OBSERVED_SURVEY = Simulation(selection=OBSERVED, observing=SURVEY_CONDITIONS, labelled=False)
 
 
 class Simulator:

@@ -33,12 +33,12 @@ from maury.model.networks.published import PRESETS
 from maury.model.split import Split, SplitConfig, split_rows
 from maury.prediction.predictor import Predictor
 from maury.simulation.bound import ObservedModes, cramer_rao
-from maury.simulation.sky import Sky
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.store import Survey
 from maury.training.runs import train
-from maury.training.simulated_snr import learn_sky, restage
+from maury.training.simulated_snr import fit_star_simulator, restage
 
 __all__ = ["COMPETITORS", "Competitor", "compare", "pairs_of"]
 
@@ -235,7 +235,7 @@ class _Run:
     snr: tuple[float, ...]
     reuse: Mapping[str, Path | str]
     progress: Progress | None
-    _skies: dict[int, Sky] = field(default_factory=dict)
+    _star_simulators: dict[int, TrainingStarSimulator] = field(default_factory=dict)
 
     def tell(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
@@ -345,17 +345,17 @@ class _Run:
         return staged, nine[:, [labels_module.LABEL_NAMES.index(name) for name in names]]
 
     def _staged(self, batch: Batch, fold: int, view: str) -> tuple[Batch, Float64Array]:
-        if fold not in self._skies:
-            self._skies[fold] = learn_sky(self.survey, self.rows(fold, "train"))
+        if fold not in self._star_simulators:
+            self._star_simulators[fold] = fit_star_simulator(self.survey, self.rows(fold, "train"))
         snr = next(value for value in self.snr if f"S/N {value:g}" == view)
         rng = np.random.default_rng([self.seed, fold, int(1000 * snr)])
-        return restage(batch, self._skies[fold], snr, rng=rng)
+        return restage(batch, self._star_simulators[fold], snr, rng=rng)
 
     def _bounds(self, fold: int, view: str) -> dict[str, Float64Array]:
         """Least errors of the test stars' simulated spectra, without and with photometry."""
         rows = self.rows(fold, "test")
         staged, nine = self._staged(self.survey.rows(rows), fold, view)
-        calibration = self._skies[fold].calibration
+        calibration = self._star_simulators[fold].calibration
         wave_aa, medium = staged.spectra.wave_aa, staged.spectra.medium
         bound = partial(
             cramer_rao,

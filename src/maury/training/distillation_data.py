@@ -26,7 +26,7 @@ from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.student import StudentNetwork
 from maury.prediction.uncertainty import Trust
-from maury.simulation.sky import Sky
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
 from maury.training.simulated import SimulatedTraining, drop_inputs
@@ -95,7 +95,7 @@ class Teacher:
                 f"the preset '{name}' cannot teach; give a model of the preset maury"
             )
         self.model = model
-        self.sky = Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+        self.star_simulator = TrainingStarSimulator.of_model(model)
         self.photometry = model.network.get("photometry") is not False
         self._network = EnsembleNetwork(model)
         trust = Trust.load(model, self._network)
@@ -111,7 +111,7 @@ class Teacher:
         """Simulate stars, some without a part of their inputs."""
         settings = self._settings
         n_drawn = max(1, n_star // _OBSERVED_ANEW)
-        pool = self.sky.pool(n_drawn, rng, draw=settings.draw, noise=settings.noise)
+        pool = self.star_simulator.pool(n_drawn, rng, draw=settings.draw, noise=settings.noise)
         flux, ivar, observables, _ = pool.batch(n_star, rng)
         n_observable = len(self.model.preparation.observable_names)
         if observables.shape[1] != n_observable:

@@ -26,7 +26,7 @@ from maury.model.inference import has_observables, has_spectrum
 from maury.model.networks.published import NetworkConfig
 from maury.model.split import PARTS, SHARES, SplitRecord, spared_by, split_rows
 from maury.simulation.emulator import Emulator
-from maury.simulation.sky import ADVICE, Sky
+from maury.simulation.training_stars import ADVICE, TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.spectra.spectra import Medium
 from maury.survey.store import Survey
@@ -129,7 +129,7 @@ def train(
         for part in ("train", "validation"):
             folder.put_sample(part, *stars.sample(part))
     else:
-        _put_skies(folder, stars, settings, seed, parent)
+        _put_star_simulators(folder, stars, settings, seed, parent)
     n_members = settings.ensemble.members
     seeds = [
         int(child.generate_state(1, np.uint64)[0] >> 1)
@@ -225,7 +225,9 @@ def _collect(
     dropped = {"no label": int(len(survey) - labelled.size)}
     table = _prepare(survey, labelled, settings, dropped)
     if settings.network.simulates:
-        Sky.require_grid(table.wave_aa, table.medium, _simulated(settings).observing)
+        TrainingStarSimulator.require_grid(
+            table.wave_aa, table.medium, _simulated(settings).observing
+        )
         if parent is not None:
             parent.check_grid(table.wave_aa, table.medium)
         table = _complete(table, parent.fill(truth) if parent else truth, dropped)
@@ -305,7 +307,7 @@ def _complete(table: _Table, truth: Float64Array, dropped: dict[str, int]) -> _T
     )
 
 
-def _put_skies(
+def _put_star_simulators(
     folder: WorkFolder,
     stars: _Stars,
     settings: EnsembleConfig,
@@ -315,19 +317,21 @@ def _put_skies(
     """Write what simulates the stars: of all training stars, and of those that a member knows."""
     rows = stars.parts["train"]
     n_members, n_share = settings.ensemble.members, _n_share(stars, parent)
-    if not folder.has_sky():
-        sky = _fit_sky(stars, rows, settings, parent)
+    if not folder.has_star_simulator():
+        star_simulator = _fit_star_simulator(stars, rows, settings, parent)
         if parent is not None:
-            for number, start in enumerate(parent.starts(sky, n_members, seed)):
+            for number, start in enumerate(parent.starts(star_simulator, n_members, seed)):
                 folder.put_start(number, start)
-        folder.put_sky(sky, _sources(settings))
+        folder.put_star_simulator(star_simulator, _sources(settings))
     if not n_share:
         return
     share = spared_by(stars.star_id[rows], n_share=n_share, seed=seed)
     for member in range(n_members):
-        if not folder.has_sky(member):
+        if not folder.has_star_simulator(member):
             known = rows[share != member % n_share]
-            folder.put_sky(_fit_sky(stars, known, settings, parent), _sources(settings), member)
+            folder.put_star_simulator(
+                _fit_star_simulator(stars, known, settings, parent), _sources(settings), member
+            )
 
 
 def _n_share(stars: _Stars, parent: Inheritance | None) -> int:
@@ -341,12 +345,12 @@ def _n_share(stars: _Stars, parent: Inheritance | None) -> int:
     return _N_SHARE if enough and parent is None else 0
 
 
-def _fit_sky(
+def _fit_star_simulator(
     stars: _Stars, rows: Int64Array, settings: EnsembleConfig, parent: Inheritance | None
-) -> Sky:
+) -> TrainingStarSimulator:
     table = stars.table
     observables, labels = table.observables[rows], stars.truth[rows]
-    sky = Sky.fit(
+    star_simulator = TrainingStarSimulator.fit(
         table.wave_aa,
         table.flux[rows],
         table.ivar[rows],
@@ -354,11 +358,11 @@ def _fit_sky(
         observables=observables if stars.takes_observables else observables[:, :0],
         observing=_simulated(settings).observing,
         medium=table.medium,
-        parent=parent.sky if parent else None,
+        parent=parent.star_simulator if parent else None,
     )
     if parent is None:
-        return sky
-    return parent.extend(sky, whole=np.asarray(np.isfinite(labels).all(axis=1)))
+        return star_simulator
+    return parent.extend(star_simulator, whole=np.asarray(np.isfinite(labels).all(axis=1)))
 
 
 def _sources(settings: EnsembleConfig) -> BoolArray:
@@ -509,7 +513,7 @@ def _assemble(
         provenance=_provenance(settings.network, survey) | origin,
     )
     if settings.network.simulates:
-        arrays, about = folder.sky()[0].to_arrays()
+        arrays, about = folder.star_simulator()[0].to_arrays()
         model = model.with_arrays("sky", arrays, metadata=about)
     recorded_losses = {f"member_{job.member:03d}": folder.losses(job.member) for job in jobs}
     model = model.with_arrays(LOSSES, recorded_losses)

@@ -1,8 +1,8 @@
 """What a model hands on to one for another survey: theory, stars, scalings, weights, split.
 
-Theory differs from the sky in ways that belong to the stars and not to the spectrograph, and the
-relations between labels and magnitudes are the same in every survey. A model that was calibrated
-on thousands of stars thus knows most of what one for another survey must learn.
+Theory differs from real spectra in ways that belong to the stars and not to the spectrograph, and
+the relations between labels and magnitudes are the same in every survey. A model that was
+calibrated on thousands of stars thus knows most of what one for another survey must learn.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
 from maury.model.split import Split
+from maury.simulation.drawing import draw_around
 from maury.simulation.emulator import Emulator
 from maury.simulation.population import Population
-from maury.simulation.sky import Sky, draw_around
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.spectra import describe_grid
 from maury.survey.store import Survey
@@ -45,12 +46,12 @@ class Inheritance:
     ----------
     model : Model
         Saved, of the preset ``maury``.
-    sky : Sky
+    star_simulator : TrainingStarSimulator
         Its calibrated theory and its stars.
     """
 
     model: Model
-    sky: Sky
+    star_simulator: TrainingStarSimulator
 
     @classmethod
     def of(cls, model: Model) -> Self:
@@ -72,8 +73,8 @@ class Inheritance:
                 f"{model.path} predicts {', '.join(model.label_names)}, and stars are simulated by "
                 f"{', '.join(LABEL_NAMES)}; train a model of these labels"
             )
-        sky = Sky.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
-        return cls(model, sky)
+        star_simulator = TrainingStarSimulator.of_model(model)
+        return cls(model, star_simulator)
 
     def record(self) -> dict[str, Any]:
         """Return what the child remembers of it, as plain JSON."""
@@ -84,7 +85,7 @@ class Inheritance:
             "checksum": self.model.checksum,
             "members": len(self.model.kept),
             "grid": describe_grid(self.model.wave_aa, self.model.medium),
-            "resolving_power": self.sky.observing.resolving_power,
+            "resolving_power": self.star_simulator.observing.resolving_power,
             "survey": survey.get("name", "") if isinstance(survey, dict) else "",
             "transferred_from": earlier,
         }
@@ -109,7 +110,7 @@ class Inheritance:
     def check_grid(self, wave_aa: Float64Array, medium: str) -> None:
         """Raise `GridMismatch` unless the prepared pixels overlap with those of the parent."""
         air = wave_aa if medium == "air" else np.asarray(vacuum_to_air(wave_aa))
-        own = self.sky.wave_aa
+        own = self.star_simulator.wave_aa
         shared = min(air[-1], own[-1]) - max(air[0], own[0])
         if shared < LEAST_OVERLAP_AA:
             raise GridMismatch(
@@ -144,8 +145,8 @@ class Inheritance:
         enough = known[:, 0] & known[:, 1] & (known[:, 2] | known[:, 3])
         filled = np.where(enough[:, None], labels, np.nan)
         lacking = enough & ~known.all(axis=1)
-        centre, scale = robust_scale(self.sky.labels)
-        own = (self.sky.labels - centre) / scale
+        centre, scale = robust_scale(self.star_simulator.labels)
+        own = (self.star_simulator.labels - centre) / scale
         for pattern in np.unique(known[lacking], axis=0):
             rows = np.flatnonzero(lacking & (known == pattern).all(axis=1))
             target = ((labels[rows] - centre) / scale)[:, pattern]
@@ -153,23 +154,29 @@ class Inheritance:
             filled[np.ix_(rows, ~pattern)] = found * scale[~pattern] + centre[~pattern]
         return filled
 
-    def extend(self, sky: Sky, *, whole: BoolArray) -> Sky:
-        """Return a sky of the new survey with the parent's stars besides its own.
+    def extend(
+        self, star_simulator: TrainingStarSimulator, *, whole: BoolArray
+    ) -> TrainingStarSimulator:
+        """Return a star simulator of the new survey with the parent's stars besides its own.
 
         Parameters
         ----------
-        sky : Sky
+        star_simulator : TrainingStarSimulator
             Of the new survey.
         whole : (n,) bool
             Which of its stars have all labels; the others are left out.
         """
         return replace(
-            sky,
-            labels=np.concatenate([self.sky.labels, sky.labels[whole]]),
-            observables=np.concatenate([self.sky.observables, sky.observables[whole]]),
+            star_simulator,
+            labels=np.concatenate([self.star_simulator.labels, star_simulator.labels[whole]]),
+            observables=np.concatenate(
+                [self.star_simulator.observables, star_simulator.observables[whole]]
+            ),
         )
 
-    def starts(self, sky: Sky, n_member: int, seed: int) -> list[Start]:
+    def starts(
+        self, star_simulator: TrainingStarSimulator, n_member: int, seed: int
+    ) -> list[Start]:
         """Return where each member starts: at a network of the parent, its pixels replaced.
 
         The projections of a spectrum are those that come nearest to the parent's projections of
@@ -178,22 +185,25 @@ class Inheritance:
 
         Parameters
         ----------
-        sky : Sky
+        star_simulator : TrainingStarSimulator
             Of the new survey.
         n_member, seed : int
         """
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8,)))
-        labels, _ = draw_around(sky.labels, sky.observables, _N_DRAWN, rng)
+        labels, _ = draw_around(star_simulator.labels, star_simulator.observables, _N_DRAWN, rng)
         full = Emulator.load().clip(Population.load().complete(labels, rng))
         broadening = int(rng.integers(2**32))
-        old, new = (s.spectra(full, np.random.default_rng(broadening)) for s in (self.sky, sky))
+        old, new = (
+            s.spectra(full, np.random.default_rng(broadening))
+            for s in (self.star_simulator, star_simulator)
+        )
         mean_old, mean_new = old.mean(axis=0), new.mean(axis=0)
         new -= mean_new
         covariance = (new.T @ new / np.float32(len(new))).astype(np.float64)
-        calibration = sky.calibration
+        calibration = star_simulator.calibration
         for modes in (calibration.core_modes, calibration.continuum_modes * mean_new):
             covariance += modes.T.astype(np.float64) @ modes
-        covariance[np.diag_indices(len(covariance))] += np.median(sky.snr) ** -2.0
+        covariance[np.diag_indices(len(covariance))] += np.median(star_simulator.snr) ** -2.0
         factor = cho_factor(covariance)
         kept = self.model.kept
         starts = []
@@ -207,7 +217,7 @@ class Inheritance:
             bias = weights["project.bias"] + per_flux @ (mean_old - centre)
             weights["project.bias"] = bias.astype(np.float32)
             scaling = self.model.scaling
-            n_observable = sky.observables.shape[1]
+            n_observable = star_simulator.observables.shape[1]
             starts.append(
                 Start(
                     weights,

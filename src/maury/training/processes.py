@@ -21,7 +21,7 @@ from maury.errors import MauryError, TrainingError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.io.cluster import Cluster
 from maury.model.networks.published import network_config
-from maury.simulation.sky import Sky
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.training.member import (
     Sample,
     TrainedMember,
@@ -30,7 +30,7 @@ from maury.training.member import (
     train_member,
     write_tensors,
 )
-from maury.training.simulated import SimulatedTraining, Start, train_on_sky
+from maury.training.simulated import SimulatedTraining, Start, train_on_simulated_stars
 
 logger = logging.getLogger(__name__)
 
@@ -79,27 +79,32 @@ class WorkFolder:
         files = (self.path / f"{part}-{name}.npy" for name in _SAMPLE)
         return Sample.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
 
-    def put_sky(self, sky: Sky, sources: BoolArray, member: int | None = None) -> None:
+    def put_star_simulator(
+        self,
+        star_simulator: TrainingStarSimulator,
+        sources: BoolArray,
+        member: int | None = None,
+    ) -> None:
         """Write what simulates the stars, and which observables are made of which source.
 
         With `member`, it is of the stars that this member knows.
         """
-        arrays, about = sky.to_arrays()
+        arrays, about = star_simulator.to_arrays()
         tensors = {name: torch.tensor(array) for name, array in arrays.items()}
         tensors["sources"] = torch.tensor(sources)
-        write_tensors(self._sky_file(member), tensors, about)
+        write_tensors(self._star_simulator_file(member), tensors, about)
 
-    def has_sky(self, member: int | None = None) -> bool:
-        """Whether `put_sky` was called before."""
-        return _is_whole(self._sky_file(member))
+    def has_star_simulator(self, member: int | None = None) -> bool:
+        """Whether `put_star_simulator` was called before."""
+        return _is_whole(self._star_simulator_file(member))
 
-    def sky(self, member: int | None = None) -> tuple[Sky, BoolArray]:
-        """Read what `put_sky` wrote; that of all stars if there is none of this member."""
-        own = member is not None and self._sky_file(member).is_file()
-        tensors, about = read_tensors(self._sky_file(member if own else None))
+    def star_simulator(self, member: int | None = None) -> tuple[TrainingStarSimulator, BoolArray]:
+        """Read what `put_star_simulator` wrote; that of all stars where a member has none."""
+        own = member is not None and self._star_simulator_file(member).is_file()
+        tensors, about = read_tensors(self._star_simulator_file(member if own else None))
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         sources = arrays.pop("sources")
-        return Sky.from_arrays(arrays, about), sources
+        return TrainingStarSimulator.from_arrays(arrays, about), sources
 
     def put_start(self, member: int, start: Start) -> None:
         """Write where a member starts."""
@@ -119,7 +124,7 @@ class WorkFolder:
     def _start_file(self, member: int) -> Path:
         return self.path / f"start-{member:03d}.safetensors"
 
-    def _sky_file(self, member: int | None) -> Path:
+    def _star_simulator_file(self, member: int | None) -> Path:
         name = "sky" if member is None else f"sky-{member:03d}"
         return self.path / f"{name}.safetensors"
 
@@ -238,9 +243,9 @@ class MemberJob(BaseModel):
             "on_epoch": on_epoch,
         }
         if network.simulates:
-            sky, sources = folder.sky(self.member)
+            star_simulator, sources = folder.star_simulator(self.member)
             common["start"] = folder.start(self.member)
-            result = train_on_sky(sky, network, sources=sources, **common)
+            result = train_on_simulated_stars(star_simulator, network, sources=sources, **common)
         else:
             samples = (folder.sample("train"), folder.sample("validation"))
             result = train_member(*samples, network, **common)

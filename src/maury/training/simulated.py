@@ -22,8 +22,9 @@ from maury.errors import TrainingError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.statistics import robust_scale
 from maury.model.networks.published import NetworkConfig, build
+from maury.simulation.drawing import DrawConfig
 from maury.simulation.observing import ObservingModel
-from maury.simulation.sky import BatchNoise, DrawConfig, SimulatedPool, Sky
+from maury.simulation.training_stars import BatchNoise, SimulatedPool, TrainingStarSimulator
 from maury.training.member import (
     EpochCallback,
     Run,
@@ -143,8 +144,8 @@ class Start:
     observable_scale: Float64Array
 
 
-def train_on_sky(
-    sky: Sky,
+def train_on_simulated_stars(
+    star_simulator: TrainingStarSimulator,
     network: NetworkConfig,
     *,
     sources: BoolArray,
@@ -159,7 +160,7 @@ def train_on_sky(
 
     Parameters
     ----------
-    sky : Sky
+    star_simulator : TrainingStarSimulator
         Simulates the survey.
     network : DefaultConfig
         Architecture.
@@ -170,7 +171,7 @@ def train_on_sky(
     seed : int
         Seed of the member: initial weights, stars, noise, missing inputs.
     start : Start, optional
-        Weights and scalings to begin with, instead of random ones and those of the sky.
+        Weights and scalings to begin with, instead of random ones and those of the simulator.
     checkpoint, checkpoint_seconds, on_epoch
         As of `maury.training.member.train_member`; an epoch is `STEPS_PER_EPOCH` steps.
 
@@ -181,7 +182,7 @@ def train_on_sky(
     """
     with single_thread(), torch.random.fork_rng(devices=[]):
         run = run_to_the_end(
-            lambda: _Run(sky, network, sources, config, seed, start),
+            lambda: _Run(star_simulator, network, sources, config, seed, start),
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             on_epoch=on_epoch,
@@ -231,7 +232,7 @@ class _Run(Run):
 
     def __init__(
         self,
-        sky: Sky,
+        star_simulator: TrainingStarSimulator,
         network: NetworkConfig,
         sources: BoolArray,
         config: SimulatedTraining,
@@ -241,12 +242,12 @@ class _Run(Run):
         self._config, self._seed, self._sources = config, seed, sources
         self.epoch = 0
         rng = _generator(seed, 0)
-        self._pool = sky.pool(config.stars, rng, draw=config.draw, noise=config.noise)
-        self._labels = _Scale.measure(sky.labels)
-        self._observables = _Scale.measure(sky.observables)
+        self._pool = star_simulator.pool(config.stars, rng, draw=config.draw, noise=config.noise)
+        self._labels = _Scale.measure(star_simulator.labels)
+        self._observables = _Scale.measure(star_simulator.observables)
         torch.manual_seed(epoch_seed(seed, 0))
-        n_pixel, n_observable = sky.wave_aa.size, sky.observables.shape[1]
-        self._module = build(network, n_pixel, n_observable, sky.labels.shape[1])
+        n_pixel, n_observable = star_simulator.wave_aa.size, star_simulator.observables.shape[1]
+        self._module = build(network, n_pixel, n_observable, star_simulator.labels.shape[1])
         _set_flux_scale(self._module, self._pool)
         if start is not None:
             self._labels = _Scale(start.label_centre, start.label_scale)

@@ -1,9 +1,10 @@
 """Spectra of labelled stars simulated anew, at an S/N of one's choice.
 
 What methods reach at an S/N that the survey does not have can only be seen on simulated spectra.
-They are those of the emulator, made like the spectra of the survey (`maury.simulation.sky`), with
-microturbulence, abundances beside the labels, broadening, velocity, Ca II cores and continuum drawn
-anew for each star; labels and photometry are the stars' own.
+They are those of the emulator, made like the spectra of the survey by
+`maury.simulation.training_stars.TrainingStarSimulator`, with microturbulence, abundances beside the
+labels, broadening, velocity, Ca II cores and continuum drawn anew for each star; labels and
+photometry are the stars' own.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from maury.io.arrays import Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.simulation.emulator import Emulator
 from maury.simulation.population import Population
-from maury.simulation.sky import Sky
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey
 from maury.training.simulated import SimulatedTraining
 
-__all__ = ["learn_sky", "restage"]
+__all__ = ["fit_star_simulator", "restage"]
 
 
 _LEAST_STARS = 30
 _BLOCK = 512
 
 
-def learn_sky(survey: Survey, rows: Int64Array) -> Sky:
+def fit_star_simulator(survey: Survey, rows: Int64Array) -> TrainingStarSimulator:
     """Calibrate theory on some labelled rows of a survey.
 
     Raises
@@ -47,9 +48,9 @@ def learn_sky(survey: Survey, rows: Int64Array) -> Sky:
         )
     observing = SimulatedTraining().observing
     inputs = Preparation(observables=()).apply(survey.rows(whole))
-    Sky.require_grid(inputs.wave_aa, inputs.medium, observing)
+    TrainingStarSimulator.require_grid(inputs.wave_aa, inputs.medium, observing)
     good = (inputs.ivar > 0).mean(axis=1) > 0.5
-    return Sky.fit(
+    return TrainingStarSimulator.fit(
         inputs.wave_aa,
         inputs.flux[good],
         inputs.ivar[good],
@@ -61,15 +62,15 @@ def learn_sky(survey: Survey, rows: Int64Array) -> Sky:
 
 
 def restage(
-    batch: Batch, sky: Sky, snr: float, *, rng: np.random.Generator
+    batch: Batch, star_simulator: TrainingStarSimulator, snr: float, *, rng: np.random.Generator
 ) -> tuple[Batch, Float64Array]:
     """Simulate the spectra of a batch at one S/N.
 
     Parameters
     ----------
     batch : Batch
-        On the grid of `sky`.
-    sky : Sky
+        On the grid of `star_simulator`.
+    star_simulator : TrainingStarSimulator
     snr : float
         Per pixel, at the continuum.
     rng : numpy Generator
@@ -91,15 +92,17 @@ def restage(
         rows = known[start : start + _BLOCK]
         full = emulator.clip(population.complete(truth[rows], rng))
         out[rows] = full[:, : len(LABEL_NAMES)]
-        theory = sky.spectrograph.disperse(emulator.flux(full), full, rng).flux
-        sharp = sky.calibration.apply(theory, out[rows])
+        theory = star_simulator.spectrograph.disperse(emulator.flux(full), full, rng).flux
+        sharp = star_simulator.calibration.apply(theory, out[rows])
         for modes, relative in (
-            (sky.calibration.core_modes, False),
-            (sky.calibration.continuum_modes, True),
+            (star_simulator.calibration.core_modes, False),
+            (star_simulator.calibration.continuum_modes, True),
         ):
             drawn = rng.standard_normal((rows.size, len(modes)), dtype=np.float32) @ modes
             sharp = sharp * (np.float32(1.0) + drawn) if relative else sharp + drawn
-        flux[rows], ivar[rows] = sky.spectrograph.degrade(sharp, np.full(rows.size, snr), rng)
+        flux[rows], ivar[rows] = star_simulator.spectrograph.degrade(
+            sharp, np.full(rows.size, snr), rng
+        )
     columns = {**batch.columns, "snr": np.full(len(batch), snr)}
     spectra = batch.spectra.replace(flux=flux, ivar=ivar)
     return Batch(spectra, MappingProxyType(columns), batch.start), out

@@ -156,8 +156,8 @@ def _settings(
     observing = dict(given.pop("observing", {}))
     stated = resolving_power or observing.get("resolving_power")
     power = _resolving_power(stated or survey.resolving_power)
-    own = parent.sky.observing.model_dump(mode="json")
-    ratio = power / parent.sky.observing.resolving_power
+    own = parent.star_simulator.observing.model_dump(mode="json")
+    ratio = power / parent.star_simulator.observing.resolving_power
     own["resolving_power_scatter"] *= ratio
     own["resolving_power_range"] = [ratio * limit for limit in own["resolving_power_range"]]
     own |= {**observing, "resolving_power": power}

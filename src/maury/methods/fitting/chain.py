@@ -241,8 +241,8 @@ class Broadening:
         typical = self.spectrograph.typical_broadening
         rotation, macroturbulence = typical(teff)
         rotation = rotation * np.exp(ln_rotation)
-        sky = self.spectrograph.model
-        power = sky.resolving_power * np.exp(ln_power)
+        conditions = self.spectrograph.model
+        power = conditions.resolving_power * np.exp(ln_power)
         per_power = (SPEED_OF_LIGHT_KMS / _FWHM_PER_SIGMA) ** 2 * power**-2.0
         own = (SPEED_OF_LIGHT_KMS / _FWHM_PER_SIGMA / self.spectrograph.resolving_power_in) ** 2
         variance = np.maximum(per_power - own, 0.0) + 0.5 * macroturbulence**2

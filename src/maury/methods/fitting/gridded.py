@@ -36,7 +36,7 @@ from maury.methods.fitting.theory import (
     typical_labels,
 )
 from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
-from maury.simulation.observing import TRAINING_SKY
+from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Foundation", "GridFit", "GridMethod", "GridSettings", "Pattern", "axes_around"]
@@ -354,7 +354,7 @@ class Foundation:
         )
         continuum = np.zeros((0, wave.size), dtype=np.float32)
         if settings.nuisances:
-            continuum = smooth_patterns(wave, TRAINING_SKY.continuum_rms)
+            continuum = smooth_patterns(wave, TRAINING_CONDITIONS.continuum_rms)
             continuum = continuum if calibration is None else calibration.continuum_modes
         core = GridFit(
             grid, continuum, training.noise_correlation, settings.rv_error_kms, settings.starts

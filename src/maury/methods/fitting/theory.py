@@ -1,4 +1,4 @@
-"""What methods that fit theory to the sky share: calibration, residuals, priors, starts."""
+"""What methods that fit theory to spectra share: calibration, residuals, priors, starts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from maury.methods.fitting.noise import Whitening
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.protocols import Evaluation, External, ForwardModel, Sample
 from maury.simulation.emulator import EMULATOR_LABELS, Emulator
-from maury.simulation.observing import TRAINING_SKY, ObservingModel, Spectrograph
+from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
 from maury.simulation.population import NUISANCE_NAMES, Population
-from maury.simulation.sky import Sky
 from maury.simulation.theory import TheoryCalibration
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import vacuum_to_air
 
 __all__ = [
@@ -142,7 +142,7 @@ def observed_chain(
     calibration: TheoryCalibration | None,
     own_variance: Float32Array,
     *,
-    observing: ObservingModel = TRAINING_SKY,
+    observing: ObservingModel = TRAINING_CONDITIONS,
     nuisances: bool = True,
 ) -> Chain:
     """Return the emulator as a survey sees it, with all that a fit leaves open.
@@ -219,12 +219,12 @@ def complete_stars(sample: Sample) -> Sample:
 
 
 def calibrate(
-    stars: Sample, *, observing: ObservingModel = TRAINING_SKY
+    stars: Sample, *, observing: ObservingModel = TRAINING_CONDITIONS
 ) -> TheoryCalibration | None:
     """Fit theory to stars of which all nine labels are known; None if they are too few."""
     if len(stars) < LEAST_STARS:
         return None
-    sky = Sky.fit(
+    star_simulator = TrainingStarSimulator.fit(
         stars.wave_aa,
         stars.inputs.flux,
         stars.inputs.ivar,
@@ -233,7 +233,7 @@ def calibrate(
         observing=observing,
         medium=stars.medium,
     )
-    return sky.calibration
+    return star_simulator.calibration
 
 
 def typical_labels(n_star: int, seed: int) -> Float64Array:
@@ -250,7 +250,7 @@ def _offset_scatter() -> tuple[float, ...]:
 
 
 def nuisance_sigmas(
-    names: tuple[str, ...], rv_error_kms: float, *, observing: ObservingModel = TRAINING_SKY
+    names: tuple[str, ...], rv_error_kms: float, *, observing: ObservingModel = TRAINING_CONDITIONS
 ) -> dict[str, tuple[float, float]]:
     """Means and standard deviations of the parameters that are no labels.
 

@@ -24,7 +24,7 @@ from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.evidence import robust_scale
 from maury.report.explorer.content import Content
-from maury.simulation.sky import Sky
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.survey.store import Survey
 
@@ -255,18 +255,20 @@ class Stars:
         labels = self._predicted(row, LABEL_NAMES)[None]
         if not np.isfinite(labels).all():
             return None, "no fit: the emulator needs all nine labels"
-        if self._sky is not None:
-            return self._sky.theory(labels)[0].astype(np.float64), "the model's calibrated theory"
+        if self._star_simulator is not None:
+            return self._star_simulator.theory(labels)[0].astype(
+                np.float64
+            ), "the model's calibrated theory"
         flux = _emulated(labels, inputs.wave_aa, inputs.medium)
         if flux is None:
             return None, "no fit: the emulator does not reach over these wavelengths"
         return flux[0], "the emulator, not calibrated"
 
     @cached_property
-    def _sky(self) -> Sky | None:
+    def _star_simulator(self) -> TrainingStarSimulator | None:
         if self._model is None or "sky" not in self._model.attachments:
             return None
-        return Sky.from_arrays(self._model.arrays("sky"), self._model.attachments["sky"].metadata)
+        return TrainingStarSimulator.of_model(self._model)
 
     def _sensitivity(self, row: int) -> Json:
         if self._model is None:
@@ -320,7 +322,7 @@ class Stars:
         with self._lock:
             return (
                 _from_survey(self._survey, self._model)
-                or _from_sky(self._sky)
+                or _from_star_simulator(self._star_simulator)
                 or _from_catalogue(self._content.catalogue, self._content)
             )
 
@@ -337,11 +339,11 @@ def _from_survey(survey: Survey | None, model: Model | None) -> TrainingStars | 
     return TrainingStars(names, survey.labels(names)[rows], survey.id[rows], "reference labels")
 
 
-def _from_sky(sky: Sky | None) -> TrainingStars | None:
-    if sky is None:
+def _from_star_simulator(star_simulator: TrainingStarSimulator | None) -> TrainingStars | None:
+    if star_simulator is None:
         return None
-    nameless = np.full(len(sky.labels), "", dtype="U1")
-    return TrainingStars(LABEL_NAMES, sky.labels, nameless, "reference labels")
+    nameless = np.full(len(star_simulator.labels), "", dtype="U1")
+    return TrainingStars(LABEL_NAMES, star_simulator.labels, nameless, "reference labels")
 
 
 def _from_catalogue(catalogue: Catalogue, content: Content) -> TrainingStars | None:

@@ -5,11 +5,12 @@ import pytest
 
 from maury.errors import ConfigError, ModelFileError
 from maury.prediction.uncertainty import ANEW
+from maury.simulation.drawing import DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import RAVE_WAVE_AA, ObservingModel, Spectrograph
 from maury.simulation.population import Population
-from maury.simulation.sky import BatchNoise, DrawConfig, Sky, draw_around
 from maury.simulation.theory import TheoryCalibration
+from maury.simulation.training_stars import BatchNoise, TrainingStarSimulator
 from maury.spectra.operators import air_to_vacuum
 
 WAVE = RAVE_WAVE_AA
@@ -175,7 +176,7 @@ def test_missing_observables_stay_missing_and_positive_ones_positive():
 
 
 @pytest.fixture(scope="module")
-def sky():
+def star_simulator():
     rng = np.random.default_rng(8)
     stars = Population.load().sample(240, rng)
     emulator = Emulator.load()
@@ -184,7 +185,7 @@ def sky():
         emulator.wave_aa, WAVE, emulator.spec.resolving_power, ObservingModel()
     )
     seen = instrument.observe(emulator.flux(labels), labels, rng)
-    return Sky.fit(
+    return TrainingStarSimulator.fit(
         WAVE,
         seen.flux,
         seen.ivar,
@@ -194,13 +195,13 @@ def sky():
     )
 
 
-def test_snr_of_the_labelled_stars_is_that_of_their_ivar(sky):
+def test_snr_of_the_labelled_stars_is_that_of_their_ivar(star_simulator):
     drawn = ObservingModel()
-    assert np.median(sky.snr) == pytest.approx(drawn.snr_median, rel=0.1)
+    assert np.median(star_simulator.snr) == pytest.approx(drawn.snr_median, rel=0.1)
 
 
-def test_a_batch_has_the_noise_that_it_says(sky):
-    pool = sky.pool(150, np.random.default_rng(9), noise=QUIET)
+def test_a_batch_has_the_noise_that_it_says(star_simulator):
+    pool = star_simulator.pool(150, np.random.default_rng(9), noise=QUIET)
     still = dataclasses.replace(
         pool,
         calibration=dataclasses.replace(
@@ -219,9 +220,9 @@ def test_a_batch_has_the_noise_that_it_says(sky):
     assert rms(lively - pool.flux[row]) > rms(flux - pool.flux[row])
 
 
-def test_a_batch_loses_pixels_and_has_low_snr_as_often_as_set(sky):
+def test_a_batch_loses_pixels_and_has_low_snr_as_often_as_set(star_simulator):
     noise = BatchNoise(low_snr_share=0.5, mask_share=0.3, magnitude_rms=0.1)
-    pool = sky.pool(50, np.random.default_rng(11), noise=noise)
+    pool = star_simulator.pool(50, np.random.default_rng(11), noise=noise)
     flux, ivar, observables, labels = pool.batch(1500, np.random.default_rng(12))
     assert (ivar == 0).any(axis=1).mean() == pytest.approx(0.3, abs=0.05)
     snr = np.sqrt(np.median(ivar, axis=1))
@@ -231,18 +232,20 @@ def test_a_batch_loses_pixels_and_has_low_snr_as_often_as_set(sky):
     assert np.isfinite(flux).all()
 
 
-def test_pools_follow_their_seed(sky):
-    first, again, other = (sky.pool(20, np.random.default_rng(s)) for s in (1, 1, 2))
+def test_pools_follow_their_seed(star_simulator):
+    first, again, other = (star_simulator.pool(20, np.random.default_rng(s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(first.flux, again.flux)
     assert not np.array_equal(first.labels, other.labels)
 
 
-def test_stars_observed_anew_keep_their_labels_and_observables(sky):
+def test_stars_observed_anew_keep_their_labels_and_observables(star_simulator):
     chosen = np.arange(100, 140)
-    observables = sky.observables[chosen].copy()
+    observables = star_simulator.observables[chosen].copy()
     observables[::3, 0] = np.nan
-    few = sky.of(sky.labels[chosen], observables)
-    np.testing.assert_array_equal(few.theory(sky.labels[:5]), sky.theory(sky.labels[:5]))
+    few = star_simulator.of(star_simulator.labels[chosen], observables)
+    np.testing.assert_array_equal(
+        few.theory(star_simulator.labels[:5]), star_simulator.theory(star_simulator.labels[:5])
+    )
     pool = few.pool(300, np.random.default_rng(14), draw=ANEW, noise=QUIET)
     apart = np.abs(pool.labels[:, None] - few.labels).max(axis=2)
     parent = apart.argmin(axis=1)
@@ -253,47 +256,51 @@ def test_stars_observed_anew_keep_their_labels_and_observables(sky):
     assert rms(pool.flux[first] - pool.flux[second]) > 1e-3, "their other abundances vary"
 
 
-def test_calibrated_theory_is_near_the_pool(sky):
-    pool = sky.pool(100, np.random.default_rng(13))
-    assert rms(sky.theory(pool.labels) - pool.flux) < 0.02
+def test_calibrated_theory_is_near_the_pool(star_simulator):
+    pool = star_simulator.pool(100, np.random.default_rng(13))
+    assert rms(star_simulator.theory(pool.labels) - pool.flux) < 0.02
     broken = pool.labels[:2].copy()
     broken[0, 3] = np.nan
-    assert np.isnan(sky.theory(broken)).all(axis=1).tolist() == [True, False]
+    assert np.isnan(star_simulator.theory(broken)).all(axis=1).tolist() == [True, False]
 
 
-def test_a_sky_goes_through_arrays(sky):
-    arrays, about = sky.to_arrays()
-    again = Sky.from_arrays(arrays, about)
-    np.testing.assert_array_equal(again.theory(sky.labels[:5]), sky.theory(sky.labels[:5]))
-    assert again.observing == sky.observing
+def test_a_simulator_goes_through_arrays(star_simulator):
+    arrays, about = star_simulator.to_arrays()
+    again = TrainingStarSimulator.from_arrays(arrays, about)
+    np.testing.assert_array_equal(
+        again.theory(star_simulator.labels[:5]), star_simulator.theory(star_simulator.labels[:5])
+    )
+    assert again.observing == star_simulator.observing
     with pytest.raises(ModelFileError, match="another emulator"):
-        Sky.from_arrays(arrays, {**about, "emulator": "0" * 64})
+        TrainingStarSimulator.from_arrays(arrays, {**about, "emulator": "0" * 64})
     with pytest.raises(ModelFileError, match="damaged"):
-        Sky.from_arrays({k: v for k, v in arrays.items() if k != "calibration.pixel"}, about)
+        TrainingStarSimulator.from_arrays(
+            {k: v for k, v in arrays.items() if k != "calibration.pixel"}, about
+        )
 
 
 def test_a_grid_beyond_the_emulator_names_the_other_presets():
     with pytest.raises(ConfigError, match="--preset guiglion2020"):
-        Sky.require_grid(np.linspace(8300.0, 8500.0, 100), "air", PLAIN)
-    Sky.require_grid(WAVE, "air", PLAIN)
+        TrainingStarSimulator.require_grid(np.linspace(8300.0, 8500.0, 100), "air", PLAIN)
+    TrainingStarSimulator.require_grid(WAVE, "air", PLAIN)
 
 
-def test_vacuum_wavelengths_are_taken_for_what_they_are(sky):
+def test_vacuum_wavelengths_are_taken_for_what_they_are(star_simulator):
     kwargs = {
-        "labels": sky.labels,
-        "observables": sky.observables,
+        "labels": star_simulator.labels,
+        "observables": star_simulator.observables,
         "observing": PLAIN,
         "medium": "vacuum",
     }
-    flux = sky.theory(sky.labels)
+    flux = star_simulator.theory(star_simulator.labels)
     ivar = np.full_like(flux, 1e4)
-    moved = Sky.fit(np.asarray(air_to_vacuum(WAVE)), flux, ivar, **kwargs)
+    moved = TrainingStarSimulator.fit(np.asarray(air_to_vacuum(WAVE)), flux, ivar, **kwargs)
     np.testing.assert_allclose(moved.wave_aa, WAVE, atol=1e-4)
 
 
-def test_observing_in_two_steps_is_observing(sky):
+def test_observing_in_two_steps_is_observing(star_simulator):
     emulator = Emulator.load()
-    labels = emulator.clip(Population.load().complete(sky.labels[:6]))
+    labels = emulator.clip(Population.load().complete(star_simulator.labels[:6]))
     flux, snr = emulator.flux(labels), np.full(6, 40.0)
     instrument = Spectrograph(emulator.wave_aa, WAVE, 20000.0, ObservingModel())
     whole = instrument.observe(flux, labels, np.random.default_rng(3), snr=snr)

@@ -8,213 +8,34 @@ simulated spectra, each with noise of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.linalg import qr
-from scipy.spatial import cKDTree
 
 from maury.errors import ConfigError, ModelFileError
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
-from maury.labels.statistics import robust_scale
+from maury.model.directory import Model
+from maury.simulation.drawing import DEFAULT_DRAW, DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import ObservingModel, Spectrograph
 from maury.simulation.population import Population
+from maury.simulation.rest_frame import RestFrameTheory
 from maury.simulation.theory import (
     _FLUX_FLOOR,
     TheoryCalibration,
 )
 from maury.spectra.operators import vacuum_to_air
 
-__all__ = ["BatchNoise", "DrawConfig", "RestingStars", "SimulatedPool", "Sky", "draw_around"]
+__all__ = ["BatchNoise", "SimulatedPool", "TrainingStarSimulator"]
 
-_STEP_KELVIN = 10.0
-_TOLERANCE = 3e-4
-_PROBES = 3
-
-
-@dataclass(frozen=True, eq=False)
-class RestingStars:
-    """What `Spectrograph.disperse` makes of emulated flux without a random generator.
-
-    Make one with `RestingStars.prepare`.
-
-    Attributes
-    ----------
-    emulator : Emulator
-    teff_kelvin : (n_node,) float64
-        Temperatures at which the weights are known.
-    weights : (n_node, n_term) float64
-    basis : (n_term (n_coefficient + 1), n_pixel) float32
-        Of each term: the broadened components, and the broadened mean less 1.
-    """
-
-    emulator: Emulator
-    teff_kelvin: Float64Array
-    weights: Float64Array
-    basis: Float32Array
-
-    @classmethod
-    def prepare(cls, emulator: Emulator, spectrograph: Spectrograph) -> Self:
-        """Find temperatures whose broadenings make up all others, and broaden at these.
-
-        To three parts in 10 000 of the broadening profile; the emulator itself errs by more.
-        """
-        low, high = emulator.bounds[0]
-        teff = np.linspace(low, high, max(2, round((high - low) / _STEP_KELVIN) + 1))
-        profiles = _profiles(spectrograph, teff)
-        size, order = qr(profiles.T, mode="r", pivoting=True)
-        decline = np.abs(np.diag(size)) / abs(size[0, 0])
-        chosen = order[: max(1, int((decline > _TOLERANCE).sum()))]
-        weights = np.linalg.lstsq(profiles[chosen].T, profiles.T, rcond=None)[0].T
-        deviations = np.vstack([emulator.tensors.basis, emulator.tensors.mean - np.float32(1.0)])
-        basis = np.vstack([_dispersed(spectrograph, deviations, teff[k]) for k in chosen])
-        return cls(emulator, teff, weights, basis)
-
-    def flux(self, labels: Float64Array) -> Float32Array:
-        """Flux (n_star, n_pixel) of labels (n_star, 16) within the bounds of the emulator.
-
-        NaN throughout a row whose labels are not all finite.
-        """
-        coefficients = self.emulator.coefficients(labels)
-        one = np.ones((len(coefficients), 1), dtype=np.float32)
-        extended = np.hstack([coefficients, one])
-        teff = np.asarray(labels, dtype=np.float64)[:, 0]
-        mixed = np.hstack(
-            [
-                extended * np.interp(teff, self.teff_kelvin, weight)[:, None].astype(np.float32)
-                for weight in self.weights.T
-            ]
-        )
-        flux = mixed @ self.basis
-        flux += np.float32(1.0)
-        return flux
-
-
-def _profiles(spectrograph: Spectrograph, teff_kelvin: Float64Array) -> Float64Array:
-    """Broadened needles (n_teff, n) at neighbouring input pixels, which sample the profile."""
-    middle = spectrograph.wave_in_aa.size // 2
-    probes = []
-    for pixel in range(middle, middle + _PROBES):
-        needle = np.zeros((teff_kelvin.size, spectrograph.wave_in_aa.size), dtype=np.float32)
-        needle[:, pixel] = 1.0
-        probes.append(_dispersed(spectrograph, needle, teff_kelvin))
-    return np.concatenate(probes, axis=1).astype(np.float64)
-
-
-def _dispersed(
-    spectrograph: Spectrograph, deviations: Float32Array, teff_kelvin: Float64Array | float
-) -> Float32Array:
-    """Deviations from 1 (n, n_in) broadened and at the pixels (n, n_pixel)."""
-    labels = np.broadcast_to(teff_kelvin, len(deviations))[:, None]
-    flux = spectrograph.disperse(deviations + np.float32(1.0), labels).flux
-    return np.asarray(flux - np.float32(1.0))
-
-
-_METRIC = np.array([1.5, 1.5, 1.5, 0.0, 0.7, 0.3, 0.3, 0.5, 0.3])
-"""Weight of each label in the distance between stars; [Fe/H] counts as [M/H]."""
-_N_STRUCTURAL = 4
-"""Teff, log g, [M/H] and [Fe/H], which structure the atmosphere, come before the abundances."""
 _BLOCK = 2048
-_LARGEST_STEP = 0.8
 _LOW_SNR = (10.0, 100.0)
 ADVICE = "train another network with --preset guiglion2020, starnet or astronn"
-
-
-class DrawConfig(BaseModel):
-    """How stars are drawn around the labelled ones.
-
-    Attributes
-    ----------
-    neighbours : int
-        Among which the differences are taken.
-    step : float
-        A drawn star is a labelled one plus `step` times the difference of two of its neighbours,
-        labels and observables alike, so that their relation is kept.
-    widen : float
-        `step` grows with (distance to the neighbours) ** widen, up to 0.8, where that is above its
-        median: lone stars would else be learnt by heart.
-    tail : float
-        Stars are chosen in proportion to (distance to the neighbours) ** tail: rare stars oftener.
-    free_share, free_width : float
-        Share of stars whose abundances, [alpha/M] and those after it, also vary independently of
-        one another, and by how much in units of their scatter (times a lognormal factor): each is
-        then learnt from its own lines, and stars unlike all labelled ones are met.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    neighbours: int = Field(default=24, ge=2)
-    step: float = Field(default=0.2, ge=0.0, le=_LARGEST_STEP)
-    widen: float = Field(default=1.0, ge=0.0, le=5.0)
-    tail: float = Field(default=1.0, ge=0.0, le=5.0)
-    free_share: float = Field(default=0.0, ge=0.0, le=1.0)
-    free_width: float = Field(default=0.8, ge=0.0, le=5.0)
-
-
-_DRAW = DrawConfig()
-
-
-def draw_around(
-    labels: Float64Array,
-    observables: Float64Array,
-    n_star: int,
-    rng: np.random.Generator,
-    *,
-    config: DrawConfig = _DRAW,
-    sparse: Sequence[int] = (),
-) -> tuple[Float64Array, Float64Array]:
-    """Draw labels and observables of simulated stars: a local, smoothed bootstrap.
-
-    Parameters
-    ----------
-    labels : (n, 9) float64
-        Of labelled stars, in the order of `maury.labels.definitions.LABELS`.
-    observables : (n, n_observable) float64
-        NaN where missing.
-    n_star : int
-    rng : numpy Generator
-    config : DrawConfig
-    sparse : sequence of int
-        Numbers of observables that few stars may have. A star that has one, but whose chosen
-        neighbours do not, is drawn as it is, so that the observable stays as frequent as it was.
-
-    Returns
-    -------
-    (n_star, 9), (n_star, n_observable) float64
-        Any other observable that any of the three stars lacks is missing, unless `step` is 0, which
-        gives the labelled stars themselves. One that is never negative among the labelled stars
-        stays so.
-    """
-    centre, scale = robust_scale(labels)
-    place = np.clip((labels - centre) / scale, -8.0, 8.0) * _METRIC
-    count = min(config.neighbours, len(labels) - 1)
-    distance, near = cKDTree(place).query(place, k=count + 1)
-    reach = distance[:, -1] / max(float(np.median(distance[:, -1])), 1e-12)
-    chance = np.clip(reach, 0.3, 6.0) ** config.tail
-    base = rng.choice(len(labels), size=n_star, p=chance / chance.sum())
-    plus, minus = near[base, rng.integers(1, count + 1, (2, n_star))]
-    step = config.step * np.maximum(reach[base, None], 1.0) ** config.widen
-    step = np.minimum(step, _LARGEST_STEP)
-    has = np.isfinite(observables[:, list(sparse)])
-    alone = (has[base] & ~(has[plus] & has[minus])).any(axis=1, keepdims=True) | (step == 0)
-    drawn = [
-        np.where(alone, x[base], x[base] + step * (x[plus] - x[minus]))
-        for x in (labels, observables)
-    ]
-    free = np.flatnonzero(rng.random(n_star) < config.free_share)
-    width = config.free_width * scale[_N_STRUCTURAL:]
-    strength = np.exp(0.5 * rng.standard_normal((free.size, 1)))
-    drawn[0][free, _N_STRUCTURAL:] += (
-        strength * width * rng.standard_normal((free.size, width.size))
-    )
-    positive = ~(np.where(np.isfinite(observables), observables, 0.0) < 0).any(axis=0)
-    return drawn[0], np.where(positive, np.maximum(drawn[1], 0.0), drawn[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,8 +129,8 @@ _NOISE = BatchNoise()
 
 
 @dataclass(frozen=True, eq=False)
-class Sky:
-    """All that simulates the stars of one survey.
+class TrainingStarSimulator:
+    """Calibrated theory, spectrograph and labelled stars, to simulate stars to train on.
 
     Attributes
     ----------
@@ -349,7 +170,7 @@ class Sky:
         observables: Float64Array,
         observing: ObservingModel,
         medium: str = "air",
-        parent: Sky | None = None,
+        parent: TrainingStarSimulator | None = None,
     ) -> Self:
         """Calibrate theory on labelled spectra.
 
@@ -364,7 +185,7 @@ class Sky:
         observing : ObservingModel
         medium : {"air", "vacuum"}
             Of `wave_aa`.
-        parent : Sky, optional
+        parent : TrainingStarSimulator, optional
             Of another survey: what its theory lacks is the prior of the calibration.
         """
         wave = _in_air(wave_aa, medium)
@@ -411,7 +232,7 @@ class Sky:
         n_star: int,
         rng: np.random.Generator,
         *,
-        draw: DrawConfig = _DRAW,
+        draw: DrawConfig = DEFAULT_DRAW,
         noise: BatchNoise = _NOISE,
     ) -> SimulatedPool:
         """Draw stars around the labelled ones and simulate their spectra.
@@ -453,7 +274,7 @@ class Sky:
         return flux
 
     def _sparse(self, noise: BatchNoise) -> tuple[int, ...]:
-        """Numbers of the further columns; a sky without observables has none."""
+        """Numbers of the further columns; a simulator without observables has none."""
         return tuple(k for k in noise.quiet if k < self.observables.shape[1])
 
     def theory(self, labels: Float64Array) -> Float32Array:
@@ -463,11 +284,11 @@ class Sky:
         whose labels are not all finite are NaN.
         """
         full = _emulator().clip(Population.load().complete(labels))
-        return self.calibration.apply(self._resting.flux(full), labels)
+        return self.calibration.apply(self._rest_frame.flux(full), labels)
 
     @cached_property
-    def _resting(self) -> RestingStars:
-        return RestingStars.prepare(_emulator(), self.spectrograph)
+    def _rest_frame(self) -> RestFrameTheory:
+        return RestFrameTheory.prepare(_emulator(), self.spectrograph)
 
     def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
@@ -478,6 +299,17 @@ class Sky:
             "emulator": _emulator().spec.checksum,
         }
         return own, about
+
+    @classmethod
+    def of_model(cls, model: Model) -> Self:
+        """Read the simulator that a model was trained with, from its attachment "sky".
+
+        Raises
+        ------
+        ModelFileError
+            If the attachment is damaged, or was calibrated for another emulator.
+        """
+        return cls.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any]) -> Self:

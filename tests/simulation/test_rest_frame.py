@@ -4,7 +4,7 @@ import pytest
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import ObservingModel, Spectrograph
 from maury.simulation.population import Population
-from maury.simulation.sky import RestingStars
+from maury.simulation.rest_frame import RestFrameTheory
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def emulator():
 
 
 @pytest.mark.parametrize("power", [7500.0, 11500.0])
-def test_resting_stars_are_dispersed_stars(emulator, power):
+def test_rest_frame_theory_is_dispersed_theory(emulator, power):
     wave = 8420.0 + 0.4 * np.arange(912)
     model = ObservingModel(resolving_power=power)
     spectrograph = Spectrograph(emulator.wave_aa, wave, emulator.spec.resolving_power, model)
@@ -22,7 +22,7 @@ def test_resting_stars_are_dispersed_stars(emulator, power):
     labels[::2, 0] = np.linspace(3600.0, 7280.0, 200)
     full = emulator.clip(population.complete(labels))
     expected = spectrograph.disperse(emulator.flux(full), full).flux
-    got = RestingStars.prepare(emulator, spectrograph).flux(full)
+    got = RestFrameTheory.prepare(emulator, spectrograph).flux(full)
     assert got.dtype == np.float32
     assert np.ptp(expected) > 0.5
     np.testing.assert_allclose(got, expected, atol=2e-4)
@@ -35,6 +35,6 @@ def test_unknown_labels_are_unknown_flux(emulator):
     )
     labels = np.tile(emulator.bounds.mean(axis=1), (2, 1))
     labels[0, 3] = np.nan
-    flux = RestingStars.prepare(emulator, spectrograph).flux(labels)
+    flux = RestFrameTheory.prepare(emulator, spectrograph).flux(labels)
     assert np.isnan(flux[0]).all()
     assert np.isfinite(flux[1]).all()

@@ -1,0 +1,111 @@
+"""Labels and observables of stars to simulate, drawn around the labelled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.spatial import cKDTree
+
+from maury.io.arrays import Float64Array
+from maury.labels.statistics import robust_scale
+
+__all__ = ["DEFAULT_DRAW", "DrawConfig", "draw_around"]
+
+_METRIC = np.array([1.5, 1.5, 1.5, 0.0, 0.7, 0.3, 0.3, 0.5, 0.3])
+"""Weight of each label in the distance between stars; [Fe/H] counts as [M/H]."""
+_N_STRUCTURAL = 4
+"""Teff, log g, [M/H] and [Fe/H], which structure the atmosphere, come before the abundances."""
+_LARGEST_STEP = 0.8
+
+
+class DrawConfig(BaseModel):
+    """How stars are drawn around the labelled ones.
+
+    Attributes
+    ----------
+    neighbours : int
+        Among which the differences are taken.
+    step : float
+        A drawn star is a labelled one plus `step` times the difference of two of its neighbours,
+        labels and observables alike, so that their relation is kept.
+    widen : float
+        `step` grows with (distance to the neighbours) ** widen, up to 0.8, where that is above its
+        median: lone stars would else be learnt by heart.
+    tail : float
+        Stars are chosen in proportion to (distance to the neighbours) ** tail: rare stars oftener.
+    free_share, free_width : float
+        Share of stars whose abundances, [alpha/M] and those after it, also vary independently of
+        one another, and by how much in units of their scatter (times a lognormal factor): each is
+        then learnt from its own lines, and stars unlike all labelled ones are met.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neighbours: int = Field(default=24, ge=2)
+    step: float = Field(default=0.2, ge=0.0, le=_LARGEST_STEP)
+    widen: float = Field(default=1.0, ge=0.0, le=5.0)
+    tail: float = Field(default=1.0, ge=0.0, le=5.0)
+    free_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    free_width: float = Field(default=0.8, ge=0.0, le=5.0)
+
+
+DEFAULT_DRAW = DrawConfig()
+
+
+def draw_around(
+    labels: Float64Array,
+    observables: Float64Array,
+    n_star: int,
+    rng: np.random.Generator,
+    *,
+    config: DrawConfig = DEFAULT_DRAW,
+    sparse: Sequence[int] = (),
+) -> tuple[Float64Array, Float64Array]:
+    """Draw labels and observables of simulated stars: a local, smoothed bootstrap.
+
+    Parameters
+    ----------
+    labels : (n, 9) float64
+        Of labelled stars, in the order of `maury.labels.definitions.LABELS`.
+    observables : (n, n_observable) float64
+        NaN where missing.
+    n_star : int
+    rng : numpy Generator
+    config : DrawConfig
+    sparse : sequence of int
+        Numbers of observables that few stars may have. A star that has one, but whose chosen
+        neighbours do not, is drawn as it is, so that the observable stays as frequent as it was.
+
+    Returns
+    -------
+    (n_star, 9), (n_star, n_observable) float64
+        Any other observable that any of the three stars lacks is missing, unless `step` is 0, which
+        gives the labelled stars themselves. One that is never negative among the labelled stars
+        stays so.
+    """
+    centre, scale = robust_scale(labels)
+    place = np.clip((labels - centre) / scale, -8.0, 8.0) * _METRIC
+    count = min(config.neighbours, len(labels) - 1)
+    distance, near = cKDTree(place).query(place, k=count + 1)
+    reach = distance[:, -1] / max(float(np.median(distance[:, -1])), 1e-12)
+    chance = np.clip(reach, 0.3, 6.0) ** config.tail
+    base = rng.choice(len(labels), size=n_star, p=chance / chance.sum())
+    plus, minus = near[base, rng.integers(1, count + 1, (2, n_star))]
+    step = config.step * np.maximum(reach[base, None], 1.0) ** config.widen
+    step = np.minimum(step, _LARGEST_STEP)
+    has = np.isfinite(observables[:, list(sparse)])
+    alone = (has[base] & ~(has[plus] & has[minus])).any(axis=1, keepdims=True) | (step == 0)
+    drawn = [
+        np.where(alone, x[base], x[base] + step * (x[plus] - x[minus]))
+        for x in (labels, observables)
+    ]
+    free = np.flatnonzero(rng.random(n_star) < config.free_share)
+    width = config.free_width * scale[_N_STRUCTURAL:]
+    strength = np.exp(0.5 * rng.standard_normal((free.size, 1)))
+    drawn[0][free, _N_STRUCTURAL:] += (
+        strength * width * rng.standard_normal((free.size, width.size))
+    )
+    positive = ~(np.where(np.isfinite(observables), observables, 0.0) < 0).any(axis=0)
+    return drawn[0], np.where(positive, np.maximum(drawn[1], 0.0), drawn[1])
