@@ -29,7 +29,7 @@ from maury.model.inference import EnsembleNetwork
 from maury.prediction import predictor
 from maury.prediction import streaming as prediction
 from maury.prediction.coverage import CoverageModel
-from maury.prediction.uncertainty import Trust
+from maury.prediction.uncertainty import UncertaintyModel
 from maury.simulation.surveys import simulate_survey
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Preparation
@@ -68,7 +68,7 @@ STAGES = (
     (EnsembleNetwork, "predict", "networks (three times)"),
     (TrainingStarSimulator, "theory", "theory of the labels"),
     (CoverageModel, "score", "coverage scores"),
-    (Trust, "assess", "calibration, evidence"),
+    (UncertaintyModel, "assess", "calibration, evidence"),
     (predictor.Predictor, "_predict", "flags, columns"),
     (prediction, "write_part", "part"),
 )

@@ -28,7 +28,7 @@ from scipy.spatial import cKDTree
 from maury.evaluation import adviser
 from maury.labels.definitions import LABELS
 from maury.model.directory import Model
-from maury.prediction import uncertainty as trust
+from maury.prediction import uncertainty
 from maury.prediction.streaming import predict_rows
 from maury.simulation.surveys import simulate_survey
 from maury.survey.store import Survey, SurveyWriter
@@ -155,7 +155,7 @@ def main() -> int:
     parser.add_argument("--added", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    trust.N_SIMULATED = 2000
+    uncertainty.N_SIMULATED = 2000
     print("SIMULATED stars; rms error in the poorly covered region, in typical errors")
     print(f"{'seed':>4} {'base':>7} {'random':>7} {'suggested':>9} {'difference':>10}", flush=True)
     outcomes = []

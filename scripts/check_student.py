@@ -29,7 +29,7 @@ from maury.model.engines.engine import make_engine
 from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.published import network_config
 from maury.prediction.streaming import Predictor
-from maury.prediction.uncertainty import Trust, simulated_stars
+from maury.prediction.uncertainty import UncertaintyModel, simulated_stars
 from maury.simulation.drawing import DrawConfig
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs
@@ -45,9 +45,9 @@ class Answerer:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.network = EnsembleNetwork(model)
-        trust = Trust.load(model, self.network)
-        assert trust is not None, f"{model.path} is not calibrated"
-        self._trust = replace(trust, coverage=None)
+        uncertainty = UncertaintyModel.load(model, self.network)
+        assert uncertainty is not None, f"{model.path} is not calibrated"
+        self._uncertainty = replace(uncertainty, coverage=None)
 
     def __call__(self, inputs: Inputs) -> tuple[Float64Array, Float64Array]:
         """Labels and errors."""
@@ -57,7 +57,7 @@ class Answerer:
         return mean, sigma
 
     def _block(self, inputs: Inputs) -> tuple[Float64Array, Float64Array]:
-        found = self._trust.assess(inputs, self.network.predict(inputs))
+        found = self._uncertainty.assess(inputs, self.network.predict(inputs))
         return found.mean, found.sigma
 
 

@@ -66,12 +66,12 @@ def default_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def default_model(tmp_path_factory: pytest.TempPathFactory, default_survey: Path) -> Path:
     """Default preset after a few steps, calibrated and covered: whole, and no good."""
-    from maury.prediction import uncertainty as trust
+    from maury.prediction import uncertainty
     from maury.training.runs import train
 
     path = tmp_path_factory.mktemp("model") / "default"
     config = {"training": {"steps": 60, "stars": 1000}, "ensemble": {"members": 2}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trust, "N_SIMULATED", 1000)
+        patch.setattr(uncertainty, "N_SIMULATED", 1000)
         train(default_survey, path, config=config, seed=5)
     return path

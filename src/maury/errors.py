@@ -57,8 +57,8 @@ class ModelFileError(MauryError):
     """A model directory is damaged, of another format, or no model: train or copy it again."""
 
 
-class CanaryMoved(MauryError):
-    """A model no longer gives the answers that it left with: try another engine or version."""
+class SelfCheckFailed(MauryError):
+    """A model no longer predicts its self-check stars as before: try another engine or version."""
 
 
 class OutputExists(MauryError):

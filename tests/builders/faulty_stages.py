@@ -115,13 +115,13 @@ def train_method(inputs: Path, plan: dict[str, Any]) -> Stage:
 
 
 def train_default(inputs: Path, plan: dict[str, Any]) -> Stage:
-    from maury.prediction import uncertainty as trust
+    from maury.prediction import uncertainty
     from maury.training import ensemble
     from maury.training.runs import train as learn
 
     without_card()
     ensemble.CHECKPOINT_SECONDS = 0.0
-    trust.N_SIMULATED = 1000
+    uncertainty.N_SIMULATED = 1000
     config = {"training": {"steps": 20, "stars": 400}, "ensemble": {"members": 1}}
 
     def make(out: Path, *, seed: int, overwrite: bool) -> None:
@@ -155,11 +155,11 @@ def predict(inputs: Path, plan: dict[str, Any]) -> Stage:
 
 
 def distil(inputs: Path, plan: dict[str, Any]) -> Stage:
-    from maury.prediction import uncertainty as trust
+    from maury.prediction import uncertainty
     from maury.training import distillation as module
 
     module.CHECKPOINT_SECONDS = 0.0
-    trust.N_SIMULATED = 1000
+    uncertainty.N_SIMULATED = 1000
     config = {"training": {"stars": 300, "passes": 4, "batch_size": 100}}
 
     def make(out: Path, *, seed: int, overwrite: bool) -> None:

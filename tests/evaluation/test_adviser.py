@@ -23,7 +23,7 @@ from maury.evaluation.adviser import (
 from maury.evaluation.embedding import Kind
 from maury.labels.flags import Flag
 from maury.model.directory import Model
-from maury.prediction import uncertainty as trust
+from maury.prediction import uncertainty
 from maury.report.figures import coverage_map
 from maury.survey.store import Survey
 
@@ -308,7 +308,7 @@ def test_suggestions_lower_the_error_where_coverage_is_poor(tmp_path, monkeypatc
     script = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "check_adviser", script)
     spec.loader.exec_module(script)
-    monkeypatch.setattr(trust, "N_SIMULATED", 1000)
+    monkeypatch.setattr(uncertainty, "N_SIMULATED", 1000)
     size = script.Size(steps=300, stars=3000, members=2)
     found = script.run_seed(20, 200, size=size, work=tmp_path)
     assert found.suggested < found.base

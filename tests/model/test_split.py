@@ -11,7 +11,7 @@ from maury.errors import ConfigError
 from maury.model.split import (
     SplitConfig,
     SplitRecord,
-    spared_by,
+    held_out_fold,
     split_folds,
     split_published,
     split_rows,
@@ -142,14 +142,14 @@ def test_folds_test_every_star_once_and_divide_none(star_id, folds, validation, 
 
 def test_each_member_spares_a_share_of_whole_stars():
     star_id = np.array([f"star {k // 2}" for k in range(4000)])
-    share = spared_by(star_id, n_share=8, seed=3)
+    share = held_out_fold(star_id, n_fold=8, seed=3)
     assert np.array_equal(share[::2], share[1::2]), "both spectra of a star"
     counts = np.bincount(share[::2], minlength=8)
     assert counts.size == 8
     assert counts.min() > 200, "of 250 expected, with a deviation of 15"
     some = np.array([5, 77, 1234])
-    assert np.array_equal(spared_by(star_id[some], n_share=8, seed=3), share[some])
-    assert np.mean(spared_by(star_id, n_share=8, seed=4) == share) < 0.2
+    assert np.array_equal(held_out_fold(star_id[some], n_fold=8, seed=3), share[some])
+    assert np.mean(held_out_fold(star_id, n_fold=8, seed=4) == share) < 0.2
 
 
 def test_folds_are_asked_for_in_the_settings():

@@ -9,9 +9,9 @@ from maury.errors import TrainingError
 from maury.prediction.calibration import (
     LEAST_STARS,
     Calibration,
+    HeldOutResiduals,
     Regime,
-    Spared,
-    least_shrunk,
+    deshrinkage_factors,
     repeat_scatter,
 )
 
@@ -46,21 +46,21 @@ def test_the_terms_of_the_factor():
 
 @pytest.mark.parametrize("factor", [0.2, 5.0])
 def test_few_stars_are_drawn_towards_the_others(factor):
-    """The size is that of the posterior whose prior and information are stated."""
+    """The global scale is that of the posterior whose prior and information are stated."""
     rng = np.random.default_rng(14)
     error = np.ones((40, 3))
     residual = normal(error, rng)
     odd = replace_column(residual, 2, factor * residual[:, 2])
     found = Calibration.fit(odd, error, regime(40, rng))
     # 2 units of information per star and a prior of 0.04: 40 stars weigh 80 against 625.
-    alone = Calibration.fit(odd[:, 2:], error[:, 2:], regime(40, rng)).size[0]
+    alone = Calibration.fit(odd[:, 2:], error[:, 2:], regime(40, rng)).global_scale[0]
     centre = np.median(
         [
-            Calibration.fit(odd[:, k : k + 1], error[:, :1], regime(40, rng)).size[0]
+            Calibration.fit(odd[:, k : k + 1], error[:, :1], regime(40, rng)).global_scale[0]
             for k in range(3)
         ]
     )
-    share = (found.size[2] - centre) / (alone - centre)
+    share = (found.global_scale[2] - centre) / (alone - centre)
     assert 0.05 < share < 0.25, "80 / 705 in the normal approximation"
 
 
@@ -85,11 +85,11 @@ def test_stars_and_labels_without_errors_do_not_count():
         residual[50:], error[50:], kept, simulated=(residual[50:], error[50:], kept)
     )
     got = Calibration.fit(wild, dark, where, simulated=(wild, dark, where))
-    for name in ("size", "course", "tails"):
+    for name in ("global_scale", "regime_coefficients", "tails"):
         np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-6)
     exact = residual.copy()
     exact[0] = 0.0
-    assert np.isfinite(Calibration.fit(exact, error, where).size).all()
+    assert np.isfinite(Calibration.fit(exact, error, where).global_scale).all()
     assert (plain.n_real, plain.n_simulated) == (400, 400)
     assert Calibration.fit(residual, error, where).n_simulated == 0
 
@@ -100,9 +100,9 @@ def test_exactly_the_least_number_of_stars_is_enough():
     residual = normal(error, rng)
     where = regime(LEAST_STARS, rng)
     assert Calibration.fit(residual, error, where).n_real == LEAST_STARS
-    centre, stretch = least_shrunk(residual + 5.0, residual)
+    centre, deshrinkage = deshrinkage_factors(residual + 5.0, residual)
     assert centre[0] == pytest.approx(residual.mean() + 5.0)
-    assert stretch[0] > 1.0
+    assert deshrinkage[0] > 1.0
     stars = np.repeat(np.arange(LEAST_STARS).astype(str), 2)
     values = np.repeat(residual, 2, axis=0)
     values[1::2] += 1.0
@@ -113,75 +113,77 @@ def test_exactly_the_least_number_of_stars_is_enough():
     assert repeat_scatter(values, nameless, least_pairs=1)[0] == 0.0
 
 
-def judged(n, times, rng):
+def evaluated(n, times, rng):
     """Give residuals that are `times` their errors, the errors, and a regime."""
     error = np.exp(rng.normal(size=(n, 2)))
     return np.asarray(times) * normal(error, rng), error, regime(n, rng)
 
 
-def spared_stars(n_star, factor, rng):
+def held_out_stars(n_star, factor, rng):
     """Give stars of which single networks err by 1.3 times their errors, and by `factor` more."""
-    real = judged(n_star, 1.3 * np.asarray(factor), rng)
-    # Simulated spectra of a network's own sample would err less than those of stars unmet.
-    return Spared(*real, judged(12_000, 1.3, rng), judged(12_000, 1.3 * 0.9, rng))
+    real = evaluated(n_star, 1.3 * np.asarray(factor), rng)
+    # Simulated spectra of a network's own sample would err less than those of stars unseen.
+    return HeldOutResiduals(*real, evaluated(12_000, 1.3, rng), evaluated(12_000, 1.3 * 0.9, rng))
 
 
-def test_stars_that_one_network_spared_count_as_stars_of_the_ensemble():
+def test_held_out_stars_of_one_network_count_as_stars_of_the_ensemble():
     rng = np.random.default_rng(21)
     factor = np.array([1.2, 0.8])
-    few = judged(40, factor, rng)
+    few = evaluated(40, factor, rng)
     alone = Calibration.fit(*few)
     helped = Calibration.fit(
-        *few, simulated=judged(12_000, 0.9, rng), spared=spared_stars(4000, factor, rng)
+        *few, simulated=evaluated(12_000, 0.9, rng), held_out=held_out_stars(4000, factor, rng)
     )
     np.testing.assert_allclose(helped.errors(*few[1:]), factor * few[1], rtol=0.2)
     np.testing.assert_allclose(np.median(helped.factor(few[2]), axis=0), factor, rtol=0.05)
-    assert np.exp(alone.size[0] - alone.size[1]) < 1.25, "40 stars leave the labels much alike"
+    assert np.exp(alone.global_scale[0] - alone.global_scale[1]) < 1.25, (
+        "40 stars leave the labels much alike"
+    )
     assert (helped.n_real, helped.n_simulated) == (4040, 12_000)
 
 
-def test_spared_stars_need_simulated_ones():
+def test_held_out_stars_need_simulated_ones():
     rng = np.random.default_rng(24)
     with pytest.raises(ValueError, match="need simulated ones"):
-        Calibration.fit(*judged(40, 1.0, rng), spared=spared_stars(100, [1.0, 1.0], rng))
+        Calibration.fit(*evaluated(40, 1.0, rng), held_out=held_out_stars(100, [1.0, 1.0], rng))
 
 
-def test_the_course_is_that_of_the_spared_stars_observed_anew():
+def test_the_coefficients_are_those_of_the_held_out_stars_reobserved():
     rng = np.random.default_rng(25)
 
     def bent(n, slope):
-        residual, error, where = judged(n, 1.0, rng)
+        residual, error, where = evaluated(n, 1.0, rng)
         return residual * np.exp(slope * where.design()[:, 3:4]), error, where
 
     flat = bent(12_000, 0.0)
-    spared = Spared(*bent(2000, 0.3), bent(12_000, 0.3), flat)
-    found = Calibration.fit(*bent(300, 0.3), simulated=flat, spared=spared)
-    np.testing.assert_allclose(found.course[:, 3], 0.3, atol=0.04)
+    held_out = HeldOutResiduals(*bent(2000, 0.3), bent(12_000, 0.3), flat)
+    found = Calibration.fit(*bent(300, 0.3), simulated=flat, held_out=held_out)
+    np.testing.assert_allclose(found.regime_coefficients[:, 3], 0.3, atol=0.04)
     alone = Calibration.fit(*bent(300, 0.3), simulated=flat)
-    np.testing.assert_allclose(alone.course[:, 3], 0.0, atol=0.04)
+    np.testing.assert_allclose(alone.regime_coefficients[:, 3], 0.0, atol=0.04)
 
 
-def test_spared_stars_without_a_label_do_not_count():
+def test_held_out_stars_without_a_label_do_not_count():
     rng = np.random.default_rng(22)
     error = np.ones((300, 2))
     few = (normal(error, rng), error, regime(300, rng))
-    drawn, spared = judged(12_000, 1.0, rng), spared_stars(600, [1.0, 1.0], rng)
-    expected = Calibration.fit(*few, simulated=drawn, spared=spared).size
+    drawn, held_out = evaluated(12_000, 1.0, rng), held_out_stars(600, [1.0, 1.0], rng)
+    expected = Calibration.fit(*few, simulated=drawn, held_out=held_out).global_scale
     blank = np.full((50, 2), np.nan)
-    longer = Spared(
-        np.concatenate([spared.residual, blank]),
-        np.concatenate([spared.error, np.ones((50, 2))]),
-        Regime(*(np.r_[getattr(spared.regime, f), np.ones(50)] for f in ("snr", "logg", "m_h"))),
-        spared.anew,
-        spared.beside,
+    longer = HeldOutResiduals(
+        np.concatenate([held_out.residual, blank]),
+        np.concatenate([held_out.error, np.ones((50, 2))]),
+        Regime(*(np.r_[getattr(held_out.regime, f), np.ones(50)] for f in ("snr", "logg", "m_h"))),
+        held_out.reobserved,
+        held_out.control,
     )
-    again = Calibration.fit(*few, simulated=drawn, spared=longer)
-    np.testing.assert_allclose(again.size, expected, rtol=1e-6)
+    again = Calibration.fit(*few, simulated=drawn, held_out=longer)
+    np.testing.assert_allclose(again.global_scale, expected, rtol=1e-6)
 
 
 def test_three_tails_are_read():
     rng = np.random.default_rng(26)
-    found = Calibration.fit(*judged(100, 1.0, rng), simulated=judged(1000, 1.0, rng))
+    found = Calibration.fit(*evaluated(100, 1.0, rng), simulated=evaluated(1000, 1.0, rng))
     old = found.to_arrays()
     old["tails"] = old["tails"][:, 1:4]
     again = Calibration.from_arrays(old)
@@ -189,7 +191,7 @@ def test_three_tails_are_read():
     np.testing.assert_allclose(again.tails[:, [0, 4]], [norm.ppf([0.023, 0.977])] * 2)
 
 
-def test_courses_of_five_terms_are_read():
+def test_coefficients_of_five_terms_are_read():
     rng = np.random.default_rng(23)
     error = np.ones((100, 2))
     stars = (normal(error, rng), error, regime(100, rng))
@@ -197,24 +199,26 @@ def test_courses_of_five_terms_are_read():
     old = found.to_arrays()
     old["course"] = old["course"][:, :5]
     again = Calibration.from_arrays(old)
-    np.testing.assert_array_equal(again.course[:, :5], found.course[:, :5])
-    np.testing.assert_array_equal(again.course[:, 5:], 0.0)
+    np.testing.assert_array_equal(
+        again.regime_coefficients[:, :5], found.regime_coefficients[:, :5]
+    )
+    np.testing.assert_array_equal(again.regime_coefficients[:, 5:], 0.0)
 
 
 def test_lists_and_integers_are_taken():
     ones = [[1] for _ in range(LEAST_STARS)]
     where = Regime(*np.full((3, LEAST_STARS), 1.0))
-    found = Calibration.fit(ones, ones, where, floor=[2], stretching=([1], [2]))
-    assert found.floor.dtype == found.centre.dtype == found.stretch.dtype == np.float64
+    found = Calibration.fit(ones, ones, where, floor=[2], deshrinking=([1], [2]))
+    assert found.floor.dtype == found.centre.dtype == found.deshrinkage.dtype == np.float64
     np.testing.assert_array_equal(found.means([[3]]), [[5.0]])
-    assert least_shrunk(ones, ones)[1].tolist() == [1.0]
+    assert deshrinkage_factors(ones, ones)[1].tolist() == [1.0]
 
 
 def test_honest_errors_stay_as_they_are():
     rng = np.random.default_rng(1)
     error = np.exp(rng.normal(size=(4000, 3)))
     found = Calibration.fit(normal(error, rng), error, regime(4000, rng))
-    np.testing.assert_allclose(np.exp(found.size), 1.0, atol=0.03)
+    np.testing.assert_allclose(np.exp(found.global_scale), 1.0, atol=0.03)
 
 
 @pytest.mark.parametrize("factor", [0.4, 3.0])
@@ -222,11 +226,11 @@ def test_a_common_factor_is_found_on_few_stars(factor):
     rng = np.random.default_rng(2)
     error = np.exp(rng.normal(size=(270, 9)))
     found = Calibration.fit(normal(error, rng) * factor, error, regime(270, rng))
-    np.testing.assert_allclose(np.exp(found.size), factor, rtol=0.12)
-    assert np.std(found.size) < 0.06, "labels lend each other strength"
+    np.testing.assert_allclose(np.exp(found.global_scale), factor, rtol=0.12)
+    assert np.std(found.global_scale) < 0.06, "labels lend each other strength"
 
 
-def test_courses_over_the_regimes_are_learnt_from_simulated_stars():
+def test_coefficients_over_the_regimes_are_learnt_from_simulated_stars():
     rng = np.random.default_rng(3)
 
     def stars(n):
@@ -250,7 +254,7 @@ def test_wild_stars_rule_nothing():
     residual = normal(error, rng)
     residual[:20] *= 1e6
     found = Calibration.fit(residual, error, regime(1000, rng))
-    assert np.exp(found.size[0]) == pytest.approx(1.0, abs=0.08)
+    assert np.exp(found.global_scale[0]) == pytest.approx(1.0, abs=0.08)
 
 
 def test_size_agrees_with_conformal_prediction():
@@ -298,7 +302,7 @@ def test_floor_missing_values_and_units():
     calibrated = found.errors(error, where)
     assert calibrated[:, 0].min() >= 0.5
     kelvin = Calibration.fit(residual * [1, 1000], error * [1, 1000], where)
-    np.testing.assert_allclose(kelvin.size, found.size, atol=1e-3)
+    np.testing.assert_allclose(kelvin.global_scale, found.global_scale, atol=1e-3)
     blind = Regime(*(np.full(1, np.nan) for _ in range(3)))
     assert np.isfinite(found.factor(blind)).all()
     assert np.isnan(found.errors(np.full((1, 2), np.nan), blind)).all()
@@ -309,7 +313,7 @@ def test_round_trip_and_refusals():
     error = np.ones((100, 2))
     found = Calibration.fit(normal(error, rng), error, regime(100, rng))
     again = Calibration.from_arrays(found.to_arrays())
-    np.testing.assert_array_equal(again.size, found.size)
+    np.testing.assert_array_equal(again.global_scale, found.global_scale)
     assert (again.n_real, again.n_simulated) == (100, 0)
     broken = found.to_arrays() | {"course": np.zeros((2, 4))}
     with pytest.raises(ValueError, match="course"):
@@ -335,30 +339,30 @@ def test_labels_are_shrunk_less_at_the_stated_cost() -> None:
     truth = rng.standard_normal((n, 3)) + 5.0
     seen = truth + scatter * rng.standard_normal((n, 3))
     mean = 5.0 + (seen - 5.0) / (1 + scatter**2)
-    centre, stretch = least_shrunk(mean, mean - truth, cost=0.005)
+    centre, deshrinkage = deshrinkage_factors(mean, mean - truth, cost=0.005)
     assert centre == pytest.approx(5.0, abs=0.01)
-    new = centre + stretch * (mean - centre)
+    new = centre + deshrinkage * (mean - centre)
 
     def rms(values):
         return np.sqrt(np.mean((values - truth) ** 2, axis=0))
 
     assert rms(new) / rms(mean) == pytest.approx(1.005, abs=0.001)
     slope = [np.polyfit(truth[:, k], new[:, k], 1)[0] for k in range(3)]
-    assert slope == pytest.approx(stretch / (1 + scatter**2), abs=0.01)
-    assert np.all(np.diff(stretch) > 0)
-    assert stretch[0] > 1
+    assert slope == pytest.approx(deshrinkage / (1 + scatter**2), abs=0.01)
+    assert np.all(np.diff(deshrinkage) > 0)
+    assert deshrinkage[0] > 1
 
 
-def test_nothing_is_stretched_where_nothing_is_known() -> None:
-    centre, stretch = least_shrunk(np.full((50, 1), np.nan), np.full((50, 1), np.nan))
-    assert (centre[0], stretch[0]) == (0.0, 1.0)
-    few = least_shrunk(np.arange(10.0)[:, None], np.ones((10, 1)))
+def test_nothing_is_deshrunk_where_nothing_is_known() -> None:
+    centre, deshrinkage = deshrinkage_factors(np.full((50, 1), np.nan), np.full((50, 1), np.nan))
+    assert (centre[0], deshrinkage[0]) == (0.0, 1.0)
+    few = deshrinkage_factors(np.arange(10.0)[:, None], np.ones((10, 1)))
     assert few[1][0] == 1.0
 
 
-def test_means_are_stretched_about_the_centre() -> None:
+def test_means_are_deshrunk_about_the_centre() -> None:
     calibration = replace(
-        Calibration.none(2), centre=np.array([1.0, -2.0]), stretch=np.array([1.1, 1.0])
+        Calibration.none(2), centre=np.array([1.0, -2.0]), deshrinkage=np.array([1.1, 1.0])
     )
     means = calibration.means([[2.0, 0.0], [np.nan, -2.0]])
     assert means == pytest.approx(np.array([[2.1, 0.0], [np.nan, -2.0]]), nan_ok=True)

@@ -12,10 +12,10 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
-from maury.model.split import SHARES, spared_by
-from maury.prediction import uncertainty as trust
+from maury.model.split import HELD_OUT_FOLDS, held_out_fold
+from maury.prediction import uncertainty
 from maury.prediction.streaming import Options, Predictor, plan, predict, predict_rows
-from maury.prediction.uncertainty import Trust
+from maury.prediction.uncertainty import UncertaintyModel
 from maury.spectra.batch import Batch
 from maury.spectra.operators import shift_to_rest
 from maury.survey.store import Survey
@@ -120,10 +120,10 @@ def test_models_without_calibration_promise_nothing(tmp_path, tiny_model, observ
     assert "not calibrated" in catalogue.metadata["errors"]
 
 
-def test_networks_for_spectra_alone_are_trusted_too(tmp_path, default_survey, monkeypatch):
+def test_networks_for_spectra_alone_have_uncertainties_too(tmp_path, default_survey, monkeypatch):
     from maury.training.runs import train
 
-    monkeypatch.setattr(trust, "N_SIMULATED", 600)
+    monkeypatch.setattr(uncertainty, "N_SIMULATED", 600)
     config = {
         "network": {"preset": "maury", "photometry": False},
         "training": {"steps": 20, "stars": 600},
@@ -137,9 +137,9 @@ def test_networks_for_spectra_alone_are_trusted_too(tmp_path, default_survey, mo
 
 
 def test_the_same_seed_gives_the_same_calibration(default_model, default_survey, monkeypatch):
-    monkeypatch.setattr(trust, "N_SIMULATED", 1000)
+    monkeypatch.setattr(uncertainty, "N_SIMULATED", 1000)
     model = Model.open(default_model)
-    again = Trust.fit(model, Survey.open(default_survey))
+    again = UncertaintyModel.fit(model, Survey.open(default_survey))
     for name, array in again.calibration.to_arrays().items():
         np.testing.assert_array_equal(array, model.arrays("calibration")[name])
 
@@ -187,8 +187,8 @@ def test_a_run_with_another_external_label_is_not_taken_up(tmp_path, default_mod
         plan(default_model, default_survey, out, options=Options(given="logg"))
 
 
-def test_each_network_spares_an_eighth_of_the_stars(tmp_path, default_survey, monkeypatch):
-    """The stars that are simulated for it are drawn around the others, and it judges the rest."""
+def test_each_network_holds_out_an_eighth_of_the_stars(tmp_path, default_survey, monkeypatch):
+    """The stars that are simulated for it are drawn around the others; the rest evaluate it."""
     settings = {"training": {"steps": 2, "stars": 200}, "ensemble": {"members": 2}}
     star_simulators = {}
     real = ensemble.WorkFolder.put_star_simulator
@@ -201,69 +201,69 @@ def test_each_network_spares_an_eighth_of_the_stars(tmp_path, default_survey, mo
     model = ensemble.train(default_survey, tmp_path / "m", config=settings, n_processes=1)
     survey = Survey.open(default_survey)
     stars = survey.star_id[model.split.contains("train", survey.star_id)]
-    share = spared_by(stars, n_share=model.training[SHARES], seed=model.seed)
-    assert model.training[SHARES] == 8
+    fold = held_out_fold(stars, n_fold=model.training[HELD_OUT_FOLDS], seed=model.seed)
+    assert model.training[HELD_OUT_FOLDS] == 8
     assert len(star_simulators[None].labels) == stars.size
     for member in range(2):
-        assert len(star_simulators[member].labels) == np.sum(share != member)
-    fitted = Trust.fit(model, survey)
+        assert len(star_simulators[member].labels) == np.sum(fold != member)
+    fitted = UncertaintyModel.fit(model, survey)
     n_validation = model.split.contains("validation", survey.star_id).sum()
-    assert fitted.calibration.n_real == n_validation + np.sum(share < 2)
+    assert fitted.calibration.n_real == n_validation + np.sum(fold < 2)
 
 
 @pytest.fixture
-def observed_anew(monkeypatch):
+def reobserved_stars(monkeypatch):
     """Labels of the parents of all simulated stars that are asked for, and of these stars."""
-    monkeypatch.setattr(trust, "N_SIMULATED", 400)
+    monkeypatch.setattr(uncertainty, "N_SIMULATED", 400)
     seen = []
-    real = trust.simulated_stars
+    real = uncertainty.simulated_stars
 
     def watch(model, star_simulator, n_star, **settings):
         inputs, truth = real(model, star_simulator, n_star, **settings)
         seen.append((star_simulator.labels, truth))
         return inputs, truth
 
-    monkeypatch.setattr(trust, "simulated_stars", watch)
+    monkeypatch.setattr(uncertainty, "simulated_stars", watch)
     return seen
 
 
-def test_errors_are_calibrated_on_unmet_stars_observed_anew(
-    default_model, default_survey, observed_anew
+def test_errors_are_calibrated_on_unseen_stars_reobserved(
+    default_model, default_survey, reobserved_stars
 ):
-    """Of the validation stars, and, for each network, of those that it spared."""
+    """Of the validation stars, and, for each network, of those that it held out."""
     model, survey = Model.open(default_model), Survey.open(default_survey)
-    Trust.fit(model, survey)
+    UncertaintyModel.fit(model, survey)
     labels, star = survey.labels(LABEL_NAMES), survey.star_id
     training = model.split.contains("train", star)
-    share = spared_by(star, n_share=model.training[SHARES], seed=model.seed)
-    unmet = (
+    share = held_out_fold(star, n_fold=model.training[HELD_OUT_FOLDS], seed=model.seed)
+    unseen = (
         model.split.contains("validation", star),
         training & (share == 0),
         training & (share == 1),
     )
-    assert len(observed_anew) == 3
-    for (parents, truth), rows in zip(observed_anew, unmet, strict=True):
+    assert len(reobserved_stars) == 3
+    for (parents, truth), rows in zip(reobserved_stars, unseen, strict=True):
         np.testing.assert_array_equal(parents, labels[rows])
         # The emulator clips a label at its bounds.
         far = np.abs(truth[:, None] - labels[rows]).max(axis=2).min(axis=1)
         assert np.median(far) < 1e-9
 
 
-def test_few_unmet_stars_are_joined_by_the_training_sample(
-    default_model, default_survey, observed_anew, monkeypatch
+def test_few_unseen_stars_are_joined_by_the_training_sample(
+    default_model, default_survey, reobserved_stars, monkeypatch
 ):
-    monkeypatch.setattr(trust, "LEAST_PARENTS", 10_000)
+    monkeypatch.setattr(uncertainty, "LEAST_PARENTS", 10_000)
     model, survey = Model.open(default_model), Survey.open(default_survey)
-    Trust.fit(model, survey)
+    UncertaintyModel.fit(model, survey)
     n_training = model.split.contains("train", survey.star_id).sum()
-    assert {len(parents) for parents, _ in observed_anew} == {n_training}
+    assert {len(parents) for parents, _ in reobserved_stars} == {n_training}
 
 
-def test_few_stars_spare_none(tmp_path, tiny_survey, monkeypatch):
+def test_few_stars_hold_out_none(tmp_path, tiny_survey, monkeypatch):
     monkeypatch.setattr(ensemble, "_LEAST_SHARED", 1000)
     settings = {"training": {"steps": 2, "stars": 200}, "ensemble": {"members": 1}}
     model = ensemble.train(tiny_survey, tmp_path / "m", config=settings)
-    assert SHARES not in model.training
+    assert HELD_OUT_FOLDS not in model.training
 
 
 def test_one_network_can_be_asked_alone(default_model, default_survey):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maury.errors import ConfigError, ModelFileError
-from maury.prediction.uncertainty import ANEW
+from maury.prediction.uncertainty import REOBSERVED
 from maury.simulation.drawing import DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import RAVE_WAVE_AA, ObservingModel, Spectrograph
@@ -246,7 +246,7 @@ def test_stars_observed_anew_keep_their_labels_and_observables(star_simulator):
     np.testing.assert_array_equal(
         few.theory(star_simulator.labels[:5]), star_simulator.theory(star_simulator.labels[:5])
     )
-    pool = few.pool(300, np.random.default_rng(14), draw=ANEW, noise=QUIET)
+    pool = few.pool(300, np.random.default_rng(14), draw=REOBSERVED, noise=QUIET)
     apart = np.abs(pool.labels[:, None] - few.labels).max(axis=2)
     parent = apart.argmin(axis=1)
     assert apart.min(axis=1).max() < 1e-9

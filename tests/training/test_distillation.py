@@ -11,9 +11,9 @@ from maury.model.engines.engine import CompiledEngine, TorchEngine
 from maury.model.engines.llvm import available
 from maury.model.inference import EnsembleNetwork
 from maury.model.networks.published import build, network_config
-from maury.prediction import uncertainty as trust
+from maury.prediction import uncertainty
 from maury.prediction.streaming import Predictor, predict
-from maury.prediction.uncertainty import Trust
+from maury.prediction.uncertainty import UncertaintyModel
 from maury.survey.store import Survey
 from maury.training.distillation import distil
 from maury.training.distillation_data import Teacher
@@ -29,7 +29,7 @@ SHORT = {"training": {"stars": 300, "passes": 4, "batch_size": 100}}
 def student(tmp_path_factory, default_model, default_survey):
     path = tmp_path_factory.mktemp("student") / "student"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trust, "N_SIMULATED", 1000)
+        patch.setattr(uncertainty, "N_SIMULATED", 1000)
         distil(default_model, path, survey=default_survey, config=CONFIG)
     return path
 
@@ -200,9 +200,9 @@ def test_a_killed_run_ends_with_the_same_bits(default_model, tmp_path, monkeypat
 def test_without_a_survey_it_inherits(default_model, default_survey, tmp_path):
     model = distil(default_model, tmp_path / "alone", config=SHORT)
     teacher = Model.open(default_model)
-    calibration = Trust.load(model, EnsembleNetwork(model)).calibration
-    assert np.all(calibration.size == 0)
-    assert np.all(calibration.course == 0)
+    calibration = UncertaintyModel.load(model, EnsembleNetwork(model)).calibration
+    assert np.all(calibration.global_scale == 0)
+    assert np.all(calibration.regime_coefficients == 0)
     assert np.array_equal(calibration.tails, teacher.arrays("calibration")["tails"])
     coverage = model.arrays("coverage")
     assert all(np.array_equal(coverage[k], v) for k, v in teacher.arrays("coverage").items())

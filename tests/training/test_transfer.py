@@ -17,7 +17,7 @@ from maury.labels.columns import BANDS
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.model.directory import Model
 from maury.model.split import Split, SplitConfig, split_rows
-from maury.prediction import uncertainty as trust
+from maury.prediction import uncertainty
 from maury.prediction.streaming import predict_rows
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import REALISTIC_MISMATCH, ObservingModel, Spectrograph
@@ -92,7 +92,7 @@ def child(tmp_path_factory, default_model, stars):
     columns["teff"][10:15] = np.nan
     survey = write(folder / "new.zarr", flux, ivar, columns, labels=LABEL_NAMES[:-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trust, "N_SIMULATED", 500)
+        patch.setattr(uncertainty, "N_SIMULATED", 500)
         transfer(default_model, survey, folder / "child", resolving_power=POWER, config=QUICK)
     return folder / "child"
 
@@ -267,7 +267,7 @@ def test_stars_keep_the_part_they_had_in_the_parent(default_model, default_surve
 
 def test_a_killed_run_is_taken_up_and_the_seed_decides(tmp_path, default_model, survey):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trust, "N_SIMULATED", 200)
+        patch.setattr(uncertainty, "N_SIMULATED", 200)
         options = {"resolving_power": POWER, "members": 1, "n_processes": 1}
         config = {"training": {"steps": 4, "stars": 100}}
 
@@ -341,7 +341,7 @@ def test_models_that_cannot_be_moved_are_refused(tmp_path, tiny_model, survey):
 def test_command_line_and_a_child_as_parent(tmp_path, child, survey, monkeypatch):
     from maury.cli.common import app
 
-    monkeypatch.setattr(trust, "N_SIMULATED", 200)
+    monkeypatch.setattr(uncertainty, "N_SIMULATED", 200)
     config = tmp_path / "short.toml"
     config.write_text("[training]\nsteps = 2\nstars = 100\n")
     out = tmp_path / "grandchild"

@@ -11,7 +11,7 @@ from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
-from maury.prediction.uncertainty import Trust
+from maury.prediction.uncertainty import UncertaintyModel
 from maury.survey.store import Survey
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -60,6 +60,6 @@ def test_the_formats_of_today_are_among_them():
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_calibration_of_the_default_model_is_kept(version):
     model = Model.open(GOLDEN / version / "maury.model")
-    trust = Trust.load(model, EnsembleNetwork(model))
-    assert trust is not None
-    assert np.isfinite(trust.calibration.size).all()
+    uncertainty = UncertaintyModel.load(model, EnsembleNetwork(model))
+    assert uncertainty is not None
+    assert np.isfinite(uncertainty.calibration.global_scale).all()

@@ -14,7 +14,7 @@ from builders.surveys import changed
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import WARNING_MASK, Flag
 from maury.methods.cannon import Cannon, CannonSettings
-from maury.prediction import uncertainty as trust
+from maury.prediction import uncertainty
 from maury.prediction.predictor import Predictor
 from maury.simulation.surveys import simulate_survey
 from maury.spectra.preparation import LARGEST_SNR
@@ -188,7 +188,7 @@ def test_noise_never_lowers_the_quoted_error_on_average(
     many, tmp_path, default_survey, monkeypatch
 ):
     """Over 200 stars, whose spectra get twice and four times the noise, step by step."""
-    monkeypatch.setattr(trust, "N_SIMULATED", 2000)
+    monkeypatch.setattr(uncertainty, "N_SIMULATED", 2000)
     config = {
         "network": {"width": 64, "stem": 48},
         "training": {"steps": 800, "stars": 8000},

@@ -43,7 +43,7 @@ from maury.labels.definitions import LABEL_NAMES, Label
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
 from maury.prediction.streaming import hide
-from maury.prediction.uncertainty import Trust
+from maury.prediction.uncertainty import UncertaintyModel
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel
 from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
@@ -155,11 +155,11 @@ def audit(
 
 def _answering(model: Model, network: EnsembleNetwork) -> Answering:
     """Return what gives the labels of the catalogue to prepared stars."""
-    trust = Trust.load(model, network)
+    uncertainty = UncertaintyModel.load(model, network)
 
     def answer(inputs: Inputs) -> Float64Array:
         mean = network.predict(inputs).mean
-        return mean if trust is None else trust.calibration.means(mean)
+        return mean if uncertainty is None else uncertainty.calibration.means(mean)
 
     return answer
 

@@ -27,9 +27,9 @@ PUBLISHED_WARNING = (
     "the published split has no independent test: its test rows steer early stopping and the "
     "choice of networks, and it divides rows, not stars"
 )
-SHARES = "shares"
-"""Entry of `Model.training`: the training stars are in so many shares (`spared_by`), of which each
-member has never met one. Absent where all members know all stars."""
+HELD_OUT_FOLDS = "shares"
+"""Entry of `Model.training`: the training stars are in so many folds (`held_out_fold`), of which
+each member holds out one. Absent where all members train on all stars."""
 _HASH_DIGITS = 16
 
 
@@ -225,20 +225,20 @@ def star_hashes(star_id: ArrayLike) -> StrArray:
     return np.array(digests, dtype=f"<U{_HASH_DIGITS}")
 
 
-def spared_by(star_id: ArrayLike, *, n_share: int, seed: int) -> Int64Array:
-    """Share of each star, (n_row,) from 0 to `n_share` - 1: member m of an ensemble spares share m.
+def held_out_fold(star_id: ArrayLike, *, n_fold: int, seed: int) -> Int64Array:
+    """Fold of each star, (n_row,) from 0 to `n_fold` - 1: member m of an ensemble holds out fold m.
 
-    Residuals of a star in a network that has never met it are as honest as those of a validation
-    star (cross-fitting; Chernozhukov et al. 2018, EJ 21, C1). All spectra of a star are in one
-    share, which depends on nothing but its identifier and the seed.
+    Out-of-fold residuals are as honest as those of validation stars (cross-fitting;
+    Chernozhukov et al. 2018, EJ 21, C1). All spectra of a star are in one fold,
+    which depends on nothing but its identifier and the seed.
 
     Parameters
     ----------
     star_id : (n_row,) str
-    n_share, seed : int
+    n_fold, seed : int
     """
     salted = [f"{seed}:{text}" for text in np.asarray(star_id).astype(np.str_).tolist()]
-    numbers = [int(text, 16) % n_share for text in star_hashes(salted).tolist()]
+    numbers = [int(text, 16) % n_fold for text in star_hashes(salted).tolist()]
     return np.array(numbers, dtype=np.int64)
 
 

@@ -1,12 +1,12 @@
-"""Errors that hold: what a network quotes, corrected on stars that it has not met.
+"""Errors that hold: the errors quoted by a network, corrected on stars unseen in its training.
 
 The quoted error of each label is multiplied by a factor that varies smoothly with S/N, surface
-gravity and metallicity. Labelled stars give its size: those that no network has met, and those that
-one network has never met, for which this one is asked (cross-fitting; Chernozhukov et al. 2018, EJ
-21, C1). The same stars observed anew, as simulated spectra, which are many, give its course over
-these regimes. Both fits match several quantiles of |residual| / error to those of a normal
-distribution at once (composite quantile regression, Zou & Yuan 2008, AnnSt 36, 1108), so that a few
-wild stars rule nothing.
+gravity and metallicity. Labelled stars give its global scale: those unseen by all networks, and
+out-of-fold predictions of the training stars, each by the network that held it out (cross-fitting;
+Chernozhukov et al. 2018, EJ 21, C1). Re-observed as simulated spectra, which are many, the same
+stars give its coefficients over these regimes. Both fits
+match several quantiles of |residual| / error to those of a normal distribution at once (composite
+quantile regression, Zou & Yuan 2008, AnnSt 36, 1108), so that a few wild stars rule nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,15 +102,18 @@ REGIME_PRIOR = 0.15
 """Standard deviation expected of each regime coefficient (of the logarithm of the factor)."""
 LABEL_PRIOR = 0.04
 """Standard deviation expected between the labels' factors."""
-STRETCH_COST = 0.005
+DESHRINKAGE_COST = 0.005
 """By how much the scatter may rise for labels that are shrunk less."""
-_LARGEST_STRETCH = 0.25
+_LARGEST_DESHRINKAGE = 0.25
 _LARGEST_LOG_FACTOR = 2.0
 _SMOOTHING = 0.02
 _TAILS = tuple(percent / 100.0 for _, percent in QUANTILES)
 _INNER = slice(1, 4)
 """Tails of the first models, which had no others."""
 _N_TERM, _N_PLAIN = 10, 5
+_KEYS = {"global_scale": "size", "regime_coefficients": "course", "deshrinkage": "stretch"}
+"""Names of arrays in the attachment, where they differ from those of the fields."""
+_FIELDS = {key: name for name, key in _KEYS.items()}
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,13 @@ class Regime:
         return np.column_stack([*plain, *both])
 
 
-Judged = tuple[Float64Array, Float64Array, Regime]
+Evaluated = tuple[Float64Array, Float64Array, Regime]
 """Residuals and quoted errors, (n_star, n_label) each, of some stars, and their regime."""
 
 
 @dataclass(frozen=True)
-class Spared:
-    """Labelled stars that one network of an ensemble has never met, and what this one says of them.
+class HeldOutResiduals:
+    """Residuals of labelled stars, each by the one network of an ensemble that held it out.
 
     Attributes
     ----------
@@ -151,18 +154,18 @@ class Spared:
         Predicted minus true, NaN where unknown, and quoted 1 sigma error, of that network alone.
     regime : Regime
         Of these stars.
-    anew : (residual, error, Regime)
-        The same for simulated spectra of these stars, each by the network that has not met it.
-    beside : (residual, error, Regime)
-        The same of single networks for the simulated stars that the ensemble is asked of, which
-        tell how its errors hold where those of its networks hold by so much.
+    reobserved : (residual, error, Regime)
+        The same for simulated spectra of these stars, each by the network that held it out.
+    control : (residual, error, Regime)
+        The same of single networks for the simulated stars that the ensemble predicts: they tell
+        by how much the errors of single networks hold better or worse than those of the ensemble.
     """
 
     residual: Float64Array
     error: Float64Array
     regime: Regime
-    anew: Judged
-    beside: Judged
+    reobserved: Evaluated
+    control: Evaluated
 
 
 @dataclass(frozen=True)
@@ -171,26 +174,26 @@ class Calibration:
 
     Attributes
     ----------
-    size : (n_label,) float64
+    global_scale : (n_label,) float64
         Logarithm of the factor from labelled stars.
-    course : (n_label, 10) float64
+    regime_coefficients : (n_label, 10) float64
         Coefficients of `Regime.design` from simulated stars.
     floor : (n_label,) float64
         Least error, in the unit of the label: scatter of repeated observations.
     tails : (n_label, 5) float64
         Quantiles of residual / error, those of `maury.labels.columns.QUANTILES`.
-    centre, stretch : (n_label,) float64
-        By how much labels are moved away from the centre, see `least_shrunk`.
+    centre, deshrinkage : (n_label,) float64
+        By how much labels are moved away from the centre, see `deshrinkage_factors`.
     n_real, n_simulated : int
         Stars that fixed it.
     """
 
-    size: Float64Array
-    course: Float64Array
+    global_scale: Float64Array
+    regime_coefficients: Float64Array
     floor: Float64Array
     tails: Float64Array
     centre: Float64Array
-    stretch: Float64Array
+    deshrinkage: Float64Array
     n_real: int
     n_simulated: int
 
@@ -208,10 +211,10 @@ class Calibration:
         error: ArrayLike,
         regime: Regime,
         *,
-        simulated: Judged | None = None,
-        spared: Spared | None = None,
+        simulated: Evaluated | None = None,
+        held_out: HeldOutResiduals | None = None,
         floor: ArrayLike | None = None,
-        stretching: tuple[ArrayLike, ArrayLike] | None = None,
+        deshrinking: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> Self:
         """Fit to stars whose labels are known.
 
@@ -225,19 +228,19 @@ class Calibration:
         simulated : (residual, error, Regime), optional
             The same of simulated spectra, best of these stars: networks err less for stars that
             are simulated from their training sample.
-        spared : Spared, optional
-            Training stars that single networks have never met; they need simulated ones.
+        held_out : HeldOutResiduals, optional
+            Training stars that single networks held out; they need simulated ones.
         floor : (n_label,) array_like, optional
             Least error of each label.
-        stretching : (n_label,) and (n_label,) array_like, optional
-            Centre and stretch of the labels, which are in the residuals already.
+        deshrinking : (n_label,) and (n_label,) array_like, optional
+            Centre and de-shrinkage factor of the labels, which the residuals contain already.
 
         Raises
         ------
         TrainingError
             If fewer than 30 labelled stars are given.
         ValueError
-            If spared stars come without simulated ones.
+            If held-out stars come without simulated ones.
         """
         residual, error = np.asarray(residual, np.float64), np.asarray(error, np.float64)
         n_star, n_label = residual.shape
@@ -247,45 +250,49 @@ class Calibration:
                 "needed: enlarge the validation part of the split, or give more labelled stars"
             )
         start = cls.none(n_label)
-        anew = simulated if spared is None else spared.anew
-        course, tails = start.course, start.tails
-        if anew is not None:
-            columns = zip(*_columns(*anew[:2]), strict=True)
-            course = np.stack([_fit_course(r, e, anew[2]) for r, e in columns])
-            tails = _fit_tails(*anew, course=course)
-        ratios = _log_ratios(residual, error, regime, course)
-        n_real, n_simulated = n_star, 0 if anew is None else len(np.asarray(anew[0]))
-        if spared is not None:
+        reobserved = simulated if held_out is None else held_out.reobserved
+        coefficients, tails = start.regime_coefficients, start.tails
+        if reobserved is not None:
+            columns = zip(*_columns(*reobserved[:2]), strict=True)
+            coefficients = np.stack([_fit_coefficients(r, e, reobserved[2]) for r, e in columns])
+            tails = _fit_tails(*reobserved, coefficients=coefficients)
+        ratios = _log_ratios(residual, error, regime, coefficients)
+        n_real, n_simulated = n_star, 0 if reobserved is None else len(np.asarray(reobserved[0]))
+        if held_out is not None:
             if simulated is None:
                 raise ValueError(
-                    "stars that single networks spared need simulated ones beside them"
+                    "held-out stars of single networks need simulated ones as their control"
                 )
-            alone = _log_ratios(spared.residual, spared.error, spared.regime, course)
-            apart = _sizes(spared.beside, course) - _sizes(simulated, course)
+            alone = _log_ratios(held_out.residual, held_out.error, held_out.regime, coefficients)
+            apart = _global_scales(held_out.control, coefficients) - _global_scales(
+                simulated, coefficients
+            )
             pairs = zip(ratios, alone, apart, strict=True)
             ratios = [np.concatenate([ours, one - shift]) for ours, one, shift in pairs]
-            n_real += len(spared.residual)
-        size = _fit_sizes(ratios)
+            n_real += len(held_out.residual)
+        global_scale = _fit_global_scales(ratios)
         least = start.floor if floor is None else np.asarray(floor, np.float64)
-        centre, stretch = (start.centre, start.stretch) if stretching is None else stretching
+        centre, deshrinkage = (
+            (start.centre, start.deshrinkage) if deshrinking is None else deshrinking
+        )
         return cls(
-            size,
-            course,
+            global_scale,
+            coefficients,
             least,
             tails,
             np.asarray(centre, np.float64),
-            np.asarray(stretch, np.float64),
+            np.asarray(deshrinkage, np.float64),
             n_real,
             n_simulated,
         )
 
     def means(self, mean: ArrayLike) -> Float64Array:
-        """Labels ``(n_star, n_label)``, stretched."""
-        return stretched(mean, self.centre, self.stretch)
+        """Labels ``(n_star, n_label)``, de-shrunk."""
+        return deshrunk(mean, self.centre, self.deshrinkage)
 
     def factor(self, regime: Regime) -> Float64Array:
         """Factor of each error, shape ``(n_star, n_label)``."""
-        logarithm = regime.design() @ self.course.T + self.size
+        logarithm = regime.design() @ self.regime_coefficients.T + self.global_scale
         limit = _LARGEST_LOG_FACTOR
         return np.asarray(np.exp(np.clip(logarithm, -limit, limit)))
 
@@ -305,7 +312,9 @@ class Calibration:
 
     def to_arrays(self) -> dict[str, AnyArray]:
         """Plain arrays for the model directory."""
-        return {f.name: np.atleast_1d(getattr(self, f.name)) for f in fields(self)}
+        return {
+            _KEYS.get(f.name, f.name): np.atleast_1d(getattr(self, f.name)) for f in fields(self)
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
@@ -318,10 +327,10 @@ class Calibration:
         ValueError
             If shapes or values are impossible.
         """
-        n_label, course = arrays["size"].size, arrays["course"]
-        if course.ndim == 2 and course.shape[1] == _N_PLAIN:
+        n_label, coefficients = arrays["size"].size, arrays["course"]
+        if coefficients.ndim == 2 and coefficients.shape[1] == _N_PLAIN:
             # Of the first models, without products of terms.
-            arrays = {**arrays, "course": np.pad(course, ((0, 0), (0, _N_TERM - _N_PLAIN)))}
+            arrays = {**arrays, "course": np.pad(coefficients, ((0, 0), (0, _N_TERM - _N_PLAIN)))}
         if arrays["tails"].shape == (n_label, 3):
             tails = cls.none(n_label).tails
             tails[:, _INNER] = arrays["tails"]
@@ -333,21 +342,21 @@ class Calibration:
             if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
                 raise ValueError(f"calibration: {name!r} must be finite, of shape {shape}")
         return cls(
-            **{name: arrays[name].astype(np.float64) for name in shapes},
+            **{_FIELDS.get(name, name): arrays[name].astype(np.float64) for name in shapes},
             n_real=int(arrays["n_real"].item()),
             n_simulated=int(arrays["n_simulated"].item()),
         )
 
 
-def least_shrunk(
-    mean: ArrayLike, residual: ArrayLike, *, cost: float = STRETCH_COST
+def deshrinkage_factors(
+    mean: ArrayLike, residual: ArrayLike, *, cost: float = DESHRINKAGE_COST
 ) -> tuple[Float64Array, Float64Array]:
-    """Centre and stretch that shrink labels least, at a small cost in scatter.
+    """Centre and factor that undo most of the shrinkage of labels at a small cost in scatter.
 
     The mean of a posterior lies nearer to the centre of the population than the truth does. Of
-    all answers centre + stretch (mean - centre) it has the least rms residual, R, but near its
-    minimum the rms hardly depends on the stretch: it is sqrt(R^2 + (stretch - 1)^2 S^2), where S
-    is the scatter of the means. The largest stretch that costs a fraction `cost` of R is taken.
+    all estimates centre + factor (mean - centre) it has the least rms residual, R, but near its
+    minimum the rms hardly depends on the factor: it is sqrt(R^2 + (factor - 1)^2 S^2), where S
+    is the scatter of the means. The largest factor that costs a fraction `cost` of R is taken.
 
     Parameters
     ----------
@@ -358,7 +367,7 @@ def least_shrunk(
 
     Returns
     -------
-    centre, stretch : (n_label,) float64
+    centre, deshrinkage : (n_label,) float64
     """
     mean, residual = np.asarray(mean, np.float64), np.asarray(residual, np.float64)
     known = np.isfinite(mean) & np.isfinite(residual)
@@ -369,12 +378,12 @@ def least_shrunk(
         rms[k] = np.sqrt(np.mean(residual[known[:, k], k] ** 2))
     room = np.sqrt((1.0 + cost) ** 2 - 1.0)
     ratio = np.divide(rms, spread, out=np.zeros_like(rms), where=spread > 0)
-    return centre, 1.0 + np.minimum(room * ratio, _LARGEST_STRETCH)
+    return centre, 1.0 + np.minimum(room * ratio, _LARGEST_DESHRINKAGE)
 
 
-def stretched(mean: ArrayLike, centre: Float64Array, stretch: Float64Array) -> Float64Array:
-    """Labels ``(n_star, n_label)``, moved away from the centre as `least_shrunk` says."""
-    return np.asarray(centre + stretch * (np.asarray(mean) - centre))
+def deshrunk(mean: ArrayLike, centre: Float64Array, deshrinkage: Float64Array) -> Float64Array:
+    """Labels ``(n_star, n_label)``, moved away from the centre as `deshrinkage_factors` says."""
+    return np.asarray(centre + deshrinkage * (np.asarray(mean) - centre))
 
 
 def repeat_scatter(
@@ -416,7 +425,7 @@ def _log_ratio(residual: Float64Array, error: Float64Array) -> tuple[Float64Arra
     return np.log(np.maximum(ratio, 1e-6, where=known, out=np.ones_like(ratio))), known
 
 
-def _fit_course(residual: Float64Array, error: Float64Array, regime: Regime) -> Float64Array:
+def _fit_coefficients(residual: Float64Array, error: Float64Array, regime: Regime) -> Float64Array:
     ratio, known = _log_ratio(residual, error)
     design = regime.design()[known]
     precision = np.r_[0.0, np.full(design.shape[1] - 1, REGIME_PRIOR**-2)]
@@ -424,25 +433,25 @@ def _fit_course(residual: Float64Array, error: Float64Array, regime: Regime) -> 
 
 
 def _log_ratios(
-    residual: ArrayLike, error: ArrayLike, regime: Regime, course: Float64Array
+    residual: ArrayLike, error: ArrayLike, regime: Regime, coefficients: Float64Array
 ) -> list[Float64Array]:
-    """Logarithm of |residual| / error over its course, where known, of each label."""
-    known = np.exp(regime.design() @ course.T) * np.asarray(error, np.float64)
+    """Logarithm of |residual| / error over its factor by regime, where known, of each label."""
+    known = np.exp(regime.design() @ coefficients.T) * np.asarray(error, np.float64)
     pairs = [_log_ratio(r, e) for r, e in zip(*_columns(residual, known), strict=True)]
     return [ratio[finite] for ratio, finite in pairs]
 
 
-def _sizes(judged: Judged, course: Float64Array) -> Float64Array:
-    return np.array([_size(ratio) for ratio in _log_ratios(*judged, course)])
+def _global_scales(evaluated: Evaluated, coefficients: Float64Array) -> Float64Array:
+    return np.array([_global_scale(ratio) for ratio in _log_ratios(*evaluated, coefficients)])
 
 
-def _fit_sizes(ratios: Sequence[Float64Array]) -> Float64Array:
+def _fit_global_scales(ratios: Sequence[Float64Array]) -> Float64Array:
     """Logarithm of one factor per label, drawn towards their median by `LABEL_PRIOR`."""
-    centre = float(np.median([_size(ratio) for ratio in ratios]))
-    return np.array([_size(ratio, LABEL_PRIOR**-2, centre) for ratio in ratios])
+    centre = float(np.median([_global_scale(ratio) for ratio in ratios]))
+    return np.array([_global_scale(ratio, LABEL_PRIOR**-2, centre) for ratio in ratios])
 
 
-def _size(ratio: Float64Array, precision: float = 0.0, centre: float = 0.0) -> float:
+def _global_scale(ratio: Float64Array, precision: float = 0.0, centre: float = 0.0) -> float:
     if ratio.size == 0:
         return centre
     one = np.ones((ratio.size, 1))
@@ -479,9 +488,9 @@ def _quantile_regression(
 
 
 def _fit_tails(
-    residual: ArrayLike, error: ArrayLike, regime: Regime, *, course: Float64Array
+    residual: ArrayLike, error: ArrayLike, regime: Regime, *, coefficients: Float64Array
 ) -> Float64Array:
-    known = np.asarray(error, np.float64) * np.exp(regime.design() @ course.T)
+    known = np.asarray(error, np.float64) * np.exp(regime.design() @ coefficients.T)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.asarray(residual, np.float64) / known
     return np.asarray(np.nanquantile(np.where(known > 0, z, np.nan), _TAILS, axis=0).T)

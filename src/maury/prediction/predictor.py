@@ -25,7 +25,7 @@ from maury.model.citations import keys_of_model
 from maury.model.directory import Model
 from maury.prediction.catalogue import CatalogueSpec
 from maury.prediction.drift import Likeness
-from maury.prediction.self_check import require_canary
+from maury.prediction.self_check import require_self_check
 from maury.spectra.batch import Batch, Readable
 from maury.spectra.preparation import SOURCES
 from maury.version import __version__
@@ -33,7 +33,7 @@ from maury.version import __version__
 if TYPE_CHECKING:
     from maury.model.inference import EnsembleNetwork
     from maury.model.output import Prediction
-    from maury.prediction.uncertainty import Assessment, Trust
+    from maury.prediction.uncertainty import Assessment, UncertaintyModel
     from maury.spectra.preparation import Inputs
 
 WITHOUT = ("spectrum", "photometry", *SOURCES)
@@ -70,7 +70,7 @@ class Predictor:
         If the engine is not installed.
     ConfigError
         If the networks need one of these inputs.
-    CanaryMoved
+    SelfCheckFailed
         If the model does not give the labels here that it gave when it was made.
     """
 
@@ -86,10 +86,10 @@ class Predictor:
         inputs = (*WITHOUT, *self.model.preparation.further_sources)
         self.without = tuple(check_known("input", name, inputs) for name in without)
         self.given = given and check_known("label", given, self.model.label_names)
-        self._network, self.trust = _load(self.model, engine)
-        require_canary(self.model, self._network, self.trust)
-        self._likeness = Likeness.load(self.model) if self.trust is None else None
-        if given and self.trust is None:
+        self._network, self.uncertainty = _load(self.model, engine)
+        require_self_check(self.model, self._network, self.uncertainty)
+        self._likeness = Likeness.load(self.model) if self.uncertainty is None else None
+        if given and self.uncertainty is None:
             raise ConfigError(
                 f"{self.model.path} has no calibrated covariances, into which an external {given} "
                 "could be taken; use a model of the preset maury"
@@ -125,13 +125,13 @@ class Predictor:
         mean, error = answer.mean, answer.sigma
         flags = self._flags(batch, inputs.flags, inputs.observables, mean)
         rows: dict[str, AnyArray] = {"id": batch.column("id")}
-        if self.trust is not None:
-            found = self.trust.assess(inputs, answer)
+        if self.uncertainty is not None:
+            found = self.uncertainty.assess(inputs, answer)
             if self.given:
                 known = (batch.get(self.given), batch.get(f"{self.given}_error"))
-                found = self.trust.given(found, self.given, *known)
+                found = self.uncertainty.given(found, self.given, *known)
             mean, error, flags = found.mean, found.sigma, flags | found.flags
-            rows |= _trusted(self.model.labels, found)
+            rows |= _calibrated(self.model.labels, found)
         elif self._likeness is not None:
             flags = set_where(flags, Flag.SPECTRUM_UNLIKE, self._likeness.unlike(inputs))
         if self.model.is_method:
@@ -174,18 +174,20 @@ class Predictor:
         return flags
 
 
-def _load(model: Model, engine: str) -> "tuple[MethodNetwork | EnsembleNetwork, Trust | None]":
+def _load(
+    model: Model, engine: str
+) -> "tuple[MethodNetwork | EnsembleNetwork, UncertaintyModel | None]":
     """Load what answers for the model; a method needs no torch."""
     if model.is_method:
         return MethodNetwork(model), None
     from maury.model.inference import EnsembleNetwork
-    from maury.prediction.uncertainty import Trust
+    from maury.prediction.uncertainty import UncertaintyModel
 
     network = EnsembleNetwork(model, engine=engine)
-    return network, Trust.load(model, network)
+    return network, UncertaintyModel.load(model, network)
 
 
-def _trusted(labels: Sequence[Label], found: "Assessment") -> dict[str, AnyArray]:
+def _calibrated(labels: Sequence[Label], found: "Assessment") -> dict[str, AnyArray]:
     """Return the columns that a calibrated model adds."""
     rows: dict[str, AnyArray] = {
         f"{label.name}_{suffix}": found.quantiles[k, :, position]
@@ -268,10 +270,10 @@ def catalogue_spec(
     given: str = "",
 ) -> CatalogueSpec:
     """Return the columns and the metadata of the catalogue of `survey` by `model`."""
-    trusted = "calibration" in model.attachments
+    calibrated = "calibration" in model.attachments
     errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
-    if trusted:
-        errors = "1 sigma, calibrated on labelled stars unknown to the networks that they judged"
+    if calibrated:
+        errors = "1 sigma, calibrated on labelled stars unseen by the networks that they evaluated"
     elif "sky" in model.attachments:
         errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
     elif model.is_method:
@@ -300,7 +302,7 @@ def catalogue_spec(
         model.labels,
         survey_columns=survey.column_names,
         metadata=metadata,
-        quantiles=trusted,
-        correlations=(trusted or model.is_method) and correlations,
-        coverage=trusted or model.is_method,
+        quantiles=calibrated,
+        correlations=(calibrated or model.is_method) and correlations,
+        coverage=calibrated or model.is_method,
     )

@@ -1,9 +1,9 @@
-"""A few stars whose answers travel with a model, and are asked again before it predicts.
+"""Self-check: a few stars travel with a model, and must be predicted alike before it is used.
 
 A wrong library, engine or processor gives plausible labels that are wrong. The attachment
-``canary`` holds prepared inputs and what the model said of them when it was made. Where the theory
+``canary`` holds prepared inputs and the predictions of the model when it was made. Where the theory
 of the model is at hand they are simulated, else they are validation stars, without identifiers.
-Stars whose fit has two ends of nearly one chi-square, so that rounding decides, are not taken.
+Degenerate fits, whose labels rounding decides, are not taken.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from maury.errors import CanaryMoved, ModelFileError
+from maury.errors import ModelFileError, SelfCheckFailed
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray
 from maury.methods.registry import MethodNetwork
 from maury.model.directory import Model
@@ -25,27 +25,27 @@ from maury.survey.store import Survey
 
 if TYPE_CHECKING:
     from maury.model.inference import EnsembleNetwork
-    from maury.prediction.uncertainty import Trust
+    from maury.prediction.uncertainty import UncertaintyModel
 
-__all__ = ["CANARY", "TOLERANCE", "Canary", "with_canary"]
+__all__ = ["SELF_CHECK", "TOLERANCE", "SelfCheck", "with_self_check"]
 
 logger = logging.getLogger(__name__)
 
 
-CANARY = "canary"
-"""Attachment of a model: its canary stars."""
+SELF_CHECK = "canary"
+"""Attachment of a model: its self-check stars."""
 TOLERANCE = 0.02
 """Largest move of a label, and of its error, as a fraction of the quoted error."""
 N_STAR, N_FITTED = 16, 4
-"""Canary stars of networks, and of other methods, some of which take milliseconds for a star."""
+"""Self-check stars of networks, and of methods, some of which take milliseconds for a star."""
 _LEAST_ERROR = 1e-3
 """Least error that a move is measured by, as a fraction of the range of the training labels."""
 _NUDGE = 1e-6
-"""Relative change of the flux that no answer may depend on."""
+"""Relative change of the flux that no label may depend on: some ten times the float32 rounding."""
 _STEADY = 0.25
-"""Largest share of `TOLERANCE` by which it may move the labels of a canary star."""
+"""Largest share of `TOLERANCE` by which it may move the labels of a self-check star."""
 _SPARE = 2
-"""Stars that a method is asked for each canary star, for some may not be steady."""
+"""Stars predicted for each self-check star of a method, for some may not be steady."""
 _SLOW = frozenset({"sme", "synspec"})
 """Methods that synthesise spectra, which takes too long for a check."""
 _SEED_KEY = 11
@@ -53,15 +53,15 @@ _INPUTS = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
 
 
 @dataclass(frozen=True, eq=False)
-class Canary:
-    """Canary stars of one model.
+class SelfCheck:
+    """Self-check stars of one model.
 
     Attributes
     ----------
     inputs : Inputs
         Prepared.
     mean, sigma : (n_star, n_label) float64
-        What networks or method said, bare.
+        Predicted by the networks or the method, before calibration.
     label, error : (n_star, n_label) float64
         What a catalogue holds: calibrated, where the model is.
     """
@@ -73,29 +73,32 @@ class Canary:
     error: Float64Array
 
     @classmethod
-    def ask(
-        cls, inputs: Inputs, network: EnsembleNetwork | MethodNetwork, trust: Trust | None
+    def record(
+        cls,
+        inputs: Inputs,
+        network: EnsembleNetwork | MethodNetwork,
+        uncertainty: UncertaintyModel | None,
     ) -> Self:
-        """Take down the answers to some prepared stars."""
+        """Record the predictions of some prepared stars."""
         answer = network.predict(inputs)
         label, error = answer.mean, answer.sigma
-        if trust is not None:
-            found = replace(trust, coverage=None).assess(inputs, answer)
+        if uncertainty is not None:
+            found = replace(uncertainty, coverage=None).assess(inputs, answer)
             label, error = found.mean, found.sigma
         return cls(inputs, answer.mean, answer.sigma, label, error)
 
     @classmethod
     def load(cls, model: Model) -> Self | None:
-        """Read from a model directory; None if the model is of a version without canaries.
+        """Read from a model directory; None if the model is of a version without self-check stars.
 
         Raises
         ------
         ModelFileError
             If the attachment is damaged.
         """
-        if CANARY not in model.attachments:
+        if SELF_CHECK not in model.attachments:
             return None
-        arrays = model.arrays(CANARY)
+        arrays = model.arrays(SELF_CHECK)
         try:
             per_star = {name: arrays[name] for name in _INPUTS}
             inputs = Inputs(**per_star, wave_aa=model.wave_aa, medium=model.medium)
@@ -108,7 +111,7 @@ class Canary:
             if any(len(per_star[name]) != shape[0] for name in _INPUTS):
                 raise ValueError("its inputs differ in length")
         except (KeyError, ValueError, TypeError) as error:
-            raise ModelFileError(f"{model.path}: the canary is damaged: {error}") from error
+            raise ModelFileError(f"{model.path}: the self-check is damaged: {error}") from error
         return cls(inputs, *answers)
 
     def to_arrays(self) -> dict[str, AnyArray]:
@@ -117,21 +120,21 @@ class Canary:
         answers = {"mean": self.mean, "sigma": self.sigma, "label": self.label, "error": self.error}
         return {**per_star, **answers}
 
-    def moved(self, now: Canary, model: Model) -> Float64Array:
+    def moved(self, now: SelfCheck, model: Model) -> Float64Array:
         """Return how far labels (n_label,) moved at most, in quoted errors; infinite if lost."""
         return np.asarray(self._moves(now, model).max(axis=0, initial=0.0))
 
-    def steady(self, nudged: Canary, model: Model) -> BoolArray:
+    def steady(self, nudged: SelfCheck, model: Model) -> BoolArray:
         """Return which stars (n_star,) answer alike when their flux is nudged by its rounding."""
         worst = self._moves(nudged, model).max(axis=1, initial=0.0)
         return np.asarray(worst <= _STEADY * TOLERANCE, dtype=np.bool_)
 
-    def rows(self, chosen: IndexArray) -> Canary:
+    def rows(self, chosen: IndexArray) -> SelfCheck:
         """Return some of the stars."""
         answers = (self.mean, self.sigma, self.label, self.error)
-        return Canary(take(self.inputs, chosen), *(array[chosen] for array in answers))
+        return SelfCheck(take(self.inputs, chosen), *(array[chosen] for array in answers))
 
-    def _moves(self, now: Canary, model: Model) -> Float64Array:
+    def _moves(self, now: SelfCheck, model: Model) -> Float64Array:
         """How far each label of each star moved, (n_star, n_label)."""
         span = model.scaling.labels.maximum - model.scaling.labels.minimum
         least = _LEAST_ERROR * np.where(np.isfinite(span) & (span > 0), span, 1.0)
@@ -150,19 +153,22 @@ class Canary:
         return worst
 
     def require(
-        self, model: Model, network: EnsembleNetwork | MethodNetwork, trust: Trust | None
+        self,
+        model: Model,
+        network: EnsembleNetwork | MethodNetwork,
+        uncertainty: UncertaintyModel | None,
     ) -> None:
-        """Ask all stars again.
+        """Predict all stars again and compare.
 
         Raises
         ------
-        CanaryMoved
+        SelfCheckFailed
             If a label, or an error, moved by more than `TOLERANCE` of the quoted error.
         """
-        moved = self.moved(Canary.ask(self.inputs, network, trust), model)
+        moved = self.moved(SelfCheck.record(self.inputs, network, uncertainty), model)
         worst = int(np.argmax(moved))
         if moved[worst] <= TOLERANCE:
-            logger.info("canary stars moved by %.2g of their errors at most", moved[worst])
+            logger.info("self-check stars moved by %.2g of their errors at most", moved[worst])
             return
         made_with = ", ".join(
             f"{name} {model.provenance[name]}"
@@ -170,28 +176,28 @@ class Canary:
             if name in model.provenance
         )
         how = "is lost" if np.isinf(moved[worst]) else f"moved by {moved[worst]:.2g}"
-        raise CanaryMoved(
+        raise SelfCheckFailed(
             f"{model.path} does not give here the labels that it gave when it was made: for one of "
-            f"its {len(self.inputs)} canary stars {model.label_names[worst]} {how} (in quoted "
+            f"its {len(self.inputs)} self-check stars {model.label_names[worst]} {how} (in quoted "
             f"errors; at most {TOLERANCE:g} is expected), so that a catalogue would be wrong; try "
             f"another engine (--engine torch), the versions that it was made with ({made_with}), "
             "or another machine"
         )
 
 
-def require_canary(
-    model: Model, network: EnsembleNetwork | MethodNetwork, trust: Trust | None
+def require_self_check(
+    model: Model, network: EnsembleNetwork | MethodNetwork, uncertainty: UncertaintyModel | None
 ) -> None:
-    """Check a model before it predicts, if it has canary stars (`Canary.require`)."""
-    canary = Canary.load(model)
-    if canary is None:
-        logger.info("%s has no canary stars, so that its answers are not checked", model.path)
+    """Check a model before it predicts, if it has self-check stars (`SelfCheck.require`)."""
+    check = SelfCheck.load(model)
+    if check is None:
+        logger.info("%s has no self-check stars, so that its labels are not checked", model.path)
         return
-    canary.require(model, network, trust)
+    check.require(model, network, uncertainty)
 
 
-def with_canary(model: Model, survey: Survey | None = None) -> Model:
-    """Return a trained model with canary stars, for `Model.save` to write.
+def with_self_check(model: Model, survey: Survey | None = None) -> Model:
+    """Return a trained model with self-check stars, for `Model.save` to write.
 
     Parameters
     ----------
@@ -202,32 +208,33 @@ def with_canary(model: Model, survey: Survey | None = None) -> Model:
     """
     if str(model.network["name"]) in _SLOW:
         return model
-    network, trust = _load(model)
+    network, uncertainty = _load(model)
     inputs = _simulated(model) if "sky" in model.attachments else _observed(model, survey)
     if inputs is None or not len(inputs):
-        logger.info("%s gets no canary stars: there are none to take", model.path)
+        logger.info("%s gets no self-check stars: there are none to take", model.path)
         return model
-    found = Canary.ask(inputs, network, trust)
+    found = SelfCheck.record(inputs, network, uncertainty)
     noise = np.random.default_rng(0).standard_normal(inputs.flux.shape)
     nudged = replace(inputs, flux=(inputs.flux * (1.0 + _NUDGE * noise)).astype(np.float32))
-    steady = np.flatnonzero(found.steady(Canary.ask(nudged, network, trust), model))
+    steady = np.flatnonzero(found.steady(SelfCheck.record(nudged, network, uncertainty), model))
     if not steady.size:
         logger.warning(
-            "%s gets no canary stars: the rounding of the flux alone moves its labels", model.path
+            "%s gets no self-check stars: the rounding of the flux alone moves its labels",
+            model.path,
         )
         return model
     wanted = N_FITTED if model.is_method else N_STAR
-    return model.with_arrays(CANARY, found.rows(steady[:wanted]).to_arrays())
+    return model.with_arrays(SELF_CHECK, found.rows(steady[:wanted]).to_arrays())
 
 
-def _load(model: Model) -> tuple[EnsembleNetwork | MethodNetwork, Trust | None]:
+def _load(model: Model) -> tuple[EnsembleNetwork | MethodNetwork, UncertaintyModel | None]:
     if model.is_method:
         return MethodNetwork(model), None
     from maury.model.inference import EnsembleNetwork
-    from maury.prediction.uncertainty import Trust
+    from maury.prediction.uncertainty import UncertaintyModel
 
     network = EnsembleNetwork(model)
-    return network, Trust.load(model, network)
+    return network, UncertaintyModel.load(model, network)
 
 
 def _simulated(model: Model) -> Inputs:

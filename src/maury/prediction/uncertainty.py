@@ -1,4 +1,4 @@
-"""What makes labels trustworthy: calibrated errors, quantiles, and reasons for doubt.
+"""Uncertainty of labels: calibrated errors, quantiles, and reasons for doubt.
 
 Both are learnt once the networks are trained, and lie in the model directory as the attachments
 ``calibration`` and ``coverage``. They need a network that predicts a covariance and a calibrated
@@ -17,17 +17,17 @@ from maury.io.arrays import BoolArray, Float64Array, Int32Array, StrArray
 from maury.labels.flags import FLAG_DTYPE
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, Prediction
-from maury.model.split import SHARES, spared_by
+from maury.model.split import HELD_OUT_FOLDS, held_out_fold
 from maury.prediction.calibration import (
     LEAST_STARS,
     Calibration,
-    Judged,
+    Evaluated,
+    HeldOutResiduals,
     Regime,
-    Spared,
     condition,
-    least_shrunk,
+    deshrinkage_factors,
+    deshrunk,
     repeat_scatter,
-    stretched,
 )
 from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
 from maury.simulation.drawing import DrawConfig
@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 AS_OBSERVED = DrawConfig(tail=0.0, widen=0.0)
 """Simulated stars as frequent as those of the labelled sample, each close to one of them."""
-ANEW = DrawConfig(tail=0.0, widen=0.0, step=0.0)
-"""The stars that the simulator was made from, with their labels and observables, observed anew."""
+REOBSERVED = DrawConfig(tail=0.0, widen=0.0, step=0.0)
+"""The stars that the simulator was made from, with their labels and observables, re-observed."""
 N_SIMULATED = 12_000
-"""Simulated spectra that give the course of the calibration."""
+"""Simulated spectra that give the regime coefficients of the calibration."""
 LEAST_PARENTS = 30
-"""With fewer stars that a network has not met, those of its training sample are observed anew."""
-_COURSE_DRAW = DrawConfig(tail=0.5, widen=0.0, step=0.0)
+"""With fewer unseen stars of a network, those of its training sample are re-observed."""
+_REGIME_DRAW = DrawConfig(tail=0.5, widen=0.0, step=0.0)
 _FLOOR_SNR = 60.0
 _READ_ROWS = 1024
 
@@ -58,7 +58,7 @@ class Assessment:
     Attributes
     ----------
     mean : (n_star, n_label) float64
-        Labels, stretched (`maury.prediction.calibration.least_shrunk`).
+        Labels, de-shrunk (`maury.prediction.calibration.deshrinkage_factors`).
     sigma : (n_star, n_label) float64
         Calibrated 1 sigma errors.
     quantiles : (5, n_star, n_label) float64
@@ -81,7 +81,7 @@ class Assessment:
 
 
 @dataclass(frozen=True, eq=False)
-class Trust:
+class UncertaintyModel:
     """Calibration and coverage of one model.
 
     Attributes
@@ -124,8 +124,8 @@ class Trust:
         """Learn from the labelled stars of a survey, and from simulated ones.
 
         Errors are calibrated on the validation stars, which neither trained nor chose a network
-        of this kind, and on the training stars that single networks spared; coverage is learnt from
-        the training stars.
+        of this kind, and on the training stars that single networks held out; coverage is learnt
+        from the training stars.
 
         Parameters
         ----------
@@ -150,7 +150,7 @@ class Trust:
             if inherited is None:
                 raise
             logger.warning(
-                "%s: errors are calibrated as those of the parent: %s", model.path, error
+                "%s: errors are calibrated as those of the source model: %s", model.path, error
             )
             calibration = inherited
         coverage = _cover(model, network, star_simulator, stars)
@@ -229,12 +229,12 @@ def complete(survey: Survey, model: Model, *, inherited: Calibration | None = No
     Parameters
     ----------
     survey, model, inherited
-        As of `Trust.fit`.
+        As of `UncertaintyModel.fit`.
     """
     if "sky" not in model.attachments:
         return model
     try:
-        return Trust.fit(model, survey, inherited=inherited).attach(model)
+        return UncertaintyModel.fit(model, survey, inherited=inherited).attach(model)
     except TrainingError as error:
         logger.warning("%s: errors are not calibrated: %s", model.path, error)
         return model
@@ -277,7 +277,7 @@ class _Labelled:
         truth, answer = survey.labels(model.labels)[rows], network.predict(inputs)
         return cls(star_id[rows], truth, answer, inputs, training[rows])
 
-    def anew(
+    def reobserved(
         self,
         model: Model,
         star_simulator: TrainingStarSimulator,
@@ -287,7 +287,7 @@ class _Labelled:
         draw: DrawConfig,
         number: int | None = None,
     ) -> _Drawn:
-        """Observe some of these stars anew, as the network `number`, or none, has not met them."""
+        """Re-observe some of these stars, held out by network `number` or by all."""
         whole = chosen & np.isfinite(self.truth).all(axis=1)
         if whole.sum() >= LEAST_PARENTS:
             observables = self.inputs.observables[whole, : star_simulator.observables.shape[1]]
@@ -306,69 +306,71 @@ def _calibrate(
 ) -> Calibration:
     if chosen.sum() < LEAST_STARS:
         raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")
-    drawn = stars.anew(model, star_simulator, chosen, n_star=N_SIMULATED // 2, draw=ANEW)
+    drawn = stars.reobserved(
+        model, star_simulator, chosen, n_star=N_SIMULATED // 2, draw=REOBSERVED
+    )
     answer = network.predict(drawn.inputs)
     known, label = stars.answer.mean[chosen], stars.truth[chosen]
-    centre, stretch = least_shrunk(known, known - label)
+    centre, deshrinkage = deshrinkage_factors(known, known - label)
 
-    def judge(answer: Prediction, snr: Float64Array, truth: Float64Array) -> Judged:
-        mean = stretched(answer.mean, centre, stretch)
+    def evaluate(answer: Prediction, snr: Float64Array, truth: Float64Array) -> Evaluated:
+        mean = deshrunk(answer.mean, centre, deshrinkage)
         return mean - truth, answer.sigma, _regime(model, snr, answer.mean)
 
     bright = stars.inputs.snr >= _FLOOR_SNR
-    repeated = stretched(stars.answer.mean[bright], centre, stretch)
+    repeated = deshrunk(stars.answer.mean[bright], centre, deshrinkage)
     ours = Prediction(known, stars.answer.sigma[chosen])
     return Calibration.fit(
-        *judge(ours, stars.inputs.snr[chosen], label),
-        simulated=judge(answer, drawn.inputs.snr, drawn.truth),
-        spared=_spared(model, network, star_simulator, stars, drawn, judge),
+        *evaluate(ours, stars.inputs.snr[chosen], label),
+        simulated=evaluate(answer, drawn.inputs.snr, drawn.truth),
+        held_out=_held_out(model, network, star_simulator, stars, drawn, evaluate),
         floor=repeat_scatter(repeated, stars.star_id[bright]),
-        stretching=(centre, stretch),
+        deshrinking=(centre, deshrinkage),
     )
 
 
-def _spared(
+def _held_out(
     model: Model,
     network: EnsembleNetwork,
     star_simulator: TrainingStarSimulator,
     stars: _Labelled,
     drawn: _Drawn,
-    judge: Callable[[Prediction, Float64Array, Float64Array], Judged],
-) -> Spared | None:
-    """Ask single networks of the training stars that they have not met, and of simulated ones.
+    evaluate: Callable[[Prediction, Float64Array, Float64Array], Evaluated],
+) -> HeldOutResiduals | None:
+    """Predict the training stars that each network held out, and simulated ones, by it alone.
 
-    None where all networks have met all training stars.
+    None where no network held out any.
     """
-    n_share = model.training.get(SHARES, 0)
-    if not n_share:
+    n_fold = model.training.get(HELD_OUT_FOLDS, 0)
+    if not n_fold:
         return None
-    share = spared_by(stars.star_id, n_share=n_share, seed=model.seed or 0)
-    n_asked = min(len(model.kept), n_share)
-    turn = np.arange(len(drawn.truth)) % n_asked
-    real: list[Judged] = []
-    anew: list[Judged] = []
-    beside: list[Judged] = []
-    for number in range(n_asked):
-        unmet = stars.training & (share == number)
-        again = stars.anew(
+    fold = held_out_fold(stars.star_id, n_fold=n_fold, seed=model.seed or 0)
+    n_evaluated = min(len(model.kept), n_fold)
+    turn = np.arange(len(drawn.truth)) % n_evaluated
+    real: list[Evaluated] = []
+    reobserved: list[Evaluated] = []
+    control: list[Evaluated] = []
+    for number in range(n_evaluated):
+        unseen = stars.training & (fold == number)
+        again = stars.reobserved(
             model,
             star_simulator,
-            unmet,
-            n_star=N_SIMULATED // n_asked,
-            draw=_COURSE_DRAW,
+            unseen,
+            n_star=N_SIMULATED // n_evaluated,
+            draw=_REGIME_DRAW,
             number=number,
         )
         mine = turn == number
-        for judged, inputs, truth in (
-            (real, take(stars.inputs, unmet), stars.truth[unmet]),
-            (anew, again.inputs, again.truth),
-            (beside, take(drawn.inputs, mine), drawn.truth[mine]),
+        for evaluated, inputs, truth in (
+            (real, take(stars.inputs, unseen), stars.truth[unseen]),
+            (reobserved, again.inputs, again.truth),
+            (control, take(drawn.inputs, mine), drawn.truth[mine]),
         ):
-            judged.append(judge(network.predict(inputs, only=number), inputs.snr, truth))
-    return Spared(*_pooled(real), _pooled(anew), _pooled(beside))
+            evaluated.append(evaluate(network.predict(inputs, only=number), inputs.snr, truth))
+    return HeldOutResiduals(*_pooled(real), _pooled(reobserved), _pooled(control))
 
 
-def _pooled(parts: list[Judged]) -> Judged:
+def _pooled(parts: list[Evaluated]) -> Evaluated:
     residual, error, regimes = zip(*parts, strict=True)
     columns = (
         np.concatenate([getattr(regime, f.name) for regime in regimes]) for f in fields(Regime)
@@ -394,8 +396,8 @@ def simulated_stars(
     n_star : int
     seed : int or numpy SeedSequence
     draw : DrawConfig
-        Which stars; `AS_OBSERVED` are as frequent as in the labelled sample, and `ANEW` are the
-        stars that the simulator was made from.
+        Which stars; `AS_OBSERVED` are as frequent as in the labelled sample, and `REOBSERVED` are
+        the stars that the simulator was made from.
 
     Returns
     -------
@@ -468,8 +470,12 @@ def _views(network: EnsembleNetwork, inputs: Inputs) -> TwoViews:
     nothing = np.full_like(inputs.observables, np.nan)
     spectrum = network.predict(replace(inputs, observables=nothing))
     photometry = network.predict(replace(inputs, ivar=np.zeros_like(inputs.ivar)))
-    assert spectrum.covariance is not None, "trust needs a network that predicts a covariance"
-    assert photometry.covariance is not None, "trust needs a network that predicts a covariance"
+    assert spectrum.covariance is not None, (
+        "the two views need a network that predicts a covariance"
+    )
+    assert photometry.covariance is not None, (
+        "the two views need a network that predicts a covariance"
+    )
     seen = np.isfinite(inputs.observables).sum(axis=1) > inputs.observables.shape[1] // 2
     both = seen & (inputs.ivar > 0).any(axis=1)
     return TwoViews(

@@ -28,9 +28,9 @@ from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
 from maury.model.directory import Member, Model
 from maury.model.networks.published import build, parse_settings
 from maury.model.networks.student import StudentConfig, StudentNetwork
-from maury.model.split import SHARES
+from maury.model.split import HELD_OUT_FOLDS
 from maury.prediction.calibration import LEAST_STARS, Calibration
-from maury.prediction.self_check import with_canary
+from maury.prediction.self_check import with_self_check
 from maury.survey.store import Survey
 from maury.training.distillation_data import SHEET_STARS, Sheet, SheetFolder, Teacher, join
 from maury.training.distillation_student import DistilConfig, Teaching
@@ -198,7 +198,7 @@ def _assemble(
     model = teacher.model
     settings = {**dict(model.training.get("settings", {})), "training": training.model_dump()}
     # By way of its teacher a student knows all training stars.
-    history = {name: value for name, value in model.training.items() if name != SHARES}
+    history = {name: value for name, value in model.training.items() if name != HELD_OUT_FOLDS}
     origin = {
         "checksum": model.checksum,
         "name": model.path.name if model.path else "",
@@ -235,14 +235,18 @@ def _complete(student: Model, teacher: Model, survey: Survey | None) -> Model:
             if "calibration" in whole.attachments:
                 return whole
     if "calibration" not in teacher.attachments:
-        return with_canary(student)
+        return with_self_check(student)
     taught = Calibration.from_arrays(teacher.arrays("calibration"))
     # The student has learnt calibrated errors, so that no factor is left.
-    rest = replace(taught, size=np.zeros_like(taught.size), course=np.zeros_like(taught.course))
+    rest = replace(
+        taught,
+        global_scale=np.zeros_like(taught.global_scale),
+        regime_coefficients=np.zeros_like(taught.regime_coefficients),
+    )
     student = student.with_arrays("calibration", rest.to_arrays())
     if "coverage" in teacher.attachments:
         student = student.with_arrays("coverage", teacher.arrays("coverage"))
-    return with_canary(student)
+    return with_self_check(student)
 
 
 def _fingerprint(

@@ -25,7 +25,7 @@ from maury.labels.flags import FLAG_DTYPE
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.student import StudentNetwork
-from maury.prediction.uncertainty import Trust
+from maury.prediction.uncertainty import UncertaintyModel
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
@@ -33,7 +33,7 @@ from maury.training.simulated import SimulatedTraining, drop_inputs
 
 SHEET_STARS = 16384
 """Stars of one sheet."""
-_OBSERVED_ANEW = 4
+_REOBSERVED = 4
 """Spectra of a sheet for each simulated star: noise differs, and so may what is missing."""
 _SURVEY_BLOCK = 128
 _FLUX_FLOOR = np.float32(0.05)
@@ -98,8 +98,8 @@ class Teacher:
         self.star_simulator = TrainingStarSimulator.of_model(model)
         self.photometry = model.network.get("photometry") is not False
         self._network = EnsembleNetwork(model)
-        trust = Trust.load(model, self._network)
-        self._trust = None if trust is None else replace(trust, coverage=None)
+        uncertainty = UncertaintyModel.load(model, self._network)
+        self._uncertainty = None if uncertainty is None else replace(uncertainty, coverage=None)
         self._settings = _training_of(model)
 
     def flux_scale(self) -> Mapping[str, Tensor]:
@@ -110,7 +110,7 @@ class Teacher:
     def simulated(self, n_star: int, rng: np.random.Generator) -> Inputs:
         """Simulate stars, some without a part of their inputs."""
         settings = self._settings
-        n_drawn = max(1, n_star // _OBSERVED_ANEW)
+        n_drawn = max(1, n_star // _REOBSERVED)
         pool = self.star_simulator.pool(n_drawn, rng, draw=settings.draw, noise=settings.noise)
         flux, ivar, observables, _ = pool.batch(n_star, rng)
         n_observable = len(self.model.preparation.observable_names)
@@ -165,8 +165,8 @@ class Teacher:
         """Write down the answers to some stars; those without an answer are left out."""
         answer = self._network.predict(inputs)
         sigma, covariance = answer.sigma, answer.covariance
-        if self._trust is not None:
-            found = self._trust.assess(inputs, answer)
+        if self._uncertainty is not None:
+            found = self._uncertainty.assess(inputs, answer)
             sigma, covariance = found.sigma, found.covariance
         assert covariance is not None, "networks of the preset maury predict a covariance"
         known = np.isfinite(answer.mean).all(axis=1) & np.isfinite(sigma).all(axis=1)

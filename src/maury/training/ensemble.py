@@ -24,7 +24,7 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
 from maury.model.networks.published import NetworkConfig
-from maury.model.split import PARTS, SHARES, SplitRecord, spared_by, split_rows
+from maury.model.split import HELD_OUT_FOLDS, PARTS, SplitRecord, held_out_fold, split_rows
 from maury.simulation.emulator import Emulator
 from maury.simulation.training_stars import ADVICE, TrainingStarSimulator
 from maury.spectra.batch import Batch
@@ -45,7 +45,7 @@ CHECKPOINT_SECONDS = 20.0
 loss of each epoch, NaN where there is none."""
 _READ_ROWS = 2048
 _LEAST_STARS = 30
-_N_SHARE = 8
+_N_FOLD = 8
 _LEAST_SHARED = 80
 
 
@@ -316,33 +316,33 @@ def _put_star_simulators(
 ) -> None:
     """Write what simulates the stars: of all training stars, and of those that a member knows."""
     rows = stars.parts["train"]
-    n_members, n_share = settings.ensemble.members, _n_share(stars, parent)
+    n_members, n_fold = settings.ensemble.members, _n_fold(stars, parent)
     if not folder.has_star_simulator():
         star_simulator = _fit_star_simulator(stars, rows, settings, parent)
         if parent is not None:
             for number, start in enumerate(parent.starts(star_simulator, n_members, seed)):
                 folder.put_start(number, start)
         folder.put_star_simulator(star_simulator, _sources(settings))
-    if not n_share:
+    if not n_fold:
         return
-    share = spared_by(stars.star_id[rows], n_share=n_share, seed=seed)
+    fold = held_out_fold(stars.star_id[rows], n_fold=n_fold, seed=seed)
     for member in range(n_members):
         if not folder.has_star_simulator(member):
-            known = rows[share != member % n_share]
+            known = rows[fold != member % n_fold]
             folder.put_star_simulator(
                 _fit_star_simulator(stars, known, settings, parent), _sources(settings), member
             )
 
 
-def _n_share(stars: _Stars, parent: Inheritance | None) -> int:
-    """Shares of the training stars of which each member spares one; 0 if it knows all of them.
+def _n_fold(stars: _Stars, parent: Inheritance | None) -> int:
+    """Folds of the training stars of which each member holds out one; 0 if it trains on all.
 
-    A child of another model has too few stars to spare any; those without a name cannot be told
+    A target model has too few stars to hold out any; those without a name cannot be told
     from each other.
     """
     rows = stars.parts["train"]
     enough = rows.size >= _LEAST_SHARED and bool((stars.star_id[rows] != "").all())
-    return _N_SHARE if enough and parent is None else 0
+    return _N_FOLD if enough and parent is None else 0
 
 
 def _fit_star_simulator(
@@ -491,7 +491,7 @@ def _assemble(
     )
     weights = [{name: t.numpy() for name, t in result.weights.items()} for result in results]
     recorded = settings.to_json()
-    shares = _n_share(stars, parent) if settings.network.simulates else 0
+    folds = _n_fold(stars, parent) if settings.network.simulates else 0
     origin = {"transferred_from": parent.record()} if parent else {}
     model = Model(
         labels=stars.labels,
@@ -509,7 +509,7 @@ def _assemble(
             "settings": {name: recorded[name] for name in ("training", "split", "ensemble")},
             "dropped": dict(stars.dropped),
         }
-        | ({SHARES: shares} if shares else {}),
+        | ({HELD_OUT_FOLDS: folds} if folds else {}),
         provenance=_provenance(settings.network, survey) | origin,
     )
     if settings.network.simulates:

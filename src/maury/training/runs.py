@@ -16,7 +16,7 @@ from maury.model.directory import Model
 from maury.model.networks.published import PRESETS
 from maury.prediction.calibration import Calibration
 from maury.prediction.drift import with_sample
-from maury.prediction.self_check import with_canary
+from maury.prediction.self_check import with_self_check
 from maury.prediction.uncertainty import complete
 from maury.survey.store import Survey
 from maury.training import ensemble
@@ -105,8 +105,8 @@ def _describe(model: Model, survey: Survey) -> None:
 
 
 def equipped(model: Model, survey: Survey) -> Model:
-    """Return a trained model with canary stars, and with the marks of its training sample."""
-    return with_canary(with_sample(model, survey), survey)
+    """Return a trained model with self-check stars, and with the marks of its training sample."""
+    return with_self_check(with_sample(model, survey), survey)
 
 
 def _check_method(name: str) -> None:
@@ -128,7 +128,7 @@ def completion(survey: Survey, *, inherited: Calibration | None = None) -> Calla
     Parameters
     ----------
     survey, inherited
-        As of `maury.prediction.uncertainty.Trust.fit`.
+        As of `maury.prediction.uncertainty.UncertaintyModel.fit`.
     """
 
     def finish(model: Model) -> Model:

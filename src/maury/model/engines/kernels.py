@@ -318,7 +318,7 @@ class Apply(Step):
 
 
 @dataclass(frozen=True)
-class Trust(Step):
+class PixelWeight(Step):
     """Weight of each pixel, between 0 and 1: inverse variance times the value of row `pull`."""
 
     source: int
@@ -345,10 +345,10 @@ class Trust(Step):
 
 @dataclass(frozen=True)
 class Standardise(Step):
-    """``clip((x - centre) factor, -bound, bound) trust``; numbers: the centres, the factors."""
+    """``clip((x - centre) factor, -bound, bound) weight``; numbers: the centres, the factors."""
 
     source: int
-    trust: int
+    weight: int
     target: int
     n: int
     numbers: int
@@ -367,8 +367,8 @@ class Standardise(Step):
             value = code.op(f"fmul {code.vector} {value}, {factor}")
             value = code.least(value, code.constant(self.bound))
             value = code.most(value, code.constant(-self.bound))
-            trust = code.load(code.row(self.trust, index))
-            value = code.op(f"fmul {code.vector} {value}, {trust}")
+            weight = code.load(code.row(self.weight, index))
+            value = code.op(f"fmul {code.vector} {value}, {weight}")
             code.store(code.row(self.target, index), value)
 
         code.each_vector(lambda _: code.loop(self.n, one))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maury.io.arrays import BoolArray, Float32Array
-from maury.model.engines.kernels import Apply, Graph, Normalise, Pool, Standardise, Trust
+from maury.model.engines.kernels import Apply, Graph, Normalise, PixelWeight, Pool, Standardise
 from maury.model.engines.llvm import NONE, SILU, Activation
 from maury.model.networks.base import Answer, NetworkConfig
 from maury.model.networks.default import (
@@ -283,7 +283,7 @@ def _default(network: DefaultNetwork) -> Graph:
     join = graph.rows(n_other + 2 * stem)
     flux, ivar, pull = graph.load(n_pixel), graph.load(n_pixel), graph.load(1)
     graph.load(n_other, target=join)
-    graph.shared.append(Trust(ivar, pull, ivar, n_pixel))
+    graph.shared.append(PixelWeight(ivar, pull, ivar, n_pixel))
     pixels, projected = graph.rows(n_pixel), join + n_other
     numbers = graph.put(_numbers(network.flux_centre), 1.0 / _numbers(network.flux_scale))
     graph.steps.append(Standardise(flux, ivar, pixels, n_pixel, numbers, LARGEST_DEVIATION))
@@ -348,7 +348,7 @@ def _student(network: StudentNetwork) -> Graph:
     join = graph.rows(2 * stem + n_other)
     flux, ivar, pull = graph.load(n_pixel), graph.load(n_pixel), graph.load(1)
     graph.load(n_other, target=join + 2 * stem)
-    graph.shared.append(Trust(ivar, pull, ivar, n_pixel))
+    graph.shared.append(PixelWeight(ivar, pull, ivar, n_pixel))
     pixels = graph.rows(n_pixel)
     numbers = graph.put(_numbers(network.flux_centre), 1.0 / _numbers(network.flux_scale))
     graph.steps.append(Standardise(flux, ivar, pixels, n_pixel, numbers, LARGEST_DEVIATION))

@@ -219,10 +219,10 @@ class DefaultNetwork(nn.Module):
         typical = torch.where(good, ivar, torch.nan).nanmedian(dim=1, keepdim=True).values
         present = good.any(dim=1, keepdim=True)
         typical = torch.where(present, typical, torch.ones_like(typical))
-        trust = (ivar / (NOISY_PIXEL * typical)).clamp(max=1.0)
+        pixel_weight = (ivar / (NOISY_PIXEL * typical)).clamp(max=1.0)
         deviation = (flux - self.flux_centre) / self.flux_scale
         pixels = torch.where(good, deviation, 0.0).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
-        return pixels * trust, noise_quality(typical, present)
+        return pixels * pixel_weight, noise_quality(typical, present)
 
 
 def noise_quality(typical: Tensor, present: Tensor) -> Tensor:

@@ -119,11 +119,11 @@ class StudentNetwork(nn.Module):
             Shape (n, n_observable), scaled, NaN where missing.
         """
         typical, present = self.noise(ivar)
-        trust = (ivar * (1.0 / (NOISY_PIXEL * typical))).clamp_(max=1.0)
+        pixel_weight = (ivar * (1.0 / (NOISY_PIXEL * typical))).clamp_(max=1.0)
         per_scale = 1.0 / self.flux_scale
         pixels = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
-        # Only a row without a spectrum can hold NaN, and its trust is 0.
-        pixels.nan_to_num_().clamp_(-LARGEST_DEVIATION, LARGEST_DEVIATION).mul_(trust)
+        # Only a row without a spectrum can hold NaN, and its pixel_weight is 0.
+        pixels.nan_to_num_().clamp_(-LARGEST_DEVIATION, LARGEST_DEVIATION).mul_(pixel_weight)
         return pixels, self.others(typical, present, observables)
 
     def noise(self, ivar: Tensor) -> tuple[Tensor, Tensor]:

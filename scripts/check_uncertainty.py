@@ -1,6 +1,6 @@
 """Measure whether the labels of trained models can be trusted, on stars that they kept out.
 
-    python scripts/check_trust.py SURVEY.zarr MODEL [MODEL ...] [--baseline MODEL ...]
+    python scripts/check_uncertainty.py SURVEY.zarr MODEL [MODEL ...] [--baseline MODEL ...]
 
 Prints, with the held-out stars of all models pooled: residual scatter, over that of baseline
 models trained on the same stars; coverage of the quoted errors, overall and in cells of S/N,
@@ -25,7 +25,7 @@ from maury.labels.statistics import robust_sigma
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
 from maury.prediction.streaming import Predictor, predict_rows
-from maury.prediction.uncertainty import ANEW, Trust, simulated_stars
+from maury.prediction.uncertainty import REOBSERVED, UncertaintyModel, simulated_stars
 from maury.spectra.batch import Batch
 from maury.spectra.operators import to_rest_frame
 from maury.survey.store import Survey
@@ -116,8 +116,8 @@ def simulated(model: Model, survey: Survey, seed: int) -> Pool:
     velocity, broadening and other abundances of their own.
     """
     network = EnsembleNetwork(model)
-    trust = Trust.load(model, network)
-    assert trust is not None, "the model has no calibration"
+    uncertainty = UncertaintyModel.load(model, network)
+    assert uncertainty is not None, "the model has no calibration"
     rows = held_out_rows(model, survey)
     known, star = survey.labels(LABEL_NAMES)[rows], survey.star_id[rows]
     observables = model.preparation.apply(survey.rows(rows)).observables
@@ -127,11 +127,13 @@ def simulated(model: Model, survey: Survey, seed: int) -> Pool:
         if own.sum() < 2:
             continue
         draw = np.random.SeedSequence(1000 + seed, spawn_key=(number,))
-        seen = observables[own, : trust.star_simulator.observables.shape[1]]
-        star_simulator = trust.star_simulator.of(known[own], seen.astype(np.float64))
-        inputs, truth = simulated_stars(model, star_simulator, GROUP_SPECTRA, seed=draw, draw=ANEW)
+        seen = observables[own, : uncertainty.star_simulator.observables.shape[1]]
+        star_simulator = uncertainty.star_simulator.of(known[own], seen.astype(np.float64))
+        inputs, truth = simulated_stars(
+            model, star_simulator, GROUP_SPECTRA, seed=draw, draw=REOBSERVED
+        )
         answer = network.predict(inputs)
-        found = trust.assess(inputs, answer)
+        found = uncertainty.assess(inputs, answer)
         nearest = np.abs(truth[:, None, :3] - known[own][:, :3]).sum(axis=2).argmin(axis=1)
         held = (found.quantiles[0] < truth) & (truth < found.quantiles[-1])
         parts.append(
@@ -319,8 +321,8 @@ def show_faults(models: list[Model], survey: Survey) -> None:
 
 def scored(predictor: Predictor, batch: Batch) -> tuple[dict[str, Float64Array], BoolArray]:
     """Return how far each score of each star is over its threshold, and whether it is warned of."""
-    assert predictor.trust is not None, "the model has no coverage"
-    excess = predictor.trust.excess(*predictor.answer(batch))
+    assert predictor.uncertainty is not None, "the model has no coverage"
+    excess = predictor.uncertainty.excess(*predictor.answer(batch))
     flags = predictor.predict(batch)["flags"]
     return excess, (flags & WARNING_MASK) != 0
 
