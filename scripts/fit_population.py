@@ -23,7 +23,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from maury.simulation import population as pop
 
-OUTPUT = Path(__file__).parents[1] / "src/maury/data/population.safetensors"
+OUTPUT = Path(__file__).parents[1] / "src/maury/simulation/data/population.safetensors"
 COMPONENTS = (6, 8, 12, 16, 20, 24, 32)
 REGULARISATION = 1e-4
 TAIL_SHARES = (0.0, 0.5, 1.0)

@@ -123,7 +123,7 @@ def test_every_key_that_the_code_cites_exists():
 
 
 def test_every_key_that_a_recipe_cites_exists():
-    folder = resources.files("maury") / "surveys" / "recipes"
+    folder = resources.files("maury.survey.archives") / "recipes"
     recipes = [path for path in folder.iterdir() if path.name.endswith(".toml")]
     assert recipes
     for path in recipes:

@@ -54,7 +54,7 @@ def test_labels_are_those_of_the_emulator():
 
 
 def test_the_file_is_small_and_holds_no_stars():
-    path = resources.files("maury") / "data/population.safetensors"
+    path = resources.files("maury.simulation") / "data/population.safetensors"
     with resources.as_file(path) as file, safe_open(file, framework="numpy") as handle:
         shapes = [handle.get_slice(name).get_shape() for name in handle.keys()]  # noqa: SIM118
         assert int(handle.metadata()["n_star"]) == 3352

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from maury.errors import ConfigError, check_known
 
-BIBLIOGRAPHY = Path(__file__).parents[1] / "references.bib"
+BIBLIOGRAPHY = Path(__file__).with_name("references.bib")
 
 _OPENING = re.compile(r"@(\w+)\{([^\s,{}]+),")
 _FIELD = re.compile(r"  (\w+) = \{(.*)\},")

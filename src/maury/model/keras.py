@@ -374,7 +374,7 @@ class _Graph:
 
 
 def _published() -> Any:
-    text = resources.files("maury").joinpath("data", "guiglion2020.json").read_text("utf-8")
+    text = resources.files("maury.model").joinpath("guiglion2020.json").read_text("utf-8")
     return json.loads(text)
 
 

@@ -434,7 +434,7 @@ class Emulator:
         ModelFileError
             If the file is missing, damaged, of another format or version.
         """
-        shipped = resources.as_file(resources.files("maury") / _SHIPPED)
+        shipped = resources.as_file(resources.files("maury.simulation") / _SHIPPED)
         with nullcontext(Path(path)) if path is not None else shipped as file:
             try:
                 text, tensors = _read_safetensors(file)

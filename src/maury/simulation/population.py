@@ -557,7 +557,7 @@ def simulate_positions(n: int, rng: np.random.Generator) -> tuple[Float64Array, 
 def _packaged() -> Population:
     from safetensors.numpy import load
 
-    raw = resources.files("maury").joinpath("data/population.safetensors").read_bytes()
+    raw = resources.files("maury.simulation").joinpath("data/population.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
     metadata = json.loads(raw[8 : 8 + length]).get("__metadata__", {})
     return Population(load(raw), metadata)

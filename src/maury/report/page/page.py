@@ -43,7 +43,7 @@ def render(
         Whether to say so above all else.
     """
     template = Template(
-        resources.files("maury").joinpath("data/report.html").read_text(encoding="utf-8")
+        resources.files("maury.report.page").joinpath("report.html").read_text(encoding="utf-8")
     )
     links = "".join(f'<a href="#{escape(one.name)}">{escape(one.title)}</a>' for one in sections)
     title = f"maury report: {about.get('model', 'model')}"

@@ -263,5 +263,7 @@ def _set_heading(maker: Any, metadata: Mapping[str, Any], heading: Heading) -> N
     maker.keywords = "stars: fundamental parameters ; stars: abundances ; techniques: spectroscopic"
     maker.more_description = _ascii(" ".join(sentences))
     bibcode = f"={heading.bibcode}" if heading.bibcode else ""
-    with resources.as_file(resources.files("maury") / "data" / "cds_readme.template") as template:
+    with resources.as_file(
+        resources.files("maury.report.publish") / "cds_readme.template"
+    ) as template:
         maker.setReadmeTemplate(str(template), {"bibcode": bibcode})
