@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from maury.errors import GridMismatch, WavelengthError
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
+from maury.io.units import to_unit
 from maury.spectra.operators import Resampler
 from maury.spectra.spectra import Medium, arm_slices, check_wavelengths, describe_grid
 
@@ -33,13 +34,14 @@ def angstrom_per(unit: str | None) -> float:
     WavelengthError
         If it is no unit of length.
     """
-    from astropy import units
-
     if not unit:
         return 1.0
     try:
-        return float(units.Unit(unit).to(units.AA))
-    except (ValueError, TypeError, units.UnitConversionError) as error:
+        zero, one = to_unit([0.0, 1.0], unit, "Angstrom")
+        if zero != 0.0:
+            raise ValueError("a logarithm has no factor")
+        return float(one)
+    except ValueError as error:
         raise WavelengthError(
             f"wavelength unit {unit!r} is no unit of length; write one such as 'Angstrom' or 'nm'"
         ) from error

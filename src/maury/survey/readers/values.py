@@ -6,6 +6,7 @@ import numpy as np
 
 from maury.errors import ColumnError
 from maury.io.arrays import Float64Array
+from maury.io.units import to_unit
 from maury.labels.columns import Column
 
 MISSING: tuple[float, ...] = (-9999.0, -9999.99, -999.0, -999.99)
@@ -15,7 +16,6 @@ MISSING_MAGNITUDES: tuple[float, ...] = (99.0, 99.9, 99.99, 99.999)
 """The same, in columns of magnitudes only."""
 
 _RELATIVE = 1e-6
-_PURE_NUMBERS = ("", "-", "[-]", "none", "dimensionless")
 
 
 def without_missing(
@@ -61,24 +61,12 @@ def converted(values: Float64Array, column: Column, unit: str | None, *, what: s
     ColumnError
         If the unit is unknown, or cannot be converted.
     """
-    if unit is None or unit.strip() == column.unit or _alike(unit, column.unit):
+    if unit is None:
         return values
-    from astropy import units
-
-    target = column.unit or "a pure number"
     try:
-        factor_free = units.Quantity(values, units.Unit(unit, parse_strict="raise"))
-        return np.asarray(factor_free.to_value(column.unit, equivalencies=units.temperature()))
-    except (ValueError, TypeError, units.UnitConversionError) as error:
+        return to_unit(values, unit, column.unit)
+    except ValueError as error:
         raise ColumnError(
-            f"{what}: unit {unit!r} cannot be converted to {target} of {column.name!r}; write the "
-            "true unit as 'unit' in the mapping, or take another column"
+            f"{what}: unit {unit!r} cannot be converted to {column.unit or 'a pure number'} of "
+            f"{column.name!r}; write the true unit as 'unit' in the mapping, or take another column"
         ) from error
-
-
-def _alike(unit: str, target: str) -> bool:
-    """Whether a unit is another way to write a pure number or a logarithm."""
-    plain = unit.strip().lower()
-    if target == "":
-        return plain in _PURE_NUMBERS
-    return target == "dex" and (plain in _PURE_NUMBERS or plain.startswith(("dex", "log", "[")))
