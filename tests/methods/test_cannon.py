@@ -18,8 +18,9 @@ from maury.labels.flags import Flag
 from maury.labels.statistics import robust_sigma
 from maury.methods.cannon import Cannon, CannonSettings
 from maury.methods.cannon_fit import QuadraticFit
-from maury.methods.cannon_model import QuadraticModel, n_term, scatter_of, terms, terms_slope
+from maury.methods.cannon_model import QuadraticModel, scatter_of
 from maury.methods.fitting.fitter import Fitter
+from maury.methods.fitting.polynomials import n_term, terms, terms_slope
 from maury.methods.protocols import ForwardModel
 
 PEER = Path(os.environ.get("MAURY_THECANNON", "none"))

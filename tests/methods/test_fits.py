@@ -211,7 +211,6 @@ def test_lines_have_the_derivatives_of_their_polynomials(stars):
         ends = [model.evaluate(labels + s * move).flux.astype(float) for s in (1, -1)]
         numeric = (ends[0] - ends[1]) / (2 * step)
         assert jacobian[:, k] == pytest.approx(numeric, abs=0.01 * np.abs(numeric).max())
-    assert model.equivalent_widths(labels).shape == (4, model.centres_aa.size)
 
 
 class Analytic:

@@ -15,6 +15,7 @@ from maury.methods.fitting.grid import Grid
 from maury.methods.fitting.grid_files import read_ferre_grid, read_synspec_grid
 from maury.methods.fitting.gridded import GridFit, GridSettings, Pattern, axes_around
 from maury.methods.fitting.theory import typical_labels
+from maury.methods.storage import read_fields, write_fields
 from maury.methods.training import MethodConfig, collect, fit_method
 
 WAVE = 8420.0 + 0.4 * np.arange(60)
@@ -118,9 +119,9 @@ def test_the_nearest_node_is_found():
 
 def test_it_survives_saving():
     for (kind, _), one in GRIDS.items():
-        again = Grid.from_arrays(
-            one.to_arrays("g"), "g", label_names=one.label_names, interpolation=kind
-        )
+        arrays = one.axis_arrays("g") | write_fields(one, "g.")[0]
+        given = Grid.not_stored(arrays, "g", label_names=one.label_names, interpolation=kind)
+        again = read_fields(Grid, arrays, {}, given, "g.")
         assert (again.evaluate(places(3, 3)).flux == one.evaluate(places(3, 3)).flux).all()
 
 
@@ -136,7 +137,7 @@ def test_errors_of_grid_fits_hold():
     flux = synthesise(truth) + 0.01 * rng.normal(size=(400, WAVE.size)).astype(np.float32)
     from builders.method_samples import inputs_of
 
-    fit = GridFit(GRIDS["cubic", 12], np.zeros((0, WAVE.size), np.float32), (), 1.3)
+    fit = GridFit(GRIDS["cubic", 12], None, (), 1.3)
     found = fit.fit(inputs_of(flux, np.full(flux.shape, 1e4)))
     inside = found.flags == 0
     z = ((found.labels - truth) / found.sigma)[inside]
@@ -151,8 +152,7 @@ def test_more_starts_are_never_worse():
     from builders.method_samples import inputs_of
 
     inputs = inputs_of(flux, np.full(flux.shape, 2500))
-    none = np.zeros((0, WAVE.size), np.float32)
-    one, four = (GridFit(GRIDS["cubic", 0], none, (), 1.3, k).fit(inputs) for k in (1, 4))
+    one, four = (GridFit(GRIDS["cubic", 0], None, (), 1.3, k).fit(inputs) for k in (1, 4))
     assert (four.chi2 <= one.chi2 + 1e-3).all()
 
 

@@ -26,7 +26,7 @@ SPECTRUM = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from maury.methods.synthesis import PySmeSynthesiser
+from maury.methods.fitting.synthesis import PySmeSynthesiser
 lines, nodes, labels, wave, out = sys.argv[1:]
 code = PySmeSynthesiser(Path(lines), nodes, 20000.0)
 flux = [code.synthesise(one, np.load(wave)) for one in json.loads(labels)]

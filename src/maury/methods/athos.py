@@ -10,17 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
 from maury.errors import ConfigError
-from maury.io.arrays import AnyArray, Float64Array, FloatArray, IndexArray, Int64Array
+from maury.io.arrays import Float64Array, FloatArray, IndexArray, Int64Array
 from maury.labels.statistics import MAD_TO_SIGMA, robust_sigma
 from maury.methods.fitting.stars import complete_stars
-from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.protocols import (
+    NO_EXTERNAL,
+    External,
+    FitResult,
+    Method,
+    MethodSettings,
+    Sample,
+)
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Athos", "AthosSettings"]
@@ -31,7 +37,6 @@ _CHUNK = 4096
 _CLIP_SIGMA = 3.0
 _CLIP_ROUNDS = 4
 _LEAST_FLUX = 0.02
-_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
 
 
 class AthosSettings(MethodSettings):
@@ -54,7 +59,7 @@ class AthosSettings(MethodSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Athos(Method):
+class Athos(Method[AthosSettings]):
     """ATHOS, trained.
 
     Attributes
@@ -79,9 +84,13 @@ class Athos(Method):
     weights: Float64Array
     systematic: Float64Array
 
+    def __post_init__(self) -> None:
+        if self.weights.shape != (*self.windows.shape[:2], 2 + len(self.label_names)):
+            raise ValueError(f"weights are {self.weights.shape} for {len(self.label_names)} labels")
+
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: AthosSettings, seed: int
     ) -> Self:
         """Choose ratios for each label, and fit their relations, on stars with all labels.
 
@@ -92,16 +101,16 @@ class Athos(Method):
         TrainingError
             If there is no such star.
         """
-        assert isinstance(settings, AthosSettings), "the registry gives settings of this class"
-        names, truth, stars = complete_stars(training, settings.labels)
+        stars = complete_stars(training, settings.labels)
+        names, truth, flux = stars.label_names, stars.truth, stars.inputs.flux
         pixel_aa = float(np.median(np.diff(training.wave_aa)))
         candidates = _candidates(len(training.wave_aa), settings, settings.reach_aa / pixel_aa)
         order, given = _chain(names)
-        chosen = _choose(stars.flux, truth, candidates, given, settings.ratios)
+        chosen = _choose(flux, truth, candidates, given, settings.ratios)
         windows = candidates[chosen]
         weights = np.zeros((*chosen.shape, 2 + len(names)))
         for label, uses in enumerate(given):
-            ratio = _ratios(stars.flux, windows[label])
+            ratio = _ratios(flux, windows[label])
             for k in range(ratio.shape[1]):
                 weights[label, k] = _clipped_fit(ratio[:, k], truth, label, uses)
         none = np.zeros(len(names))
@@ -113,7 +122,7 @@ class Athos(Method):
             weights=weights,
             systematic=none,
         )
-        labels, spread = trained.regress(stars.flux)
+        labels, spread = trained.regress(flux)
         beyond = [
             max(robust_sigma(miss) ** 2 - float(np.median(own)) ** 2, 0.0)
             for miss, own in zip((labels - truth).T, spread.T, strict=True)
@@ -145,37 +154,13 @@ class Athos(Method):
             labels[:, label] = middle
         return labels, spread
 
-    def apply(
-        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
-    ) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Measure ratios; see `maury.methods.protocols.Method.apply`."""
         labels, spread = self.regress(inputs.flux)
         sigma = np.sqrt(spread**2 + self.systematic**2)
         blank = ~(inputs.ivar > 0).any(axis=1)
         labels[blank] = sigma[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=sigma)
-
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
-        return {name: getattr(self, name) for name in _ARRAYS}, {}
-
-    @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave."""
-        values = {name: np.asarray(arrays[name]) for name in _ARRAYS}
-        if values["weights"].shape != (*values["windows"].shape[:2], 2 + len(label_names)):
-            raise ValueError(f"weights are {values['weights'].shape} for {len(label_names)} labels")
-        return cls(settings=settings, label_names=label_names, **values)
-
-
-_ARRAYS = ("order", "windows", "weights", "systematic")
 
 
 def _chain(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:

@@ -7,22 +7,22 @@ Ness et al. (2015, ApJ 808, 16); the sparse and censored form is that of Casey e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
 from maury.errors import ConfigError, check_known
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.methods.cannon_fit import QuadraticFit
 from maury.methods.cannon_model import QuadraticModel
 from maury.methods.fitting.noise import sandwich
 from maury.methods.fitting.stars import complete_stars, spread_stars
 from maury.methods.protocols import (
+    NO_EXTERNAL,
     Evaluation,
     External,
     FitResult,
@@ -30,6 +30,7 @@ from maury.methods.protocols import (
     MethodSettings,
     Sample,
 )
+from maury.methods.storage import stored
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Cannon", "CannonForward", "CannonSettings"]
@@ -37,7 +38,6 @@ __all__ = ["Cannon", "CannonForward", "CannonSettings"]
 
 _BLOCK = 256
 _N_START = 64
-_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
 
 
 class CannonSettings(MethodSettings):
@@ -89,7 +89,7 @@ class CannonForward:
 
 
 @dataclass(frozen=True, eq=False)
-class Cannon(Method):
+class Cannon(Method[CannonSettings]):
     """The Cannon, trained.
 
     Attributes
@@ -107,14 +107,20 @@ class Cannon(Method):
     bibtex_key: ClassVar[str] = "2015ApJ...808...16N"
     settings_class: ClassVar[type[MethodSettings]] = CannonSettings
 
-    model: QuadraticModel
+    model: QuadraticModel = field(metadata=stored(""))
     starts: Float64Array
     wave_aa: Float64Array
     noise_correlation: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if self.model.n_label != len(self.label_names):
+            raise ValueError(
+                f"the model has {self.model.n_label} labels, not {len(self.label_names)}"
+            )
+
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: CannonSettings, seed: int
     ) -> Self:
         """Learn the coefficients from stars of which all labels are known.
 
@@ -125,11 +131,11 @@ class Cannon(Method):
         TrainingError
             If there are fewer such stars than coefficients per pixel.
         """
-        assert isinstance(settings, CannonSettings), "the registry gives settings of this class"
-        names, truth, stars = complete_stars(training, settings.labels)
+        stars = complete_stars(training, settings.labels)
+        names, truth = stars.label_names, stars.truth
         model = QuadraticModel.fit(
-            stars.flux,
-            stars.ivar,
+            stars.inputs.flux,
+            stars.inputs.ivar,
             truth,
             sparsity=settings.sparsity,
             uses=_windows(training.wave_aa, names, settings.censor),
@@ -149,9 +155,7 @@ class Cannon(Method):
         """The model, for `maury.methods.fitting.fitter`."""
         return CannonForward(self.model, self.label_names, self.wave_aa)
 
-    def apply(
-        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
-    ) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit spectra; see `maury.methods.protocols.Method.apply`."""
         blocks = range(0, max(len(inputs), 1), _BLOCK)
         return FitResult.join(
@@ -159,7 +163,6 @@ class Cannon(Method):
         )
 
     def _block(self, flux: Float32Array, ivar: Float32Array) -> FitResult:
-        assert isinstance(self.settings, CannonSettings), "as trained"
         found = self._fit.fit(flux, ivar, runs=self.settings.runs)
         n_freedom = (ivar > 0).sum(axis=1) - len(self.label_names)
         answered = n_freedom > 0
@@ -197,33 +200,6 @@ class Cannon(Method):
             slopes = self.model.scaled_slopes(labels)
             noise = np.sqrt(ivar) / (1.0 + ivar * (self.model.scatter**2).astype(np.float32))
         return square * sandwich(slopes, noise, fisher * square, correlation=self.noise_correlation)
-
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
-        arrays = self.model.to_arrays() | {"starts": self.starts, "wave_aa": self.wave_aa}
-        return arrays, {"noise_correlation": list(self.noise_correlation)}
-
-    @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave."""
-        model = QuadraticModel.from_arrays(arrays)
-        if model.n_label != len(label_names):
-            raise ValueError(f"the model has {model.n_label} labels, not {len(label_names)}")
-        return cls(
-            settings=settings,
-            label_names=label_names,
-            model=model,
-            starts=np.asarray(arrays["starts"], np.float64),
-            wave_aa=np.asarray(arrays["wave_aa"], np.float64),
-            noise_correlation=tuple(float(r) for r in about["noise_correlation"]),
-        )
 
 
 def _windows(

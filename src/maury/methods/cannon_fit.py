@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from maury.io.arrays import BoolArray, Float64Array, FloatArray, IndexArray
-from maury.methods.cannon_model import QuadraticModel, terms, terms_slope
+from maury.methods.cannon_model import QuadraticModel
+from maury.methods.fitting.polynomials import terms, terms_slope
 
 __all__ = ["Inversion", "QuadraticFit"]
 

@@ -7,8 +7,7 @@ everything that many stars have to say of a pixel, and many pixels of a star, is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Self
 
@@ -16,8 +15,9 @@ import numpy as np
 
 from maury.errors import TrainingError
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray
+from maury.methods.fitting.polynomials import n_term, terms
 
-__all__ = ["QuadraticModel", "n_term", "scatter_of", "terms", "terms_slope"]
+__all__ = ["QuadraticModel", "scatter_of"]
 
 
 _RIDGE = 1e-12
@@ -29,30 +29,6 @@ _TOLERANCE = 1e-4
 _SWEEPS = 400
 _SPARSE_TOLERANCE = 1e-9
 _PIXEL_BLOCK = 128
-
-
-def n_term(n_label: int) -> int:
-    """Terms of a quadratic polynomial in `n_label` labels: (K + 1) (K + 2) / 2."""
-    return (n_label + 1) * (n_label + 2) // 2
-
-
-def terms(scaled: Float64Array) -> Float64Array:
-    """Vectorise scaled labels (n_star, K): v = [1, x_i, x_i x_j (i <= j)], (n_star, n_term)."""
-    first, second = np.triu_indices(scaled.shape[1])
-    one = np.ones((len(scaled), 1))
-    return np.concatenate([one, scaled, scaled[:, first] * scaled[:, second]], axis=1)
-
-
-def terms_slope(scaled: Float64Array) -> Float64Array:
-    """Differentiate `terms` by each scaled label: (n_star, n_term, K)."""
-    n, k = scaled.shape
-    first, second = np.triu_indices(k)
-    out = np.zeros((n, n_term(k), k))
-    out[:, 1 + np.arange(k), np.arange(k)] = 1.0
-    pair = 1 + k + np.arange(first.size)
-    out[:, pair, first] += scaled[:, second]
-    out[:, pair, second] += scaled[:, first]
-    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +53,13 @@ class QuadraticModel:
     scatter: Float64Array
     lowest: Float64Array
     highest: Float64Array
+
+    def __post_init__(self) -> None:
+        if self.theta.shape != (self.scatter.size, n_term(self.n_label)):
+            raise ValueError(
+                f"coefficients are {self.theta.shape} for {self.scatter.size} pixels and "
+                f"{self.n_label} labels"
+            )
 
     @classmethod
     def fit(
@@ -182,25 +165,6 @@ class QuadraticModel:
         square[second, first] += self.theta[:, 1 + k :].T
         linear = self.theta[:, 1 : 1 + k].T[None]
         return np.concatenate([linear, square]).reshape(1 + k, -1)
-
-    def to_arrays(self) -> dict[str, AnyArray]:
-        """Arrays from which `from_arrays` makes an equal model."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
-        """Read what `to_arrays` gave.
-
-        Raises
-        ------
-        KeyError, ValueError
-            If an array is missing, or the shapes do not fit.
-        """
-        model = cls(**{f.name: np.asarray(arrays[f.name], np.float64) for f in fields(cls)})
-        n_pixel = model.scatter.size
-        if model.theta.shape != (n_pixel, n_term(model.n_label)):
-            raise ValueError(f"coefficients are {model.theta.shape} for {n_pixel} pixels")
-        return model
 
 
 def scatter_of(residual: Float64Array, ivar: Float64Array) -> Float64Array:

@@ -8,9 +8,8 @@ a flag warns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -29,6 +28,7 @@ from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.theory import EmulatorSource, shipped_emulator
 from maury.methods.matisse import Matisse, MatisseSettings
 from maury.methods.protocols import (
+    NO_EXTERNAL,
     Evaluation,
     External,
     FitResult,
@@ -36,6 +36,7 @@ from maury.methods.protocols import (
     MethodSettings,
     Sample,
 )
+from maury.methods.storage import Arrays, stored
 from maury.simulation.observing import ObservingModel, Spectrograph
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.preparation import Inputs
@@ -45,10 +46,8 @@ __all__ = ["DDPayne", "DDPayneSettings", "gradient_correlation"]
 
 _BLOCK = 128
 _RV_BOUND_KMS = 15.0
-_STARTER = "starter."
 _METALS = ("m_h", "fe_h")
 _LEAST_TIE = 0.005
-_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
 
 
 class DDPayneSettings(MethodSettings):
@@ -112,7 +111,7 @@ class _Forward:
 
 
 @dataclass(frozen=True, eq=False)
-class DDPayne(Method):
+class DDPayne(Method[DDPayneSettings]):
     """DD-Payne, trained.
 
     Attributes
@@ -135,7 +134,7 @@ class DDPayne(Method):
     settings_class: ClassVar[type[MethodSettings]] = DDPayneSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
 
-    network: SpectralNetwork
+    network: SpectralNetwork = field(metadata=stored(""))
     scatter: Float64Array
     starter: Matisse
     wave_aa: Float64Array
@@ -143,9 +142,13 @@ class DDPayne(Method):
     noise_correlation: tuple[float, ...]
     tie: tuple[float, float] = (0.0, 1.0)
 
+    def __post_init__(self) -> None:
+        if self.network.lowest.size != len(self.label_names):
+            raise ValueError(f"the network has {self.network.lowest.size} labels")
+
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: DDPayneSettings, seed: int
     ) -> Self:
         """Train the network, and a starter of its fits.
 
@@ -158,13 +161,14 @@ class DDPayne(Method):
         """
         from maury.methods import dd_payne_training as learning
 
-        assert isinstance(settings, DDPayneSettings), "the registry gives settings of this class"
-        names, truth, stars = complete_stars(training, settings.labels)
+        stars = complete_stars(training, settings.labels)
+        names, truth, flux = stars.label_names, stars.truth, stars.inputs.flux
+        ivar = stars.inputs.ivar
         theory = _Theory(training.wave_aa, training.medium, names)
         rng = np.random.default_rng(seed)
         points = theory.points(truth, settings.guides, settings.guide_step, rng)
-        noise = float(np.median(1.0 / np.sqrt(stars.ivar[stars.ivar > 0])))
-        flux, slopes = theory.evaluate(points)
+        noise = float(np.median(1.0 / np.sqrt(ivar[ivar > 0])))
+        guide_flux, slopes = theory.evaluate(points)
         assert slopes is not None, "derivatives were asked for"
         config = learning.NetworkTraining(
             settings.hidden,
@@ -177,19 +181,19 @@ class DDPayne(Method):
         )
         network = learning.train_spectral_network(
             truth,
-            stars.flux,
-            stars.ivar / (1.0 + stars.ivar * np.float32(0.25 * noise**2)),
-            guide=learning.Guide(points, flux, slopes, noise),
+            flux,
+            ivar / (1.0 + ivar * np.float32(0.25 * noise**2)),
+            guide=learning.Guide(points, guide_flux, slopes, noise),
             config=config,
             seed=seed,
         )
-        residual = stars.flux - network.evaluate(truth, jacobian=False).flux
+        residual = flux - network.evaluate(truth, jacobian=False).flux
         quick = MatisseSettings(labels=names, nodes=12, snr_classes=(40.0,))
         return cls(
             settings=settings,
             label_names=names,
             network=network,
-            scatter=scatter_of(residual.astype(np.float64), stars.ivar.astype(np.float64)),
+            scatter=scatter_of(residual.astype(np.float64), ivar.astype(np.float64)),
             starter=Matisse.train(training, validation, settings=quick, seed=seed),
             wave_aa=training.wave_aa,
             medium=training.medium,
@@ -208,11 +212,8 @@ class DDPayne(Method):
     def _theory(self) -> _Theory:
         return _Theory(self.wave_aa, self.medium, self.label_names)
 
-    def apply(
-        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
-    ) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit spectra; see `maury.methods.protocols.Method.apply`."""
-        assert isinstance(self.settings, DDPayneSettings), "as trained"
         start, _, _ = self.starter.regress(inputs.flux, inputs.snr)
         start = np.clip(start, self.network.lowest, self.network.highest)
         start = np.concatenate([start, np.zeros((len(start), 1))], axis=1)
@@ -226,7 +227,6 @@ class DDPayne(Method):
 
     def _checked(self, found: FitResult) -> FitResult:
         """Flag stars with a label whose derivative is not that of theory."""
-        assert isinstance(self.settings, DDPayneSettings), "as trained"
         known = np.isfinite(found.labels).all(axis=1)
         unlike = np.zeros(len(found), dtype=np.bool_)
         rows = np.flatnonzero(known)
@@ -244,48 +244,21 @@ class DDPayne(Method):
         assert theirs is not None, "derivatives were asked for"
         return gradient_correlation(own, theirs)
 
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
-        starter, about = self.starter.to_arrays()
-        arrays = self.network.to_arrays() | {"scatter": self.scatter, "wave_aa": self.wave_aa}
-        arrays |= {f"{_STARTER}{name}": array for name, array in starter.items()}
-        return arrays, {
-            "medium": self.medium,
-            "noise_correlation": list(self.noise_correlation),
-            "tie": list(self.tie),
-            "starter": {**about, "settings": self.starter.settings.model_dump(mode="json")},
+    def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return arrays and plain JSON; see `Method`."""
+        arrays, about = super().to_arrays()
+        # The starter is a method of its own, with settings of its own.
+        return arrays, about | {
+            "starter": {"settings": self.starter.settings.model_dump(mode="json")}
         }
 
     @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave."""
-        network = SpectralNetwork.from_arrays(arrays)
-        if network.lowest.size != len(label_names):
-            raise ValueError(f"the network has {network.lowest.size} labels")
-        starter = Matisse.from_arrays(
-            {k.removeprefix(_STARTER): a for k, a in arrays.items() if k.startswith(_STARTER)},
-            about["starter"],
-            settings=MatisseSettings.model_validate(about["starter"]["settings"]),
-            label_names=label_names,
-        )
-        return cls(
-            settings=settings,
-            label_names=label_names,
-            network=network,
-            scatter=np.asarray(arrays["scatter"], np.float64),
-            starter=starter,
-            wave_aa=np.asarray(arrays["wave_aa"], np.float64),
-            medium=str(about["medium"]),
-            noise_correlation=tuple(float(r) for r in about["noise_correlation"]),
-            tie=(float(about["tie"][0]), float(about["tie"][1])),
-        )
+    def not_stored(
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: DDPayneSettings
+    ) -> dict[str, Any]:
+        """Return what follows from other fields; see `Method`."""
+        quick = MatisseSettings.model_validate(about["starter"]["settings"])
+        return {"starter": {"settings": quick, "label_names": quick.labels}}
 
 
 def _tie(truth: Float64Array, names: tuple[str, ...]) -> tuple[float, float]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 
-from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.protocols import Evaluation
 
 __all__ = ["SpectralNetwork"]
@@ -71,27 +69,6 @@ class SpectralNetwork:
         slope *= gate_1[:, None]
         out = slope.reshape(-1, hidden) @ self.weight_2
         return Evaluation(flux, out.reshape(-1, n_label, self.bias_2.size))
-
-    def to_arrays(self) -> dict[str, AnyArray]:
-        """Arrays from which `from_arrays` makes an equal network."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
-        """Read what `to_arrays` gave.
-
-        Raises
-        ------
-        KeyError, ValueError
-            If an array is missing, or the shapes do not fit.
-        """
-        given: dict[str, Any] = {
-            f.name: arrays[f.name].astype(
-                np.float64 if f.name in ("lowest", "highest") else np.float32
-            )
-            for f in fields(cls)
-        }
-        return cls(**given)
 
 
 def _silu(x: Float32Array, *, slope: bool) -> tuple[Float32Array, Float32Array]:

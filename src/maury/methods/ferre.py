@@ -9,20 +9,21 @@ follow (Garcia Perez et al. 2016, AJ 151, 144).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from maury.errors import ConfigError
-from maury.io.arrays import AnyArray, Float64Array
+from maury.io.arrays import Float64Array
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid_files import read_ferre_grid
 from maury.methods.fitting.gridded import Foundation, GridFit, GridMethod, GridSettings
-from maury.methods.fitting.theory import draw_nuisances, finite_rows, in_air
+from maury.methods.fitting.theory import draw_nuisances, finite_rows, in_air, shipped_emulator
 from maury.methods.fitting.windows import ELEMENTS, element_windows
-from maury.methods.protocols import External, FitResult, MethodSettings, Sample
+from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
+from maury.methods.storage import stored
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Ferre", "FerreSettings"]
@@ -51,7 +52,7 @@ class FerreSettings(GridSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Ferre(GridMethod):
+class Ferre(GridMethod[FerreSettings]):
     """A grid of spectra, fitted; abundances in windows.
 
     Attributes
@@ -65,15 +66,14 @@ class Ferre(GridMethod):
     bibtex_key: ClassVar[str] = "2006ApJ...636..804A"
     settings_class: ClassVar[type[MethodSettings]] = FerreSettings
 
-    windows: Mapping[str, Float64Array]
+    windows: Mapping[str, Float64Array] = field(metadata=stored("window"))
 
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: FerreSettings, seed: int
     ) -> Self:
         """Build the grid, or read one, and find the windows; see `Method`."""
         del validation
-        assert isinstance(settings, FerreSettings), "settings are of the method's class"
         if settings.grid:
             return cls._of_file(training, settings)
         base = Foundation.lay(training, settings, seed)
@@ -87,7 +87,9 @@ class Ferre(GridMethod):
             if name not in settings.axes and ELEMENTS[name] in settings.axes
         }
         names = tuple(n for n in cls.known_labels or () if n in training.label_names)
-        return cls(settings, names, base.core, base.pattern, windows)
+        return cls(
+            settings, names, base.core, base.pattern, shipped_emulator().spec.checksum, windows
+        )
 
     @classmethod
     def _of_file(cls, training: Sample, settings: FerreSettings) -> Self:
@@ -104,13 +106,12 @@ class Ferre(GridMethod):
                 f"the axes of {settings.grid} are {', '.join(grid.label_names)}, none of which is "
                 f"a label of the survey ({', '.join(training.label_names)})"
             )
-        none = np.zeros((0, grid.wave.size), dtype=np.float32)
         core = GridFit(
-            grid, none, training.noise_correlation, settings.rv_error_kms, settings.starts
+            grid, None, training.noise_correlation, settings.rv_error_kms, settings.starts
         )
-        return cls(settings, names, core, None, {})
+        return cls(settings, names, core, None, shipped_emulator().spec.checksum, {})
 
-    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit the grid, then each abundance in its window; see `Method`."""
         fitted = self.core.fit(inputs, external=external)
         if self.pattern is None:
@@ -160,22 +161,3 @@ class Ferre(GridMethod):
             own = np.maximum(cross[:, column], 1e-30)
             out[rows] = -cross / own[:, None]
         return out
-
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON; see `Method`."""
-        arrays, about = self.core_arrays()
-        return arrays | {f"window.{name}": w for name, w in self.windows.items()}, about
-
-    @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave; see `Method`."""
-        core, pattern = cls.core_from(arrays, about, settings)
-        windows = {n: arrays[f"window.{n}"] for n in ELEMENTS if f"window.{n}" in arrays}
-        return cls(settings, label_names, core, pattern, windows)

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from maury.errors import ConfigError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
-from maury.methods.fitting.theory import finite_rows
+from maury.methods.fitting.theory import finite_rows, shipped_emulator
 from maury.methods.iron import IronLines
-from maury.methods.protocols import External, FitResult, MethodSettings, Sample
+from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS, to_rest_frame
 from maury.spectra.preparation import Inputs
 
@@ -96,7 +96,7 @@ def cross_correlate(
 
 
 @dataclass(frozen=True, eq=False)
-class Gaufre(GridMethod):
+class Gaufre(GridMethod[GaufreSettings]):
     """Cross-correlation, then a library or equivalent widths.
 
     Attributes
@@ -114,11 +114,10 @@ class Gaufre(GridMethod):
 
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: GaufreSettings, seed: int
     ) -> Self:
         """Build the library, and the curves of growth; see `Method`."""
         del validation
-        assert isinstance(settings, GaufreSettings), "settings are of the method's class"
         if settings.mode == "ew" and not set(_EW_LABELS) <= set(settings.axes):
             raise ConfigError(f"the mode ew needs the axes {', '.join(_EW_LABELS)}")
         base = Foundation.lay(training, settings, seed)
@@ -127,9 +126,9 @@ class Gaufre(GridMethod):
             bounds = dict(zip(settings.axes, base.core.grid.bounds, strict=True))
             iron = IronLines.learn(base.theory, base.pattern, bounds)
         names = tuple(n for n in LABEL_NAMES if n in training.label_names)
-        return cls(settings, names, base.core, base.pattern, iron)
+        return cls(settings, names, base.core, base.pattern, shipped_emulator().spec.checksum, iron)
 
-    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Find the velocity, then fit; see `Method`."""
         rest = self.at_rest(inputs)
         fitted = self.core.fit(rest, external=external)
@@ -140,7 +139,6 @@ class Gaufre(GridMethod):
 
     def velocities(self, inputs: Inputs) -> Float64Array:
         """Return velocities (n_star,) in km/s by cross-correlation."""
-        assert isinstance(self.settings, GaufreSettings), "settings are of the method's class"
         grid = self.core.grid
         chosen = np.linspace(0, len(grid.nodes) - 1, _TEMPLATES).astype(int)
         templates = grid.nodes[chosen]
@@ -151,7 +149,6 @@ class Gaufre(GridMethod):
 
     def at_rest(self, inputs: Inputs) -> Inputs:
         """Return spectra of which those that move are shifted to rest."""
-        assert isinstance(self.settings, GaufreSettings), "settings are of the method's class"
         if self.settings.velocity_range_kms == 0.0 or not len(inputs):
             return inputs
         velocity = self.velocities(inputs)
@@ -184,23 +181,3 @@ class Gaufre(GridMethod):
         flags = out.flags.copy()
         flags[good[~found.converged]] |= Flag.NOT_CONVERGED.value
         return replace(self.nine(moved), flags=flags.astype(FLAG_DTYPE))
-
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON; see `Method`."""
-        arrays, about = self.core_arrays()
-        return arrays | ({} if self.iron is None else self.iron.to_arrays()), about
-
-    @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave; see `Method`."""
-        core, pattern = cls.core_from(arrays, about, settings)
-        assert isinstance(settings, GaufreSettings), "settings are of the method's class"
-        iron = IronLines.from_arrays(arrays) if settings.mode == "ew" else None
-        return cls(settings, label_names, core, pattern, iron)

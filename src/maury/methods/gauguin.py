@@ -10,7 +10,7 @@ sigma^-2 = sum (dS/dA)^2 / sigma^2, and the mean over lines by these weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,9 +24,10 @@ from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid import Grid, Interpolation
 from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
 from maury.methods.fitting.knowledge import Prior
-from maury.methods.fitting.theory import at_rest, draw_nuisances, finite_rows
+from maury.methods.fitting.theory import at_rest, draw_nuisances, finite_rows, shipped_emulator
 from maury.methods.fitting.windows import ELEMENTS, element_windows, lines_of
-from maury.methods.protocols import External, FitResult, MethodSettings, Sample
+from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
+from maury.methods.storage import Arrays, read_fields, stored, write_fields
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Family", "Gauguin", "GauguinSettings"]
@@ -68,8 +69,8 @@ class Family:
         Of its pixels; those at the sides count for the continuum.
     """
 
-    grid: Grid
-    first: int
+    grid: Grid = field(metadata=stored(""))
+    first: int = field(metadata=stored(None))
     weight: Float64Array
 
     @property
@@ -138,7 +139,7 @@ class Family:
 
 
 @dataclass(frozen=True, eq=False)
-class Gauguin(GridMethod):
+class Gauguin(GridMethod[GauguinSettings]):
     """Gauss-Newton on a grid; abundances line by line.
 
     Attributes
@@ -152,24 +153,25 @@ class Gauguin(GridMethod):
     bibtex_key: ClassVar[str] = "2016A&A...595A..18G"
     settings_class: ClassVar[type[MethodSettings]] = GauguinSettings
 
-    families: Mapping[str, tuple[Family, ...]]
+    families: Mapping[str, tuple[Family, ...]] = field(metadata=stored(None))
 
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: GauguinSettings, seed: int
     ) -> Self:
         """Build the grid, find the lines, and build a family for each; see `Method`."""
         del validation
-        assert isinstance(settings, GauguinSettings), "settings are of the method's class"
         base = Foundation.lay(training, settings, seed)
         names = tuple(n for n in LABEL_NAMES if n in training.label_names)
         wanted = [name for name in ELEMENTS if name in names and name not in settings.axes]
         families = {
             name: lines for name, lines in _families(base, settings, seed) if name in wanted
         }
-        return cls(settings, names, base.core, base.pattern, families)
+        return cls(
+            settings, names, base.core, base.pattern, shipped_emulator().spec.checksum, families
+        )
 
-    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit the parameters, then each line; see `Method`."""
         fitted = self.core.fit(inputs, external=external)
         out = self.nine(fitted)
@@ -199,7 +201,6 @@ class Gauguin(GridMethod):
         core_covariance: Float64Array,
     ) -> tuple[Float64Array, Float64Array, BoolArray]:
         """Weighted mean over lines, its variance, and whether all lines end at the lowest value."""
-        assert isinstance(self.settings, GauguinSettings), "settings are of the method's class"
         count = core.shape[1]
         total = np.zeros(len(core))
         mean = np.zeros(len(core))
@@ -226,44 +227,34 @@ class Gauguin(GridMethod):
         frozen = np.einsum("ni,nij,nj->n", follows, core_covariance[:, :count, :count], follows)
         return mean / total, 1.0 / total + frozen, lowest & known
 
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
+    def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
-        arrays, about = self.core_arrays()
+        arrays, about = super().to_arrays()
         about["lines"] = {name: [one.first for one in x] for name, x in self.families.items()}
         for name, lines in self.families.items():
             for k, line in enumerate(lines):
-                arrays |= line.grid.to_arrays(f"line.{name}.{k}")
-                arrays[f"line.{name}.{k}.weight"] = line.weight
+                key = f"line.{name}.{k}"
+                arrays |= line.grid.axis_arrays(key) | write_fields(line, f"{key}.")[0]
         return arrays, about
 
     @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave; see `Method`."""
-        core, pattern = cls.core_from(arrays, about, settings)
+    def not_stored(
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: GauguinSettings
+    ) -> dict[str, Any]:
+        """Return what follows from other fields; see `Method`."""
+
+        def family(name: str, number: int, first: int) -> Any:
+            key = f"line.{name}.{number}"
+            axes = (*about["axes"], name)
+            grid = Grid.not_stored(arrays, key, label_names=axes, interpolation="quadratic")
+            given = {"grid": grid, "first": int(first)}
+            return read_fields(Family, arrays, about, given, f"{key}.")
+
         families = {
-            name: tuple(
-                Family(
-                    Grid.from_arrays(
-                        arrays,
-                        f"line.{name}.{k}",
-                        label_names=(*about["axes"], name),
-                        interpolation="quadratic",
-                    ),
-                    int(first),
-                    arrays[f"line.{name}.{k}.weight"],
-                )
-                for k, first in enumerate(lines)
-            )
+            name: tuple(family(name, k, first) for k, first in enumerate(lines))
             for name, lines in about["lines"].items()
         }
-        return cls(settings, label_names, core, pattern, families)
+        return {**super().not_stored(arrays, about, settings), "families": families}
 
 
 def _families(

@@ -7,12 +7,12 @@ which fixes Teff, nor on the strength of it, which fixes microturbulence.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain
 from maury.methods.fitting.grid import Grid
@@ -250,12 +250,3 @@ class IronLines:
         strength = np.log10(np.maximum(model, 1e-3)).reshape(n, count)
         centred = strength - strength.mean(axis=1, keepdims=True)
         return abundance, slope.reshape(n, count).astype(np.float64), centred
-
-    def to_arrays(self) -> dict[str, AnyArray]:
-        """Return arrays from which `from_arrays` makes an equal one."""
-        return {f"iron.{f.name}": getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
-        """Read what `to_arrays` gave."""
-        return cls(**{f.name: arrays[f"iron.{f.name}"] for f in fields(cls)})

@@ -8,14 +8,14 @@ relative to [M/H], learnt from synthetic spectra.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from typing import Self
 
 import numpy as np
 from scipy.special import voigt_profile
 
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.protocols import Evaluation, ForwardModel
 
@@ -131,15 +131,6 @@ class LineModel:
         """Wavelengths (n_pixel,) in angstrom."""
         return self.wave
 
-    def equivalent_widths(self, labels: Float64Array) -> Float64Array:
-        """Equivalent widths (n_star, n_line) in angstrom."""
-        widths = np.empty((len(labels), self.centres_aa.size))
-        for number in range(len(GROUPS)):
-            chosen = self.group == number
-            terms = _monomials(_variables(labels, number))[0]
-            widths[:, chosen] = terms @ self.polynomials[chosen].T
-        return widths
-
     def evaluate(self, labels: Float64Array, *, jacobian: bool = True) -> Evaluation:
         """Flux and derivatives; see `maury.methods.protocols.ForwardModel`."""
         n, k = labels.shape
@@ -161,15 +152,6 @@ class LineModel:
         """Mean squared error (n_pixel,) against the synthetic spectra."""
         del labels
         return self.own_variance
-
-    def to_fields(self) -> dict[str, AnyArray]:
-        """Return all arrays by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
-        """Read what `to_fields` gave, each name after ``lines.``."""
-        return cls(**{f.name: arrays[f"lines.{f.name}"] for f in fields(cls)})
 
 
 def _response(labels: Float64Array, depth: Float64Array) -> list[Float64Array]:

@@ -8,19 +8,24 @@ ridge, by class of S/N, stands for their early-stopped iteration.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field
 from scipy.linalg import eigh
 
-from maury.errors import TrainingError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
+from maury.io.arrays import Float32Array, Float64Array, IndexArray
 from maury.methods.fitting.noise import weighted_variance
 from maury.methods.fitting.stars import complete_stars, nodes_of
-from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.protocols import (
+    NO_EXTERNAL,
+    External,
+    FitResult,
+    Method,
+    MethodSettings,
+    Sample,
+)
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Matisse", "MatisseSettings"]
@@ -31,7 +36,6 @@ _ROUNDS = 10
 _RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridges that are tried, in units of the noise variance of the training spectra."""
 _LEAST_VARIANCE = 1e-8
-_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
 
 
 class MatisseSettings(MethodSettings):
@@ -53,7 +57,7 @@ class MatisseSettings(MethodSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Matisse(Method):
+class Matisse(Method[MatisseSettings]):
     """MATISSE, trained; the first of the vectors are the global ones, the others those of nodes.
 
     Attributes
@@ -84,9 +88,14 @@ class Matisse(Method):
     snr_classes: Float64Array
     noise_correlation: Float64Array
 
+    def __post_init__(self) -> None:
+        shape, n_label = self.vectors.shape, len(self.label_names)
+        if shape[-1] != n_label or shape[0] != 1 + len(self.nodes):
+            raise ValueError(f"the vectors are {shape} for {n_label} labels")
+
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: MatisseSettings, seed: int
     ) -> Self:
         """Learn the vectors from stars of which all labels are known.
 
@@ -97,17 +106,16 @@ class Matisse(Method):
         TrainingError
             If there are fewer than thirty such stars.
         """
-        assert isinstance(settings, MatisseSettings), "the registry gives settings of this class"
-        names, truth, stars = complete_stars(training, settings.labels)
-        if len(truth) < _LEAST_STARS:
-            raise TrainingError(f"projections need at least {_LEAST_STARS} stars, got {len(truth)}")
+        stars = complete_stars(training, settings.labels, least=_LEAST_STARS)
+        names, truth = stars.label_names, stars.truth
         place = nodes_of(truth, names, settings.nodes, seed=seed)
         classes = np.array(sorted(settings.snr_classes), dtype=np.float64)
         correlation = np.array(training.noise_correlation, dtype=np.float64)
         count = min(settings.neighbours, len(truth))
         groups = [np.arange(len(truth))]
         groups += [np.argsort(place.distance(truth, node))[:count] for node in place.centres]
-        flux, ivar = stars.flux.astype(np.float64), stars.ivar.astype(np.float64)
+        flux = stars.inputs.flux.astype(np.float64)
+        ivar = stars.inputs.ivar.astype(np.float64)
         parts = [
             _project(flux[rows], ivar[rows], truth[rows], classes, correlation) for rows in groups
         ]
@@ -167,9 +175,7 @@ class Matisse(Method):
             out[rows] = flux[rows] @ self.vectors[n, k] + self.offset[n, k]
         return out
 
-    def apply(
-        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
-    ) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Project spectra; see `maury.methods.protocols.Method.apply`."""
         labels, node, kind = self.regress(inputs.flux, inputs.snr)
         good = inputs.ivar > 0
@@ -183,29 +189,6 @@ class Matisse(Method):
         blank = ~good.any(axis=1)
         labels[blank] = variance[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=np.sqrt(variance))
-
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
-        return {name: getattr(self, name) for name in _ARRAYS}, {}
-
-    @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave."""
-        values = {name: np.asarray(arrays[name]) for name in _ARRAYS}
-        shape = values["vectors"].shape
-        if shape[-1] != len(label_names) or shape[0] != 1 + len(values["nodes"]):
-            raise ValueError(f"the vectors are {shape} for {len(label_names)} labels")
-        return cls(settings=settings, label_names=label_names, **values)
-
-
-_ARRAYS = tuple(f.name for f in fields(Matisse) if f.name not in ("settings", "label_names"))
 
 
 class _Projection(NamedTuple):

@@ -9,7 +9,7 @@ stars. What the labels do not say of a spectrum is fitted with them, within prio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -17,17 +17,16 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import Field
 
-from maury.io.arrays import AnyArray, Float64Array
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain
 from maury.methods.fitting.fitter import Fitter
-from maury.methods.fitting.knowledge import LabelKnowledge, Prior, PriorKind
+from maury.methods.fitting.knowledge import LabelKnowledge, Prior, PriorKind, Start, with_external
+from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.fitting.theory import (
     LEAST_STARS,
     calibrate,
-    complete_stars,
-    external_prior,
     in_air,
     learn_start,
     nuisance_sigmas,
@@ -37,7 +36,15 @@ from maury.methods.fitting.theory import (
     shipped_emulator,
     typical_labels,
 )
-from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.protocols import (
+    NO_EXTERNAL,
+    External,
+    FitResult,
+    Method,
+    MethodSettings,
+    Sample,
+)
+from maury.methods.storage import Arrays, stored
 from maury.simulation.theory import TheoryCalibration
 from maury.spectra.preparation import Inputs
 
@@ -83,16 +90,21 @@ class PayneSettings(MethodSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Payne(Method):
+class Payne(Method[PayneSettings]):
     """The emulator, fitted to whole spectra.
 
     Attributes
     ----------
-    chain : Chain
+    wave_aa : (n_pixel,) float64
+        Pixels, angstrom in air.
+    own_variance : (n_pixel,) float32
+        Variance that best fits leave beyond the noise.
     calibration : TheoryCalibration or None
     knowledge : LabelKnowledge
     start : RidgeStart
     noise_correlation : tuple of float
+    emulator : str
+        Checksum of the emulator with which it was trained.
     """
 
     name: ClassVar[str] = "payne"
@@ -101,20 +113,24 @@ class Payne(Method):
     settings_class: ClassVar[type[MethodSettings]] = PayneSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
 
-    chain: Chain
+    wave_aa: Float64Array
+    own_variance: Float32Array
     calibration: TheoryCalibration | None
-    knowledge: LabelKnowledge
+    knowledge: LabelKnowledge = field(metadata=stored("known"))
     start: RidgeStart
     noise_correlation: tuple[float, ...]
+    emulator: str
+
+    def __post_init__(self) -> None:
+        require_emulator(self.emulator)
 
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: PayneSettings, seed: int
     ) -> Self:
         """Calibrate theory, measure its residuals, and learn where to start; see `Method`."""
         del validation
-        assert isinstance(settings, PayneSettings), "settings are of the method's class"
-        stars = complete_stars(training)
+        stars = complete_stars(training, LABEL_NAMES, least=0)
         calibration = calibrate(stars) if settings.calibrate else None
         wave = in_air(training)
         none = np.zeros(wave.size, dtype=np.float32)
@@ -125,26 +141,34 @@ class Payne(Method):
         method = cls(
             settings,
             tuple(name for name in LABEL_NAMES if name in training.label_names),
-            chain,
+            wave,
+            none,
             calibration,
             LabelKnowledge.learn(LABEL_NAMES, truth, seen),
             learn_start(chain, truth, settings.rv_error_kms, seed),
             training.noise_correlation,
+            shipped_emulator().spec.checksum,
         )
         return method if few else method._with_residuals(stars)
 
     def _with_residuals(self, stars: Sample) -> Self:
         """Return the method with the variance that its best fits leave at the true labels."""
         some = stars.rows(np.argsort(-stars.inputs.snr)[:_RESIDUAL_STARS])
-        fitted = self._fit(some.inputs, {}, some.truth)
+        fitted = self._fit(some.inputs, NO_EXTERNAL, some.truth)
         assert fitted.flux is not None, "a fit has a best spectrum"
         own = residual_variance(some.inputs.flux, some.inputs.ivar, fitted.flux)
-        return replace(self, chain=replace(self.chain, own_variance=own))
+        return replace(self, own_variance=own)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The emulator as the survey sees it, with all that a fit leaves open."""
+        return observed_chain(
+            self.wave_aa, self.calibration, self.own_variance, nuisances=self.settings.nuisances
+        )
 
     @cached_property
     def fitter(self) -> Fitter:
         """The fit of one spectrum."""
-        assert isinstance(self.settings, PayneSettings), "settings are of the method's class"
         return Fitter(
             self.chain,
             noise_correlation=self.noise_correlation,
@@ -153,14 +177,9 @@ class Payne(Method):
             tolerance=_TOLERANCE,
         )
 
-    @property
-    def external_names(self) -> tuple[str, ...]:
-        """Labels that the settings name."""
-        return self.settings.external  # type: ignore[attr-defined,no-any-return]
-
-    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit whole spectra; see `Method`."""
-        return self._fit(inputs, external or {}, None).select(self.label_names)
+        return self._fit(inputs, external, None).select(self.label_names)
 
     def _fit(
         self, inputs: Inputs, external: Mapping[str, External], truth: Float64Array | None
@@ -171,17 +190,10 @@ class Payne(Method):
         place[:, :_N] = self.start.regress(inputs.flux, inputs.ivar) if truth is None else truth
         frozen = np.zeros(place.shape, dtype=np.bool_)
         frozen[:, :_N] = truth is not None
-        prior = self._prior(inputs, truth is None)
-        for name, known in external.items():
-            added, exact = external_prior(names, name, known)
-            prior += added
-            column = names.index(name)
-            place[:, column] = np.where(np.isfinite(known.value), known.value, place[:, column])
-            frozen[:, column] |= exact
-        return self.fitter.fit(inputs.flux, inputs.ivar, place, prior=prior, frozen=frozen)
+        known = Start(place, self._prior(inputs, truth is None), frozen)
+        return self.fitter.fit_from(with_external(known, names, external), inputs)
 
     def _prior(self, inputs: Inputs, labels: bool) -> Prior:
-        assert isinstance(self.settings, PayneSettings), "settings are of the method's class"
         n, names = len(inputs), self.chain.label_names
         prior = Prior.of(names, n, nuisance_sigmas(names, self.settings.rv_error_kms))
         if labels:
@@ -192,48 +204,18 @@ class Payne(Method):
             prior.pull[:, :_N] += known.pull
         return prior
 
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
+    def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
-        arrays = self.knowledge.to_arrays() | self.start.to_arrays()
-        arrays |= {"wave_aa": self.chain.wave_aa, "own_variance": self.chain.own_variance}
-        if self.calibration is not None:
-            arrays |= {
-                f"calibration.{f.name}": getattr(self.calibration, f.name)
-                for f in fields(TheoryCalibration)
-            }
-        about = {
-            "noise_correlation": list(self.noise_correlation),
-            "calibrated": self.calibration is not None,
-            "emulator": shipped_emulator().spec.checksum,
-        }
-        return arrays, about
+        arrays, about = super().to_arrays()
+        return arrays, about | {"calibrated": self.calibration is not None}
 
     @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave; see `Method`."""
-        require_emulator(about)
-        calibration = None
-        if about["calibrated"]:
-            parts = {f.name: arrays[f"calibration.{f.name}"] for f in fields(TheoryCalibration)}
-            calibration = TheoryCalibration(**parts)
-        assert isinstance(settings, PayneSettings), "settings are of the method's class"
-        own, open_ = arrays["own_variance"], settings.nuisances
-        return cls(
-            settings,
-            label_names,
-            observed_chain(arrays["wave_aa"], calibration, own, nuisances=open_),
-            calibration,
-            LabelKnowledge.from_arrays(arrays),
-            RidgeStart.from_arrays(arrays, LABEL_NAMES),
-            tuple(about["noise_correlation"]),
-        )
+    def not_stored(
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: PayneSettings
+    ) -> dict[str, Any]:
+        """Return what follows from other fields; see `Method`."""
+        del arrays, about, settings
+        return {"start": {"label_names": LABEL_NAMES}}
 
 
 class PaynePhotometrySettings(PayneSettings):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,10 +21,12 @@ from maury.errors import check_known
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array, StrArray
 from maury.labels.definitions import Label
 from maury.labels.flags import FLAG_DTYPE
+from maury.methods.storage import Arrays, read_fields, stored, write_fields
 from maury.spectra.preparation import Inputs, take
 from maury.spectra.spectra import Medium
 
 __all__ = [
+    "NO_EXTERNAL",
     "Evaluation",
     "External",
     "FitResult",
@@ -289,15 +291,17 @@ class External:
     error: Float64Array
 
 
-_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 
 @dataclass(frozen=True, eq=False)
-class Method(ABC):
+class Method(ABC, Generic[SettingsT]):
     """A way from spectra to labels, trained on a survey, saved as arrays and plain JSON.
 
-    A subclass is a frozen dataclass, registered in `maury.methods.registry`. It names its paper,
-    and neither keeps nor needs anything of the survey but what `to_arrays` returns.
+    A subclass is a frozen dataclass, registered in `maury.methods.registry`, and generic in its
+    settings. It names its paper, and neither keeps nor needs anything of the survey but its
+    fields, which `maury.methods.storage` writes and reads.
 
     Attributes
     ----------
@@ -324,14 +328,12 @@ class Method(ABC):
     settings_class: ClassVar[type[MethodSettings]] = MethodSettings
     known_labels: ClassVar[tuple[str, ...] | None] = None
 
-    settings: MethodSettings
-    label_names: tuple[str, ...]
+    settings: SettingsT = field(metadata=stored(None))
+    label_names: tuple[str, ...] = field(metadata=stored(None))
 
     @classmethod
     @abstractmethod
-    def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
-    ) -> Self:
+    def train(cls, training: Sample, validation: Sample, *, settings: SettingsT, seed: int) -> Self:
         """Learn from labelled spectra.
 
         Parameters
@@ -352,9 +354,7 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def apply(
-        self, inputs: Inputs, *, external: Mapping[str, External] = _NO_EXTERNAL
-    ) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Give labels to prepared spectra.
 
         Parameters
@@ -371,21 +371,20 @@ class Method(ABC):
             Of `label_names`, in that order.
         """
 
-    @abstractmethod
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
+    def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays (at least one) and plain JSON from which `from_arrays` makes an equal one.
 
-        `settings` and `label_names` need not be among them.
+        `settings` and `label_names` are not among them.
         """
+        return write_fields(self)
 
     @classmethod
-    @abstractmethod
     def from_arrays(
         cls,
         arrays: Mapping[str, AnyArray],
         about: Mapping[str, Any],
         *,
-        settings: MethodSettings,
+        settings: SettingsT,
         label_names: tuple[str, ...],
     ) -> Self:
         """Read what `to_arrays` gave.
@@ -395,8 +394,20 @@ class Method(ABC):
         KeyError, ValueError, TypeError
             If something is missing or damaged.
         """
+        given = cls.not_stored(arrays, about, settings)
+        given = {**given, "settings": settings, "label_names": label_names}
+        made: Self = read_fields(cls, arrays, about, given)
+        return made
+
+    @classmethod
+    def not_stored(
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: SettingsT
+    ) -> dict[str, Any]:
+        """Return fields that follow from others, as `maury.methods.storage.read_fields` takes."""
+        del arrays, about, settings
+        return {}
 
     @property
     def external_names(self) -> tuple[str, ...]:
         """Labels that are taken from columns of the survey where it has them."""
-        return ()
+        return tuple(getattr(self.settings, "external", ()))

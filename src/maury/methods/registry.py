@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 
 from maury.errors import ConfigError, ModelFileError, check_known, suggestion
 from maury.io.arrays import BoolArray, Float64Array
-from maury.methods.protocols import External, FitResult, Method, MethodSettings
+from maury.methods.protocols import NO_EXTERNAL, External, FitResult, Method, MethodSettings
 from maury.model.directory import METHOD, Model
 from maury.model.output import Prediction, has_spectrum
 from maury.spectra.batch import Batch
@@ -44,7 +43,7 @@ METHODS: dict[str, str] = {
 """Module and class of every method."""
 
 
-def method_class(name: str) -> type[Method]:
+def method_class(name: str) -> type[Method[Any]]:
     """Return the class of the method `name`.
 
     Raises
@@ -53,7 +52,7 @@ def method_class(name: str) -> type[Method]:
         If there is no such method.
     """
     module, _, attribute = METHODS[check_known("method", name, METHODS)].partition(":")
-    found: type[Method] = getattr(import_module(f"maury.methods.{module}"), attribute)
+    found: type[Method[Any]] = getattr(import_module(f"maury.methods.{module}"), attribute)
     assert found.name == name, "a method is registered under its own name"
     return found
 
@@ -82,10 +81,7 @@ def method_settings(name: str, options: Mapping[str, Any] | None = None) -> Meth
         raise ConfigError(f"the settings of {name} are wrong: " + "; ".join(problems)) from error
 
 
-_NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
-
-
-def load_method(model: Model) -> Method:
+def load_method(model: Model) -> Method[Any]:
     """Read the method of a model.
 
     Raises
@@ -129,9 +125,7 @@ class MethodNetwork:
         """Inputs without which no star is answered."""
         return {"spectrum"}
 
-    def predict(
-        self, inputs: Inputs, external: Mapping[str, External] = _NO_EXTERNAL
-    ) -> Prediction:
+    def predict(self, inputs: Inputs, external: Mapping[str, External] = NO_EXTERNAL) -> Prediction:
         """Labels, errors and covariances; a row without a spectrum is NaN.
 
         Parameters
@@ -146,7 +140,7 @@ class MethodNetwork:
     def external(self, batch: Batch) -> dict[str, External]:
         """Labels that the method takes from columns of the survey."""
         names = self.method.external_names
-        return {name: External(batch.get(name), batch.get(f"{name}_error")) for name in names}
+        return {name: External(batch.column(name), batch.column(f"{name}_error")) for name in names}
 
 
 def as_prediction(result: FitResult, inputs: Inputs) -> Prediction:

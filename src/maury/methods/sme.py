@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,25 +18,34 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from pydantic import Field
 
-from maury.errors import ConfigError, ModelFileError, TrainingError
+from maury.errors import ConfigError, ModelFileError
 from maury.io.arrays import AnyArray, Float64Array
 from maury.methods.fitting.fitter import Fitter
-from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.knowledge import Prior, Start, with_external
+from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.fitting.synthesis import PySmeSynthesiser, Synthesiser, SynthesiserModel
-from maury.methods.fitting.theory import external_prior, finite_rows, in_air
-from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.fitting.theory import in_air
+from maury.methods.protocols import (
+    NO_EXTERNAL,
+    External,
+    FitResult,
+    Method,
+    MethodSettings,
+    Sample,
+)
+from maury.methods.storage import stored
 from maury.spectra.preparation import Inputs
 
-__all__ = ["Sme", "SmeSettings", "SynthesisMethod", "SynthesisSettings"]
+__all__ = ["Sme", "SmeSettings"]
 
 
 _LEAST_STARS = 30
 _MARGIN = 0.1
 
 
-class SynthesisSettings(MethodSettings):
-    """Settings of fits by synthesis on demand.
+class SmeSettings(MethodSettings):
+    """Settings of SME.
 
     Attributes
     ----------
@@ -46,18 +55,6 @@ class SynthesisSettings(MethodSettings):
         Of these, what is taken from columns of the survey.
     max_steps : int
         Of `maury.methods.fitting.fitter.Fitter`.
-    """
-
-    labels: tuple[str, ...] = ("teff", "logg", "m_h")
-    external: tuple[str, ...] = ()
-    max_steps: int = Field(default=8, ge=1)
-
-
-class SmeSettings(SynthesisSettings):
-    """Settings of SME.
-
-    Attributes
-    ----------
     line_list : str
         Path of lines in the format of VALD, or of a table (`maury.methods.fitting.atmospheres`);
         without it nothing can be trained.
@@ -67,14 +64,17 @@ class SmeSettings(SynthesisSettings):
     resolving_power : float
     """
 
+    labels: tuple[str, ...] = ("teff", "logg", "m_h")
+    external: tuple[str, ...] = ()
+    max_steps: int = Field(default=8, ge=1)
     line_list: str = ""
     atmosphere: str = "marcs2012.sav"
     resolving_power: float = Field(default=7500.0, gt=0.0)
 
 
 @dataclass(frozen=True, eq=False)
-class SynthesisMethod(Method):
-    """Fits by synthesis on demand; a subclass says what synthesises.
+class Sme(Method[SmeSettings]):
+    """Synthesis with PySME, and least squares.
 
     Attributes
     ----------
@@ -83,36 +83,30 @@ class SynthesisMethod(Method):
     start : RidgeStart
     noise_correlation : tuple of float
     source : str
-        Checksum of what the synthesis reads; empty if it reads nothing.
+        Checksum of the line list.
     """
 
-    settings_class: ClassVar[type[MethodSettings]] = SynthesisSettings
-    needed: ClassVar[tuple[str, ...]] = ()
+    name: ClassVar[str] = "sme"
+    paper: ClassVar[str] = "Valenti & Piskunov (1996, A&AS 118, 595); Wehrhahn et al. (2023)"
+    bibtex_key: ClassVar[str] = "2023A&A...671A.171W"
+    settings_class: ClassVar[type[MethodSettings]] = SmeSettings
+    needed: ClassVar[tuple[str, ...]] = ("teff", "logg")
     """Labels without which nothing can be synthesised."""
 
-    wave_air_aa: Float64Array
+    wave_air_aa: Float64Array = field(metadata=stored("wave_aa"))
     bounds: Float64Array
     start: RidgeStart
     noise_correlation: tuple[float, ...]
     source: str
 
-    def synthesiser(self) -> Synthesiser:
-        """Return what synthesises."""
-        raise NotImplementedError
-
-    def checksum(self) -> str:
-        """Return the checksum of what the synthesis reads."""
-        return ""
-
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: SmeSettings, seed: int
     ) -> Self:
         """Learn bounds, and where to start; see `Method`."""
         del validation, seed
-        assert isinstance(settings, SynthesisSettings), "settings are of the method's class"
-        names = tuple(name for name in settings.labels if name in training.label_names)
-        missing = [name for name in settings.labels if name not in names]
+        names = settings.labels
+        missing = [name for name in names if name not in training.label_names]
         if missing:
             raise ConfigError(f"the training stars have no {', '.join(missing)}")
         if needed := [name for name in cls.needed if name not in names]:
@@ -120,13 +114,9 @@ class SynthesisMethod(Method):
                 f"the method {cls.name} cannot do without {', '.join(needed)}, got labels = "
                 f"{list(names)}; add them to labels in [method]"
             )
-        index = [training.label_names.index(name) for name in names]
-        good = np.flatnonzero(finite_rows(training.truth[:, index]))
-        if good.size < _LEAST_STARS:
-            raise TrainingError(f"{good.size} stars have all of {', '.join(names)}; 30 are needed")
-        truth = training.truth[good][:, index]
-        start = RidgeStart.learn(names, training.inputs.flux[good], truth, noise=0.0)
-        ends = np.array([truth.min(axis=0), truth.max(axis=0)]).T
+        stars = complete_stars(training, names, least=_LEAST_STARS)
+        start = RidgeStart.learn(names, stars.inputs.flux, stars.truth, noise=0.0)
+        ends = np.array([stars.truth.min(axis=0), stars.truth.max(axis=0)]).T
         ends += _MARGIN * np.ptp(ends, axis=1, keepdims=True) * np.array([-1.0, 1.0])
         made = cls(settings, names, in_air(training), ends, start, training.noise_correlation, "")
         return replace(made, source=made.checksum())
@@ -134,7 +124,6 @@ class SynthesisMethod(Method):
     @cached_property
     def fitter(self) -> Fitter:
         """The fit of one spectrum."""
-        assert isinstance(self.settings, SynthesisSettings), "settings are of the method's class"
         model = SynthesiserModel(
             self.synthesiser(), self.label_names, self.bounds, self.wave_air_aa
         )
@@ -146,71 +135,29 @@ class SynthesisMethod(Method):
             tolerance=0.1,
         )
 
-    @property
-    def external_names(self) -> tuple[str, ...]:
-        """Labels that the settings name."""
-        assert isinstance(self.settings, SynthesisSettings), "settings are of the method's class"
-        return self.settings.external
-
-    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit by synthesis; see `Method`."""
         if self.checksum() != self.source:
             raise ModelFileError(
                 "what the synthesis reads has changed since the method was trained; train it again"
             )
         place = self.start.regress(inputs.flux, inputs.ivar)
-        frozen = np.zeros(place.shape, dtype=np.bool_)
-        prior = Prior.flat(*place.shape)
-        for name, known in (external or {}).items():
-            added, exact = external_prior(self.label_names, name, known)
-            prior += added
-            column = self.label_names.index(name)
-            place[:, column] = np.where(np.isfinite(known.value), known.value, place[:, column])
-            frozen[:, column] |= exact
-        fitted = self.fitter.fit(inputs.flux, inputs.ivar, place, prior=prior, frozen=frozen)
+        free = np.zeros(place.shape, dtype=np.bool_)
+        known = Start(place, Prior.flat(*place.shape), free)
+        fitted = self.fitter.fit_from(with_external(known, self.label_names, external), inputs)
         scale = np.maximum(np.nan_to_num(fitted.chi2_reduced, nan=1.0), 1.0)
         return replace(fitted, covariance=fitted.covariance * scale[:, None, None])
 
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON; see `Method`."""
-        arrays = self.start.to_arrays() | {"wave_aa": self.wave_air_aa, "bounds": self.bounds}
-        about = {"noise_correlation": list(self.noise_correlation), "source": self.source}
-        return arrays, about
-
     @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave; see `Method`."""
-        return cls(
-            settings,
-            label_names,
-            arrays["wave_aa"],
-            arrays["bounds"],
-            RidgeStart.from_arrays(arrays, label_names),
-            tuple(about["noise_correlation"]),
-            str(about["source"]),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Sme(SynthesisMethod):
-    """Synthesis with PySME, and least squares."""
-
-    name: ClassVar[str] = "sme"
-    paper: ClassVar[str] = "Valenti & Piskunov (1996, A&AS 118, 595); Wehrhahn et al. (2023)"
-    bibtex_key: ClassVar[str] = "2023A&A...671A.171W"
-    settings_class: ClassVar[type[MethodSettings]] = SmeSettings
-    needed: ClassVar[tuple[str, ...]] = ("teff", "logg")
+    def not_stored(
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: SmeSettings
+    ) -> dict[str, Any]:
+        """Return what follows from other fields; see `Method`."""
+        del arrays, about
+        return {"start": {"label_names": settings.labels}}
 
     def synthesiser(self) -> Synthesiser:
         """Return PySME with the line list and atmospheres of the settings."""
-        assert isinstance(self.settings, SmeSettings), "settings are of the method's class"
         settings = self.settings
         return PySmeSynthesiser(
             Path(settings.line_list), settings.atmosphere, settings.resolving_power
@@ -224,7 +171,6 @@ class Sme(SynthesisMethod):
         ConfigError
             If there is none.
         """
-        assert isinstance(self.settings, SmeSettings), "settings are of the method's class"
         path = Path(self.settings.line_list)
         if not self.settings.line_list or not path.is_file():
             raise ConfigError(

@@ -9,7 +9,7 @@ four sigma off are rejected, and the noise is measured anew.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -18,17 +18,16 @@ from pydantic import Field
 
 from maury.io.arrays import AnyArray, Float32Array
 from maury.labels.definitions import LABEL_NAMES
-from maury.methods.fitting.chain import Chain, Continuum, Modes, Shift
+from maury.methods.fitting.chain import Chain, Continuum, Modes, Operator, Shift
 from maury.methods.fitting.fitter import Fitter
-from maury.methods.fitting.knowledge import LabelKnowledge, Prior
+from maury.methods.fitting.knowledge import LabelKnowledge, Prior, Start, with_external
+from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.fitting.theory import (
     LEAST_STARS,
     at_rest,
     calibrate,
-    complete_stars,
     draw_nuisances,
-    external_prior,
     in_air,
     learn_start,
     nuisance_sigmas,
@@ -41,7 +40,15 @@ from maury.methods.fitting.theory import (
     typical_labels,
 )
 from maury.methods.lines import LineModel, find_lines
-from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.protocols import (
+    NO_EXTERNAL,
+    External,
+    FitResult,
+    Method,
+    MethodSettings,
+    Sample,
+)
+from maury.methods.storage import stored
 from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.spectra.preparation import Inputs
 
@@ -82,17 +89,19 @@ class SpaceSettings(MethodSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Space(Method):
+class Space(Method[SpaceSettings]):
     """Voigt lines with polynomial equivalent widths, fitted in two stages.
 
     Attributes
     ----------
     lines : LineModel
-    patterns : (n_mode, n_pixel) float32
-        In which stars differ from the lines, one standard deviation each; maybe none.
+    patterns : (n_mode, n_pixel) float32 or None
+        In which stars differ from the lines, one standard deviation each.
     knowledge : LabelKnowledge
     start : RidgeStart
     noise_correlation : tuple of float
+    emulator : str
+        Checksum of the emulator with which it was trained.
     """
 
     name: ClassVar[str] = "space"
@@ -102,19 +111,22 @@ class Space(Method):
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
 
     lines: LineModel
-    patterns: Float32Array
-    knowledge: LabelKnowledge
+    patterns: Float32Array | None
+    knowledge: LabelKnowledge = field(metadata=stored("known"))
     start: RidgeStart
     noise_correlation: tuple[float, ...]
+    emulator: str
+
+    def __post_init__(self) -> None:
+        require_emulator(self.emulator)
 
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: SpaceSettings, seed: int
     ) -> Self:
         """Learn the line library from calibrated theory; see `Method`."""
         del validation
-        assert isinstance(settings, SpaceSettings), "settings are of the method's class"
-        stars = complete_stars(training)
+        stars = complete_stars(training, LABEL_NAMES, least=0)
         few = len(stars) < LEAST_STARS
         wave = in_air(training)
         calibration = calibrate(stars) if settings.calibrate else None
@@ -139,10 +151,11 @@ class Space(Method):
             settings,
             tuple(name for name in LABEL_NAMES if name in training.label_names),
             lines,
-            np.zeros((0, wave.size), dtype=np.float32),
+            None,
             LabelKnowledge.learn(LABEL_NAMES, truth, np.zeros((len(truth), 0))),
             learn_start(theory, truth, settings.rv_error_kms, seed),
             training.noise_correlation,
+            shipped_emulator().spec.checksum,
         )
         return method if few else method._with_residuals(stars)
 
@@ -175,7 +188,9 @@ class Space(Method):
         """The lines, shifted, times a smooth continuum, with further patterns."""
         wave = self.lines.wave
         smooth = Continuum(smooth_patterns(wave, TRAINING_CONDITIONS.continuum_rms))
-        operators = (Shift(wave), smooth, Modes(self.patterns, "residual"))
+        operators: tuple[Operator, ...] = (Shift(wave), smooth)
+        if self.patterns is not None:
+            operators = (*operators, Modes(self.patterns, "residual"))
         return Chain(self.lines, operators, wave, self.lines.own_variance)
 
     @cached_property
@@ -183,26 +198,14 @@ class Space(Method):
         """The fit of either stage."""
         return Fitter(self.chain, noise_correlation=self.noise_correlation, tolerance=0.05)
 
-    @property
-    def external_names(self) -> tuple[str, ...]:
-        """Labels that the settings name."""
-        assert isinstance(self.settings, SpaceSettings), "settings are of the method's class"
-        return self.settings.external
-
-    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit the two stages in turn; see `Method`."""
-        assert isinstance(self.settings, SpaceSettings), "settings are of the method's class"
         names, n = self.chain.label_names, len(inputs)
         prior = self._prior(n) + self._label_prior(n)
         place = np.zeros((n, len(names)))
         place[:, :_N] = self.start.regress(inputs.flux, inputs.ivar)
-        known = np.zeros((n, len(names)), dtype=np.bool_)
-        for name, value in (external or {}).items():
-            added, exact = external_prior(names, name, value)
-            prior += added
-            column = names.index(name)
-            place[:, column] = np.where(np.isfinite(value.value), value.value, place[:, column])
-            known[:, column] |= exact
+        none = np.zeros(place.shape, dtype=np.bool_)
+        place, prior, known = with_external(Start(place, prior, none), names, external)
         ivar = inputs.ivar
         first = np.array([name in _STAGE_1 or name not in LABEL_NAMES for name in names])
         for _ in range(self.settings.rounds):
@@ -218,7 +221,6 @@ class Space(Method):
         return result.select(self.label_names)
 
     def _prior(self, n_star: int) -> Prior:
-        assert isinstance(self.settings, SpaceSettings), "settings are of the method's class"
         names = self.chain.label_names
         return Prior.of(names, n_star, nuisance_sigmas(names, self.settings.rv_error_kms))
 
@@ -229,38 +231,13 @@ class Space(Method):
         prior.pull[:, :_N] = known.pull
         return prior
 
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON; see `Method`."""
-        arrays = self.knowledge.to_arrays() | self.start.to_arrays()
-        arrays |= {f"lines.{name}": value for name, value in self.lines.to_fields().items()}
-        if len(self.patterns):
-            arrays["patterns"] = self.patterns
-        about = {
-            "noise_correlation": list(self.noise_correlation),
-            "emulator": shipped_emulator().spec.checksum,
-        }
-        return arrays, about
-
     @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave; see `Method`."""
-        require_emulator(about)
-        return cls(
-            settings,
-            label_names,
-            LineModel.from_arrays(arrays),
-            arrays.get("patterns", np.zeros((0, arrays["lines.wave"].size), dtype=np.float32)),
-            LabelKnowledge.from_arrays(arrays),
-            RidgeStart.from_arrays(arrays, LABEL_NAMES),
-            tuple(about["noise_correlation"]),
-        )
+    def not_stored(
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: SpaceSettings
+    ) -> dict[str, Any]:
+        """Return what follows from other fields; see `Method`."""
+        del arrays, about, settings
+        return {"start": {"label_names": LABEL_NAMES}}
 
 
 def _reweighed(inputs: Inputs, fitted: FitResult) -> Float32Array:

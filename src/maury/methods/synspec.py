@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from maury.errors import ConfigError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.fitting.grid import Grid
 from maury.methods.fitting.grid_files import read_synspec_grid
 from maury.methods.fitting.gridded import GridFit, GridMethod, GridSettings, axes_around
 from maury.methods.fitting.synthesis import CommandSynthesiser, SynthesiserModel
-from maury.methods.fitting.theory import finite_rows, in_air, smooth_patterns
-from maury.methods.protocols import External, FitResult, MethodSettings, Sample
+from maury.methods.fitting.theory import (
+    finite_rows,
+    in_air,
+    shipped_emulator,
+    smooth_patterns,
+)
+from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.spectra.preparation import Inputs
 
@@ -47,7 +52,7 @@ class SynspecSettings(GridSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Synspec(GridMethod):
+class Synspec(GridMethod[SynspecSettings]):
     """A grid of Synspec's spectra, fitted."""
 
     name: ClassVar[str] = "synspec"
@@ -58,11 +63,10 @@ class Synspec(GridMethod):
 
     @classmethod
     def train(
-        cls, training: Sample, validation: Sample, *, settings: MethodSettings, seed: int
+        cls, training: Sample, validation: Sample, *, settings: SynspecSettings, seed: int
     ) -> Self:
         """Read the grid, or synthesise it; see `Method`."""
         del validation, seed
-        assert isinstance(settings, SynspecSettings), "settings are of the method's class"
         wave = in_air(training)
         if settings.directory:
             grid = read_synspec_grid(
@@ -78,37 +82,20 @@ class Synspec(GridMethod):
         if not names:
             axes = ", ".join(grid.label_names)
             raise ConfigError(f"the grid has {axes}, none of which is a label of the survey")
-        continuum = smooth_patterns(
-            wave, TRAINING_CONDITIONS.continuum_rms if settings.nuisances else 0.0
-        )
         core = GridFit(
             grid,
-            continuum[: len(continuum) if settings.nuisances else 0],
+            smooth_patterns(wave, TRAINING_CONDITIONS.continuum_rms)
+            if settings.nuisances
+            else None,
             training.noise_correlation,
             settings.rv_error_kms,
             settings.starts,
         )
-        return cls(settings, names, core, None)
+        return cls(settings, names, core, None, shipped_emulator().spec.checksum)
 
-    def apply(self, inputs: Inputs, *, external: Mapping[str, External] | None = None) -> FitResult:
+    def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit the grid; see `Method`."""
         return self.core.fit(inputs, external=external).select(self.label_names)
-
-    def to_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON; see `Method`."""
-        return self.core_arrays()
-
-    @classmethod
-    def from_arrays(
-        cls,
-        arrays: Mapping[str, AnyArray],
-        about: Mapping[str, Any],
-        *,
-        settings: MethodSettings,
-        label_names: tuple[str, ...],
-    ) -> Self:
-        """Read what `to_arrays` gave; see `Method`."""
-        return cls(settings, label_names, *cls.core_from(arrays, about, settings))
 
 
 def _synthesised(training: Sample, settings: SynspecSettings, wave: Float64Array) -> Grid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,7 @@ def train_method(
     return complete(model_here).save(path, overwrite=overwrite)
 
 
-def _names(found: type[Method], settings: MethodSettings, survey: Survey) -> tuple[str, ...]:
+def _names(found: type[Method[Any]], settings: MethodSettings, survey: Survey) -> tuple[str, ...]:
     known = found.known_labels
     if known is not None:
         unknown = [name for name in settings.labels if name not in known]
@@ -278,7 +278,7 @@ def _names(found: type[Method], settings: MethodSettings, survey: Survey) -> tup
     return tuple(name for name in names if known is None or name in known)
 
 
-def fit_method(settings: MethodConfig, stars: Collected, *, seed: int) -> Method:
+def fit_method(settings: MethodConfig, stars: Collected, *, seed: int) -> Method[Any]:
     """Train the method of `settings` on the training and validation stars of `stars`.
 
     The labels that it gives may be fewer than those of the sample.
@@ -289,7 +289,7 @@ def fit_method(settings: MethodConfig, stars: Collected, *, seed: int) -> Method
 
 
 def as_model(
-    trained: Method, settings: MethodConfig, stars: Collected, survey: Survey, seed: int
+    trained: Method[Any], settings: MethodConfig, stars: Collected, survey: Survey, seed: int
 ) -> Model:
     """Put a trained method into a model, which is not saved yet."""
     sample = stars.part("train")
@@ -322,14 +322,3 @@ def as_model(
         },
     )
     return model.with_arrays(METHOD, arrays, metadata=about)
-
-
-def subset(sample: Sample, names: Sequence[str]) -> Sample:
-    """Return the sample with only these of its labels, in this order."""
-    index = [sample.label_names.index(name) for name in names]
-    return replace(
-        sample,
-        labels=tuple(sample.labels[k] for k in index),
-        truth=sample.truth[:, index],
-        truth_error=sample.truth_error[:, index],
-    )

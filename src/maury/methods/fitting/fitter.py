@@ -23,9 +23,10 @@ from numpy.typing import ArrayLike
 from maury.errors import check_known
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.flags import FLAG_DTYPE, Flag
-from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.knowledge import Prior, Start
 from maury.methods.fitting.noise import Whitening
 from maury.methods.protocols import FitResult, ForwardModel
+from maury.spectra.preparation import Inputs
 
 __all__ = ["Fitter", "Tie", "gain", "inverse", "solve"]
 
@@ -233,6 +234,12 @@ class Fitter:
             found = [problem.solve(one[rows]) for one in starts]
             parts.append(_best(found))
         return FitResult.join([part.result for part in parts])
+
+    def fit_from(self, known: Start, inputs: Inputs) -> FitResult:
+        """Fit prepared spectra from what is known of their labels."""
+        return self.fit(
+            inputs.flux, inputs.ivar, known.place, prior=known.prior, frozen=known.frozen
+        )
 
 
 class _Outcome(NamedTuple):

@@ -10,14 +10,15 @@ principal components the nodes are coefficients instead of pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array
 from maury.methods.protocols import Evaluation
+from maury.methods.storage import Arrays, stored
 
 __all__ = ["Grid", "Interpolation"]
 
@@ -49,14 +50,14 @@ class Grid:
     interpolation : {"linear", "quadratic", "cubic"}
     """
 
-    label_names: tuple[str, ...]
-    axes: tuple[Float64Array, ...]
+    label_names: tuple[str, ...] = field(metadata=stored(None))
+    axes: tuple[Float64Array, ...] = field(metadata=stored(None))
     nodes: Float32Array
     basis: Float32Array | None
     mean: Float32Array
     wave: Float64Array
     own_variance: Float32Array
-    interpolation: Interpolation = "linear"
+    interpolation: Interpolation = field(default="linear", metadata=stored(None))
 
     def __post_init__(self) -> None:
         shape = tuple(axis.size for axis in self.axes)
@@ -175,38 +176,24 @@ class Grid:
             weight = (weight[:, :, :, None] * factor[:, :, None]).reshape(n, count, -1)
         return index, weight.astype(np.float32)
 
-    def to_arrays(self, prefix: str) -> dict[str, AnyArray]:
-        """Return arrays from which `from_arrays` makes an equal one."""
-        arrays: dict[str, AnyArray] = {
+    def axis_arrays(self, prefix: str) -> Arrays:
+        """Node values by name, which `not_stored` reads; all else is stored as fields."""
+        return {
             f"{prefix}.axis_{name}": axis
             for name, axis in zip(self.label_names, self.axes, strict=True)
         }
-        if self.basis is not None:
-            arrays[f"{prefix}.basis"] = self.basis
-        for name in ("nodes", "mean", "wave", "own_variance"):
-            arrays[f"{prefix}.{name}"] = getattr(self, name)
-        return arrays
 
-    @classmethod
-    def from_arrays(
-        cls,
+    @staticmethod
+    def not_stored(
         arrays: Mapping[str, AnyArray],
         prefix: str,
         *,
         label_names: Sequence[str],
         interpolation: Interpolation,
-    ) -> Self:
-        """Read what `to_arrays` gave."""
-        return cls(
-            tuple(label_names),
-            tuple(arrays[f"{prefix}.axis_{name}"] for name in label_names),
-            arrays[f"{prefix}.nodes"],
-            arrays.get(f"{prefix}.basis"),
-            arrays[f"{prefix}.mean"],
-            arrays[f"{prefix}.wave"],
-            arrays[f"{prefix}.own_variance"],
-            interpolation,
-        )
+    ) -> dict[str, Any]:
+        """Return fields that are not stored as such, for `maury.methods.storage.read_fields`."""
+        axes = tuple(arrays[f"{prefix}.axis_{name}"] for name in label_names)
+        return {"label_names": tuple(label_names), "axes": axes, "interpolation": interpolation}
 
 
 def _weights(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -17,13 +17,13 @@ from maury.labels.statistics import robust_scale, robust_sigma
 from maury.methods.fitting.chain import Chain, Continuum, Modes, Operator, Shift
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid import Grid, Interpolation
-from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.knowledge import Prior, Start, with_external
+from maury.methods.fitting.polynomials import bounded_terms
+from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.theory import (
     LEAST_STARS,
     at_rest,
     calibrate,
-    complete_stars,
-    external_prior,
     finite_rows,
     in_air,
     nuisance_sigmas,
@@ -31,11 +31,18 @@ from maury.methods.fitting.theory import (
     require_emulator,
     residual_modes,
     residual_variance,
-    shipped_emulator,
     smooth_patterns,
     typical_labels,
 )
-from maury.methods.protocols import External, FitResult, Method, MethodSettings, Sample
+from maury.methods.protocols import (
+    NO_EXTERNAL,
+    External,
+    FitResult,
+    Method,
+    MethodSettings,
+    Sample,
+)
+from maury.methods.storage import Arrays, stored
 from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.spectra.preparation import Inputs
 
@@ -136,7 +143,7 @@ class Pattern:
         1 sigma about it; zero for the core.
     """
 
-    core: tuple[str, ...]
+    core: tuple[str, ...] = field(metadata=stored(None))
     centre: Float64Array
     scale: Float64Array
     polynomial: Float64Array
@@ -147,7 +154,7 @@ class Pattern:
         """Learn from nine labels (n_star, 9)."""
         index = [LABEL_NAMES.index(name) for name in core]
         centre, scale = robust_scale(truth[:, index])
-        terms = _terms(truth[:, index], centre, scale)
+        terms = bounded_terms((truth[:, index] - centre) / scale, _CLIP)
         normal = terms.T @ terms + _RIDGE * len(truth) * np.eye(terms.shape[1])
         polynomial = np.linalg.solve(normal, terms.T @ truth)
         error = truth - terms @ polynomial
@@ -157,7 +164,7 @@ class Pattern:
 
     def complete(self, core: Float64Array) -> Float64Array:
         """Nine labels (n_star, 9) of a core (n_star, n_core)."""
-        out = _terms(core, self.centre, self.scale) @ self.polynomial
+        out = bounded_terms((core - self.centre) / self.scale, _CLIP) @ self.polynomial
         if "m_h" in self.core and "fe_h" not in self.core:
             # Beyond the labelled stars, iron still follows all metals.
             metals = LABEL_NAMES.index("m_h")
@@ -177,12 +184,6 @@ class Pattern:
         return np.asarray(slopes.transpose(1, 2, 0))
 
 
-def _terms(core: Float64Array, centre: Float64Array, scale: Float64Array) -> Float64Array:
-    scaled = np.clip((core - centre) / scale, -_CLIP, _CLIP)
-    first, second = np.triu_indices(scaled.shape[1])
-    return np.column_stack([np.ones(len(scaled)), scaled, scaled[:, first] * scaled[:, second]])
-
-
 @dataclass(frozen=True, eq=False)
 class GridFit:
     """The fit of a grid, with a velocity and a smooth continuum as nuisances.
@@ -190,8 +191,9 @@ class GridFit:
     Attributes
     ----------
     grid : Grid
-    continuum : (n_mode, n_pixel) float32
-        Patterns of the continuum residual, one standard deviation each; none leaves nuisances out.
+    continuum : (n_mode, n_pixel) float32 or None
+        Patterns of the continuum residual, one standard deviation each; None leaves velocity and
+        continuum out.
     noise_correlation : tuple of float
     rv_error_kms : float
     starts : int
@@ -200,17 +202,17 @@ class GridFit:
     """
 
     grid: Grid
-    continuum: Float32Array
+    continuum: Float32Array | None
     noise_correlation: tuple[float, ...]
-    rv_error_kms: float
-    starts: int = 1
+    rv_error_kms: float = field(metadata=stored(None))
+    starts: int = field(default=1, metadata=stored(None))
     residual: Float32Array | None = None
 
     @cached_property
     def chain(self) -> Chain:
         """The grid, shifted, times the continuum, with further patterns."""
         operators: tuple[Operator, ...] = ()
-        if len(self.continuum):
+        if self.continuum is not None:
             operators = (Shift(self.grid.wave), Continuum(self.continuum))
         if self.residual is not None:
             operators = (*operators, Modes(self.residual, "residual"))
@@ -232,7 +234,7 @@ class GridFit:
         self,
         inputs: Inputs,
         *,
-        external: Mapping[str, External] | None = None,
+        external: Mapping[str, External] = NO_EXTERNAL,
         truth: Float64Array | None = None,
     ) -> FitResult:
         """Fit spectra; with `truth` (n_star, n_axis), only the nuisances.
@@ -250,14 +252,9 @@ class GridFit:
         frozen[:, :count] = truth is not None
         places = np.zeros((self.starts, n, len(names)))
         places[:, :, :count] = self._starts(flux, ivar) if truth is None else truth
-        for name, known in (external or {}).items():
-            added, exact = external_prior(names, name, known)
-            prior += added
-            column = names.index(name)
-            there = np.isfinite(known.value)
-            places[:, :, column] = np.where(there, known.value, places[:, :, column])
-            frozen[:, column] |= exact
-        return self.fitter.fit(flux, ivar, places, prior=prior, frozen=frozen)
+        known = [with_external(Start(one, prior, frozen), names, external) for one in places]
+        places = np.stack([one.place for one in known])
+        return self.fitter.fit(flux, ivar, places, prior=known[0].prior, frozen=known[0].frozen)
 
     def _starts(self, flux: Float32Array, ivar: Float32Array) -> Float64Array:
         """Labels (n_start, n_star, n_axis) of good nodes."""
@@ -272,38 +269,7 @@ class GridFit:
             other.append(0.5 * (best + middle + 0.3 * sign * width))
         return np.stack(other)
 
-    def to_arrays(self) -> dict[str, AnyArray]:
-        """Return arrays from which `from_arrays` makes an equal one."""
-        arrays = self.grid.to_arrays("grid")
-        if len(self.continuum):
-            arrays["continuum"] = self.continuum
-        if self.residual is not None and len(self.residual):
-            arrays["residual"] = self.residual
-        return arrays
 
-    @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: GridSettings
-    ) -> Self:
-        """Read what `to_arrays` gave."""
-        grid = Grid.from_arrays(
-            arrays,
-            "grid",
-            label_names=about["axes"],
-            interpolation=settings.interpolation,
-        )
-        none = np.zeros((0, grid.wave.size), dtype=np.float32)
-        return cls(
-            grid,
-            arrays.get("continuum", none),
-            tuple(about["noise_correlation"]),
-            settings.rv_error_kms,
-            settings.starts,
-            arrays.get("residual"),
-        )
-
-
-PATTERN_FIELDS = tuple(f.name for f in fields(Pattern) if f.name != "core")
 _RESIDUAL_STARS = 400
 _MODE_STARS = 1500
 _MODES = 8
@@ -334,7 +300,7 @@ class Foundation:
     @classmethod
     def lay(cls, training: Sample, settings: GridSettings, seed: int) -> Foundation:
         """Calibrate theory, build the grid, and measure what it leaves of training spectra."""
-        stars = complete_stars(training)
+        stars = complete_stars(training, LABEL_NAMES, least=0)
         few = len(stars) < LEAST_STARS
         calibration = calibrate(stars) if settings.calibrate else None
         wave = in_air(training)
@@ -352,7 +318,7 @@ class Foundation:
             interpolation=settings.interpolation,
             components=settings.components,
         )
-        continuum = np.zeros((0, wave.size), dtype=np.float32)
+        continuum = None
         if settings.nuisances:
             continuum = smooth_patterns(wave, TRAINING_CONDITIONS.continuum_rms)
             continuum = continuum if calibration is None else calibration.continuum_modes
@@ -392,8 +358,11 @@ def _at_truth(core: GridFit, stars: Sample, index: list[int]) -> tuple[Sample, F
     return stars, fitted.flux
 
 
+GridSettingsT = TypeVar("GridSettingsT", bound=GridSettings)
+
+
 @dataclass(frozen=True, eq=False)
-class GridMethod(Method):
+class GridMethod(Method[GridSettingsT]):
     """A grid of spectra, fitted; what follows the fit is the method's own.
 
     Attributes
@@ -401,19 +370,20 @@ class GridMethod(Method):
     core : GridFit
     pattern : Pattern or None
         None for a grid of other origin, whose axes are all its labels.
+    emulator : str
+        Checksum of the emulator with which it was trained; it matters where there is a pattern.
     """
 
     settings_class: ClassVar[type[MethodSettings]] = GridSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
 
-    core: GridFit
+    core: GridFit = field(metadata=stored(""))
     pattern: Pattern | None
+    emulator: str
 
-    @property
-    def external_names(self) -> tuple[str, ...]:
-        """Labels that the settings name."""
-        assert isinstance(self.settings, GridSettings), "settings are of the method's class"
-        return self.settings.external
+    def __post_init__(self) -> None:
+        if self.pattern is not None:
+            require_emulator(self.emulator)
 
     def nine(self, fitted: FitResult) -> FitResult:
         """Nine labels of a fitted core: the axes, and what follows them, with its scatter."""
@@ -427,28 +397,20 @@ class GridMethod(Method):
         labels = np.where(good[:, None], self.pattern.complete(core), np.nan)
         return replace(axes, label_names=LABEL_NAMES, labels=labels, covariance=covariance)
 
-    def core_arrays(self) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-        """Return arrays and plain JSON from which `core_from` makes an equal core and pattern."""
-        arrays = self.core.to_arrays()
-        if self.pattern is not None:
-            arrays |= {f"pattern.{name}": getattr(self.pattern, name) for name in PATTERN_FIELDS}
-        about = {
-            "axes": list(self.core.grid.label_names),
-            "noise_correlation": list(self.core.noise_correlation),
-            "emulator": shipped_emulator().spec.checksum,
-            "pattern": self.pattern is not None,
-        }
-        return arrays, about
+    def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return arrays and plain JSON; see `Method`."""
+        arrays, about = super().to_arrays()
+        arrays |= self.core.grid.axis_arrays("grid")
+        more = {"axes": list(self.core.grid.label_names), "pattern": self.pattern is not None}
+        return arrays, about | more
 
-    @staticmethod
-    def core_from(
-        arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: MethodSettings
-    ) -> tuple[GridFit, Pattern | None]:
-        """Read what `core_arrays` gave."""
-        assert isinstance(settings, GridSettings), "settings are of the method's class"
-        core = GridFit.from_arrays(arrays, about, settings)
-        if not about["pattern"]:
-            return core, None
-        require_emulator(about)
-        parts = {name: arrays[f"pattern.{name}"] for name in PATTERN_FIELDS}
-        return core, Pattern(tuple(about["axes"]), **parts)
+    @classmethod
+    def not_stored(
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: GridSettingsT
+    ) -> dict[str, Any]:
+        """Return what follows from other fields; see `Method`."""
+        grid = Grid.not_stored(
+            arrays, "grid", label_names=about["axes"], interpolation=settings.interpolation
+        )
+        core = {"grid": grid, "rv_error_kms": settings.rv_error_kms, "starts": settings.starts}
+        return {"core": core, "pattern": {"core": tuple(about["axes"])}}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from maury.errors import check_known
-from maury.io.arrays import AnyArray, Float64Array, Int64Array
+from maury.io.arrays import BoolArray, Float64Array, Int64Array
 from maury.labels.definitions import LABELS
 from maury.labels.statistics import robust_scale, robust_sigma
+from maury.methods.fitting.polynomials import bounded_terms
+from maury.methods.protocols import External
 
-__all__ = ["PRIORS", "LabelKnowledge", "Prior", "PriorKind"]
+__all__ = ["PRIORS", "LabelKnowledge", "Prior", "PriorKind", "Start", "with_external"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,50 @@ class Prior:
         return Prior(self.precision[index], self.pull[index])
 
 
+_EXACT = 1e-9
+
+
+class Start(NamedTuple):
+    """Where fits of some stars start, and what is known of them.
+
+    Attributes
+    ----------
+    place : (n_star, n_label) float64
+        Labels to start from.
+    prior : Prior
+    frozen : (n_star, n_label) bool
+        Labels that keep their place.
+    """
+
+    place: Float64Array
+    prior: Prior
+    frozen: BoolArray
+
+
+def with_external(start: Start, names: Sequence[str], external: Mapping[str, External]) -> Start:
+    """Take in labels known from elsewhere: as a prior, or exactly where they have no error.
+
+    Parameters
+    ----------
+    start : Start
+    names : sequence of str
+        All labels, in order.
+    external : mapping of str to External
+        Some of them.
+    """
+    place, prior, frozen = start.place.copy(), start.prior, start.frozen.copy()
+    for name, known in external.items():
+        error = np.where(np.isfinite(known.error), known.error, 0.0)
+        exact = np.isfinite(known.value) & (error <= _EXACT)
+        sigma = np.where(exact, np.nan, error)
+        prior = prior + Prior.of(names, len(known.value), {name: (known.value, sigma)})
+        column = list(names).index(name)
+        there = np.isfinite(known.value)
+        place[:, column] = np.where(there, known.value, place[:, column])
+        frozen[:, column] |= exact
+    return Start(place, prior, frozen)
+
+
 PriorKind = Literal["wide", "sample", "photometry"]
 PRIORS: tuple[str, ...] = ("wide", "sample", "photometry")
 _LEAST_SIGMA = 0.005
@@ -182,7 +228,7 @@ class LabelKnowledge:
         if both.sum() > 4 * _NEIGHBOURS:
             centre, scale = robust_scale(seen[both])
             scale = np.where(scale > 0, scale, 1.0)
-            terms = _terms(seen[both], centre, scale)
+            terms = bounded_terms((seen[both] - centre) / scale, _CLIP)
             normal = terms.T @ terms + _RIDGE * both.sum() * np.eye(terms.shape[1])
             polynomial = np.linalg.solve(normal, terms.T @ labels[both])
             predicted = terms @ polynomial
@@ -233,7 +279,8 @@ class LabelKnowledge:
         mean = np.full((len(observables), self.predicted.shape[1]), np.nan)
         covariance = np.full((*mean.shape, mean.shape[1]), np.nan)
         if known.any():
-            mean[known] = _terms(observables[known], self.centre, self.scale) @ self.polynomial
+            scaled = (observables[known] - self.centre) / self.scale
+            mean[known] = bounded_terms(scaled, _CLIP) @ self.polynomial
             spread = self.predicted.std(axis=0)
             _, near = cKDTree(self.predicted / spread).query(mean[known] / spread, k=_NEIGHBOURS)
             local = self.error[near]
@@ -241,15 +288,6 @@ class LabelKnowledge:
             local = local - local.mean(axis=1, keepdims=True)
             covariance[known] = local.transpose(0, 2, 1) @ local / (_NEIGHBOURS - 1)
         return Prior.joint(mean, covariance)
-
-    def to_arrays(self) -> dict[str, AnyArray]:
-        """Return arrays from which `from_arrays` makes an equal one."""
-        return {f"known.{f.name}": getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
-        """Read what `to_arrays` gave."""
-        return cls(**{f.name: arrays[f"known.{f.name}"] for f in fields(cls)})
 
 
 def _metals(names: tuple[str, ...], labels: Float64Array) -> tuple[Float64Array, Float64Array]:
@@ -262,10 +300,3 @@ def _metals(names: tuple[str, ...], labels: Float64Array) -> tuple[Float64Array,
     solution = np.linalg.lstsq(design, excess, rcond=None)[0]
     scatter = robust_sigma(excess - design @ solution)
     return np.asarray(solution, dtype=np.float64), np.array([max(scatter, _LEAST_SIGMA)])
-
-
-def _terms(observables: Float64Array, centre: Float64Array, scale: Float64Array) -> Float64Array:
-    """Monomials of degree 0 to 2 of the scaled observables, kept within bounds."""
-    scaled = np.clip((observables - centre) / scale, -_CLIP, _CLIP)
-    first, second = np.triu_indices(scaled.shape[1])
-    return np.column_stack([np.ones(len(scaled)), scaled, scaled[:, first] * scaled[:, second]])

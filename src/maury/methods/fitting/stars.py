@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from maury.errors import TrainingError, check_known
 from maury.io.arrays import Float64Array, IndexArray
 from maury.labels.statistics import robust_scale
 from maury.methods.protocols import Sample
-from maury.spectra.preparation import Inputs, take
 
 __all__ = ["Places", "complete_stars", "nodes_of", "spread_stars"]
 
@@ -21,43 +20,49 @@ _ROUNDS = 30
 _REACH = 4.0
 
 
-def complete_stars(
-    sample: Sample, wanted: Sequence[str]
-) -> tuple[tuple[str, ...], Float64Array, Inputs]:
-    """Stars of which all wanted labels are known.
+def complete_stars(sample: Sample, wanted: Sequence[str] = (), *, least: int = 1) -> Sample:
+    """Return the stars of which all wanted labels are known, and these labels alone.
 
     Parameters
     ----------
     sample : Sample
     wanted : sequence of str
-        Names of labels; all of the sample if empty.
+        Names of labels, in the order of the result; all of the sample if empty.
+    least : int
+        Fewest stars that will do; with 0 the result may be empty, as it is where the sample lacks
+        a wanted label.
 
     Returns
     -------
-    names : tuple of str
-    truth : (n_star, n_label) float64
-        Finite.
-    inputs : Inputs
-        Their spectra, with at least one good pixel.
+    Sample
+        Finite labels, and spectra of at least one good pixel.
 
     Raises
     ------
     UnknownName
         If a label is not known.
     TrainingError
-        If there is no such star.
+        If there are too few such stars.
     """
     known = sample.label_names
-    names = tuple(check_known("label", name, known) for name in (wanted or known))
-    truth = sample.truth[:, [known.index(name) for name in names]]
-    known_all = np.isfinite(truth).all(axis=1)
-    whole = np.asarray(known_all & (sample.inputs.ivar > 0).any(axis=1), dtype=np.bool_)
-    if not whole.any():
+    names = tuple(wanted or known)
+    if least == 0 and not set(names) <= set(known):
+        return sample.rows(np.zeros(len(sample), dtype=np.bool_))
+    index = [known.index(check_known("label", name, known)) for name in names]
+    chosen = replace(
+        sample,
+        labels=tuple(sample.labels[k] for k in index),
+        truth=sample.truth[:, index],
+        truth_error=sample.truth_error[:, index],
+    )
+    complete = np.isfinite(chosen.truth).all(axis=1) & (sample.inputs.ivar > 0).any(axis=1)
+    if np.count_nonzero(complete) < least:
         raise TrainingError(
-            f"none of {len(sample)} training stars has a spectrum and all of the labels "
-            f"{', '.join(names)}; name fewer labels"
+            f"at least {least} stars with a spectrum and all of the labels {', '.join(names)} are "
+            f"needed, got {np.count_nonzero(complete)} of {len(sample)}; name fewer labels, or "
+            "give more stars"
         )
-    return names, truth[whole], take(sample.inputs, whole)
+    return chosen.rows(np.flatnonzero(complete))
 
 
 @dataclass(frozen=True, eq=False)

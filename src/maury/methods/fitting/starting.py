@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
-from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array
+from maury.methods.fitting.polynomials import bounded_terms
+from maury.methods.storage import stored
 
 __all__ = ["RidgeStart"]
 
 
 _RIDGE = 1e-4
 _CLIP = 3.0
-
-
-def _products(scaled: Float64Array) -> Float64Array:
-    """Monomials (n_star, n_term) of degree 0 to 2 of scaled labels, kept within bounds."""
-    kept = np.clip(scaled, -_CLIP, _CLIP)
-    first, second = np.triu_indices(kept.shape[1])
-    return np.column_stack([np.ones(len(kept)), kept, kept[:, first] * kept[:, second]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +35,7 @@ class RidgeStart:
         Rms error of each label on the spectra that it was learnt from.
     """
 
-    label_names: tuple[str, ...]
+    label_names: tuple[str, ...] = field(metadata=stored(None))
     mean_flux: Float32Array
     weights: Float32Array
     centre: Float64Array
@@ -78,7 +72,7 @@ class RidgeStart:
             gram = apart.T @ apart
             gram[np.diag_indices(len(gram))] += len(flux) * noise**2
             weights = np.linalg.solve(gram, apart.T @ scaled)
-        terms = _products(apart @ weights)
+        terms = bounded_terms(apart @ weights, _CLIP)
         normal = terms.T @ terms + _RIDGE * len(flux) * np.eye(terms.shape[1])
         bend = np.linalg.solve(normal, terms.T @ scaled)
         error = (terms @ bend - scaled) * spread
@@ -96,13 +90,4 @@ class RidgeStart:
         """Labels (n_star, n_label) of spectra (n_star, n_pixel)."""
         apart = np.where(ivar > 0, flux - self.mean_flux, np.float32(0))
         linear = (apart @ self.weights).astype(np.float64)
-        return np.asarray(_products(linear) @ self.bend * self.scale + self.centre)
-
-    def to_arrays(self) -> dict[str, AnyArray]:
-        """Return arrays from which `from_arrays` makes an equal one."""
-        return {f"start.{f.name}": getattr(self, f.name) for f in fields(self)[1:]}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, AnyArray], label_names: tuple[str, ...]) -> Self:
-        """Read what `to_arrays` gave."""
-        return cls(label_names, **{f.name: arrays[f"start.{f.name}"] for f in fields(cls)[1:]})
+        return np.asarray(bounded_terms(linear, _CLIP) @ self.bend * self.scale + self.centre)

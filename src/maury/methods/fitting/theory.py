@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
 
 import numpy as np
 
@@ -13,10 +11,9 @@ from maury.errors import ConfigError, ModelFileError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Broadening, Calibrated, Chain, Continuum, Modes
-from maury.methods.fitting.knowledge import Prior
 from maury.methods.fitting.noise import Whitening
 from maury.methods.fitting.starting import RidgeStart
-from maury.methods.protocols import Evaluation, External, ForwardModel, Sample
+from maury.methods.protocols import Evaluation, ForwardModel, Sample
 from maury.simulation.emulator import EMULATOR_LABELS, Emulator
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
 from maury.simulation.population import NUISANCE_NAMES, Population
@@ -29,9 +26,7 @@ __all__ = [
     "EmulatorSource",
     "at_rest",
     "calibrate",
-    "complete_stars",
     "draw_nuisances",
-    "external_prior",
     "finite_rows",
     "in_air",
     "learn_start",
@@ -130,7 +125,6 @@ LEAST_STARS = 60
 _CONTINUUM_ORDERS = 7
 _LIBRARY = 1500
 _SCATTERS = 4000
-_EXACT = 1e-9
 _LEAST_VARIANCE = 1e-8
 _WILD = 8.0
 # Median of the chi-square of one degree of freedom.
@@ -202,29 +196,13 @@ def in_air(sample: Sample) -> Float64Array:
     return np.asarray(vacuum_to_air(sample.wave_aa))
 
 
-def complete_stars(sample: Sample) -> Sample:
-    """Return the stars of which all nine labels are known, in their order; maybe none."""
-    names = sample.label_names
-    if not set(LABEL_NAMES) <= set(names):
-        return sample.rows(np.zeros(len(sample), dtype=np.bool_))
-    index = [names.index(name) for name in LABEL_NAMES]
-    truth = sample.truth[:, index]
-    ordered = replace(
-        sample,
-        labels=tuple(sample.labels[k] for k in index),
-        truth=truth,
-        truth_error=sample.truth_error[:, index],
-    )
-    return ordered.rows(np.flatnonzero(np.isfinite(truth).all(axis=1)))
-
-
 def calibrate(
     stars: Sample, *, observing: ObservingModel = TRAINING_CONDITIONS
 ) -> TheoryCalibration | None:
     """Fit theory to stars of which all nine labels are known; None if they are too few."""
     if len(stars) < LEAST_STARS:
         return None
-    star_simulator = TrainingStarSimulator.fit(
+    simulator = TrainingStarSimulator.fit(
         stars.wave_aa,
         stars.inputs.flux,
         stars.inputs.ivar,
@@ -233,7 +211,7 @@ def calibrate(
         observing=observing,
         medium=stars.medium,
     )
-    return star_simulator.calibration
+    return simulator.calibration
 
 
 def typical_labels(n_star: int, seed: int) -> Float64Array:
@@ -314,14 +292,6 @@ def residual_variance(flux: Float32Array, ivar: Float32Array, fitted: Float32Arr
     return np.maximum(smooth, _LEAST_VARIANCE).astype(np.float32)
 
 
-def external_prior(names: tuple[str, ...], name: str, known: External) -> tuple[Prior, BoolArray]:
-    """Return the prior of a label known from elsewhere, and which stars it is exact for."""
-    error = np.where(np.isfinite(known.error), known.error, 0.0)
-    exact = np.isfinite(known.value) & (error <= _EXACT)
-    sigma = np.where(exact, np.nan, error)
-    return Prior.of(names, len(known.value), {name: (known.value, sigma)}), exact
-
-
 def finite_rows(values: Float64Array) -> BoolArray:
     """Which rows (n_star,) of values (n_star, n) are finite throughout."""
     return np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
@@ -371,9 +341,9 @@ def at_rest(theory: Chain, nine: Float64Array) -> Float32Array:
     return theory.evaluate(whole, jacobian=False).flux
 
 
-def require_emulator(about: Mapping[str, Any]) -> None:
+def require_emulator(checksum: str) -> None:
     """Raise `ModelFileError` if a method was made with another emulator than the shipped one."""
-    if about["emulator"] != shipped_emulator().spec.checksum:
+    if checksum != shipped_emulator().spec.checksum:
         raise ModelFileError(
             "the method was trained with another emulator than that of this maury; train it again"
         )
