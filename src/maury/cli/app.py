@@ -1,28 +1,53 @@
-"""The command line: each command is one call of the library, with a progress bar and a summary."""
+"""The command line as a whole: every command by name, and what a failed one says."""
 
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from maury.cli import build as build_command
-from maury.cli import crossmatch as crossmatch_command
-from maury.cli import drift as drift_command
-from maury.cli import fetch as fetch_command
-from maury.cli import publish as publish_commands
-from maury.cli import surveys as surveys_command
-from maury.cli import terminal
-from maury.cli import transfer as transfer_command
-from maury.cli.common import (
-    Overwrite,
-    Seed,
-    app,
-    ingest_app,
+from maury.cli import (
+    build,
+    catalogue,
+    crossmatch,
+    drift,
+    fetch,
+    model,
+    publish,
+    quality,
+    survey,
+    surveys,
+    transfer,
 )
 
+app = typer.Typer(
+    name="maury",
+    help="Stellar labels that can be trusted, from spectra, photometry and astrometry.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ingest_app = typer.Typer(
+    cls=surveys.IngestGroup,
+    help="Read files of spectra and tables into a survey store.",
+    epilog="For a public survey give its name: maury ingest rave-dr6 PATH OUT.zarr.",
+)
+
+ingest_app.command("released")(survey.ingest_released)
+ingest_app.command("toml")(survey.ingest_toml)
+ingest_app.command("recipe")(surveys.ingest_recipe)
 app.add_typer(ingest_app, name="ingest", no_args_is_help=True)
+app.command("import-keras")(model.import_keras)
+for command in (
+    # In the order of `maury --help`: a survey, a model, its quality, a catalogue, its publication.
+    *(model.demo, surveys.surveys, fetch.fetch, crossmatch.crossmatch, build.build),
+    *(survey.simulate, model.train, model.methods, transfer.transfer, model.distil, model.info),
+    *(quality.validate, quality.audit, quality.coverage, quality.compare, drift.drift),
+    *(catalogue.predict, catalogue.explore, quality.report),
+    *(publish.convert, publish.footprint, publish.card, publish.cite),
+):
+    app.command()(command)
 
 
 def main() -> None:
@@ -56,48 +81,3 @@ def _options(
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-
-
-app.command()(transfer_command.transfer)
-app.command()(surveys_command.surveys)
-ingest_app.command("recipe")(surveys_command.ingest_recipe)
-app.command()(build_command.build)
-app.command()(fetch_command.fetch)
-app.command()(crossmatch_command.crossmatch)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")] = Path(
-        "maury-demo"
-    ),
-    stars: Annotated[int, typer.Option("--stars", min=100, help="Labelled stars.")] = 3000,
-    observed: Annotated[int, typer.Option("--observed", min=1, help="Observed stars.")] = 10000,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Simulate a small survey, train, predict, validate, and draw: the main job in minutes."""
-    from maury.cli.demo import run_demo
-    from maury.io.workers import n_cores
-
-    result = run_demo(
-        out,
-        n_star=stars,
-        n_observed=observed,
-        seed=seed,
-        n_processes=n_cores(),
-        overwrite=overwrite,
-        stage=terminal.demo_stage,
-    )
-    terminal.show_report(result.report)
-    print(result.summary)
-
-
-for command in (
-    drift_command.drift,
-    publish_commands.convert,
-    publish_commands.footprint,
-    publish_commands.card,
-    publish_commands.cite,
-):
-    app.command()(command)

@@ -6,10 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Scheduler, app
+from maury.cli.common import ModelPath, Overwrite, Scheduler
 
 
-@app.command()
 def predict(
     model: ModelPath,
     survey: Annotated[
@@ -73,7 +72,6 @@ def predict(
     print(f"{written.n_star}{mark} rows in {out}, {written.n_warned} of them with a warning flag")
 
 
-@app.command()
 def explore(
     catalogue: Annotated[Path, typer.Argument(metavar="CATALOGUE", help="Catalogue to show.")],
     survey: Annotated[

@@ -6,10 +6,9 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Scheduler, Seed, SurveyPath, Workers, app
+from maury.cli.common import ModelPath, Overwrite, Scheduler, Seed, SurveyPath, Workers
 
 
-@app.command()
 def train(
     survey: SurveyPath,
     model: ModelPath,
@@ -63,7 +62,6 @@ def train(
     print(result)
 
 
-@app.command()
 def methods() -> None:
     """List the methods and presets, with their papers."""
     from maury.methods.registry import METHODS, method_class
@@ -75,7 +73,6 @@ def methods() -> None:
         print(f"{name:12} {network.paper}")
 
 
-@app.command()
 def distil(
     model: ModelPath,
     paths: Annotated[
@@ -110,7 +107,6 @@ def distil(
     print(student)
 
 
-@app.command("import-keras")
 def import_keras(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of .h5 files.")],
     model: ModelPath,
@@ -122,7 +118,6 @@ def import_keras(
     print(import_keras(directory, model, overwrite=overwrite))
 
 
-@app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="Survey store, model directory or catalogue.")],
 ) -> None:
@@ -139,3 +134,29 @@ def info(
         print(Survey.open(path))
     else:
         print(Catalogue.read(path))
+
+
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")] = Path(
+        "maury-demo"
+    ),
+    stars: Annotated[int, typer.Option("--stars", min=100, help="Labelled stars.")] = 3000,
+    observed: Annotated[int, typer.Option("--observed", min=1, help="Observed stars.")] = 10000,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a small survey, train, predict, validate, and draw: the main job in minutes."""
+    from maury.cli.demo import run_demo
+    from maury.io.workers import n_cores
+
+    result = run_demo(
+        out,
+        n_star=stars,
+        n_observed=observed,
+        seed=seed,
+        n_processes=n_cores(),
+        overwrite=overwrite,
+        stage=terminal.demo_stage,
+    )
+    terminal.show_report(result.report)
+    print(result.summary)

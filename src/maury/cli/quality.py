@@ -6,10 +6,9 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Seed, SurveyPath, app
+from maury.cli.common import ModelPath, Overwrite, Seed, SurveyPath
 
 
-@app.command()
 def validate(
     model: ModelPath,
     survey: SurveyPath,
@@ -35,7 +34,6 @@ def validate(
     terminal.show_report(report)
 
 
-@app.command()
 def audit(
     model: ModelPath,
     survey: SurveyPath,
@@ -69,7 +67,6 @@ def audit(
     terminal.show_audit(report)
 
 
-@app.command()
 def coverage(
     model: ModelPath,
     survey: SurveyPath,
@@ -111,7 +108,6 @@ def coverage(
         save(drawn, map_file, overwrite=overwrite)
 
 
-@app.command()
 def report(
     model: ModelPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")],
@@ -168,7 +164,6 @@ def report(
         print(f"not drawn: {reason}")
 
 
-@app.command()
 def compare(
     survey: SurveyPath,
     methods: Annotated[

@@ -6,10 +6,9 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import Overwrite, Scheduler, Seed, StorePath, Workers, app, ingest_app
+from maury.cli.common import Overwrite, Scheduler, Seed, StorePath, Workers
 
 
-@ingest_app.command("released")
 def ingest_released(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the files.")],
     out: StorePath,
@@ -33,7 +32,6 @@ def ingest_released(
     print(survey)
 
 
-@ingest_app.command("toml")
 def ingest_toml(
     config: Annotated[Path, typer.Argument(metavar="SURVEY.toml", help="What to read, and how.")],
     out: StorePath,
@@ -52,7 +50,6 @@ def ingest_toml(
     print(survey)
 
 
-@app.command()
 def simulate(
     out: StorePath,
     stars: Annotated[int, typer.Option("--stars", min=1, help="Number of stars.")] = 3000,
