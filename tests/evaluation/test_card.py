@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import maury
 from builders.training_survey import write_survey
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.errors import ConfigError, ModelFileError, OutputExists
 from maury.evaluation.card import (
     JSON_FILE,

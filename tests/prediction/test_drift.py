@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from builders.faulty_stages import QUICK
 from builders.training_survey import write_survey
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.errors import ModelFileError
 from maury.model.directory import Model
 from maury.prediction.drift import SAMPLE, drift

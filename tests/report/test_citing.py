@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import maury
 from builders.catalogues import write_catalogue
 from builders.training_survey import write_survey
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.errors import ConfigError, UnknownName
 from maury.labels import references as bibliography
 from maury.labels.references import entries, parse, plain

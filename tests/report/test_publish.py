@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from builders.catalogues import catalogue_rows, write_catalogue
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.errors import ColumnError, ConfigError, MissingExtra, OutputExists
 from maury.labels.columns import Column
 from maury.labels.definitions import LABELS

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.errors import ColumnError, ConfigError, MauryError, UnknownName
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table

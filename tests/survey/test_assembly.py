@@ -420,7 +420,7 @@ def test_spectra_in_files_are_read_without_a_store(tmp_path) -> None:
 def test_the_command_prints_the_flow_table_and_offsets(tmp_path) -> None:
     from typer.testing import CliRunner
 
-    from maury.cli.common import app
+    from maury.cli.app import app
 
     simulated_spectra(tmp_path, n=200)
     catalogue(tmp_path, "ref", range(60))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.errors import (
     ConfigError,
     IdentifierError,

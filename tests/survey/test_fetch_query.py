@@ -10,7 +10,7 @@ from astropy.table import Table
 from typer.testing import CliRunner
 
 from builders.web_server import Site, break_off, serving
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.errors import ConfigError, FetchError, OutputExists
 from maury.survey.archives import load
 from maury.survey.archives.recipe import QueryFacts

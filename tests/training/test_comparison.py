@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from builders.surveys import copy_survey
 from builders.training_survey import write_survey
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.errors import ConfigError, ResumeMismatch, UnknownName
 from maury.evaluation.consensus import Combination
 from maury.evaluation.ranking import CONSENSUS, GIVEN, MethodPredictions, Ranking, View

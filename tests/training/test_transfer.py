@@ -339,7 +339,7 @@ def test_models_that_cannot_be_moved_are_refused(tmp_path, tiny_model, survey):
 
 
 def test_command_line_and_a_child_as_parent(tmp_path, child, survey, monkeypatch):
-    from maury.cli.common import app
+    from maury.cli.app import app
 
     monkeypatch.setattr(uncertainty, "N_SIMULATED", 200)
     config = tmp_path / "short.toml"

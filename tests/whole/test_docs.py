@@ -192,7 +192,7 @@ def parse_command(command: str) -> None:
     """Assert that a command line of maury names a command and options that exist."""
     import typer
 
-    from maury.cli.common import app
+    from maury.cli.app import app
 
     words = shlex.split(command.lstrip("$ "), comments=True)
     words = words[words.index("maury") + 1 :]

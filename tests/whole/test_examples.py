@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from builders import example_files
-from maury.cli.common import app
+from maury.cli.app import app
 from maury.prediction.catalogue import Catalogue
 from maury.survey.assembly import Flow
 from maury.survey.store import Survey
