@@ -288,7 +288,7 @@ def test_galah_spectrum_without_normalisation_is_kept_all_bad(tmp_path):
 
 def test_galah_files_of_another_camera_or_name(tmp_path):
     write_galah(tmp_path / "in", "170418003701205", 3, 0, release=3)
-    with pytest.raises(InputFileError, match="no FITS file"):
+    with pytest.raises(InputFileError, match="has no file"):
         open_recipe("galah-dr3", tmp_path / "in", arm="ccd1")
     (tmp_path / "in" / "1704180037012053.fits").rename(tmp_path / "in" / "star3.fits")
     with pytest.raises(InputFileError, match=r"<sobject_id>3\.fits"):
@@ -484,7 +484,7 @@ def test_workers_open_the_same_again(tmp_path):
 
     write_galah(tmp_path / "in", "170418003701205", 3, 0, release=4)
     with open_recipe("galah-dr4", tmp_path / "in", arm="ccd3") as files:
-        opened = _open_again(json.dumps(["galah-dr4", str(tmp_path / "in"), "ccd3"]))
+        opened = _open_again(json.dumps(["galah-dr4", str(tmp_path / "in"), "ccd3", False]))
         np.testing.assert_array_equal(opened.gridder.wave_aa, files.gridder.wave_aa)
         (one,), (other,) = (list(s.pieces(0, 1)) for s in (opened.source, files.source))
         np.testing.assert_array_equal(one.flux, other.flux)

@@ -454,7 +454,7 @@ def cut_short(folder):
 def falling(folder):
     write_phase3(folder / "a.fits")
     with fits.open(folder / "a.fits", mode="update") as hdus:
-        hdus[1].data["WAVE"] = hdus[1].data["WAVE"][:, ::-1]
+        hdus[1].data["WAVE"][0, 5:7] = hdus[1].data["WAVE"][0, [6, 5]]
 
 
 def other_grid(folder):

@@ -624,7 +624,7 @@ def test_each_fault_of_arrays_is_one_clear_error(tmp_path, arrays, error, words)
 @pytest.mark.parametrize(
     ("wave", "error", "words"),
     [
-        (WAVE[::-1], WavelengthError, "unsorted"),
+        (WAVE[[1, 0, *range(2, N_PIXEL)]], WavelengthError, "unsorted"),
         (np.where(np.arange(N_PIXEL) == 7, WAVE - 0.5, WAVE), WavelengthError, "overlapping"),
         (np.where(np.arange(N_PIXEL) == 7, np.nan, WAVE), WavelengthError, "finite"),
         (WAVE[:50], WavelengthError, "50 wavelengths for 60 pixels"),
@@ -727,7 +727,7 @@ def test_pickles_are_never_loaded(tmp_path):
         ("b.txt", b"8500 1 3\n8501 1 3\n", "3 columns, expected 2"),
         ("b.txt", b"", "no rows"),
         ("b.txt", b"\xff\xfe\x00", "b.txt"),
-        ("b.txt", b"8501 1\n8500 1\n", "b.txt: unsorted"),
+        ("b.txt", b"8501 1\n8500 1\n8502 1\n", "b.txt: unsorted"),
     ],
 )
 def test_a_bad_file_in_a_folder_is_named(tmp_path, name, content, words):

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import Overwrite, Scheduler, Seed, StorePath, Workers
+from maury.cli.common import Overwrite, Scheduler, Seed, SkipBad, StorePath, Workers
 
 
 def ingest_released(
@@ -38,6 +38,7 @@ def ingest_toml(
     workers: Workers = None,
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Read spectra and tables of any survey, as a short TOML file describes them."""
     from maury.survey.readers import ingest_toml
@@ -46,7 +47,14 @@ def ingest_toml(
         terminal.cluster(scheduler, workers, local=True) as cluster,
         terminal.bar("ingesting") as progress,
     ):
-        survey = ingest_toml(config, out, overwrite=overwrite, progress=progress, cluster=cluster)
+        survey = ingest_toml(
+            config,
+            out,
+            overwrite=overwrite,
+            skip_bad=skip_bad,
+            progress=progress,
+            cluster=cluster,
+        )
     print(survey)
 
 

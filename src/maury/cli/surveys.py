@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from maury.cli import terminal
+from maury.cli.common import Overwrite, Scheduler, SkipBad, StorePath, Workers
 
 
 class IngestGroup(TyperGroup):
@@ -72,25 +73,14 @@ def ingest_recipe(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="File of spectra, or folder of them.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Survey store to write.")],
+    out: StorePath,
     arm: Annotated[
         str | None, typer.Option("--arm", help="Which arm (see maury surveys NAME).")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, help="Processes on this machine, or workers to wait for."),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="Work on a Dask cluster: address or file of its scheduler, or 'local'.",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what exists at the output.")
-    ] = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Read spectra of a public survey as published; 'recipe' may be left out.
 
@@ -103,6 +93,13 @@ def ingest_recipe(
         terminal.bar("ingesting") as progress,
     ):
         survey = ingest_recipe(
-            recipe, path, out, arm=arm, overwrite=overwrite, progress=progress, cluster=cluster
+            recipe,
+            path,
+            out,
+            arm=arm,
+            overwrite=overwrite,
+            skip_bad=skip_bad,
+            progress=progress,
+            cluster=cluster,
         )
     print(survey)

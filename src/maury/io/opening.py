@@ -59,13 +59,18 @@ class Gunzipped(gzip.GzipFile):
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever a parser raises over `path` into one `InputFileError`; hush its warnings.
 
-    Parsers of damaged files raise errors of nearly every class, so that every class is caught.
+    Parsers of damaged files raise errors of nearly every class, so that every class is caught. Of
+    a thousand files the user must learn which one is wrong, so that every error names it.
     """
     try:
         check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except InputFileError as error:
+        if path.name in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
     except MauryError:
         raise
     except FileNotFoundError as error:

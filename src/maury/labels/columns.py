@@ -97,6 +97,7 @@ OBSERVED: tuple[Column, ...] = (
     Column("ecl_lat", "deg", "pos.ecliptic.lat", "Ecliptic latitude"),
     Column("astrometric_params_solved", "", "meta.number", "Gaia type of astrometric solution"),
     Column("reference_survey", "", "meta.dataset", "Survey that the labels come from", "str"),
+    Column("unread", "", "meta.note", "Why the spectrum could not be read, if it could not", "str"),
     Column("n_exposures", "", "meta.number;obs.exposure", "Exposures that were added up"),
 )
 """What a survey may know of each spectrum besides its pixels and labels."""

@@ -9,7 +9,7 @@ from maury.io.cluster import Cluster
 from maury.survey.archives.recipe import ArmFacts, SpectraFacts, SurveyRecipe, load
 from maury.survey.readers.config import IngestConfig
 from maury.survey.readers.general import FileSurvey, open_config, write_files
-from maury.survey.readers.pipeline import Opened, Progress
+from maury.survey.readers.pipeline import Opened, Progress, Reopening
 from maury.survey.store import Survey
 
 
@@ -20,6 +20,7 @@ def ingest_recipe(
     *,
     arm: str | None = None,
     overwrite: bool = False,
+    skip_bad: bool = False,
     progress: Progress | None = None,
     cluster: Cluster | None = None,
 ) -> Survey:
@@ -37,6 +38,9 @@ def ingest_recipe(
         Which of the recipe's arms; the first by default.
     overwrite : bool
         Replace an existing store.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels, and tell of all of them at the end;
+        the column ``unread`` says why. By default one such file is an error.
     progress : callable, optional
         Called with the number of rows done, and of all.
     cluster : Cluster, optional
@@ -57,24 +61,27 @@ def ingest_recipe(
     OutputExists
         If `out` exists and `overwrite` is false.
     """
-    place = str(recipe.absolute()) if isinstance(recipe, Path) else recipe
-    argument = json.dumps([place, str(Path(path).absolute()), arm])
+    own = str(recipe.absolute()) if isinstance(recipe, Path) else recipe
+    place = Path(path).absolute()
+    argument = json.dumps([own, str(place), arm, skip_bad])
     return write_files(
-        open_recipe(recipe, path, arm=arm),
+        open_recipe(recipe, path, arm=arm, skip_bad=skip_bad),
         out,
-        opener=(_open_again, argument),
+        reopening=Reopening(_open_again, argument, place),
         overwrite=overwrite,
         progress=progress,
         cluster=cluster,
     )
 
 
-def open_recipe(recipe: str | Path, path: Path | str, *, arm: str | None = None) -> FileSurvey:
+def open_recipe(
+    recipe: str | Path, path: Path | str, *, arm: str | None = None, skip_bad: bool = False
+) -> FileSurvey:
     """Open the spectra of a public survey without making a store.
 
     Parameters
     ----------
-    recipe, path, arm
+    recipe, path, arm, skip_bad
         As of `ingest_recipe`.
 
     Raises
@@ -85,8 +92,11 @@ def open_recipe(recipe: str | Path, path: Path | str, *, arm: str | None = None)
     found, place = load(recipe), Path(path).absolute()
     spectra, chosen = _spectra(found, arm)
     document = _document(spectra, chosen, place) | {"observable": found.observable}
+    document |= {"skip_bad": skip_bad, "at_rest": spectra.at_rest}
     config = IngestConfig.model_validate(document)
-    options = {"recipe": found.name} | ({} if chosen is None else {"arm": chosen.name})
+    options: dict[str, Any] = {"recipe": found.name}
+    options |= {} if chosen is None else {"arm": chosen.name}
+    options |= {"skip_bad": True} if skip_bad else {}
     return open_config(
         config, place, labels=found.labels, options=options, reader=chosen_reader(spectra, chosen)
     )
@@ -127,6 +137,6 @@ def _document(spectra: SpectraFacts, arm: ArmFacts | None, place: Path) -> dict[
 
 
 def _open_again(argument: str) -> Opened:
-    recipe, path, arm = json.loads(argument)
-    files = open_recipe(recipe, path, arm=arm)
+    recipe, path, arm, skip_bad = json.loads(argument)
+    files = open_recipe(recipe, path, arm=arm, skip_bad=skip_bad)
     return Opened(files.source, files.gridder, files)

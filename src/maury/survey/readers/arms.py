@@ -3,27 +3,18 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from maury.errors import IdentifierError, LengthMismatch, WavelengthError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray, StrArray
+from maury.io.arrays import AnyArray, Float64Array, IndexArray, StrArray
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium
 from maury.survey.readers.grids import Gridder, join_grids
-from maury.survey.readers.pipeline import Piece, Source, with_noise
+from maury.survey.readers.pipeline import Piece, ReadRows, Source, read_rows
 from maury.survey.store import require_unique
 
 logger = logging.getLogger(__name__)
-
-
-class Readable(Source, Protocol):
-    """A source that also knows whether it is simulated, and facts of its spectra."""
-
-    @property
-    def simulated(self) -> bool:
-        """Whether its files say so."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Arm:
     """
 
     name: str
-    source: Readable
+    source: Source
     gridder: Gridder
     medium: Medium
     table: SourceTable | None = None
@@ -82,6 +73,11 @@ class ArmsSource:
         """Whether the files of any arm say so."""
         return any(arm.source.simulated for arm in self.arms)
 
+    @property
+    def skip_bad(self) -> bool:
+        """Whether a spectrum that cannot be read is bad in its arm instead of an error."""
+        return any(arm.source.skip_bad for arm in self.arms)
+
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield the spectra of rows `start` to before `stop`, arms side by side."""
         parts = [
@@ -90,12 +86,12 @@ class ArmsSource:
         ]
         flux, ivar = (np.hstack([part[k] for part in parts]) for k in (0, 1))
         guard = self.take < 0
-        what = " and ".join(arm.name for arm in self.arms)
         yield Piece(
             self.wave_aa,
             np.where(guard, np.float32(np.nan), flux[:, self.take]),
             np.where(guard, np.float32(0), ivar[:, self.take]),
-            what,
+            " and ".join(arm.name for arm in self.arms),
+            joined_reasons([part.unread for part in parts]),
         )
 
 
@@ -164,24 +160,23 @@ def _rows_of(arm: Arm, first: Arm) -> IndexArray:
     return np.where(found, sorting[place], -1)
 
 
-def read_scattered(
-    source: Source, gridder: Gridder, rows: IndexArray
-) -> tuple[Float32Array, Float32Array]:
-    """Read rows in any order: flux and ivar (n, n_pixel) on the grid; a row of -1 is all bad."""
-    flux = np.full((rows.size, gridder.wave_aa.size), np.nan, dtype=np.float32)
-    ivar = np.zeros_like(flux)
+def read_scattered(source: Source, gridder: Gridder, rows: IndexArray) -> ReadRows:
+    """Read rows (n,) in any order, on the grid; a row of -1 is all bad."""
+    none = np.full((rows.size, gridder.wave_aa.size), np.nan, dtype=np.float32)
+    out = ReadRows(
+        none, np.zeros_like(none), np.full(rows.size, np.nan), np.full(rows.size, "", dtype=object)
+    )
     edges = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
     for run in map(slice, [0, *edges], [*edges, rows.size]):
-        first = run.start
-        if rows[first] < 0:
+        if rows[run.start] < 0:
             continue
-        for piece in source.pieces(int(rows[first]), int(rows[run.stop - 1]) + 1):
-            here = slice(first, first + len(piece.flux))
-            with np.errstate(over="ignore", invalid="ignore"):
-                noise, _ = with_noise(piece.flux, piece.ivar, np.full(len(piece.flux), np.nan))
-                placed: tuple[AnyArray, AnyArray] = gridder.place(
-                    piece.wave_aa, (piece.flux, noise), what=piece.what
-                )
-                flux[here], ivar[here] = placed
-            first = here.stop
-    return flux, ivar
+        unknown = np.full(run.stop - run.start, np.nan)
+        read = read_rows(source, gridder, int(rows[run.start]), unknown)
+        for whole, part in zip(out, read, strict=True):
+            whole[run] = part
+    return out
+
+
+def joined_reasons(parts: Sequence[AnyArray]) -> StrArray:
+    """Join why the parts (n,) of each spectrum could not be read; empty where all could."""
+    return np.array(["; ".join(filter(None, row)) for row in zip(*parts, strict=True)], np.str_)

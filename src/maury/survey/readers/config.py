@@ -265,6 +265,10 @@ class IngestConfig(Strict):
         Whether the spectra are simulated; a header card ``SIMULATE = T`` says so too.
     missing : tuple of float, optional
         Numbers that mean "missing" in every column that does not say otherwise.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels; its column ``unread`` says why.
+    at_rest : bool, optional
+        Whether the spectra are in the rest frame of their stars; not given where it is unknown.
     label : tuple of mapping
         Definitions of further labels, as in `maury.labels.definitions`.
     """
@@ -281,6 +285,8 @@ class IngestConfig(Strict):
     resolving_power: Annotated[float, Field(gt=0)] | None = None
     simulated: bool = False
     missing: tuple[float, ...] | None = None
+    skip_bad: bool = False
+    at_rest: bool | None = None
     label: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,28 @@ import numpy as np
 
 from maury.errors import ColumnError, InputFileError, WavelengthError
 from maury.io.arrays import Float64Array
-from maury.io.opening import find_hdu, open_fits, reading
+from maury.io.opening import find_hdu
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium
 from maury.survey.readers.grids import to_angstrom
-from maury.survey.readers.pipeline import complete_ids
 from maury.survey.readers.rows import to_ivar
 from maury.survey.readers.sources import (
-    Facts,
+    Cards,
     StarFiles,
     StarSpectrum,
     header_facts,
-    list_files,
+    open_star_files,
     stem,
 )
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".fits", ".fit", ".fits.gz")
 _AXIS = "spectralaxis.value"
 _FLUX = "fluxaxis.value"
 # Both spellings are found in ESO's files.
 _ERROR = ("fluxaxis.accuracy.staterror", "fluxaxis.accurancy.staterror")
+_MEDIUM = "MEDIUM"
+_COUNTS = ("adu", "ct", "count", "counts", "electron", "electrons")
 _QUALITY = ("fluxaxis.accuracy.qualitystatus", "fluxaxis.accurancy.qualitystatus")
 _NAMES = {
     "wave": ("WAVE", "LAMBDA", "WAVELENGTH"),
@@ -65,7 +66,7 @@ class _Column:
         return self.utype.endswith(tuple(endings))
 
 
-def open_phase3(path: Path, stack: ExitStack) -> StarFiles:
+def open_phase3(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
     """Open a Phase 3 spectrum, or a folder of them; headers are read at once.
 
     Identifiers are the names of the files without suffix. The table of facts holds the cards of the
@@ -77,6 +78,8 @@ def open_phase3(path: Path, stack: ExitStack) -> StarFiles:
     path : Path
     stack : ExitStack
         Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
 
     Raises
     ------
@@ -88,23 +91,30 @@ def open_phase3(path: Path, stack: ExitStack) -> StarFiles:
         If files stand in different media.
     """
     del stack
-    paths = list_files(path, _SUFFIXES)
-    facts = Facts()
+    files = open_star_files(
+        path,
+        read=_read,
+        facts=_facts,
+        identify=lambda _, paths: [stem(item) for item in paths],
+        medium=partial(_one_medium, path),
+        units={"RA": "deg", "DEC": "deg"},
+        skip_bad=skip_bad,
+    )
+    assert files.table is not None, "headers were read"
+    _warn_of_frames(files.table, path)
+    return files
+
+
+def _one_medium(path: Path, facts: Sequence[Cards], paths: Sequence[Path]) -> Medium | None:
     media: dict[Medium | None, Path] = {}
-    for item in paths:
-        cards, medium = _facts(item)
-        facts.add(cards)
-        media.setdefault(medium, item)
+    for row, item in zip(facts, paths, strict=True):
+        media.setdefault(row[_MEDIUM], item)
     if len(media) > 1:
         listed = ", ".join(f"{medium or 'unknown'} ({item.name})" for medium, item in media.items())
         raise WavelengthError(
             f"{path} holds spectra in different media: {listed}; put each into a folder of its own"
         )
-    ids = complete_ids(np.array([stem(item) for item in paths], dtype=np.str_), len(paths), path)
-    table = facts.table(path, {"RA": "deg", "DEC": "deg"})
-    _warn_of_frames(table, path)
-    simulated = any(row.get("SIMULATE") is True for row in facts.rows)
-    return StarFiles(paths, _read, ids, table, next(iter(media)), simulated)
+    return next(iter(media))
 
 
 def _warn_of_frames(table: SourceTable, path: Path) -> None:
@@ -112,40 +122,38 @@ def _warn_of_frames(table: SourceTable, path: Path) -> None:
         frames = sorted(set(table.texts("SPECSYS").tolist()) - {"BARYCENT", "HELIOCEN", ""})
         if frames:
             logger.warning(
-                "%s: wavelengths of some spectra stand in the frame %s, not the barycentric one",
+                "%s: wavelengths of some spectra stand in the frame %s, not the barycentric one; a "
+                "radial_velocity that is mapped for them must be one of that frame",
                 path,
                 ", ".join(frames),
             )
 
 
-def _facts(path: Path) -> tuple[dict[str, Any], Medium | None]:
-    with reading(path), ExitStack() as stack:
-        hdus = open_fits(path, stack)
-        hdu = _spectrum(hdus, path)
-        facts = header_facts(hdus[0].header, hdu.header)
-        return facts, _medium(_find(_columns(hdu), "wave", path))
+def _facts(hdus: Any, path: Path) -> dict[str, Any]:
+    hdu = _spectrum(hdus, path)
+    medium = _medium(_find(_columns(hdu), "wave", path))
+    return {**header_facts(hdus[0].header, hdu.header), _MEDIUM: medium}
 
 
-def _read(path: Path) -> StarSpectrum:
-    with reading(path), ExitStack() as stack:
-        hdu = _spectrum(open_fits(path, stack), path)
-        columns = _columns(hdu)
-        wave, flux = (_find(columns, kind, path) for kind in ("wave", "flux"))
-        error = _companion(columns, flux, "error")
-        quality = _companion(columns, flux, "quality")
-        values = _array(hdu, flux)
-        ivar = None
-        if error is not None:
-            # Where a pipeline knows no errors, ESO's files have NaN in all of the column.
-            errors = _array(hdu, error)
-            ivar = None if np.isnan(errors).all() else to_ivar(errors, is_error=True)
-        if quality is not None:
-            bad = _array(hdu, quality) != 0
-            values = np.where(bad, np.nan, values)
-            ivar = None if ivar is None else np.where(bad, 0.0, ivar)
-        wave_aa = to_angstrom(_array(hdu, wave), wave.unit)
-        noise = None if ivar is None else np.asarray(ivar, dtype=np.float64)
-        return StarSpectrum(wave_aa, values, noise, {}, _medium(wave))
+def _read(hdus: Any, path: Path) -> StarSpectrum:
+    hdu = _spectrum(hdus, path)
+    columns = _columns(hdu)
+    wave, flux = (_find(columns, kind, path) for kind in ("wave", "flux"))
+    error = _companion(columns, flux, "error")
+    quality = _companion(columns, flux, "quality")
+    values = _array(hdu, flux)
+    ivar = None
+    if error is not None:
+        # Where a pipeline knows no errors, ESO's files have NaN in all of the column.
+        errors = _array(hdu, error)
+        ivar = None if np.isnan(errors).all() else to_ivar(errors, is_error=True)
+    if quality is not None:
+        bad = _array(hdu, quality) != 0
+        values = np.where(bad, np.nan, values)
+        ivar = None if ivar is None else np.where(bad, 0.0, ivar)
+    wave_aa = to_angstrom(_array(hdu, wave), wave.unit)
+    noise = None if ivar is None else np.asarray(ivar, dtype=np.float64)
+    return StarSpectrum(wave_aa, values, noise, {}, _medium(wave))
 
 
 def _spectrum(hdus: Any, path: Path) -> Any:
@@ -172,10 +180,18 @@ def _columns(hdu: Any) -> list[_Column]:
 
 
 def _find(columns: Sequence[_Column], kind: str, path: Path) -> _Column:
-    """Column of wavelength or flux: by utype, the main one first, else by name."""
+    """Column of wavelength or flux: by utype, the calibrated and main one first, else by name."""
     ending = _AXIS if kind == "wave" else _FLUX
-    found = [c for c in columns if c.ends((ending,))]
-    found.sort(key=lambda c: "meta.main" not in c.ucd)
+    found = sorted((c for c in columns if c.ends((ending,))), key=_rank)
+    rivals = [c.name for c in found[1:] if _rank(c) == _rank(found[0])]
+    if rivals:
+        logger.warning(
+            "%s: the columns %s have one TUTYP, and neither TUCD nor unit tells them apart; %s is "
+            "read",
+            path,
+            ", ".join([found[0].name, *rivals]),
+            found[0].name,
+        )
     by_name = {c.name.upper(): c for c in columns}
     found += [by_name[name] for name in _NAMES[kind] if name in by_name]
     if not found:
@@ -187,13 +203,29 @@ def _find(columns: Sequence[_Column], kind: str, path: Path) -> _Column:
     return found[0]
 
 
+def _rank(column: _Column) -> tuple[bool, bool, bool]:
+    """Order of columns of one role: calibrated, main, and of the standard's own namespace first.
+
+    A pipeline's flux in counts stands beside the calibrated one, under the name space ``eso:`` and
+    with ``stat.uncalib`` in its UCD (ESO Science Data Products Standard, table of 1-D spectra).
+    """
+    counts = "stat.uncalib" in column.ucd or str(column.unit).strip().lower() in _COUNTS
+    return counts, "meta.main" not in column.ucd, column.space.startswith("eso:")
+
+
 def _companion(columns: Sequence[_Column], flux: _Column, kind: str) -> _Column | None:
-    """Column of errors or quality that belongs to the flux: of its namespace, else by name."""
+    """Column of errors or quality that belongs to the flux: of its namespace, else by name.
+
+    An error in another unit belongs to another flux, and none is better than that one.
+    """
     endings = _ERROR if kind == "error" else _QUALITY
-    found = [c for c in columns if c.ends(endings)]
-    found.sort(key=lambda c: (c.space != flux.space, "meta.main" not in c.ucd))
     by_name = {c.name.upper(): c for c in columns}
+    found = [c for c in columns if c.ends(endings)]
     found += [by_name[name] for name in _NAMES[kind] if name in by_name]
+    if kind == "error" and flux.unit:
+        found = [c for c in found if c.unit in (None, "", flux.unit)]
+    # Sorting is stable, so that columns by utype stay before those by name alone.
+    found.sort(key=lambda c: (c.space != flux.space, "meta.main" not in c.ucd))
     return found[0] if found else None
 
 

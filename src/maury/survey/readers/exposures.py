@@ -8,9 +8,9 @@ import numpy as np
 
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray, StrArray
 from maury.spectra.operators import to_rest_frame
-from maury.survey.readers.arms import Readable, read_scattered
+from maury.survey.readers.arms import read_scattered
 from maury.survey.readers.grids import Gridder
-from maury.survey.readers.pipeline import Piece
+from maury.survey.readers.pipeline import Piece, Source
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class CoaddedSource:
         An exposure without a velocity counts for nothing.
     """
 
-    source: Readable
+    source: Source
     gridder: Gridder
     groups: Sequence[IndexArray]
     velocity_kms: Float64Array | None = None
@@ -47,6 +47,11 @@ class CoaddedSource:
         return len(self.groups)
 
     @property
+    def skip_bad(self) -> bool:
+        """Whether an exposure that cannot be read is left out of the sum."""
+        return self.source.skip_bad
+
+    @property
     def simulated(self) -> bool:
         """Whether the files say that they are simulated."""
         return self.source.simulated
@@ -56,19 +61,23 @@ class CoaddedSource:
         n_pixel = self.gridder.wave_aa.size
         flux = np.empty((stop - start, n_pixel), dtype=np.float32)
         ivar = np.empty_like(flux)
+        unread = []
         for row, group in enumerate(self.groups[start:stop]):
-            flux[row], ivar[row] = coadd(*self._exposures(group))
-        yield Piece(self.gridder.wave_aa, flux, ivar, "co-added spectra")
+            read = read_scattered(self.source, self.gridder, group)
+            flux[row], ivar[row] = coadd(*self._at_rest(read.flux, read.ivar, group))
+            unread.append("; ".join(filter(None, read.unread)))
+        what = "co-added spectra"
+        yield Piece(self.gridder.wave_aa, flux, ivar, what, np.array(unread, np.str_))
 
-    def _exposures(self, group: IndexArray) -> tuple[AnyArray, AnyArray]:
-        flux, ivar = read_scattered(self.source, self.gridder, group)
+    def _at_rest(
+        self, flux: AnyArray, ivar: AnyArray, group: IndexArray
+    ) -> tuple[AnyArray, AnyArray]:
         if self.velocity_kms is None:
             return flux, ivar
         wave = self.gridder.wave_aa
-        moved = to_rest_frame(
+        return to_rest_frame(
             flux, ivar, self.velocity_kms[group], wave_in_aa=wave, wave_out_aa=wave
         )
-        return moved[0], moved[1]
 
 
 def coadd(flux: AnyArray, ivar: AnyArray) -> tuple[AnyArray, AnyArray]:

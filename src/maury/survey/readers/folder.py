@@ -2,17 +2,15 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maury.errors import InputFileError, LengthMismatch, WavelengthError
-from maury.io.arrays import Float64Array, StrArray
+from maury.errors import InputFileError, WavelengthError
+from maury.io.arrays import Float64Array
 from maury.io.limits import current, exceeded
 from maury.io.opening import files_of, find_hdu, open_fits, reading
 from maury.io.tables import fits_table
@@ -21,112 +19,36 @@ from maury.survey.readers.grids import (
     angstrom_per,
     header_grid,
     linear_grid,
-    same_grid,
     to_angstrom,
 )
-from maury.survey.readers.pipeline import Piece, check_pixels
+from maury.survey.readers.pipeline import check_pixels
 from maury.survey.readers.rows import to_ivar
+from maury.survey.readers.sources import (
+    FITS_SUFFIXES,
+    StarFiles,
+    StarSpectrum,
+    stem,
+    tolerating,
+)
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_WAVE = ArrayRef(name="wave")
 _MOST_BYTES_PER_PIXEL = 10
-_FITS_SUFFIXES = (".fits", ".fit", ".fits.gz")
+_HEAD_BYTES = 8192
+"""Of a text, in which a row of numbers is sought: longer than any header of a spectrum seen."""
+_DOCUMENTS = (
+    *(".md", ".rst", ".html", ".htm", ".pdf", ".ps", ".eps", ".png", ".jpg", ".jpeg", ".gif"),
+    *(".json", ".toml", ".yaml", ".py", ".sh", ".md5", ".sha256"),
+)
+_NAMED = 5
+"""Files left out that the warning names."""
 
 
-@dataclass(frozen=True)
-class _Star:
-    wave_aa: Float64Array
-    flux: Float64Array
-    noise: Float64Array | None
-    simulated: bool = False
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """Spectra of one file each, in the order of their names.
-
-    Attributes
-    ----------
-    paths : sequence of Path
-        The files.
-    spectra : SpectraConfig
-        How to read them.
-    wavelength : WavelengthConfig
-        Where their wavelengths are.
-    """
-
-    paths: Sequence[Path]
-    spectra: SpectraConfig
-    wavelength: WavelengthConfig
-
-    @property
-    def n_star(self) -> int:
-        """Number of spectra."""
-        return len(self.paths)
-
-    @cached_property
-    def ids(self) -> StrArray:
-        """Identifiers: the header card that ``id`` names, else names without suffix."""
-        if self.spectra.id is None:
-            return np.array([_stem(path) for path in self.paths], dtype=np.str_)
-        return np.array([_card(path, self.spectra.id) for path in self.paths], dtype=np.str_)
-
-    @cached_property
-    def _first(self) -> _Star:
-        return self._read(self.paths[0])
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the header of the first file says so."""
-        return self._first.simulated
-
-    def first_grid(self) -> Float64Array:
-        """Return the wavelengths of the first spectrum."""
-        return self._first.wave_aa
-
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """Yield the spectra of rows `start` to before `stop`, those on one grid together."""
-        held: list[_Star] = []
-        what = ""
-        for path in self.paths[start:stop]:
-            star = self._read(path)
-            if held and not same_grid(held[0].wave_aa, star.wave_aa):
-                yield self._piece(held, what)
-                held = []
-            if not held:
-                what = str(path)
-            held.append(star)
-        if held:
-            yield self._piece(held, what)
-
-    def _piece(self, stars: Sequence[_Star], what: str) -> Piece:
-        flux = np.array([star.flux for star in stars], dtype=np.float32)
-        noise = [star.noise for star in stars]
-        ivar = (
-            None
-            if self.spectra.ivar is None and self.spectra.error is None
-            else to_ivar(np.array(noise), is_error=self.spectra.error is not None)
-        )
-        return Piece(stars[0].wave_aa, flux, ivar, what)
-
-    def _read(self, path: Path) -> _Star:
-        with reading(path), ExitStack() as stack:
-            if _is_fits(path, self.spectra):
-                star = _fits_star(path, self.spectra, self.wavelength, stack)
-            else:
-                star = _ascii_star(path, self.spectra, self.wavelength)
-        for array in (star.flux, star.noise):
-            if array is not None and array.shape != star.wave_aa.shape:
-                raise LengthMismatch(
-                    f"{path} has {star.wave_aa.size} wavelengths, but {array.size} values of flux "
-                    "or noise; they must be equally many"
-                )
-        return star
-
-
-def open_folder(folder: Path, spectra: SpectraConfig, wavelength: WavelengthConfig) -> FolderSource:
-    """List a folder of spectra.
+def open_folder(
+    folder: Path, spectra: SpectraConfig, wavelength: WavelengthConfig, *, skip_bad: bool = False
+) -> StarFiles:
+    """List a folder of spectra, and name them: by a header card if ``id`` says one, else by file.
 
     Raises
     ------
@@ -135,23 +57,80 @@ def open_folder(folder: Path, spectra: SpectraConfig, wavelength: WavelengthConf
     """
     if not folder.is_dir():
         raise InputFileError(f"{folder} is no directory; correct 'folder' in [spectra]")
-    paths = sorted(files_of(folder, spectra.pattern))
+    found = sorted(files_of(folder, spectra.pattern))
+    paths = _spectra_among(found, spectra, folder)
     if not paths:
         raise InputFileError(
             f"{folder} has no file {spectra.pattern!r}; correct 'folder' or 'pattern' in [spectra]"
         )
-    return FolderSource(tuple(paths), spectra, wavelength)
+    lost: dict[Path, str] = {}
+    names = []
+    for path in paths:
+        name = stem(path)
+        if spectra.id is not None:
+            with tolerating(path, lost, skip=skip_bad):
+                name = _card(path, spectra.id)
+        names.append(name)
+
+    def read(path: Path) -> StarSpectrum:
+        with reading(path), ExitStack() as stack:
+            if _is_fits(path, spectra):
+                return _fits_star(path, spectra, wavelength, stack)
+            return _ascii_star(path, spectra, wavelength)
+
+    ids = np.array(names, dtype=np.str_)
+    simulated = _simulated(paths[0], spectra)
+    return StarFiles(paths, read, ids, None, wavelength.medium, simulated, skip_bad, lost)
 
 
-def _stem(path: Path) -> str:
-    name = path.name.removesuffix(".gz")
-    return name.rsplit(".", 1)[0] if "." in name else name
+def _spectra_among(paths: Sequence[Path], spectra: SpectraConfig, folder: Path) -> list[Path]:
+    """Return the files that can be spectra, and tell which are left out.
+
+    Archives put a README, a list or pictures beside their files; a text without any row of numbers
+    is no spectrum. What is empty or cannot be read as text stays, so that a damaged one is told.
+    """
+    chosen = [path for path in paths if _is_fits(path, spectra) or not _is_prose(path)]
+    left = [path.name for path in paths if path not in set(chosen)]
+    if left and chosen:
+        logger.warning(
+            "%s: %d files are no spectra and are left out: %s%s",
+            folder,
+            len(left),
+            ", ".join(left[:_NAMED]),
+            ", ..." if len(left) > _NAMED else "",
+        )
+    return chosen
+
+
+def _is_prose(path: Path) -> bool:
+    """Whether a file is a document: by its suffix, or a text without a row of numbers."""
+    if path.suffix.lower() in _DOCUMENTS:
+        return True
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    try:
+        rows = head.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        return False
+    rows = [row for row in rows if row.strip() and not row.lstrip().startswith("#")]
+    return bool(rows) and not any(_numeric(row.replace(",", " ")) for row in rows)
+
+
+def _simulated(path: Path, spectra: SpectraConfig) -> bool:
+    """Whether the header of the first file says so; a file that cannot be read says nothing."""
+    if not _is_fits(path, spectra):
+        return False
+    try:
+        with reading(path), ExitStack() as stack:
+            return any(bool(h.header.get("SIMULATE", False)) for h in open_fits(path, stack))
+    except InputFileError:
+        return False
 
 
 def _is_fits(path: Path, spectra: SpectraConfig) -> bool:
     if spectra.format is not None:
         return spectra.format != "ascii"
-    return path.name.lower().endswith(_FITS_SUFFIXES)
+    return path.name.lower().endswith(FITS_SUFFIXES)
 
 
 def _card(path: Path, key: str) -> str:
@@ -164,17 +143,16 @@ def _card(path: Path, key: str) -> str:
 
 def _fits_star(
     path: Path, spectra: SpectraConfig, wavelength: WavelengthConfig, stack: ExitStack
-) -> _Star:
+) -> StarSpectrum:
     hdus = open_fits(path, stack)
     hdu = _spectrum_hdu(hdus, spectra, path)
-    simulated = any(bool(h.header.get("SIMULATE", False)) for h in hdus)
     noise = spectra.ivar or spectra.error
     if hdu.is_image:
         check_pixels(math.prod(hdu.shape), path)
         flux = _line(hdu.data, path)
         wave = _image_wave(hdus, hdu, wavelength, path)
         found = None if noise is None else _line(_small(_image(hdus, noise, path), path), path)
-        return _Star(wave, flux, found, simulated)
+        return _star(wave, flux, found, spectra)
 
     def column(ref: ArrayRef) -> Float64Array:
         name = fits_table(hdu, path).check(ref.name or "")
@@ -187,16 +165,40 @@ def _fits_star(
         ref = wavelength.values or _DEFAULT_WAVE
         unit = wavelength.unit or fits_table(hdu, path).units.get(ref.name or "")
         wave = to_angstrom(column(ref), unit, log=wavelength.log)
-    return _Star(wave, flux, None if noise is None else column(noise), simulated)
+    return _star(wave, flux, None if noise is None else column(noise), spectra)
+
+
+def _star(
+    wave: Float64Array, flux: Float64Array, noise: Float64Array | None, spectra: SpectraConfig
+) -> StarSpectrum:
+    ivar = None if noise is None else to_ivar(noise, is_error=spectra.error is not None)
+    return StarSpectrum(wave, flux, None if ivar is None else ivar.astype(np.float64), {})
 
 
 def _spectrum_hdu(hdus: Any, spectra: SpectraConfig, path: Path) -> Any:
+    """HDU of the spectrum: as stated, else the first that can be one.
+
+    That is a table with the column of the flux, or an image of one line: a thumbnail in front of
+    the table is neither.
+    """
     if spectra.hdu is not None:
         return find_hdu(hdus, spectra.hdu, path, image=True)
-    for hdu in hdus:
-        if (hdu.is_image and hdu.shape) or hasattr(hdu, "columns"):
+    data = [hdu for hdu in hdus if (hdu.is_image and hdu.shape) or hasattr(hdu, "columns")]
+    for hdu in data:
+        if hdu.is_image:
+            if sum(size > 1 for size in hdu.shape) <= 1:
+                return hdu
+        elif spectra.flux in hdu.columns.names:
             return hdu
-    raise InputFileError(f"{path} holds no data; give a FITS image or table")
+    if len(data) == 1:
+        return data[0]
+    if not data:
+        raise InputFileError(f"{path} holds no data; give a FITS image or table")
+    held = ", ".join(f"{k} {hdu.name!r}" for k, hdu in enumerate(hdus) if hdu in data)
+    raise InputFileError(
+        f"{path}: of the HDUs with data ({held}) none is an image of one spectrum or a table with "
+        f"a column {spectra.flux!r}; write 'hdu', or the column as 'flux', in [spectra]"
+    )
 
 
 def _image(hdus: Any, ref: ArrayRef, path: Path) -> Any:
@@ -243,7 +245,7 @@ def _line(data: Any, path: Path) -> Float64Array:
     return values
 
 
-def _ascii_star(path: Path, spectra: SpectraConfig, wavelength: WavelengthConfig) -> _Star:
+def _ascii_star(path: Path, spectra: SpectraConfig, wavelength: WavelengthConfig) -> StarSpectrum:
     if path.stat().st_size > _MOST_BYTES_PER_PIXEL * current().pixels:
         raise exceeded(path, f"has {path.stat().st_size} bytes of text", "pixels")
     lines = [line.replace(",", " ") for line in path.read_text("utf-8").splitlines()]
@@ -262,7 +264,7 @@ def _ascii_star(path: Path, spectra: SpectraConfig, wavelength: WavelengthConfig
         )
     wave = to_angstrom(table[:, 0], wavelength.unit, log=wavelength.log)
     noise = table[:, 2] if noisy else None
-    return _Star(wave, table[:, 1], noise)
+    return _star(wave, table[:, 1], noise, spectra)
 
 
 def _numeric(line: str) -> bool:

@@ -1,10 +1,11 @@
 """Readers of published formats, by the name that ``[spectra] reader`` or a recipe gives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 from maury.errors import check_known
 from maury.survey.readers.eso import open_phase3
@@ -16,7 +17,13 @@ from maury.survey.readers.sdss import open_apstar, open_aspcapstar, open_mwmstar
 from maury.survey.readers.sources import FormatSource
 from maury.survey.readers.weave import open_weave
 
-FormatReader = Callable[[Path, ExitStack], FormatSource]
+
+class FormatReader(Protocol):
+    """What opens files of one published format."""
+
+    def __call__(self, path: Path, stack: ExitStack, /, *, skip_bad: bool = False) -> FormatSource:
+        """Open a file, or a folder of files, until `stack` closes."""
+
 
 FORMATS: Mapping[str, FormatReader] = MappingProxyType(
     {
@@ -40,10 +47,10 @@ FORMATS: Mapping[str, FormatReader] = MappingProxyType(
         "weave-l1-red": partial(open_weave, arm="red"),
     }
 )
-"""``FORMATS[name](path, stack)`` opens a file, or a folder of files, until `stack` closes."""
+"""Reader of each format, by its name."""
 
 
-def open_format(name: str, path: Path, stack: ExitStack) -> FormatSource:
+def open_format(name: str, path: Path, stack: ExitStack, *, skip_bad: bool = False) -> FormatSource:
     """Open spectra of a published format.
 
     Raises
@@ -53,4 +60,4 @@ def open_format(name: str, path: Path, stack: ExitStack) -> FormatSource:
     InputFileError
         If the files are missing, damaged or of another format; its subclasses say more.
     """
-    return FORMATS[check_known("reader", name, FORMATS)](path, stack)
+    return FORMATS[check_known("reader", name, FORMATS)](path, stack, skip_bad=skip_bad)

@@ -25,13 +25,22 @@ from maury.io.tables import astropy_table, fits_table
 from maury.survey.readers.grids import same_grid, to_angstrom
 from maury.survey.readers.planes import Plane, column_plane
 from maury.survey.readers.rows import to_ivar
-from maury.survey.readers.sources import Block, BlockFiles, RowReader, header_facts, list_files
+from maury.survey.readers.sources import (
+    FITS_SUFFIXES,
+    Block,
+    BlockFiles,
+    RowReader,
+    header_facts,
+    list_files,
+    tolerating,
+)
 
 N_PIXEL = 2401
 WAVE_AA: Float64Array = 8460.0 + 0.1 * np.arange(N_PIXEL, dtype=np.float64)
 """The grid of RVS mean spectra, in vacuum."""
 
-_SUFFIXES = (".fits", ".fits.gz", ".vot", ".xml", ".votable", ".ecsv", ".csv", ".csv.gz")
+_VOTABLE = (".vot", ".xml", ".votable")
+_SUFFIXES = (*FITS_SUFFIXES, *_VOTABLE, ".ecsv", ".csv", ".csv.gz")
 _ARRAYS = ("flux", "flux_error")
 _ID = "source_id"
 _ID_CARDS = ("SOURCE_ID", "SOURCEID", "SOURCE_I", "source_id")
@@ -39,8 +48,10 @@ _ID_IN_NAME = re.compile(r"(?:DR3|EDR3|_|-|\s|^)(\d{6,19})(?=\D|$)")
 _UNIT = "nm"
 
 
-def open_rvs(path: Path, stack: ExitStack) -> BlockFiles:
+def open_rvs(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> BlockFiles:
     """Open a file of RVS spectra, or a folder of such files, until `stack` closes.
+
+    With `skip_bad` a file that cannot be read is one row of bad pixels instead of an error.
 
     Raises
     ------
@@ -52,8 +63,13 @@ def open_rvs(path: Path, stack: ExitStack) -> BlockFiles:
         If spectra have other than 2401 pixels.
     """
     paths = list_files(path, _SUFFIXES)
-    blocks = [block for item in paths for block in _blocks(item, stack)]
-    return BlockFiles.of(path, paths, blocks, medium="vacuum")
+    blocks: list[Block] = []
+    for item in paths:
+        lost: dict[Path, str] = {}
+        with tolerating(item, lost, skip=skip_bad):
+            blocks += _blocks(item, stack)
+        blocks += [Block.lost(item, why) for why in lost.values()]
+    return BlockFiles.of(path, paths, blocks, medium="vacuum", skip_bad=skip_bad)
 
 
 def _reader(flux: Plane, error: Plane | None) -> RowReader:
@@ -75,9 +91,9 @@ def _wide(values: AnyArray) -> Float64Array:
 def _blocks(path: Path, stack: ExitStack) -> list[Block]:
     name = path.name.lower()
     with reading(path):
-        if name.endswith((".fits", ".fits.gz")):
+        if name.endswith(FITS_SUFFIXES):
             return _fits_blocks(path, stack)
-        if name.endswith((".vot", ".xml", ".votable")):
+        if name.endswith(_VOTABLE):
             return _votable_blocks(path)
         return _text_blocks(path)
 

@@ -1,9 +1,11 @@
 """GALAH DR3 and DR4 spectra: a FITS file per observation and camera.
 
 ``<sobject_id><camera>.fits``, cameras 1 (blue) to 4 (infrared), wavelengths in air with linear
-cards. DR3 (https://www.galah-survey.org/dr3/the_spectra/): extensions 0 flux, 1 relative error, 2
-and 3 without sky subtraction, 4 normalised flux. DR4 (https://www.galah-survey.org/dr4/the_spectra/):
-``normalized`` and ``relative_error`` by name, and others.
+cards. DR3 (https://docs.datacentral.org.au/galah/dr3/galah-dr3-spectra/): extensions 0
+flux, 1 relative error, 2 and 3 without sky subtraction, 4 normalised flux, with wavelength cards of
+its own: the flux is barycentric, the normalised flux at rest. DR4
+(https://www.galah-survey.org/dr4/the_spectra/): ``normalized`` and ``relative_error`` by name, and
+others.
 """
 
 from collections.abc import Sequence
@@ -13,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from maury.errors import InputFileError, WavelengthError
+from maury.errors import InputFileError, LengthMismatch, WavelengthError
 from maury.survey.readers.grids import header_grid
 from maury.survey.readers.sources import (
     Cards,
     StarFiles,
     StarSpectrum,
+    header_facts,
     line,
     open_star_files,
     primary_facts,
@@ -34,7 +37,7 @@ _RELATIVE_ERROR = ("relative_error", "input_sigma")
 _DR3_NORMALISED, _DR3_ERROR = 4, 1
 
 
-def open_galah(path: Path, stack: ExitStack, *, camera: int) -> StarFiles:
+def open_galah(path: Path, stack: ExitStack, *, camera: int, skip_bad: bool = False) -> StarFiles:
     """Open GALAH spectra of one camera; identifiers are ``sobject_id``.
 
     Spectra that the release could not normalise are kept, all pixels bad.
@@ -45,6 +48,8 @@ def open_galah(path: Path, stack: ExitStack, *, camera: int) -> StarFiles:
         A file, or a folder with files at any depth.
     stack : ExitStack
         Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
     camera : int
         1, 2, 3 or 4.
 
@@ -61,11 +66,12 @@ def open_galah(path: Path, stack: ExitStack, *, camera: int) -> StarFiles:
 
     return open_star_files(
         path,
-        f"*[0-9]{camera}.fits*",
+        pattern=f"*[0-9]{camera}.fits*",
         read=_read,
         facts=primary_facts,
         identify=identify,
         medium="air",
+        skip_bad=skip_bad,
     )
 
 
@@ -87,8 +93,15 @@ def _read(hdus: Any, path: Path) -> StarSpectrum:
         wave = _wavelengths(hdus, hdus[0], n_pixel, path)
         return StarSpectrum(wave, np.full(n_pixel, np.nan), np.zeros(n_pixel), {}, "air")
     flux = line(normalised, path)
+    if flux.size > error.size:
+        raise LengthMismatch(
+            f"{path} has {flux.size} normalised pixels, but {error.size} errors; it is cut short "
+            "or damaged"
+        )
     wave = _wavelengths(hdus, normalised, flux.size, path)
-    ivar = relative_ivar(flux, error) if error.shape == flux.shape else error
+    # The telluric blue end of camera 4 is left out of its normalised spectrum: both end in the
+    # same red pixel (the survey's own tutorial for DR3 reads them so).
+    ivar = relative_ivar(flux, error[error.size - flux.size :])
     return StarSpectrum(wave, flux, ivar, {}, "air")
 
 
@@ -98,9 +111,10 @@ def _extension(
     for hdu in hdus:
         if str(hdu.name).strip().lower() in names:
             return hdu
-    unnamed = len(hdus) > number and not str(hdus[number].name).strip()
-    if unnamed:
-        return hdus[number]
+    # Some files of DR3 lack an extension before the normalised one, which is the last and unnamed.
+    for place in (number, len(hdus) - 1):
+        if len(hdus) - 1 >= place >= number - 1 and not str(hdus[place].name).strip():
+            return hdus[place]
     if not needed:
         return None
     raise InputFileError(
@@ -111,7 +125,9 @@ def _extension(
 
 def _wavelengths(hdus: Any, hdu: Any, n_pixel: int, path: Path) -> Any:
     for header in (hdu.header, hdus[0].header):
-        wave = header_grid(header, 1, n_pixel)
+        cards = header_facts(header)
+        # Some files call the first pixel 0, which FITS counts as 1.
+        wave = header_grid({**cards, "CRPIX1": cards.get("CRPIX1") or 1.0}, 1, n_pixel)
         if wave is not None:
             return wave
     raise WavelengthError(f"{path} has no wavelength cards (CRVAL1, CDELT1)")

@@ -1,5 +1,6 @@
 """Spectra and tables of any survey, as a short TOML file describes them."""
 
+import json
 import logging
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,26 +21,25 @@ from maury.spectra.batch import Batch
 from maury.spectra.batch import Readable as ReadableSurvey
 from maury.spectra.rows import row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths
-from maury.survey.readers.arms import Arm, ArmsSource, Readable, join_arms
+from maury.survey.readers.arms import Arm, ArmsSource, join_arms
 from maury.survey.readers.config import (
     ArmConfig,
     ExposuresConfig,
     IngestConfig,
     SpectraConfig,
     WavelengthConfig,
-    Window,
     load_config,
 )
 from maury.survey.readers.exposures import CoaddedSource, collapse, group_exposures
-from maury.survey.readers.folder import FolderSource, open_folder
+from maury.survey.readers.folder import open_folder
 from maury.survey.readers.formats import open_format
-from maury.survey.readers.grids import Gridder, Layout, linear_grid
+from maury.survey.readers.grids import Gridder, Layout, ascending, linear_grid
 from maury.survey.readers.joining import Spectrograph, join
 from maury.survey.readers.pipeline import (
     Columns,
     Opened,
-    Opener,
     Progress,
+    Reopening,
     Source,
     Target,
     describe_files,
@@ -135,7 +135,11 @@ class FileSurvey:
     @property
     def column_names(self) -> tuple[str, ...]:
         """Names of all columns, labels included."""
-        return tuple(dict.fromkeys([*self.columns, "snr"]))
+        return tuple(dict.fromkeys([*self.columns, "snr", *self._unread]))
+
+    @property
+    def _unread(self) -> tuple[str, ...]:
+        return ("unread",) if self.source.skip_bad else ()
 
     def batch(self, start: int, stop: int) -> Batch:
         """Read rows `start` to before `stop`; negative numbers count from the end.
@@ -151,10 +155,11 @@ class FileSurvey:
         """
         start, stop = row_range(start, stop, len(self), what=str(self.path))
         known = self.columns.get("snr", np.full(len(self), np.nan))[start:stop]
-        flux, ivar, snr = read_rows(self.source, self.gridder, start, known)
-        rows = {name: values[start:stop] for name, values in self.columns.items()} | {"snr": snr}
+        read = read_rows(self.source, self.gridder, start, known)
+        rows = {name: values[start:stop] for name, values in self.columns.items()}
+        rows |= {"snr": read.snr} | dict.fromkeys(self._unread, read.unread)
         return Batch(
-            Spectra.from_arrays(self.wave_aa, flux, ivar, medium=self.medium),
+            Spectra.from_arrays(self.wave_aa, read.flux, read.ivar, medium=self.medium),
             MappingProxyType({name: self._stored(name, v) for name, v in rows.items()}),
             start,
         )
@@ -188,6 +193,7 @@ def ingest_toml(
     out: Path | str,
     *,
     overwrite: bool = False,
+    skip_bad: bool = False,
     progress: Progress | None = None,
     cluster: Cluster | None = None,
 ) -> Survey:
@@ -207,6 +213,10 @@ def ingest_toml(
         Store to make.
     overwrite : bool
         Replace an existing store.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels, and tell of all of them at the end;
+        the column ``unread`` says why. By default one such file is an error, unless the TOML file
+        says ``skip_bad = true``.
     progress : callable, optional
         Called with the number of rows done, and of all.
     cluster : Cluster, optional
@@ -228,10 +238,11 @@ def ingest_toml(
     OutputExists
         If `out` exists and `overwrite` is false.
     """
+    place = Path(config_path).absolute()
     return write_files(
-        open_toml(config_path),
+        open_toml(config_path, skip_bad=skip_bad),
         out,
-        opener=(_open_again, str(Path(config_path).absolute())),
+        reopening=Reopening(_open_again, json.dumps([str(place), skip_bad]), place),
         overwrite=overwrite,
         progress=progress,
         cluster=cluster,
@@ -242,7 +253,7 @@ def write_files(
     files: FileSurvey,
     out: Path | str,
     *,
-    opener: tuple[Opener, str],
+    reopening: Reopening,
     overwrite: bool = False,
     progress: Progress | None = None,
     cluster: Cluster | None = None,
@@ -252,8 +263,8 @@ def write_files(
     Parameters
     ----------
     files : FileSurvey
-    opener : (callable, str)
-        A function of an importable module that opens the same again, and its argument.
+    reopening : Reopening
+        How a worker opens the same again.
     out, overwrite, progress, cluster
         As of `ingest_toml`.
 
@@ -281,16 +292,17 @@ def write_files(
             medium=files.medium,
             progress=progress,
             cluster=cluster,
-            opener=opener,
+            reopening=reopening,
         )
 
 
-def _open_again(config_path: str) -> Opened:
-    files = open_toml(config_path)
+def _open_again(argument: str) -> Opened:
+    config_path, skip_bad = json.loads(argument)
+    files = open_toml(config_path, skip_bad=skip_bad)
     return Opened(files.source, files.gridder, files)
 
 
-def open_toml(config_path: Path | str) -> FileSurvey:
+def open_toml(config_path: Path | str, *, skip_bad: bool = False) -> FileSurvey:
     """Open spectra and tables that a TOML file describes as a survey, without a store.
 
     Tables are read and joined at once; spectra are read when they are asked for.
@@ -299,6 +311,8 @@ def open_toml(config_path: Path | str) -> FileSurvey:
     ----------
     config_path : Path or str
         The TOML file, as of `ingest_toml`.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels; else as the TOML file says.
 
     Raises
     ------
@@ -307,6 +321,7 @@ def open_toml(config_path: Path | str) -> FileSurvey:
     """
     config_path = Path(config_path)
     stated, labels = load_config(config_path)
+    stated = stated.model_copy(update={"skip_bad": True}) if skip_bad else stated
     config = _rooted(stated, config_path.absolute().parent)
     return open_config(config, config_path, labels=labels, options=_options(stated))
 
@@ -345,8 +360,8 @@ def open_config(
     """
     files = _existing(config)
     with ExitStack() as stack:
-        arms = [_arm(arm, config.windows, stack) for arm in config.arms]
-        source: Readable = arms[0].source if len(arms) == 1 else join_arms(arms)
+        arms = [_arm(arm, config, stack) for arm in config.arms]
+        source: Source = arms[0].source if len(arms) == 1 else join_arms(arms)
         gridder = arms[0].gridder
         if isinstance(source, ArmsSource):
             gridder = Gridder(source.wave_aa, resample=False, medium=arms[0].medium)
@@ -446,31 +461,31 @@ def _listed(source: object) -> list[Path]:
     return list(getattr(source, "paths", ()))
 
 
-def _arm(config: ArmConfig, windows: Sequence[Window], stack: ExitStack) -> Arm:
+def _arm(config: ArmConfig, whole: IngestConfig, stack: ExitStack) -> Arm:
     """Open the spectra of one arm, and settle their grid."""
     spectra, wavelength = config.spectra, config.wavelength
     path = _place(spectra)
-    source: FormatSource | RowsSource | FolderSource
+    source: FormatSource | RowsSource
     if spectra.reader is not None:
-        source = open_format(spectra.reader, path, stack)
+        source = open_format(spectra.reader, path, stack, skip_bad=whole.skip_bad)
         medium = _medium_of(source, wavelength, path)
         table = source.table
     else:
         assert wavelength is not None, "it was required"
         medium, table = wavelength.medium, None
         if spectra.folder is not None:
-            source = open_folder(spectra.folder, spectra, wavelength)
+            source = open_folder(spectra.folder, spectra, wavelength, skip_bad=whole.skip_bad)
         else:
             source = open_rows(path, spectra, wavelength, stack)
             table = source.table
-    first = check_wavelengths(source.first_grid(), name=f"wavelengths of {path}")
+    first = check_wavelengths(ascending(source.first_grid())[0], name=f"wavelengths of {path}")
     wanted = config.resample
     grid = (
         first
         if wanted is None
         else linear_grid(wanted.start, wanted.step, wanted.n, log=wanted.log)
     )
-    kept = windows if config.window is None else [config.window]
+    kept = whole.windows if config.window is None else [config.window]
     layout = Layout.of(grid, kept, what=str(path))
     gridder = Gridder(grid, resample=wanted is not None, medium=medium, layout=layout)
     return Arm(config.name, source, gridder, medium, table)

@@ -54,6 +54,17 @@ def to_angstrom(values: ArrayLike, unit: str | None, *, log: bool | None = None)
         return np.asarray((10.0**wave if log else wave) * angstrom_per(unit))
 
 
+def ascending(wave_aa: AnyArray, *arrays: Any) -> tuple[Any, ...]:
+    """Return a grid and what stands on it (last axis), turned round if the grid descends.
+
+    The order of pixels carries no information: echelle orders and infrared detectors are often
+    stored from red to blue. None stays None.
+    """
+    if wave_aa.size < 2 or not wave_aa[0] > wave_aa[-1]:
+        return (wave_aa, *arrays)
+    return tuple(None if one is None else one[..., ::-1] for one in (wave_aa, *arrays))
+
+
 def header_grid(
     header: Mapping[str, Any],
     axis: int,

@@ -32,7 +32,7 @@ _COADD = "COADD"
 _MASKS = ("ANDMASK", "PIXMASK")
 
 
-def open_lrs(path: Path, stack: ExitStack) -> StarFiles:
+def open_lrs(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
     """Open low-resolution spectra, of either layout; identifiers are ``OBSID``.
 
     A pixel that is masked in every exposure (``ANDMASK``) is bad.
@@ -43,6 +43,8 @@ def open_lrs(path: Path, stack: ExitStack) -> StarFiles:
         A file, or a folder with files at any depth.
     stack : ExitStack
         Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
 
     Raises
     ------
@@ -50,10 +52,10 @@ def open_lrs(path: Path, stack: ExitStack) -> StarFiles:
         If there is no file, or one is of another layout.
     """
     del stack
-    return _open(path, _read_lrs)
+    return _open(path, _read_lrs, skip_bad=skip_bad)
 
 
-def open_mrs(path: Path, stack: ExitStack, *, arm: str) -> StarFiles:
+def open_mrs(path: Path, stack: ExitStack, *, arm: str, skip_bad: bool = False) -> StarFiles:
     """Open coadded medium-resolution spectra of one arm; identifiers are ``OBSID``.
 
     A star without a coadded spectrum in this arm is kept, all pixels bad.
@@ -64,6 +66,8 @@ def open_mrs(path: Path, stack: ExitStack, *, arm: str) -> StarFiles:
         A file, or a folder with files at any depth.
     stack : ExitStack
         Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
     arm : {"B", "R"}
 
     Raises
@@ -72,18 +76,18 @@ def open_mrs(path: Path, stack: ExitStack, *, arm: str) -> StarFiles:
         If there is no file, or none with this arm.
     """
     del stack
-    return _open(path, partial(_read_mrs, arm=arm))
+    return _open(path, partial(_read_mrs, arm=arm), skip_bad=skip_bad)
 
 
-def _open(path: Path, read: Callable[[Any, Path], StarSpectrum]) -> StarFiles:
+def _open(path: Path, read: Callable[[Any, Path], StarSpectrum], *, skip_bad: bool) -> StarFiles:
     return open_star_files(
         path,
-        "*",
         read=read,
         facts=primary_facts,
         identify=by_card("OBSID"),
         medium="vacuum",
         units={"RA": "deg", "DEC": "deg"},
+        skip_bad=skip_bad,
     )
 
 

@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.errors import (
     ClusterError,
+    GridMismatch,
     InputFileError,
     LengthMismatch,
     MauryError,
     OutputError,
+    WavelengthError,
     WorkerLost,
 )
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, StrArray
 from maury.io.cluster import Cluster
 from maury.io.files import discard, explaining
 from maury.io.limits import current, exceeded
@@ -28,8 +30,7 @@ from maury.io.opening import reading
 from maury.labels.columns import BANDS, Column
 from maury.labels.definitions import LABELS, Label
 from maury.spectra.operators import estimate_snr, ivar_from_snr
-from maury.spectra.pixels import continuum_level
-from maury.survey.readers.grids import Gridder
+from maury.survey.readers.grids import Gridder, ascending
 from maury.survey.store import Survey
 from maury.survey.writer import CHUNK_STARS, SurveyWriter, put_rows, require_unique
 from maury.version import __version__
@@ -79,6 +80,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 Columns = Mapping[str, AnyArray]
 _LARGEST_HASHED = 64 * 2**20
+_NORMALISED = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,21 @@ class Piece:
         Inverse variance; None where the file gives none.
     what : str
         Where they come from, for messages.
+    unread : (n,) str, optional
+        Why a spectrum could not be read, empty where it was.
     """
 
     wave_aa: Float64Array
     flux: Float32Array
     ivar: Float32Array | None
     what: str
+    unread: StrArray | None = None
+
+    @classmethod
+    def lost(cls, n: int, why: str) -> Self:
+        """Return `n` spectra that could not be read, without any pixel."""
+        none = np.empty((n, 0), dtype=np.float32)
+        return cls(np.empty(0), none, none, why, np.full(n, why))
 
 
 class Source(Protocol):
@@ -113,6 +124,14 @@ class Source(Protocol):
     @property
     def ids(self) -> StrArray | None:
         """Identifiers of the spectra, shape (n_star,), if the source knows them."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the files say that their spectra are simulated."""
+
+    @property
+    def skip_bad(self) -> bool:
+        """Whether a spectrum that cannot be read is a row of bad pixels instead of an error."""
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield the spectra of rows `start` to before `stop`, in order."""
@@ -127,7 +146,15 @@ class Opened:
     keeper: object
 
 
-Opener = Callable[[str], Opened]
+class Reopening(NamedTuple):
+    """How a worker opens a source again: ``open(argument)``, of files at `place`.
+
+    `open` is a function of an importable module, so that it can be sent by its name.
+    """
+
+    open: Callable[[str], Opened]
+    argument: str
+    place: Path
 
 
 def check_rows(n_star: int, what: Path) -> None:
@@ -204,13 +231,22 @@ def with_noise(
         usable = good & np.isfinite(ivar) & (ivar > 0)
         ivar = np.where(usable, ivar, 0).astype(np.float32)
         return ivar, np.where(np.isfinite(snr), snr, _measured_snr(flux, ivar))
-    level = continuum_level(flux, good.astype(np.float32))[:, None].astype(np.float32)
+    level = _level(flux, good)[:, None].astype(np.float32)
     scaled = np.where(good, flux / level, np.float32(np.nan))
     unknown = ~(np.isfinite(snr) & (snr > 0))
     snr = snr.copy()
     if unknown.any():
         snr[unknown] = estimate_snr(scaled[unknown], good[unknown].astype(np.float32))
     return (ivar_from_snr(scaled, snr) / level**2).astype(np.float32), snr
+
+
+def _level(flux: Float32Array, good: BoolArray) -> Float64Array:
+    """Continuum level of each row: 1 if it is normalised, else its 90th percentile."""
+    level = np.ones(flux.shape[0])
+    for row in np.flatnonzero(good.any(axis=1)):
+        level[row] = np.percentile(flux[row, good[row]], 90)
+    normalised = (level > _NORMALISED[0]) & (level < _NORMALISED[1])
+    return np.where(normalised | ~(level > 0), 1.0, level)
 
 
 def _measured_snr(flux: Float32Array, ivar: Float32Array) -> Float64Array:
@@ -235,6 +271,7 @@ class Target:
     overwrite: bool = False
     further: Sequence[Column] = ()
     resolving_power: float | None = None
+    at_rest: bool | None = None
 
 
 def write_survey(
@@ -246,7 +283,7 @@ def write_survey(
     medium: Any,
     progress: Progress | None = None,
     cluster: Cluster | None = None,
-    opener: tuple[Opener, str] | None = None,
+    reopening: Reopening | None = None,
 ) -> Survey:
     """Stream a source into a new store, and open it.
 
@@ -265,9 +302,9 @@ def write_survey(
     progress : callable, optional
         Called with the number of rows done, and of all.
     cluster : Cluster, optional
-        Workers to read on; with `opener`.
-    opener : (callable, str), optional
-        A function of an importable module that opens the source again, and its argument.
+        Workers to read on; with `reopening`.
+    reopening : Reopening, optional
+        How they open the source again.
     """
     n_star = source.n_star
     further = {column.name: column for column in target.further}
@@ -276,7 +313,10 @@ def write_survey(
         n_star=n_star,
         wave_aa=gridder.wave_aa,
         medium=medium,
-        columns=[*(further.get(name, name) for name in columns), "snr"],
+        columns=[
+            *(further.get(name, name) for name in columns),
+            *("snr", *(["unread"] if source.skip_bad else [])),
+        ],
         simulated=target.simulated,
         labels=target.labels,
         provenance=target.provenance,
@@ -286,9 +326,9 @@ def write_survey(
     )
     with writer:
         try:
-            if cluster is not None and opener is not None:
-                again = (*opener, target.resume_key)
-                _read_on(cluster, again, columns, writer, progress=progress)
+            if cluster is not None and reopening is not None:
+                again = (reopening, target.resume_key)
+                _read_on(cluster, again, (source, columns), writer, progress=progress)
             _write_chunks(source, columns, writer, gridder=gridder, progress=progress)
         except (ClusterError, WorkerLost, OutputError):
             raise
@@ -297,7 +337,10 @@ def write_survey(
             with explaining(writer.path):
                 discard(writer.partial, writer.path)
             raise
-    return Survey.open(target.out)
+    survey = Survey.open(target.out)
+    if source.skip_bad:
+        report_unread(survey.id, survey.column("unread"), target.out)
+    return survey
 
 
 def _write_chunks(
@@ -312,11 +355,17 @@ def _write_chunks(
     known_snr = columns.get("snr", np.full(n_star, np.nan))
     for start in range(writer.done, n_star, CHUNK_STARS):
         stop = min(start + CHUNK_STARS, n_star)
-        flux, ivar, snr = read_rows(source, gridder, start, known_snr[start:stop])
+        read = read_rows(source, gridder, start, known_snr[start:stop])
         rows = {name: values[start:stop] for name, values in columns.items()}
-        writer.write(start, flux, ivar, **{**rows, "snr": snr})
+        found = _found(source, read.snr, read.unread)
+        writer.write(start, read.flux, read.ivar, **{**rows, **found})
         if progress is not None:
             progress(stop, n_star)
+
+
+def _found(source: Source, snr: AnyArray, unread: AnyArray) -> dict[str, AnyArray]:
+    """Return the columns that are known only once the spectra are read."""
+    return {"snr": snr} | ({"unread": unread} if source.skip_bad else {})
 
 
 @dataclass(frozen=True)
@@ -324,8 +373,7 @@ class _Stretch:
     """Rows `start` to before `stop` of a store in the making: the work of a task."""
 
     store: str
-    opener: Opener
-    argument: str
+    again: Reopening
     key: str
     start: int
     stop: int
@@ -334,51 +382,69 @@ class _Stretch:
 
 def _read_on(
     cluster: Cluster,
-    again: tuple[Opener, str, str],
-    columns: Columns,
+    again: tuple[Reopening, str],
+    known: tuple[Source, Columns],
     writer: SurveyWriter,
     *,
     progress: Progress | None,
 ) -> None:
     """Have workers write the spectra; the columns, which are known, are written here."""
     store, missing = str(writer.partial.absolute()), writer.missing
-    known = columns.get("snr", np.full(writer.n_star, np.nan))
-    stretches = [_Stretch(store, *again, a, b, known[a:b]) for a, b in missing]
+    source, columns = known
+    known_snr = columns.get("snr", np.full(writer.n_star, np.nan))
+    stretches = [_Stretch(store, *again, a, b, known_snr[a:b]) for a, b in missing]
     if stretches:
-        cluster.require_paths([store, again[1]])
-    for number, snr in cluster.results(_read_there, stretches):
+        cluster.require_paths([store, again[0].place])
+    for number, (snr, unread) in cluster.results(_read_there, stretches):
         start, stop = missing[number]
         rows = {name: values[start:stop] for name, values in columns.items()}
-        put_rows(store, start, {**rows, "snr": snr})
+        put_rows(store, start, {**rows, **_found(source, snr, unread)})
         writer.note(start, stop)
         if progress is not None:
             progress(writer.n_written, writer.n_star)
 
 
-def _read_there(stretch: _Stretch, tell: Callable[[Any], None]) -> Float64Array:
-    """Read and write spectra on a worker, chunk by chunk; return their S/N."""
-    opened = _opened(stretch.opener, stretch.argument, stretch.key)
+def _read_there(stretch: _Stretch, tell: Callable[[Any], None]) -> tuple[Float64Array, AnyArray]:
+    """Read and write spectra on a worker, chunk by chunk; return S/N, and why some are lost."""
+    opened = _opened(stretch.again, stretch.key)
     snr = np.empty(stretch.stop - stretch.start)
+    unread = np.full(snr.size, "", dtype=object)
     for start in range(stretch.start, stretch.stop, CHUNK_STARS):
         stop = min(start + CHUNK_STARS, stretch.stop)
         rows = slice(start - stretch.start, stop - stretch.start)
-        flux, ivar, snr[rows] = read_rows(
-            opened.source, opened.gridder, start, stretch.known_snr[rows]
-        )
-        put_rows(stretch.store, start, {"flux": flux, "ivar": ivar})
-    return snr
+        read = read_rows(opened.source, opened.gridder, start, stretch.known_snr[rows])
+        snr[rows], unread[rows] = read.snr, read.unread
+        put_rows(stretch.store, start, {"flux": read.flux, "ivar": read.ivar})
+    return snr, unread
 
 
 @lru_cache(maxsize=1)
-def _opened(opener: Opener, argument: str, key: str) -> Opened:
+def _opened(again: Reopening, key: str) -> Opened:
+    # The key is that of the store: two runs over files that changed are not one.
     del key
-    return opener(argument)
+    return again.open(again.argument)
 
 
-def read_rows(
-    source: Source, gridder: Gridder, start: int, known_snr: Float64Array
-) -> tuple[Float32Array, Float32Array, Float64Array]:
-    """Read consecutive rows: flux and ivar (n, n_pixel) on the common grid, and S/N (n,).
+class ReadRows(NamedTuple):
+    """Consecutive rows as they were read.
+
+    Attributes
+    ----------
+    flux, ivar : (n, n_pixel) float32
+        On the common grid; NaN and 0 in a spectrum that could not be read.
+    snr : (n,) float64
+    unread : (n,) object
+        Why a spectrum could not be read, empty where it was.
+    """
+
+    flux: Float32Array
+    ivar: Float32Array
+    snr: Float64Array
+    unread: AnyArray
+
+
+def read_rows(source: Source, gridder: Gridder, start: int, known_snr: Float64Array) -> ReadRows:
+    """Read consecutive rows, and put them on the common grid.
 
     Parameters
     ----------
@@ -390,21 +456,55 @@ def read_rows(
         First row.
     known_snr : (n,) float64
         S/N of these rows, NaN where unknown.
+
+    Raises
+    ------
+    InputFileError, GridMismatch
+        If a spectrum cannot be read or stands on another grid, and the source does not skip it.
     """
     n = known_snr.size
-    flux = np.empty((n, gridder.wave_aa.size), dtype=np.float32)
-    ivar, snr, first = np.empty_like(flux), np.empty(n), 0
+    flux = np.full((n, gridder.wave_aa.size), np.nan, dtype=np.float32)
+    ivar, snr, first = np.zeros_like(flux), np.full(n, np.nan), 0
+    unread = np.full(n, "", dtype=object)
     for piece in source.pieces(start, start + n):
         rows = slice(first, first + piece.flux.shape[0])
+        first = rows.stop
+        if piece.unread is not None:
+            unread[rows] = piece.unread
+        if not piece.wave_aa.size:
+            continue
         # A wild pixel may overflow float32: it becomes infinite, which is a bad pixel.
         with np.errstate(over="ignore", invalid="ignore"):
-            piece_ivar, snr[rows] = with_noise(piece.flux, piece.ivar, known_snr[rows])
-            flux[rows], ivar[rows] = gridder.place(
-                piece.wave_aa, (piece.flux, piece_ivar), what=piece.what
-            )
-        first = rows.stop
+            wave_aa, values, given = ascending(piece.wave_aa, piece.flux, piece.ivar)
+            noise, snr[rows] = with_noise(values, given, known_snr[rows])
+            try:
+                flux[rows], ivar[rows] = gridder.place(wave_aa, (values, noise), what=piece.what)
+            except (GridMismatch, WavelengthError) as error:
+                if not source.skip_bad:
+                    raise
+                unread[rows], snr[rows] = str(error), np.nan
     assert first == n, "a source yielded another number of spectra than asked for"
-    return flux, ivar, snr
+    return ReadRows(flux, ivar, snr, unread)
+
+
+_NAMED = 5
+"""Skipped files that the report names; the column has them all."""
+
+
+def report_unread(ids: StrArray, unread: StrArray, what: Path | str) -> None:
+    """Warn once of all spectra that could not be read, and name the first few."""
+    lost = np.flatnonzero(unread != "")
+    if lost.size:
+        named = "; ".join(f"{ids[row]}: {unread[row]}" for row in lost[:_NAMED])
+        logger.warning(
+            "%s: %d of %d spectra could not be read and are rows of bad pixels, as the column "
+            "'unread' says: %s%s",
+            what,
+            lost.size,
+            unread.size,
+            named,
+            "; ..." if lost.size > _NAMED else "",
+        )
 
 
 def describe_files(paths: Iterable[Path]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from maury.survey.readers.sources import (
 )
 
 
-def open_rave(path: Path, stack: ExitStack) -> StarFiles:
+def open_rave(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
     """Open RAVE DR6 spectra; identifiers are those of the observations.
 
     Parameters
@@ -33,6 +33,8 @@ def open_rave(path: Path, stack: ExitStack) -> StarFiles:
         A file, or a folder with files at any depth.
     stack : ExitStack
         Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
 
     Raises
     ------
@@ -42,11 +44,11 @@ def open_rave(path: Path, stack: ExitStack) -> StarFiles:
     del stack
     return open_star_files(
         path,
-        "*",
         read=_read,
         facts=primary_facts,
         identify=by_card("ROI"),
         medium="air",
+        skip_bad=skip_bad,
     )
 
 

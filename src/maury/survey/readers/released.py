@@ -33,6 +33,7 @@ from maury.survey.readers.pipeline import (
     Opened,
     Piece,
     Progress,
+    Reopening,
     Target,
     check_rows,
     complete_ids,
@@ -134,10 +135,11 @@ def ingest_released(
     OutputExists
         If `out` exists and `overwrite` is false.
     """
+    place = Path(directory).absolute()
     files = _find(Path(directory))
     with ExitStack() as stack:
         with reading(files["spectra"]):
-            source, wave_aa, medium, simulated = _open_spectra(files["spectra"], stack)
+            source, medium = _open_spectra(files["spectra"], stack)
         tables = {
             part: open_table(path, stack) for part, path in files.items() if part != "spectra"
         }
@@ -147,13 +149,13 @@ def ingest_released(
         columns = {**columns, "id": ids, "star_id": group_stars(columns, ids)}
         target = Target(
             out,
-            simulated,
+            source.simulated,
             provenance("released", describe_files(files.values()), {"medium": medium}),
             fingerprint(files.values(), "released"),
             overwrite=overwrite,
             resolving_power=RESOLVING_POWER,
         )
-        gridder = Gridder(wave_aa, resample=False, medium=medium)
+        gridder = Gridder(source.wave_aa, resample=False, medium=medium)
         return write_survey(
             source,
             columns,
@@ -162,7 +164,7 @@ def ingest_released(
             medium=medium,
             progress=progress,
             cluster=cluster,
-            opener=(_open_again, str(Path(directory).absolute())),
+            reopening=Reopening(_open_again, str(place), place),
         )
 
 
@@ -170,8 +172,8 @@ def _open_again(directory: str) -> Opened:
     """Open the spectra alone: their columns are known."""
     path, stack = _find(Path(directory))["spectra"], ExitStack()
     with reading(path):
-        source, wave_aa, medium, _ = _open_spectra(path, stack)
-    return Opened(source, Gridder(wave_aa, resample=False, medium=medium), stack)
+        source, medium = _open_spectra(path, stack)
+    return Opened(source, Gridder(source.wave_aa, resample=False, medium=medium), stack)
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,9 @@ class _ImageSource:
     section: Any
     pixel_first: bool
     n_star: int
+    simulated: bool
     ids: None = None
+    skip_bad: bool = False
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         with reading(self.path):
@@ -214,7 +218,7 @@ def _find(directory: Path) -> dict[str, Path]:
     return found
 
 
-def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Float64Array, Medium, bool]:
+def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Medium]:
     hdu = find_hdu(open_fits(path, stack), 0, path, image=True)
     shape = tuple(hdu.shape or ())
     if len(shape) != 2 or N_PIXEL not in shape:
@@ -229,8 +233,9 @@ def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Float64Ar
     wave_aa = header_grid(hdu.header, 2 if pixel_first else 1, N_PIXEL)
     if wave_aa is None:
         wave_aa = linear_grid(START_AA, STEP_AA, N_PIXEL)
-    source = _ImageSource(path, wave_aa, hdu.section, pixel_first, n_star)
-    return source, wave_aa, _medium(hdu.header, path), bool(hdu.header.get("SIMULATE", False))
+    simulated = bool(hdu.header.get("SIMULATE", False))
+    source = _ImageSource(path, wave_aa, hdu.section, pixel_first, n_star, simulated)
+    return source, _medium(hdu.header, path)
 
 
 def _medium(header: Mapping[str, Any], path: Path) -> Medium:

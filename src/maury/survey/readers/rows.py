@@ -70,6 +70,11 @@ class RowsSource:
     simulated: bool = False
 
     @property
+    def skip_bad(self) -> bool:
+        """False: there is one file, which can be read or not."""
+        return False
+
+    @property
     def n_star(self) -> int:
         """Number of spectra."""
         return self.flux.n_star
@@ -286,7 +291,9 @@ def _open_numpy(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
 
 def _open_fits_table(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
     hdus = open_fits(path, stack, memmap=True)
-    hdu = find_hdu(hdus, spectra.hdu, path, image=False)
+    holding = [h for h in hdus if spectra.flux in getattr(getattr(h, "columns", None), "names", ())]
+    hdu = holding[0] if holding and spectra.hdu is None else None
+    hdu = hdu or find_hdu(hdus, spectra.hdu, path, image=False)
     table = fits_table(hdu, path)
 
     def column(name: str) -> Plane:
@@ -362,7 +369,9 @@ def _kind(path: Path, spectra: SpectraConfig, stack: ExitStack) -> str:
             chosen = find_hdu(hdus, spectra.hdu, path, image=True)
             return "fits-image" if chosen.is_image else "fits-table"
         image = any(hdu.is_image and len(hdu.shape or ()) == 2 for hdu in hdus)
-        return "fits-image" if image else "fits-table"
+        # A picture may stand in front of a table of spectra, which the column of the flux tells.
+        table = any(spectra.flux in hdu.columns.names for hdu in hdus if hasattr(hdu, "columns"))
+        return "fits-image" if image and not table else "fits-table"
     if kind in ("votable", "parquet"):
         return kind
     raise InputFileError(

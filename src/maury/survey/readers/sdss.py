@@ -41,7 +41,7 @@ BADPIX, CRPIX, SATPIX, UNFIXABLE, BADDARK, BADFLAT, BADERR, NOSKY, SIG_SKYLINE, 
 _GRIDS = {"BOSS": (3.5523, 1e-4, 4648), "APOGEE": (4.179, 6e-6, 8575)}
 
 
-def open_apstar(path: Path, stack: ExitStack) -> StarFiles:
+def open_apstar(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
     """Open apStar files: the combined spectrum (first row) of each, not normalised.
 
     Identifiers are ``OBJID``; where a star was observed in several fields, with telescope and
@@ -53,6 +53,8 @@ def open_apstar(path: Path, stack: ExitStack) -> StarFiles:
         A file, or a folder with ``apStar-*`` and ``asStar-*`` at any depth.
     stack : ExitStack
         Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
 
     Raises
     ------
@@ -62,15 +64,16 @@ def open_apstar(path: Path, stack: ExitStack) -> StarFiles:
     del stack
     return open_star_files(
         path,
-        "a[ps]Star-*",
+        pattern="a[ps]Star-*",
         read=_read_apstar,
         facts=primary_facts,
         identify=_apogee_ids,
         medium="vacuum",
+        skip_bad=skip_bad,
     )
 
 
-def open_aspcapstar(path: Path, stack: ExitStack) -> StarFiles:
+def open_aspcapstar(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
     """Open aspcapStar files: spectra as ASPCAP normalised them.
 
     Parameters
@@ -79,6 +82,8 @@ def open_aspcapstar(path: Path, stack: ExitStack) -> StarFiles:
         A file, or a folder with ``aspcapStar-*`` at any depth.
     stack : ExitStack
         Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
 
     Raises
     ------
@@ -88,15 +93,18 @@ def open_aspcapstar(path: Path, stack: ExitStack) -> StarFiles:
     del stack
     return open_star_files(
         path,
-        "aspcapStar-*",
+        pattern="aspcapStar-*",
         read=_read_aspcapstar,
         facts=_aspcap_facts,
         identify=_apogee_ids,
         medium="vacuum",
+        skip_bad=skip_bad,
     )
 
 
-def open_mwmstar(path: Path, stack: ExitStack, *, instrument: str) -> StarFiles:
+def open_mwmstar(
+    path: Path, stack: ExitStack, *, instrument: str, skip_bad: bool = False
+) -> StarFiles:
     """Open mwmStar files: the combined spectrum of one instrument, not normalised.
 
     Where both observatories have one, that of higher S/N is taken. Identifiers are ``sdss_id``.
@@ -107,6 +115,8 @@ def open_mwmstar(path: Path, stack: ExitStack, *, instrument: str) -> StarFiles:
         A file, or a folder with ``mwmStar-*`` at any depth.
     stack : ExitStack
         Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
     instrument : {"BOSS", "APOGEE"}
 
     Raises
@@ -117,11 +127,12 @@ def open_mwmstar(path: Path, stack: ExitStack, *, instrument: str) -> StarFiles:
     del stack
     return open_star_files(
         path,
-        "mwmStar-*",
+        pattern="mwmStar-*",
         read=partial(_read_mwmstar, instrument=instrument),
         facts=partial(_mwm_facts, instrument=instrument),
         identify=by_card("sdss_id"),
         medium="vacuum",
+        skip_bad=skip_bad,
     )
 
 

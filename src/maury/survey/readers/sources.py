@@ -1,21 +1,23 @@
 """What readers of published formats share: spectra, and the facts of each."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
-from maury.errors import InputFileError, LengthMismatch
+from maury.errors import GridMismatch, InputFileError, LengthMismatch
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
 from maury.io.opening import files_of, open_fits, reading
 from maury.io.source_table import SourceTable
-from maury.spectra.spectra import Medium
-from maury.survey.readers.grids import same_grid
+from maury.spectra.spectra import Medium, check_wavelengths
+from maury.survey.readers.grids import ascending, same_grid
 from maury.survey.readers.pipeline import Piece, Source, check_rows, complete_ids
+
+UNREADABLE = (InputFileError, GridMismatch)
+"""What `skip_bad` skips; a wrong configuration or a full disk is an error all the same."""
 
 
 class FormatSource(Source, Protocol):
@@ -24,10 +26,6 @@ class FormatSource(Source, Protocol):
     @property
     def medium(self) -> Medium | None:
         """Medium of the wavelengths, if the format or its files say it."""
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the files say that they are simulated."""
 
     @property
     def table(self) -> SourceTable | None:
@@ -73,19 +71,25 @@ class StarFiles:
     read : callable
         ``read(path)`` gives the `StarSpectrum`.
     ids : (n_star,) str
-    table : SourceTable
+    table : SourceTable, optional
         Facts of all files.
     medium : {"air", "vacuum"} or None
         Of all files.
     simulated : bool
+    skip_bad : bool
+        Whether a file that cannot be read is a row of bad pixels instead of an error.
+    unread : mapping of Path to str
+        Files whose header could not be read, and why.
     """
 
     paths: Sequence[Path]
     read: Callable[[Path], StarSpectrum]
     ids: StrArray
-    table: SourceTable
+    table: SourceTable | None
     medium: Medium | None
     simulated: bool = False
+    skip_bad: bool = False
+    unread: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def n_star(self) -> int:
@@ -93,23 +97,53 @@ class StarFiles:
         return len(self.paths)
 
     def first_grid(self) -> Float64Array:
-        """Return the wavelengths of the first spectrum, in angstrom."""
-        return self._checked(self.paths[0]).wave_aa
+        """Return the wavelengths of the first spectrum that can be read, in angstrom.
+
+        Raises
+        ------
+        InputFileError
+            If none can, in the words for the first.
+        """
+        lost: dict[Path, str] = {}
+        for path in self.paths:
+            star = self._tried(path, lost)
+            if star is not None:
+                return star.wave_aa
+        raise InputFileError(
+            f"none of the {len(self.paths)} files can be read: {next(iter(lost.values()))}"
+        )
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield the spectra of rows `start` to before `stop`, alike ones together."""
         held: list[StarSpectrum] = []
         what = ""
         for path in self.paths[start:stop]:
-            star = self._checked(path)
-            if held and not _alike(held[0], star):
+            lost: dict[Path, str] = {}
+            star = self._tried(path, lost)
+            if held and (star is None or not _alike(held[0], star)):
                 yield _piece(held, what)
                 held = []
+            if star is None:
+                yield Piece.lost(1, lost[path])
+                continue
             if not held:
                 what = str(path)
             held.append(star)
         if held:
             yield _piece(held, what)
+
+    def _tried(self, path: Path, lost: dict[Path, str]) -> StarSpectrum | None:
+        """Read a spectrum; take down in `lost` why it could not be, if such are skipped."""
+        if path in self.unread:
+            lost[path] = self.unread[path]
+            return None
+        try:
+            return self._checked(path)
+        except UNREADABLE as error:
+            if not self.skip_bad:
+                raise
+            lost[path] = str(error)
+        return None
 
     def _checked(self, path: Path) -> StarSpectrum:
         star = self.read(path)
@@ -119,7 +153,19 @@ class StarFiles:
                     f"{path} has {star.wave_aa.size} wavelengths, but {array.size} values of flux "
                     "or noise; they must be equally many"
                 )
+        check_wavelengths(ascending(star.wave_aa)[0], name=f"wavelengths of {path}")
         return star
+
+
+@contextmanager
+def tolerating(path: Path, lost: dict[Path, str], *, skip: bool) -> Iterator[None]:
+    """Take down in `lost` why a file cannot be read, if such are skipped, and go on."""
+    try:
+        yield
+    except UNREADABLE as error:
+        if not skip:
+            raise
+        lost[path] = str(error)
 
 
 def _alike(one: StarSpectrum, other: StarSpectrum) -> bool:
@@ -152,6 +198,8 @@ class Block:
         See `RowReader`.
     wave_aa : (n_pixel,) float64
     path : Path
+    unread : str
+        Why the file could not be read, if it could not.
     """
 
     ids: StrArray
@@ -159,6 +207,15 @@ class Block:
     read: RowReader
     wave_aa: Float64Array
     path: Path
+    unread: str = ""
+
+    @classmethod
+    def lost(cls, path: Path, why: str) -> Self:
+        """Return the one row that stands for a file that could not be read."""
+        ids = np.array([stem(path)], dtype=np.str_)
+        none = np.empty((1, 0), dtype=np.float32)
+        table = SourceTable.of_arrays(path, {"FILE": ids})
+        return cls(ids, table, lambda _start, _stop: (none, none), np.empty(0), path, why)
 
 
 @dataclass(frozen=True)
@@ -173,7 +230,8 @@ class BlockFiles:
     table : SourceTable
         Facts of all; those of several files are text.
     medium : {"air", "vacuum"} or None
-    simulated : bool
+    skip_bad : bool
+        Whether a file that cannot be read is one row of bad pixels instead of an error.
     """
 
     paths: Sequence[Path]
@@ -181,6 +239,7 @@ class BlockFiles:
     ids: StrArray
     table: SourceTable
     medium: Medium | None
+    skip_bad: bool = False
     simulated: bool = False
 
     @classmethod
@@ -191,7 +250,7 @@ class BlockFiles:
         blocks: Sequence[Block],
         *,
         medium: Medium | None,
-        simulated: bool = False,
+        skip_bad: bool = False,
     ) -> Self:
         """Join blocks.
 
@@ -199,10 +258,14 @@ class BlockFiles:
         ------
         IdentifierError
             If an identifier is empty or stands twice.
+        InputFileError
+            If no file could be read.
         """
+        if all(block.unread for block in blocks):
+            raise InputFileError(f"none of the files can be read: {blocks[0].unread}")
         ids = np.concatenate([block.ids for block in blocks])
         table = _joined([block.table for block in blocks], path)
-        return cls(paths, blocks, complete_ids(ids, ids.size, path), table, medium, simulated)
+        return cls(paths, blocks, complete_ids(ids, ids.size, path), table, medium, skip_bad)
 
     @property
     def n_star(self) -> int:
@@ -211,7 +274,7 @@ class BlockFiles:
 
     def first_grid(self) -> Float64Array:
         """Return the wavelengths of the first spectrum, in angstrom."""
-        return self.blocks[0].wave_aa
+        return next(block.wave_aa for block in self.blocks if not block.unread)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield the spectra of rows `start` to before `stop`, file by file."""
@@ -220,10 +283,18 @@ class BlockFiles:
             a, b = max(start - first, 0), min(stop - first, block.ids.size)
             first += block.ids.size
             if a < b:
-                with reading(block.path), np.errstate(over="ignore", invalid="ignore"):
-                    flux, ivar = block.read(a, b)
+                yield self._piece(block, a, b)
+
+    def _piece(self, block: Block, start: int, stop: int) -> Piece:
+        lost = {block.path: block.unread} if block.unread else {}
+        piece = None
+        if not lost:
+            with tolerating(block.path, lost, skip=self.skip_bad), reading(block.path):
+                with np.errstate(over="ignore", invalid="ignore"):
+                    flux, ivar = block.read(start, stop)
                     single = np.asarray(flux, dtype=np.float32)
-                yield Piece(block.wave_aa, single, ivar, str(block.path))
+                piece = Piece(block.wave_aa, single, ivar, str(block.path))
+        return piece or Piece.lost(stop - start, lost[block.path])
 
 
 def _joined(tables: Sequence[SourceTable], path: Path) -> SourceTable:
@@ -256,8 +327,15 @@ def _as_text(table: SourceTable) -> SourceTable:
     return SourceTable(table.path, table.names, table.n_row, table.units, raw)
 
 
-def list_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return a file, or those of a folder, at any depth, with one of these suffixes, sorted.
+FITS_SUFFIXES: tuple[str, ...] = tuple(
+    f"{suffix}{packed}" for suffix in (".fits", ".fit") for packed in ("", ".gz", ".fz")
+)
+
+
+def list_files(
+    path: Path, suffixes: Sequence[str] = FITS_SUFFIXES, *, pattern: str = "*"
+) -> list[Path]:
+    """Return a file, or those of a folder, at any depth, with one of these suffixes, by name.
 
     Raises
     ------
@@ -268,19 +346,22 @@ def list_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
         return [path]
     if not path.exists():
         raise InputFileError(f"{path} does not exist; correct its name")
-    found = sorted(
+    found = [
         item
-        for item in files_of(path, "*", deep=True)
+        for item in files_of(path, pattern, deep=True)
         if item.name.lower().endswith(tuple(suffixes))
-    )
+    ]
     if not found:
-        raise InputFileError(f"{path} has no file with the suffix {' or '.join(suffixes)}")
-    return found
+        raise InputFileError(
+            f"{path} has no file {pattern!r} with the suffix {' or '.join(suffixes)}, at any "
+            "depth; correct the folder, or the recipe"
+        )
+    return sorted(found, key=lambda item: (item.name, str(item)))
 
 
 def stem(path: Path) -> str:
     """Return the name of a file without its suffixes."""
-    name = path.name.removesuffix(".gz")
+    name = path.name.removesuffix(".gz").removesuffix(".fz")
     return name.rsplit(".", 1)[0] if "." in name else name
 
 
@@ -321,8 +402,6 @@ def header_facts(*headers: Any) -> dict[str, Any]:
     return facts
 
 
-logger = logging.getLogger(__name__)
-FITS_SUFFIXES: tuple[str, ...] = (".fits", ".fit", ".fits.gz", ".fit.gz")
 Cards = Mapping[str, Any]
 ReadStar = Callable[[Any, Path], StarSpectrum]
 """``read(hdus, path)`` gives the spectrum of an open file."""
@@ -330,77 +409,69 @@ TellFacts = Callable[[Any, Path], dict[str, Any]]
 """``facts(hdus, path)`` gives the facts of an open file."""
 
 
-def find_files(path: Path, pattern: str) -> list[Path]:
-    """Return a file, or all FITS files below a folder that match a pattern, sorted by name.
-
-    Raises
-    ------
-    InputFileError
-        If there are none.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputFileError(f"{path} does not exist; correct its name")
-    found = [
-        item
-        for item in files_of(path, pattern, deep=True)
-        if item.name.lower().endswith(FITS_SUFFIXES)
-    ]
-    if not found:
-        raise InputFileError(
-            f"{path} has no FITS file {pattern!r}, at any depth; correct the folder, or the recipe"
-        )
-    return sorted(found, key=lambda item: (item.name, str(item)))
-
-
 def open_star_files(
     path: Path,
-    pattern: str,
+    suffixes: Sequence[str] = FITS_SUFFIXES,
     *,
+    pattern: str = "*",
     read: ReadStar,
     facts: TellFacts,
     identify: Callable[[Sequence[Cards], Sequence[Path]], Sequence[str]],
-    medium: Medium,
+    medium: Medium | Callable[[Sequence[Cards], Sequence[Path]], Medium | None],
     units: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
 ) -> StarFiles:
     """Open a file of one spectrum, or a folder of such files; headers are read at once.
 
     Parameters
     ----------
     path : Path
+    suffixes : sequence of str
     pattern : str
         Which files below a folder are spectra.
     read, facts : callable
         Of an open file.
     identify : callable
         ``identify(facts, paths)`` names all spectra.
-    medium : {"air", "vacuum"}
+    medium : {"air", "vacuum"} or callable
+        What tells it from the facts and the paths of all files that could be read.
     units : mapping, optional
         Units of facts.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels without facts.
 
     Raises
     ------
     InputFileError
-        If there is no file, or one is damaged.
+        If there is no file, or one is damaged, unless such are skipped; if all are.
     IdentifierError
         If an identifier stands twice.
     """
-    paths = find_files(path, pattern)
+    paths = list_files(path, suffixes, pattern=pattern)
     check_rows(len(paths), path)
-    gathered = Facts()
+    gathered, lost = Facts(), dict[Path, str]()
     for item in paths:
-        with reading(item), ExitStack() as stack:
-            gathered.add(facts(open_fits(item, stack), item))
+        cards: Cards = {}
+        with tolerating(item, lost, skip=skip_bad), reading(item), ExitStack() as stack:
+            cards = facts(open_fits(item, stack), item)
+        gathered.add(cards)
+    if len(lost) == len(paths):
+        raise InputFileError(f"none of the {len(paths)} files can be read: {lost[paths[0]]}")
     names = np.array(identify(gathered.rows, paths), dtype=np.str_)
     ids = complete_ids(names, len(paths), path)
     simulated = any(row.get("SIMULATE") is True for row in gathered.rows)
+    if callable(medium):
+        told = [k for k, item in enumerate(paths) if item not in lost]
+        known = medium([gathered.rows[k] for k in told], [paths[k] for k in told])
+    else:
+        known = medium
 
     def opened(item: Path) -> StarSpectrum:
         with reading(item), ExitStack() as stack:
             return read(open_fits(item, stack), item)
 
-    return StarFiles(paths, opened, ids, gathered.table(path, units), medium, simulated)
+    table = gathered.table(path, units)
+    return StarFiles(paths, opened, ids, table, known, simulated, skip_bad, lost)
 
 
 def primary_facts(hdus: Any, path: Path) -> dict[str, Any]:

@@ -19,14 +19,22 @@ from maury.io.source_table import SourceTable
 from maury.io.tables import fits_table
 from maury.spectra.spectra import Medium
 from maury.survey.readers.grids import header_grid
-from maury.survey.readers.sources import Block, BlockFiles, RowReader, list_files, stem
+from maury.survey.readers.sources import (
+    Block,
+    BlockFiles,
+    RowReader,
+    list_files,
+    stem,
+    tolerating,
+)
 
-_SUFFIXES = (".fit", ".fits", ".fit.gz", ".fits.gz")
 _ARMS = ("BLUE", "GREEN", "RED")
 _SKY = "S"
 
 
-def open_weave(path: Path, stack: ExitStack, *, arm: str | None = None) -> BlockFiles:
+def open_weave(
+    path: Path, stack: ExitStack, *, arm: str | None = None, skip_bad: bool = False
+) -> BlockFiles:
     """Open level 1 files of WEAVE until `stack` closes.
 
     A spectrum is called by its file and ``Nspec``; ``CNAME`` and the other columns of ``FIBTABLE``
@@ -40,6 +48,8 @@ def open_weave(path: Path, stack: ExitStack, *, arm: str | None = None) -> Block
     stack : ExitStack
     arm : {"blue", "green", "red"}, optional
         Files of other arms are passed over; without it, all must be of one.
+    skip_bad : bool
+        Keep a file that cannot be read, as one row of bad pixels.
 
     Raises
     ------
@@ -48,20 +58,22 @@ def open_weave(path: Path, stack: ExitStack, *, arm: str | None = None) -> Block
     WavelengthError
         If a header gives no wavelengths, or arms are mixed.
     """
-    paths, blocks, media = [], [], set()
+    blocks: list[Block] = []
+    media: set[Medium | None] = set()
     found: set[str] = set()
-    for item in list_files(path, _SUFFIXES):
-        with reading(item):
+    for item in list_files(path):
+        lost: dict[Path, str] = {}
+        with tolerating(item, lost, skip=skip_bad), reading(item):
             hdus = open_fits(item, stack)
             here = _arm(hdus, item)
             if arm is not None and here != arm.upper():
                 continue
             found.add(here)
             block, medium = _block(hdus, here, item)
-        if block.ids.size:
-            paths.append(item)
-            blocks.append(block)
-            media.add(medium)
+            if block.ids.size:
+                blocks.append(block)
+                media.add(medium)
+        blocks += [Block.lost(item, why) for why in lost.values()]
     if not blocks:
         raise InputFileError(f"{path} holds no fibre on a target{f' of arm {arm}' if arm else ''}")
     if len(found) > 1 or len(media) > 1:
@@ -69,7 +81,8 @@ def open_weave(path: Path, stack: ExitStack, *, arm: str | None = None) -> Block
             f"{path} holds the arms {', '.join(sorted(found))}; name one by its reader, such as "
             "'weave-l1-red', or join them by [[arm]]"
         )
-    return BlockFiles.of(path, paths, blocks, medium=media.pop())
+    paths = [block.path for block in blocks]
+    return BlockFiles.of(path, paths, blocks, medium=media.pop(), skip_bad=skip_bad)
 
 
 def _arm(hdus: Any, path: Path) -> str:
