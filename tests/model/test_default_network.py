@@ -31,7 +31,7 @@ def inputs(n=6, n_observable=N_OBSERVABLE):
 
 def ask(config, network, *tensors):
     with torch.no_grad():
-        return config.answer(network, *tensors)
+        return config.predict(network, *tensors)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 3))

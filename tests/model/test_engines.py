@@ -66,8 +66,8 @@ def stars(n=53, *, n_observable=N_OBSERVABLE, seed=0, holes=True):
 def test_compiled_and_torch_agree(name):
     config, networks, sizes = members(name, **PRESETS[name])
     inputs = stars(n_observable=sizes["n_observable"], holes=config.takes_missing)
-    expected = TorchEngine(config, networks).answer(*inputs)
-    answer = CompiledEngine(config, networks, **sizes).answer(*inputs)
+    expected = TorchEngine(config, networks).predict(*inputs)
+    answer = CompiledEngine(config, networks, **sizes).predict(*inputs)
     spread = np.ptp(expected.mean, axis=1).min()
     assert spread > 1e-3
     np.testing.assert_allclose(answer.mean, expected.mean, rtol=0, atol=1e-4 * spread + 1e-6)
@@ -83,19 +83,19 @@ def test_a_star_is_answered_alike_in_any_batch(name):
     config, networks, sizes = members(name)
     engine = CompiledEngine(config, networks, **sizes)
     inputs = stars(70, holes=config.takes_missing)
-    whole = engine.answer(*inputs)
+    whole = engine.predict(*inputs)
     order = np.random.default_rng(1).permutation(70)[:21]
-    some = engine.answer(*(array[order] for array in inputs))
+    some = engine.predict(*(array[order] for array in inputs))
     np.testing.assert_array_equal(some.mean, whole.mean[:, order])
-    none = engine.answer(*(array[:0] for array in inputs))
+    none = engine.predict(*(array[:0] for array in inputs))
     assert none.mean.shape == (3, 0, N_LABEL)
 
 
 def test_threads_share_the_stars_and_change_nothing():
     config, networks, sizes = members("maury")
     inputs = stars(200)
-    one = CompiledEngine(config, networks, **sizes, n_thread=1).answer(*inputs)
-    three = CompiledEngine(config, networks, **sizes, n_thread=3).answer(*inputs)
+    one = CompiledEngine(config, networks, **sizes, n_thread=1).predict(*inputs)
+    three = CompiledEngine(config, networks, **sizes, n_thread=3).predict(*inputs)
     np.testing.assert_array_equal(one.covariance, three.covariance)
 
 
@@ -103,10 +103,10 @@ def test_inputs_are_left_as_they_are_and_a_bad_star_harms_no_other():
     config, networks, sizes = members("guiglion2020")
     engine = CompiledEngine(config, networks, **sizes)
     flux, ivar, observables = stars(holes=False)
-    good = engine.answer(flux, ivar, observables).mean
+    good = engine.predict(flux, ivar, observables).mean
     flux[7] = np.nan
     kept = flux.copy()
-    answer = engine.answer(flux, ivar, observables).mean
+    answer = engine.predict(flux, ivar, observables).mean
     np.testing.assert_array_equal(flux, kept)
     assert np.isnan(answer[:, 7]).all()
     np.testing.assert_array_equal(np.delete(answer, 7, 1), np.delete(good, 7, 1))

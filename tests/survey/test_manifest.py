@@ -23,7 +23,7 @@ from maury.prediction.catalogue import Catalogue, is_whole
 from maury.prediction.streaming import finish, plan, predict_part
 from maury.survey.manifest import _group, check_manifest
 from maury.survey.store import Survey
-from maury.training.distillation_data import Sheet, SheetFolder
+from maury.training.distillation_data import DistillationBatch, DistillationSet
 from maury.training.ensemble import train
 from maury.training.member import read_tensors, write_tensors
 
@@ -228,11 +228,11 @@ def test_damaged_tensors_of_unfinished_work_are_noticed(tmp_path):
 def test_a_damaged_sheet_is_told_and_made_again(tmp_path):
     import torch
 
-    folder = SheetFolder(tmp_path)
-    sheet = Sheet(torch.ones(4, 3).half(), *(torch.rand(4, 2) for _ in range(4)))
-    folder.put(0, sheet)
-    torch.testing.assert_close(folder.load(1).mean, sheet.mean)
+    folder = DistillationSet(tmp_path)
+    batch = DistillationBatch(torch.ones(4, 3).half(), *(torch.rand(4, 2) for _ in range(4)))
+    folder.put(0, batch)
+    torch.testing.assert_close(folder.load(1).mean, batch.mean)
     flip(folder._file(0, "mean"), 140)
-    with pytest.raises(OutputError, match=r"sheet 0.*makes it anew"):
+    with pytest.raises(OutputError, match=r"batch 0.*makes the batch again"):
         folder.load(1)
     assert not folder.has(0)

@@ -24,7 +24,7 @@ from maury.simulation.bound import cramer_rao
 from maury.survey.store import Survey
 from maury.training.comparison import COMPETITORS, Competitor, compare, pairs_of
 from maury.training.runs import train
-from maury.training.simulated_snr import fit_star_simulator, restage
+from maury.training.simulated_snr import fit_star_simulator, resimulate
 
 QUICK = {
     "matisse": {"method": {"nodes": 2, "neighbours": 60}},
@@ -277,7 +277,7 @@ def test_spectra_are_made_anew_at_the_stated_snr(tiny_survey):
     star_simulator = fit_star_simulator(survey, np.arange(120))
     batch = survey.batch(120, 160)
     made = {
-        snr: restage(batch, star_simulator, snr, rng=np.random.default_rng(1))[0].spectra
+        snr: resimulate(batch, star_simulator, snr, rng=np.random.default_rng(1))[0].spectra
         for snr in (20.0, 1e5)
     }
     noise = made[20.0].flux - made[1e5].flux
@@ -285,10 +285,10 @@ def test_spectra_are_made_anew_at_the_stated_snr(tiny_survey):
     # Without noise they are nearer to the observed ones than these are noisy.
     apart = batch.spectra.flux - made[1e5].flux
     assert np.sqrt(np.mean(apart**2 * batch.spectra.ivar)) < 1.6
-    staged, truth = restage(batch, star_simulator, 20.0, rng=np.random.default_rng(1))
-    assert np.all(staged.column("snr") == 20.0)
+    resimulated, truth = resimulate(batch, star_simulator, 20.0, rng=np.random.default_rng(1))
+    assert np.all(resimulated.column("snr") == 20.0)
     np.testing.assert_allclose(truth[:, 0], batch.column("teff"), rtol=0.1)
-    np.testing.assert_array_equal(staged.column("parallax"), batch.column("parallax"))
+    np.testing.assert_array_equal(resimulated.column("parallax"), batch.column("parallax"))
 
 
 def test_scatter_is_told_in_units_of_the_least_that_simulated_spectra_allow(tiny_survey, tmp_path):

@@ -16,7 +16,7 @@ from maury.prediction.streaming import Predictor, predict
 from maury.prediction.uncertainty import UncertaintyModel
 from maury.survey.store import Survey
 from maury.training.distillation import distil
-from maury.training.distillation_data import Teacher
+from maury.training.distillation_data import TeacherModel
 
 CONFIG = {
     "network": {"stem": 24, "width": 48},
@@ -52,8 +52,8 @@ def test_the_covariance_has_the_errors_and_correlations_that_were_learnt():
     config, net = network()
     with torch.no_grad():
         net.out.weight.mul_(40)
-        answer = config.answer(net, *inputs())
-        mean, sigma, factor = net.lesson(*net.see(*inputs()))
+        answer = config.predict(net, *inputs())
+        mean, sigma, factor = net.outputs(*net.network_inputs(*inputs()))
     assert torch.equal(answer.mean, mean)
     assert torch.allclose(answer.variance, sigma**2, rtol=1e-4)
     correlation = answer.covariance / (sigma[:, :, None] * sigma[:, None, :])
@@ -68,7 +68,7 @@ def test_errors_may_be_far_below_and_above_the_scatter_of_labels():
     _, net = network()
     raw = torch.zeros(2, net.out.out_features)
     raw[:, net.n_label : 2 * net.n_label] = torch.tensor([[-4.0], [4.0]])
-    low, high = net.read(raw)[1].mean(dim=1)
+    low, high = net.split_output(raw)[1].mean(dim=1)
     assert low < 0.02
     assert high > 10
 
@@ -81,12 +81,14 @@ def test_bad_pixels_and_missing_observables_carry_nothing():
     wild = flux.clone()
     wild[:, 10:20] = torch.nan
     for a, b in zip(
-        net.see(flux, ivar, observables), net.see(wild, ivar, observables), strict=True
+        net.network_inputs(flux, ivar, observables),
+        net.network_inputs(wild, ivar, observables),
+        strict=True,
     ):
         assert torch.isfinite(a).all()
         assert torch.equal(a, b)
     nothing = torch.zeros_like(ivar)
-    pixels, other = net.see(torch.full_like(flux, torch.nan), nothing, observables)
+    pixels, other = net.network_inputs(torch.full_like(flux, torch.nan), nothing, observables)
     assert torch.count_nonzero(pixels) == 0
     assert torch.count_nonzero(other[:, :3]) == 0, "no noise, and no spectrum"
 
@@ -94,17 +96,17 @@ def test_bad_pixels_and_missing_observables_carry_nothing():
 def test_the_typical_noise_survives_gaps_and_a_wild_pixel():
     _, net = network()
     flux, ivar, observables = inputs()
-    quality = net.see(flux, ivar, observables)[1][:, 0]
+    quality = net.network_inputs(flux, ivar, observables)[1][:, 0]
     ivar[:, :60] = 0
     ivar[:, 70] = 1e12
-    with_gaps = net.see(flux, ivar, observables)[1][:, 0]
+    with_gaps = net.network_inputs(flux, ivar, observables)[1][:, 0]
     assert torch.allclose(quality, with_gaps, atol=0.06)
 
 
 def test_a_student_agrees_with_its_teacher(student, default_model, default_survey):
     batch = Survey.open(default_survey).batch(0, 500)
-    taught, teacher = Predictor(student), Predictor(default_model)
-    a, b = taught.predict(batch), teacher.predict(batch)
+    small, teacher = Predictor(student), Predictor(default_model)
+    a, b = small.predict(batch), teacher.predict(batch)
     assert set(a) == set(b), "the catalogue has the same columns"
     for name in Model.open(student).label_names:
         difference = np.abs(a[name] - b[name]) / b[f"{name}_error"]
@@ -144,7 +146,7 @@ def test_it_agrees_with_inputs_missing(student, default_model, default_survey, w
 
 
 def test_the_kept_out_stars_teach_nothing(default_model, default_survey):
-    teacher, survey = Teacher(Model.open(default_model)), Survey.open(default_survey)
+    teacher, survey = TeacherModel(Model.open(default_model)), Survey.open(default_survey)
     rows = teacher.rows(survey, 10_000, np.random.default_rng(0))
     split, star_id = teacher.model.split, survey.star_id
     held = split.contains("test", star_id) | split.contains("validation", star_id)
@@ -164,7 +166,7 @@ def test_the_compiled_engine_gives_the_same():
     flux[3], ivar[3] = np.nan, 0.0
     ivar[5, 40:90], ivar[6, 7], observables[8] = 0.0, 1e9, np.nan
     engines = TorchEngine(config, [net]), CompiledEngine(config, [net], n_pixel=130, n_observable=3)
-    plain, compiled = (engine.answer(flux, ivar, observables) for engine in engines)
+    plain, compiled = (engine.predict(flux, ivar, observables) for engine in engines)
     assert np.isfinite(plain.mean).all()
     assert np.allclose(plain.mean, compiled.mean, atol=1e-4)
     assert np.allclose(plain.covariance, compiled.covariance, rtol=1e-3, atol=1e-4)
@@ -211,9 +213,9 @@ def test_without_a_survey_it_inherits(default_model, default_survey, tmp_path):
 
 
 def test_what_cannot_be_distilled(student, default_model, tiny_model, tmp_path):
-    with pytest.raises(ConfigError, match="of the preset 'guiglion2020' cannot teach"):
+    with pytest.raises(ConfigError, match="of the preset 'guiglion2020' cannot"):
         distil(tiny_model, tmp_path / "out")
-    with pytest.raises(ConfigError, match="of the preset 'student' cannot teach"):
+    with pytest.raises(ConfigError, match="of the preset 'student' cannot"):
         distil(student, tmp_path / "out")
     with pytest.raises(OutputExists):
         distil(default_model, student)

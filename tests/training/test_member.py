@@ -11,7 +11,7 @@ import torch
 
 from maury.errors import TrainingError
 from maury.model.networks.published import network_config
-from maury.training.member import Sample, TrainingConfig, read_tensors, train_member
+from maury.training.member import TrainingConfig, TrainingTensors, read_tensors, train_member
 from maury.training.processes import MemberJob, WorkFolder, run_job, train_members
 
 NETWORK = network_config("guiglion2020", {"kernel": 4, "filters": [2]})
@@ -27,7 +27,7 @@ def sample(n, seed=0, n_pixel=24, n_observable=2, n_label=2):
 
 
 def tensors(n, seed=0):
-    return Sample.from_numpy(*sample(n, seed))
+    return TrainingTensors.from_numpy(*sample(n, seed))
 
 
 def run(config, *, seed=1, network=NETWORK, **options):
@@ -74,7 +74,7 @@ def test_only_the_present_labels_count():
     config = TrainingConfig(epochs=4)
     results = [
         train_member(
-            Sample.from_numpy(flux, observables, target, variance),
+            TrainingTensors.from_numpy(flux, observables, target, variance),
             tensors(16, 3),
             NETWORK,
             config=config,
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_starts_anew(tmp_path, caplog, damage):
 
 
 def test_divergence_is_one_clear_error():
-    bad = Sample.from_numpy(*sample(32))
+    bad = TrainingTensors.from_numpy(*sample(32))
     bad.flux[3, 3] = math.inf
     with pytest.raises(TrainingError, match="learning_rate"):
         train_member(bad, tensors(8), NETWORK, config=TrainingConfig(epochs=2), seed=0)

@@ -132,7 +132,7 @@ def test_covariance_is_that_within_and_between_members(model, survey):
     observables = model.scaling.observables.forward(inputs.observables)
     tensors = [torch.from_numpy(x) for x in (inputs.flux, inputs.ivar, observables)]
     with torch.no_grad():
-        parts = [config.answer(network, *tensors) for network in load_members(model)]
+        parts = [config.predict(network, *tensors) for network in load_members(model)]
     scale = model.scaling.labels.scale
     means = np.stack([part.mean.numpy() for part in parts]) * scale
     within = np.mean([part.covariance.numpy() for part in parts], axis=0) * np.outer(scale, scale)

@@ -26,8 +26,8 @@ from maury.simulation.surveys import Simulation, Simulator
 from maury.simulation.theory import TheoryCalibration
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.survey.store import Survey, SurveyWriter
-from maury.training.parent import Inheritance
 from maury.training.simulated import SimulatedTraining, train_on_simulated_stars
+from maury.training.source_model import SourceModel
 from maury.training.transfer import transfer
 
 WAVE = 8480.0 + 0.5 * np.arange(400)
@@ -83,7 +83,7 @@ def survey(tmp_path_factory, stars):
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory, default_model, stars):
+def target(tmp_path_factory, default_model, stars):
     """Moved on 100 stars, of which 10 lack [Al/Fe] and 5 lack Teff; [Ni/Fe] is not there."""
     folder = tmp_path_factory.mktemp("child")
     flux, ivar, columns = stars
@@ -97,10 +97,10 @@ def child(tmp_path_factory, default_model, stars):
     return folder / "child"
 
 
-def test_the_child_remembers_its_parent(child, default_model):
-    model, parent = Model.open(child), Model.open(default_model)
+def test_the_child_remembers_its_parent(target, default_model):
+    model, source = Model.open(target), Model.open(default_model)
     origin = model.provenance["transferred_from"]
-    assert origin["checksum"] == parent.checksum
+    assert origin["checksum"] == source.checksum
     assert origin["name"] == "default"
     assert origin["resolving_power"] == 7500.0
     assert model.simulated
@@ -108,37 +108,37 @@ def test_the_child_remembers_its_parent(child, default_model):
     observing = model.attachments["sky"].metadata["observing"]
     assert observing["resolving_power"] == POWER
     assert observing["resolving_power_range"] == pytest.approx([6500 * 23 / 15, 8500 * 23 / 15])
-    assert len(model.members) == len(parent.kept)
+    assert len(model.members) == len(source.kept)
 
 
-def test_scalings_and_stars_are_carried_over_and_errors_inherited(child, default_model):
-    model, parent = Model.open(child), Model.open(default_model)
-    assert model.scaling.labels.offset.tolist() == parent.scaling.labels.offset.tolist()
-    assert model.scaling.observables.scale.tolist() == parent.scaling.observables.scale.tolist()
-    old, new = parent.arrays("sky")["labels"], model.arrays("sky")["labels"]
+def test_scalings_and_stars_are_carried_over_and_errors_inherited(target, default_model):
+    model, source = Model.open(target), Model.open(default_model)
+    assert model.scaling.labels.offset.tolist() == source.scaling.labels.offset.tolist()
+    assert model.scaling.observables.scale.tolist() == source.scaling.observables.scale.tolist()
+    old, new = source.arrays("sky")["labels"], model.arrays("sky")["labels"]
     np.testing.assert_array_equal(new, old)  # no star of the new survey has all labels
     assert 0 < model.split.n_rows["validation"] < 30
     for name in ("size", "course"):  # so few stars cannot calibrate errors
         np.testing.assert_array_equal(
-            model.arrays("calibration")[name], parent.arrays("calibration")[name]
+            model.arrays("calibration")[name], source.arrays("calibration")[name]
         )
     assert "coverage" not in model.attachments or model.arrays("coverage")
     assert model.training["dropped"]["incomplete labels"] == 5
 
 
-def test_the_child_answers_on_the_new_grid_with_errors(child, stars, survey):
-    table = predict_rows(Model.open(child), survey, np.arange(100))
+def test_the_child_answers_on_the_new_grid_with_errors(target, stars, survey):
+    table = predict_rows(Model.open(target), survey, np.arange(100))
     for name in LABEL_NAMES:
         assert np.isfinite(table[name]).all()
         assert (table[f"{name}_error"] > 0).all()
 
 
 def test_weights_begin_at_those_of_the_parent(default_model, survey):
-    """Before any step the child answers much as the parent does for the same stars."""
-    parent = Inheritance.of(Model.open(default_model))
+    """Before any step the target model answers much as the source model does for the same stars."""
+    source = SourceModel.of(Model.open(default_model))
     batch = survey.batch(0, 100)
     labels = survey.labels(LABEL_NAMES)
-    inputs = parent.model.preparation.apply(batch)
+    inputs = source.model.preparation.apply(batch)
     observing = SimulatedTraining().observing.model_copy(
         update={"resolving_power": POWER, "resolving_power_range": (11_000.0, 12_000.0)}
     )
@@ -149,16 +149,16 @@ def test_weights_begin_at_those_of_the_parent(default_model, survey):
         labels=labels,
         observables=inputs.observables.astype(float),
         observing=observing,
-        parent=parent.star_simulator,
+        source=source.star_simulator,
     )
-    star_simulator = parent.extend(star_simulator, whole=np.ones(100, dtype=bool))
-    assert len(star_simulator.labels) == len(parent.star_simulator.labels) + 100
-    start = parent.starts(star_simulator, 3, 0)
+    star_simulator = source.extend(star_simulator, whole=np.ones(100, dtype=bool))
+    assert len(star_simulator.labels) == len(source.star_simulator.labels) + 100
+    start = source.starts(star_simulator, 3, 0)
     assert np.array_equal(start[0].weights["out.weight"], start[2].weights["out.weight"])
     assert not np.array_equal(start[0].weights["out.weight"], start[1].weights["out.weight"])
-    old = parent.model.weights(parent.model.kept[0])
-    full = Emulator.load().clip(Population.load().complete(parent.star_simulator.labels[:200]))
-    seen = parent.star_simulator.spectra(full, np.random.default_rng(1))
+    old = source.model.weights(source.model.kept[0])
+    full = Emulator.load().clip(Population.load().complete(source.star_simulator.labels[:200]))
+    seen = source.star_simulator.spectra(full, np.random.default_rng(1))
     new = star_simulator.spectra(full, np.random.default_rng(1))
     scale, centre = old["flux_scale"], old["flux_centre"]
     wanted = (seen - centre) / scale @ old["project.weight"].T + old["project.bias"]
@@ -167,8 +167,8 @@ def test_weights_begin_at_those_of_the_parent(default_model, survey):
     explained = 1 - off.var(axis=0).sum() / wanted.var(axis=0).sum()
     assert explained > 0.9
     config = SimulatedTraining(steps=1, stars=200, learning_rate=1e-12, observing=observing)
-    sources = parent.model.preparation.sources
-    network = Inheritance.of(parent.model).model.network
+    sources = source.model.preparation.sources
+    network = SourceModel.of(source.model).model.network
     from maury.model.networks.published import network_config
 
     settings = {k: v for k, v in network.items() if k != "name"}
@@ -192,7 +192,7 @@ def test_the_prior_of_the_theory_helps_where_stars_are_few(default_model):
     truth = np.column_stack([labelled[2][name] for name in LABEL_NAMES])
     none = np.zeros((256, 0))
 
-    def fit(flux, ivar, labels, parent=None):
+    def fit(flux, ivar, labels, source=None):
         return TrainingStarSimulator.fit(
             WAVE,
             flux,
@@ -200,15 +200,15 @@ def test_the_prior_of_the_theory_helps_where_stars_are_few(default_model):
             labels=labels,
             observables=none[: len(labels)],
             observing=observing,
-            parent=parent,
+            source=source,
         )
 
-    parent = fit(*labelled[:2], truth)
+    source = fit(*labelled[:2], truth)
     flux, ivar, columns = observe(256, seed=2, mismatch=REALISTIC_MISMATCH)
     labels = np.column_stack([columns[name] for name in LABEL_NAMES])
     few = slice(0, 30)
     alone = fit(flux[few], ivar[few], labels[few])
-    moved = fit(flux[few], ivar[few], labels[few], parent)
+    moved = fit(flux[few], ivar[few], labels[few], source)
     many = slice(60, 256)
     rms = [
         np.sqrt(np.mean((star_simulator.theory(labels[many]) - flux[many]).mean(axis=0) ** 2))
@@ -232,14 +232,14 @@ def test_a_calibration_moves_to_other_pixels_and_ends_where_it_does():
 
 
 def test_missing_labels_are_filled_as_among_the_stars_of_the_parent(default_model):
-    parent = Inheritance.of(Model.open(default_model))
-    truth = parent.star_simulator.labels[::10].copy()
+    source = SourceModel.of(Model.open(default_model))
+    truth = source.star_simulator.labels[::10].copy()
     rng = np.random.default_rng(3)
     truth += rng.normal(size=truth.shape) * [20, 0.02, 0, 0, 0, 0, 0, 0, 0]
     holes = truth.copy()
     holes[:, 3] = np.nan
     holes[::2, 7] = np.nan
-    filled = parent.fill(holes)
+    filled = source.fill(holes)
     known = np.isfinite(holes)
     np.testing.assert_array_equal(filled[known], holes[known])
     # [Fe/H] follows [M/H], and [Mg/Fe] follows [alpha/M], more closely than they scatter.
@@ -248,15 +248,15 @@ def test_missing_labels_are_filled_as_among_the_stars_of_the_parent(default_mode
         assert off.std() < 0.65 * truth[:, k].std()
     holes[1, 0] = np.nan
     holes[2, 2] = np.nan
-    assert np.isnan(parent.fill(holes)[[1, 2]]).all()
-    assert np.isfinite(parent.fill(holes)[3:]).all()
+    assert np.isnan(source.fill(holes)[[1, 2]]).all()
+    assert np.isfinite(source.fill(holes)[3:]).all()
 
 
 def test_stars_keep_the_part_they_had_in_the_parent(default_model, default_survey):
     model = Model.open(default_model)
     known = Survey.open(default_survey).star_id[:300]
     star_id = np.concatenate([known, [f"new{k}" for k in range(200)]])
-    split = Inheritance.of(model).divide(split_rows(star_id, config=SplitConfig(), seed=9), star_id)
+    split = SourceModel.of(model).divide(split_rows(star_id, config=SplitConfig(), seed=9), star_id)
     parts = [split.train, split.validation, split.test]
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(500))
     for name, rows in zip(("train", "validation", "test"), parts, strict=True):
@@ -288,12 +288,12 @@ def test_a_killed_run_is_taken_up_and_the_seed_decides(tmp_path, default_model, 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"network": {"width": 8}}, "network is that of the parent"),
+        ({"network": {"width": 8}}, "network is that of the source model"),
         ({"training": 3}, "section of keys"),
         ({"training": {"step": 3}}, "steps"),
         ({"split": {"rule": "published"}}, "whole stars"),
-        ({"ensemble": {"labels": ["teff"]}}, "labels of its parent"),
-        ({"preparation": {"observables": []}}, "observables must be those of the parent"),
+        ({"ensemble": {"labels": ["teff"]}}, "labels of its source model"),
+        ({"preparation": {"observables": []}}, "observables must be those of the source model"),
         ({"training": {"observing": {"resolving_power": 30_000}}}, "below the emulator"),
     ],
 )
@@ -338,14 +338,14 @@ def test_models_that_cannot_be_moved_are_refused(tmp_path, tiny_model, survey):
         transfer(tmp_path / "none", survey, tmp_path / "x", resolving_power=POWER)
 
 
-def test_command_line_and_a_child_as_parent(tmp_path, child, survey, monkeypatch):
+def test_command_line_and_a_child_as_parent(tmp_path, target, survey, monkeypatch):
     from maury.cli.app import app
 
     monkeypatch.setattr(uncertainty, "N_SIMULATED", 200)
     config = tmp_path / "short.toml"
     config.write_text("[training]\nsteps = 2\nstars = 100\n")
     out = tmp_path / "grandchild"
-    arguments = ["transfer", str(child), str(survey.path), str(out)]
+    arguments = ["transfer", str(target), str(survey.path), str(out)]
     arguments += ["--config", str(config), "--members", "1", "--processes", "1"]
     result = CliRunner().invoke(app, [*arguments, "--resolving-power", "11500"])
     assert result.exit_code == 0, result.output

@@ -85,7 +85,7 @@ def distil(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Teach one small network all that an ensemble answers, for very large surveys.
+    """Train one small network on all that an ensemble predicts, for very large surveys.
 
     A run that was killed goes on when the same command is given again.
     """

@@ -9,7 +9,9 @@ from maury.cli import terminal
 
 
 def transfer(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Trained model: the parent.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Source model, of the preset maury.")
+    ],
     survey: Annotated[
         Path, typer.Argument(metavar="SURVEY", help="New survey, some of its stars with labels.")
     ],
@@ -19,7 +21,8 @@ def transfer(
         typer.Option("--resolving-power", min=1.0, help="Of the new survey, if it does not say."),
     ] = None,
     members: Annotated[
-        int | None, typer.Option("--members", min=1, help="Networks (default: as the parent has).")
+        int | None,
+        typer.Option("--members", min=1, help="Networks (default: as the source model has)."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file with all settings.")
@@ -39,7 +42,7 @@ def transfer(
     from maury.training.transfer import transfer
 
     with terminal.member_bars() as progress:
-        child = transfer(
+        target = transfer(
             model,
             survey,
             out,
@@ -51,4 +54,4 @@ def transfer(
             progress=progress,
             overwrite=overwrite,
         )
-    print(child)
+    print(target)

@@ -250,7 +250,7 @@ class Model:
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 of everything that determines the answers, weights included."""
+        """SHA-256 of everything that determines the predictions, weights included."""
         text = json.dumps(_document(self), sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The kept networks of a model, applied: mean, errors and covariance of their answers."""
+"""The kept networks of a model, applied: mean, errors and covariance of their outputs."""
 
 import math
 from dataclasses import fields
@@ -12,7 +12,7 @@ from maury.errors import ConfigError, ModelFileError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.columns import BANDS
 from maury.model.directory import Model
-from maury.model.engines.engine import Answers, make_engine
+from maury.model.engines.engine import EnsembleOutput, make_engine
 from maury.model.imputation import Imputer
 from maury.model.networks.published import NetworkConfig, build, network_config
 from maury.model.output import Prediction as Prediction
@@ -62,7 +62,7 @@ def _network_of(model: Model) -> NetworkConfig:
 
 
 class EnsembleNetwork:
-    """The kept networks of a model as one: mean and spread of their answers.
+    """The kept networks of a model as one: mean and spread of their outputs.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class EnsembleNetwork:
         inputs : Inputs
             Prepared by the preparation of the model.
         only : int, optional
-            Number of one network among the kept ones, to be asked alone.
+            Number of one network among the kept ones, to be applied alone.
 
         Returns
         -------
@@ -160,7 +160,7 @@ class EnsembleNetwork:
         rows: Int64Array,
         only: int | None,
     ) -> Prediction:
-        """Answer of all networks, or of one, to some usable rows."""
+        """Output of all networks, or of one, for some usable rows."""
         observables = np.asarray(inputs.observables[rows], dtype=np.float32)
         if self._imputer is not None:
             observables = self._filled(self._imputer, observables)
@@ -171,8 +171,8 @@ class EnsembleNetwork:
         dark = ~spectrum[rows, None]
         ivar = np.where(dark, np.float32(0), inputs.ivar[rows])
         flux = np.asarray(inputs.flux[rows], dtype=np.float32)
-        answers = self._engine.answer(flux, ivar, observables)
-        return self._join(answers if only is None else answers.of(only))
+        outputs = self._engine.predict(flux, ivar, observables)
+        return self._join(outputs if only is None else outputs.member(only))
 
     def _filled(self, imputer: Imputer, observables: Float32Array) -> Float32Array:
         """Fill in bands; further columns neither tell a band nor are told by any."""
@@ -183,16 +183,16 @@ class EnsembleNetwork:
         out[:, ~further] = imputer.fill(np.ascontiguousarray(observables[:, ~further]))
         return out
 
-    def _join(self, answers: Answers) -> Prediction:
+    def _join(self, outputs: EnsembleOutput) -> Prediction:
         scaling = self.model.scaling.labels
-        means = answers.mean
-        variance = None if answers.variance is None else answers.variance.mean(axis=0)
+        means = outputs.mean
+        variance = None if outputs.variance is None else outputs.variance.mean(axis=0)
         if len(means) > 1:
             spread = means.var(axis=0, ddof=1)
             variance = spread if variance is None else variance + spread
         if variance is None:
             variance = np.full(means.shape[1:], math.nan)
-        covariance = None if answers.covariance is None else answers.covariance.mean(axis=0)
+        covariance = None if outputs.covariance is None else outputs.covariance.mean(axis=0)
         if covariance is not None:
             if len(means) > 1:
                 apart = (means - means.mean(axis=0)).transpose(1, 2, 0)
@@ -202,7 +202,7 @@ class EnsembleNetwork:
             mean=scaling.inverse(means.mean(axis=0)),
             sigma=np.sqrt(variance) * scaling.scale,
             covariance=covariance,
-            features=answers.features,
+            features=outputs.features,
         )
 
 
@@ -240,7 +240,7 @@ def flux_gradient(model: Model, inputs: Inputs) -> Float64Array:
     -------
     (n_star, n_label, n_pixel) float64
         Unit of each label per unit of flux, dropout being off, a missing band not being filled
-        in; NaN for a star without an answer.
+        in; NaN for a star without a prediction.
     """
     options = {name: value for name, value in model.network.items() if name != "name"}
     config = network_config(str(model.network["name"]), options)
@@ -253,7 +253,7 @@ def flux_gradient(model: Model, inputs: Inputs) -> Float64Array:
     shape = (len(inputs), len(model.labels), inputs.flux.shape[1])
     total = np.zeros(shape)
     for network in networks:
-        mean = config.answer(network, flux, ivar, seen).mean
+        mean = config.predict(network, flux, ivar, seen).mean
         for position in range(shape[1]):
             (slope,) = torch.autograd.grad(mean[:, position].sum(), flux, retain_graph=True)
             total[:, position] += slope.double().numpy()

@@ -1,4 +1,4 @@
-"""What a model says of some stars, whatever kind of model it is."""
+"""Predictions of a model, whatever kind of model it is."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from maury.spectra.preparation import Inputs
 
 @dataclass(frozen=True)
 class Prediction:
-    """Labels of some stars, in the unit of each label; NaN where there is no answer.
+    """Labels of some stars, in the unit of each label; NaN where there is no prediction.
 
     Attributes
     ----------

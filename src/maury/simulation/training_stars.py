@@ -170,7 +170,7 @@ class TrainingStarSimulator:
         observables: Float64Array,
         observing: ObservingModel,
         medium: str = "air",
-        parent: TrainingStarSimulator | None = None,
+        source: TrainingStarSimulator | None = None,
     ) -> Self:
         """Calibrate theory on labelled spectra.
 
@@ -185,7 +185,7 @@ class TrainingStarSimulator:
         observing : ObservingModel
         medium : {"air", "vacuum"}
             Of `wave_aa`.
-        parent : TrainingStarSimulator, optional
+        source : TrainingStarSimulator, optional
             Of another survey: what its theory lacks is the prior of the calibration.
         """
         wave = _in_air(wave_aa, medium)
@@ -201,7 +201,7 @@ class TrainingStarSimulator:
             ivar=ivar,
             labels=labels,
             noise_side_weight=observing.noise_side_weight,
-            prior=None if parent is None else parent.calibration.at(parent.wave_aa, wave),
+            prior=None if source is None else source.calibration.at(source.wave_aa, wave),
         )
         return cls(wave, labels, observables, snr, calibration, observing)
 

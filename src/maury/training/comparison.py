@@ -38,7 +38,7 @@ from maury.spectra.batch import Batch
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.store import Survey
 from maury.training.runs import train
-from maury.training.simulated_snr import fit_star_simulator, restage
+from maury.training.simulated_snr import fit_star_simulator, resimulate
 
 __all__ = ["COMPETITORS", "Competitor", "compare", "pairs_of"]
 
@@ -341,26 +341,26 @@ class _Run:
         names = list(self.survey.label_names)
         if view == GIVEN:
             return batch, self.survey.labels(names)[rows]
-        staged, nine = self._staged(batch, fold, view)
-        return staged, nine[:, [labels_module.LABEL_NAMES.index(name) for name in names]]
+        resimulated, nine = self._resimulated(batch, fold, view)
+        return resimulated, nine[:, [labels_module.LABEL_NAMES.index(name) for name in names]]
 
-    def _staged(self, batch: Batch, fold: int, view: str) -> tuple[Batch, Float64Array]:
+    def _resimulated(self, batch: Batch, fold: int, view: str) -> tuple[Batch, Float64Array]:
         if fold not in self._star_simulators:
             self._star_simulators[fold] = fit_star_simulator(self.survey, self.rows(fold, "train"))
         snr = next(value for value in self.snr if f"S/N {value:g}" == view)
         rng = np.random.default_rng([self.seed, fold, int(1000 * snr)])
-        return restage(batch, self._star_simulators[fold], snr, rng=rng)
+        return resimulate(batch, self._star_simulators[fold], snr, rng=rng)
 
     def _bounds(self, fold: int, view: str) -> dict[str, Float64Array]:
         """Least errors of the test stars' simulated spectra, without and with photometry."""
         rows = self.rows(fold, "test")
-        staged, nine = self._staged(self.survey.rows(rows), fold, view)
+        resimulated, nine = self._resimulated(self.survey.rows(rows), fold, view)
         calibration = self._star_simulators[fold].calibration
-        wave_aa, medium = staged.spectra.wave_aa, staged.spectra.medium
+        wave_aa, medium = resimulated.spectra.wave_aa, resimulated.spectra.medium
         bound = partial(
             cramer_rao,
             nine,
-            staged.column("snr"),
+            resimulated.column("snr"),
             wave_aa=wave_aa if medium == "air" else vacuum_to_air(wave_aa),
             modes=ObservedModes(calibration.continuum_modes, calibration.core_modes),
         )

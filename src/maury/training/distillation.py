@@ -1,6 +1,6 @@
 """Distil an ensemble into one small network, for quick looks and very large surveys.
 
-The student learns the calibrated answers of its teacher (Hinton, Vinyals & Dean 2015,
+The student learns the calibrated predictions of its teacher (Hinton, Vinyals & Dean 2015,
 arXiv:1503.02531): labels, errors and correlations, on simulated stars and, where a survey is given,
 on its spectra. It is saved as a model of the preset ``student``, and used as any other model.
 """
@@ -32,8 +32,14 @@ from maury.model.split import HELD_OUT_FOLDS
 from maury.prediction.calibration import LEAST_STARS, Calibration
 from maury.prediction.self_check import with_self_check
 from maury.survey.store import Survey
-from maury.training.distillation_data import SHEET_STARS, Sheet, SheetFolder, Teacher, join
-from maury.training.distillation_student import DistilConfig, Teaching
+from maury.training.distillation_data import (
+    BATCH_STARS,
+    DistillationBatch,
+    DistillationSet,
+    TeacherModel,
+    join,
+)
+from maury.training.distillation_student import DistilConfig, StudentTraining
 from maury.training.member import epoch_seed, run_to_the_end, single_thread
 from maury.training.runs import completion
 from maury.version import __version__
@@ -41,7 +47,7 @@ from maury.version import __version__
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with the work done and the work in all: sheets of stars, then passes over them."""
+"""Called with the work done and all work: batches of the distillation set, then passes over it."""
 
 CHECKPOINT_SECONDS = 20.0
 _SLOPE_STARS = 600
@@ -58,7 +64,7 @@ def distil(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Model:
-    """Teach one small network the calibrated answers of a model, and write it as a model.
+    """Train one small network on the calibrated predictions of a model, and write it as a model.
 
     Everything in the making lies in ``<out>.part``. A run that was killed goes on from there,
     and ends with the same bits as one that was not.
@@ -91,7 +97,7 @@ def distil(
     Raises
     ------
     ConfigError
-        If settings are wrong, all of them listed, or the model cannot teach.
+        If settings are wrong, all of them listed, or no student can be distilled from the model.
     GridMismatch
         If the survey is not on the grid that the model's preparation takes.
     TrainingError
@@ -102,35 +108,35 @@ def distil(
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
     network, training = _settings(config)
-    teacher = Teacher(model if isinstance(model, Model) else Model.open(model))
+    teacher = TeacherModel(model if isinstance(model, Model) else Model.open(model))
     if survey is not None and not isinstance(survey, Survey):
         survey = Survey.open(survey)
     network = network.model_copy(update={"photometry": teacher.photometry})
     key = _fingerprint(teacher.model, survey, network, training, seed)
     holds = "a student of another teacher, survey or settings"
     work = work_folder(out, key, holds=holds, overwrite=overwrite)
-    total = training.sheets + training.passes
+    total = training.n_batch + training.passes
     tell = progress or (lambda done, total: None)
     with single_thread(), torch.random.fork_rng(devices=[]):
         student = _blank(teacher, network, seed)
-        folder = SheetFolder(work)
-        for number in range(training.sheets):
+        folder = DistillationSet(work)
+        for number in range(training.n_batch):
             if not folder.has(number):
                 rng = np.random.default_rng([seed, number])
-                folder.put(number, _sheet(teacher, student, survey, training, rng))
+                folder.put(number, _batch(teacher, student, survey, training, rng))
             tell(number + 1, total)
         slopes = _slopes(teacher, training, seed)
         run = run_to_the_end(
-            lambda: Teaching(
-                _blank(teacher, network, seed), folder.load(training.sheets), slopes, training
+            lambda: StudentTraining(
+                _blank(teacher, network, seed), folder.load(training.n_batch), slopes, training
             ),
             checkpoint=work / "checkpoint.safetensors",
             checkpoint_seconds=CHECKPOINT_SECONDS,
-            on_epoch=lambda epoch, *_: tell(training.sheets + epoch, total),
+            on_epoch=lambda epoch, *_: tell(training.n_batch + epoch, total),
         )
-    weights = {name: tensor.numpy() for name, tensor in run.taught_weights().items()}
-    taught = _assemble(teacher, network, training, weights, survey=survey, seed=seed)
-    saved = taught.save(work / "model", weights=[weights], overwrite=True)
+    weights = {name: tensor.numpy() for name, tensor in run.trained_weights().items()}
+    assembled = _assemble(teacher, network, training, weights, survey=survey, seed=seed)
+    saved = assembled.save(work / "model", weights=[weights], overwrite=True)
     result = _complete(saved, teacher.model, survey).save(out, overwrite=overwrite)
     add_card(result, survey if survey is not None and survey.label_names else None)
     discard(work, out)
@@ -154,7 +160,7 @@ def _settings(
     return network, training
 
 
-def _blank(teacher: Teacher, config: StudentConfig, seed: int) -> StudentNetwork:
+def _blank(teacher: TeacherModel, config: StudentConfig, seed: int) -> StudentNetwork:
     model = teacher.model
     torch.manual_seed(epoch_seed(seed, 0))
     n_observable = len(model.preparation.observable_names) if teacher.photometry else 0
@@ -165,28 +171,28 @@ def _blank(teacher: Teacher, config: StudentConfig, seed: int) -> StudentNetwork
     return student
 
 
-def _sheet(
-    teacher: Teacher,
+def _batch(
+    teacher: TeacherModel,
     student: StudentNetwork,
     survey: Survey | None,
     config: DistilConfig,
     rng: np.random.Generator,
-) -> Sheet:
-    n_star = min(SHEET_STARS, config.stars)
-    sheet = teacher.sheet(teacher.simulated(n_star, rng), student)
+) -> DistillationBatch:
+    n_star = min(BATCH_STARS, config.stars)
+    simulated = teacher.batch(teacher.simulated(n_star, rng), student)
     n_row = round(config.survey_share * n_star)
     if survey is None or n_row == 0:
-        return sheet
-    return join(sheet, teacher.sheet(teacher.observed(survey, n_row, rng), student))
+        return simulated
+    return join(simulated, teacher.batch(teacher.observed(survey, n_row, rng), student))
 
 
-def _slopes(teacher: Teacher, config: DistilConfig, seed: int) -> Tensor:
-    rng = np.random.default_rng([seed, config.sheets])
+def _slopes(teacher: TeacherModel, config: DistilConfig, seed: int) -> Tensor:
+    rng = np.random.default_rng([seed, config.n_batch])
     return teacher.slopes(teacher.simulated(min(_SLOPE_STARS, config.stars), rng))
 
 
 def _assemble(
-    teacher: Teacher,
+    teacher: TeacherModel,
     network: StudentConfig,
     training: DistilConfig,
     weights: Mapping[str, Float32Array],
@@ -207,7 +213,7 @@ def _assemble(
         "survey": survey.path.name if survey is not None else None,
     }
     versions = {"maury": __version__, "torch": torch.__version__, "numpy": np.__version__}
-    taught = replace(
+    student = replace(
         model,
         network={"name": network.name, **network.model_dump(mode="json")},
         tensors={name: array.shape for name, array in weights.items()},
@@ -220,13 +226,13 @@ def _assemble(
         attachments=MappingProxyType({}),
         path=None,
     )
-    return taught.with_arrays(
+    return student.with_arrays(
         "sky", model.arrays("sky"), metadata=model.attachments["sky"].metadata
     )
 
 
 def _complete(student: Model, teacher: Model, survey: Survey | None) -> Model:
-    """Calibrate, cover and audit the student on the survey, or inherit from the teacher."""
+    """Calibrate, cover and audit the student on the survey; else take what the teacher has."""
     if survey is not None:
         held = student.split.contains("validation", survey.star_id)
         known = set(student.label_names) <= set(survey.column_names)
@@ -236,12 +242,12 @@ def _complete(student: Model, teacher: Model, survey: Survey | None) -> Model:
                 return whole
     if "calibration" not in teacher.attachments:
         return with_self_check(student)
-    taught = Calibration.from_arrays(teacher.arrays("calibration"))
+    calibration = Calibration.from_arrays(teacher.arrays("calibration"))
     # The student has learnt calibrated errors, so that no factor is left.
     rest = replace(
-        taught,
-        global_scale=np.zeros_like(taught.global_scale),
-        regime_coefficients=np.zeros_like(taught.regime_coefficients),
+        calibration,
+        global_scale=np.zeros_like(calibration.global_scale),
+        regime_coefficients=np.zeros_like(calibration.regime_coefficients),
     )
     student = student.with_arrays("calibration", rest.to_arrays())
     if "coverage" in teacher.attachments:

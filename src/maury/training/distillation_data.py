@@ -1,8 +1,8 @@
-"""What an ensemble answers to many stars, written down for a student to learn.
+"""The distillation set: inputs of many stars and the predictions of an ensemble for them.
 
-A sheet holds simulated stars, some of them without a part of their inputs, and rows of a survey
-where one is given. Each sheet is drawn from (seed, number of the sheet), so that a run that is
-killed goes on with the next one.
+A batch of the set holds simulated stars, some of them without a part of their inputs, and rows of a
+survey where one is given. Each batch is drawn from (seed, number of the batch), so that a run that
+is killed goes on with the next one.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
 from maury.training.simulated import SimulatedTraining, drop_inputs
 
-SHEET_STARS = 16384
-"""Stars of one sheet."""
+BATCH_STARS = 16384
+"""Simulated stars of one batch of the distillation set."""
 _REOBSERVED = 4
-"""Spectra of a sheet for each simulated star: noise differs, and so may what is missing."""
+"""Spectra of a batch for each simulated star: noise differs, and so may what is missing."""
 _SURVEY_BLOCK = 128
 _FLUX_FLOOR = np.float32(0.05)
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Stars as a student sees them, and what the teacher says of them.
+class DistillationBatch:
+    """Inputs of a student network and predictions of the teacher for the same stars.
 
     Attributes
     ----------
     pixels : (n_star, n_pixel) float16 tensor
-        As of `maury.model.networks.student.StudentNetwork.see`.
+        As of `maury.model.networks.student.StudentNetwork.network_inputs`.
     other : (n_star, n_other) float32 tensor
         Likewise.
     mean, sigma : (n_star, n_label) float32 tensor
@@ -64,17 +64,17 @@ class Sheet:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def rows(self, index: Tensor) -> Sheet:
+    def rows(self, index: Tensor) -> DistillationBatch:
         """Return the stars of `index`, with pixels in float32."""
-        return Sheet(self.pixels[index].float(), *(self._tensors(index)))
+        return DistillationBatch(self.pixels[index].float(), *(self._tensors(index)))
 
     def _tensors(self, index: Tensor) -> list[Tensor]:
         rest = (self.other, self.mean, self.sigma, self.correlation)
         return [tensor[index] for tensor in rest]
 
 
-class Teacher:
-    """A model whose calibrated answers are to be learnt.
+class TeacherModel:
+    """A model whose calibrated predictions a student is trained on.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Teacher:
         if "sky" not in model.attachments or name == "student":
             raise ConfigError(
                 f"a student learns from stars that its teacher simulates, which {model.path} of "
-                f"the preset '{name}' cannot teach; give a model of the preset maury"
+                f"the preset '{name}' cannot; give a model of the preset maury"
             )
         self.model = model
         self.star_simulator = TrainingStarSimulator.of_model(model)
@@ -161,25 +161,25 @@ class Teacher:
         snr = np.where((ivar > 0).any(axis=1), inputs.snr, np.nan)
         return replace(inputs, ivar=ivar, observables=observables.astype(np.float32), snr=snr)
 
-    def sheet(self, inputs: Inputs, student: StudentNetwork) -> Sheet:
-        """Write down the answers to some stars; those without an answer are left out."""
-        answer = self._network.predict(inputs)
-        sigma, covariance = answer.sigma, answer.covariance
+    def batch(self, inputs: Inputs, student: StudentNetwork) -> DistillationBatch:
+        """Return inputs and predictions of some stars, less stars without a prediction."""
+        output = self._network.predict(inputs)
+        sigma, covariance = output.sigma, output.covariance
         if self._uncertainty is not None:
-            found = self._uncertainty.assess(inputs, answer)
+            found = self._uncertainty.assess(inputs, output)
             sigma, covariance = found.sigma, found.covariance
         assert covariance is not None, "networks of the preset maury predict a covariance"
-        known = np.isfinite(answer.mean).all(axis=1) & np.isfinite(sigma).all(axis=1)
+        known = np.isfinite(output.mean).all(axis=1) & np.isfinite(sigma).all(axis=1)
         first, second = np.triu_indices(sigma.shape[1], 1)
         pairs = covariance[:, first, second] / (sigma[:, first] * sigma[:, second])
         scaling = self.model.scaling
         observables = scaling.observables.forward(inputs.observables)[known]
         seen = (inputs.flux[known], inputs.ivar[known], observables[:, : student.n_observable])
         with torch.no_grad():
-            pixels, other = student.see(*(torch.from_numpy(array) for array in seen))
-        told = (scaling.labels.forward(answer.mean), sigma / scaling.labels.scale, pairs)
-        rest = (torch.from_numpy(array[known].astype(np.float32)) for array in told)
-        return Sheet(pixels.half(), other, *rest)
+            pixels, other = student.network_inputs(*(torch.from_numpy(array) for array in seen))
+        predicted = (scaling.labels.forward(output.mean), sigma / scaling.labels.scale, pairs)
+        rest = (torch.from_numpy(array[known].astype(np.float32)) for array in predicted)
+        return DistillationBatch(pixels.half(), other, *rest)
 
     def slopes(self, inputs: Inputs) -> Tensor:
         """Return derivatives of all labels, in units of their errors, by the scaled pixels.
@@ -193,8 +193,8 @@ class Teacher:
         -------
         (n_star x n_label, n_pixel) float32 tensor
         """
-        answer = self._network.predict(inputs)
-        error = torch.from_numpy(answer.sigma / self.model.scaling.labels.scale).float()
+        output = self._network.predict(inputs)
+        error = torch.from_numpy(output.sigma / self.model.scaling.labels.scale).float()
         observables = self.model.scaling.observables.forward(inputs.observables)
         members = load_members(self.model)
         flux = torch.from_numpy(inputs.flux.copy()).requires_grad_()
@@ -221,37 +221,39 @@ _FIELDS = ("pixels", "other", "mean", "sigma", "correlation")
 
 
 @dataclass(frozen=True)
-class SheetFolder:
-    """Sheets in a directory, one .npy file per array."""
+class DistillationSet:
+    """The batches of a distillation set in a directory, one .npy file per array."""
 
     path: Path
 
     def has(self, number: int) -> bool:
-        """Whether a sheet is whole."""
+        """Whether a batch is whole."""
         return self._sums(number).is_file()
 
-    def put(self, number: int, sheet: Sheet) -> None:
-        """Write a sheet; its checksums appear when all else is there."""
+    def put(self, number: int, batch: DistillationBatch) -> None:
+        """Write a batch; its checksums appear when all else is there."""
         sums = {}
         for name in _FIELDS:
-            array = np.ascontiguousarray(getattr(sheet, name).numpy())
+            array = np.ascontiguousarray(getattr(batch, name).numpy())
             with writing(self._file(number, name), overwrite=True) as partial:
                 np.save(partial, array)
             sums[name] = zlib.crc32(array.data)
         with writing(self._sums(number), overwrite=True) as partial:
             partial.write_text(json.dumps(sums), "utf-8")
 
-    def load(self, n_sheet: int) -> Sheet:
-        """Read the first sheets, joined.
+    def load(self, n_batch: int) -> DistillationBatch:
+        """Read the first batches, joined.
 
         Raises
         ------
         OutputError
             If one is damaged; it is then removed.
         """
-        read = [self._read(number) for number in range(n_sheet)]
+        read = [self._read(number) for number in range(n_batch)]
         arrays = {name: np.concatenate([one[name] for one in read]) for name in _FIELDS}
-        return Sheet(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+        return DistillationBatch(
+            **{name: torch.from_numpy(array) for name, array in arrays.items()}
+        )
 
     def _read(self, number: int) -> dict[str, AnyArray]:
         try:
@@ -263,8 +265,8 @@ class SheetFolder:
         if not whole:
             self._sums(number).unlink(missing_ok=True)
             raise OutputError(
-                f"{self.path}: sheet {number} of the lesson is damaged, and is removed; give the "
-                "same command again, which makes it anew"
+                f"{self.path}: batch {number} of the distillation set is damaged, and is removed; "
+                "give the same command again, which makes the batch again"
             )
         return arrays
 
@@ -275,7 +277,7 @@ class SheetFolder:
         return self.path / f"sheet-{number:04d}-{name}.npy"
 
 
-def join(first: Sheet, second: Sheet) -> Sheet:
-    """Return one sheet of the stars of both."""
+def join(first: DistillationBatch, second: DistillationBatch) -> DistillationBatch:
+    """Return one batch of the stars of both."""
     pairs = ((getattr(first, name), getattr(second, name)) for name in _FIELDS)
-    return Sheet(*(torch.cat(pair) for pair in pairs))
+    return DistillationBatch(*(torch.cat(pair) for pair in pairs))

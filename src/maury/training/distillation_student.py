@@ -1,4 +1,4 @@
-"""How a student learns from the sheets of its teacher.
+"""How a student is trained on the distillation set of its teacher.
 
 The student starts from the directions of pixels that move the teacher's labels most, and sees its
 inputs whitened; both are folded into its weights at the end. Its layers are trained by Muon
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from maury.errors import TrainingError
 from maury.model.networks.student import StudentNetwork
-from maury.training.distillation_data import SHEET_STARS, Sheet
+from maury.training.distillation_data import BATCH_STARS, DistillationBatch
 from maury.training.member import (
     Run,
     adam_tensors,
@@ -41,13 +41,13 @@ _STATISTICS_STARS = 30_000
 
 
 class DistilConfig(BaseModel):
-    """How a student is taught; section ``[training]``.
+    """How a student is trained; section ``[training]``.
 
     Attributes
     ----------
     stars : int
-        Stars that the teacher is asked about, rounded up to whole sheets of
-        `maury.training.distillation_data.SHEET_STARS` if they are more.
+        Simulated stars of the distillation set, rounded up to whole batches of
+        `maury.training.distillation_data.BATCH_STARS` if they are more.
     survey_share : float
         Of these, rows of the survey over simulated stars, where a survey is given.
     passes, batch_size : int
@@ -65,7 +65,7 @@ class DistilConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stars: int = Field(default=14 * SHEET_STARS, ge=1)
+    stars: int = Field(default=14 * BATCH_STARS, ge=1)
     survey_share: float = Field(default=0.1, ge=0.0, le=10.0)
     passes: int = Field(default=70, ge=1)
     batch_size: int = Field(default=1024, ge=1)
@@ -77,9 +77,9 @@ class DistilConfig(BaseModel):
     gradient_norm: float = Field(default=1.0, gt=0.0)
 
     @property
-    def sheets(self) -> int:
-        """Number of sheets."""
-        return -(-self.stars // SHEET_STARS)
+    def n_batch(self) -> int:
+        """Batches of the distillation set."""
+        return -(-self.stars // BATCH_STARS)
 
     def factor(self, progress: float) -> float:
         """Factor of the step sizes when a fraction `progress` (0 to 1) of the steps is done."""
@@ -90,7 +90,7 @@ class DistilConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Whitening:
+class InputWhitening:
     """Linear map of some inputs to uncorrelated ones of about unit variance.
 
     Attributes
@@ -105,7 +105,7 @@ class Whitening:
     inverse: Tensor
 
     @classmethod
-    def measure(cls, values: Tensor, *, ridge: float) -> Whitening:
+    def measure(cls, values: Tensor, *, ridge: float) -> InputWhitening:
         """Measure on values (n_star, n); `ridge`, in units of the mean variance, is added."""
         values = values[:_STATISTICS_STARS].float()
         centre = values.mean(dim=0)
@@ -117,7 +117,7 @@ class Whitening:
 
     def apply(self, values: Tensor) -> Tensor:
         """Whitened values (n_star, n), in the precision of `values`."""
-        parts = torch.split(values, SHEET_STARS)
+        parts = torch.split(values, BATCH_STARS)
         return torch.cat([((part.float() - self.centre) @ self.matrix).to(part) for part in parts])
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,27 +126,31 @@ class Whitening:
         return folded, bias - folded @ self.centre
 
 
-class Teaching(Run):
-    """The state of one student between two passes over the sheets.
+class StudentTraining(Run):
+    """The state of one student between two passes over the distillation set.
 
     Parameters
     ----------
     student : StudentNetwork
         With its flux scale set.
-    stars : Sheet
-        All sheets, joined.
+    stars : DistillationBatch
+        The whole distillation set.
     slopes : (n, n_pixel) tensor
         Derivatives of the teacher's labels, in units of their errors, by the scaled pixels.
     config : DistilConfig
     """
 
     def __init__(
-        self, student: StudentNetwork, stars: Sheet, slopes: Tensor, config: DistilConfig
+        self,
+        student: StudentNetwork,
+        stars: DistillationBatch,
+        slopes: Tensor,
+        config: DistilConfig,
     ) -> None:
         self._config = config
         self.epoch, self._step = 0, 0
-        self._pixels = Whitening.measure(stars.pixels, ridge=_PIXEL_RIDGE)
-        self._other = Whitening.measure(stars.other, ridge=_OTHER_RIDGE)
+        self._pixels = InputWhitening.measure(stars.pixels, ridge=_PIXEL_RIDGE)
+        self._other = InputWhitening.measure(stars.other, ridge=_OTHER_RIDGE)
         self._stars = replace(
             stars,
             pixels=self._pixels.apply(stars.pixels),
@@ -177,7 +181,7 @@ class Teaching(Run):
 
     def _learn(self, batch: Tensor, n_batch: int) -> float:
         factor = self._config.factor(self._step / (n_batch * self._config.passes))
-        loss = lesson_loss(self.student, self._stars.rows(batch))
+        loss = distillation_loss(self.student, self._stars.rows(batch))
         self.student.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.student.parameters(), self._config.gradient_norm)
@@ -192,7 +196,7 @@ class Teaching(Run):
             torch._foreach_lerp_(self._averaged, list(self.student.parameters()), 1.0 - decay)
         return float(loss.detach())
 
-    def taught_weights(self) -> Mapping[str, Tensor]:
+    def trained_weights(self) -> Mapping[str, Tensor]:
         """Return the running mean of the weights for inputs as they are, and the buffers."""
         names = [name for name, _ in self.student.named_parameters()]
         weights = copy_weights(self.student) | dict(zip(names, self._averaged, strict=True))
@@ -264,7 +268,7 @@ def _start_projection(project: nn.Linear, slopes: Tensor) -> None:
         project.bias.zero_()
 
 
-def lesson_loss(student: StudentNetwork, stars: Sheet) -> Tensor:
+def distillation_loss(student: StudentNetwork, stars: DistillationBatch) -> Tensor:
     """Mean squared difference to the teacher.
 
     Of labels in units of the teacher's error, of the logarithm of errors, and of correlations;
@@ -273,10 +277,10 @@ def lesson_loss(student: StudentNetwork, stars: Sheet) -> Tensor:
     Parameters
     ----------
     student : StudentNetwork
-    stars : Sheet
+    stars : DistillationBatch
         With pixels in float32.
     """
-    mean, sigma, factor = student.lesson(stars.pixels, stars.other)
+    mean, sigma, factor = student.outputs(stars.pixels, stars.other)
     label = ((mean - stars.mean) / stars.sigma).square().mean(dim=0)
     error = (sigma / stars.sigma).log().square().mean(dim=0)
     loss = _balanced(label) + _SIGMA_WEIGHT * _balanced(error)

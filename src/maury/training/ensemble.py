@@ -1,4 +1,4 @@
-"""Many members: their seeds, their processes, the choice among them, and their joint answer."""
+"""Many members: their seeds, their processes, the choice among them, and their joint prediction."""
 
 import hashlib
 import json
@@ -30,12 +30,12 @@ from maury.simulation.training_stars import ADVICE, TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.spectra.spectra import Medium
 from maury.survey.store import Survey
-from maury.training.parent import LEAST_STARS, Inheritance
 from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
 from maury.training.settings import ChoiceConfig as ChoiceConfig
 from maury.training.settings import EnsembleConfig as EnsembleConfig
 from maury.training.settings import resolve
 from maury.training.simulated import SimulatedTraining
+from maury.training.source_model import LEAST_STARS, SourceModel
 from maury.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def train(
     progress: Progress | None = None,
     overwrite: bool = False,
     complete: Callable[[Model], Model] = lambda model: model,
-    parent: Inheritance | None = None,
+    source: SourceModel | None = None,
 ) -> Model:
     """Train an ensemble on the labelled spectra of a survey and write its model directory.
 
@@ -97,7 +97,7 @@ def train(
         Replace an existing model, and discard a partial one of other settings.
     complete : callable
         Given the trained model before it gets its name; what it returns is written.
-    parent : Inheritance, optional
+    source : SourceModel, optional
         A model to start from (`maury.training.transfer`); for settings of the preset ``maury``
         only.
 
@@ -121,19 +121,19 @@ def train(
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     settings = settings.seen_at(survey.resolving_power)
-    stars = _collect(survey, settings, seed, parent)
-    key = _fingerprint(settings, seed, stars, parent)
+    stars = _collect(survey, settings, seed, source)
+    key = _fingerprint(settings, seed, stars, source)
     holds = "a training of other settings or data"
     folder = WorkFolder(work_folder(path, key, holds=holds, overwrite=overwrite))
     if not settings.network.simulates:
         for part in ("train", "validation"):
             folder.put_sample(part, *stars.sample(part))
     else:
-        _put_star_simulators(folder, stars, settings, seed, parent)
+        _put_star_simulators(folder, stars, settings, seed, source)
     n_members = settings.ensemble.members
     seeds = [
-        int(child.generate_state(1, np.uint64)[0] >> 1)
-        for child in np.random.SeedSequence(seed).spawn(n_members)
+        int(stream.generate_state(1, np.uint64)[0] >> 1)
+        for stream in np.random.SeedSequence(seed).spawn(n_members)
     ]
     jobs = [
         MemberJob(
@@ -154,7 +154,7 @@ def train(
         progress=progress or (lambda event: None),
         cluster=cluster,
     )
-    trained = _assemble(folder, settings, stars, jobs, survey, seed, parent)
+    trained = _assemble(folder, settings, stars, jobs, survey, seed, source)
     result = complete(trained).save(path, overwrite=overwrite)
     discard(folder.path, path)
     return result
@@ -202,12 +202,12 @@ class _Stars:
 
 
 def _collect(
-    survey: Survey, settings: EnsembleConfig, seed: int, parent: Inheritance | None
+    survey: Survey, settings: EnsembleConfig, seed: int, source: SourceModel | None
 ) -> _Stars:
     """Prepare the labelled rows of a survey and divide them; rows that cannot train are counted."""
-    if parent is not None:
-        parent.check_labels(survey)
-        names, labels = parent.model.label_names, parent.model.labels
+    if source is not None:
+        source.check_labels(survey)
+        names, labels = source.model.label_names, source.model.labels
     else:
         names = _names(settings.ensemble.labels or survey.label_names, settings)
         labels = labels_module.select(names, survey.label_definitions)
@@ -220,24 +220,24 @@ def _collect(
         )
     star_id = survey.star_id[labelled]
     split = split_rows(star_id, config=settings.split, seed=seed)
-    if parent is not None:
-        split = parent.divide(split, star_id)
+    if source is not None:
+        split = source.divide(split, star_id)
     dropped = {"no label": int(len(survey) - labelled.size)}
     table = _prepare(survey, labelled, settings, dropped)
     if settings.network.simulates:
         TrainingStarSimulator.require_grid(
             table.wave_aa, table.medium, _simulated(settings).observing
         )
-        if parent is not None:
-            parent.check_grid(table.wave_aa, table.medium)
-        table = _complete(table, parent.fill(truth) if parent else truth, dropped)
+        if source is not None:
+            source.check_grid(table.wave_aa, table.medium)
+        table = _complete(table, source.fill(truth) if source else truth, dropped)
     usable = np.isin(labelled, table.rows)
     parts = {
         part: np.searchsorted(table.rows, labelled[rows[usable[rows]]])
         for part, rows in ((part, split.part(part)) for part in PARTS)
     }
-    # A child takes over what it cannot learn, be it a label or the size of errors.
-    needed = ("train", "validation") if parent is None else ()
+    # A target model takes over what it cannot learn, be it a label or the size of errors.
+    needed = ("train", "validation") if source is None else ()
     for part in needed:
         if parts[part].size == 0:
             raise TrainingError(
@@ -247,13 +247,13 @@ def _collect(
     truth = truth[table.rows]
     for part in needed:
         _require_values(names, truth[parts[part]], part)
-    least = _LEAST_STARS if parent is None else LEAST_STARS
+    least = _LEAST_STARS if source is None else LEAST_STARS
     if settings.network.simulates and parts["train"].size < least:
         raise TrainingError(
             f"the preset 'maury' calibrates theory on at least {least} training stars, got "
             f"{parts['train'].size}; left out are {_counts(dropped)}"
         )
-    scaling = parent.model.scaling if parent else _scaling(table, truth, parts["train"], settings)
+    scaling = source.model.scaling if source else _scaling(table, truth, parts["train"], settings)
     return _Stars(
         labels=labels,
         star_id=survey.star_id[table.rows],
@@ -312,15 +312,15 @@ def _put_star_simulators(
     stars: _Stars,
     settings: EnsembleConfig,
     seed: int,
-    parent: Inheritance | None,
+    source: SourceModel | None,
 ) -> None:
     """Write what simulates the stars: of all training stars, and of those that a member knows."""
     rows = stars.parts["train"]
-    n_members, n_fold = settings.ensemble.members, _n_fold(stars, parent)
+    n_members, n_fold = settings.ensemble.members, _n_fold(stars, source)
     if not folder.has_star_simulator():
-        star_simulator = _fit_star_simulator(stars, rows, settings, parent)
-        if parent is not None:
-            for number, start in enumerate(parent.starts(star_simulator, n_members, seed)):
+        star_simulator = _fit_star_simulator(stars, rows, settings, source)
+        if source is not None:
+            for number, start in enumerate(source.starts(star_simulator, n_members, seed)):
                 folder.put_start(number, start)
         folder.put_star_simulator(star_simulator, _sources(settings))
     if not n_fold:
@@ -330,11 +330,11 @@ def _put_star_simulators(
         if not folder.has_star_simulator(member):
             known = rows[fold != member % n_fold]
             folder.put_star_simulator(
-                _fit_star_simulator(stars, known, settings, parent), _sources(settings), member
+                _fit_star_simulator(stars, known, settings, source), _sources(settings), member
             )
 
 
-def _n_fold(stars: _Stars, parent: Inheritance | None) -> int:
+def _n_fold(stars: _Stars, source: SourceModel | None) -> int:
     """Folds of the training stars of which each member holds out one; 0 if it trains on all.
 
     A target model has too few stars to hold out any; those without a name cannot be told
@@ -342,11 +342,11 @@ def _n_fold(stars: _Stars, parent: Inheritance | None) -> int:
     """
     rows = stars.parts["train"]
     enough = rows.size >= _LEAST_SHARED and bool((stars.star_id[rows] != "").all())
-    return _N_FOLD if enough and parent is None else 0
+    return _N_FOLD if enough and source is None else 0
 
 
 def _fit_star_simulator(
-    stars: _Stars, rows: Int64Array, settings: EnsembleConfig, parent: Inheritance | None
+    stars: _Stars, rows: Int64Array, settings: EnsembleConfig, source: SourceModel | None
 ) -> TrainingStarSimulator:
     table = stars.table
     observables, labels = table.observables[rows], stars.truth[rows]
@@ -354,15 +354,15 @@ def _fit_star_simulator(
         table.wave_aa,
         table.flux[rows],
         table.ivar[rows],
-        labels=parent.fill(labels) if parent else labels,
+        labels=source.fill(labels) if source else labels,
         observables=observables if stars.takes_observables else observables[:, :0],
         observing=_simulated(settings).observing,
         medium=table.medium,
-        parent=parent.star_simulator if parent else None,
+        source=source.star_simulator if source else None,
     )
-    if parent is None:
+    if source is None:
         return star_simulator
-    return parent.extend(star_simulator, whole=np.asarray(np.isfinite(labels).all(axis=1)))
+    return source.extend(star_simulator, whole=np.asarray(np.isfinite(labels).all(axis=1)))
 
 
 def _sources(settings: EnsembleConfig) -> BoolArray:
@@ -427,12 +427,12 @@ def _counts(dropped: Mapping[str, int]) -> str:
 
 
 def _fingerprint(
-    settings: EnsembleConfig, seed: int, stars: _Stars, parent: Inheritance | None
+    settings: EnsembleConfig, seed: int, stars: _Stars, source: SourceModel | None
 ) -> str:
     """Identity of all that determines the weights of a member."""
     identity = settings.to_json()
-    if parent is not None:
-        identity["parent"] = parent.model.checksum
+    if source is not None:
+        identity["parent"] = source.model.checksum
     del identity["ensemble"]
     digest = hashlib.sha256(json.dumps([identity, seed, torch.__version__]).encode())
     arrays = [*stars.sample("train"), *stars.sample("validation")]
@@ -472,7 +472,7 @@ def _assemble(
     jobs: list[MemberJob],
     survey: Survey,
     seed: int,
-    parent: Inheritance | None,
+    source: SourceModel | None,
 ) -> Model:
     """Put the trained members together, as a model in the work folder."""
     results = [folder.result(job.member) for job in jobs]
@@ -491,8 +491,8 @@ def _assemble(
     )
     weights = [{name: t.numpy() for name, t in result.weights.items()} for result in results]
     recorded = settings.to_json()
-    folds = _n_fold(stars, parent) if settings.network.simulates else 0
-    origin = {"transferred_from": parent.record()} if parent else {}
+    folds = _n_fold(stars, source) if settings.network.simulates else 0
+    origin = {"transferred_from": source.record()} if source else {}
     model = Model(
         labels=stars.labels,
         network={"name": settings.network.name, **settings.network.model_dump(mode="json")},
@@ -503,7 +503,7 @@ def _assemble(
         tensors={name: array.shape for name, array in weights[0].items()},
         members=members,
         split=stars.split,
-        simulated=survey.simulated or bool(parent and parent.model.simulated),
+        simulated=survey.simulated or bool(source and source.model.simulated),
         seed=seed,
         training={
             "settings": {name: recorded[name] for name in ("training", "split", "ensemble")},

@@ -80,7 +80,7 @@ class TrainingConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainingTensors:
     """Stars ready for a network.
 
     Attributes
@@ -100,16 +100,16 @@ class Sample:
     variance: Tensor
 
     @classmethod
-    def from_numpy(cls, *arrays: Float32Array) -> "Sample":
+    def from_numpy(cls, *arrays: Float32Array) -> "TrainingTensors":
         """Wrap flux, observables, target and variance without a copy where possible."""
         return cls(*(torch.from_numpy(np.asarray(array, dtype=np.float32)) for array in arrays))
 
     def __len__(self) -> int:
         return int(self.flux.shape[0])
 
-    def rows(self, index: Tensor | slice) -> "Sample":
+    def rows(self, index: Tensor | slice) -> "TrainingTensors":
         """Return the rows of `index`."""
-        return Sample(
+        return TrainingTensors(
             self.flux[index], self.observables[index], self.target[index], self.variance[index]
         )
 
@@ -139,8 +139,8 @@ EpochCallback = Callable[[int, float, float | None], None]
 
 
 def train_member(
-    train: Sample,
-    validation: Sample,
+    train: TrainingTensors,
+    validation: TrainingTensors,
     network: NetworkConfig,
     *,
     config: TrainingConfig,
@@ -153,7 +153,7 @@ def train_member(
 
     Parameters
     ----------
-    train, validation : Sample
+    train, validation : TrainingTensors
         The validation stars steer early stopping; no other stars are seen.
     network : NetworkConfig
         Architecture and loss.
@@ -246,8 +246,8 @@ def run_to_the_end(
 class _Run(Run):
     def __init__(
         self,
-        train: Sample,
-        validation: Sample,
+        train: TrainingTensors,
+        validation: TrainingTensors,
         network: NetworkConfig,
         config: TrainingConfig,
         seed: int,
@@ -323,7 +323,7 @@ class _Run(Run):
                 total += float(self._loss(stars)) * len(stars)
         return total / len(self._validation)
 
-    def _loss(self, stars: Sample) -> Tensor:
+    def _loss(self, stars: TrainingTensors) -> Tensor:
         output = self._forward(stars.flux, stars.observables)
         return self._network.loss(output, stars.target, stars.variance)
 

@@ -23,9 +23,9 @@ from maury.io.cluster import Cluster
 from maury.model.networks.published import network_config
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.training.member import (
-    Sample,
     TrainedMember,
     TrainingConfig,
+    TrainingTensors,
     read_tensors,
     train_member,
     write_tensors,
@@ -74,10 +74,10 @@ class WorkFolder:
                 np.save(stream, np.ascontiguousarray(array, dtype=np.float32))
             os.replace(temporary, file)
 
-    def sample(self, part: str) -> Sample:
+    def sample(self, part: str) -> TrainingTensors:
         """Map the stars of a part; processes share the pages."""
         files = (self.path / f"{part}-{name}.npy" for name in _SAMPLE)
-        return Sample.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
+        return TrainingTensors.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
 
     def put_star_simulator(
         self,

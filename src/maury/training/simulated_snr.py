@@ -1,4 +1,4 @@
-"""Spectra of labelled stars simulated anew, at an S/N of one's choice.
+"""Spectra of labelled stars re-simulated at an S/N of one's choice.
 
 What methods reach at an S/N that the survey does not have can only be seen on simulated spectra.
 They are those of the emulator, made like the spectra of the survey by
@@ -24,7 +24,7 @@ from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey
 from maury.training.simulated import SimulatedTraining
 
-__all__ = ["fit_star_simulator", "restage"]
+__all__ = ["fit_star_simulator", "resimulate"]
 
 
 _LEAST_STARS = 30
@@ -61,7 +61,7 @@ def fit_star_simulator(survey: Survey, rows: Int64Array) -> TrainingStarSimulato
     )
 
 
-def restage(
+def resimulate(
     batch: Batch, star_simulator: TrainingStarSimulator, snr: float, *, rng: np.random.Generator
 ) -> tuple[Batch, Float64Array]:
     """Simulate the spectra of a batch at one S/N.

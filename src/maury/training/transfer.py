@@ -1,8 +1,8 @@
 """Move a trained model to a survey of another resolution, grid and noise.
 
-A few hundred stars with reference labels suffice: the child begins with what its parent knows
-(`maury.training.parent`) and is fine-tuned on stars simulated as the new survey sees them. Its
-errors, coverage and audit are learnt anew.
+A few hundred stars with reference labels suffice: the target model starts from the source model
+(`maury.training.source_model`) and is fine-tuned on stars simulated as the new survey sees them.
+Errors, coverage and audit report of the target model come from the new survey alone.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from maury.prediction.calibration import Calibration
 from maury.simulation.emulator import Emulator
 from maury.survey.store import Survey
 from maury.training import ensemble
-from maury.training.parent import Inheritance, parent_training
 from maury.training.processes import Progress
 from maury.training.runs import completion
 from maury.training.settings import EnsembleConfig
+from maury.training.source_model import SourceModel, source_training
 
 __all__ = ["TRAINING", "transfer"]
 
 logger = logging.getLogger(__name__)
 
 TRAINING: Mapping[str, Any] = {"steps": 3000, "learning_rate": 1e-3, "stars": 50_000}
-"""What of the training differs from the parent's: it is a shorter one, in smaller steps."""
+"""What of the training differs from the source model's: it is a shorter one, in smaller steps."""
 SPLIT: Mapping[str, Any] = {"train": 0.78, "validation": 0.12, "test": 0.10}
 """More validation stars than `maury train` keeps, as errors need 30 to be calibrated."""
 _SECTIONS = ("training", "preparation", "split", "ensemble")
@@ -54,14 +54,14 @@ def transfer(
     """Fine-tune a trained model on the labelled stars of another survey.
 
     Everything in the making lies in ``<out>.part``, as of `maury.training.ensemble.train`. A star
-    that the parent knows keeps the part it had there, so that what trained either never tests the
-    child. Labels may be missing, one by one or whole columns, as long as a star has Teff, log g,
-    and [M/H] or [Fe/H].
+    that the source model knows keeps the part it had there, so that no star that trained either
+    model tests the target model. Labels may be missing, one by one or whole columns, as long as a
+    star has Teff, log g, and [M/H] or [Fe/H].
 
     Parameters
     ----------
     model : Model or path-like
-        The parent, of the preset ``maury``.
+        The source model, of the preset ``maury``.
     survey : Survey or path-like
         The new survey, some of its stars with labels.
     out : path-like
@@ -69,26 +69,27 @@ def transfer(
     resolving_power : float, optional
         Of the new survey; by default that of the settings, or what the survey says.
     members : int, optional
-        Networks; as many as the parent keeps by default.
+        Networks; as many as the source model keeps by default.
     seed : int
         Seed of the split and of every member.
     config : mapping or path of a TOML file, optional
         Sections ``[training]``, ``[preparation]``, ``[split]`` and ``[ensemble]`` as of
-        `maury.training.settings.EnsembleConfig`. What is left out is as for the parent, but for
-        `TRAINING`, `SPLIT`, and the resolving power with its scatter.
+        `maury.training.settings.EnsembleConfig`. What is left out is as for the source model,
+        but for `TRAINING`, `SPLIT`, and the resolving power with its scatter.
     n_processes, cluster, progress, overwrite
         As of `maury.training.ensemble.train`.
 
     Returns
     -------
     Model
-        The child as written. ``provenance["transferred_from"]`` names the parent and its checksum.
+        The target model as written. ``provenance["transferred_from"]`` names the source model and
+        its checksum.
 
     Raises
     ------
     ConfigError
-        If settings are wrong, the parent cannot be moved, the survey has none of its labels, or
-        the resolving power is not known or not below that of the emulator.
+        If settings are wrong, the source model cannot be moved, the survey has none of its labels,
+        or the resolving power is not known or not below that of the emulator.
     GridMismatch
         If the wavelength ranges do not overlap.
     TrainingError
@@ -98,17 +99,17 @@ def transfer(
 
     Examples
     --------
-    >>> child = transfer(
+    >>> target = transfer(
     ...     "rave.model", "rvs.zarr", "rvs.model", resolving_power=11500
     ... )  # doctest: +SKIP
     """
-    parent = Inheritance.of(model if isinstance(model, Model) else Model.open(model))
+    source = SourceModel.of(model if isinstance(model, Model) else Model.open(model))
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    settings = _settings(parent, survey, _sections(config), members, resolving_power)
+    settings = _settings(source, survey, _sections(config), members, resolving_power)
     inherited = None
-    if "calibration" in parent.model.attachments:
-        inherited = Calibration.from_arrays(parent.model.arrays("calibration"))
-    child = ensemble.train(
+    if "calibration" in source.model.attachments:
+        inherited = Calibration.from_arrays(source.model.arrays("calibration"))
+    target = ensemble.train(
         survey,
         out,
         seed=seed,
@@ -118,10 +119,10 @@ def transfer(
         progress=progress,
         overwrite=overwrite,
         complete=completion(survey, inherited=inherited),
-        parent=parent,
+        source=source,
     )
-    add_card(child, survey)
-    return child
+    add_card(target, survey)
+    return target
 
 
 def _sections(config: Mapping[str, Any] | Path | str | None) -> dict[str, dict[str, Any]]:
@@ -130,7 +131,7 @@ def _sections(config: Mapping[str, Any] | Path | str | None) -> dict[str, dict[s
     given = dict(config or {})
     problems = [
         f"there is no section [{name}] (known: {', '.join(_SECTIONS)}); "
-        "the network is that of the parent"
+        "the network is that of the source model"
         for name in given
         if name not in _SECTIONS
     ]
@@ -145,23 +146,23 @@ def _sections(config: Mapping[str, Any] | Path | str | None) -> dict[str, dict[s
 
 
 def _settings(
-    parent: Inheritance,
+    source: SourceModel,
     survey: Survey,
     sections: dict[str, dict[str, Any]],
     members: int | None,
     resolving_power: float | None,
 ) -> EnsembleConfig:
-    """Return the parent's settings, with those of a transfer and those given in their place."""
-    model, given = parent.model, sections["training"]
+    """Return the source model's settings, replaced by those of a transfer and those given."""
+    model, given = source.model, sections["training"]
     observing = dict(given.pop("observing", {}))
     stated = resolving_power or observing.get("resolving_power")
     power = _resolving_power(stated or survey.resolving_power)
-    own = parent.star_simulator.observing.model_dump(mode="json")
-    ratio = power / parent.star_simulator.observing.resolving_power
+    own = source.star_simulator.observing.model_dump(mode="json")
+    ratio = power / source.star_simulator.observing.resolving_power
     own["resolving_power_scatter"] *= ratio
     own["resolving_power_range"] = [ratio * limit for limit in own["resolving_power_range"]]
     own |= {**observing, "resolving_power": power}
-    training = {**parent_training(model), **TRAINING, **given, "observing": own}
+    training = {**source_training(model), **TRAINING, **given, "observing": own}
     preparation = model.preparation.to_json() | sections["preparation"]
     choice = {"members": len(model.kept), **sections["ensemble"]}
     if members is not None:
@@ -176,7 +177,7 @@ def _settings(
             "ensemble": {"percentile": 100.0, **choice},
         }
     )
-    _check(parent, settings)
+    _check(source, settings)
     return settings
 
 
@@ -195,19 +196,19 @@ def _resolving_power(value: Any) -> float:
     return float(value)
 
 
-def _check(parent: Inheritance, settings: EnsembleConfig) -> None:
-    expected, got = parent.model.preparation.observable_names, settings.preparation
+def _check(source: SourceModel, settings: EnsembleConfig) -> None:
+    expected, got = source.model.preparation.observable_names, settings.preparation
     if got.observable_names != expected:
         raise ConfigError(
-            f"the observables must be those of the parent, {', '.join(expected)}, got "
+            f"the observables must be those of the source model, {', '.join(expected)}, got "
             f"{', '.join(got.observable_names) or 'none'}; leave them out of [preparation], and "
             "let those that the survey lacks be missing"
         )
     if settings.split.rule != "star":
         raise ConfigError("a transfer divides whole stars; leave out rule in [split]")
     labels = set(settings.ensemble.labels)
-    if labels and labels != set(parent.model.label_names):
+    if labels and labels != set(source.model.label_names):
         raise ConfigError(
-            "a child predicts the labels of its parent; leave out labels in [ensemble]. Labels "
-            "that the survey lacks may be missing"
+            "a target model predicts the labels of its source model; leave out labels in "
+            "[ensemble]. Labels that the survey lacks may be missing"
         )

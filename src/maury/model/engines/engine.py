@@ -1,6 +1,6 @@
 """What computes the networks of an ensemble: PyTorch, or vector code compiled for them.
 
-Both give the same answers but for rounding. PyTorch is the reference and runs every preset, on a
+Both give the same outputs but for rounding. PyTorch is the reference and runs every preset, on a
 GPU if there is one; the compiled engine (`maury.model.engines.machine`) is the faster one on a
 processor.
 """
@@ -22,7 +22,7 @@ from maury.io.arrays import Float32Array, Float64Array
 from maury.model.engines.llvm import available
 from maury.model.engines.lowering import NotLowered, lower
 from maury.model.engines.machine import Machine
-from maury.model.networks.base import Answer, NetworkConfig
+from maury.model.networks.base import NetworkConfig, NetworkOutput
 from maury.model.networks.published import thinned
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ ENGINES = ("auto", "torch", "compiled")
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the members of an ensemble say of some stars, in scaled units.
+class EnsembleOutput:
+    """Outputs of the members of an ensemble for some stars, in scaled units.
 
     Attributes
     ----------
@@ -52,10 +52,10 @@ class Answers:
     covariance: Float64Array | None = None
     features: Float32Array | None = None
 
-    def of(self, member: int) -> Answers:
-        """Return what one member says."""
+    def member(self, member: int) -> EnsembleOutput:
+        """Return the output of one member."""
         one = slice(member, member + 1)
-        return Answers(
+        return EnsembleOutput(
             self.mean[one],
             None if self.variance is None else self.variance[one],
             None if self.covariance is None else self.covariance[one],
@@ -64,13 +64,15 @@ class Answers:
 
 
 class Engine(ABC):
-    """The networks of an ensemble, ready to answer."""
+    """The networks of an ensemble, ready to predict."""
 
     name: ClassVar[str]
 
     @abstractmethod
-    def answer(self, flux: Float32Array, ivar: Float32Array, observables: Float32Array) -> Answers:
-        """Ask all members.
+    def predict(
+        self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
+    ) -> EnsembleOutput:
+        """Apply all members.
 
         Parameters
         ----------
@@ -105,36 +107,38 @@ class TorchEngine(Engine):
         self._config = config
         self._networks = [network.to(self.device) for network in networks]
 
-    def answer(self, flux: Float32Array, ivar: Float32Array, observables: Float32Array) -> Answers:
-        """See `Engine.answer`."""
+    def predict(
+        self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
+    ) -> EnsembleOutput:
+        """See `Engine.predict`."""
         arrays = (np.asarray(array, dtype=np.float32) for array in (flux, ivar, observables))
         with torch.inference_mode():
             tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
-            answers = [self._member(k, net, tensors) for k, net in enumerate(self._networks)]
+            outputs = [self._member(k, net, tensors) for k, net in enumerate(self._networks)]
             return _to_numpy(
-                Answer(
-                    torch.stack([one.mean for one in answers]),
-                    _stacked([one.variance for one in answers]),
-                    _stacked([one.covariance for one in answers]),
-                    answers[0].features,
+                NetworkOutput(
+                    torch.stack([one.mean for one in outputs]),
+                    _stacked([one.variance for one in outputs]),
+                    _stacked([one.covariance for one in outputs]),
+                    outputs[0].features,
                 )
             )
 
-    def _member(self, number: int, network: nn.Module, tensors: list[Tensor]) -> Answer:
-        """Answer of one network; dropout passes are joined by the law of total variance."""
+    def _member(self, number: int, network: nn.Module, tensors: list[Tensor]) -> NetworkOutput:
+        """Output of one network; dropout passes are joined by the law of total variance."""
         n_passes = self._config.n_passes
         if not n_passes:
-            return self._config.answer(network, *tensors)
+            return self._config.predict(network, *tensors)
         passes = []
         for index in range(n_passes):
             with thinned(network, number * 100_003 + index):
-                passes.append(self._config.answer(network, *tensors))
+                passes.append(self._config.predict(network, *tensors))
         means = torch.stack([one.mean for one in passes]).double()
         variance = means.var(dim=0, correction=0)
         predicted = [one.variance for one in passes if one.variance is not None]
         if predicted:
             variance = variance + torch.stack(predicted).double().mean(dim=0)
-        return Answer(means.mean(dim=0), variance)
+        return NetworkOutput(means.mean(dim=0), variance)
 
 
 class CompiledEngine(Engine):
@@ -168,16 +172,18 @@ class CompiledEngine(Engine):
         n_observable: int,
         n_thread: int | None = None,
     ) -> None:
-        self._plan = lower(config, networks, n_pixel, n_observable)
+        self._lowered = lower(config, networks, n_pixel, n_observable)
         n_thread = torch.get_num_threads() if n_thread is None else n_thread
-        self._machine = Machine(self._plan.graphs, n_thread=n_thread)
+        self._machine = Machine(self._lowered.graphs, n_thread=n_thread)
 
-    def answer(self, flux: Float32Array, ivar: Float32Array, observables: Float32Array) -> Answers:
-        """See `Engine.answer`."""
+    def predict(
+        self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
+    ) -> EnsembleOutput:
+        """See `Engine.predict`."""
         with torch.inference_mode():
-            output = self._machine(*self._plan.inputs(flux, ivar, observables))
-            answer = self._plan.answer(torch.from_numpy(output))
-            return _to_numpy(answer)
+            rows = self._machine(*self._lowered.inputs(flux, ivar, observables))
+            output = self._lowered.unpack(torch.from_numpy(rows))
+            return _to_numpy(output)
 
 
 def make_engine(
@@ -224,16 +230,16 @@ def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(known) if len(known) == len(parts) else None
 
 
-def _to_numpy(answer: Answer) -> Answers:
+def _to_numpy(output: NetworkOutput) -> EnsembleOutput:
     def double(tensor: Tensor | None) -> Float64Array | None:
         return None if tensor is None else tensor.double().cpu().numpy()
 
-    mean = double(answer.mean)
+    mean = double(output.mean)
     assert mean is not None
-    features = answer.features
-    return Answers(
+    features = output.features
+    return EnsembleOutput(
         mean,
-        double(answer.variance),
-        double(answer.covariance),
+        double(output.variance),
+        double(output.covariance),
         None if features is None else features.float().cpu().numpy(),
     )

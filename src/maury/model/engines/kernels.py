@@ -22,7 +22,7 @@ _ROW_MULTIPLE = 8
 """Buffers are padded to this many rows, so that a dense layer can be unrolled."""
 
 
-class Step(ABC):
+class Operation(ABC):
     """One step of a graph; it reads and writes rows of the arena."""
 
     @abstractmethod
@@ -38,7 +38,7 @@ class Graph:
     ----------
     inputs : list of int
         Number of columns of each input.
-    shared, steps : list of Step
+    shared, steps : list of Operation
         Steps of all members together, and of each.
     n_row, n_out : int
         Rows of the arena, and of the output of a member.
@@ -47,8 +47,8 @@ class Graph:
     """
 
     inputs: list[int] = field(default_factory=list)
-    shared: list[Step] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    shared: list[Operation] = field(default_factory=list)
+    steps: list[Operation] = field(default_factory=list)
     n_row: int = 0
     n_out: int = 0
     numbers: list[Float32Array] = field(default_factory=list)
@@ -121,7 +121,7 @@ class Graph:
         offset = self.put(*packed)
         bias_offset = self.put(bias)
         self.steps.append(
-            Affine(
+            Convolve(
                 source,
                 target,
                 n_in,
@@ -145,7 +145,7 @@ def tile_width(n_out: int, most: int = 24, least: int = 12) -> int:
 
 
 @dataclass(frozen=True)
-class Load(Step):
+class Load(Operation):
     """Transpose a block of stars of input `number` into rows."""
 
     number: int
@@ -153,7 +153,7 @@ class Load(Step):
     target: int
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
 
         def column(star: str, index: str) -> None:
             vector = "poison"
@@ -172,7 +172,7 @@ class Load(Step):
 
 
 @dataclass(frozen=True)
-class Store(Step):
+class Store(Operation):
     """Copy rows to the output."""
 
     source: int
@@ -180,7 +180,7 @@ class Store(Step):
     offset: int
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
 
         def block(vector: str) -> None:
             base = code.op(f"mul i64 {vector}, {code.n_out * code.lanes}")
@@ -196,7 +196,7 @@ class Store(Step):
 
 
 @dataclass(frozen=True)
-class Affine(Step):
+class Convolve(Operation):
     """Convolution or dense layer: a tile of outputs times positions stays in the registers."""
 
     source: int
@@ -211,7 +211,7 @@ class Affine(Step):
     plus: int | None
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
         width = tile_width(self.n_out)
         n_tile = -(-self.n_out // width)
         depth = max(1, min(code.n_sum // width, self.n_position))
@@ -268,7 +268,7 @@ class Affine(Step):
 
 
 @dataclass(frozen=True)
-class Pool(Step):
+class Pool(Operation):
     """Maximum over `size` positions of rows (position, channel)."""
 
     source: int
@@ -278,7 +278,7 @@ class Pool(Step):
     n_position: int
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
 
         def one(place: str, channel: str) -> None:
             first = code.op(f"mul i64 {place}, {self.size * self.n_channel}")
@@ -299,7 +299,7 @@ class Pool(Step):
 
 
 @dataclass(frozen=True)
-class Apply(Step):
+class Apply(Operation):
     """An activation of `n` rows."""
 
     source: int
@@ -308,7 +308,7 @@ class Apply(Step):
     activation: Activation
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
 
         def one(index: str) -> None:
             value = code.load(code.row(self.source, index))
@@ -318,7 +318,7 @@ class Apply(Step):
 
 
 @dataclass(frozen=True)
-class PixelWeight(Step):
+class PixelWeight(Operation):
     """Weight of each pixel, between 0 and 1: inverse variance times the value of row `pull`."""
 
     source: int
@@ -327,7 +327,7 @@ class PixelWeight(Step):
     n: int
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
 
         def block(vector: str) -> None:
             pull = code.load(code.row(self.pull, "0"))
@@ -344,7 +344,7 @@ class PixelWeight(Step):
 
 
 @dataclass(frozen=True)
-class Standardise(Step):
+class Standardise(Operation):
     """``clip((x - centre) factor, -bound, bound) weight``; numbers: the centres, the factors."""
 
     source: int
@@ -355,7 +355,7 @@ class Standardise(Step):
     bound: float
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
 
         def one(index: str) -> None:
             place = code.op(f"add i64 {index}, {self.numbers}")
@@ -375,7 +375,7 @@ class Standardise(Step):
 
 
 @dataclass(frozen=True)
-class Normalise(Step):
+class Normalise(Operation):
     """Layer normalisation of `n` rows, and an activation; numbers: the scales, the shifts."""
 
     source: int
@@ -386,7 +386,7 @@ class Normalise(Step):
     activation: Activation
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
         zero, share = code.constant(0.0), code.constant(1.0 / self.n)
 
         def block(_: str) -> None:
@@ -424,7 +424,7 @@ class Normalise(Step):
 
 
 @dataclass(frozen=True)
-class Gate(Step):
+class Gate(Operation):
     """Gradient before ``max(x, slope x)`` from that after it, in place; `value` is after it."""
 
     value: int
@@ -433,7 +433,7 @@ class Gate(Step):
     slope: float
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
 
         def one(index: str) -> None:
             place = code.row(self.gradient, index)
@@ -445,7 +445,7 @@ class Gate(Step):
 
 
 @dataclass(frozen=True)
-class Correlate(Step):
+class Correlate(Operation):
     """Gradient of the weights of a convolution, a share of each star.
 
     Gives rows (in, tap, out), then those of the biases (out).
@@ -460,7 +460,7 @@ class Correlate(Step):
     n_out: int
 
     def emit(self, code: Code) -> None:
-        """See `Step.emit`."""
+        """See `Operation.emit`."""
         depth = max(1, min(code.n_sum // self.n_out, self.n_tap))
         n_depth = -(-self.n_tap // depth)
 

@@ -28,7 +28,7 @@ SILU = Activation("silu")
 class Code:
     """Text of LLVM code, one function at a time, for a vector of `lanes` stars."""
 
-    def __init__(self, target: Target, *, n_row: int, n_out: int, n_vector: int) -> None:
+    def __init__(self, target: Processor, *, n_row: int, n_out: int, n_vector: int) -> None:
         lanes = target.lanes
         self.lanes, self.n_sum = lanes, target.n_sum
         self.n_row, self.n_out = n_row, n_out
@@ -215,7 +215,7 @@ class Code:
         return self.op(f"bitcast {integers} {bits} to {self.vector}")
 
 
-class Target:
+class Processor:
     """The processor at hand: its vectors, and a compiler for it.
 
     Attributes

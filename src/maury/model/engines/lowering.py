@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maury.io.arrays import BoolArray, Float32Array
 from maury.model.engines.kernels import Apply, Graph, Normalise, PixelWeight, Pool, Standardise
 from maury.model.engines.llvm import NONE, SILU, Activation
-from maury.model.networks.base import Answer, NetworkConfig
+from maury.model.networks.base import NetworkConfig, NetworkOutput
 from maury.model.networks.default import (
     LARGEST_DEVIATION,
     NOISY_PIXEL,
@@ -31,7 +31,7 @@ class NotLowered(Exception):
     """A network has a part that the compiled engine lacks; the text says which."""
 
 
-class Plan(ABC):
+class LoweredEnsemble(ABC):
     """How the compiled engine runs members of one preset."""
 
     graphs: list[Graph]
@@ -43,7 +43,7 @@ class Plan(ABC):
         """Return the inputs of the graphs, each (n, n_column); see `engine.Engine`."""
 
     @abstractmethod
-    def answer(self, output: Tensor) -> Answer:
+    def unpack(self, output: Tensor) -> NetworkOutput:
         """Return what all members say, (n_member, n, ...), from what the graphs gave out.
 
         The features are those of the first member, (n, width).
@@ -52,7 +52,7 @@ class Plan(ABC):
 
 def lower(
     config: NetworkConfig, networks: Sequence[nn.Module], n_pixel: int, n_observable: int
-) -> Plan:
+) -> LoweredEnsemble:
     """Return how to run `networks` on spectra of `n_pixel` and `n_observable` observables.
 
     Raises
@@ -64,16 +64,16 @@ def lower(
         raise NotLowered("it draws dropout masks at prediction")
     if isinstance(config, DefaultConfig):
         defaults = [network for network in networks if isinstance(network, DefaultNetwork)]
-        return _DefaultPlan(defaults)
+        return _DefaultEnsemble(defaults)
     if isinstance(config, StudentConfig):
-        return _StudentPlan([one for one in networks if isinstance(one, StudentNetwork)])
+        return _StudentEnsemble([one for one in networks if isinstance(one, StudentNetwork)])
     branched = [network for network in networks if isinstance(network, TwoBranch)]
     if len(branched) != len(networks):
         raise NotLowered(f"the preset '{config.name}' is not known to it")
-    return _BranchedPlan(config, branched, n_pixel, n_observable)
+    return _BranchedEnsemble(config, branched, n_pixel, n_observable)
 
 
-class _BranchedPlan(Plan):
+class _BranchedEnsemble(LoweredEnsemble):
     """A spectrum branch, an optional photometry branch, and a head."""
 
     def __init__(
@@ -91,17 +91,19 @@ class _BranchedPlan(Plan):
     def inputs(
         self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
     ) -> tuple[Float32Array, ...]:
-        """See `Plan.inputs`."""
+        """See `LoweredEnsemble.inputs`."""
         del ivar
         if self._centre is not None:
             flux = flux - self._centre
         return (flux, observables) if self._photometry else (flux,)
 
-    def answer(self, output: Tensor) -> Answer:
-        """See `Plan.answer`."""
+    def unpack(self, output: Tensor) -> NetworkOutput:
+        """See `LoweredEnsemble.unpack`."""
         mean, variance = self._config.moments(output.flatten(0, 1))
         shape = (*output.shape[:2], mean.shape[-1])
-        return Answer(mean.reshape(shape), None if variance is None else variance.reshape(shape))
+        return NetworkOutput(
+            mean.reshape(shape), None if variance is None else variance.reshape(shape)
+        )
 
 
 def _common_centre(networks: Sequence[TwoBranch]) -> Float32Array | None:
@@ -228,7 +230,7 @@ def _bias(layer: nn.Linear | nn.Conv1d) -> Float32Array:
     return _numbers(layer.bias)
 
 
-class _DefaultPlan(Plan):
+class _DefaultEnsemble(LoweredEnsemble):
     """The default network; what is common to its members is computed once."""
 
     def __init__(self, networks: Sequence[DefaultNetwork]) -> None:
@@ -239,7 +241,7 @@ class _DefaultPlan(Plan):
     def inputs(
         self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
     ) -> tuple[Float32Array, ...]:
-        """See `Plan.inputs`."""
+        """See `LoweredEnsemble.inputs`."""
         typical, present = _typical(ivar)
         parts = [noise_quality(torch.from_numpy(typical), torch.from_numpy(present))]
         if self._network.observables is not None:
@@ -247,15 +249,15 @@ class _DefaultPlan(Plan):
         pull = (1.0 / (NOISY_PIXEL * typical)).astype(np.float32)
         return flux, ivar, pull, torch.cat(parts, dim=1).numpy()
 
-    def answer(self, output: Tensor) -> Answer:
-        """See `Plan.answer`."""
+    def unpack(self, output: Tensor) -> NetworkOutput:
+        """See `LoweredEnsemble.unpack`."""
         raw, features = output[..., : self._n_out], output[0, :, self._n_out :]
-        posterior = self._network.read(raw.flatten(0, 1))
+        posterior = self._network.split_output(raw.flatten(0, 1))
         covariance = posterior.covariance()
         variance = torch.diagonal(covariance, dim1=1, dim2=2)
         parts = (posterior.mean, variance, covariance)
         mean, variance, covariance = (x.reshape(*output.shape[:2], *x.shape[1:]) for x in parts)
-        return Answer(mean, variance, covariance, features)
+        return NetworkOutput(mean, variance, covariance, features)
 
 
 def _typical(ivar: Float32Array) -> tuple[Float32Array, BoolArray]:
@@ -317,7 +319,7 @@ def _normalise(
     graph.steps.append(Normalise(source, target, n, numbers, norm.eps, activation))
 
 
-class _StudentPlan(Plan):
+class _StudentEnsemble(LoweredEnsemble):
     """Students; those of an ensemble share what they see."""
 
     def __init__(self, networks: Sequence[StudentNetwork]) -> None:
@@ -327,18 +329,18 @@ class _StudentPlan(Plan):
     def inputs(
         self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
     ) -> tuple[Float32Array, ...]:
-        """See `Plan.inputs`."""
+        """See `LoweredEnsemble.inputs`."""
         typical, present = self._network.noise(torch.from_numpy(ivar))
         other = self._network.others(typical, present, torch.from_numpy(observables))
         return flux, ivar, (1.0 / (NOISY_PIXEL * typical)).numpy(), other.numpy()
 
-    def answer(self, output: Tensor) -> Answer:
-        """See `Plan.answer`."""
-        found = posterior(*self._network.read(output.flatten(0, 1)))
+    def unpack(self, output: Tensor) -> NetworkOutput:
+        """See `LoweredEnsemble.unpack`."""
+        found = posterior(*self._network.split_output(output.flatten(0, 1)))
         covariance = found.covariance()
         variance = torch.diagonal(covariance, dim1=1, dim2=2)
         parts = (found.mean, variance, covariance)
-        return Answer(*(x.reshape(*output.shape[:2], *x.shape[1:]) for x in parts))
+        return NetworkOutput(*(x.reshape(*output.shape[:2], *x.shape[1:]) for x in parts))
 
 
 def _student(network: StudentNetwork) -> Graph:

@@ -16,7 +16,7 @@ import numpy as np
 
 from maury.io.arrays import Float32Array
 from maury.model.engines.kernels import Graph, Load
-from maury.model.engines.llvm import Code, Target
+from maury.model.engines.llvm import Code, Processor
 
 _CACHE_BYTES = 800 * 1024
 """Largest arena of a block of more than one vector; a level-2 cache of today holds 1 MiB."""
@@ -52,7 +52,7 @@ class Machine:
         self._n_member, self._n_thread = len(members), n_thread
         self._weights = _aligned(np.stack([np.concatenate(one.numbers) for one in members]))
         self._local = threading.local()
-        target = Target(lanes)
+        target = Processor(lanes)
         self._lanes = target.lanes
         bytes_per_vector = 4 * target.lanes * first.n_row
         self._n_vector = int(np.clip(_CACHE_BYTES // bytes_per_vector, 1, _MOST_VECTORS))

@@ -1,4 +1,4 @@
-"""What a network is to the rest of `maury`: its configuration, and how it answers."""
+"""What a network is to the rest of `maury`: its configuration, and its output."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -57,8 +57,8 @@ def preset(cls: Config) -> Config:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one network says of a batch, in scaled units.
+class NetworkOutput:
+    """Output of one network for a batch, in scaled units.
 
     Attributes
     ----------
@@ -93,9 +93,9 @@ class NetworkConfig(BaseModel, ABC):
         Whether it is trained on simulated stars, by `maury.training.simulated`; the labelled
         spectra then calibrate the simulation, and the validation stars steer nothing.
     takes_missing : bool
-        Whether observables may be NaN; otherwise a star that lacks one is not answered.
+        Whether observables may be NaN; otherwise a star that lacks one gets no prediction.
     needs_spectrum : bool
-        Whether a star without a spectrum is not answered.
+        Whether a star without a spectrum gets no prediction.
     photometry : bool
         Whether the observables (magnitudes, extinction, ...) enter through a branch of their own.
     """
@@ -139,8 +139,10 @@ class NetworkConfig(BaseModel, ABC):
         """Mean (n, n_label) and predicted variance, if the network has one, in scaled units."""
         return output, None
 
-    def answer(self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor) -> Answer:
-        """Ask a network that `assemble` made.
+    def predict(
+        self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor
+    ) -> NetworkOutput:
+        """Apply a network that `assemble` made.
 
         Parameters
         ----------
@@ -152,7 +154,7 @@ class NetworkConfig(BaseModel, ABC):
         """
         del ivar
         mean, variance = self.moments(network(flux, observables))
-        return Answer(mean, variance)
+        return NetworkOutput(mean, variance)
 
     @property
     def n_passes(self) -> int:

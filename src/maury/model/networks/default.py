@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maury.labels.columns import BANDS
-from maury.model.networks.base import Answer, NetworkConfig, ScalingRule, preset
+from maury.model.networks.base import NetworkConfig, NetworkOutput, ScalingRule, preset
 
 _LEAST_VARIANCE = 1e-4
 LARGEST_DEVIATION = 8.0
@@ -27,7 +27,7 @@ _N_QUALITY = 3
 class DefaultConfig(NetworkConfig):
     """Projections of the spectrum joined with observables in residual blocks, with a covariance.
 
-    It is trained on simulated stars alone (`maury.training.simulated`), and answers with whatever
+    It is trained on simulated stars alone (`maury.training.simulated`), and predicts from whatever
     is there: spectrum, photometry, or both.
 
     Attributes
@@ -67,17 +67,19 @@ class DefaultConfig(NetworkConfig):
     rank: int = Field(default=3, ge=0)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> DefaultNetwork:
-        """Build the network, see `published.build`; its flux scale is still 0 and 1."""
+        """Build the network, see `base.build`; its flux scale is still 0 and 1."""
         return DefaultNetwork(self, n_pixel, n_observable, n_label)
 
-    def answer(self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor) -> Answer:
-        """Ask a network, see `maury.model.networks.published.NetworkConfig.answer`."""
+    def predict(
+        self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor
+    ) -> NetworkOutput:
+        """Apply a network, see `maury.model.networks.base.NetworkConfig.predict`."""
         assert isinstance(network, DefaultNetwork)
         features = network.embed(flux, ivar, observables)
         posterior = network.posterior(features)
         covariance = posterior.covariance()
         variance = torch.diagonal(covariance, dim1=1, dim2=2)
-        return Answer(posterior.mean, variance, covariance, features)
+        return NetworkOutput(posterior.mean, variance, covariance, features)
 
 
 @dataclass(frozen=True)
@@ -192,9 +194,9 @@ class DefaultNetwork(nn.Module):
 
     def posterior(self, features: Tensor) -> LabelPosterior:
         """Posterior of scaled labels, from what `embed` gave."""
-        return self.read(self.out(features))
+        return self.split_output(self.out(features))
 
-    def read(self, output: Tensor) -> LabelPosterior:
+    def split_output(self, output: Tensor) -> LabelPosterior:
         """Posterior of scaled labels, from what the last layer gave."""
         sizes = [self.n_label, self.n_label, self.n_label * self.rank]
         mean, raw, factor = torch.split(output, sizes, dim=1)

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from maury.model.networks.base import (
     PRESETS,
-    Answer,
     NetworkConfig,
+    NetworkOutput,
     ScalingRule,
     build,
     network_config,
@@ -30,12 +30,12 @@ from maury.model.networks.student import StudentConfig, StudentNetwork
 
 __all__ = [
     "PRESETS",
-    "Answer",
     "AstroNN",
     "DefaultConfig",
     "DefaultNetwork",
     "Guiglion2020",
     "NetworkConfig",
+    "NetworkOutput",
     "PassDropout",
     "ScalingRule",
     "StarNet",
@@ -54,7 +54,7 @@ class Convolution(nn.Conv1d):
     """Valid convolution of (n, channel, pixel), with the channels innermost in memory.
 
     With few channels this takes half the time of `torch.nn.Conv1d` on a processor; the weights and
-    the answer are the same.
+    the output are the same.
     """
 
     def forward(self, signal: Tensor) -> Tensor:

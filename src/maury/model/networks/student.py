@@ -1,4 +1,4 @@
-"""The student network: small and cheap, to learn what an ensemble answers."""
+"""The student network: small and cheap, trained on the predictions of an ensemble."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maury.model.networks.base import Answer, NetworkConfig, ScalingRule, preset
+from maury.model.networks.base import NetworkConfig, NetworkOutput, ScalingRule, preset
 from maury.model.networks.default import (
     LARGEST_DEVIATION,
     NOISY_PIXEL,
@@ -29,8 +29,8 @@ _N_QUALITY = 3
 class StudentConfig(NetworkConfig):
     """Few projections of the spectrum and narrow layers, with errors and a covariance.
 
-    `maury.training.distillation` teaches it the calibrated answers of an ensemble. It takes and
-    gives what the preset ``maury`` does.
+    `maury.training.distillation` trains it on the calibrated predictions of an ensemble.
+    Inputs and outputs are those of the preset ``maury``.
 
     Attributes
     ----------
@@ -59,15 +59,17 @@ class StudentConfig(NetworkConfig):
     rank: int = Field(default=4, ge=1)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> StudentNetwork:
-        """Build the network, see `published.build`; its flux scale is still 0 and 1."""
+        """Build the network, see `base.build`; its flux scale is still 0 and 1."""
         return StudentNetwork(self, n_pixel, n_observable, n_label)
 
-    def answer(self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor) -> Answer:
-        """Ask a network, see `maury.model.networks.published.NetworkConfig.answer`."""
+    def predict(
+        self, network: nn.Module, flux: Tensor, ivar: Tensor, observables: Tensor
+    ) -> NetworkOutput:
+        """Apply a network, see `maury.model.networks.base.NetworkConfig.predict`."""
         posterior: LabelPosterior = network(flux, ivar, observables)
         covariance = posterior.covariance()
         variance = torch.diagonal(covariance, dim1=1, dim2=2)
-        return Answer(posterior.mean, variance, covariance)
+        return NetworkOutput(posterior.mean, variance, covariance)
 
 
 class StudentNetwork(nn.Module):
@@ -106,9 +108,11 @@ class StudentNetwork(nn.Module):
 
     def forward(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> LabelPosterior:
         """Return the posterior of scaled labels; arguments as of the default network."""
-        return posterior(*self.lesson(*self.see(flux, ivar, observables)))
+        return posterior(*self.outputs(*self.network_inputs(flux, ivar, observables)))
 
-    def see(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> tuple[Tensor, Tensor]:
+    def network_inputs(
+        self, flux: Tensor, ivar: Tensor, observables: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Scaled pixels (n, n_pixel), and all other inputs (n, n_other); nothing is learnt here.
 
         Parameters
@@ -144,7 +148,7 @@ class StudentNetwork(nn.Module):
         bent = torch.copysign((size + (size.square() + 1.0).sqrt()).log(), scaled)
         return torch.cat([quality, _OBSERVABLE_KNEE * bent, present.to(bent)], dim=1)
 
-    def lesson(self, pixels: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def outputs(self, pixels: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled means and errors (n, n_label), and a factor (n, n_label, rank).
 
         The correlation of two labels is the product of their rows of the factor.
@@ -153,10 +157,10 @@ class StudentNetwork(nn.Module):
         features = self.join(torch.cat([projected, functional.silu(projected), other], dim=1))
         for layer in self.body:
             features = features + layer(functional.silu(features))
-        return self.read(self.out(functional.silu(features)))
+        return self.split_output(self.out(functional.silu(features)))
 
-    def read(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the last layer says (n, n_out) as means, errors and factor."""
+    def split_output(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split the output of the last layer (n, n_out) into means, errors and factor."""
         sizes = [self.n_label, self.n_label, self.n_label * self.rank]
         mean, log_sigma, raw = torch.split(output, sizes, dim=1)
         bound = _LARGEST_LOG_SIGMA
@@ -167,6 +171,6 @@ class StudentNetwork(nn.Module):
 
 
 def posterior(mean: Tensor, sigma: Tensor, factor: Tensor) -> LabelPosterior:
-    """Return as a posterior what `StudentNetwork.lesson` gave."""
+    """Return as a posterior what `StudentNetwork.outputs` gave."""
     own = (1.0 - factor.square().sum(dim=2)) * sigma.square()
     return LabelPosterior(mean, own, factor * sigma.unsqueeze(2))

@@ -19,7 +19,7 @@ from maury.report.galaxy.cartography import (
     gradients,
     high_alpha,
 )
-from maury.report.page.material import Material, Sample
+from maury.report.page.material import Material, PageStars
 from maury.report.page.plates import Omitted, Plate, Rows, Section
 from maury.report.page.quality import mark
 
@@ -58,7 +58,9 @@ def galaxy_section(material: Material) -> Section:
 class _Used:
     """Stars whose places and abundances are known well enough."""
 
-    def __init__(self, material: Material, places: Places, stars: Sample, rows: BoolArray) -> None:
+    def __init__(
+        self, material: Material, places: Places, stars: PageStars, rows: BoolArray
+    ) -> None:
         self.material, self.places, self.names = material, places.rows(rows), stars.id[rows]
         self.m_h = material.column(stars, "m_h")[rows]
         self.alpha_m = material.column(stars, "alpha_m")[rows]

@@ -42,7 +42,7 @@ TABLE_FORMATS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class PageStars:
     """Some stars with predicted labels, and reference labels if there are any.
 
     Attributes
@@ -94,7 +94,7 @@ class Material:
     Attributes
     ----------
     model : Model
-    samples : mapping of str to Sample
+    samples : mapping of str to PageStars
         ``training`` and ``test`` if a labelled survey is given, ``observed`` if a catalogue is.
     statistics : tuple of LabelStatistics
         Of the test stars; empty without.
@@ -114,7 +114,7 @@ class Material:
     """
 
     model: Model
-    samples: Mapping[str, Sample]
+    samples: Mapping[str, PageStars]
     statistics: tuple[LabelStatistics, ...]
     simulated: bool
     audit: AuditReport | None
@@ -131,7 +131,7 @@ class Material:
         """Labels of the model."""
         return self.model.labels
 
-    def column(self, sample: Sample, name: str, *, truth: bool = False) -> Float64Array:
+    def column(self, sample: PageStars, name: str, *, truth: bool = False) -> Float64Array:
         """Predicted (or reference) label `name` of a sample, NaN if the model lacks it."""
         names = self.model.label_names
         if name not in names:
@@ -139,14 +139,14 @@ class Material:
         table = sample.truth if truth else sample.mean
         return table[:, names.index(name)]
 
-    def label_error(self, sample: Sample, name: str) -> Float64Array:
+    def label_error(self, sample: PageStars, name: str) -> Float64Array:
         """Quoted error of the label `name` of a sample."""
         names = self.model.label_names
         missing = np.full(len(sample), np.nan)
         return sample.error[:, names.index(name)] if name in names else missing
 
     @property
-    def stars_with_most(self) -> Sample | None:
+    def stars_with_most(self) -> PageStars | None:
         """The observed stars, or else the test stars, or else none."""
         return self.samples.get("observed") or self.samples.get("test")
 
@@ -199,7 +199,7 @@ def gather(
         raise ConfigError("nothing to report on; give --survey LABELLED or --observed CATALOGUE")
     model = model if isinstance(model, Model) else Model.open(model)
     further = {name: read_table(path) for name, path in (tables or {}).items() if path}
-    samples: dict[str, Sample] = {}
+    samples: dict[str, PageStars] = {}
     report, names = None, {}
     if survey is not None:
         survey = survey if isinstance(survey, Survey) else Survey.open(survey)
@@ -270,7 +270,7 @@ def read_table(path: Path | str) -> Table:
         raise InputFileError(f"cannot read the table {path}: {error}") from error
 
 
-def match(sample: Sample, table: Table) -> tuple[IndexArray, IndexArray]:
+def match(sample: PageStars, table: Table) -> tuple[IndexArray, IndexArray]:
     """Rows of a sample and of a table that are of the same star, by ``id`` or ``star_id``.
 
     Returns
@@ -300,7 +300,7 @@ def _needs(table: Table | None, columns: tuple[str, ...]) -> Table | None:
     return table
 
 
-def _labelled(model: Model, survey: Survey) -> dict[str, Sample]:
+def _labelled(model: Model, survey: Survey) -> dict[str, PageStars]:
     parts = {"training": "train", "test": "test"}
     try:
         held_out_rows(model, survey, split="test")
@@ -312,7 +312,7 @@ def _labelled(model: Model, survey: Survey) -> dict[str, Sample]:
         rows = held_out_rows(model, survey, split=split)
         rows = rows[:: -(-rows.size // MOST_TRAINING)] if name == "training" else rows
         table = predict_rows(model, survey, rows)
-        out[name] = Sample(
+        out[name] = PageStars(
             name=name,
             id=table["id"],
             star_id=survey.star_id[rows],
@@ -325,7 +325,7 @@ def _labelled(model: Model, survey: Survey) -> dict[str, Sample]:
     return out
 
 
-def _observed(model: Model, catalogue: Catalogue) -> Sample:
+def _observed(model: Model, catalogue: Catalogue) -> PageStars:
     table = catalogue.table
     missing = [name for name in model.label_names if name not in table.colnames]
     if missing:
@@ -340,7 +340,7 @@ def _observed(model: Model, catalogue: Catalogue) -> Sample:
     }
     mean = np.stack([np.asarray(table[one], np.float64) for one in model.label_names], axis=1)
     error = [np.asarray(table[one.error_name], np.float64) for one in model.labels]
-    return Sample(
+    return PageStars(
         name="observed",
         id=text["id"],
         star_id=text["star_id"],

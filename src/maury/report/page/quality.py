@@ -16,7 +16,7 @@ from maury.model.directory import LOSSES
 from maury.prediction.calibration import repeat_scatter
 from maury.report import figures
 from maury.report.figures import checks
-from maury.report.page.material import Material, Sample
+from maury.report.page.material import Material, PageStars
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 
 Found = Iterator[Plate | Omitted]
@@ -29,7 +29,7 @@ def mark(material: Material) -> str:
     return "Simulated spectra. " if material.simulated else ""
 
 
-def long_table(sample: Sample, material: Material) -> dict[str, Any]:
+def long_table(sample: PageStars, material: Material) -> dict[str, Any]:
     """Columns of a sample: identifiers, predicted and reference labels, errors."""
     columns: dict[str, Any] = {"id": sample.id, "snr": sample.snr, "flags": sample.flags}
     for k, label in enumerate(material.labels):
@@ -141,7 +141,7 @@ def statistics_rows(material: Material) -> Rows:
     return rows
 
 
-def _one_to_one(material: Material, sample: Sample) -> Plate:
+def _one_to_one(material: Material, sample: PageStars) -> Plate:
     return Plate(
         f"one_to_one_{sample.name}",
         f"One to one: {sample.name} stars",
@@ -161,7 +161,7 @@ def _one_to_one(material: Material, sample: Sample) -> Plate:
     )
 
 
-def _trends(material: Material, sample: Sample) -> Found:
+def _trends(material: Material, sample: PageStars) -> Found:
     residual = sample.residual
     against = np.column_stack([sample.snr, sample.truth])
     names = ["S/N", *(figures.symbol_text(one) for one in material.labels)]
@@ -323,7 +323,7 @@ def calibration_section(material: Material) -> Section:
     return Section("calibration", "Do the errors hold?", plates, omitted, tables=tables)
 
 
-def _calibration(material: Material, test: Sample) -> Found:
+def _calibration(material: Material, test: PageStars) -> Found:
     z, labels, simulated = test.z, material.labels, material.simulated
     curves = np.stack([checks.coverage_curve(column) for column in z.T], axis=1)
     yield Plate(
@@ -413,7 +413,7 @@ def coverage_section(material: Material) -> Section:
     return Section("coverage", "What the training sample covers", plates, omitted, tables=tables)
 
 
-def _coverage_map(material: Material, sample: Sample) -> Plate:
+def _coverage_map(material: Material, sample: PageStars) -> Plate:
     census = _census(material, sample)
     place, kind, _ = plane(census)
     return Plate(
@@ -428,7 +428,7 @@ def _coverage_map(material: Material, sample: Sample) -> Plate:
     )
 
 
-def _census(material: Material, sample: Sample) -> Census:
+def _census(material: Material, sample: PageStars) -> Census:
     from maury.errors import ConfigError
     from maury.prediction.coverage import CoverageModel
 

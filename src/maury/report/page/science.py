@@ -16,7 +16,7 @@ from maury.report.figures import checks
 from maury.report.figures.cartography import separation_text
 from maury.report.figures.planes import Panel
 from maury.report.galaxy.bimodality import Bimodality, bimodality
-from maury.report.page.material import Material, Sample, match
+from maury.report.page.material import Material, PageStars, match
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 from maury.report.page.quality import mark
 
@@ -43,7 +43,7 @@ def stars_section(material: Material) -> Section:
     )
 
 
-def _kiel_panel(material: Material, sample: Sample, title: str, rows: Any, truth: bool) -> Panel:
+def _kiel_panel(material: Material, sample: PageStars, title: str, rows: Any, truth: bool) -> Panel:
     teff, logg, m_h = (material.column(sample, name, truth=truth)[rows] for name in _NEEDED)
     return Panel(title, teff, logg, m_h)
 
@@ -140,7 +140,7 @@ def abundances_section(material: Material) -> Section:
     return Section("abundances", "Abundances", plates, omitted, tables=tables)
 
 
-def _elements(material: Material, stars: Sample) -> Plate:
+def _elements(material: Material, stars: PageStars) -> Plate:
     chosen = [one for one in material.labels if one.name.endswith("_fe")]
     iron = "fe_h" if "fe_h" in material.model.label_names else "m_h"
     good = stars.good
@@ -164,7 +164,7 @@ def _elements(material: Material, stars: Sample) -> Plate:
     )
 
 
-def _slices(material: Material, stars: Sample) -> Plate:
+def _slices(material: Material, stars: PageStars) -> Plate:
     teff, logg = material.column(stars, "teff"), material.column(stars, "logg")
     m_h, alpha = material.column(stars, "m_h"), material.column(stars, "alpha_m")
     cuts: list[tuple[str, BoolArray]] = [
@@ -188,7 +188,7 @@ def _slices(material: Material, stars: Sample) -> Plate:
 
 
 def _bimodality(
-    material: Material, sample: Sample, *, truth: bool
+    material: Material, sample: PageStars, *, truth: bool
 ) -> tuple[Plate, tuple[str, Rows]]:
     """Fit two sequences of [alpha/M] in bins of [M/H]; the plate and a table."""
     m_h = material.column(sample, "m_h", truth=truth)
@@ -255,7 +255,7 @@ def checks_section(material: Material) -> Section:
     return Section("checks", "Independent checks", plates, omitted)
 
 
-def _tried(material: Material, table: Any) -> tuple[Sample, Any, Any] | None:
+def _tried(material: Material, table: Any) -> tuple[PageStars, Any, Any] | None:
     """Return the sample that holds most stars of a table, with the matching rows."""
     best = None
     for sample in material.samples.values():

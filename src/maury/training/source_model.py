@@ -30,7 +30,7 @@ from maury.survey.store import Survey
 from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS, Start
 
 LEAST_OVERLAP_AA = 10.0
-"""Least length of spectrum that parent and child must share: a strong line and its wings."""
+"""Least length of spectrum that both models must share: a strong line and its wings."""
 LEAST_STARS = 20
 """Least training stars that calibrate the theory of a new survey."""
 _N_DRAWN = 4000
@@ -39,8 +39,8 @@ _RIDGE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Inheritance:
-    """A trained model as the parent of another.
+class SourceModel:
+    """A trained model from which a transfer starts.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class Inheritance:
         return cls(model, star_simulator)
 
     def record(self) -> dict[str, Any]:
-        """Return what the child remembers of it, as plain JSON."""
+        """Return what the target model remembers of it, as plain JSON."""
         survey = self.model.provenance.get("survey", {})
         earlier = self.model.provenance.get("transferred_from")
         return {
@@ -108,7 +108,7 @@ class Inheritance:
             )
 
     def check_grid(self, wave_aa: Float64Array, medium: str) -> None:
-        """Raise `GridMismatch` unless the prepared pixels overlap with those of the parent."""
+        """Raise `GridMismatch` unless the prepared pixels overlap with those of this model."""
         air = wave_aa if medium == "air" else np.asarray(vacuum_to_air(wave_aa))
         own = self.star_simulator.wave_aa
         shared = min(air[-1], own[-1]) - max(air[0], own[0])
@@ -120,19 +120,19 @@ class Inheritance:
             )
 
     def divide(self, split: Split, star_id: StrArray) -> Split:
-        """Return the split in which stars that the parent knows keep the part they had there."""
+        """Return the split in which stars of the source model keep the part they had there."""
         part = np.zeros(len(star_id), dtype=np.int8)
         names = ("train", "validation", "test")
         for code, name in enumerate(names):
             part[split.part(name)] = code
-        # The last wins where a parent's parts overlap: what it was trained on tests nothing.
+        # The last wins where a source model's parts overlap: what it was trained on tests nothing.
         for code in (2, 1, 0):
             part[self.model.split.contains(names[code], star_id)] = code
         train, validation, test = (np.flatnonzero(part == code) for code in range(3))
         return replace(split, train=train, validation=validation, test=test)
 
     def fill(self, labels: Float64Array) -> Float64Array:
-        """Return labels with missing ones as they are among the parent's stars of such labels.
+        """Return labels, missing ones filled in from the source model's stars of such labels.
 
         A star needs Teff, log g, and [M/H] or [Fe/H]; without, it is NaN throughout.
 
@@ -157,7 +157,7 @@ class Inheritance:
     def extend(
         self, star_simulator: TrainingStarSimulator, *, whole: BoolArray
     ) -> TrainingStarSimulator:
-        """Return a star simulator of the new survey with the parent's stars besides its own.
+        """Return a star simulator of the new survey with the source model's stars besides its own.
 
         Parameters
         ----------
@@ -177,11 +177,11 @@ class Inheritance:
     def starts(
         self, star_simulator: TrainingStarSimulator, n_member: int, seed: int
     ) -> list[Start]:
-        """Return where each member starts: at a network of the parent, its pixels replaced.
+        """Return where each member starts: at a network of the source model, its pixels replaced.
 
-        The projections of a spectrum are those that come nearest to the parent's projections of
-        the same stars, in the least-squares sense, with the noise of the new survey and the
-        scatter of its continuum and Ca II cores: the parent's networks see through them.
+        The projections of a spectrum are those that come nearest to the source model's projections
+        of the same stars, in the least-squares sense, with the noise of the new survey and the
+        scatter of its continuum and Ca II cores: the source model's networks see through them.
 
         Parameters
         ----------
@@ -230,7 +230,7 @@ class Inheritance:
         return starts
 
 
-def parent_training(model: Model) -> dict[str, Any]:
+def source_training(model: Model) -> dict[str, Any]:
     """Return the settings by which the stars of a model were simulated, as plain JSON.
 
     Raises
