@@ -47,7 +47,7 @@ class Answerer:
         self.network = EnsembleNetwork(model)
         uncertainty = UncertaintyModel.load(model, self.network)
         assert uncertainty is not None, f"{model.path} is not calibrated"
-        self._uncertainty = replace(uncertainty, coverage=None)
+        self._uncertainty = uncertainty
 
     def __call__(self, inputs: Inputs) -> tuple[Float64Array, Float64Array]:
         """Labels and errors."""
@@ -57,7 +57,7 @@ class Answerer:
         return mean, sigma
 
     def _block(self, inputs: Inputs) -> tuple[Float64Array, Float64Array]:
-        found = self._uncertainty.assess(inputs, self.network.predict(inputs))
+        found = self._uncertainty.calibrate(inputs, self.network.predict(inputs))
         return found.mean, found.sigma
 
 

@@ -321,8 +321,8 @@ def show_faults(models: list[Model], survey: Survey) -> None:
 
 def scored(predictor: Predictor, batch: Batch) -> tuple[dict[str, Float64Array], BoolArray]:
     """Return how far each score of each star is over its threshold, and whether it is warned of."""
-    assert predictor.uncertainty is not None, "the model has no coverage"
-    excess = predictor.uncertainty.excess(*predictor.answer(batch))
+    assert isinstance(predictor.labeller, UncertaintyModel), "the model has no coverage"
+    excess = predictor.labeller.excess(*predictor.bare(batch))
     flags = predictor.predict(batch)["flags"]
     return excess, (flags & WARNING_MASK) != 0
 

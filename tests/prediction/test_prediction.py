@@ -154,7 +154,7 @@ def test_workers_change_nothing_though_one_is_killed(
 
 _ENDLESS = """
 import sys
-import maury.prediction as prediction
+import maury.prediction.streaming as prediction
 
 if __name__ == "__main__":
     prediction.PART_STARS = 1

@@ -54,7 +54,7 @@ def test_the_default_model_carries_simulated_stars(default_model, default_survey
 def test_both_engines_pass_with_room_to_spare(model, engine):
     predictor = Predictor(model, engine=engine)
     check = SelfCheck.load(model)
-    now = SelfCheck.record(check.inputs, predictor._network, None)
+    now = SelfCheck.record(check.inputs, predictor.labeller)
     assert check.moved(now, model).max() < TOLERANCE / 20
 
 

@@ -22,9 +22,11 @@ class Prediction:
     features : (n_star, width) float32 or None
         What the last layer of the first network sees; None if it tells nothing of it.
     flags : (n_star,) int32 or None
-        Bits of `maury.labels.flags.Flag` that whatever answered adds to those of the preparation.
+        Bits of `maury.labels.flags.Flag` besides those of the preparation.
     chi2_reduced, worst_wavelength_aa : (n_star,) float64 or None
         Of the spectrum against its best fit, where a forward model was fitted.
+    quantiles : (5, n_star, n_label) float64 or None
+        Those of `maury.labels.columns.QUANTILES`, where errors are calibrated.
     """
 
     mean: Float64Array
@@ -34,6 +36,7 @@ class Prediction:
     flags: Int32Array | None = None
     chi2_reduced: Float64Array | None = None
     worst_wavelength_aa: Float64Array | None = None
+    quantiles: Float64Array | None = None
 
 
 def has_spectrum(inputs: Inputs) -> BoolArray:

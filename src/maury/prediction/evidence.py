@@ -16,6 +16,9 @@ from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
 
 _ROBUST_CLIP = 4.0
 _BLOCK = 256
+_FAR = 1e30
+"""Squared distance of references that fill up a group: beyond any, as points are clipped to 1e6,
+and finite, as BLAS multiplies lanes that it does not use, where infinity times 0 is invalid."""
 
 
 def robust_scale(values: Float64Array) -> tuple[Float64Array, Float64Array]:
@@ -85,10 +88,10 @@ def _group_size(rank: int, n_reference: int) -> int:
 def _grouped(reference: Float32Array, size: int) -> Float32Array:
     """Columns (k + 1, m) whose product with (-2 point, 1) is the squared distance less |point|^2.
 
-    Filled up with references at infinity to whole groups of `size`.
+    Filled up to whole groups of `size` with references so far off that none of them is near.
     """
     missing = -len(reference) % size
-    square = np.pad(np.square(reference).sum(axis=1), (0, missing), constant_values=np.inf)
+    square = np.pad(np.square(reference).sum(axis=1), (0, missing), constant_values=_FAR)
     return np.vstack([np.pad(reference, ((0, missing), (0, 0))).T, square])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,21 +20,15 @@ from maury.labels.columns import (
 )
 from maury.labels.definitions import Label
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where, warn
-from maury.methods.registry import MethodNetwork
 from maury.model.citations import keys_of_model
 from maury.model.directory import Model
+from maury.model.output import Prediction
 from maury.prediction.catalogue import CatalogueSpec
-from maury.prediction.drift import Likeness
+from maury.prediction.labellers import open_labeller
 from maury.prediction.self_check import require_self_check
 from maury.spectra.batch import Batch, Readable
-from maury.spectra.preparation import SOURCES
+from maury.spectra.preparation import SOURCES, Inputs
 from maury.version import __version__
-
-if TYPE_CHECKING:
-    from maury.model.inference import EnsembleNetwork
-    from maury.model.output import Prediction
-    from maury.prediction.uncertainty import Assessment, UncertaintyModel
-    from maury.spectra.preparation import Inputs
 
 WITHOUT = ("spectrum", "photometry", *SOURCES)
 """Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
@@ -86,15 +80,14 @@ class Predictor:
         inputs = (*WITHOUT, *self.model.preparation.further_sources)
         self.without = tuple(check_known("input", name, inputs) for name in without)
         self.given = given and check_known("label", given, self.model.label_names)
-        self._network, self.uncertainty = _load(self.model, engine)
-        require_self_check(self.model, self._network, self.uncertainty)
-        self._likeness = Likeness.load(self.model) if self.uncertainty is None else None
-        if given and self.uncertainty is None:
+        self.labeller = open_labeller(self.model, engine=engine)
+        require_self_check(self.model, self.labeller)
+        if given and not self.labeller.calibrated:
             raise ConfigError(
                 f"{self.model.path} has no calibrated covariances, into which an external {given} "
                 "could be taken; use a model of the preset maury"
             )
-        if needed := sorted(set(self.without) & self._network.needs):
+        if needed := sorted(set(self.without) & self.labeller.network.needs):
             raise ConfigError(
                 f"the network '{self.model.network['name']}' gives no labels without "
                 f"{', '.join(needed)}; use a model of the preset maury"
@@ -121,35 +114,30 @@ class Predictor:
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def _predict(self, batch: Batch) -> dict[str, AnyArray]:
-        inputs, answer = self.answer(batch)
-        mean, error = answer.mean, answer.sigma
-        flags = self._flags(batch, inputs.flags, inputs.observables, mean)
-        rows: dict[str, AnyArray] = {"id": batch.column("id")}
-        if self.uncertainty is not None:
-            found = self.uncertainty.assess(inputs, answer)
-            if self.given:
-                known = (batch.get(self.given), batch.get(f"{self.given}_error"))
-                found = self.uncertainty.given(found, self.given, *known)
-            mean, error, flags = found.mean, found.sigma, flags | found.flags
-            rows |= _calibrated(self.model.labels, found)
-        elif self._likeness is not None:
-            flags = set_where(flags, Flag.SPECTRUM_UNLIKE, self._likeness.unlike(inputs))
-        if self.model.is_method:
-            flags = flags | (0 if answer.flags is None else answer.flags)
-            rows |= _fitted(self.model.labels, answer)
-        for position, label in enumerate(self.model.labels):
-            rows[label.name] = mean[:, position]
-            rows[label.error_name] = error[:, position]
+        inputs, bare = self.bare(batch)
+        found = self.labeller.assess(inputs, bare)
+        if self.given:
+            found = self._given(found, batch)
+        # Ranges are those of the training labels, which no de-shrinkage has moved.
+        flags = self._flags(batch, inputs.flags, inputs.observables, bare.mean)
+        if found.flags is not None:
+            flags = flags | found.flags
+        rows: dict[str, AnyArray] = {"id": batch.column("id")} | _columns(self.model.labels, found)
         rows |= {"flags": flags, "warn": warn(flags), "snr": inputs.snr}
-        return rows | {name: batch.column(name) for name in IN_CATALOGUE}
+        return rows | {name: batch.get(name) for name in IN_CATALOGUE}
 
-    def answer(self, batch: Batch) -> "tuple[Inputs, Prediction]":
-        """Prepare a batch, and give the bare answer of the networks to it."""
+    def _given(self, found: Prediction, batch: Batch) -> Prediction:
+        from maury.prediction.uncertainty import UncertaintyModel
+
+        assert isinstance(self.labeller, UncertaintyModel), "only calibrated networks take a label"
+        known = (batch.get(self.given), batch.get(f"{self.given}_error"))
+        return self.labeller.given(found, self.given, *known)
+
+    def bare(self, batch: Batch) -> tuple[Inputs, Prediction]:
+        """Prepare a batch, and predict it as networks or method do, before any calibration."""
         further = self.model.preparation.further_sources
         inputs = self.model.preparation.apply(hide(batch, self.without, further=further))
-        if isinstance(self._network, MethodNetwork):
-            return inputs, self._network.predict(inputs, self._network.external(batch))
-        return inputs, self._network.predict(inputs)
+        return inputs, self.labeller.predict(inputs, batch)
 
     def _flags(
         self,
@@ -159,7 +147,7 @@ class Predictor:
         mean: Float64Array,
     ) -> Int32Array:
         unanswered = np.asarray(np.isnan(mean).all(axis=1), dtype=np.bool_)
-        if self._network.needs_spectrum:
+        if self.labeller.network.needs_spectrum:
             unanswered &= (flags & Flag.NO_SPECTRUM.value) == 0
         scaling = self.model.scaling
         checks = (
@@ -174,41 +162,19 @@ class Predictor:
         return flags
 
 
-def _load(
-    model: Model, engine: str
-) -> "tuple[MethodNetwork | EnsembleNetwork, UncertaintyModel | None]":
-    """Load what answers for the model; a method needs no torch."""
-    if model.is_method:
-        return MethodNetwork(model), None
-    from maury.model.inference import EnsembleNetwork
-    from maury.prediction.uncertainty import UncertaintyModel
-
-    network = EnsembleNetwork(model, engine=engine)
-    return network, UncertaintyModel.load(model, network)
-
-
-def _calibrated(labels: Sequence[Label], found: "Assessment") -> dict[str, AnyArray]:
-    """Return the columns that a calibrated model adds."""
-    rows: dict[str, AnyArray] = {
-        f"{label.name}_{suffix}": found.quantiles[k, :, position]
-        for position, label in enumerate(labels)
-        for k, (suffix, _) in enumerate(QUANTILES)
-    }
+def _columns(labels: Sequence[Label], found: Prediction) -> dict[str, AnyArray]:
+    """Return the columns of labels, errors and whatever else a prediction holds."""
+    rows: dict[str, AnyArray] = {}
+    for position, label in enumerate(labels):
+        rows[label.name] = found.mean[:, position]
+        rows[label.error_name] = found.sigma[:, position]
+        if found.quantiles is not None:
+            for k, (suffix, _) in enumerate(QUANTILES):
+                rows[f"{label.name}_{suffix}"] = found.quantiles[k, :, position]
     if found.covariance is not None:
         rows |= _correlations(labels, found.covariance)
-    return rows | {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength}
-
-
-def _fitted(labels: Sequence[Label], answer: "Prediction") -> dict[str, AnyArray]:
-    """Return the columns that a method adds; NaN where it fits no forward model."""
-    unknown = np.full(len(answer.mean), np.nan)
-    chi2, worst = answer.chi2_reduced, answer.worst_wavelength_aa
-    rows: dict[str, AnyArray] = {
-        CHI2.name: unknown if chi2 is None else chi2,
-        WORST_WAVELENGTH.name: unknown if worst is None else worst,
-    }
-    if answer.covariance is not None:
-        rows |= _correlations(labels, answer.covariance)
+    if found.chi2_reduced is not None and found.worst_wavelength_aa is not None:
+        rows |= {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength_aa}
     return rows
 
 

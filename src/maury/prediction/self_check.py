@@ -10,22 +10,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
 from maury.errors import ModelFileError, SelfCheckFailed
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray
-from maury.methods.registry import MethodNetwork
 from maury.model.directory import Model
 from maury.model.output import has_spectrum
+from maury.prediction.labellers import Labeller, open_labeller
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs, take
 from maury.survey.store import Survey
-
-if TYPE_CHECKING:
-    from maury.model.inference import EnsembleNetwork
-    from maury.prediction.uncertainty import UncertaintyModel
 
 __all__ = ["SELF_CHECK", "TOLERANCE", "SelfCheck", "with_self_check"]
 
@@ -73,19 +69,11 @@ class SelfCheck:
     error: Float64Array
 
     @classmethod
-    def record(
-        cls,
-        inputs: Inputs,
-        network: EnsembleNetwork | MethodNetwork,
-        uncertainty: UncertaintyModel | None,
-    ) -> Self:
+    def record(cls, inputs: Inputs, labeller: Labeller) -> Self:
         """Record the predictions of some prepared stars."""
-        answer = network.predict(inputs)
-        label, error = answer.mean, answer.sigma
-        if uncertainty is not None:
-            found = replace(uncertainty, coverage=None).assess(inputs, answer)
-            label, error = found.mean, found.sigma
-        return cls(inputs, answer.mean, answer.sigma, label, error)
+        bare = labeller.predict(inputs)
+        found = labeller.calibrate(inputs, bare)
+        return cls(inputs, bare.mean, bare.sigma, found.mean, found.sigma)
 
     @classmethod
     def load(cls, model: Model) -> Self | None:
@@ -152,12 +140,7 @@ class SelfCheck:
             worst = np.maximum(worst, move)
         return worst
 
-    def require(
-        self,
-        model: Model,
-        network: EnsembleNetwork | MethodNetwork,
-        uncertainty: UncertaintyModel | None,
-    ) -> None:
+    def require(self, model: Model, labeller: Labeller) -> None:
         """Predict all stars again and compare.
 
         Raises
@@ -165,7 +148,7 @@ class SelfCheck:
         SelfCheckFailed
             If a label, or an error, moved by more than `TOLERANCE` of the quoted error.
         """
-        moved = self.moved(SelfCheck.record(self.inputs, network, uncertainty), model)
+        moved = self.moved(SelfCheck.record(self.inputs, labeller), model)
         worst = int(np.argmax(moved))
         if moved[worst] <= TOLERANCE:
             logger.info("self-check stars moved by %.2g of their errors at most", moved[worst])
@@ -185,15 +168,13 @@ class SelfCheck:
         )
 
 
-def require_self_check(
-    model: Model, network: EnsembleNetwork | MethodNetwork, uncertainty: UncertaintyModel | None
-) -> None:
+def require_self_check(model: Model, labeller: Labeller) -> None:
     """Check a model before it predicts, if it has self-check stars (`SelfCheck.require`)."""
     check = SelfCheck.load(model)
     if check is None:
         logger.info("%s has no self-check stars, so that its labels are not checked", model.path)
         return
-    check.require(model, network, uncertainty)
+    check.require(model, labeller)
 
 
 def with_self_check(model: Model, survey: Survey | None = None) -> Model:
@@ -208,15 +189,15 @@ def with_self_check(model: Model, survey: Survey | None = None) -> Model:
     """
     if str(model.network["name"]) in _SLOW:
         return model
-    network, uncertainty = _load(model)
+    labeller = open_labeller(model)
     inputs = _simulated(model) if "sky" in model.attachments else _observed(model, survey)
     if inputs is None or not len(inputs):
         logger.info("%s gets no self-check stars: there are none to take", model.path)
         return model
-    found = SelfCheck.record(inputs, network, uncertainty)
+    found = SelfCheck.record(inputs, labeller)
     noise = np.random.default_rng(0).standard_normal(inputs.flux.shape)
     nudged = replace(inputs, flux=(inputs.flux * (1.0 + _NUDGE * noise)).astype(np.float32))
-    steady = np.flatnonzero(found.steady(SelfCheck.record(nudged, network, uncertainty), model))
+    steady = np.flatnonzero(found.steady(SelfCheck.record(nudged, labeller), model))
     if not steady.size:
         logger.warning(
             "%s gets no self-check stars: the rounding of the flux alone moves its labels",
@@ -225,16 +206,6 @@ def with_self_check(model: Model, survey: Survey | None = None) -> Model:
         return model
     wanted = N_FITTED if model.is_method else N_STAR
     return model.with_arrays(SELF_CHECK, found.rows(steady[:wanted]).to_arrays())
-
-
-def _load(model: Model) -> tuple[EnsembleNetwork | MethodNetwork, UncertaintyModel | None]:
-    if model.is_method:
-        return MethodNetwork(model), None
-    from maury.model.inference import EnsembleNetwork
-    from maury.prediction.uncertainty import UncertaintyModel
-
-    network = EnsembleNetwork(model)
-    return network, UncertaintyModel.load(model, network)
 
 
 def _simulated(model: Model) -> Inputs:

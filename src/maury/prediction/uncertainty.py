@@ -8,12 +8,12 @@ theory (`maury.simulation.training_stars`); a model without them quotes the spre
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from maury.errors import ModelFileError, TrainingError
-from maury.io.arrays import BoolArray, Float64Array, Int32Array, StrArray
+from maury.io.arrays import BoolArray, Float64Array, StrArray
 from maury.labels.flags import FLAG_DTYPE
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, Prediction
@@ -30,6 +30,7 @@ from maury.prediction.calibration import (
     repeat_scatter,
 )
 from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
+from maury.prediction.labellers import Labeller
 from maury.simulation.drawing import DrawConfig
 from maury.simulation.training_stars import BatchNoise, TrainingStarSimulator
 from maury.spectra.preparation import Inputs, join_inputs, take
@@ -51,37 +52,8 @@ _FLOOR_SNR = 60.0
 _READ_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class Assessment:
-    """Labels of some stars with errors that hold, and what is doubtful about them.
-
-    Attributes
-    ----------
-    mean : (n_star, n_label) float64
-        Labels, de-shrunk (`maury.prediction.calibration.deshrinkage_factors`).
-    sigma : (n_star, n_label) float64
-        Calibrated 1 sigma errors.
-    quantiles : (5, n_star, n_label) float64
-        Those of `maury.labels.columns.QUANTILES`.
-    covariance : (n_star, n_label, n_label) float64 or None
-        Calibrated.
-    flags : (n_star,) int32
-        Bits of `maury.labels.flags.Flag`.
-    chi2_reduced, worst_wavelength : (n_star,) float64
-        Of the spectrum against its reconstruction; NaN where there is none.
-    """
-
-    mean: Float64Array
-    sigma: Float64Array
-    quantiles: Float64Array
-    covariance: Float64Array | None
-    flags: Int32Array
-    chi2_reduced: Float64Array
-    worst_wavelength: Float64Array
-
-
 @dataclass(frozen=True, eq=False)
-class UncertaintyModel:
+class UncertaintyModel(Labeller):
     """Calibration and coverage of one model.
 
     Attributes
@@ -98,6 +70,7 @@ class UncertaintyModel:
     star_simulator: TrainingStarSimulator
     calibration: Calibration
     coverage: CoverageModel | None
+    calibrated: ClassVar[bool] = True
 
     @classmethod
     def load(cls, model: Model, network: EnsembleNetwork) -> Self | None:
@@ -163,45 +136,73 @@ class UncertaintyModel:
             model = model.with_arrays("coverage", self.coverage.to_arrays())
         return model
 
-    def assess(self, inputs: Inputs, answer: Prediction) -> Assessment:
-        """Calibrate the errors of some stars and say what is doubtful about them.
+    def calibrate(self, inputs: Inputs, prediction: Prediction) -> Prediction:
+        """Calibrate the errors of some stars.
 
         Parameters
         ----------
         inputs : Inputs
             Prepared by the preparation of the model.
-        answer : Prediction
-            Of its networks to these inputs.
+        prediction : Prediction
+            Of its networks for these inputs.
+
+        Returns
+        -------
+        Prediction
+            Labels de-shrunk (`maury.prediction.calibration.deshrinkage_factors`), with calibrated
+            errors, covariance and quantiles.
         """
-        regime = _regime(self.network.model, inputs.snr, answer.mean)
-        sigma = self.calibration.errors(answer.sigma, regime)
-        covariance = answer.covariance
+        regime = _regime(self.network.model, inputs.snr, prediction.mean)
+        sigma = self.calibration.errors(prediction.sigma, regime)
+        covariance = prediction.covariance
         if covariance is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
-                factor = sigma / answer.sigma
+                factor = sigma / prediction.sigma
             covariance = covariance * factor[:, :, None] * factor[:, None, :]
-        n_star = len(answer.mean)
+        mean = self.calibration.means(prediction.mean)
+        quantiles = self.calibration.quantiles(mean, sigma)
+        return Prediction(mean, sigma, covariance, quantiles=quantiles)
+
+    def assess(self, inputs: Inputs, prediction: Prediction) -> Prediction:
+        """Calibrate the errors of some stars and flag what is doubtful about them.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Prepared by the preparation of the model.
+        prediction : Prediction
+            Of its networks for these inputs.
+
+        Returns
+        -------
+        Prediction
+            As `calibrate` gives it, with flags, chi-square of the spectrum against its
+            reconstruction, and the wavelength where it fits worst, NaN where there is none.
+        """
+        n_star = len(prediction.mean)
         flags = np.zeros(n_star, FLAG_DTYPE)
         chi2 = worst = np.full(n_star, np.nan)
         if self.coverage is not None and n_star:
-            scores = self.coverage.score(
-                _evidence(self.network, self.star_simulator, inputs, answer)
-            )
+            evidence = _evidence(self.network, self.star_simulator, inputs, prediction)
+            scores = self.coverage.score(evidence)
             flags = self.coverage.flags(scores).astype(FLAG_DTYPE)
             chi2, worst = scores.chi2_reduced, scores.worst_wavelength_aa
-        mean = self.calibration.means(answer.mean)
-        quantiles = self.calibration.quantiles(mean, sigma)
-        return Assessment(mean, sigma, quantiles, covariance, flags, chi2, worst)
+        return replace(
+            self.calibrate(inputs, prediction),
+            flags=flags,
+            chi2_reduced=chi2,
+            worst_wavelength_aa=worst,
+        )
 
     def given(
-        self, found: Assessment, label: str, value: Float64Array, error: Float64Array
-    ) -> Assessment:
+        self, found: Prediction, label: str, value: Float64Array, error: Float64Array
+    ) -> Prediction:
         """Take a label known from elsewhere into the others.
 
         Parameters
         ----------
-        found : Assessment
-            What `assess` gave.
+        found : Prediction
+            As `assess` gave it.
         label : str
             Name of the label.
         value, error : (n_star,) float64

@@ -98,8 +98,7 @@ class TeacherModel:
         self.star_simulator = TrainingStarSimulator.of_model(model)
         self.photometry = model.network.get("photometry") is not False
         self._network = EnsembleNetwork(model)
-        uncertainty = UncertaintyModel.load(model, self._network)
-        self._uncertainty = None if uncertainty is None else replace(uncertainty, coverage=None)
+        self._uncertainty = UncertaintyModel.load(model, self._network)
         self._settings = _training_of(model)
 
     def flux_scale(self) -> Mapping[str, Tensor]:
@@ -166,7 +165,7 @@ class TeacherModel:
         output = self._network.predict(inputs)
         sigma, covariance = output.sigma, output.covariance
         if self._uncertainty is not None:
-            found = self._uncertainty.assess(inputs, output)
+            found = self._uncertainty.calibrate(inputs, output)
             sigma, covariance = found.sigma, found.covariance
         assert covariance is not None, "networks of the preset maury predict a covariance"
         known = np.isfinite(output.mean).all(axis=1) & np.isfinite(sigma).all(axis=1)
