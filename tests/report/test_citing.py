@@ -22,6 +22,7 @@ from maury.errors import ConfigError, UnknownName
 from maury.labels import references as bibliography
 from maury.labels.references import entries, parse, plain
 from maury.methods.registry import METHODS, method_class
+from maury.model.citations import keys_of_model
 from maury.model.directory import Model
 from maury.model.networks.published import PRESETS
 from maury.report.publish import citing
@@ -171,7 +172,7 @@ def test_a_model_and_its_survey_are_cited(tmp_path, tiny_model):
     assert "2019arXiv191201703P" in found, "torch computed its networks"
     # The survey is simulated: its theory and observing model are cited.
     assert {"2019ApJ...879...69T", "2020AJ....160...82S"} <= set(found)
-    assert set(citing.keys_of_model(model)) <= set(found)
+    assert set(keys_of_model(model)) <= set(found)
     assert keys(tiny_model) == keys(str(tiny_model)) == found
 
 

@@ -590,7 +590,7 @@ def test_a_spectrum_without_a_model_is_shown_as_it_stands(tmp_path, tiny_survey)
 
 @pytest.mark.parametrize("start", [5000.0, 8420.0])
 def test_the_fit_reaches_as_far_as_the_emulator(tmp_path, monkeypatch, start) -> None:
-    monkeypatch.setattr("training_survey.WAVE", start + 0.4 * np.arange(64))
+    monkeypatch.setattr("builders.training_survey.WAVE", start + 0.4 * np.arange(64))
     survey = write_survey(tmp_path / "far.zarr", n=40)
     got = stars_of(tmp_path, survey).spectrum(3)
     assert len(got["flux"]) == 64

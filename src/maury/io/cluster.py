@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -340,10 +341,10 @@ class _Ahead:
 def _asking_version() -> Callable[[], str]:
     def version() -> str:
         try:
-            from maury.version import __version__
+            # Any version of the package has this name; not every one has `maury.version`.
+            return str(import_module("maury").__version__)
         except ImportError:
             return "none"
-        return str(__version__)
 
     return version
 
