@@ -241,6 +241,7 @@ def test_steps_run_in_order_and_equal_the_operators():
         batch.columns["radial_velocity"],
         wave_in_aa=WAVE,
         wave_out_aa=WAVE,
+        noise_correlation=chain.noise_correlation,
     )
     flux, ivar = normalise_continuum(flux, ivar, degree=3)
     np.testing.assert_array_equal(inputs.flux, fill_bad_pixels(flux, ivar))

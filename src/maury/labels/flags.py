@@ -59,6 +59,7 @@ class Flag(IntFlag):
     GRADIENT_UNLIKE = 27, True, "a label is measured from pixels where theory has none of its lines"
     UPPER_LIMIT = 28, False, "an abundance is an upper limit"
     COLUMN_MISSING = 29, False, "a further column that the model takes is missing"
+    NOISE_UNKNOWN = 30, False, "the noise is not given, and the preparation did not set it"
 
 
 WARNING_MASK: int = sum(flag.value for flag in Flag if flag.warns)

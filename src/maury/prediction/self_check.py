@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class SelfCheck:
             return None
         arrays = model.arrays(SELF_CHECK)
         try:
-            per_star = {name: arrays[name] for name in _INPUTS}
+            per_star: dict[str, Any] = {name: arrays[name] for name in _INPUTS}
             inputs = Inputs(**per_star, wave_aa=model.wave_aa, medium=model.medium)
             answers = [
                 np.asarray(arrays[n], np.float64) for n in ("mean", "sigma", "label", "error")

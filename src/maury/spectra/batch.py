@@ -53,9 +53,7 @@ class Batch:
         """
         numbers = row_numbers(rows, len(self), what="the batch")
         chosen = rows if isinstance(rows, slice) else numbers
-        spectra = self.spectra.replace(
-            flux=self.spectra.flux[chosen], ivar=self.spectra.ivar[chosen]
-        )
+        spectra = self.spectra.take(chosen)
         columns = {name: values[chosen] for name, values in self.columns.items()}
         first = int(numbers[0]) if numbers.size else 0
         return Batch(spectra, MappingProxyType(columns), self.start + first)

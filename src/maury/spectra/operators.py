@@ -10,6 +10,8 @@ and zero (or a value that is not finite) marks a bad pixel.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from maury.io.arrays import BoolArray, Float64Array, FloatArray, IndexArray
 from maury.spectra.continuum import CONTINUUM_METHODS, chebyshev_continuum, normalise_continuum
+from maury.spectra.noise import check_correlation
 from maury.spectra.pixels import (
     LEAST_IVAR,
     estimate_snr,
@@ -173,9 +176,11 @@ class Resampler:
     2017, arXiv 1705.05165, eqs. 3 and 4): with overlaps o_jk and mask m_k,
 
     f_j = sum_k o_jk m_k f_k / sum_k o_jk m_k,
-    var_j = sum_k o_jk^2 m_k var_k / (sum_k o_jk m_k)^2.
+    var_j = sum_kl o_jk m_k o_jl m_l rho(k - l) sigma_k sigma_l / (sum_k o_jk m_k)^2,
 
-    Covariances between output pixels that share an input pixel are not kept.
+    the diagonal of the propagated covariance; eq. 4 is its case of white noise, rho(0) = 1 alone.
+    A pixel half way between two others thus has (1 + rho(1)) / 2 of their variance. What output
+    pixels share is `maury.spectra.noise.resampled_correlation`.
 
     Parameters
     ----------
@@ -183,11 +188,16 @@ class Resampler:
     min_coverage : float
         Least fraction of an output pixel that good input pixels must cover. An output pixel that
         reaches beyond the input grid is always bad.
+    noise_correlation : sequence of float
+        Autocorrelation rho of the noise at lags of 1, 2, ... input pixels; empty if these are
+        independent.
 
     Raises
     ------
     ValueError
         If a grid does not increase, or `min_coverage` lies outside (0, 1].
+    ConfigError
+        If no noise has that correlation.
 
     Examples
     --------
@@ -200,7 +210,10 @@ class Resampler:
     wave_in_aa: ArrayLike
     wave_out_aa: ArrayLike
     min_coverage: float = field(default=0.5, kw_only=True)
-    _weights: dict[str, tuple[Any, Any]] = field(init=False, repr=False, compare=False)
+    noise_correlation: Sequence[float] = field(default=(), kw_only=True)
+    _weights: dict[str, tuple[Any, Any, tuple[Any, ...]]] = field(
+        init=False, repr=False, compare=False
+    )
     _inside: BoolArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -219,8 +232,18 @@ class Resampler:
         )
         weights.eliminate_zeros()
         squared = weights.multiply(weights).tocsr()
+        lagged = tuple(
+            2.0 * rho * weights[:, :-lag].multiply(weights[:, lag:]).tocsr()
+            for lag, rho in enumerate(check_correlation(self.noise_correlation), start=1)
+            if rho != 0.0 and lag < shape[1]
+        )
         by_dtype = {
-            name: (weights.astype(name), squared.astype(name)) for name in ("float32", "float64")
+            name: (
+                weights.astype(name),
+                squared.astype(name),
+                tuple(matrix.astype(name) for matrix in lagged),
+            )
+            for name in ("float32", "float64")
         }
         object.__setattr__(self, "_weights", by_dtype)
         object.__setattr__(self, "_inside", inside)
@@ -264,20 +287,31 @@ class Resampler:
     def _block(
         self, flux: FloatArray, ivar: FloatArray, out: tuple[FloatArray, FloatArray]
     ) -> None:
-        weights, squared = self._weights[flux.dtype.name]
+        weights = self._weights[flux.dtype.name][0]
         if _all_good(flux, ivar):
             out[0][...] = (weights @ np.ascontiguousarray(flux.T)).T
-            variance = squared @ np.reciprocal(ivar.T, order="C")
+            variance = self._variance(np.reciprocal(ivar.T, order="C"))
             variance[~self._inside] = np.inf
             np.reciprocal(variance.T, out=out[1])
             return
         good = good_pixels(flux, ivar)
         mean = weights @ np.where(good, flux, 0).T
-        variance = squared @ np.reciprocal(np.where(good, ivar, np.inf)).T
+        variance = self._variance(np.reciprocal(np.where(good, ivar, np.inf)).T)
         cover = weights @ np.ascontiguousarray(good.T, dtype=flux.dtype)
         usable = cover >= self.min_coverage - _EDGE_TOLERANCE
         np.divide(mean.T, cover.T, out=out[0], where=usable.T)
         np.divide((cover * cover).T, variance.T, out=out[1], where=usable.T)
+
+    def _variance(self, variance: FloatArray) -> FloatArray:
+        """Variance (n_out, n_star) of sum_k o_jk m_k f_k, from that of pixels (n_in, n_star)."""
+        _, squared, lagged = self._weights[variance.dtype.name]
+        total = squared @ variance
+        if lagged:
+            sigma = np.sqrt(variance)
+            for matrix in lagged:
+                lag = sigma.shape[0] - matrix.shape[1]
+                total += matrix @ (sigma[:-lag] * sigma[lag:])
+        return np.asarray(total)
 
 
 def _all_good(flux: FloatArray, ivar: FloatArray) -> bool:
@@ -294,6 +328,7 @@ def to_rest_frame(
     wave_in_aa: ArrayLike,
     wave_out_aa: ArrayLike,
     min_coverage: float = 0.5,
+    noise_correlation: Sequence[float] = (),
 ) -> tuple[FloatArray, FloatArray]:
     """Move every star from its own radial velocity onto a common rest-frame grid.
 
@@ -310,7 +345,10 @@ def to_rest_frame(
     wave_in_aa : (n_in,) observed grid.
     wave_out_aa : (n_out,) rest-frame grid, same medium.
     min_coverage : float
-        As in `Resampler`.
+        Least fraction of an output pixel that good input pixels must cover.
+    noise_correlation : sequence of float
+        Autocorrelation of the noise at lags of 1, 2, ... observed pixels; empty if these are
+        independent.
 
     Returns
     -------
@@ -320,7 +358,10 @@ def to_rest_frame(
     ------
     ValueError
         If the shapes do not fit, or a grid does not increase.
+    ConfigError
+        If no noise has that correlation.
     """
+    correlation = check_correlation(noise_correlation)
     flux_in, ivar_in = np.asarray(flux), np.asarray(ivar)
     edges_in, edges_out = bin_edges(wave_in_aa), bin_edges(wave_out_aa)
     factor = doppler_factor(rv_kms)
@@ -343,7 +384,7 @@ def to_rest_frame(
             ivar_in[rows].astype(dtype, copy=False),
             factor[rows, None] * edges_out,
             edges_in,
-            min_coverage,
+            (min_coverage, correlation),
         )
     return flux_out, ivar_out
 
@@ -353,24 +394,31 @@ def _rest_block(
     ivar: FloatArray,
     bounds: Float64Array,
     edges_in: Float64Array,
-    min_coverage: float,
+    options: tuple[float, tuple[float, ...]],
 ) -> tuple[FloatArray, FloatArray]:
+    min_coverage, correlation = options
     n_row, n_out = bounds.shape[0], bounds.shape[1] - 1
     lower, upper = bounds[:, :-1].ravel(), bounds[:, 1:].ravel()
     index, overlap = _overlaps(edges_in, lower, upper)
     inside = _covered(edges_in, lower, upper)
     good = good_pixels(flux, ivar)
     flux = np.where(good, flux, 0)
-    variance = np.reciprocal(np.where(good, ivar, np.inf))
+    sigma = np.sqrt(np.reciprocal(np.where(good, ivar, np.inf)))
     offset = np.repeat(np.arange(n_row) * flux.shape[1], n_out)
     total, cover, mean, spread = np.zeros((4, n_row * n_out))
+    # Pixels of one output pixel are neighbours, so that these are its terms at lags 1, 2, ...
+    before: deque[FloatArray] = deque(maxlen=len(correlation))
     for pixel, length in zip(index, overlap, strict=True):
         flat = offset + pixel
         kept = length * good.take(flat)
         total += length
         cover += kept
         mean += kept * flux.take(flat)
-        spread += kept * kept * variance.take(flat)
+        noise = kept * sigma.take(flat)
+        spread += noise * noise
+        for rho, earlier in zip(correlation, before, strict=False):
+            spread += 2.0 * rho * noise * earlier
+        before.appendleft(noise)
     usable = inside & (cover >= (min_coverage - _EDGE_TOLERANCE) * total) & (cover > 0)
     mean = np.divide(mean, cover, out=np.zeros_like(mean), where=usable)
     precision = np.divide(cover * cover, spread, out=np.zeros_like(mean), where=usable)

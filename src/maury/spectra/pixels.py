@@ -8,12 +8,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.io.arrays import BoolArray, Float64Array, FloatArray
+from maury.spectra.noise import check_correlation
 
 # The reciprocal of any smaller ivar overflows in float32.
 LEAST_IVAR = 4.0 * float(np.finfo(np.float32).tiny)
 LARGEST_FLUX = 1e12
 """Flux, in whatever unit, beyond which a value is no measurement."""
 _FLUX_FLOOR = 0.05
+_NORMALISED = (0.8, 1.25)
+"""Between these a 90th percentile is that of a normalised spectrum: chosen, not measured, wide
+enough for the crowded lines of cool stars, and far from fluxes in counts or physical units."""
 _SPIKE_CURVATURE = 1.2
 _GAUSSIAN_QUARTILE = 0.6744897501960817
 
@@ -177,15 +181,15 @@ def estimate_snr(
 
     Raises
     ------
-    ValueError
-        If `correlation` is no autocorrelation (the factor above is not positive).
+    ConfigError
+        If `correlation` is no autocorrelation of any noise.
     """
     values = np.asarray(flux)
     weight = np.ones_like(values) if ivar is None else np.asarray(ivar)
     kernel = np.array([1.0])
     for _ in range(order):
         kernel = np.convolve(kernel, [1.0, -1.0])
-    factor = _variance_factor(kernel, correlation)
+    factor = _variance_factor(kernel, check_correlation(correlation, name="correlation"))
     out = np.full(values.shape[0], np.nan)
     for start in range(0, values.shape[0], 256):
         rows = slice(start, start + 256)
@@ -200,10 +204,7 @@ def _variance_factor(kernel: Float64Array, correlation: Sequence[float]) -> floa
     rho[0] = 1.0
     known = np.asarray(correlation, dtype=np.float64)[: kernel.size - 1]
     rho[1 : 1 + known.size] = known
-    factor = float(lags[0] + 2.0 * np.sum(lags[1:] * rho[1:]))
-    if not factor > 0:
-        raise ValueError(f"correlation {tuple(correlation)} is no autocorrelation of any noise")
-    return factor
+    return float(lags[0] + 2.0 * np.sum(lags[1:] * rho[1:]))
 
 
 def _noise(flux: FloatArray, good: BoolArray, kernel: Float64Array) -> Float64Array:
@@ -231,6 +232,25 @@ def _masked_median(values: FloatArray, usable: BoolArray) -> Float64Array:
     for row in np.flatnonzero(~full & (count >= 20)):
         out[row] = np.median(values[row, usable[row]])
     return out
+
+
+def continuum_level(flux: ArrayLike, ivar: ArrayLike) -> Float64Array:
+    """Level of the continuum of each spectrum, (n_star,): 1 if it is normalised.
+
+    Else the 90th percentile of the good pixels, which strong lines do not reach; 1 if there is no
+    good pixel, or that percentile is not positive.
+
+    Parameters
+    ----------
+    flux, ivar : (n_star, n_pixel)
+    """
+    values = np.asarray(flux)
+    good = good_pixels(values, ivar)
+    level = np.ones(values.shape[0])
+    for row in np.flatnonzero(good.any(axis=1)):
+        level[row] = np.percentile(values[row, good[row]], 90)
+    normalised = (level > _NORMALISED[0]) & (level < _NORMALISED[1])
+    return np.where(normalised | ~(level > 0), 1.0, level)
 
 
 def ivar_from_snr(flux: ArrayLike, snr: ArrayLike) -> FloatArray:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import ValidationError, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 
 from maury.errors import ColumnError, ConfigError, suggestion
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
@@ -22,6 +22,7 @@ from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.spectra import observables as obs
 from maury.spectra import operators as ops
 from maury.spectra.batch import Batch
+from maury.spectra.noise import RAVE_CORRELATION, check_correlation
 from maury.spectra.observable_groups import (
     ALL_BANDS,
     AV,
@@ -74,6 +75,17 @@ __all__ = [
     "ToMedium",
 ]
 
+
+def _some_noise(correlation: tuple[float, ...]) -> tuple[float, ...]:
+    """Pydantic turns only `ValueError` into one message with all mistakes."""
+    try:
+        return check_correlation(correlation)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+Correlation = Annotated[tuple[float, ...], AfterValidator(_some_noise)]
+"""Autocorrelation of noise at lags of 1, 2, ... pixels, refused where no noise has it."""
 _PER_STAR = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
 
 
@@ -135,6 +147,8 @@ class Inputs:
         Wavelengths of `flux` in angstrom.
     medium : {"air", "vacuum"}
         Medium of `wave_aa`.
+    noise_correlation : tuple of float
+        Autocorrelation of the noise at lags of 1, 2, ... pixels of `flux`.
     """
 
     flux: Float32Array
@@ -145,6 +159,7 @@ class Inputs:
     snr: Float64Array
     wave_aa: Float64Array
     medium: Medium
+    noise_correlation: tuple[float, ...] = RAVE_CORRELATION
 
     def __len__(self) -> int:
         return int(self.flux.shape[0])
@@ -160,8 +175,9 @@ class Preparation(Config):
     observables : tuple
         Groups of observables, in the order in which a network takes them.
     noise_correlation : tuple of float
-        Autocorrelation of the noise at lags 1, 2, ... pixels of the stored spectra, for S/N
-        estimates (`maury.spectra.operators.estimate_snr`).
+        Autocorrelation of the noise at lags 1, 2, ... pixels of the stored spectra, where these do
+        not say it themselves: for S/N estimates, and for the noise of resampled pixels. Training
+        records that of the survey here.
 
     Examples
     --------
@@ -174,7 +190,7 @@ class Preparation(Config):
 
     steps: tuple[SpectralStep, ...] = ()
     observables: tuple[Observable, ...] = (AbsoluteMagnitudes(), AV())
-    noise_correlation: tuple[float, ...] = (0.44, 0.05)
+    noise_correlation: Correlation = RAVE_CORRELATION
 
     @model_validator(mode="before")
     @classmethod
@@ -343,6 +359,7 @@ class Preparation(Config):
             snr=state.snr,
             wave_aa=state.spectra.wave_aa,
             medium=state.spectra.medium,
+            noise_correlation=state.noise_correlation,
         )
 
     def _spectra(self, batch: Batch) -> State:
@@ -351,7 +368,8 @@ class Preparation(Config):
         good = ops.good_pixels(spectra.flux, spectra.ivar)
         spectra = spectra.replace(ivar=np.where(good, spectra.ivar, np.float32(0)))
         snr = self._snr(batch, spectra)
-        state = State(spectra, np.zeros(len(spectra), FLAG_DTYPE), snr, batch)
+        flags = np.zeros(len(spectra), FLAG_DTYPE)
+        state = State(spectra, flags, snr, batch, self.noise_correlation)
         for step in self.steps:
             state = step.run(state)
         return state
@@ -365,7 +383,9 @@ class Preparation(Config):
             level = np.quantile(ops.fill_bad_pixels(flux, ivar), 0.9, axis=1, keepdims=True)
             scaled = flux / np.where(level > 0, level, 1)
             snr = snr.copy()
-            snr[rows] = ops.estimate_snr(scaled, ivar, correlation=self.noise_correlation)
+            known = spectra.noise_correlation
+            correlation = self.noise_correlation if known is None else known
+            snr[rows] = ops.estimate_snr(scaled, ivar, correlation=correlation)
         return snr
 
     def _flag_observables(self, batch: Batch, flags: Int32Array) -> Int32Array:
@@ -414,6 +434,7 @@ def _flag_spectra(state: State) -> Int32Array:
         (Flag.BAD_PIXELS, (share > BAD_PIXEL_SHARE) & ~constant),
         (Flag.LOW_SNR, state.snr < LOW_SNR),
         (Flag.SNR_UNKNOWN, np.isnan(state.snr)),
+        (Flag.NOISE_UNKNOWN, ~state.spectra.noise_known & state.spectra.good.any(axis=1)),
     )
     flags = state.flags
     for flag, where in checks:

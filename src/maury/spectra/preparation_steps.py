@@ -15,10 +15,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from maury.errors import suggestion
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, Int32Array
 from maury.labels.flags import Flag, set_where
 from maury.spectra import operators as ops
 from maury.spectra.batch import Batch
+from maury.spectra.noise import RAVE_CORRELATION, resampled_correlation
+from maury.spectra.pixels import continuum_level
 from maury.spectra.spectra import (
     Medium,
     Spectra,
@@ -103,12 +105,34 @@ class State:
         S/N per pixel, given or estimated; NaN where unknown.
     batch : Batch
         The batch as it came, for its columns.
+    assumed_correlation : tuple of float
+        That of the noise of spectra that do not say it themselves.
     """
 
     spectra: Spectra
     flags: Int32Array
     snr: Float64Array
     batch: Batch
+    assumed_correlation: tuple[float, ...] = RAVE_CORRELATION
+
+    @property
+    def noise_correlation(self) -> tuple[float, ...]:
+        """Autocorrelation of the noise at lags of 1, 2, ... pixels of the spectra so far."""
+        known = self.spectra.noise_correlation
+        return self.assumed_correlation if known is None else known
+
+    def on_grid(self, wave_aa: Float64Array, flux: AnyArray, ivar: AnyArray) -> State:
+        """Return a copy resampled to another grid, the noise of which is more alike."""
+        ratio = float(np.median(np.diff(wave_aa)) / np.median(np.diff(self.spectra.wave_aa)))
+        correlation = resampled_correlation(self.noise_correlation, round(ratio, 4))
+        moved = replace(
+            self.spectra,
+            wave_aa=wave_aa,
+            flux=_float32(flux),
+            ivar=_float32(ivar),
+            noise_correlation=correlation,
+        )
+        return replace(self, spectra=moved)
 
     def with_pixels(self, flux: AnyArray, ivar: AnyArray) -> State:
         """Return a copy with other pixels on the same grid."""
@@ -125,9 +149,11 @@ def _float32(values: AnyArray) -> Float32Array:
 
 
 @lru_cache(maxsize=8)
-def _resampler(wave_in: bytes, wave_out: bytes, min_coverage: float) -> ops.Resampler:
+def _resampler(
+    wave_in: bytes, wave_out: bytes, min_coverage: float, correlation: tuple[float, ...]
+) -> ops.Resampler:
     grids = (np.frombuffer(wave_in), np.frombuffer(wave_out))
-    return ops.Resampler(*grids, min_coverage=min_coverage)
+    return ops.Resampler(*grids, min_coverage=min_coverage, noise_correlation=correlation)
 
 
 Coverage = Annotated[float, Field(gt=0, le=1)]
@@ -179,10 +205,11 @@ class Resample(Config):
     def run(self, state: State) -> State:
         """Return the state on the new grid."""
         spectra, wave = state.spectra, check_wavelengths(self.grid.wavelengths())
-        resampler = _resampler(spectra.wave_aa.tobytes(), wave.tobytes(), self.min_coverage)
-        flux, ivar = resampler(spectra.flux, spectra.ivar)
-        moved = Spectra(wave, _float32(flux), _float32(ivar), spectra.medium)
-        return replace(state, spectra=moved)
+        if np.array_equal(wave, spectra.wave_aa):
+            return state
+        grids = (spectra.wave_aa.tobytes(), wave.tobytes())
+        resampler = _resampler(*grids, self.min_coverage, state.noise_correlation)
+        return state.on_grid(wave, *resampler(spectra.flux, spectra.ivar))
 
 
 class RestFrame(Config):
@@ -215,16 +242,20 @@ class RestFrame(Config):
             wave_in_aa=spectra.wave_aa,
             wave_out_aa=wave,
             min_coverage=self.min_coverage,
+            noise_correlation=state.noise_correlation,
         )
-        moved = Spectra(wave, _float32(flux), _float32(ivar), spectra.medium)
-        return replace(state, spectra=moved).flagged(Flag.NO_RADIAL_VELOCITY, unknown)
+        return state.on_grid(wave, flux, ivar).flagged(Flag.NO_RADIAL_VELOCITY, unknown)
 
 
 class Noise(Config):
-    """Set ivar from the S/N, for normalised spectra (`maury.spectra.operators.ivar_from_snr`).
+    """Set ivar from the S/N: sigma = sqrt(flux) / (S/N) where the continuum is 1.
 
-    The S/N is the column ``snr`` or, where missing, estimated. With `only_if_unknown` it touches
-    only spectra that came without noise, that is, with ivar = 1 in every good pixel.
+    The S/N is the column ``snr`` or, where missing, estimated: that of the spectra as they came.
+    What earlier steps did to it, by other pixels or by averaging, is kept, so that the step may
+    stand anywhere. A spectrum far from continuum = 1 is taken relative to its 90th percentile.
+
+    With `only_if_unknown` the step touches only spectra that came without noise
+    (`maury.spectra.spectra.Spectra.noise_known`).
     """
 
     step: Literal["noise"] = "noise"
@@ -233,24 +264,46 @@ class Noise(Config):
     def run(self, state: State) -> State:
         """Return the state with ivar set."""
         spectra = state.spectra
-        known = np.isfinite(state.snr) & (state.snr > 0)
+        chosen = np.isfinite(state.snr) & (state.snr > 0)
         if self.only_if_unknown:
-            # The first pixel tells most spectra with noise from those without.
-            known &= (spectra.ivar[:, 0] == 1) | (spectra.ivar[:, 0] == 0)
-        rows = np.flatnonzero(known)
-        if self.only_if_unknown:
-            ivar = spectra.ivar[rows]
-            rows = rows[((ivar == 1) | (ivar == 0)).all(axis=1)]
+            chosen &= ~spectra.noise_known
+        rows = np.flatnonzero(chosen)
         if rows.size == 0:
             return state
-        ivar = spectra.ivar.copy()
-        modelled = ops.ivar_from_snr(spectra.flux[rows], state.snr[rows])
-        ivar[rows] = modelled * (ivar[rows] > 0)
-        return state.with_pixels(spectra.flux, ivar)
+        part = spectra.take(rows)
+        level = continuum_level(part.flux, part.ivar)[:, None].astype(np.float32)
+        modelled = ops.ivar_from_snr(part.flux / level, state.snr[rows]) / level**2
+        # An unknown noise was 1 when it came: what it is now is what the steps made of it.
+        gain = np.where(
+            part.noise_known[:, None], part.good * _snr_gain(state, rows)[:, None], part.ivar
+        )
+        ivar, known = spectra.ivar.copy(), spectra.noise_known.copy()
+        ivar[rows], known[rows] = modelled * gain, True
+        done = state.with_pixels(spectra.flux, ivar)
+        return replace(done, spectra=replace(done.spectra, noise_known=known))
+
+
+def _snr_gain(state: State, rows: IndexArray) -> Float64Array:
+    """By how much the squared S/N per pixel of some rows has grown since they came, (n,)."""
+    came, now = (_typical_snr(one.take(rows)) for one in (state.batch.spectra, state.spectra))
+    return np.where((came > 0) & (now > 0), now / np.where(came > 0, came, 1.0), 1.0) ** 2
+
+
+def _typical_snr(spectra: Spectra) -> Float64Array:
+    """Median flux over noise of the good pixels, (n_star,); 0 where there is none."""
+    good = spectra.good
+    ratio = np.where(good, spectra.flux * np.sqrt(spectra.ivar), np.nan).astype(np.float64)
+    out = np.zeros(len(spectra))
+    some = np.flatnonzero(good.any(axis=1))
+    out[some] = np.nanmedian(ratio[some], axis=1)
+    return out
 
 
 class MaskCosmics(Config):
-    """Mark cosmic rays as bad pixels (`operators.mask_cosmics`); needs known noise."""
+    """Mark cosmic rays as bad pixels (`maury.spectra.operators.mask_cosmics`).
+
+    Spectra of unknown noise are left alone: put the step ``noise`` before.
+    """
 
     step: Literal["mask_cosmics"] = "mask_cosmics"
     n_sigma: Annotated[float, Field(gt=0)] = 6.0
@@ -262,6 +315,7 @@ class MaskCosmics(Config):
         spectra = state.spectra
         options = self.model_dump(exclude={"step"})
         spike = ops.mask_cosmics(spectra.flux, spectra.ivar, **options)
+        spike &= spectra.noise_known[:, None]
         marked = state.with_pixels(spectra.flux, np.where(spike, 0.0, spectra.ivar))
         return marked.flagged(Flag.SPIKES, np.any(spike, axis=1))
 
@@ -277,6 +331,8 @@ class _Continuum(Config):
             for arm in arms
         ]
         flux, ivar = (np.hstack([part[k] for part in parts]) for k in (0, 1))
+        # Unknown noise is relative to the continuum, whatever that is.
+        ivar = np.where(spectra.noise_known[:, None], ivar, spectra.ivar * (ivar > 0))
         failed = np.asarray(spectra.good.any(axis=1) & ~(ivar > 0).any(axis=1))
         return state.with_pixels(flux, ivar).flagged(Flag.CONTINUUM_FAILED, failed)
 

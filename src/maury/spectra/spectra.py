@@ -1,6 +1,7 @@
 """A frozen batch of spectra on one wavelength grid."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, Self
 
@@ -8,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.errors import GridMismatch, LengthMismatch, WavelengthError
-from maury.io.arrays import BoolArray, Float32Array, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from maury.spectra.noise import check_correlation, known_noise
 
 Medium = Literal["air", "vacuum"]
 
@@ -88,15 +90,24 @@ class Spectra:
     flux : (n_star, n_pixel) float32
         Flux; continuum = 1 where it is normalised. May be NaN where `ivar` is 0.
     ivar : (n_star, n_pixel) float32
-        Inverse variance of `flux`; 0 marks a bad pixel. Never negative, never NaN.
+        Inverse variance of `flux`; 0 marks a bad pixel. Never negative, never NaN. Where the noise
+        is not known it is 1 in usable pixels, and operators make of it the inverse variance that
+        the noise would then have: relative to the unknown one.
     medium : {"air", "vacuum"}
         Medium in which the wavelengths are given.
+    noise_known : (n_star,) bool
+        Whether `ivar` is that of the noise. If not given, it is not known where ivar is 1 in every
+        usable pixel, which is how files that must hold an ivar say so.
+    noise_correlation : tuple of float, optional
+        Autocorrelation of the noise at lags of 1, 2, ... pixels; None if it is not known.
     """
 
     wave_aa: Float64Array
     flux: Float32Array
     ivar: Float32Array
     medium: Medium = "air"
+    noise_known: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    noise_correlation: tuple[float, ...] | None = None
 
     @classmethod
     def from_arrays(
@@ -106,6 +117,8 @@ class Spectra:
         ivar: ArrayLike | None = None,
         *,
         medium: Medium = "air",
+        noise_known: ArrayLike | None = None,
+        noise_correlation: Sequence[float] | None = None,
     ) -> Self:
         """Check arrays at the door and mark unusable pixels.
 
@@ -118,12 +131,20 @@ class Spectra:
         flux : (n_star, n_pixel) array_like
             One spectrum a row; a single spectrum may be given as (n_pixel,).
         ivar : (n_star, n_pixel) array_like, optional
-            Inverse variance; 1 for every finite pixel if not given.
+            Inverse variance. If not given the noise is not known, and ivar is 1 in every finite
+            pixel.
         medium : {"air", "vacuum"}
             Medium of the wavelengths.
+        noise_known : (n_star,) bool array_like, optional
+            Whether `ivar` is that of the noise. If not given, it is not known in spectra whose
+            ivar is 1 in every usable pixel.
+        noise_correlation : sequence of float, optional
+            Autocorrelation of the noise at lags of 1, 2, ... pixels, if it is known.
 
         Raises
         ------
+        ConfigError
+            If no noise has that correlation.
         WavelengthError
             If the grid is not increasing and finite.
         GridMismatch
@@ -147,12 +168,22 @@ class Spectra:
             raise LengthMismatch(f"flux is {values.shape}, ivar {weight.shape}: they must be equal")
         bad = ~np.isfinite(values) | ~np.isfinite(weight) | ~(weight > 0)
         weight[bad] = 0.0
-        return cls(wave, values, weight, medium)
+        if noise_known is None:
+            known = known_noise(weight) & (ivar is not None)
+        else:
+            known = np.array(noise_known, dtype=np.bool_)
+        if known.shape != (len(values),):
+            raise LengthMismatch(f"noise_known must be ({len(values)},), got {known.shape}")
+        given = None if noise_correlation is None else check_correlation(noise_correlation)
+        return cls(wave, values, weight, medium, known, given)
 
     def __post_init__(self) -> None:
         shape = (self.flux.shape[0], self.wave_aa.size)
         assert self.flux.shape == self.ivar.shape == shape, "spectra of inconsistent shapes"
         assert self.flux.dtype == self.ivar.dtype == np.float32, "flux and ivar must be float32"
+        if self.noise_known.size != len(self):
+            # The container is frozen; this is the only moment at which a default can be made.
+            object.__setattr__(self, "noise_known", known_noise(self.ivar))
 
     def __len__(self) -> int:
         return int(self.flux.shape[0])
@@ -173,11 +204,20 @@ class Spectra:
         flux: Float32Array | None = None,
         ivar: Float32Array | None = None,
     ) -> Self:
-        """Return a copy with another flux or ivar on the same grid."""
+        """Return a copy with another flux or ivar of the same stars on the same grid."""
         return replace(
             self,
             flux=self.flux if flux is None else flux,
             ivar=self.ivar if ivar is None else ivar,
+        )
+
+    def take(self, rows: Int64Array | slice) -> Self:
+        """Return some rows; those of a slice share memory with these."""
+        return replace(
+            self,
+            flux=self.flux[rows],
+            ivar=self.ivar[rows],
+            noise_known=self.noise_known[rows],
         )
 
 

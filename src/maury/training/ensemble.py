@@ -408,7 +408,7 @@ def _prepare(
 
 
 def _rows(batch: Batch, index: Int64Array) -> Batch:
-    spectra = batch.spectra.replace(flux=batch.spectra.flux[index], ivar=batch.spectra.ivar[index])
+    spectra = batch.spectra.take(index)
     columns = {name: values[index] for name, values in batch.columns.items()}
     return Batch(spectra, MappingProxyType(columns))
 

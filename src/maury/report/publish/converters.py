@@ -156,7 +156,7 @@ def _chosen(
         return source.rows(index), {**about, "medium": source.medium}
     spectra = source.spectra if isinstance(source, Batch) else source
     columns: Mapping[str, AnyArray] = source.columns if isinstance(source, Batch) else {}
-    part = spectra.replace(flux=spectra.flux[index], ivar=spectra.ivar[index])
+    part = spectra.take(index)
     chosen = {name: values[index] for name, values in columns.items()}
     return Batch(part, chosen), {"medium": spectra.medium}
 

@@ -22,7 +22,7 @@ from maury.errors import (
     WavelengthError,
     WorkerLost,
 )
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, StrArray
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
 from maury.io.cluster import Cluster
 from maury.io.files import discard, explaining
 from maury.io.limits import current, exceeded
@@ -30,6 +30,7 @@ from maury.io.opening import reading
 from maury.labels.columns import BANDS, Column
 from maury.labels.definitions import LABELS, Label
 from maury.spectra.operators import estimate_snr, ivar_from_snr
+from maury.spectra.pixels import continuum_level
 from maury.survey.readers.grids import Gridder, ascending
 from maury.survey.store import Survey
 from maury.survey.writer import CHUNK_STARS, SurveyWriter, put_rows, require_unique
@@ -80,7 +81,6 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 Columns = Mapping[str, AnyArray]
 _LARGEST_HASHED = 64 * 2**20
-_NORMALISED = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
@@ -231,22 +231,13 @@ def with_noise(
         usable = good & np.isfinite(ivar) & (ivar > 0)
         ivar = np.where(usable, ivar, 0).astype(np.float32)
         return ivar, np.where(np.isfinite(snr), snr, _measured_snr(flux, ivar))
-    level = _level(flux, good)[:, None].astype(np.float32)
+    level = continuum_level(flux, good.astype(np.float32))[:, None].astype(np.float32)
     scaled = np.where(good, flux / level, np.float32(np.nan))
     unknown = ~(np.isfinite(snr) & (snr > 0))
     snr = snr.copy()
     if unknown.any():
         snr[unknown] = estimate_snr(scaled[unknown], good[unknown].astype(np.float32))
     return (ivar_from_snr(scaled, snr) / level**2).astype(np.float32), snr
-
-
-def _level(flux: Float32Array, good: BoolArray) -> Float64Array:
-    """Continuum level of each row: 1 if it is normalised, else its 90th percentile."""
-    level = np.ones(flux.shape[0])
-    for row in np.flatnonzero(good.any(axis=1)):
-        level[row] = np.percentile(flux[row, good[row]], 90)
-    normalised = (level > _NORMALISED[0]) & (level < _NORMALISED[1])
-    return np.where(normalised | ~(level > 0), 1.0, level)
 
 
 def _measured_snr(flux: Float32Array, ivar: Float32Array) -> Float64Array:
