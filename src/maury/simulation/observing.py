@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import j1, ndtr, ndtri
 
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.spectra.noise import Correlation, noise_kernel
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS, ivar_from_snr
 
 RAVE_WAVE_AA: Float64Array = np.asarray(8420.0 + 0.4 * np.arange(912), dtype=np.float64)
@@ -104,6 +105,8 @@ class ObservingModel(BaseModel):
     noise_side_weight : float
         Noise is white noise convolved with (w, 1, w), normalised: 0.247 gives correlations of 0.44
         and 0.05 between pixels one and two apart.
+    noise_correlation : tuple of float, optional
+        Autocorrelation of the noise at lags of 1, 2, ... pixels, in place of that weight.
     spike_fraction : float
         Fraction of stars with one to three unflagged spikes of one pixel.
     spike_height : (float, float)
@@ -132,9 +135,19 @@ class ObservingModel(BaseModel):
     snr_scatter: float = Field(default=0.395, gt=0.0)
     snr_range: tuple[float, float] = (20.0, 150.0)
     noise_side_weight: float = Field(default=0.247, ge=0.0, le=0.5)
+    noise_correlation: Correlation | None = None
     spike_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
     spike_height: tuple[float, float] = (0.1, 0.4)
     theory_mismatch: TheoryMismatch = TheoryMismatch()
+
+    @property
+    def correlation(self) -> tuple[float, ...]:
+        """Autocorrelation of the noise at lags of 1, 2, ... pixels."""
+        if self.noise_correlation is not None:
+            return self.noise_correlation
+        side = self.noise_side_weight
+        norm = 1.0 + 2.0 * side**2
+        return (2.0 * side / norm, side**2 / norm) if side else ()
 
     def at_power(self, resolving_power: float | None) -> ObservingModel:
         """Return the same conditions at another resolving power; scatter and range go with it.
@@ -494,15 +507,23 @@ class Spectrograph:
     def _noise(
         self, flux: Float32Array, snr: Float64Array, rng: np.random.Generator
     ) -> Float32Array:
-        side = np.float32(self.model.noise_side_weight)
-        white = rng.standard_normal((flux.shape[0], flux.shape[1] + 2), dtype=np.float32)
-        noise = white[:, 2:] + white[:, :-2]
-        noise *= side
-        noise += white[:, 1:-1]
-        scale = 1.0 / (snr * np.sqrt(1.0 + 2.0 * float(side) ** 2))
+        kernel = self._noise_kernel
+        n_star, n_pixel = flux.shape
+        white = rng.standard_normal((n_star, n_pixel + kernel.size - 1), dtype=np.float32)
+        noise = kernel[0] * white[:, :n_pixel]
+        for lag, share in enumerate(kernel[1:], start=1):
+            noise += share * white[:, lag : lag + n_pixel]
         noise *= np.sqrt(np.maximum(flux, np.float32(_FLUX_FLOOR)))
-        noise *= scale[:, None].astype(np.float32)
+        noise *= (1.0 / snr)[:, None].astype(np.float32)
         return np.asarray(noise)
+
+    @cached_property
+    def _noise_kernel(self) -> Float32Array:
+        side = self.model.noise_side_weight
+        if self.model.noise_correlation is not None:
+            return noise_kernel(self.model.noise_correlation).astype(np.float32)
+        kernel = np.array([side, 1.0, side]) / np.sqrt(1.0 + 2.0 * side**2)
+        return np.asarray(kernel, dtype=np.float32)
 
     def _add_spikes(self, flux: Float32Array, rng: np.random.Generator) -> None:
         """Add spikes to `flux`, an array that `observe` has just made."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy.interpolate import BSpline
 
-from maury.io.arrays import Float32Array, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
+from maury.spectra.noise import RAVE_CORRELATION
 
 _FLUX_FLOOR = 0.05
 _CLIP_SIGMA = 3.0
@@ -25,6 +27,10 @@ _CORE_HALF_WIDTH_AA = 3.0
 _N_MODE = 5
 _CONTINUUM_DEGREE = 7
 _LEAST_CONTINUUM = 0.001
+_LEAST_STARS = 10
+"""Stars whose covariance in two pixels says more than noise: chosen, not measured."""
+_STAR_WEIGHTS = (0.1, 4.0)
+"""Bounds of a star's weight, so that no star rules and none is lost: chosen, not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +70,10 @@ class TheoryCalibration:
         *,
         ivar: Float32Array,
         labels: Float64Array,
-        noise_side_weight: float = 0.247,
+        noise_correlation: Sequence[float] = RAVE_CORRELATION,
         prior: TheoryCalibration | None = None,
     ) -> Self:
-        """Fit to labelled stars.
+        """Fit to labelled stars, of each only its good pixels.
 
         Parameters
         ----------
@@ -75,8 +81,8 @@ class TheoryCalibration:
         theory, flux, ivar : (n_star, n_pixel) float32
             Emulated and observed flux at the same pixels; ivar 0 marks a bad pixel.
         labels : (n_star, n_label) float64
-        noise_side_weight : float
-            Correlation of the noise, as in `maury.simulation.observing.ObservingModel`.
+        noise_correlation : sequence of float
+            Autocorrelation of the noise at lags of 1, 2, ... pixels.
         prior : TheoryCalibration, optional
             At the same pixels. What is fitted is then the difference to it, held down the more
             the fewer stars there are; its own modes do not count.
@@ -84,26 +90,24 @@ class TheoryCalibration:
         known = prior or cls.none(wave_aa.size, labels)
         centre, scale = known.centre, known.scale
         scaled = _clipped(labels, centre, scale)
-        weight = np.median(ivar, axis=1).astype(np.float64)
-        weight = np.clip(weight / max(float(np.median(weight)), 1e-30), 0.1, 4.0)
-        observed = np.where(ivar > 0, flux, theory).astype(np.float64)
+        good = ivar > 0
+        quality = _typical(ivar, good)
+        weight = np.clip(quality / max(float(np.median(quality)), 1e-30), *_STAR_WEIGHTS)
+        observed = np.where(good, flux, theory).astype(np.float64)
         ridge = _STRENGTH_RIDGE * (1.0 if prior is None else 1.0 + _PRIOR_STARS / weight.size)
-        missing = observed - known.apply(theory, labels)
-        strength = known.strength + _fit_strength(wave_aa, theory, missing, scaled, weight, ridge)
+        # A bad pixel is left out, not set to theory: else it would count as agreeing with it.
+        missing = np.where(good, observed - known.apply(theory, labels), 0.0)
+        lines = _Lines(np.where(good, 1.0 - theory.astype(np.float64), 0.0), weight)
+        strength = known.strength + _fit_strength(wave_aa, lines, missing, scaled, ridge)
         half_way = replace(known, strength=strength)
-        missing = observed - half_way.apply(theory, labels)
+        missing = np.where(good, observed - half_way.apply(theory, labels), 0.0)
         terms = _terms(scaled)
-        weighted = (terms * weight[:, None]).T
-        normal = weighted @ terms
-        normal[np.diag_indices(len(normal))] *= 1.0 + _PIXEL_RIDGE / weight.size
-        # A term that no star has would leave the system singular.
-        normal[np.diag_indices(len(normal))] += 1e-9 * np.trace(normal)
-        added = np.asarray(np.linalg.solve(normal, weighted @ missing), dtype=np.float64)
-        missing -= terms @ added
-        pixel = known.pixel + added
-        cores = _core_modes(wave_aa, missing, ivar, noise_side_weight)
-        continuum = _continuum_modes(wave_aa, missing, observed, ivar, noise_side_weight)
-        return cls(centre, scale, strength, pixel, cores, continuum)
+        added = _fit_pixels(terms, weight, missing, good)
+        residual = np.where(good, missing - terms @ added, 0.0)
+        noise = _Noise(ivar, quality, tuple(noise_correlation))
+        cores = _core_modes(wave_aa, residual, noise)
+        continuum = _continuum_modes(wave_aa, residual, observed, noise)
+        return cls(centre, scale, strength, known.pixel + added, cores, continuum)
 
     @classmethod
     def none(cls, n_pixel: int, labels: Float64Array) -> Self:
@@ -198,12 +202,28 @@ def _terms(scaled: Float64Array) -> Float64Array:
     return np.column_stack([np.ones(len(scaled)), scaled, products])
 
 
+def _typical(ivar: Float32Array, good: BoolArray) -> Float64Array:
+    """Median ivar of the good pixels of each star, (n_star,); 0 where it has none."""
+    out = np.zeros(len(ivar))
+    whole = good.all(axis=1)
+    out[whole] = np.median(ivar[whole], axis=1)
+    for row in np.flatnonzero(~whole & good.any(axis=1)):
+        out[row] = np.median(ivar[row, good[row]])
+    return out
+
+
+class _Lines(NamedTuple):
+    """Depth of the theoretical lines (n_star, n_pixel), 0 in bad pixels; weight of each star."""
+
+    depth: Float64Array
+    weight: Float64Array
+
+
 def _fit_strength(
     wave_aa: Float64Array,
-    theory: Float32Array,
+    lines: _Lines,
     missing: Float64Array,
     scaled: Float64Array,
-    weight: Float64Array,
     ridge: float,
 ) -> Float64Array:
     """Change of line strength (4, n_pixel) that adds the missing flux (n_star, n_pixel)."""
@@ -212,7 +232,7 @@ def _fit_strength(
     ends = _SPLINE_DEGREE
     padded = np.r_[[inner[0]] * ends, inner, [inner[-1]] * ends]
     spline = BSpline.design_matrix(wave_aa, padded, _SPLINE_DEGREE).toarray()
-    linear, depth = _linear(scaled), 1.0 - theory.astype(np.float64)
+    linear, (depth, weight) = _linear(scaled), lines
     n_term, n_spline = linear.shape[1], spline.shape[1]
     matrix = np.empty((n_term, n_spline, n_term, n_spline))
     squared, product = depth * depth, -depth * missing
@@ -228,23 +248,62 @@ def _fit_strength(
     return np.asarray(solution.reshape(n_term, n_spline) @ spline.T)
 
 
-def _core_modes(
-    wave_aa: Float64Array, residual: Float64Array, ivar: Float32Array, side_weight: float
-) -> Float32Array:
-    """Principal components of the scatter in the Ca II cores, after the noise is taken off."""
+def _fit_pixels(
+    terms: Float64Array, weight: Float64Array, missing: Float64Array, good: BoolArray
+) -> Float64Array:
+    """Flux to add per term, (n_term, n_pixel): weighted least squares over good pixels."""
+    n_star, n_term = terms.shape
+    diagonal = np.arange(n_term)
+    weighted = (terms * weight[:, None]).T
+    right = weighted @ missing
+    whole = weighted @ terms
+    # A term that no star has would leave the system singular.
+    least = 1e-9 * np.trace(whole)
+    whole[diagonal, diagonal] *= 1.0 + _PIXEL_RIDGE / n_star
+    whole[diagonal, diagonal] += least
+    added = np.linalg.solve(whole, right)
+    some = np.flatnonzero(~good.all(axis=0))
+    if some.size:
+        # Where stars are missing each pixel has a matrix of its own, of those that it has.
+        seen = good[:, some]
+        products = (weighted.T[:, :, None] * terms[:, None, :]).reshape(n_star, -1)
+        normal = (seen.T.astype(np.float64) @ products).reshape(some.size, n_term, n_term)
+        count = np.maximum(seen.sum(axis=0), 1)[:, None]
+        normal[:, diagonal, diagonal] *= 1.0 + _PIXEL_RIDGE / count
+        normal[:, diagonal, diagonal] += least
+        added[:, some] = np.linalg.solve(normal, right[:, some].T[:, :, None])[:, :, 0].T
+    return np.asarray(added, dtype=np.float64)
+
+
+class _Noise(NamedTuple):
+    """Inverse variance (n_star, n_pixel), its typical value per star, and the correlation."""
+
+    ivar: Float32Array
+    quality: Float64Array
+    correlation: tuple[float, ...]
+
+
+def _core_modes(wave_aa: Float64Array, residual: Float64Array, noise: _Noise) -> Float32Array:
+    """Principal components of the scatter in the Ca II cores, after the noise is taken off.
+
+    Each element of the covariance is a mean over the stars that have both of its pixels; the
+    expected mean of their noise is taken off.
+    """
     distance = np.abs(wave_aa[:, None] - np.array(_CALCIUM_AA)).min(axis=1)
     core = np.flatnonzero(distance < _CORE_HALF_WIDTH_AA)
     modes = np.zeros((min(_N_MODE, core.size), wave_aa.size), dtype=np.float32)
     if core.size == 0:
         return modes
-    quality = np.median(ivar, axis=1)
-    best = quality >= np.percentile(quality, 25.0)
-    part = residual[np.ix_(best, core)]
-    noise = np.sqrt(np.mean(1.0 / np.maximum(ivar[np.ix_(best, core)], 1e-6), axis=0))
-    white = 1.0 + 2.0 * side_weight**2
-    by_lag = np.array([1.0, 2.0 * side_weight / white, side_weight**2 / white, 0.0])
-    correlation = by_lag[np.minimum(np.abs(np.subtract.outer(core, core)), 3)]
-    covariance = part.T @ part / len(part) - correlation * np.outer(noise, noise)
+    best = noise.quality >= np.percentile(noise.quality, 25.0)
+    part, ivar = residual[np.ix_(best, core)], noise.ivar[np.ix_(best, core)].astype(np.float64)
+    good = ivar > 0
+    sigma = np.where(good, 1.0 / np.sqrt(np.where(good, ivar, 1.0)), 0.0)
+    count = good.T.astype(np.float64) @ good
+    by_lag = np.r_[1.0, noise.correlation, 0.0]
+    lag = np.abs(np.subtract.outer(core, core))
+    correlation = by_lag[np.minimum(lag, by_lag.size - 1)]
+    total = part.T @ part - correlation * (sigma.T @ sigma)
+    covariance = np.where(count >= _LEAST_STARS, total / np.maximum(count, 1.0), 0.0)
     value, vector = np.linalg.eigh(covariance)
     largest = slice(core.size - len(modes), core.size)
     modes[:, core] = (np.sqrt(np.clip(value[largest], 0, None)) * vector[:, largest]).T
@@ -252,21 +311,33 @@ def _core_modes(
 
 
 def _continuum_modes(
-    wave_aa: Float64Array,
-    residual: Float64Array,
-    observed: Float64Array,
-    ivar: Float32Array,
-    side_weight: float,
+    wave_aa: Float64Array, residual: Float64Array, observed: Float64Array, noise: _Noise
 ) -> Float32Array:
-    """Legendre polynomials as large as they scatter from star to star, noise taken off."""
+    """Legendre polynomials as large as they scatter from star to star, noise taken off.
+
+    Their coefficients in each star are least squares over its good pixels, c = G^-1 B r with
+    G = B B^T, and their noise is the diagonal of G^-1 B V B^T G^-1.
+    """
     x = 2.0 * (wave_aa - wave_aa[0]) / (wave_aa[-1] - wave_aa[0]) - 1.0
     basis = np.polynomial.legendre.legvander(x, _CONTINUUM_DEGREE).T
     basis /= np.sqrt(np.mean(basis**2, axis=1, keepdims=True))
-    flux = np.maximum(observed, _FLUX_FLOOR)
-    coefficients = (residual / flux) @ basis.T / wave_aa.size
+    n_order = len(basis)
+    good = noise.ivar > 0
+    # With less than half of its pixels a star would be extrapolated.
+    chosen = np.flatnonzero(good.sum(axis=1) >= 0.5 * max(good.sum(axis=1).max(), 1))
+    good, flux = good[chosen], np.maximum(observed[chosen], _FLUX_FLOOR)
+    products = (basis[:, None] * basis[None]).reshape(n_order**2, -1).T
+    gram = (good.astype(np.float64) @ products).reshape(-1, n_order, n_order)
+    gram[:, range(n_order), range(n_order)] += 1e-9 * wave_aa.size
+    right = np.where(good, residual[chosen] / flux, 0.0) @ basis.T
+    coefficients = np.linalg.solve(gram, right[:, :, None])[:, :, 0]
     scatter = (MAD_TO_SIGMA * np.median(np.abs(coefficients), axis=0)) ** 2
-    correlated = (1.0 + 2.0 * side_weight) ** 2 / (1.0 + 2.0 * side_weight**2)
-    relative = np.where(ivar > 0, 1.0 / (np.maximum(ivar, 1e-30) * flux**2), 0.0)
-    noise = correlated * np.median(relative.mean(axis=1)) / wave_aa.size
-    rms = np.sqrt(np.clip(scatter - noise, _LEAST_CONTINUUM**2, None))
+    # Polynomials are smooth, so that neighbours add up with their correlation.
+    correlated = 1.0 + 2.0 * sum(noise.correlation)
+    variance = np.where(good, correlated / (np.where(good, noise.ivar[chosen], 1.0) * flux**2), 0.0)
+    spread = (variance @ products).reshape(-1, n_order, n_order)
+    inverse = np.linalg.inv(gram)
+    own = np.einsum("nij,njk,nik->ni", inverse, spread, inverse)
+    expected = np.median(own, axis=0)
+    rms = np.sqrt(np.clip(scatter - expected, _LEAST_CONTINUUM**2, None))
     return np.asarray(rms[:, None] * basis, dtype=np.float32)

@@ -200,7 +200,7 @@ class TrainingStarSimulator:
             flux,
             ivar=ivar,
             labels=labels,
-            noise_side_weight=observing.noise_side_weight,
+            noise_correlation=observing.correlation,
             prior=None if source is None else source.calibration.at(source.wave_aa, wave),
         )
         return cls(wave, labels, observables, snr, calibration, observing)
@@ -250,8 +250,10 @@ class TrainingStarSimulator:
         full = _emulator().clip(Population.load().complete(labels, rng))
         labels = full[:, : len(LABEL_NAMES)]
         flux = self.spectra(full, rng)
+        # A labelled star without a good pixel has none.
+        snr = self.snr[np.isfinite(self.snr)]
         return SimulatedPool(
-            flux, labels, observables, self.calibration, self.snr, self.spectrograph, noise
+            flux, labels, observables, self.calibration, snr, self.spectrograph, noise
         )
 
     def spectra(self, full: Float64Array, rng: np.random.Generator) -> Float32Array:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
 from maury.errors import ConfigError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 
 __all__ = [
     "RAVE_CORRELATION",
+    "Correlation",
     "check_correlation",
     "known_noise",
     "noise_kernel",
@@ -72,6 +75,18 @@ def _least_power(correlation: Sequence[float]) -> float:
     omega = np.linspace(0.0, np.pi, _N_FREQUENCY + 1)
     lags = np.arange(1, len(correlation) + 1)
     return float((1.0 + 2.0 * np.cos(np.outer(omega, lags)) @ np.asarray(correlation)).min())
+
+
+def _some_noise(correlation: tuple[float, ...]) -> tuple[float, ...]:
+    """Pydantic turns only `ValueError` into one message with all mistakes."""
+    try:
+        return check_correlation(correlation)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+Correlation = Annotated[tuple[float, ...], AfterValidator(_some_noise)]
+"""Autocorrelation of noise at lags of 1, 2, ... pixels, refused where no noise has it."""
 
 
 def known_noise(ivar: Float32Array) -> BoolArray:

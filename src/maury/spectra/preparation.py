@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from maury.errors import ColumnError, ConfigError, suggestion
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
@@ -22,7 +22,7 @@ from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.spectra import observables as obs
 from maury.spectra import operators as ops
 from maury.spectra.batch import Batch
-from maury.spectra.noise import RAVE_CORRELATION, check_correlation
+from maury.spectra.noise import RAVE_CORRELATION, Correlation
 from maury.spectra.observable_groups import (
     ALL_BANDS,
     AV,
@@ -76,16 +76,6 @@ __all__ = [
 ]
 
 
-def _some_noise(correlation: tuple[float, ...]) -> tuple[float, ...]:
-    """Pydantic turns only `ValueError` into one message with all mistakes."""
-    try:
-        return check_correlation(correlation)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-
-
-Correlation = Annotated[tuple[float, ...], AfterValidator(_some_noise)]
-"""Autocorrelation of noise at lags of 1, 2, ... pixels, refused where no noise has it."""
 _PER_STAR = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
 
 
