@@ -221,7 +221,7 @@ def hide(
     spectra = batch.spectra
     if "spectrum" in without:
         spectra = spectra.replace(ivar=np.zeros_like(spectra.ivar))
-    return Batch(spectra, MappingProxyType(columns), batch.start)
+    return Batch(spectra, MappingProxyType(columns), batch.start, batch.at_rest)
 
 
 _BANDS = {band.name: band for band in BANDS}

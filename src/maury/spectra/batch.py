@@ -29,11 +29,14 @@ class Batch:
         Every column of the survey; NaN or an empty string means missing.
     start : int
         Row number of the first row.
+    at_rest : bool, optional
+        Whether the spectra are in the rest frame of their stars; None where that is unknown.
     """
 
     spectra: Spectra
     columns: Mapping[str, AnyArray]
     start: int = 0
+    at_rest: bool | None = None
 
     def __len__(self) -> int:
         return len(self.spectra)
@@ -56,7 +59,7 @@ class Batch:
         spectra = self.spectra.take(chosen)
         columns = {name: values[chosen] for name, values in self.columns.items()}
         first = int(numbers[0]) if numbers.size else 0
-        return Batch(spectra, MappingProxyType(columns), self.start + first)
+        return Batch(spectra, MappingProxyType(columns), self.start + first, self.at_rest)
 
     def column(self, name: str) -> AnyArray:
         """Return a column; NaN for every row if the survey does not have it.

@@ -9,8 +9,10 @@ nothing from the data: rows are independent, and rows out = rows in, in order.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -92,6 +94,8 @@ def join_inputs(parts: Sequence[Inputs]) -> Inputs:
     }
     return replace(parts[0], **joined)
 
+
+logger = logging.getLogger(__name__)
 
 LOW_SNR = 20.0
 """S/N per pixel below which `Flag.LOW_SNR` warns."""
@@ -358,6 +362,8 @@ class Preparation(Config):
         good = ops.good_pixels(spectra.flux, spectra.ivar)
         spectra = spectra.replace(ivar=np.where(good, spectra.ivar, np.float32(0)))
         snr = self._snr(batch, spectra)
+        if batch.at_rest is False and not any(isinstance(step, RestFrame) for step in self.steps):
+            _tell_of_motion()
         flags = np.zeros(len(spectra), FLAG_DTYPE)
         state = State(spectra, flags, snr, batch, self.noise_correlation)
         for step in self.steps:
@@ -397,6 +403,15 @@ class Preparation(Config):
         for flag, where in checks:
             flags = set_where(flags, flag, where)
         return flags
+
+
+@lru_cache(maxsize=1)
+def _tell_of_motion() -> None:
+    """Warn, once a process: batches are many, and all of them alike."""
+    logger.warning(
+        "the spectra are not at rest, as their survey says, and the preparation does not shift "
+        "them: labels will be wrong where lines are; add the step rest_frame to the preparation"
+    )
 
 
 def _parallax_checks(batch: Batch, *, zero_point: bool) -> list[tuple[Flag, BoolArray]]:

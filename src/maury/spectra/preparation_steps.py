@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from maury.errors import suggestion
+from maury.errors import ColumnError, suggestion
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, Int32Array
 from maury.labels.flags import Flag, set_where
 from maury.spectra import operators as ops
@@ -215,8 +215,9 @@ class Resample(Config):
 class RestFrame(Config):
     """Shift each spectrum to rest by the column ``radial_velocity``, onto `grid` or its own grid.
 
-    A survey without that column is at rest already. A row without a velocity is resampled but
-    not shifted, and `Flag.NO_RADIAL_VELOCITY` warns.
+    A survey that says that it is at rest is not shifted; one that says that it is not, and has no
+    such column, is refused. Without either word, a survey without the column counts as at rest. A
+    row without a velocity is resampled but not shifted, and `Flag.NO_RADIAL_VELOCITY` warns.
     """
 
     step: Literal["rest_frame"] = "rest_frame"
@@ -224,10 +225,23 @@ class RestFrame(Config):
     min_coverage: Coverage = 0.5
 
     def run(self, state: State) -> State:
-        """Return the state at rest."""
-        spectra = state.spectra
-        if "radial_velocity" in state.batch.columns:
-            rv_kms = np.asarray(state.batch.column("radial_velocity"), dtype=np.float64)
+        """Return the state at rest.
+
+        Raises
+        ------
+        ColumnError
+            If the survey is not at rest, and has no velocities.
+        """
+        spectra, batch = state.spectra, state.batch
+        moving = "radial_velocity" in batch.columns
+        if batch.at_rest is False and not moving:
+            raise ColumnError(
+                "the step rest_frame needs the column 'radial_velocity': the survey says that its "
+                "spectra are not at rest; map their velocity in [columns] of the ingest, or take "
+                'it from a catalogue in a build (take = ["radial_velocity"])'
+            )
+        if moving and not batch.at_rest:
+            rv_kms = np.asarray(batch.column("radial_velocity"), dtype=np.float64)
         elif self.grid is None:
             return state
         else:

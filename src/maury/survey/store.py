@@ -147,6 +147,12 @@ class Survey:
         return None if value is None else float(value)
 
     @property
+    def at_rest(self) -> bool | None:
+        """Whether the spectra are in the rest frame of their stars; None if it is not known."""
+        value = self._header.get("at_rest")
+        return None if value is None else bool(value)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Where the survey comes from: source, software versions, settings."""
         return dict(self._header["provenance"])
@@ -275,7 +281,8 @@ class Survey:
         spectra = Spectra.from_arrays(
             self.wave_aa, self._read("flux", rows), self._read("ivar", rows), medium=self.medium
         )
-        return Batch(spectra, MappingProxyType(self._columns_of(start, stop)), start)
+        columns = MappingProxyType(self._columns_of(start, stop))
+        return Batch(spectra, columns, start, self.at_rest)
 
     def rows(self, index: ArrayLike | slice) -> Batch:
         """Read some rows, in the order given.
@@ -300,7 +307,7 @@ class Survey:
             medium=self.medium,
         )
         values = {name: self.column(name)[index] for name in self.column_names}
-        return Batch(spectra, MappingProxyType(values))
+        return Batch(spectra, MappingProxyType(values), at_rest=self.at_rest)
 
     def _gather(self, name: str, index: Int64Array) -> Float32Array:
         out = np.empty((index.size, self.n_pixel), dtype=np.float32)

@@ -77,6 +77,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         Fingerprint of everything that determines the content.
     resolving_power : float, optional
         lambda / FWHM of the spectra, if it is known.
+    at_rest : bool, optional
+        Whether the spectra are in the rest frame of their stars, if it is known.
 
     Raises
     ------
@@ -105,6 +107,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         overwrite: bool = False,
         resume_key: str | None = None,
         resolving_power: float | None = None,
+        at_rest: bool | None = None,
     ) -> None:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".part")
@@ -126,6 +129,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         }
         if resolving_power is not None:
             header["resolving_power"] = float(resolving_power)
+        if at_rest is not None:
+            header["at_rest"] = bool(at_rest)
         with ExitStack() as stack:
             stack.enter_context(making(self.path))
             if not self._resume():

@@ -410,7 +410,7 @@ def _prepare(
 def _rows(batch: Batch, index: Int64Array) -> Batch:
     spectra = batch.spectra.take(index)
     columns = {name: values[index] for name, values in batch.columns.items()}
-    return Batch(spectra, MappingProxyType(columns))
+    return Batch(spectra, MappingProxyType(columns), at_rest=batch.at_rest)
 
 
 def _require_values(names: Sequence[str], truth: Float64Array, part: str) -> None:

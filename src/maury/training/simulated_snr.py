@@ -105,4 +105,5 @@ def resimulate(
         )
     columns = {**batch.columns, "snr": np.full(len(batch), snr)}
     spectra = batch.spectra.replace(flux=flux, ivar=ivar)
-    return Batch(spectra, MappingProxyType(columns), batch.start), out
+    # Theory is at rest, whatever velocity the star has that it stands for.
+    return Batch(spectra, MappingProxyType(columns), batch.start, at_rest=True), out

@@ -92,7 +92,7 @@ def open_recipe(
     found, place = load(recipe), Path(path).absolute()
     spectra, chosen = _spectra(found, arm)
     document = _document(spectra, chosen, place) | {"observable": found.observable}
-    document |= {"skip_bad": skip_bad, "at_rest": spectra.at_rest}
+    document["skip_bad"] = skip_bad
     config = IngestConfig.model_validate(document)
     options: dict[str, Any] = {"recipe": found.name}
     options |= {} if chosen is None else {"arm": chosen.name}
@@ -131,7 +131,8 @@ def _document(spectra: SpectraFacts, arm: ArmFacts | None, place: Path) -> dict[
         },
         "wavelength": None if spectra.medium is None else {"medium": spectra.medium},
         "resample": grid,
-        "columns": spectra.columns,
+        "columns": spectra.columns | (arm.columns if arm is not None else {}),
+        "at_rest": spectra.at_rest if arm is None or arm.at_rest is None else arm.at_rest,
         "resolving_power": own or spectra.resolving_power,
     }
 

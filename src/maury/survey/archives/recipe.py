@@ -208,14 +208,18 @@ class ArmFacts(Strict):
         As ``--arm`` takes it.
     reader : str
         Reader of this arm, in place of that of the spectra.
-    grid, resolving_power
+    grid, resolving_power, at_rest
         The same.
+    columns : mapping of str to ColumnConfig
+        Columns beside those of the spectra, or in place of them.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     reader: ReaderName | None = None
     grid: ResampleConfig | None = None
     resolving_power: Annotated[float, Field(gt=0)] | None = None
+    at_rest: bool | None = None
+    columns: dict[str, ColumnConfig] = Field(default={})
 
 
 class SpectraFacts(Strict):

@@ -337,6 +337,7 @@ def _write(
         overwrite=overwrite,
         resume_key=fingerprint(files, spectra.spectra.fingerprint),
         resolving_power=spectra.spectra.resolving_power,
+        at_rest=spectra.spectra.at_rest,
     )
     with writer:
         try:

@@ -27,9 +27,9 @@ from maury.survey.readers.sources import (
     Cards,
     StarFiles,
     StarSpectrum,
+    by_name,
     header_facts,
     open_star_files,
-    stem,
 )
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def open_phase3(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> Star
         path,
         read=_read,
         facts=_facts,
-        identify=lambda _, paths: [stem(item) for item in paths],
+        identify=by_name,
         medium=partial(_one_medium, path),
         units={"RA": "deg", "DEC": "deg"},
         skip_bad=skip_bad,

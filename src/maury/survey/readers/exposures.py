@@ -47,6 +47,11 @@ class CoaddedSource:
         return len(self.groups)
 
     @property
+    def moves(self) -> bool:
+        """Whether exposures are shifted to rest."""
+        return self.velocity_kms is not None
+
+    @property
     def skip_bad(self) -> bool:
         """Whether an exposure that cannot be read is left out of the sum."""
         return self.source.skip_bad

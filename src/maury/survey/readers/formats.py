@@ -13,7 +13,13 @@ from maury.survey.readers.gaia import open_rvs
 from maury.survey.readers.galah import open_galah
 from maury.survey.readers.lamost import open_lrs, open_mrs
 from maury.survey.readers.rave import open_rave
-from maury.survey.readers.sdss import open_apstar, open_aspcapstar, open_mwmstar
+from maury.survey.readers.sdss import (
+    open_apstar,
+    open_apvisit,
+    open_aspcapstar,
+    open_mwmstar,
+    open_spec,
+)
 from maury.survey.readers.sources import FormatSource
 from maury.survey.readers.weave import open_weave
 
@@ -28,6 +34,7 @@ class FormatReader(Protocol):
 FORMATS: Mapping[str, FormatReader] = MappingProxyType(
     {
         "apstar": open_apstar,
+        "apvisit": open_apvisit,
         "aspcapstar": open_aspcapstar,
         "eso-phase3": open_phase3,
         "gaia-rvs": open_rvs,
@@ -41,6 +48,7 @@ FORMATS: Mapping[str, FormatReader] = MappingProxyType(
         "mwmstar-apogee": partial(open_mwmstar, instrument="APOGEE"),
         "mwmstar-boss": partial(open_mwmstar, instrument="BOSS"),
         "rave-dr6": open_rave,
+        "sdss-spec": open_spec,
         "weave-l1": open_weave,
         "weave-l1-blue": partial(open_weave, arm="blue"),
         "weave-l1-green": partial(open_weave, arm="green"),

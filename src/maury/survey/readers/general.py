@@ -77,6 +77,8 @@ class FileSurvey:
     simulated : bool
     resolving_power : float, optional
         lambda / FWHM of the spectra, if it is known.
+    at_rest : bool, optional
+        Whether the spectra are in the rest frame of their stars, if it is known.
     provenance : mapping
     fingerprint : str
         Of everything that determines the content.
@@ -94,6 +96,7 @@ class FileSurvey:
         further: Sequence[Column] = (),
         simulated: bool,
         resolving_power: float | None = None,
+        at_rest: bool | None = None,
         provenance: Mapping[str, Any],
         fingerprint: str,
         stack: ExitStack,
@@ -106,6 +109,7 @@ class FileSurvey:
         self.labels = tuple(labels)
         self.simulated = simulated
         self.resolving_power = resolving_power
+        self.at_rest = at_rest
         self.provenance = dict(provenance)
         self.fingerprint = fingerprint
         self.further = tuple(further)
@@ -162,6 +166,7 @@ class FileSurvey:
             Spectra.from_arrays(self.wave_aa, read.flux, read.ivar, medium=self.medium),
             MappingProxyType({name: self._stored(name, v) for name, v in rows.items()}),
             start,
+            self.at_rest,
         )
 
     def _stored(self, name: str, values: AnyArray) -> AnyArray:
@@ -282,6 +287,7 @@ def write_files(
         overwrite,
         further=files.further,
         resolving_power=files.resolving_power,
+        at_rest=files.at_rest,
     )
     with files:
         return write_survey(
@@ -368,6 +374,12 @@ def open_config(
         place = _place(config.arms[0].spectra)
         spectrograph = Spectrograph(place, source.n_star, source.ids, arms[0].table)
         columns = join(config, spectrograph, labels, stack)
+        if config.at_rest is False and "radial_velocity" not in columns:
+            logger.warning(
+                "%s: the spectra are not at rest, and no radial_velocity is known: they cannot be "
+                "shifted to rest, by rest_frame or otherwise, until one is mapped",
+                path,
+            )
         columns["star_id"] = group_stars(columns, columns["id"])
         exposures = config.exposures
         if exposures is not None and exposures.mode == "coadd":
@@ -394,6 +406,7 @@ def open_config(
             further=[c for parts in config.further_columns.values() for c in parts],
             simulated=config.simulated or source.simulated,
             resolving_power=config.resolving_power,
+            at_rest=True if isinstance(source, CoaddedSource) and source.moves else config.at_rest,
             provenance=provenance(reader, hashed, options),
             fingerprint=fingerprint(files, options),
             stack=stack.pop_all(),

@@ -314,6 +314,7 @@ def write_survey(
         overwrite=target.overwrite,
         resume_key=target.resume_key,
         resolving_power=target.resolving_power,
+        at_rest=target.at_rest,
     )
     with writer:
         try:

@@ -1,4 +1,7 @@
-"""SDSS spectra of stars: apStar and aspcapStar of APOGEE, mwmStar of SDSS-V; vacuum, at rest.
+"""SDSS spectra of stars: apStar, aspcapStar and apVisit of APOGEE, mwmStar of SDSS-V, spec of SDSS.
+
+All are in vacuum. Combined spectra of APOGEE and SDSS-V are at rest, single visits and the spectra
+of the optical surveys are not.
 
 Data models: https://data.sdss.org/datamodel/files/APOGEE_REDUX/APRED_VERS/stars/TELESCOPE/FIELD/apStar.html,
 https://data.sdss.org/datamodel/files/APOGEE_ASPCAP/APRED_VERS/ASPCAP_VERS/TELESCOPE/FIELD/aspcapStar.html
@@ -17,12 +20,14 @@ import numpy as np
 
 from maury.errors import ColumnError, InputFileError, WavelengthError
 from maury.io.arrays import Float64Array
-from maury.survey.readers.grids import header_grid, linear_grid
+from maury.io.opening import find_hdu
+from maury.survey.readers.grids import ascending, header_grid, join_grids, linear_grid
 from maury.survey.readers.sources import (
     Cards,
     StarFiles,
     StarSpectrum,
     by_card,
+    by_name,
     header_facts,
     line,
     open_star_files,
@@ -102,6 +107,70 @@ def open_aspcapstar(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> 
     )
 
 
+def open_apvisit(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
+    """Open apVisit files: single visits, three detectors of descending wavelengths each.
+
+    Wavelengths are as observed: ``VRAD`` of the header is the velocity of the star on them, and
+    ``VHELIO`` = ``VRAD`` + ``BC`` the heliocentric one. Identifiers are the names of the files.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder with ``apVisit-*`` and ``asVisit-*`` at any depth.
+    stack : ExitStack
+        Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
+
+    Raises
+    ------
+    InputFileError
+        If there is no file, or one is of another layout.
+    """
+    del stack
+    return open_star_files(
+        path,
+        pattern="a[ps]Visit-*",
+        read=_read_apvisit,
+        facts=primary_facts,
+        identify=by_name,
+        medium="vacuum",
+        skip_bad=skip_bad,
+    )
+
+
+def open_spec(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
+    """Open spec files of SDSS, SEGUE and BOSS: coadded spectra of single fibres, heliocentric.
+
+    Identifiers are the names of the files. Facts are the cards of the primary header, and the
+    single values of the table behind the spectrum (``Z``, ``CLASS``, ``ZWARNING``, ...).
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder with ``spec-*`` at any depth.
+    stack : ExitStack
+        Not needed: files are opened one at a time.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
+
+    Raises
+    ------
+    InputFileError
+        If there is no file, or one is of another layout.
+    """
+    del stack
+    return open_star_files(
+        path,
+        pattern="spec-*",
+        read=_read_spec,
+        facts=_spec_facts,
+        identify=by_name,
+        medium="vacuum",
+        skip_bad=skip_bad,
+    )
+
+
 def open_mwmstar(
     path: Path, stack: ExitStack, *, instrument: str, skip_bad: bool = False
 ) -> StarFiles:
@@ -162,6 +231,48 @@ def _read_aspcapstar(hdus: Any, path: Path) -> StarSpectrum:
     # Between the detectors ASPCAP writes zeros.
     ivar = np.where(flux == 0, 0.0, ivar)
     return StarSpectrum(_apogee_wave(hdus, flux.size, path), flux, ivar, {}, "vacuum")
+
+
+def _read_apvisit(hdus: Any, path: Path) -> StarSpectrum:
+    if len(hdus) < 5:
+        raise InputFileError(
+            f"{path} has {len(hdus)} HDUs; an apVisit file has flux, error, mask and wavelengths"
+        )
+    detectors = []
+    for row in range(len(np.atleast_2d(hdus[4].data))):
+        flux, error, mask, wave = (line(hdus[k], path, row) for k in (1, 2, 3, 4))
+        ivar = without_bits(_ivar(error), mask.astype(np.int64), APOGEE_BAD_BITS)
+        detectors.append(ascending(wave, flux, ivar))
+    detectors.sort(key=lambda one: float(one[0][0]))
+    wave, take = join_grids([one[0] for one in detectors], what=str(path))
+    flux, ivar = (np.concatenate([one[k] for one in detectors]) for k in (1, 2))
+    guard = take < 0
+    return StarSpectrum(
+        wave, np.where(guard, np.nan, flux[take]), np.where(guard, 0.0, ivar[take]), {}, "vacuum"
+    )
+
+
+def _spec_facts(hdus: Any, path: Path) -> dict[str, Any]:
+    facts = primary_facts(hdus, path)
+    for hdu in hdus[2:3]:
+        row = hdu.data[:1] if hasattr(hdu, "columns") else []
+        for name in hdu.columns.names if len(row) else ():
+            value = row[name][0]
+            if np.ndim(value) == 0:
+                facts[str(name)] = value.item() if hasattr(value, "item") else value
+    return facts
+
+
+def _read_spec(hdus: Any, path: Path) -> StarSpectrum:
+    hdu = find_hdu(hdus, None, path, image=False)
+    columns = {str(name).lower(): name for name in hdu.columns.names}
+    lacking = [name for name in ("flux", "loglam", "ivar") if name not in columns]
+    if lacking:
+        raise ColumnError(f"{path}: {hdu.name} lacks the columns {', '.join(lacking)}")
+    flux, loglam, ivar = (
+        np.asarray(hdu.data[columns[name]], dtype=np.float64) for name in ("flux", "loglam", "ivar")
+    )
+    return StarSpectrum(np.asarray(10.0**loglam), flux, ivar, {}, "vacuum")
 
 
 def _aspcap_facts(hdus: Any, path: Path) -> dict[str, Any]:

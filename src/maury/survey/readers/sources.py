@@ -492,6 +492,12 @@ def by_card(key: str) -> Callable[[Sequence[Cards], Sequence[Path]], list[str]]:
     return names
 
 
+def by_name(facts: Sequence[Cards], paths: Sequence[Path]) -> list[str]:
+    """Name spectra by their files, without suffix."""
+    del facts
+    return [stem(path) for path in paths]
+
+
 def line(hdu: Any, path: Path, row: int = 0) -> Float64Array:
     """Return a spectrum of an image HDU, or one row of an image of several."""
     if hdu.data is None or not getattr(hdu, "is_image", False):

@@ -8,6 +8,7 @@ from maury.errors import ColumnError
 from maury.io.arrays import Float64Array
 from maury.io.units import to_unit
 from maury.labels.columns import Column
+from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
 MISSING: tuple[float, ...] = (-9999.0, -9999.99, -999.0, -999.99)
 """Numbers that mean "missing" in any column unless the configuration says otherwise."""
@@ -16,6 +17,7 @@ MISSING_MAGNITUDES: tuple[float, ...] = (99.0, 99.9, 99.99, 99.999)
 """The same, in columns of magnitudes only."""
 
 _RELATIVE = 1e-6
+_REDSHIFT = ("redshift", "z")
 
 
 def without_missing(
@@ -63,6 +65,8 @@ def converted(values: Float64Array, column: Column, unit: str | None, *, what: s
     """
     if unit is None:
         return values
+    if unit.strip().lower() in _REDSHIFT and column.unit == "km/s":
+        return _velocity_kms(values)
     try:
         return to_unit(values, unit, column.unit)
     except ValueError as error:
@@ -70,3 +74,12 @@ def converted(values: Float64Array, column: Column, unit: str | None, *, what: s
             f"{what}: unit {unit!r} cannot be converted to {column.unit or 'a pure number'} of "
             f"{column.name!r}; write the true unit as 'unit' in the mapping, or take another column"
         ) from error
+
+
+def _velocity_kms(redshift: Float64Array) -> Float64Array:
+    """Return the velocity whose relativistic Doppler factor is 1 + z, as `to_rest_frame` takes it.
+
+    (1 + z)^2 = (1 + v/c) / (1 - v/c); at 300 km/s that is .15 km/s less than c z.
+    """
+    square = (1.0 + redshift) ** 2
+    return SPEED_OF_LIGHT_KMS * (square - 1.0) / (square + 1.0)
