@@ -172,9 +172,8 @@ def read_scattered(source: Source, gridder: Gridder, rows: IndexArray) -> ReadRo
             continue
         unknown = np.full(run.stop - run.start, np.nan)
         read = read_rows(source, gridder, int(rows[run.start]), unknown)
-        whole: AnyArray
-        for whole, part in zip(out, read, strict=True):
-            whole[run] = part
+        for name in ReadRows._fields:
+            getattr(out, name)[run] = getattr(read, name)
     return out
 
 
