@@ -1,8 +1,10 @@
 """Kills, full disks, two runs at once, clocks that go back: nothing lost, nothing half written."""
 
 import errno
+import fcntl
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,6 @@ import pytest
 from builders import faults
 from maury.errors import OutputBusy, OutputError, OutputExists, ResumeMismatch
 from maury.io import files
-from maury.io import files as locks
 from maury.io.files import making, publish, tidy, work_folder, writing
 from maury.survey.store import Survey
 from maury.survey.writer import SurveyWriter
@@ -153,22 +154,46 @@ def test_the_second_run_on_an_output_is_told_of_the_first(tmp_path):
 
 
 def test_where_the_system_cannot_lock_the_process_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "fcntl", None)
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
     out, lock = tmp_path / "model", tmp_path / ".model.lock"
-    mine = {"process": os.getpid(), "machine": locks.platform.node()}
-    lock.write_text(json.dumps(mine))
-    with pytest.raises(OutputBusy), making(out):
-        raise AssertionError("the process of the lock lives")
-    lock.write_text(json.dumps({**mine, "machine": "another"}))
+    with making(out):
+        assert lock.read_text().split("\n")[0] == str(os.getpid())
+        with pytest.raises(OutputBusy, match=f"process {os.getpid()} on"), making(out):
+            raise AssertionError("the process of the lock lives")
+    assert not lock.exists()
+    lock.write_text(f"{os.getpid()}\nanother\n")
     with pytest.raises(OutputBusy, match="on another"), making(out):
         raise AssertionError("nobody knows of that machine")
-    lock.write_text(json.dumps({**mine, "process": dead_process()}))
-    with making(out):
-        pass
-    lock.write_text("{")
+    lock.write_text(f"{dead_process()}\n{platform.node()}\n")
     with making(out):
         pass
     assert not lock.exists()
+
+
+def test_whoever_waits_while_a_lock_file_is_removed_does_not_hold_the_removed_one(
+    tmp_path, monkeypatch
+):
+    """Between opening and locking, the holder ends and takes its file's name away."""
+    out, real = tmp_path / "model", fcntl.flock
+    events: list[str] = []
+    first = making(out)
+    first.__enter__()
+
+    def flock(file, operation):
+        if operation & fcntl.LOCK_EX and not events:
+            events.append("ended")
+            first.__exit__(None, None, None)
+        return real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with making(out):
+        assert (tmp_path / ".model.lock").exists()
+        with pytest.raises(OutputBusy), making(out):
+            raise AssertionError("two hold it")
+    assert events == ["ended"]
 
 
 def dead_process():

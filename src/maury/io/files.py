@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from maury.errors import OutputBusy, OutputError, OutputExists, ResumeMismatch
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 logger = logging.getLogger(__name__)
 STAMP = "run.json"
@@ -32,8 +34,11 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "choose a place inside a directory",
 }
+# Of Linux's renameat2: RENAME_EXCHANGE and AT_FDCWD.
 _EXCHANGE = 2
 _HERE = -100
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -283,28 +288,25 @@ def require_ours(work: Path, *stamps: str) -> None:
         )
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-fcntl: ModuleType | None
-
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
-
-
-_TRIES = 100
 _UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_LOOKS = 4
+"""One finds that the system cannot lock, one clears the file of a dead process away, one meets a
+file whose name its holder has just removed; the last takes the lock."""
 
 
 @contextmanager
 def making(out: Path | str) -> Iterator[None]:
     """Hold an output while it is made.
 
-    A file beside it names the process and its machine. The system lets go of it when the process
-    dies, however that may be; where it cannot lock files, the file of a dead process of this
-    machine counts as none.
+    A lock file beside it names the process and its machine. The system lets go of the lock when
+    the process dies, however that may be; where a file system cannot lock (some NFS), the lock file
+    of a dead process of this machine counts as none, and one of another machine stands until it is
+    removed by hand.
+
+    Parameters
+    ----------
+    out : path-like
+        What is made, a file or a folder.
 
     Raises
     ------
@@ -316,13 +318,12 @@ def making(out: Path | str) -> Iterator[None]:
     out = Path(out).absolute()
     with explaining(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        path = out.with_name(f".{out.name}.lock")
-        number = _hold(path, out)
+        lock = _hold(out.with_name(f".{out.name}.lock"), out)
         try:
             tidy(out)
             yield
         finally:
-            _release(path, number)
+            _release(lock)
 
 
 def one_at_a_time(output: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -343,73 +344,50 @@ def one_at_a_time(output: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _hold(path: Path, out: Path) -> int:
-    """Return the open lock file, which is this process's alone."""
-    for _ in range(_TRIES):
-        number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+def _hold(path: Path, out: Path) -> "BaseFileLock":
+    """Return the lock at `path`, which is this process's alone."""
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    lock: BaseFileLock = FileLock(path)
+    for _ in range(_LOOKS):
         try:
-            _require_free(number, path, out)
-            # Whoever held it may have removed the file that was opened here.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(number), path.stat()):
-                    _sign(number)
-                    return number
-        except BaseException:
-            os.close(number)
-            raise
-        os.close(number)
-    raise OutputBusy(f"{out} is made by other runs that begin and end; wait until they are done")
-
-
-def _sign(number: int) -> None:
-    text = json.dumps({"process": os.getpid(), "machine": platform.node()})
-    # On a full disk the output will tell.
-    with suppress(OSError):
-        os.ftruncate(number, 0)
-        os.write(number, text.encode())
-
-
-def _release(path: Path, number: int) -> None:
-    # Where locks are the system's, the name goes first: whoever waits finds another file.
-    if fcntl is None:
-        os.close(number)
-    with suppress(OSError):
-        path.unlink()
-    if fcntl is not None:
-        os.close(number)
-
-
-def _require_free(number: int, path: Path, out: Path) -> None:
-    locked = False
-    if fcntl is not None:
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
+            lock.acquire(blocking=False)
+            break
+        except Timeout:
+            continue
         except OSError as error:
             if error.errno not in _UNLOCKABLE:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                    raise
-                raise _busy(path, out) from None
-    if not locked and not _is_stale(path):
+                raise
+            # An empty file is what the attempt left; that of a holder names its process.
+            with suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
+            lock = SoftFileLock(path)
+    else:
         raise _busy(path, out)
+    if not isinstance(lock, SoftFileLock):
+        # On a full disk the output will tell.
+        with suppress(OSError):
+            path.write_text(f"{os.getpid()}\n{platform.node()}\n", "utf-8")
+    return lock
 
 
-def _holder(path: Path) -> tuple[int, str]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        return int(found["process"]), str(found["machine"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0, ""
+def _release(lock: "BaseFileLock") -> None:
+    from filelock import SoftFileLock
 
-
-def _is_stale(path: Path) -> bool:
-    process, machine = _holder(path)
-    return not process or (machine == platform.node() and not is_alive(process))
+    # The name goes while the lock is held: whoever waits for it sees that its file has no name, and
+    # makes another. Windows keeps the name of an open file.
+    if os.name != "nt" and not isinstance(lock, SoftFileLock):
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+    lock.release()
 
 
 def _busy(path: Path, out: Path) -> OutputBusy:
-    process, machine = _holder(path)
-    who = f"process {process} on {machine}" if process else "another process"
+    who = "another process"
+    with suppress(OSError, ValueError):
+        process, machine = path.read_text("utf-8").split("\n")[:2]
+        who = f"process {int(process)} on {machine}"
     return OutputBusy(
         f"{out} is being made by {who}; wait until it ends, or choose another name (if no such "
         f"process runs, remove {path})"

@@ -1,8 +1,10 @@
 """The footer of a Parquet file, read here before the library reads it.
 
-The footer is a structure of Thrift's compact protocol. Of damaged ones the library aborts the
-process where it should raise an error, and a footer is the only place that says how many values a
-column unfolds to.
+A footer is the only place that says how many values a column unfolds to. Asked for that, pyarrow
+ends the process on some damaged footers where it should raise an error: `RowGroupMetaData.column`
+throws through code that catches nothing (7 of 3000 random damages with pyarrow 26.0.1, 6 of 3000
+with 20.0.0), while reading a column raises as it should. The footer is a structure of Thrift's
+compact protocol.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,9 @@ from maury.io.limits import current, exceeded
 
 _MAGIC = b"PAR1"
 _MOST_DEPTH = 24
+"""Levels of structures, so that none ends the recursion. The format needs six: footer, element of
+the schema, logical type, timestamp, its unit, its kind."""
+# Types of values in the compact protocol, then numbers of the fields that are read.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 _ROW_GROUPS, _COLUMNS, _META, _PATH, _N_VALUES, _UNPACKED = 4, 1, 3, 3, 5, 6
 
