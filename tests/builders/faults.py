@@ -96,7 +96,7 @@ def sweep(
     """
     plan = {"stage": stage, "modes": modes, "most": most, "exists": exists, **settings}
     text = json.dumps({**plan, "folder": str(folder), "library": str(library)})
-    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     done = subprocess.run(
         [sys.executable, str(HERE / "faults.py"), text],

@@ -15,7 +15,7 @@ import numpy as np
 from maury.io.arrays import BoolArray, Float64Array
 from maury.io.files import writing
 from maury.labels.definitions import Label
-from maury.labels.statistics import LabelStatistics, residual_statistics, robust_sigma
+from maury.labels.statistics import MAD_TO_SIGMA, LabelStatistics, residual_statistics, robust_sigma
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -447,7 +447,7 @@ def _compare(
 
 def _robust(rows: Float64Array) -> Float64Array:
     middle = np.median(rows, axis=1, keepdims=True)
-    return np.asarray(1.4826 * np.median(np.abs(rows - middle), axis=1))
+    return np.asarray(MAD_TO_SIGMA * np.median(np.abs(rows - middle), axis=1))
 
 
 def _outliers(residual: Float64Array) -> float:

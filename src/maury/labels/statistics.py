@@ -194,6 +194,8 @@ def _one_label(
 
 
 def _quoted_errors(residual: Float64Array, error: Float64Array) -> dict[str, Any]:
+    from scipy.stats import rankdata
+
     known = np.isfinite(error) & (error > 0)
     residual, error = residual[known], error[known]
     n = int(error.size)
@@ -203,7 +205,7 @@ def _quoted_errors(residual: Float64Array, error: Float64Array) -> dict[str, Any
     out: dict[str, Any] = {
         "n_error": n,
         "z_scatter_robust": robust_sigma(z),
-        "error_rank_correlation": _correlation(_ranks(np.abs(residual)), _ranks(error)),
+        "error_rank_correlation": _correlation(rankdata(np.abs(residual)), rankdata(error)),
     }
     for k in (1, 2):
         inside = int(np.count_nonzero(np.abs(z) <= k))
@@ -228,17 +230,9 @@ def _slope(x: Float64Array, y: Float64Array) -> float:
 def _correlation(x: Float64Array, y: Float64Array) -> float:
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    dx, dy = x - x.mean(), y - y.mean()
-    norm = np.sqrt((dx @ dx) * (dy @ dy))
-    return float(np.clip(dx @ dy / norm, -1.0, 1.0)) if norm > 0 else float("nan")
-
-
-def _ranks(x: Float64Array) -> Float64Array:
-    """Ranks from 1; equal values share the mean of their ranks."""
-    _, number, count = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    mean_rank: Float64Array = last - (count - 1) / 2.0
-    return mean_rank[number]
+    # A spread below the root of the smallest number has no variance to divide by.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.corrcoef(x, y)[0, 1])
 
 
 def _finite(value: Any) -> Any:

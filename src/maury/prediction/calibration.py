@@ -22,6 +22,7 @@ from maury.errors import TrainingError, check_known
 from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.labels.columns import QUANTILES
 from maury.labels.definitions import LABEL_NAMES
+from maury.labels.statistics import MAD_TO_SIGMA
 
 
 def condition(
@@ -410,7 +411,7 @@ def repeat_scatter(
     scatter = np.zeros(values.shape[1])
     for position in np.flatnonzero(enough):
         scatter[position] = np.median(pairs[known[:, position], position]) / np.sqrt(2.0)
-    return 1.482602218505602 * scatter
+    return MAD_TO_SIGMA * scatter
 
 
 def _columns(residual: ArrayLike, error: ArrayLike) -> tuple[Float64Array, Float64Array]:

@@ -19,13 +19,13 @@ from numpy.typing import ArrayLike
 from maury.errors import LengthMismatch, ModelFileError, TrainingError
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
+from maury.labels.statistics import robust_scale
 from maury.prediction import residual_tests as anomaly
 from maury.prediction.evidence import (
     CoverageScores,
     Evidence,
     TwoViews,
     nearest,
-    robust_scale,
     robust_whitening,
     whitening,
 )

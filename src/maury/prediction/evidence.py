@@ -13,23 +13,13 @@ from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
+from maury.labels.statistics import robust_scale
 
 _ROBUST_CLIP = 4.0
 _BLOCK = 256
 _FAR = 1e30
 """Squared distance of references that fill up a group: beyond any, as points are clipped to 1e6,
 and finite, as BLAS multiplies lanes that it does not use, where infinity times 0 is invalid."""
-
-
-def robust_scale(values: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Median and half the 16-84 % range of each column of values (n, k).
-
-    NaN values are left out. A column without spread gets the scale 1.
-    """
-    blank = ~np.isfinite(values).any(axis=0)
-    low, centre, high = np.nanpercentile(np.where(blank, 0.0, values), [16.0, 50.0, 84.0], axis=0)
-    half = 0.5 * (high - low)
-    return np.asarray(centre), np.where(half > 0, half, 1.0)
 
 
 def robust_whitening(values: Float64Array) -> tuple[Float64Array, Float64Array]:

@@ -20,9 +20,9 @@ from maury.io.arrays import Float64Array, Int64Array, StrArray
 from maury.labels.columns import QUANTILES
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.labels.flags import Flag
+from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
-from maury.prediction.evidence import robust_scale
 from maury.report.explorer.content import Content
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Batch

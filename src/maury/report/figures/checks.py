@@ -12,6 +12,7 @@ from scipy.special import ndtri
 
 from maury.io.arrays import BoolArray, Float64Array, Int64Array
 from maury.labels.definitions import Label
+from maury.labels.statistics import robust_sigma
 from maury.report.figures.style import (
     ACCENT,
     COLUMN_MM,
@@ -134,8 +135,7 @@ def z_figure(z: ArrayLike, labels: Sequence[Label], *, simulated: bool = False) 
                 color=OKABE_ITO[5],
             )
             ax.plot(grid, np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi), color=INK, linewidth=0.9)
-            spread = 1.4826 * np.median(np.abs(known - np.median(known))) if known.size else np.nan
-            text = f"{symbol_text(label)}\nrobust width {spread:.2f}\nn = {known.size}"
+            text = f"{symbol_text(label)}\nrobust width {robust_sigma(known):.2f}\nn = {known.size}"
             ax.text(0.03, 0.95, text, transform=ax.transAxes, va="top", fontsize=6.2)
             ax.set_xlim(-5, 5)
             if simulated:
@@ -240,7 +240,7 @@ def trend_strips(residual: ArrayLike, against: ArrayLike, *, n_bin: int = _BINS)
             r, x = left[known, i], right[known, j]
             if r.size < _LEAST * n_bin:
                 continue
-            size = 1.4826 * np.median(np.abs(r - np.median(r)))
+            size = robust_sigma(r)
             bins = np.array_split(np.argsort(x, kind="stable"), n_bin)
             out[i, j] = [np.median(r[rows]) / max(size, 1e-12) for rows in bins]
     return out

@@ -21,6 +21,7 @@ import numpy as np
 
 from maury.errors import ConfigError, TrainingError, check_known
 from maury.io.arrays import BoolArray, Float64Array, StrArray
+from maury.labels.statistics import robust_sigma
 
 MIXTURE_KEY = "2010arXiv1008.4686H"
 """Paper of the fit, in the bibliography."""
@@ -418,7 +419,7 @@ class _Fit:
 def _mixture(y: Float64Array, variance: Float64Array, phi: Float64Array) -> _Fit:
     """Linear model with scatter, and outliers about it in a wider Gaussian."""
     middle = np.median(y)
-    width2 = float((1.4826 * np.median(np.abs(y - middle))) ** 2)
+    width2 = robust_sigma(y) ** 2
     # Copies of one value differ by nothing at all.
     width2 = max(width2, 1e-6 * float(np.median(variance)), 1e-24)
     beta: Float64Array = np.zeros(phi.shape[1])
