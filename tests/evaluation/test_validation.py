@@ -22,14 +22,16 @@ N = 60
 TWO = select(["teff", "m_h"])
 
 
-def make_survey(path, *, labelled=True, simulated=True, prefix="star") -> Survey:
+def make_survey(path, *, labelled=True, simulated=True, prefix="star", place=False) -> Survey:
     """60 spectra of 40 stars; teff = 5000 + 10 * row, m_h missing in every fourth row."""
     names = ["teff", "m_h"] if labelled else []
+    names += ["ra", "dec"] if place else []
     with SurveyWriter(
         path, n_star=N, wave_aa=[8420.0, 8420.4], medium="air", columns=names, simulated=simulated
     ) as writer:
         row = np.arange(N)
         values = {"teff": 5000.0 + 10 * row, "m_h": np.where(row % 4, -0.5 + 0.01 * row, np.nan)}
+        values |= {"ra": 8.0 * (row % 40), "dec": row % 40 - 20.0}
         writer.write(
             0,
             np.ones((N, 2)),
@@ -95,6 +97,20 @@ def test_only_held_out_stars_are_measured(model, survey, known_answers) -> None:
     assert report.stars == "held-out test stars"
     assert (report.warning, report.survey) == ("", "s.zarr")
     assert report.n_warn == np.count_nonzero(rows % 3 == 0)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_stars_under_other_names_are_known_by_their_positions(tmp_path, known_answers, old) -> None:
+    survey = make_survey(tmp_path / "s.zarr", place=True)
+    split = split_rows(survey.star_id, config=SplitConfig(), seed=4)
+    record = SplitRecord.of(split, survey.stars)
+    record = dataclasses.replace(record, marks={}) if old else record
+    other = make_survey(tmp_path / "o.zarr", prefix="other", place=True)
+    rows = held_out_rows(StubModel(record), other, split="unseen")
+    assert rows.tolist() == (list(range(N)) if old else split.test.tolist())
+    flagged = record.took_part(other.batch(10, 50).stars)
+    expected = ~np.isin(np.arange(10, 50), split.test)
+    assert np.array_equal(flagged, np.zeros(40, bool) if old else expected)
 
 
 def test_statistics_are_those_of_the_rows(model, survey, known_answers) -> None:

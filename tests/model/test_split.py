@@ -1,4 +1,5 @@
 import hashlib
+import json
 import logging
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from maury.errors import ConfigError
+from maury.errors import ConfigError, UnknownName
 from maury.model.split import (
     SplitConfig,
     SplitRecord,
@@ -18,6 +19,7 @@ from maury.model.split import (
     split_stars,
     star_hashes,
 )
+from maury.spectra.stars import StarMarks
 
 ids = st.lists(st.sampled_from([f"star {k}" for k in range(30)]), min_size=3, max_size=120)
 fractions = st.tuples(st.floats(0.01, 0.4), st.floats(0.01, 0.4)).map(
@@ -100,6 +102,60 @@ def test_record_finds_the_stars_again():
     assert not unnamed.took_part([""]).any()
     assert record.warning == ""
     assert star_hashes(["s1"])[0] == hashlib.sha256(b"s1").hexdigest()[:16]
+
+
+def test_record_finds_the_stars_of_another_survey():
+    rng = np.random.default_rng(0)
+    n = 300
+    visits = np.repeat(np.arange(n), 2)
+    ra, dec = rng.uniform(0, 360, n)[visits], rng.uniform(-80, 80, n)[visits]
+    light = {"parallax": rng.lognormal(0, 1, n)[visits], "j_m": rng.uniform(8, 12, n)[visits]}
+    light["h_m"] = light["j_m"] - rng.uniform(0.1, 0.4, n)[visits]
+    ids = np.arange(2 * n).astype(str)
+    stars = StarMarks.of({"star_id": visits.astype(str), "ra": ra, "dec": dec, **light}, 2 * n)
+    split = split_stars(stars.star_id, fractions=(0.6, 0.2, 0.2), seed=3)
+    record = SplitRecord.from_json(json.loads(json.dumps(SplitRecord.of(split, stars).to_json())))
+    train = np.isin(np.arange(2 * n), split.train)
+    for known in ({"ra": ra, "dec": dec}, light):
+        elsewhere = StarMarks.of({"star_id": np.char.add("other ", ids), **known}, 2 * n)
+        assert np.array_equal(record.contains("train", elsewhere), train)
+        assert np.array_equal(
+            record.contains("validation", elsewhere)[split.validation],
+            [True] * len(split.validation),
+        )
+        assert not record.is_known(elsewhere)[split.test].any()
+    assert not record.contains("train", np.char.add("other ", ids)).any()
+    assert record.contains("train", np.char.add("Gaia DR3 ", ids)).sum() == 0
+    with pytest.raises(UnknownName, match="unknown part 'training'"):
+        record.contains("training", stars)
+
+
+def test_record_counts_by_what_stars_were_identified():
+    means = np.array(["identifier"] * 5 + ["position"] * 3 + ["photometry"] * 2)
+    stars = StarMarks.of({"star_id": np.arange(10).astype(str), "star_id_from": means}, 10)
+    split = split_stars(stars.star_id, fractions=(0.6, 0.2, 0.2), seed=3)
+    usable = np.arange(10) != 0
+    record = SplitRecord.of(split, stars, usable=usable)
+    assert record.identified == {"identifier": 4, "position": 3, "photometry": 2}
+    assert SplitRecord.from_json(record.to_json()).identified == record.identified
+
+
+def test_records_of_older_versions_are_read():
+    star_id = ["Gaia DR3 4295806720", "b", "c", "d"]
+    data = SplitRecord.of(
+        split_stars(star_id, fractions=(0.5, 0.25, 0.25), seed=0), star_id
+    ).to_json()
+    whole = [name for name in star_id if SplitRecord.from_json(data).is_known([name])]
+    old = {**data, "star_hashes": {}, "sha256": {}}
+    for part in ("train", "validation", "test"):
+        record = SplitRecord.from_json(data)
+        names = [name for name in star_id if record.contains(part, [name])[0]]
+        old["star_hashes"][part] = "".join(sorted(star_hashes(names)))
+        old["sha256"][part] = hashlib.sha256(old["star_hashes"][part].encode()).hexdigest()
+    del old["stars"], old["identified"]
+    record = SplitRecord.from_json(old)
+    assert [name for name in star_id if record.is_known([name])[0]] == whole
+    assert record.marks == record.identified == {}
 
 
 def test_a_changed_record_is_refused():

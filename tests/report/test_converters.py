@@ -125,8 +125,8 @@ def test_specutils_computes_with_them(survey):
 
 @needs_specutils
 def test_wrong_rows_and_too_many(survey, monkeypatch):
-    for rows in ([12], [-1], [[1, 2]]):
-        with pytest.raises(ConfigError, match="0 to 11"):
+    for rows in ([12], [-13], [[1, 2]], [True, False]):
+        with pytest.raises(ConfigError, match="of the spectra"):
             to_specutils(survey, rows)
     monkeypatch.setattr("maury.report.publish.converters.SPECUTILS_LIMIT", 3)
     with pytest.raises(ConfigError, match="too many"):

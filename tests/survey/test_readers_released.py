@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from hypothesis import given
-from hypothesis import strategies as st
 
 from maury.errors import (
     ColumnError,
@@ -19,7 +17,7 @@ from maury.errors import (
     WavelengthError,
 )
 from maury.labels.definitions import LABEL_NAMES
-from maury.survey.readers import ingest_released, star_ids
+from maury.survey.readers import ingest_released
 from maury.survey.store import SurveyWriter
 
 N_STAR = 7
@@ -318,32 +316,6 @@ def test_each_fault_is_one_clear_error(release, tmp_path, spoil, error, words):
 def test_a_file_is_no_directory(release, tmp_path):
     with pytest.raises(InputFileError, match="no directory"):
         ingest_released(release / "few_spectra.fits", tmp_path / "s.zarr")
-
-
-def brute_star_ids(ids, parallax, magnitudes):
-    out = list(ids)
-    for i in range(len(ids)):
-        for j in range(i):
-            row_i, row_j = [parallax[i], *magnitudes[i]], [parallax[j], *magnitudes[j]]
-            enough = np.isfinite(row_i[0]) and np.isfinite(row_i[1:]).sum() >= 2
-            equal = all(
-                a == b or (np.isnan(a) and np.isnan(b)) for a, b in zip(row_i, row_j, strict=True)
-            )
-            if enough and equal:
-                out[i] = out[j]
-                break
-    return out
-
-
-value = st.sampled_from([np.nan, 0.0, -0.0, 1.0])
-
-
-@given(st.lists(st.tuples(value, value, value, value), min_size=1, max_size=20))
-def test_star_ids_agree_with_pairwise_comparison(rows):
-    table = np.array(rows)
-    ids = [f"s{k}" for k in range(len(rows))]
-    got = star_ids(ids, table[:, 0], table[:, 1:]).tolist()
-    assert got == brute_star_ids(ids, table[:, 0], table[:, 1:])
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from maury.simulation.population import Population
 from maury.simulation.surveys import Simulation, Simulator
 from maury.simulation.theory import TheoryCalibration
 from maury.simulation.training_stars import TrainingStarSimulator
+from maury.spectra.stars import StarMarks
 from maury.survey.store import Survey, SurveyWriter
 from maury.training.simulated import SimulatedTraining, train_on_simulated_stars
 from maury.training.source_model import SourceModel
@@ -256,7 +257,8 @@ def test_stars_keep_the_part_they_had_in_the_parent(default_model, default_surve
     model = Model.open(default_model)
     known = Survey.open(default_survey).star_id[:300]
     star_id = np.concatenate([known, [f"new{k}" for k in range(200)]])
-    split = SourceModel.of(model).divide(split_rows(star_id, config=SplitConfig(), seed=9), star_id)
+    split = split_rows(star_id, config=SplitConfig(), seed=9)
+    split = SourceModel.of(model).divide(split, StarMarks.named(star_id))
     parts = [split.train, split.validation, split.test]
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(500))
     for name, rows in zip(("train", "validation", "test"), parts, strict=True):

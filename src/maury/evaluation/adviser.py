@@ -165,7 +165,7 @@ class Census:
             error=error / coverage.label_scale,
             snr=rows["snr"],
             flags=rows["flags"],
-            labelled=known | model.split.is_known(star_id),
+            labelled=known | model.split.is_known(survey.stars),
             training=coverage.reference_labels,
             simulated=survey.simulated,
         )

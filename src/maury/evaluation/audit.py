@@ -184,7 +184,7 @@ def _pool(model: Model, survey: Survey, *, trained: bool) -> Int64Array:
     """
     labels = survey.labels(model.labels)
     known = np.isfinite(labels[:, np.isfinite(labels).any(axis=0)]).all(axis=1)
-    rows = np.flatnonzero(known & (model.split.contains("train", survey.star_id) == trained))
+    rows = np.flatnonzero(known & (model.split.contains("train", survey.stars) == trained))
     return rows[:: max(1, -(-rows.size // _MOST_DONORS))]
 
 

@@ -214,13 +214,13 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> Int64
             f"{survey.path} has no values of {', '.join(names)}, with which to compare; "
             "give a survey with labels"
         )
-    record, star = model.split, survey.star_id
+    record, star = model.split, survey.stars
     if split == "unseen":
-        chosen = ~record.is_known(star)
+        chosen = ~star.whole(record.is_known(star))
     else:
         chosen = record.contains(split, star)
         if split != "train":
-            chosen &= ~record.contains("train", star)
+            chosen &= ~star.whole(record.contains("train", star))
     rows = np.flatnonzero(chosen & labelled)
     if rows.size == 0:
         raise ConfigError(

@@ -73,13 +73,24 @@ ID = Column("id", "", "meta.id;meta.main", "Identifier of the spectrum", "str")
 STAR_ID = Column(
     "star_id", "", "meta.id", "Identifier of the star: equal for all spectra of one star", "str"
 )
+STAR_ID_FROM = Column(
+    "star_id_from",
+    "",
+    "meta.note",
+    "What the star was identified by: identifier, position, photometry, or its spectrum alone",
+    "str",
+)
 SNR = Column("snr", "", "stat.snr", "Signal-to-noise ratio per pixel at the continuum")
 
 OBSERVED: tuple[Column, ...] = (
     ID,
     STAR_ID,
+    STAR_ID_FROM,
     Column("ra", "deg", "pos.eq.ra;meta.main", "Right ascension (ICRS)"),
     Column("dec", "deg", "pos.eq.dec;meta.main", "Declination (ICRS)"),
+    Column("pmra", "mas/yr", "pos.pm;pos.eq.ra", "Proper motion in right ascension * cos(dec)"),
+    Column("pmdec", "mas/yr", "pos.pm;pos.eq.dec", "Proper motion in declination"),
+    Column("epoch", "yr", "time.epoch", "Epoch of the position, a Julian year"),
     SNR,
     Column(
         "radial_velocity",

@@ -189,7 +189,7 @@ def collect(
         sample,
         labelled[kept],
         _parts(divided, usable, survey),
-        SplitRecord.of(divided, star_id, usable=usable),
+        SplitRecord.of(divided, survey.stars.take(labelled), usable=usable),
         {"no label": len(survey) - labelled.size, "not usable": int((~usable).sum())},
     )
 

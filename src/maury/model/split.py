@@ -1,13 +1,15 @@
 """Training, validation and test stars: a split that never divides a star.
 
-The record of a split holds a checksum of each part and a short hash of every star, so that a model
-knows its own stars again without carrying their identifiers.
+The record of a split holds a checksum of each part and, of every star, a short hash of its
+identifier, its position and its photometry, so that a model knows its own stars again, in other
+surveys as well.
 """
 
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
@@ -18,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maury.errors import ConfigError, LengthMismatch, check_known
 from maury.io.arrays import BoolArray, Int64Array, StrArray
+from maury.spectra.stars import KnownStars, StarMarks, plain_identifiers
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +264,12 @@ class SplitRecord:
     validation_use : {"choice", "calibration"}
         What the validation stars are for: early stopping and the choice of networks, or nothing
         but the calibration of errors after training.
+    marks : mapping of str to StarMarks
+        Positions and photometry of the stars of each part, by which they are known in surveys that
+        name them otherwise; empty in models of older versions.
+    identified : mapping of str to int
+        How many spectra had their star identified by an identifier, by position, by photometry, or
+        by nothing but the identifier of the spectrum; empty where that is not known.
     """
 
     rule: str
@@ -269,12 +278,14 @@ class SplitRecord:
     hashes: Mapping[str, StrArray]
     warning: str = ""
     validation_use: ValidationUse = "choice"
+    marks: Mapping[str, StarMarks] = field(default_factory=dict)
+    identified: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
         split: Split,
-        star_id: ArrayLike,
+        stars: StarMarks | ArrayLike,
         *,
         usable: BoolArray | None = None,
         validation_use: ValidationUse = "choice",
@@ -285,17 +296,19 @@ class SplitRecord:
         ----------
         split : Split
             The split.
-        star_id : (n_row,) array_like of str
-            Star of each row.
+        stars : StarMarks, or (n_row,) array_like of str
+            Star of each row: all that it is known by, or its identifier alone.
         usable : (n_row,) bool, optional
             Rows that were used; the others are not counted.
         validation_use : {"choice", "calibration"}
             As the attribute.
         """
-        ids = np.asarray(star_id).astype(np.str_)
+        marks = _marks(stars)
+        ids = plain_identifiers(marks.star_id)
         kept = np.ones(ids.size, dtype=np.bool_) if usable is None else usable
         rows = {name: split.part(name)[kept[split.part(name)]] for name in PARTS}
         hashes = {name: np.unique(star_hashes(_named(ids[rows[name]]))) for name in PARTS}
+        used = marks.take(np.unique(np.concatenate(list(rows.values()))))
         warning = ""
         if split.rule == "published":
             warning = f"{PUBLISHED_WARNING}; {split.n_shared_stars} stars stand on both sides here"
@@ -306,6 +319,8 @@ class SplitRecord:
             MappingProxyType(hashes),
             warning,
             validation_use,
+            MappingProxyType({name: marks.take(rows[name]) for name in PARTS}),
+            MappingProxyType({how: n for how, n in used.counts().items() if n}),
         )
 
     @classmethod
@@ -320,25 +335,42 @@ class SplitRecord:
             warning,
         )
 
-    def contains(self, part: str, star_id: ArrayLike) -> BoolArray:
+    @cached_property
+    def _known(self) -> dict[str, KnownStars]:
+        return {name: KnownStars(marks) for name, marks in self.marks.items()}
+
+    def contains(self, part: str, stars: StarMarks | ArrayLike) -> BoolArray:
         """Whether each star, shape (n_row,), belongs to ``train``, ``validation`` or ``test``.
 
-        A row without an identifier cannot be told from others, and belongs to none.
+        Parameters
+        ----------
+        part : str
+        stars : StarMarks, or (n_row,) array_like of str
+            Of the survey that the model was trained on, identifiers alone tell. Stars of another
+            survey are known by position and photometry as well, if the model is not of an older
+            version. A row of which nothing is known belongs to no part.
         """
-        ids = np.asarray(star_id).astype(np.str_)
-        known = self.hashes[check_known("part", part, PARTS)]
-        return np.asarray(np.isin(star_hashes(ids), known) & (ids != ""), dtype=np.bool_)
+        check_known("part", part, PARTS)
+        marks = _marks(stars)
+        # Models of older versions hold hashes of identifiers as they were written.
+        forms = {form.tobytes(): form for form in (marks.star_id, plain_identifiers(marks.star_id))}
+        found = np.zeros(len(marks), dtype=np.bool_)
+        for ids in forms.values():
+            found |= np.isin(star_hashes(ids), self.hashes[part]) & (ids != "")
+        if part in self._known:
+            found |= self._known[part].among(marks)
+        return found
 
-    def took_part(self, star_id: ArrayLike) -> BoolArray:
+    def took_part(self, stars: StarMarks | ArrayLike) -> BoolArray:
         """Whether each star, shape (n_row,), trained the networks or helped to choose them."""
-        trained = self.contains("train", star_id)
+        trained = self.contains("train", stars)
         if self.validation_use == "calibration":
             return trained
-        return trained | self.contains("validation", star_id)
+        return trained | self.contains("validation", stars)
 
-    def is_known(self, star_id: ArrayLike) -> BoolArray:
+    def is_known(self, stars: StarMarks | ArrayLike) -> BoolArray:
         """Whether each star, shape (n_row,), took part, or is kept to calibrate errors."""
-        return self.contains("train", star_id) | self.contains("validation", star_id)
+        return self.contains("train", stars) | self.contains("validation", stars)
 
     def to_json(self) -> dict[str, Any]:
         """Plain mapping for `model.json`; the hashes of a part are one string."""
@@ -349,6 +381,8 @@ class SplitRecord:
             "star_hashes": {name: "".join(self.hashes[name].tolist()) for name in PARTS},
             "warning": self.warning,
             "validation_use": self.validation_use,
+            "stars": {name: marks.to_json() for name, marks in self.marks.items()},
+            "identified": dict(self.identified),
         }
 
     @classmethod
@@ -371,7 +405,15 @@ class SplitRecord:
             MappingProxyType(hashes),
             str(data["warning"]),
             _validation_use(data.get("validation_use", "choice")),
+            MappingProxyType(
+                {name: StarMarks.from_json(marks) for name, marks in data.get("stars", {}).items()}
+            ),
+            MappingProxyType({str(how): int(n) for how, n in data.get("identified", {}).items()}),
         )
+
+
+def _marks(stars: StarMarks | ArrayLike) -> StarMarks:
+    return stars if isinstance(stars, StarMarks) else StarMarks.named(stars)
 
 
 def _star_numbers(star_id: ArrayLike) -> tuple[Int64Array, int]:

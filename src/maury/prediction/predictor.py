@@ -154,7 +154,7 @@ class Predictor:
             (Flag.INPUT_REQUIRED, unanswered),
             (Flag.OBSERVABLE_OUTSIDE, _outside(observables, scaling.observables)),
             (Flag.LABEL_OUTSIDE, _outside(mean, scaling.labels)),
-            (Flag.TRAINING_STAR, self.model.split.took_part(batch.column("star_id"))),
+            (Flag.TRAINING_STAR, self.model.split.took_part(batch.stars)),
         )
         flags = flags.astype(FLAG_DTYPE)
         for flag, where in checks:

@@ -15,6 +15,7 @@ from maury.labels.columns import known as known_columns
 from maury.labels.columns import unknown_column
 from maury.spectra.rows import row_numbers
 from maury.spectra.spectra import Medium, Spectra
+from maury.spectra.stars import StarMarks
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Batch:
         if name not in self.columns and name not in known_columns():
             raise unknown_column(name, self.columns, "the batch")
         return self.get(name)
+
+    @property
+    def stars(self) -> StarMarks:
+        """What the stars of the rows are known by."""
+        return StarMarks.of(self.columns, len(self))
 
     def get(self, name: str) -> AnyArray:
         """Return a column of whatever name; NaN for every row if the survey does not have it."""

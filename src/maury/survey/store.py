@@ -27,6 +27,7 @@ from maury.labels.definitions import Label
 from maury.spectra.batch import Batch
 from maury.spectra.rows import row_numbers, row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths, describe_grid
+from maury.spectra.stars import StarMarks
 from maury.survey.manifest import check_manifest, manifest_digest
 from maury.survey.writer import CHUNK_STARS as CHUNK_STARS
 from maury.survey.writer import COLUMN_CHUNK_STARS
@@ -201,6 +202,12 @@ class Survey:
     def star_id(self) -> StrArray:
         """Identifiers of the stars, shape ``(n_star,)``: equal for all spectra of one star."""
         return self.column("star_id")
+
+    @cached_property
+    def stars(self) -> StarMarks:
+        """What the stars are known by: identifiers, positions, photometry."""
+        names = [name for name in StarMarks.COLUMNS if name in self.column_names]
+        return StarMarks.of({name: self.column(name) for name in names}, self.n_star)
 
     def labels(self, names: Sequence[str | Label] | None = None) -> Float64Array:
         """Return labels, shape ``(n_star, n_label)``, NaN where missing.

@@ -143,8 +143,8 @@ class TeacherModel:
         first = rng.permutation(n_block)[: -(-n_star // _SURVEY_BLOCK)] * _SURVEY_BLOCK
         rows = np.sort((first[:, None] + np.arange(_SURVEY_BLOCK)).ravel())
         rows = rows[rows < len(survey)]
-        split, star_id = self.model.split, survey.star_id[rows]
-        held = split.contains("test", star_id) | split.contains("validation", star_id)
+        split, stars = self.model.split, survey.stars.take(rows)
+        held = split.contains("test", stars) | split.contains("validation", stars)
         return np.asarray(rows[~held], dtype=np.int64)
 
     def _dropped(self, inputs: Inputs, rng: np.random.Generator) -> Inputs:

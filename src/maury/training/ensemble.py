@@ -221,7 +221,7 @@ def _collect(
     star_id = survey.star_id[labelled]
     split = split_rows(star_id, config=settings.split, seed=seed)
     if source is not None:
-        split = source.divide(split, star_id)
+        split = source.divide(split, survey.stars.take(labelled))
     dropped = {"no label": int(len(survey) - labelled.size)}
     table = _prepare(survey, labelled, settings, dropped)
     if settings.network.simulates:
@@ -263,7 +263,7 @@ def _collect(
         parts=parts,
         split=SplitRecord.of(
             split,
-            star_id,
+            survey.stars.take(labelled),
             usable=usable,
             validation_use="calibration" if settings.network.simulates else "choice",
         ),

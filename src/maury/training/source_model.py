@@ -15,7 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial import cKDTree
 
 from maury.errors import ConfigError, GridMismatch, ModelFileError
-from maury.io.arrays import BoolArray, Float64Array, StrArray
+from maury.io.arrays import BoolArray, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
@@ -26,6 +26,7 @@ from maury.simulation.population import Population
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.spectra import describe_grid
+from maury.spectra.stars import StarMarks
 from maury.survey.store import Survey
 from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS, Start
 
@@ -119,15 +120,16 @@ class SourceModel:
                 f"{LEAST_OVERLAP_AA:.0f}; train a model on the new survey alone"
             )
 
-    def divide(self, split: Split, star_id: StrArray) -> Split:
+    def divide(self, split: Split, stars: StarMarks) -> Split:
         """Return the split in which stars of the source model keep the part they had there."""
-        part = np.zeros(len(star_id), dtype=np.int8)
+        part = np.zeros(len(stars), dtype=np.int8)
         names = ("train", "validation", "test")
         for code, name in enumerate(names):
             part[split.part(name)] = code
         # The last wins where a source model's parts overlap: what it was trained on tests nothing.
         for code in (2, 1, 0):
-            part[self.model.split.contains(names[code], star_id)] = code
+            known = self.model.split.contains(names[code], stars)
+            part[stars.whole(known)] = code
         train, validation, test = (np.flatnonzero(part == code) for code in range(3))
         return replace(split, train=train, validation=validation, test=test)
 

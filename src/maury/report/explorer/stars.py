@@ -333,7 +333,7 @@ def _from_survey(survey: Survey | None, model: Model | None) -> TrainingStars | 
     names = tuple(n for n in model.label_names if n in survey.label_names)
     if not names:
         return None
-    rows = np.flatnonzero(model.split.contains("train", survey.star_id))
+    rows = np.flatnonzero(model.split.contains("train", survey.stars))
     if not rows.size:
         return None
     return TrainingStars(names, survey.labels(names)[rows], survey.id[rows], "reference labels")

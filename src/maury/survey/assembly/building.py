@@ -15,8 +15,9 @@ from maury.io.files import refuse_existing, remove
 from maury.io.source_table import SourceTable
 from maury.labels import columns as columns_module
 from maury.labels import definitions as labels_module
-from maury.labels.columns import Column
+from maury.labels.columns import STAR_ID_FROM, Column
 from maury.labels.definitions import Label
+from maury.spectra.stars import IDENTIFIER, SPECTRUM
 from maury.survey.archives import apply_cuts, load
 from maury.survey.assembly.catalogues import CutCatalogue, open_catalogue
 from maury.survey.assembly.flow import KEY, Flow
@@ -131,7 +132,14 @@ def _plan(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow, stack: ExitSt
     keep = _cut_spectra(recipe, spectra, flow)
     matched, keep = _match_all(recipe, spectra, keep, flow, stack)
     columns = _columns(recipe, spectra, matched)
-    columns["star_id"] = one_star(spectra.texts("star_id"), [rows for _, rows in matched.values()])
+    rows_of = [rows for _, rows in matched.values()]
+    columns["star_id"] = one_star(spectra.texts("star_id"), rows_of)
+    if STAR_ID_FROM.name in columns:
+        # A row of a catalogue is one star, whatever it was found by.
+        alone = (columns[STAR_ID_FROM.name] == SPECTRUM) & (
+            np.array([rows >= 0 for rows in rows_of]).any(axis=0)
+        )
+        columns[STAR_ID_FROM.name] = np.where(alone, IDENTIFIER, columns[STAR_ID_FROM.name])
     _note_stars(spectra, columns["star_id"], flow)
     references = None
     definitions = spectra.labels

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from maury.io.arrays import Int64Array, StrArray
+from maury.spectra.stars import linked
 from maury.survey.assembly.catalogues import CutCatalogue
 from maury.survey.assembly.flow import Flow
 from maury.survey.assembly.sources import SpectraSource
@@ -135,9 +136,6 @@ def one_star(star_id: StrArray, matches: Sequence[Int64Array]) -> StrArray:
     matches : sequence of (n_star,) int
         Row of each catalogue, or -1.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     n_star = star_id.size
     groups = [np.unique(star_id, return_inverse=True)[1].astype(np.int64), *matches]
     ones, others, nodes = [], [], n_star
@@ -146,8 +144,6 @@ def one_star(star_id: StrArray, matches: Sequence[Int64Array]) -> StrArray:
         ones.append(known)
         others.append(nodes + group[known])
         nodes += int(group.max(initial=-1)) + 1
-    i, j = np.concatenate(ones), np.concatenate(others)
-    graph = coo_array((np.ones(i.size, dtype=np.int8), (i, j)), shape=(nodes, nodes))
-    component = connected_components(graph, directed=False)[1][:n_star]
+    component = linked(nodes, np.concatenate(ones), np.concatenate(others))[:n_star]
     _, first, member = np.unique(component, return_index=True, return_inverse=True)
     return star_id[first[member]]

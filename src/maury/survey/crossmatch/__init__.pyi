@@ -4,6 +4,6 @@ from .matches import MatchFlag as MatchFlag
 from .matches import MatchReport as MatchReport
 from .matches import fill as fill
 from .matching import Policy as Policy
+from .matching import Positions as Positions
 from .matching import match_identifiers as match_identifiers
 from .matching import match_positions as match_positions
-from .positions import Positions as Positions

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from maury.errors import ColumnError, InputFileError, MissingExtra, suggestion
+from maury.spectra.positions import common_epoch
 from maury.survey.crossmatch import Match, Policy, Positions, match_positions
-from maury.survey.crossmatch.positions import common_epoch
 
 __all__ = ["HatsColumns", "candidates", "match_hats"]
 

@@ -10,12 +10,12 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
-from maury.survey.crossmatch.matches import Match, MatchFlag, claims
-from maury.survey.crossmatch.positions import (
+from maury.spectra.positions import (
     ARCSEC,
     Positions,
     unit,
 )
+from maury.survey.crossmatch.matches import Match, MatchFlag, claims
 
 _SAME_EPOCH_YR = 0.01
 _BLOCK = 1 << 17

@@ -9,9 +9,10 @@ from numpy.typing import ArrayLike
 
 from maury.errors import ConfigError, IdentifierError, LengthMismatch
 from maury.io.arrays import Int64Array
+from maury.spectra.positions import Positions as Positions
+from maury.spectra.positions import common_epoch
 from maury.survey.crossmatch.candidates import Best, Pairing
 from maury.survey.crossmatch.matches import Match, MatchFlag
-from maury.survey.crossmatch.positions import Positions, common_epoch
 
 Policy = Literal["flag", "drop", "nearest"]
 _LARGEST_RADIUS_ARCSEC = 3600.0

@@ -44,9 +44,9 @@ from maury.survey.readers.pipeline import (
     Target,
     describe_files,
     fingerprint,
-    group_stars,
     provenance,
     read_rows,
+    with_stars,
     write_survey,
 )
 from maury.survey.readers.rows import RowsSource, open_rows
@@ -207,7 +207,8 @@ def ingest_toml(
     Rows of the survey are the spectra, in their order; what no table knows of them is missing.
     Paths in the file are relative to it. S/N comes from the column ``snr``, else from ivar, else
     from the spectrum; without ivar or errors, ivar follows from S/N. Spectra are of one star if
-    ``star_id`` says so, else if parallax and magnitudes are equal.
+    ``star_id`` says so, else if their positions are equal, else if parallax and magnitudes are
+    (`maury.spectra.stars`); the column ``star_id_from`` says which.
 
     Parameters
     ----------
@@ -380,7 +381,7 @@ def open_config(
                 "shifted to rest, by rest_frame or otherwise, until one is mapped",
                 path,
             )
-        columns["star_id"] = group_stars(columns, columns["id"])
+        columns = with_stars(columns, columns["id"], place)
         exposures = config.exposures
         if exposures is not None and exposures.mode == "coadd":
             velocity = _velocity(columns, exposures, path)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from maury.errors import (
     ClusterError,
@@ -27,60 +26,23 @@ from maury.io.cluster import Cluster
 from maury.io.files import discard, explaining
 from maury.io.limits import current, exceeded
 from maury.io.opening import reading
-from maury.labels.columns import BANDS, Column
-from maury.labels.definitions import LABELS, Label
+from maury.labels.columns import STAR_ID_FROM, Column
+from maury.labels.definitions import LABEL_NAMES, LABELS, Label
 from maury.spectra.operators import estimate_snr, ivar_from_snr
 from maury.spectra.pixels import continuum_level
+from maury.spectra.stars import SPECTRUM, StarMarks, group_stars
 from maury.survey.readers.grids import Gridder, ascending
 from maury.survey.store import Survey
 from maury.survey.writer import CHUNK_STARS, SurveyWriter, put_rows, require_unique
 from maury.version import __version__
 
-
-def star_ids(ids: ArrayLike, parallax: ArrayLike, magnitudes: ArrayLike) -> StrArray:
-    """Give every spectrum the identifier of its star, found by equal astrometry and photometry.
-
-    Rows of equal parallax and equal magnitudes (the same ones finite) are one star, named by the
-    identifier of its first row. A row without parallax, or with fewer than two magnitudes, is a
-    star of its own.
-
-    Parameters
-    ----------
-    ids : (n_star,) array_like of str
-        Identifiers of the spectra.
-    parallax : (n_star,) array_like
-        Parallax; NaN where missing.
-    magnitudes : (n_star, n_band) array_like
-        Apparent magnitudes; NaN where missing.
-
-    Returns
-    -------
-    star_ids : (n_star,) str
-
-    Examples
-    --------
-    >>> star_ids(["a", "b"], [1.5, 1.5], [[9.0, 8.1], [9.0, 8.1]]).tolist()
-    ['a', 'a']
-    """
-    names = np.asarray(ids).astype(np.str_)
-    distance = np.asarray(parallax, dtype=np.float64)
-    bands = np.asarray(magnitudes, dtype=np.float64).reshape(names.size, -1)
-    known = np.flatnonzero(np.isfinite(distance) & (np.isfinite(bands).sum(axis=1) >= 2))
-    out = names.copy()
-    if known.size:
-        key: AnyArray = np.column_stack([distance[known], bands[known]])
-        # Adding 0 makes -0.0 equal to 0.0 byte by byte, as the comparison below sees them.
-        key = np.where(np.isfinite(key), key, np.inf) + 0.0
-        rows = np.ascontiguousarray(key).view(f"V{key.itemsize * key.shape[1]}").ravel()
-        _, first, member = np.unique(rows, return_index=True, return_inverse=True)
-        out[known] = names[known[first[member]]]
-    return out
-
-
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 Columns = Mapping[str, AnyArray]
 _LARGEST_HASHED = 64 * 2**20
+_REPEATED_LABELS = 2
+"""Labels that two spectra must share exactly to be suspected to be of one star: one label alone may
+be a node of a grid, or a constant."""
 
 
 @dataclass(frozen=True)
@@ -193,14 +155,45 @@ def complete_ids(ids: StrArray | None, n_star: int, what: Path) -> StrArray:
     return ids
 
 
-def group_stars(columns: Columns, ids: StrArray) -> StrArray:
-    """Return the star of every spectrum: as the column says, else by equal photometry."""
-    if "star_id" in columns:
-        given = columns["star_id"]
-        return np.where(given == "", ids, given)
-    missing = np.full(ids.size, np.nan)
-    magnitudes = np.column_stack([columns.get(band.column, missing) for band in BANDS])
-    return star_ids(ids, columns.get("parallax", missing), magnitudes)
+def with_stars(columns: Columns, ids: StrArray, place: Path) -> dict[str, AnyArray]:
+    """Return columns with the star of every spectrum, and by what it was identified.
+
+    A ``star_id`` that the columns have stays; others are found by `maury.spectra.stars`.
+
+    Parameters
+    ----------
+    columns : mapping of str to (n_star,) array
+    ids : (n_star,) str
+        Identifiers of the spectra.
+    place : Path
+        Where the spectra come from.
+    """
+    # Row numbers name a spectrum in this file only; in another file they are other stars.
+    numbered = np.array_equal(ids, np.arange(ids.size).astype(np.str_))
+    local = np.char.add(f"{place.name}:", ids) if numbered else ids
+    known = {"star_id": np.full(ids.size, ""), **columns, "id": local}
+    star_id, means = group_stars(StarMarks.of(known, ids.size))
+    _warn_of_repeats(columns, star_id, means)
+    return {**columns, "star_id": star_id, STAR_ID_FROM.name: means}
+
+
+def _warn_of_repeats(columns: Columns, star_id: StrArray, means: StrArray) -> None:
+    """Warn where labels repeat exactly, and nothing says whether the spectra are of one star."""
+    labels = [columns[name] for name in LABEL_NAMES if name in columns]
+    rows = np.flatnonzero(means == SPECTRUM)
+    if len(labels) < _REPEATED_LABELS or not rows.size:
+        return
+    values = np.stack(labels, axis=1)[rows]
+    values = values[np.isfinite(values).sum(axis=1) >= _REPEATED_LABELS]
+    _, counts = np.unique(np.nan_to_num(values, nan=np.inf), axis=0, return_counts=True)
+    repeated = int(counts[counts > 1].sum())
+    if repeated:
+        logger.warning(
+            "%d spectra have labels that are equal to those of others, but no star_id, position or "
+            "photometry by which to tell whether they are of one star: each counts as a star of "
+            "its own, and may stand on both sides of a split; map 'star_id', or 'ra' and 'dec'",
+            repeated,
+        )
 
 
 def with_noise(

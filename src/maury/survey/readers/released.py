@@ -39,8 +39,8 @@ from maury.survey.readers.pipeline import (
     complete_ids,
     describe_files,
     fingerprint,
-    group_stars,
     provenance,
+    with_stars,
     write_survey,
 )
 from maury.survey.readers.values import without_missing
@@ -146,7 +146,7 @@ def ingest_released(
         _check_lengths(source, tables)
         ids, order = _identify(source, tables)
         columns = _columns(tables, order)
-        columns = {**columns, "id": ids, "star_id": group_stars(columns, ids)}
+        columns = with_stars({**columns, "id": ids}, ids, files["spectra"])
         target = Target(
             out,
             source.simulated,
@@ -299,7 +299,7 @@ def _by_lower(table: SourceTable) -> dict[str, str]:
 def _source_names() -> dict[str, str]:
     """Every name (lower case) under which a column may stand, and what it is here."""
     known = columns_module.known()
-    names = {name: name for name in known if name not in ("id", "star_id")}
+    names = {name: name for name in known if name not in ("id", "star_id", "star_id_from")}
     for column, aliases in _ALIASES.items():
         names.update(dict.fromkeys(aliases, column))
     for name, column in list(names.items()):
