@@ -1,9 +1,11 @@
 """Files, and what works on them: never half written, never trusted, never in the way.
 
-Files appear whole or not at all, behind locks (`files`); documents, tables, tensors and compressed
-streams of strangers are opened within stated limits (`limits`, `config_files`, `opening`, `tables`,
-`tensors`); old formats are carried on (`migrations`). Processes of this machine (`workers`) and of
-a Dask cluster (`cluster`) do the work of the packages above. Nothing here knows a star.
+Files appear whole or not at all, behind locks (`files`). Files of strangers are opened within
+stated limits (`limits`): tables of FITS, VOTable, CSV and Parquet (`tables`), TOML and JSON
+(`config_files`), tensors (`tensors`), units as surveys spell them (`units`). Old formats are read
+(`migrations`). Long work is divided among processes of this machine (`workers`) or of a Dask
+cluster (`cluster`): chunks of an ingest, members of an ensemble, parts of a catalogue. Nothing here
+knows a star.
 """
 
 import lazy_loader as lazy

@@ -3,7 +3,8 @@
 Every name, unit, range, description and UCD that a file, a figure or a page shows comes from here
 (`definitions`, `flags`, `columns`), as do solar scales and conventions of abundances
 (`abundances`, `solar`), the bibliography (`references`) and the statistics of residuals
-(`statistics`).
+(`statistics`). A flag is defined in `flags`, raised in `spectra` and `prediction`, and shown by
+`report` and `cli`.
 """
 
 import lazy_loader as lazy

@@ -1,8 +1,8 @@
 """What a person looks at: figures, pages, the explorer, files to publish.
 
 `figures` are functions of data; `page` sets them into one report; `explorer` is a catalogue in the
-browser; `galaxy` places stars in the Galaxy and measures gradients; `publish` converts, cites and
-maps a catalogue.
+browser, flags and spectra included; `galaxy` places stars in the Galaxy and measures gradients;
+`publish` converts, cites and maps a catalogue.
 """
 
 import lazy_loader as lazy

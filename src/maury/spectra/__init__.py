@@ -2,7 +2,8 @@
 
 `Spectra` are flux and inverse variance on a grid of wavelengths, `Batch` adds the columns of their
 stars. `Preparation` is the recorded chain of steps (operators on spectra, groups of observables)
-that turns a batch into the inputs of a model, the same at training and at prediction.
+that turns a batch into the inputs of a model, the same at training and at prediction, and raises
+the flags of bad pixels, bad rows and missing inputs.
 """
 
 import lazy_loader as lazy
