@@ -151,9 +151,9 @@ class FitResult:
         values = np.asarray(labels, dtype=np.float64)
         n, k = values.shape
         if covariance is None:
-            covariance = np.full((n, k, k), np.nan)
+            covariance = np.full((n, k, k), np.nan) if sigma is None else np.zeros((n, k, k))
             if sigma is not None:
-                covariance = np.einsum("ni,ij->nij", np.asarray(sigma) ** 2, np.eye(k))
+                covariance[:, range(k), range(k)] = np.asarray(sigma) ** 2
         return cls(
             tuple(label_names),
             values,

@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch, ModelFileError, TrainingError
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
+from maury.io.arrays import (
+    AnyArray,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    on_finite_rows,
+)
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.labels.statistics import robust_scale
 from maury.prediction import residual_tests as anomaly
@@ -299,12 +307,17 @@ class CoverageModel:
     def _scored(self, evidence: Evidence, *, left_out: bool) -> CoverageScores:
         labels = np.asarray(evidence.labels, dtype=np.float64)
         scaled = (labels - self.label_centre) / self.label_scale
-        projected = (evidence.compared - self.feature_centre) @ self.feature_basis
+        projected = on_finite_rows(
+            lambda features: (features - self.feature_centre) @ self.feature_basis,
+            evidence.compared,
+        )
         residual, weight, usable = self._residual(evidence)
         deviation = residual * np.sqrt(weight)
         some = usable.any(axis=1)
         terms = anomaly.continuum_terms(residual, weight, degree=_CONTINUUM_DEGREE)
-        whitened = (terms - self.continuum_centre) @ self.continuum_root
+        whitened = on_finite_rows(
+            lambda known: (known - self.continuum_centre) @ self.continuum_root, terms
+        )
         emission, paschen = self._filters(residual, weight)
         (e_mid, e_scale), (p_mid, p_scale) = self.filter_scale
         shift, gain = self._velocities(evidence, usable)

@@ -147,7 +147,8 @@ def line_profile(
     """Return Gaussians of height 1 at lines (n_pixel,); zero where the grid holds none of them."""
     distance = (wave_aa - np.array(lines_aa)[:, None]) / sigma_aa
     inside = (np.array(lines_aa) > wave_aa[0]) & (np.array(lines_aa) < wave_aa[-1])
-    profile = (np.exp(-0.5 * distance**2) * inside[:, None]).sum(axis=0)
+    # Ten sigma off counts as far: beyond, the exponential would underflow.
+    profile = (np.exp(-0.5 * np.minimum(distance**2, 100.0)) * inside[:, None]).sum(axis=0)
     return np.asarray(np.where(profile > 1e-3, profile, 0.0))
 
 

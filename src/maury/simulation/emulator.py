@@ -27,7 +27,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from maury.errors import ModelFileError
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
+from maury.io.arrays import (
+    AnyArray,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int32Array,
+    on_finite_rows,
+)
 from maury.io.files import writing
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
@@ -495,8 +502,7 @@ class Emulator:
             If `labels` is not (n_star, 16).
         """
         coefficients = self.coefficients(labels)
-        flux = np.empty((len(coefficients), self.spec.n_pixel), dtype=np.float32)
-        np.matmul(coefficients, self.tensors.basis, out=flux)
+        flux: Float32Array = on_finite_rows(lambda known: known @ self.tensors.basis, coefficients)
         flux += self.tensors.mean
         return flux
 

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from scipy.linalg import qr
 
-from maury.io.arrays import Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array, on_finite_rows
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import Spectrograph
 
@@ -72,7 +72,7 @@ class RestFrameTheory:
                 for weight in self.weights.T
             ]
         )
-        flux = mixed @ self.basis
+        flux: Float32Array = on_finite_rows(lambda known: known @ self.basis, mixed)
         flux += np.float32(1.0)
         return flux
 

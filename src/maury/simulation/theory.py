@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from scipy.interpolate import BSpline
 
-from maury.io.arrays import BoolArray, Float32Array, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, on_finite_rows
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
 from maury.spectra.noise import RAVE_CORRELATION
 
@@ -152,8 +152,9 @@ class TheoryCalibration:
             scaled, _ = _bent(labels, self.centre, self.scale)
         terms = _terms(scaled)[:, : self.pixel.shape[0]]
         single = np.float32
-        change = _linear(scaled).astype(single) @ self.strength.astype(single)
-        return change, terms.astype(single) @ self.pixel.astype(single)
+        strength, pixel = self.strength.astype(single), self.pixel.astype(single)
+        change = on_finite_rows(lambda known: known @ strength, _linear(scaled).astype(single))
+        return change, on_finite_rows(lambda known: known @ pixel, terms.astype(single))
 
     def change_slopes(self, labels: Float64Array) -> tuple[Float32Array, Float32Array]:
         """Return derivatives by each label of `change`, if `smooth`: (n_star, n_label, n_pixel)."""

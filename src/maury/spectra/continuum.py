@@ -11,7 +11,7 @@ from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
 
 from maury.errors import check_known
-from maury.io.arrays import BoolArray, Float64Array, FloatArray
+from maury.io.arrays import BoolArray, Float64Array, FloatArray, on_finite_rows
 from maury.spectra.pixels import fill_bad_pixels, good_pixels
 
 _BLOCK = 64
@@ -104,7 +104,7 @@ def _clipped_fits(
             kept, left = kept[going], left[going]
         keep, count = kept, left
         weight *= keep
-    continuum: Float64Array = coefficients @ curves
+    continuum: Float64Array = on_finite_rows(lambda known: known @ curves, coefficients)
     return continuum
 
 
@@ -168,7 +168,8 @@ def running_quantile_continuum(
     for first in range(0, n_star, _BLOCK):
         rows = slice(first, first + _BLOCK)
         parts = np.lib.stride_tricks.sliding_window_view(filled[rows], window, axis=1)[:, start]
-        out[rows] = np.quantile(parts, quantile, axis=-1) @ hats
+        levels = np.quantile(parts, quantile, axis=-1)
+        out[rows] = on_finite_rows(lambda known: known @ hats, levels)
     return out
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.errors import check_known
-from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array, on_finite_rows
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.methods.fitting.knowledge import Prior, Start
 from maury.methods.fitting.noise import Whitening
@@ -312,7 +312,7 @@ class _Problem:
         return np.asarray(self.bounds.mean(axis=1)[None])
 
     def _labels(self, free: Float64Array) -> Float64Array:
-        return free @ self.matrix.T + self.constant
+        return on_finite_rows(lambda place: place @ self.matrix.T + self.constant, free)
 
     def _weigh(self, labels: Float64Array) -> None:
         """Weights of the pixels, with the model's own variance at the start."""
@@ -364,7 +364,9 @@ class _Problem:
     def _outcome(self, state: _State, usable: BoolArray) -> _Outcome:
         labels = self._labels(state.place)
         labels[~usable] = np.nan
-        covariance = self.matrix @ state.covariance @ self.matrix.T
+        covariance = on_finite_rows(
+            lambda free: self.matrix @ free @ self.matrix.T, state.covariance
+        )
         flags = np.zeros(len(labels), FLAG_DTYPE)
         edge = _EDGE * np.ptp(self.bounds, axis=1)
         near = (state.place <= self.bounds[:, 0] + edge) | (state.place >= self.bounds[:, 1] - edge)

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from maury.errors import ConfigError, TrainingError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, on_finite_rows
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale, robust_sigma
 from maury.methods.fitting.chain import Chain, Continuum, Modes, Operator, Shift
@@ -392,7 +392,9 @@ class GridMethod(Method[GridSettingsT]):
         good = finite_rows(axes.labels)
         core = np.where(good[:, None], axes.labels, self.pattern.centre)
         slopes = self.pattern.slopes(core)
-        covariance = slopes @ axes.covariance @ slopes.transpose(0, 2, 1)
+        covariance = on_finite_rows(
+            lambda known: slopes @ known @ slopes.transpose(0, 2, 1), axes.covariance
+        )
         covariance += np.diag(self.pattern.scatter**2)
         labels = np.where(good[:, None], self.pattern.complete(core), np.nan)
         return replace(axes, label_names=LABEL_NAMES, labels=labels, covariance=covariance)
