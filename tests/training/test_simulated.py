@@ -371,7 +371,7 @@ def test_settings_of_the_preset_are_its_own():
     assert config.ensemble.percentile == 100
     again = EnsembleConfig.model_validate(json.loads(json.dumps(config.to_json())))
     assert again == config
-    with pytest.raises(ConfigError, match=r"\[training\] has no key 'epochs'"):
+    with pytest.raises(ConfigError, match=r"\[training\] epochs: unknown key"):
         EnsembleConfig.model_validate({"training": {"epochs": 3}})
     other = resolve(config, preset="starnet", members=3, split=None)
     assert other.training.epochs == 100

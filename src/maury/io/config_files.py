@@ -2,13 +2,20 @@
 
 import json
 import tomllib
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from maury.errors import ConfigError
+from pydantic import BaseModel, ValidationError
+
+from maury.errors import ConfigError, suggestion
 from maury.io.limits import current
 
+Settings = TypeVar("Settings", bound=BaseModel)
 _MOST_DOTS = 1000
+"""In one line: tomllib takes time in the square of the parts of a dotted key, and at a thousand
+parts still answers at once; no configuration has ten."""
 
 
 def read_toml(path: Path | str, *, what: str) -> dict[str, Any]:
@@ -37,22 +44,86 @@ def read_toml(path: Path | str, *, what: str) -> dict[str, Any]:
     return parse_toml(content, what=f"{what} {path}")
 
 
+def settings_of(config: Mapping[str, Any] | Path | str | None) -> dict[str, Any]:
+    """Return settings, given as a mapping by section, as a TOML file, or not at all."""
+    if isinstance(config, Path | str):
+        return read_toml(config, what="settings")
+    return dict(config or {})
+
+
 def parse_toml(content: bytes, *, what: str) -> dict[str, Any]:
     """Parse TOML that may be anything, see `read_toml`."""
     limits = current()
     if len(content) > limits.toml_bytes:
         raise ConfigError(f"{what} is larger than {limits.toml_bytes} bytes")
     try:
-        text = content.decode("utf-8")
+        # Editors of Windows put a byte order mark before the text, which TOML has no word for.
+        text = content.decode("utf-8-sig")
         # A dotted key takes time in the square of its parts.
         if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
             raise ConfigError(f"{what} has a line of more than {_MOST_DOTS} dots; break it")
         document = tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"cannot read {what}: byte {error.start} is not UTF-8; save it in UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {what}: {error or type(error).__name__}") from error
     if not shallow(document, limits.depth):
         raise ConfigError(f"{what} is nested deeper than {limits.depth} levels")
     return document
+
+
+def validated(
+    document: Mapping[str, Any], model: type[Settings], problems: list[str]
+) -> Settings | None:
+    """Return a document as a pydantic model, or None and what is wrong with it.
+
+    Parameters
+    ----------
+    document : mapping
+        As read from TOML or JSON, or given by keyword.
+    model : type of pydantic model
+    problems : list of str
+        Appended to, one text for each mistake.
+    """
+    try:
+        return model.model_validate(dict(document))
+    except ValidationError as error:
+        problems += mistakes(error, model)
+    except RecursionError:
+        problems.append("it is nested too deeply")
+    return None
+
+
+def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return each mistake of a document in words: where, what, and the nearest known key."""
+    return [_in_words(item, model) for item in error.errors()]
+
+
+def _in_words(error: Any, model: type[BaseModel]) -> str:
+    place = ".".join(map(str, error["loc"])) or "file"
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(error["loc"][:-1], model)
+        hint = suggestion(str(error["loc"][-1]), fields)
+        return f"{place}: unknown key{hint} (known: {', '.join(fields)})"
+    if error["type"] == "missing":
+        return f"{place}: must be given"
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r:.60}"
+
+
+def _fields_at(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
+    for key in location:
+        if isinstance(key, str) and key in model.model_fields:
+            model = _model_in(model.model_fields[key].annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    parts = typing.get_args(annotation)
+    if not parts and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for found in map(_model_in, parts) if found is not None), None)
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maury.errors import ConfigError, check_known
-from maury.io.config_files import read_toml
+from maury.io.config_files import mistakes, read_toml
 
 
 class Label(BaseModel):
@@ -137,10 +137,7 @@ def parse(rows: Iterable[Mapping[str, object]]) -> tuple[Label, ...]:
         try:
             labels.append(Label.model_validate(row))
         except ValidationError as error:
-            problems += [
-                f"label {number}, {'.'.join(map(str, e['loc'])) or 'label'}: {e['msg']}"
-                for e in error.errors()
-            ]
+            problems += [f"label {number}, {mistake}" for mistake in mistakes(error, Label)]
     names = [label.name for label in labels]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems += [f"label {name!r} is defined twice" for name in twice]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from maury.errors import ConfigError, TrainingError, suggestion
 from maury.io.arrays import BoolArray, Int64Array
-from maury.io.config_files import read_toml
+from maury.io.config_files import settings_of, validated
 from maury.io.files import one_at_a_time, refuse_existing
 from maury.labels import definitions as labels_module
 from maury.methods.protocols import Method, MethodSettings, Sample
@@ -72,7 +72,7 @@ class MethodConfig:
             If the file cannot be read, or a section, key or value is wrong.
         """
         found = method_class(name)
-        given = dict(_read(config) if isinstance(config, Path | str) else config or {})
+        given = settings_of(config)
         for section in given:
             if section not in _SECTIONS:
                 hint = suggestion(section, _SECTIONS)
@@ -86,18 +86,13 @@ class MethodConfig:
         rules = dict(_plain(given.get("split", {})))
         if split is not None:
             rules["rule"] = split
-        try:
-            divided = SplitConfig.model_validate(rules)
-        except ValidationError as error:
-            problems = "; ".join(item["msg"] for item in error.errors())
-            raise ConfigError(f"the section [split] is wrong: {problems}") from error
+        problems: list[str] = []
+        divided = validated(rules, SplitConfig, problems)
+        if divided is None:
+            raise ConfigError("the section [split] is wrong: " + "; ".join(problems))
         return cls(
             name, method_settings(name, options), Preparation.from_json(preparation), divided
         )
-
-
-def _read(path: Path | str) -> dict[str, Any]:
-    return read_toml(path, what="settings")
 
 
 def _plain(section: Any) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from maury.errors import ConfigError, MauryError, ResumeMismatch, check_known
 from maury.evaluation.consensus import Combination
 from maury.evaluation.ranking import CONSENSUS, GIVEN, MethodPredictions, Ranking, View
 from maury.io.arrays import AnyArray, Float64Array, Int64Array
-from maury.io.config_files import read_toml
+from maury.io.config_files import settings_of
 from maury.io.files import one_at_a_time, remove, writing
 from maury.labels import definitions as labels_module
 from maury.methods.registry import METHODS
@@ -210,7 +210,7 @@ def _chosen(
     methods: Sequence[str], config: Mapping[str, Mapping[str, Any]] | Path | str | None
 ) -> list[Competitor]:
     names = list(COMPETITORS) if "all" in methods else list(dict.fromkeys(methods))
-    given = _read(config) if isinstance(config, Path | str) else dict(config or {})
+    given = settings_of(config)
     for name in [*names, *given]:
         check_known("method", name, COMPETITORS)
     chosen = [COMPETITORS[name].with_config(given.get(name, {})) for name in names]
@@ -218,10 +218,6 @@ def _chosen(
         if "split" in one.config:
             raise ConfigError(f"settings of {one.name}: a comparison makes the split itself")
     return chosen
-
-
-def _read(path: Path | str) -> dict[str, Any]:
-    return read_toml(path, what="settings")
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from torch import Tensor
 from maury.errors import ConfigError
 from maury.evaluation.card import add_card
 from maury.io.arrays import Float32Array
-from maury.io.config_files import read_toml
+from maury.io.config_files import settings_of
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
 from maury.model.directory import Member, Model
 from maury.model.networks.published import build, parse_settings
@@ -146,9 +146,7 @@ def distil(
 def _settings(
     config: Mapping[str, Any] | Path | str | None,
 ) -> tuple[StudentConfig, DistilConfig]:
-    if isinstance(config, Path | str):
-        config = read_toml(config, what="settings")
-    sections = dict(config or {})
+    sections = settings_of(config)
     network_options = dict(sections.pop("network", {}))
     training_options = dict(sections.pop("training", {}))
     network_options.pop("preset", None)

@@ -15,7 +15,7 @@ from typing import Any
 from maury.errors import ConfigError
 from maury.evaluation.card import add_card
 from maury.io.cluster import Cluster
-from maury.io.config_files import read_toml
+from maury.io.config_files import settings_of
 from maury.model.directory import Model
 from maury.prediction.calibration import Calibration
 from maury.simulation.emulator import Emulator
@@ -126,9 +126,7 @@ def transfer(
 
 
 def _sections(config: Mapping[str, Any] | Path | str | None) -> dict[str, dict[str, Any]]:
-    if isinstance(config, Path | str):
-        config = read_toml(config, what="settings")
-    given = dict(config or {})
+    given = settings_of(config)
     problems = [
         f"there is no section [{name}] (known: {', '.join(_SECTIONS)}); "
         "the network is that of the source model"

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from maury.errors import ConfigError, check_known, suggestion
+from maury.errors import ConfigError, check_known
+from maury.io.config_files import Settings, validated
 
 ScalingRule = Literal["min-max", "standard", "robust"]
-Settings = TypeVar("Settings", bound=BaseModel)
 Config = TypeVar("Config", bound="type[NetworkConfig]")
 
 
@@ -32,18 +32,10 @@ def parse_settings(
     problems : list of str
         Appended to, one text per wrong key; the result is then None.
     """
-    try:
-        return cls.model_validate(dict(options))
-    except ValidationError as error:
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                hint = suggestion(key, cls.model_fields)
-                known = ", ".join(cls.model_fields)
-                problems.append(f"[{section}] has no key {key!r}{hint} (known: {known})")
-            else:
-                problems.append(f"[{section}] {key}: {item['msg']}, got {item['input']!r}")
-        return None
+    found: list[str] = []
+    settings = validated(options, cls, found)
+    problems += [f"[{section}] {problem}" for problem in found]
+    return settings
 
 
 PRESETS: dict[str, type["NetworkConfig"]] = {}

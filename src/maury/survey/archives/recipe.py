@@ -5,15 +5,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from maury.errors import ConfigError, check_known, suggestion
-from maury.io.config_files import parse_toml, read_toml
+from maury.io.config_files import parse_toml, read_toml, validated
 from maury.labels import columns as columns_module
 from maury.labels import definitions as labels_module
 from maury.labels.abundances import Convention
 from maury.labels.columns import Column
-from maury.labels.definitions import LABELS, Label
+from maury.labels.definitions import Label
 from maury.labels.references import Entry
 from maury.spectra.spectra import Medium
 from maury.survey.archives.cuts import Cut
@@ -23,7 +23,7 @@ from maury.survey.readers.config import (
     ObservableConfig,
     ResampleConfig,
     Strict,
-    mistakes,
+    labels_of,
     unknown_columns,
 )
 from maury.survey.readers.formats import FORMATS
@@ -413,22 +413,8 @@ def parse(text: str, *, what: str) -> SurveyRecipe:
 
 def _recipe_of(document: dict[str, Any], what: str) -> SurveyRecipe:
     problems: list[str] = []
-    labels = LABELS
-    try:
-        rows = document.get("label", [])
-        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-            labels = labels_module.extend(labels_module.parse(rows))
-    except ConfigError as error:
-        problems.append(str(error))
-    recipe = None
-    try:
-        recipe = SurveyRecipe.model_validate(document)
-    except (ValidationError, RecursionError) as error:
-        problems += (
-            mistakes(error, SurveyRecipe)
-            if isinstance(error, ValidationError)
-            else ["it is nested too deeply"]
-        )
+    labels = labels_of(document, problems)
+    recipe = validated(document, SurveyRecipe, problems)
     problems += unknown_columns(document, labels)
     spectra = document.get("spectra")
     if isinstance(spectra, Mapping):

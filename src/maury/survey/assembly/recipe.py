@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from maury.errors import ConfigError
-from maury.io.config_files import read_toml
+from maury.io.config_files import read_toml, validated
 from maury.labels import definitions as labels
 from maury.labels.abundances import Convention
 from maury.survey.archives import Cut
-from maury.survey.readers.config import Strict, mistakes
+from maury.survey.readers.config import Strict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Year = Annotated[float, Field(ge=1800, le=2200)]
@@ -259,10 +259,10 @@ def load_recipe(path: Path | str) -> BuildRecipe:
     """
     path = Path(path)
     document = read_toml(path, what="the recipe")
-    try:
-        recipe = BuildRecipe.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"{path} is wrong: {'; '.join(mistakes(error, BuildRecipe))}") from error
+    problems: list[str] = []
+    recipe = validated(document, BuildRecipe, problems)
+    if recipe is None:
+        raise ConfigError(f"{path} is wrong: {'; '.join(problems)}")
     base = path.absolute().parent
     return recipe.model_copy(
         update={

@@ -1,6 +1,5 @@
 """The TOML file that describes spectra and tables of any survey."""
 
-import typing
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,13 +9,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from maury.errors import ConfigError, suggestion
-from maury.io.config_files import read_toml
+from maury.io.config_files import read_toml, validated
 from maury.labels import columns as columns_module
 from maury.labels import definitions as labels_module
 from maury.labels.columns import Column
@@ -379,22 +377,25 @@ def load_config(path: Path) -> tuple[IngestConfig, tuple[Label, ...]]:
     """
     document = read_toml(path, what="the configuration")
     problems: list[str] = []
-    labels = LABELS
-    try:
-        rows = document.get("label", [])
-        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-            labels = labels_module.extend(labels_module.parse(rows))
-    except ConfigError as error:
-        problems.append(str(error))
-    config = None
-    try:
-        config = IngestConfig.model_validate(document)
-    except ValidationError as error:
-        problems += mistakes(error, IngestConfig)
+    labels = labels_of(document, problems)
+    config = validated(document, IngestConfig, problems)
     problems += unknown_columns(document, labels)
     if problems or config is None:
         raise ConfigError(f"{path} is wrong: " + "; ".join(problems))
     return config, labels
+
+
+def labels_of(document: Mapping[str, Any], problems: list[str]) -> tuple[Label, ...]:
+    """Return the labels known to a document with ``[[label]]`` tables; add its mistakes."""
+    rows = document.get("label", [])
+    # Tables of another kind are told of by the model of the whole document.
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return LABELS
+    try:
+        return labels_module.extend(labels_module.parse(rows))
+    except ConfigError as error:
+        problems.append(str(error))
+        return LABELS
 
 
 def unknown_columns(document: Mapping[str, Any], labels: Sequence[Label]) -> list[str]:
@@ -411,33 +412,3 @@ def unknown_columns(document: Mapping[str, Any], labels: Sequence[Label]) -> lis
         for name in names
         if name not in known
     ]
-
-
-def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Return each mistake of a document in words, with the nearest known key."""
-    return [_in_words(item, model) for item in error.errors()]
-
-
-def _in_words(error: Any, model: type[BaseModel]) -> str:
-    place = ".".join(map(str, error["loc"])) or "file"
-    if error["type"] == "extra_forbidden":
-        fields = _fields_at(error["loc"][:-1], model)
-        hint = suggestion(str(error["loc"][-1]), fields)
-        return f"{place}: unknown key{hint} (known: {', '.join(fields)})"
-    if error["type"] == "missing":
-        return f"{place}: must be given"
-    return f"{place}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r:.60}"
-
-
-def _fields_at(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    for key in location:
-        if isinstance(key, str) and key in model.model_fields:
-            model = _model_in(model.model_fields[key].annotation) or model
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    parts = typing.get_args(annotation)
-    if not parts and isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for found in map(_model_in, parts) if found is not None), None)
