@@ -125,14 +125,71 @@ def test_correlated_noise_taken_as_white_is_noticed():
 
 @given(st.lists(st.floats(-0.25, 0.25), min_size=1, max_size=2), st.integers(0, 2**31))
 @settings(max_examples=25, deadline=None)
-def test_whitening_is_the_inverse_root_of_the_correlation(correlation, seed):
+def test_whitening_is_the_inverse_root_of_the_correlation_of_the_good_pixels(correlation, seed):
     whiten = Whitening(tuple(correlation))
-    rows = np.random.default_rng(seed).normal(size=(2, 400))
-    matrix = toeplitz([1, *correlation, *np.zeros(399 - len(correlation))])
-    expected = np.linalg.solve(np.linalg.cholesky(matrix), rows.T).T
-    white = whiten(rows)
-    assert white[:, 60:] == pytest.approx(expected[:, 60:], abs=1e-2)
-    assert whiten.undo(white) == pytest.approx(rows, abs=1e-8)
+    rng = np.random.default_rng(seed)
+    good = np.stack([rng.random(80) > 0.3, np.ones(80, dtype=bool)])
+    rows = (rng.normal(size=(2, 3, 80)) * good[:, None]).astype(np.float32)
+    matrix = toeplitz([1, *correlation, *np.zeros(79 - len(correlation))])
+    white = whiten.of(good)(rows)
+    for star in range(2):
+        part = np.ix_(good[star], good[star])
+        expected = np.linalg.solve(np.linalg.cholesky(matrix[part]), rows[star][:, good[star]].T)
+        assert white[star][:, good[star]] == pytest.approx(expected.T, abs=1e-4)
+        assert (white[star][:, ~good[star]] == 0).all()
+    assert whiten.undo(white[1]) == pytest.approx(rows[1], abs=1e-4)
+
+
+def masks(rng, kind, shape):
+    """Pixels that are masked: a share of them at random, or a gap of 17 in the middle."""
+    if kind == "gap":
+        return np.broadcast_to(np.abs(np.arange(shape[1]) - 150) <= 8, shape)
+    return rng.random(shape) < kind
+
+
+MASKS = (0.0, 0.02, 0.1, 0.3, "gap")
+
+
+@pytest.mark.parametrize("reuse", [0, 3])
+@pytest.mark.parametrize("kind", MASKS)
+def test_masked_pixels_leave_the_fit_as_dense_least_squares_does(kind, reuse):
+    _, flux, ivar = spectra(6, 15, noise=correlated)
+    ivar = np.where(masks(np.random.default_rng(16), kind, ivar.shape), 0, ivar).astype("f4")
+    flux = np.where(ivar > 0, flux, 7.0).astype(np.float32)
+    fitter = Fitter(MODEL, noise_correlation=CORRELATION, reuse=reuse, tolerance=1e-5)
+    found = fitter.fit(flux, ivar, start(6))
+    whole = toeplitz([1, *CORRELATION, *np.zeros(T.size - 3)])
+    for row in range(6):
+        good = ivar[row] > 0
+        root = np.linalg.inv(np.linalg.cholesky(whole[np.ix_(good, good)])) / 0.02
+
+        def apart(x, row=row, good=good, root=root):
+            return root @ (MODEL.evaluate(x[None]).flux[0] - flux[row])[good]
+
+        def slope(x, good=good, root=root):
+            return root @ MODEL.evaluate(x[None]).jacobian[0][:, good].T
+
+        best = least_squares(apart, MIDDLE, slope, bounds=MODEL.bounds.T, xtol=1e-10)
+        slopes = slope(best.x)
+        expected = np.sqrt(np.diag(np.linalg.inv(slopes.T @ slopes)))
+        assert found.sigma[row] == pytest.approx(expected, rel=0.01)
+        assert found.labels[row] == pytest.approx(best.x, abs=0.03 * expected.max())
+        assert found.chi2[row] == pytest.approx(2 * best.cost, rel=1e-3)
+        assert found.n_freedom[row] == good.sum() - 3
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_quoted_errors_hold_and_grow_under_masks(kind):
+    truth, flux, ivar = spectra(1500, 30, sigma=0.01, noise=correlated)
+    masked = np.where(masks(np.random.default_rng(18), kind, ivar.shape), 0, ivar).astype("f4")
+    fitter = Fitter(MODEL, noise_correlation=CORRELATION)
+    whole, found = (fitter.fit(flux, one, start(1500)) for one in (ivar, masked))
+    for z in ((found.labels - truth) / found.sigma).T:
+        assert 0.92 < robust_sigma(z) < 1.08
+        assert abs(np.median(z)) < 0.15
+    assert np.median(found.chi2_reduced) == pytest.approx(1.0, abs=0.02)
+    growth = np.median(found.sigma / whole.sigma, axis=0)
+    assert (growth > (1.0 if kind else 0.999)).all()
 
 
 def test_a_correlation_of_no_noise_is_refused():

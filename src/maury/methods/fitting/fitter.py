@@ -292,7 +292,9 @@ class _Problem:
         self.ivar = np.where(np.isfinite(flux), ivar, np.float32(0))
         self.flux = np.where(self.ivar > 0, flux, np.float32(0))
         self.seen = np.asarray((self.ivar > 0).any(axis=1), dtype=np.bool_)
-        self.whiten = fitter._whiten
+        # What a masked pixel holds is unknown, not zero: it leaves the correlation matrix.
+        window = fitter.window
+        self.whiten = fitter._whiten.of((self.ivar > 0) & (True if window is None else window > 0))
         # A prior of all labels becomes one of the free ones.
         across = prior.precision @ self.matrix
         self.precision = self.matrix.T @ across
@@ -333,7 +335,7 @@ class _Problem:
         stack = np.empty((len(rows), slopes.shape[1] + 1, flux.shape[1]), dtype=np.float32)
         np.multiply(slopes, weight[:, None], out=stack[:, :-1])
         np.multiply(self.flux[rows] - flux, weight, out=stack[:, -1])
-        white = self.whiten(stack)
+        white = self.whiten.rows(rows)(stack)
         gram = (white @ white.transpose(0, 2, 1)).astype(np.float64)
         chi2 = gram[:, -1, -1]
         descent, objective = self._with_prior(gram[:, :-1, -1], chi2, free, rows)
@@ -345,7 +347,7 @@ class _Problem:
     ) -> tuple[Float64Array, Float64Array]:
         """Return the descent by former `slopes`, and objective, from the flux alone."""
         flux, _ = self.model.evaluate(self._labels(free), jacobian=False)
-        white = self.whiten((self.flux[rows] - flux) * self.weight[rows])
+        white = self.whiten.rows(rows)((self.flux[rows] - flux) * self.weight[rows])
         descent = (slopes @ white[:, :, None])[:, :, 0].astype(np.float64)
         chi2 = np.einsum("np,np->n", white, white).astype(np.float64)
         return self._with_prior(descent, chi2, free, rows)

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cholesky_banded
-from scipy.signal import lfilter
+from scipy.linalg.lapack import stbtrs
 
-from maury.io.arrays import Float32Array, Float64Array, FloatArray
+from maury.io.arrays import (
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    FloatArray,
+    IndexArray,
+    Int64Array,
+)
 
-__all__ = ["Whitening", "sandwich", "weighted_variance"]
+__all__ = ["PixelWhitening", "Whitening", "sandwich", "weighted_variance"]
+
+_TRIED_PIXELS = 400
+"""Pixels of the matrix that shows whether noise can correlate so: the smallest eigenvalue of a
+banded matrix falls with its size, to within (lags / pixels)^2 of its limit here."""
+_RCOND = 1e-13
+"""Singular values, against the largest, below which a combination of labels is undetermined: a few
+hundred roundings of float64."""
 
 
 class Whitening:
-    """Makes stationary correlated noise white, by the recursion of its Cholesky factor.
+    """Makes stationary correlated noise white, by Cholesky factors of its correlation matrix.
 
     Parameters
     ----------
-    correlation : sequence of float
+    correlation : tuple of float
         Of the noise between pixels 1, 2, ... apart; empty leaves spectra as they are.
 
     Raises
@@ -28,42 +43,81 @@ class Whitening:
     """
 
     def __init__(self, correlation: tuple[float, ...]) -> None:
-        self.correlation = correlation
-        self._first, self._rest = 1.0, np.zeros(0)
-        if any(correlation):
-            n, lags = 400, len(correlation)
-            bands = np.zeros((1 + lags, n))
-            bands[0] = 1.0
-            for lag, value in enumerate(correlation, start=1):
-                bands[lag, : n - lag] = value
-            try:
-                factor = cholesky_banded(bands, lower=True)
-            except np.linalg.LinAlgError as error:
-                raise ValueError(
-                    f"no noise has the correlation {correlation}: its matrix is not positive "
-                    "definite"
-                ) from error
-            row = n - 1
-            self._first = float(factor[0, row])
-            self._rest = np.array([factor[lag, row - lag] for lag in range(1, lags + 1)])
+        self.correlation = correlation if any(correlation) else ()
+        if self.correlation:
+            self.factor(np.ones(_TRIED_PIXELS, dtype=np.bool_))
 
-    def __call__(self, rows: Float32Array) -> Float32Array:
-        """Whiten rows (..., n_pixel) that were divided by the noise of each pixel."""
-        if not self._rest.size:
-            return rows
-        ahead = np.array([1.0 / self._first], dtype=rows.dtype)
-        back = np.concatenate([[1.0], self._rest / self._first]).astype(rows.dtype)
-        return np.asarray(lfilter(ahead, back, rows, axis=-1), dtype=rows.dtype)
+    def factor(self, good: BoolArray) -> Float32Array:
+        """Lower factor (1 + n_lag, n_pixel), in bands, of the correlation of the good pixels.
+
+        A bad pixel is cut off from the others, so that the factor is that of the smaller matrix
+        without it: what is not known of it is integrated out.
+        """
+        bands = np.ones((1 + len(self.correlation), good.size))
+        for lag, value in enumerate(self.correlation, start=1):
+            bands[lag] = 0.0
+            # The matrix of the good pixels alone has no more bands than that of all.
+            bands[lag, :-lag] = value * (good[:-lag] & good[lag:])
+        try:
+            return np.asarray(cholesky_banded(bands, lower=True), dtype=np.float32)
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                f"no noise has the correlation {self.correlation}: its matrix is not positive "
+                "definite"
+            ) from error
+
+    def of(self, good: BoolArray) -> PixelWhitening:
+        """Return the whitening of stars whose good pixels are known, (n_star, n_pixel)."""
+        if not self.correlation or not len(good):
+            return PixelWhitening(None, np.zeros(len(good), dtype=np.intp))
+        whole = good.all(axis=1)
+        # Stars without a bad pixel, often most of them, share the first factor.
+        factors = [self.factor(np.ones(good.shape[1], dtype=np.bool_))]
+        factors += [self.factor(row) for row in good[~whole]]
+        which = np.where(whole, 0, np.cumsum(~whole))
+        return PixelWhitening(np.stack(factors), which)
 
     def undo(self, white: Float32Array) -> Float32Array:
-        """Rows (..., n_pixel) of which `__call__` makes these."""
-        out = self._first * white
-        for lag, value in enumerate(self._rest, start=1):
-            out[..., lag:] += value * white[..., :-lag]
+        """Rows (n_row, n_pixel), all pixels good, that whitening makes into these."""
+        if not self.correlation:
+            return white
+        factor = self.factor(np.ones(white.shape[-1], dtype=np.bool_))
+        out = factor[0] * white
+        for lag in range(1, len(factor)):
+            out[..., lag:] += factor[lag, :-lag] * white[..., :-lag]
         return np.asarray(out, dtype=white.dtype)
 
 
-_RCOND = 1e-13
+@dataclass(frozen=True, eq=False)
+class PixelWhitening:
+    """The whitening of some stars, each with its own good pixels.
+
+    Attributes
+    ----------
+    factors : (n_factor, 1 + n_lag, n_pixel) float32 or None
+        Banded Cholesky factors; None where the noise is white.
+    which : (n_star,) int
+        The factor of each star.
+    """
+
+    factors: Float32Array | None
+    which: IndexArray
+
+    def rows(self, index: Int64Array) -> PixelWhitening:
+        """Return that of some stars."""
+        return PixelWhitening(self.factors, self.which[index])
+
+    def __call__(self, rows: Float32Array) -> Float32Array:
+        """Whiten rows (n_star, ..., n_pixel), over the noise of each pixel, 0 where it is bad."""
+        if self.factors is None:
+            return rows
+        out = rows.astype(np.float32, order="C")
+        for star, number in enumerate(self.which):
+            # LAPACK takes columns, which are the rows of C's order.
+            columns = np.atleast_2d(out[star]).T
+            solved, _ = stbtrs(self.factors[number], columns, uplo="L", overwrite_b=1)
+            out[star] = solved.T.reshape(out[star].shape)
+        return out
 
 
 def sandwich(

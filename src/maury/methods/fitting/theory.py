@@ -322,7 +322,7 @@ def residual_modes(
     whiten = Whitening(noise_correlation)
     used = (ivar > 0) & np.isfinite(fitted)
     scaled = np.where(used, (flux - fitted) * np.sqrt(ivar), 0).astype(np.float32)
-    white = whiten(np.clip(scaled, -_WILD, _WILD)).astype(np.float64)
+    white = whiten.of(used)(np.clip(scaled, -_WILD, _WILD)).astype(np.float64)
     value, vector = np.linalg.eigh(white.T @ white / len(white))
     value, vector = value[::-1][:count], vector[:, ::-1][:, :count]
     # Noise alone reaches so far (Marchenko & Pastur 1967, Math. USSR Sb. 1, 457).
