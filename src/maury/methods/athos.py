@@ -9,15 +9,28 @@ label is the median over its ratios, and their median absolute deviation its err
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
 from maury.errors import ConfigError
-from maury.io.arrays import Float64Array, FloatArray, IndexArray, Int64Array
+from maury.io.arrays import (
+    Float32Array,
+    Float64Array,
+    FloatArray,
+    IndexArray,
+    Int64Array,
+)
 from maury.labels.statistics import MAD_TO_SIGMA, robust_sigma
+from maury.methods.fitting.completion import (
+    Completed,
+    SpectrumStatistics,
+    gaps,
+    guessed_variance,
+)
+from maury.methods.fitting.noise import weighted_variance
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.protocols import (
     NO_EXTERNAL,
@@ -34,6 +47,8 @@ __all__ = ["Athos", "AthosSettings"]
 
 _STEP_PIXELS = 3
 _CHUNK = 4096
+_BLOCK = 128
+"""Stars whose coefficients lie in memory together, 70 kB each for nine labels."""
 _CLIP_SIGMA = 3.0
 _CLIP_ROUNDS = 4
 _LEAST_FLUX = 0.02
@@ -72,6 +87,8 @@ class Athos(Method[AthosSettings]):
         Constant, factor of the ratio, factor of each label.
     systematic : (n_label,) float64
         Scatter of the training stars beyond that among ratios.
+    spectra : SpectrumStatistics or None
+        Of training spectra, for masked pixels; None in models that were trained before it was.
     """
 
     name: ClassVar[str] = "athos"
@@ -83,6 +100,7 @@ class Athos(Method[AthosSettings]):
     windows: Int64Array
     weights: Float64Array
     systematic: Float64Array
+    spectra: SpectrumStatistics | None = None
 
     def __post_init__(self) -> None:
         if self.weights.shape != (*self.windows.shape[:2], 2 + len(self.label_names)):
@@ -122,12 +140,15 @@ class Athos(Method[AthosSettings]):
             weights=weights,
             systematic=none,
         )
+        spectra = SpectrumStatistics.learn(
+            flux, stars.inputs.ivar, noise_correlation=tuple(training.noise_correlation)
+        )
         labels, spread = trained.regress(flux)
         beyond = [
             max(robust_sigma(miss) ** 2 - float(np.median(own)) ** 2, 0.0)
             for miss, own in zip((labels - truth).T, spread.T, strict=True)
         ]
-        return cls(settings, names, trained.order, windows, weights, np.sqrt(np.array(beyond)))
+        return replace(trained, systematic=np.sqrt(np.array(beyond)), spectra=spectra)
 
     def regress(self, flux: FloatArray) -> tuple[Float64Array, Float64Array]:
         """Labels of spectra, and their scatter among ratios.
@@ -156,11 +177,54 @@ class Athos(Method[AthosSettings]):
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Measure ratios; see `maury.methods.protocols.Method.apply`."""
-        labels, spread = self.regress(inputs.flux)
-        sigma = np.sqrt(spread**2 + self.systematic**2)
-        blank = ~(inputs.ivar > 0).any(axis=1)
+        good = inputs.ivar > 0
+        flux, gap = inputs.flux.copy(), np.flatnonzero(gaps(inputs.ivar))
+        extra = np.zeros((len(flux), len(self.label_names)))
+        if self.spectra is None:
+            extra[gap] = guessed_variance(~good[gap], self.gradient(np.ones(flux.shape[1])))
+        else:
+            found = self.spectra.complete(flux[gap], inputs.ivar[gap], scaled=True)
+            flux[gap] = found.flux
+            extra[gap] = self._variance(found, inputs.ivar[gap])
+        labels, spread = self.regress(flux)
+        sigma = np.sqrt(spread**2 + self.systematic**2 + extra)
+        blank = ~good.any(axis=1)
         labels[blank] = sigma[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=sigma)
+
+    def _variance(self, found: Completed, ivar: Float32Array) -> Float64Array:
+        """Variance (n_star, n_label) of labels by what masked pixels were taken to hold.
+
+        The noise of good pixels is in the scatter among ratios already.
+        """
+        assert self.spectra is not None, "spectra were completed"
+        gradient, out = self.gradient(self.spectra.mean), np.empty((len(ivar), len(self.order)))
+        for start in range(0, len(ivar), _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, len(ivar)))
+            seen, good = self.spectra.effective(found.rows(rows), gradient), ivar[rows] > 0
+            borrowed = seen.coefficients - good[:, :, None] * gradient
+            sigma = np.where(good, 1.0 / np.sqrt(np.where(good, ivar[rows], 1.0)), 0.0)
+            noise = weighted_variance(borrowed, sigma / found.scale[rows], correlation=())
+            out[rows] = noise + seen.variance
+        return out
+
+    def gradient(self, flux: FloatArray) -> Float64Array:
+        """Return derivatives (n_pixel, n_label) of the labels at some spectrum (n_pixel,).
+
+        Of the mean over ratios, which moves as their median does.
+        """
+        out = np.zeros((flux.size, len(self.label_names)))
+        pixel = np.arange(flux.size)
+        for label in self.order:
+            slopes = self.weights[label, :, 1]
+            for (first, stop, low, high), slope in zip(self.windows[label], slopes, strict=True):
+                above, below = (pixel >= first) & (pixel < stop), (pixel >= low) & (pixel < high)
+                top, bottom = above / (stop - first), below / (high - low)
+                ratio = (top @ flux) / (bottom @ flux)
+                out[:, label] += (top - ratio * bottom) / (bottom @ flux) * slope
+            out[:, label] /= len(self.windows[label])
+            out[:, label] += out @ self.weights[label, :, 2:].mean(axis=0)
+        return out
 
 
 def _chain(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:

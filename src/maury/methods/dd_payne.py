@@ -214,7 +214,7 @@ class DDPayne(Method[DDPayneSettings]):
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit spectra; see `maury.methods.protocols.Method.apply`."""
-        start, _, _ = self.starter.regress(inputs.flux, inputs.snr)
+        start = self.starter.apply(inputs).labels
         start = np.clip(start, self.network.lowest, self.network.highest)
         start = np.concatenate([start, np.zeros((len(start), 1))], axis=1)
         names = self._fitter.model.label_names

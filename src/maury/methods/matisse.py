@@ -16,6 +16,12 @@ from pydantic import Field
 from scipy.linalg import eigh
 
 from maury.io.arrays import Float32Array, Float64Array, IndexArray
+from maury.methods.fitting.completion import (
+    Completed,
+    SpectrumStatistics,
+    gaps,
+    guessed_variance,
+)
 from maury.methods.fitting.noise import weighted_variance
 from maury.methods.fitting.stars import complete_stars, nodes_of
 from maury.methods.protocols import (
@@ -31,6 +37,8 @@ from maury.spectra.preparation import Inputs
 __all__ = ["Matisse", "MatisseSettings"]
 
 
+_BLOCK = 128
+"""Stars whose coefficients lie in memory together, 70 kB each for nine labels."""
 _LEAST_STARS = 30
 _ROUNDS = 10
 _RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -73,6 +81,8 @@ class Matisse(Method[MatisseSettings]):
         Of distances to nodes; infinite for labels that do not count.
     snr_classes : (n_class,) float64
     noise_correlation : (n_lag,) float64
+    spectra : SpectrumStatistics or None
+        Of training spectra, for masked pixels; None in models that were trained before it was.
     """
 
     name: ClassVar[str] = "matisse"
@@ -87,6 +97,7 @@ class Matisse(Method[MatisseSettings]):
     scale: Float64Array
     snr_classes: Float64Array
     noise_correlation: Float64Array
+    spectra: SpectrumStatistics | None = None
 
     def __post_init__(self) -> None:
         shape, n_label = self.vectors.shape, len(self.label_names)
@@ -129,6 +140,11 @@ class Matisse(Method[MatisseSettings]):
             scale=place.scale,
             snr_classes=classes,
             noise_correlation=correlation,
+            spectra=SpectrumStatistics.learn(
+                stars.inputs.flux,
+                stars.inputs.ivar,
+                noise_correlation=tuple(training.noise_correlation),
+            ),
         )
 
     def regress(
@@ -139,6 +155,7 @@ class Matisse(Method[MatisseSettings]):
         Parameters
         ----------
         flux : (n_star, n_pixel) float32
+            Masked pixels hold what they probably are.
         snr : (n_star,) float64
             NaN where unknown: the middle class.
 
@@ -177,18 +194,45 @@ class Matisse(Method[MatisseSettings]):
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Project spectra; see `maury.methods.protocols.Method.apply`."""
-        labels, node, kind = self.regress(inputs.flux, inputs.snr)
+        flux = inputs.flux.copy()
+        gap = np.flatnonzero(gaps(inputs.ivar))
+        if self.spectra is not None:
+            found = self.spectra.complete(flux[gap], inputs.ivar[gap])
+            flux[gap] = found.flux
+        labels, node, kind = self.regress(flux, inputs.snr)
         good = inputs.ivar > 0
         sigma = np.where(good, 1.0 / np.sqrt(np.where(good, inputs.ivar, 1.0)), 0.0)
         variance = np.empty_like(labels)
         for n, k, rows in _groups(node, kind):
-            noise = weighted_variance(
-                self.vectors[n, k], sigma[rows], correlation=self.noise_correlation.tolist()
-            )
+            noise = weighted_variance(self.vectors[n, k], sigma[rows], correlation=self._lags)
             variance[rows] = noise + self.floor[n, k] ** 2
+        if self.spectra is None:
+            for n, k, rows in _groups(node[gap], kind[gap]):
+                bad = ~good[gap[rows]]
+                variance[gap[rows]] += guessed_variance(bad, self.vectors[n, k])
+        else:
+            variance[gap] = self._variance(found, sigma[gap], node[gap], kind[gap])
         blank = ~good.any(axis=1)
         labels[blank] = variance[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=np.sqrt(variance))
+
+    @property
+    def _lags(self) -> list[float]:
+        return [float(value) for value in self.noise_correlation]
+
+    def _variance(
+        self, found: Completed, sigma: Float64Array, node: IndexArray, kind: IndexArray
+    ) -> Float64Array:
+        """Variance (n_star, n_label) of labels of completed spectra."""
+        assert self.spectra is not None, "spectra were completed"
+        out = np.empty((len(sigma), len(self.label_names)))
+        for n, k, rows in _groups(node, kind):
+            for start in range(0, rows.size, _BLOCK):
+                some = rows[start : start + _BLOCK]
+                seen = self.spectra.effective(found.rows(some), self.vectors[n, k])
+                noise = weighted_variance(seen.coefficients, sigma[some], correlation=self._lags)
+                out[some] = noise + seen.variance + self.floor[n, k] ** 2
+        return out
 
 
 class _Projection(NamedTuple):

@@ -22,6 +22,7 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import LabelKnowledge, Prior, PriorKind, Start, with_external
+from maury.methods.fitting.residuals import residual_variance
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.fitting.theory import (
@@ -32,7 +33,6 @@ from maury.methods.fitting.theory import (
     nuisance_sigmas,
     observed_chain,
     require_emulator,
-    residual_variance,
     shipped_emulator,
     typical_labels,
 )

@@ -21,6 +21,7 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain, Continuum, Modes, Operator, Shift
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import LabelKnowledge, Prior, Start, with_external
+from maury.methods.fitting.residuals import residual_modes, residual_variance
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.fitting.theory import (
@@ -33,8 +34,6 @@ from maury.methods.fitting.theory import (
     nuisance_sigmas,
     observed_chain,
     require_emulator,
-    residual_modes,
-    residual_variance,
     shipped_emulator,
     smooth_patterns,
     typical_labels,

@@ -19,6 +19,7 @@ from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid import Grid, Interpolation
 from maury.methods.fitting.knowledge import Prior, Start, with_external
 from maury.methods.fitting.polynomials import bounded_terms
+from maury.methods.fitting.residuals import residual_modes, residual_variance
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.theory import (
     LEAST_STARS,
@@ -29,8 +30,6 @@ from maury.methods.fitting.theory import (
     nuisance_sigmas,
     observed_chain,
     require_emulator,
-    residual_modes,
-    residual_variance,
     smooth_patterns,
     typical_labels,
 )

@@ -166,14 +166,16 @@ def weighted_variance(
 
     Parameters
     ----------
-    coefficients : (n_pixel, n_label) float
+    coefficients : (n_pixel, n_label) or (n_star, n_pixel, n_label) float
     sigma : (n_star, n_pixel) float
         1 sigma noise.
     correlation : sequence of float
         As of `sandwich`.
     """
-    out = sigma**2 @ coefficients**2
+    one = sigma[:, None]
+    out = one**2 @ coefficients**2
     for lag, rho in enumerate(correlation, start=1):
-        both = sigma[:, :-lag] * sigma[:, lag:]
-        out = out + 2.0 * rho * (both @ (coefficients[:-lag] * coefficients[lag:]))
-    return np.asarray(np.maximum(out, 0.0), dtype=np.float64)
+        both = one[..., :-lag] * one[..., lag:]
+        product = coefficients[..., :-lag, :] * coefficients[..., lag:, :]
+        out = out + 2.0 * rho * (both @ product)
+    return np.asarray(np.maximum(out[:, 0], 0.0), dtype=np.float64)
