@@ -195,7 +195,14 @@ def test_velocities_by_cross_correlation(payne, stars, velocity):
     moved = np.stack([np.interp(rest, wave, row) for row in templates])
     rng = np.random.default_rng(1)
     noisy = (moved + 0.02 * rng.normal(size=moved.shape)).astype(np.float32)
-    found = cross_correlate(wave, noisy, templates, range_kms=300.0)
+    ivar = np.full(noisy.shape, 2500.0, dtype=np.float32)
+    found = cross_correlate(wave, noisy, ivar, templates, range_kms=300.0)
+    assert found == pytest.approx(velocity, abs=3.0)
+    # A gap over a strong line, wherever it is now, with anything in it.
+    gap = np.abs(wave - 8662.14 * (1 + velocity / 299792.458)) < 3.5
+    spoilt = np.where(gap, np.float32(2.0), noisy)
+    cut = np.where(gap, 0, ivar).astype(np.float32)
+    found = cross_correlate(wave, spoilt, cut, templates, range_kms=300.0)
     assert found == pytest.approx(velocity, abs=3.0)
 
 

@@ -47,6 +47,8 @@ __all__ = ["Athos", "AthosSettings"]
 
 _STEP_PIXELS = 3
 _CHUNK = 4096
+_TINY = 1e-30
+"""Replaces the noise of a label that no pixel moves."""
 _BLOCK = 128
 """Stars whose coefficients lie in memory together, 70 kB each for nine labels."""
 _CLIP_SIGMA = 3.0
@@ -179,34 +181,42 @@ class Athos(Method[AthosSettings]):
         """Measure ratios; see `maury.methods.protocols.Method.apply`."""
         good = inputs.ivar > 0
         flux, gap = inputs.flux.copy(), np.flatnonzero(gaps(inputs.ivar))
-        extra = np.zeros((len(flux), len(self.label_names)))
+        factor = np.ones((len(flux), len(self.label_names)))
+        extra = np.zeros_like(factor)
         if self.spectra is None:
             extra[gap] = guessed_variance(~good[gap], self.gradient(np.ones(flux.shape[1])))
         else:
             found = self.spectra.complete(flux[gap], inputs.ivar[gap], scaled=True)
             flux[gap] = found.flux
-            extra[gap] = self._variance(found, inputs.ivar[gap])
+            factor[gap], extra[gap] = self._growth(found, inputs.ivar[gap])
         labels, spread = self.regress(flux)
-        sigma = np.sqrt(spread**2 + self.systematic**2 + extra)
+        sigma = np.sqrt(factor * (spread**2 + self.systematic**2) + extra)
         blank = ~good.any(axis=1)
         labels[blank] = sigma[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=sigma)
 
-    def _variance(self, found: Completed, ivar: Float32Array) -> Float64Array:
-        """Variance (n_star, n_label) of labels by what masked pixels were taken to hold.
+    def _growth(self, found: Completed, ivar: Float32Array) -> tuple[Float64Array, Float64Array]:
+        """By what masked pixels multiply the variance of labels, and what they add to it.
 
-        The noise of good pixels is in the scatter among ratios already.
+        Completed pixels follow the good ones, so that the scatter among ratios does not see that
+        fewer pixels bear all the noise: how much more noise a label has is reckoned from its
+        derivatives.
         """
         assert self.spectra is not None, "spectra were completed"
-        gradient, out = self.gradient(self.spectra.mean), np.empty((len(ivar), len(self.order)))
+        gradient = self.gradient(self.spectra.mean)
+        factor = np.empty((len(ivar), len(self.label_names)))
+        extra = np.empty_like(factor)
         for start in range(0, len(ivar), _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, len(ivar)))
             seen, good = self.spectra.effective(found.rows(rows), gradient), ivar[rows] > 0
-            borrowed = seen.coefficients - good[:, :, None] * gradient
-            sigma = np.where(good, 1.0 / np.sqrt(np.where(good, ivar[rows], 1.0)), 0.0)
-            noise = weighted_variance(borrowed, sigma / found.scale[rows], correlation=())
-            out[rows] = noise + seen.variance
-        return out
+            sigma = 1.0 / np.sqrt(np.where(good, ivar[rows], np.inf)) / found.scale[rows]
+            level = np.sqrt(np.sum(sigma**2, axis=1) / np.maximum(good.sum(axis=1), 1))
+            usual = np.where(good, sigma, level[:, None])
+            now = weighted_variance(seen.coefficients, sigma, correlation=())
+            whole = weighted_variance(gradient, usual, correlation=())
+            factor[rows] = np.maximum(now / np.maximum(whole, _TINY), 1.0)
+            extra[rows] = seen.variance
+        return factor, extra
 
     def gradient(self, flux: FloatArray) -> Float64Array:
         """Return derivatives (n_pixel, n_label) of the labels at some spectrum (n_pixel,).

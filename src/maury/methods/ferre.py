@@ -122,7 +122,8 @@ class Ferre(GridMethod[FerreSettings]):
             if name in self.label_names:
                 column = out.label_names.index(name)
                 change, variance = self._in_window(inputs, fitted, ELEMENTS[name], window)
-                labels[:, column] += change
+                # No good pixel in the window: nothing is measured.
+                labels[:, column] += np.where(np.isfinite(variance), change, np.nan)
                 covariance[:, column] = covariance[:, :, column] = 0.0
                 covariance[:, column, column] = variance
         return replace(out, labels=labels, covariance=covariance).select(self.label_names)

@@ -20,7 +20,7 @@ from pydantic import Field
 from maury.errors import ConfigError
 from maury.io.arrays import Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
-from maury.labels.flags import FLAG_DTYPE, Flag
+from maury.labels.flags import Flag, set_where
 from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
 from maury.methods.fitting.theory import finite_rows, shipped_emulator
 from maury.methods.iron import IronLines
@@ -33,6 +33,8 @@ __all__ = ["Gaufre", "GaufreSettings", "cross_correlate"]
 
 _TEMPLATES = 24
 _SMALL_KMS = 12.0
+_LEAST_PART = 0.1
+"""Part of a template below which what is seen of it is not scaled up further: noise would win."""
 _EW_LABELS = ("teff", "logg", "m_h")
 
 
@@ -55,6 +57,7 @@ class GaufreSettings(GridSettings):
 def cross_correlate(
     wave_aa: Float64Array,
     flux: Float32Array,
+    ivar: Float32Array,
     templates: Float32Array,
     *,
     range_kms: float,
@@ -64,8 +67,9 @@ def cross_correlate(
     Parameters
     ----------
     wave_aa : (n_pixel,) float64
-    flux : (n_star, n_pixel) float32
-        Normalised; bad pixels filled.
+    flux, ivar : (n_star, n_pixel) float32
+        Normalised; pixels of an `ivar` of 0 are left out, and the correlation is normalised by
+        the part of each template that the others see.
     templates : (n_template, n_pixel) float32
         At rest.
     range_kms : float
@@ -76,17 +80,29 @@ def cross_correlate(
     step = SPEED_OF_LIGHT_KMS * np.log(even[1] / even[0])
     taper = np.clip(np.minimum(np.arange(n_even), np.arange(n_even)[::-1]) / (0.05 * n_even), 0, 1)
 
-    def prepared(rows: Float32Array) -> NDArray[np.complex128]:
+    def prepared(rows: Float32Array, seen: Float64Array) -> Float64Array:
         depth = np.stack([np.interp(even, wave_aa, 1.0 - row) for row in rows])
-        depth = (depth - depth.mean(axis=1, keepdims=True)) * taper
+        mean = (depth * seen).sum(axis=1, keepdims=True) / np.maximum(seen.sum(axis=1), 1)[:, None]
+        depth = (depth - mean) * taper * seen
         norm = np.sqrt(np.sum(depth**2, axis=1, keepdims=True))
-        return np.fft.rfft(depth / np.where(norm > 0, norm, 1.0), 2 * n_even, axis=1)
+        return np.asarray(depth / np.where(norm > 0, norm, 1.0))
+
+    def transform(rows: Float64Array) -> NDArray[np.complex128]:
+        return np.fft.rfft(rows, 2 * n_even, axis=-1)
 
     reach = max(2, int(np.ceil(range_kms / step)))
     lags = np.arange(-reach, reach + 1)
-    models, velocity = prepared(templates), np.empty(len(flux))
-    for number, one in enumerate(prepared(flux)):
-        height = np.fft.irfft(one * models.conj(), 2 * n_even, axis=1)[:, lags]
+    # A point between two pixels counts if both are good.
+    bad = np.stack([np.interp(even, wave_aa, row) for row in (ivar <= 0).astype(np.float64)])
+    good = (bad == 0).astype(np.float64)
+    models, velocity = prepared(templates, np.ones((1, n_even))), np.empty(len(flux))
+    spectra, power = transform(models).conj(), transform(models**2).conj()
+    whole = np.fft.irfft(transform(np.ones(n_even)) * power, 2 * n_even, axis=1)[:, lags]
+    for number, one in enumerate(prepared(flux, good)):
+        height = np.fft.irfft(transform(one) * spectra, 2 * n_even, axis=1)[:, lags]
+        if not good[number].all():
+            part = np.fft.irfft(transform(good[number]) * power, 2 * n_even, axis=1)[:, lags]
+            height /= np.sqrt(np.clip(part / whole, _LEAST_PART, 1.0))
         best = height[height.max(axis=1).argmax()]
         peak = int(np.clip(best.argmax(), 1, lags.size - 2))
         before, top, after = best[peak - 1 : peak + 2]
@@ -145,7 +161,7 @@ class Gaufre(GridMethod[GaufreSettings]):
         if grid.basis is not None:
             templates = templates @ grid.basis + grid.mean
         reach = self.settings.velocity_range_kms
-        return cross_correlate(grid.wave, inputs.flux, templates, range_kms=reach)
+        return cross_correlate(grid.wave, inputs.flux, inputs.ivar, templates, range_kms=reach)
 
     def at_rest(self, inputs: Inputs) -> Inputs:
         """Return spectra of which those that move are shifted to rest."""
@@ -167,17 +183,24 @@ class Gaufre(GridMethod[GaufreSettings]):
         assert self.iron is not None, "only the mode ew has iron lines"
         good = np.flatnonzero(finite_rows(fitted.labels))
         axes = self.core.grid.label_names
-        teff, logg, m_h = (fitted.labels[good, axes.index(name)] for name in _EW_LABELS)
+        columns = np.array([axes.index(name) for name in _EW_LABELS])
+        start = fitted.labels[np.ix_(good, columns)]
         assert fitted.flux is not None, "a fit has a best spectrum"
         plain = self.core.grid.evaluate(fitted.labels[good, : len(axes)], jacobian=False).flux
         flux = inputs.flux[good] - (fitted.flux[good] - plain)
-        found = self.iron.balance(flux, inputs.ivar[good], teff=teff, logg=logg, m_h=m_h)
+        found = self.iron.balance(
+            flux, inputs.ivar[good], start, noise_correlation=self.core.noise_correlation
+        )
+        # Where too few lines are left, the labels stay those of the library.
+        enough = found.enough
+        rows = good[enough]
+        unsure = np.isin(np.arange(len(out)), good[~(found.converged & enough)])
         moved = replace(fitted, labels=fitted.labels.copy(), covariance=fitted.covariance.copy())
         pair = np.array([axes.index("teff"), axes.index("m_h")])
-        moved.labels[np.ix_(good, pair)] = np.column_stack([found.teff, found.metals])
+        both = np.column_stack([found.teff, found.metals])
+        moved.labels[np.ix_(rows, pair)] = both[enough]
         for column in pair:
-            moved.covariance[good, column] = moved.covariance[good, :, column] = 0.0
-        moved.covariance[np.ix_(good, pair, pair)] = found.covariance
-        flags = out.flags.copy()
-        flags[good[~found.converged]] |= Flag.NOT_CONVERGED.value
-        return replace(self.nine(moved), flags=flags.astype(FLAG_DTYPE))
+            moved.covariance[rows, column] = moved.covariance[rows, :, column] = 0.0
+        moved.covariance[np.ix_(rows, pair, pair)] = found.covariance[enough]
+        flags = set_where(out.flags, Flag.NOT_CONVERGED, unsure)
+        return replace(self.nine(moved), flags=flags)

@@ -6,17 +6,18 @@ which fixes Teff, nor on the strength of it, which fixes microturbulence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from maury.io.arrays import BoolArray, Float32Array, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain
 from maury.methods.fitting.grid import Grid
 from maury.methods.fitting.gridded import Pattern
+from maury.methods.fitting.noise import weighted_variance
 
 __all__ = ["Equilibrium", "IronLines"]
 
@@ -50,6 +51,8 @@ _VMIC = np.array([-0.6, 0.0, 0.6])
 _NEWTON, _ROUNDS = 4, 5
 _TEFF_STEP, _VMIC_STEP = 40.0, 0.1
 _LEAST_SLOPE = 1e-4
+_LEAST_LINES = 4
+"""One more than what a regression on excitation and strength determines: no error without it."""
 _STEP_LIMIT = np.array([250.0, 0.3])
 
 
@@ -62,12 +65,30 @@ class Equilibrium(NamedTuple):
     covariance : (n_star, 2, 2) float64
         Of the two.
     converged : (n_star,) bool
+    enough : (n_star,) bool
+        Whether there are lines enough to tell.
     """
 
     teff: Float64Array
     metals: Float64Array
     covariance: Float64Array
     converged: BoolArray
+    enough: BoolArray
+
+
+class _Regression(NamedTuple):
+    """Mean abundance and its slopes with excitation and strength, and lines that count.
+
+    Attributes
+    ----------
+    mean : (n_star, 3) float64
+    covariance : (n_star, 3, 3) float64
+    n_line : (n_star,) int64
+    """
+
+    mean: Float64Array
+    covariance: Float64Array
+    n_line: Int64Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,63 +158,61 @@ class IronLines:
         names = (*_AXES, "vmic")
         return Grid(names, axes, self.nodes, None, zero, none, zero, "cubic")
 
-    def measure(self, flux: Float32Array, ivar: Float32Array) -> tuple[Float64Array, Float64Array]:
+    def measure(
+        self, flux: Float32Array, ivar: Float32Array, noise_correlation: Sequence[float]
+    ) -> tuple[Float64Array, Float64Array]:
         """Equivalent widths (n_star, n_line) in angstrom, and their variances; NaN where masked."""
         bad = (ivar <= 0).astype(np.float32) @ (self.windows > 0).T.astype(np.float32) > 0
-        variance = np.where(ivar > 0, 1.0 / np.where(ivar > 0, ivar, 1.0), 0.0)
+        sigma = np.where(ivar > 0, 1.0 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), 0.0)
         widths = (1.0 - flux) @ self.windows.T
-        noise = variance @ (self.windows**2).T
+        noise = weighted_variance(self.windows.T, sigma, correlation=noise_correlation)
         return np.where(bad, np.nan, widths), np.where(bad, np.inf, noise)
 
     def balance(
         self,
         flux: Float32Array,
         ivar: Float32Array,
+        start: Float64Array,
         *,
-        teff: Float64Array,
-        logg: Float64Array,
-        m_h: Float64Array,
+        noise_correlation: Sequence[float] = (),
     ) -> Equilibrium:
-        """Find Teff, microturbulence and [M/H] from a start, at fixed log g.
+        """Find Teff, microturbulence and [M/H] at fixed log g.
 
         Parameters
         ----------
         flux, ivar : (n_star, n_pixel) float32
-        teff, logg, m_h : (n_star,) float64
+        start : (n_star, 3) float64
+            Teff, log g and [M/H].
+        noise_correlation : sequence of float
+            Of the noise of pixels 1, 2, ... apart.
         """
-        grid = self.grid()
-        widths, variance = self.measure(flux, ivar)
-        place = np.column_stack([teff, np.zeros(len(teff))])
+        grid, measured = self.grid(), self.measure(flux, ivar, noise_correlation)
+        logg, m_h = start[:, 1], start[:, 2]
         limits = np.array([self.teff[[0, -1]], _VMIC[[0, -1]]])
-        place = np.clip(place, *limits.T)
+        place = np.clip(np.column_stack([start[:, 0], np.zeros(len(start))]), *limits.T)
         steps = np.diag([_TEFF_STEP, _VMIC_STEP])
-        converged = np.zeros(len(teff), dtype=np.bool_)
+        sizes = np.array([_TEFF_STEP, _VMIC_STEP])
+        converged = np.zeros(len(start), dtype=np.bool_)
         for _ in range(_ROUNDS):
-            at = [
-                self._regress(grid, place + step, logg, m_h, (widths, variance))
+            here, *moved = (
+                self._regress(grid, place + step, logg, m_h, measured).mean
                 for step in (np.zeros(2), *steps)
-            ]
-            rise = np.stack(
-                [(one[0] - at[0][0]) / size for one, size in zip(at[1:], (40.0, 0.1), strict=True)],
-                axis=2,
             )
-            slopes, matrix = at[0][0][:, 1:], rise[:, 1:]
-            move = -np.einsum("nij,nj->ni", np.linalg.pinv(matrix), slopes)
-            move = np.clip(move, -_STEP_LIMIT, _STEP_LIMIT)
-            new = np.clip(place + move, *limits.T)
+            rise = (np.stack(moved, axis=2) - here[:, :, None]) / sizes
+            # Newton's step to where abundances depend on neither excitation nor strength.
+            move = -np.einsum("nij,nj->ni", np.linalg.pinv(rise[:, 1:]), here[:, 1:])
+            new = np.clip(place + np.clip(move, -_STEP_LIMIT, _STEP_LIMIT), *limits.T)
             converged = (np.abs(new - place) < _STEP_LIMIT * 0.1).all(axis=1)
             place = new
-        found, spread = self._regress(grid, place, logg, m_h, (widths, variance))
-        inverse = np.linalg.pinv(matrix)
-        by_slopes = inverse[:, :1]
-        # [M/H] is the mean abundance, which moves with Teff and microturbulence.
-        mean_row = np.zeros((len(teff), 1, 3))
-        mean_row[:, 0, 0] = 1.0
-        mean_row[:, :, 1:] = -(rise[:, :1] @ inverse)
-        teff_row = np.concatenate([np.zeros((len(teff), 1, 1)), -by_slopes], axis=2)
-        rows = np.concatenate([teff_row, mean_row], axis=1)
-        covariance = rows @ spread @ rows.transpose(0, 2, 1)
-        return Equilibrium(place[:, 0], found[:, 0], covariance, converged)
+        last = self._regress(grid, place, logg, m_h, measured)
+        rows = _by_regression(rise)
+        return Equilibrium(
+            place[:, 0],
+            last.mean[:, 0],
+            rows @ last.covariance @ rows.transpose(0, 2, 1),
+            converged,
+            last.n_line >= _LEAST_LINES,
+        )
 
     def _regress(
         self,
@@ -202,8 +221,8 @@ class IronLines:
         logg: Float64Array,
         m_h: Float64Array,
         measured: tuple[Float64Array, Float64Array],
-    ) -> tuple[Float64Array, Float64Array]:
-        """Mean abundance and its slopes with excitation and strength, (n, 3), and covariance."""
+    ) -> _Regression:
+        """Regress abundances on excitation and strength."""
         widths, variance = measured
         abundance, slope, strength = self._abundances(grid, place, logg, m_h, widths)
         weight = np.where(np.isfinite(abundance), slope**2 / variance, 0.0)
@@ -219,7 +238,7 @@ class IronLines:
         weighted = (design * weight[:, :, None]).transpose(0, 2, 1)
         spread = np.linalg.pinv(weighted @ design)
         mean = np.einsum("nij,njl,nl->ni", spread, weighted, abundance)
-        return mean, spread
+        return _Regression(mean, spread, (weight > 0).sum(axis=1))
 
     def _abundances(
         self,
@@ -250,3 +269,21 @@ class IronLines:
         strength = np.log10(np.maximum(model, 1e-3)).reshape(n, count)
         centred = strength - strength.mean(axis=1, keepdims=True)
         return abundance, slope.reshape(n, count).astype(np.float64), centred
+
+
+def _by_regression(rise: Float64Array) -> Float64Array:
+    """Return derivatives (n_star, 2, 3) of Teff and [M/H] by mean abundance and its two slopes.
+
+    [M/H] is the mean abundance, which moves with Teff and microturbulence.
+
+    Parameters
+    ----------
+    rise : (n_star, 3, 2) float64
+        Derivatives of these three by Teff and microturbulence.
+    """
+    inverse = np.linalg.pinv(rise[:, 1:])
+    out = np.zeros((len(rise), 2, 3))
+    out[:, 0, 1:] = -inverse[:, 0]
+    out[:, 1, 0] = 1.0
+    out[:, 1, 1:] = -(rise[:, :1] @ inverse)[:, 0]
+    return out

@@ -23,7 +23,8 @@ _MOST_PATTERNS = 40
 _BLOCK = 256
 """Stars solved together; their matrices take 40^2 x 256 x 8 bytes, 3 MB."""
 _INTERPOLATED = 0.1
-"""Error of the flux of interpolated pixels, common to a gap."""
+"""Error of the flux of interpolated pixels, common to a gap: measured on 1600 simulated RAVE
+spectra, .02 over weak lines and single pixels, .1 to .2 over 17 pixels of a Ca II core."""
 _LEAST_WEIGHT = 1e-12
 """Replaces a sum of weights of zero, of which nothing is used."""
 
