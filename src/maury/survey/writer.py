@@ -35,6 +35,7 @@ from maury.labels.columns import Column, unknown_column
 from maury.labels.definitions import LABELS, Label
 from maury.spectra.spectra import Medium, check_wavelengths
 from maury.survey.manifest import MANIFEST, write_manifest
+from maury.survey.plausibility import check_range_of_wavelengths, tell_of_labels
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +117,11 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         self._overwrite = overwrite
         self.n_star = n_star
         self._key = resume_key
+        self._labels = tuple(labels)
         self._columns = _resolve_columns(columns, labels)
         refuse_existing(self.path, overwrite=overwrite)
         wave = check_wavelengths(wave_aa)
+        check_range_of_wavelengths(wave, what=str(self.path))
         header = {
             "format": SURVEY.name,
             "format_version": SURVEY.version,
@@ -231,6 +234,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
                 f"{self.path}: {self.n_written} rows written of {self.n_star} declared"
             )
         self._check_ids()
+        self._tell_of_labels()
         for torn in self.partial.rglob("*.partial"):  # Zarr's own, of writers that were killed.
             torn.unlink(missing_ok=True)
         write_manifest(self.partial)
@@ -323,6 +327,13 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         temporary.parent.mkdir(exist_ok=True)
         temporary.write_text(json.dumps(state), "utf-8")
         temporary.replace(self.partial / _PROGRESS)
+
+    def _tell_of_labels(self) -> None:
+        """Warn of labels that no star has; they are read again, as a resumed run wrote a part."""
+        names = [label.name for label in self._labels if label.name in self._columns]
+        arrays: Any = self._group
+        columns = {name: np.asarray(arrays[name][:]) for name in names}
+        tell_of_labels(columns, self._labels, what=str(self.path))
 
     def _check_ids(self) -> None:
         array: Any = self._group["id"]

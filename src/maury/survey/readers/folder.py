@@ -14,11 +14,14 @@ from maury.io.arrays import Float64Array
 from maury.io.limits import current, exceeded
 from maury.io.opening import files_of, find_hdu, open_fits, reading
 from maury.io.tables import fits_table
+from maury.spectra.spectra import Medium
 from maury.survey.readers.config import ArrayRef, SpectraConfig, WavelengthConfig
 from maury.survey.readers.grids import (
     angstrom_per,
     header_grid,
+    header_medium,
     linear_grid,
+    require_medium,
     to_angstrom,
 )
 from maury.survey.readers.pipeline import check_pixels
@@ -147,6 +150,9 @@ def _fits_star(
     hdus = open_fits(path, stack)
     hdu = _spectrum_hdu(hdus, spectra, path)
     noise = spectra.ivar or spectra.error
+    if wavelength.start is None:
+        for header in (hdu.header, hdus[0].header):
+            require_medium(header_medium(header), wavelength.medium, path)
     if hdu.is_image:
         check_pixels(math.prod(hdu.shape), path)
         flux = _line(hdu.data, path)
@@ -163,9 +169,17 @@ def _fits_star(
         wave = _stated(wavelength, flux.size)
     else:
         ref = wavelength.values or _DEFAULT_WAVE
+        require_medium(_ucd_medium(hdu, ref.name or ""), wavelength.medium, path)
         unit = wavelength.unit or fits_table(hdu, path).units.get(ref.name or "")
         wave = to_angstrom(column(ref), unit, log=wavelength.log)
     return _star(wave, flux, None if noise is None else column(noise), spectra)
+
+
+def _ucd_medium(hdu: Any, name: str) -> Medium | None:
+    """Whether the UCD of a column says that it holds wavelengths in air, as of the standards."""
+    names = list(hdu.columns.names)
+    ucd = hdu.header.get(f"TUCD{names.index(name) + 1}", "") if name in names else ""
+    return "air" if "obs.atmos" in str(ucd).lower() else None
 
 
 def _star(

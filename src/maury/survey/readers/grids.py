@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,43 @@ def header_grid(
         marked = header.get("DC-FLAG") == 1 or "LOG" in kind
         log = marked or (unit is None and 0 < value < _LARGEST_LOG10)
     return linear_grid(value + offset[0], step, n, log=log) * angstrom_per(unit)
+
+
+_MEDIA: Mapping[str, Medium] = MappingProxyType(
+    {"air": "air", "vac": "vacuum", "true": "vacuum", "false": "air"}
+)
+_SAYS_MEDIUM = ("VACUUM", "AIRORVAC", "WAVEMED")
+
+
+def header_medium(header: Mapping[str, Any], axis: int = 1) -> Medium | None:
+    """Return whether a header says that its wavelengths are in air or in vacuum.
+
+    Understood are ``CTYPE = AWAV`` (Greisen et al. 2006, A&A 446, 747) and the cards ``VACUUM``
+    (SDSS, LAMOST), ``AIRORVAC`` (DESI, IRAF) and ``WAVEMED``. ``CTYPE = WAVE`` says nothing: by
+    the standard it means vacuum, and files write it for air as well.
+    """
+    if str(header.get(f"CTYPE{axis}", "")).strip().upper().startswith("AWAV"):
+        return "air"
+    for name in _SAYS_MEDIUM:
+        if name in header:
+            said = str(header[name]).strip().lower()
+            return next((m for word, m in _MEDIA.items() if said.startswith(word)), None)
+    return None
+
+
+def require_medium(found: Medium | None, stated: Medium | None, path: Path) -> None:
+    """Refuse a file that says another medium than the one it is read in.
+
+    Raises
+    ------
+    WavelengthError
+        If so; air and vacuum differ by 83 km/s.
+    """
+    if found is not None and stated is not None and found != stated:
+        raise WavelengthError(
+            f"{path}: its header says that wavelengths are in {found}, they would be read as in "
+            f'{stated}, 83 km/s apart; write medium = "{found}", or correct the header'
+        )
 
 
 def same_grid(one: Float64Array, other: Float64Array) -> bool:

@@ -28,7 +28,7 @@ from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
 from maury.labels import columns as columns_module
 from maury.spectra.spectra import Medium
-from maury.survey.readers.grids import Gridder, header_grid, linear_grid
+from maury.survey.readers.grids import Gridder, header_grid, header_medium, linear_grid
 from maury.survey.readers.pipeline import (
     Opened,
     Piece,
@@ -230,21 +230,22 @@ def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Medium]:
     n_star = shape[1] if pixel_first else shape[0]
     check_rows(n_star, path)
     # numpy's first axis is FITS's second.
-    wave_aa = header_grid(hdu.header, 2 if pixel_first else 1, N_PIXEL)
+    axis = 2 if pixel_first else 1
+    wave_aa = header_grid(hdu.header, axis, N_PIXEL)
     if wave_aa is None:
         wave_aa = linear_grid(START_AA, STEP_AA, N_PIXEL)
     simulated = bool(hdu.header.get("SIMULATE", False))
     source = _ImageSource(path, wave_aa, hdu.section, pixel_first, n_star, simulated)
-    return source, _medium(hdu.header, path)
+    return source, _medium(hdu.header, axis, path)
 
 
-def _medium(header: Mapping[str, Any], path: Path) -> Medium:
-    stated = str(header.get("WAVEMED", "air")).strip().lower()
-    if stated.startswith("air"):
-        return "air"
-    if stated.startswith("vac"):
-        return "vacuum"
-    raise WavelengthError(f"{path}: WAVEMED must be 'air' or 'vacuum', got {stated!r}")
+def _medium(header: Mapping[str, Any], axis: int, path: Path) -> Medium:
+    found = header_medium(header, axis)
+    if found is None and "WAVEMED" in header:
+        raise WavelengthError(
+            f"{path}: WAVEMED must be 'air' or 'vacuum', got {header['WAVEMED']!r}"
+        )
+    return found or "air"
 
 
 def _check_lengths(source: _ImageSource, tables: Mapping[str, SourceTable]) -> None:

@@ -26,7 +26,14 @@ from maury.io.tables import (
     table_format,
 )
 from maury.survey.readers.config import ArrayRef, SpectraConfig, WavelengthConfig
-from maury.survey.readers.grids import angstrom_per, header_grid, linear_grid, to_angstrom
+from maury.survey.readers.grids import (
+    angstrom_per,
+    header_grid,
+    header_medium,
+    linear_grid,
+    require_medium,
+    to_angstrom,
+)
 from maury.survey.readers.pipeline import Piece, check_pixels, check_rows
 from maury.survey.readers.planes import (
     ParquetCursor,
@@ -236,6 +243,7 @@ def _grid(
         grid = linear_grid(config.start, config.step, flux.n_pixel, log=bool(config.log))
         return grid * angstrom_per(config.unit)
     axis = 1 if flux.pixel_axis == 1 else 2
+    require_medium(header_medium(flux.header or {}, axis), config.medium, path)
     grid_or_none = (
         None
         if flux.header is None

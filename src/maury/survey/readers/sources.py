@@ -13,7 +13,7 @@ from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
 from maury.io.opening import files_of, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium, check_wavelengths
-from maury.survey.readers.grids import ascending, same_grid
+from maury.survey.readers.grids import ascending, header_medium, require_medium, same_grid
 from maury.survey.readers.pipeline import Piece, Source, check_rows, complete_ids
 
 UNREADABLE = (InputFileError, GridMismatch)
@@ -454,6 +454,8 @@ def open_star_files(
         cards: Cards = {}
         with tolerating(item, lost, skip=skip_bad), reading(item), ExitStack() as stack:
             cards = facts(open_fits(item, stack), item)
+            if not callable(medium):
+                require_medium(header_medium(cards), medium, item)
         gathered.add(cards)
     if len(lost) == len(paths):
         raise InputFileError(f"none of the {len(paths)} files can be read: {lost[paths[0]]}")

@@ -18,7 +18,7 @@ from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.io.tables import fits_table
 from maury.spectra.spectra import Medium
-from maury.survey.readers.grids import header_grid
+from maury.survey.readers.grids import header_grid, header_medium
 from maury.survey.readers.sources import (
     Block,
     BlockFiles,
@@ -116,8 +116,7 @@ def _block(hdus: Any, arm: str, path: Path) -> tuple[Block, Medium | None]:
     fibres = np.flatnonzero(_on_target(table))
     read = _reader([data, ivar, sens], fibres, shape)
     block = Block(_ids(table, path)[fibres], _rows_of(table, fibres), read, wave_aa, path)
-    kind = str(data.header.get("CTYPE1", "")).upper()
-    return block, "air" if kind.startswith("AWAV") else None
+    return block, header_medium(data.header)
 
 
 def _column(table: SourceTable, name: str) -> str | None:
