@@ -4,12 +4,14 @@ import csv
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maury.errors import ColumnError, InputFileError
+from maury.io.fits_values import column
 from maury.io.limits import check_columns, check_unfolded, current, exceeded
 from maury.io.opening import check_ecsv, check_votable, find_hdu, header_lines, open_fits, reading
 from maury.io.parquet import ColumnSize, column_sizes
@@ -97,17 +99,11 @@ def fits_table(hdu: Any, path: Path) -> SourceTable:
     """Wrap a FITS binary table."""
     # A column without a name (TTYPE) cannot be asked for.
     columns = [column for column in hdu.columns if column.name]
-    nulls = {c.name: c.null for c in columns if c.null is not None}
-
-    def raw(name: str) -> Any:
-        values = np.asarray(hdu.data[name])
-        if name in nulls:
-            return np.ma.masked_array(values, mask=values == nulls[name])
-        return values
-
     units = {c.name: str(c.unit) for c in columns if c.unit}
     n_row = int(hdu.header["NAXIS2"])
-    return SourceTable(path, tuple(str(c.name) for c in columns), n_row, units, raw)
+    return SourceTable(
+        path, tuple(str(c.name) for c in columns), n_row, units, partial(column, hdu)
+    )
 
 
 def astropy_table(table: Any, path: Path) -> SourceTable:

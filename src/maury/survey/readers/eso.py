@@ -18,6 +18,7 @@ import numpy as np
 
 from maury.errors import ColumnError, InputFileError, WavelengthError
 from maury.io.arrays import Float64Array
+from maury.io.fits_values import column_floats
 from maury.io.opening import find_hdu
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium
@@ -230,7 +231,7 @@ def _companion(columns: Sequence[_Column], flux: _Column, kind: str) -> _Column 
 
 
 def _array(hdu: Any, column: _Column) -> Float64Array:
-    return np.asarray(hdu.data[column.name], dtype=np.float64).ravel()
+    return column_floats(hdu, column.name).ravel()
 
 
 def _medium(wave: _Column) -> Medium | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from maury.errors import InputFileError, WavelengthError
 from maury.io.arrays import Float64Array
+from maury.io.fits_values import column_floats, image
 from maury.io.limits import current, exceeded
 from maury.io.opening import files_of, find_hdu, open_fits, reading
 from maury.io.tables import fits_table
@@ -155,14 +156,14 @@ def _fits_star(
             require_medium(header_medium(header), wavelength.medium, path)
     if hdu.is_image:
         check_pixels(math.prod(hdu.shape), path)
-        flux = _line(hdu.data, path)
+        flux = _line(image(hdu), path)
         wave = _image_wave(hdus, hdu, wavelength, path)
         found = None if noise is None else _line(_small(_image(hdus, noise, path), path), path)
         return _star(wave, flux, found, spectra)
 
     def column(ref: ArrayRef) -> Float64Array:
         name = fits_table(hdu, path).check(ref.name or "")
-        return np.asarray(hdu.data[name], dtype=np.float64).ravel()
+        return column_floats(hdu, name).ravel()
 
     flux = column(ArrayRef(name=spectra.flux))
     if wavelength.start is not None and wavelength.step is not None:
@@ -224,7 +225,7 @@ def _small(hdu: Any, path: Path) -> Any:
     if not hdu.is_image:
         raise InputFileError(f"{path}: HDU {hdu.name!r} is no image; name one, or a column")
     check_pixels(math.prod(hdu.shape or (0,)), path)
-    return hdu.data
+    return image(hdu)
 
 
 def _image_wave(hdus: Any, hdu: Any, wavelength: WavelengthConfig, path: Path) -> Float64Array:

@@ -19,6 +19,7 @@ import numpy as np
 from maury.errors import ColumnError, GridMismatch, IdentifierError, InputFileError
 from maury.io.array_csv import ArrayCsv
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray, StrArray
+from maury.io.fits_values import column
 from maury.io.opening import check_votable, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.io.tables import astropy_table, fits_table
@@ -110,7 +111,7 @@ def _fits_blocks(path: Path, stack: ExitStack) -> list[Block]:
 
 
 def _fits_rows(hdu: Any) -> Callable[[str], Any]:
-    return lambda name: lambda a, b: hdu.data[a:b][name]
+    return lambda name: lambda a, b: column(hdu, name, slice(a, b))
 
 
 def _votable_blocks(path: Path) -> list[Block]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from maury.errors import ColumnError, InputFileError, WavelengthError
 from maury.io.arrays import Float64Array
+from maury.io.fits_values import column_floats
 from maury.io.opening import find_hdu
 from maury.survey.readers.grids import header_grid
 from maury.survey.readers.sources import (
@@ -126,7 +127,7 @@ def _table(hdu: Any, path: Path) -> StarSpectrum:
     def array(*names: str) -> Float64Array | None:
         for name in names:
             if name in columns:
-                return np.asarray(hdu.data[columns[name]], dtype=np.float64).ravel()
+                return column_floats(hdu, columns[name]).ravel()
         return None
 
     flux, ivar = array("FLUX"), array("IVAR")

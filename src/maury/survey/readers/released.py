@@ -23,6 +23,7 @@ from maury.errors import (
 )
 from maury.io.arrays import AnyArray, Float64Array, IndexArray, StrArray
 from maury.io.cluster import Cluster
+from maury.io.fits_values import ImageValues
 from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
@@ -235,7 +236,7 @@ def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Medium]:
     if wave_aa is None:
         wave_aa = linear_grid(START_AA, STEP_AA, N_PIXEL)
     simulated = bool(hdu.header.get("SIMULATE", False))
-    source = _ImageSource(path, wave_aa, hdu.section, pixel_first, n_star, simulated)
+    source = _ImageSource(path, wave_aa, ImageValues(hdu), pixel_first, n_star, simulated)
     return source, _medium(hdu.header, axis, path)
 
 

@@ -15,6 +15,8 @@ from maury.errors import (
     WavelengthError,
 )
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
+from maury.io.fits_values import ImageValues
+from maury.io.fits_values import column as fits_column
 from maury.io.limits import current, exceeded
 from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
@@ -265,7 +267,7 @@ def _open_image(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
         key = ref.hdu if ref.hdu is not None else ref.name
         hdu = find_hdu(open_fits(place, stack), key, place, image=True)
         if hdu.is_image and hdu.shape:
-            return plane_of(hdu.section, hdu.shape, f"{place}, HDU {key!r}", hdu.header)
+            return plane_of(ImageValues(hdu), hdu.shape, f"{place}, HDU {key!r}", hdu.header)
         raise InputFileError(f"{place}: HDU {key!r} holds no image")
 
     flux = get(ArrayRef(hdu=spectra.hdu))
@@ -306,7 +308,7 @@ def _open_fits_table(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _F
 
     def column(name: str) -> Plane:
         table.check(name)
-        return column_plane(lambda a, b: hdu.data[a:b][name], table, name)
+        return column_plane(lambda a, b: fits_column(hdu, name, slice(a, b)), table, name)
 
     def get(ref: ArrayRef) -> Plane:
         if ref.file is not None or ref.hdu is not None:
@@ -323,7 +325,7 @@ def _elsewhere(ref: ArrayRef, place: Path, stack: ExitStack) -> Plane:
         return numpy_plane(place, ref.name, "wave")
     hdu = find_hdu(open_fits(place, stack), ref.hdu, place, image=ref.name is None)
     if ref.name is None:
-        return plane_of(hdu.section, tuple(hdu.shape or (0,)), str(place), hdu.header)
+        return plane_of(ImageValues(hdu), tuple(hdu.shape or (0,)), str(place), hdu.header)
     values = fits_table(hdu, place).floats(ref.name)
     return plane_of(values, values.shape, str(place))
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from maury.errors import ColumnError, InputFileError, WavelengthError
 from maury.io.arrays import Float64Array
+from maury.io.fits_values import column, column_floats, image
 from maury.io.opening import find_hdu
 from maury.survey.readers.grids import ascending, header_grid, join_grids, linear_grid
 from maury.survey.readers.sources import (
@@ -239,7 +240,7 @@ def _read_apvisit(hdus: Any, path: Path) -> StarSpectrum:
             f"{path} has {len(hdus)} HDUs; an apVisit file has flux, error, mask and wavelengths"
         )
     detectors = []
-    for row in range(len(np.atleast_2d(hdus[4].data))):
+    for row in range(len(np.atleast_2d(image(hdus[4])))):
         flux, error, mask, wave = (line(hdus[k], path, row) for k in (1, 2, 3, 4))
         ivar = without_bits(_ivar(error), mask.astype(np.int64), APOGEE_BAD_BITS)
         detectors.append(ascending(wave, flux, ivar))
@@ -255,10 +256,10 @@ def _read_apvisit(hdus: Any, path: Path) -> StarSpectrum:
 def _spec_facts(hdus: Any, path: Path) -> dict[str, Any]:
     facts = primary_facts(hdus, path)
     for hdu in hdus[2:3]:
-        row = hdu.data[:1] if hasattr(hdu, "columns") else []
-        for name in hdu.columns.names if len(row) else ():
-            value = row[name][0]
-            if np.ndim(value) == 0:
+        names = hdu.columns.names if hasattr(hdu, "columns") and len(hdu.data) else ()
+        for name in names:
+            value = column(hdu, name, slice(1))[0]
+            if np.ndim(value) == 0 and value is not np.ma.masked:
                 facts[str(name)] = value.item() if hasattr(value, "item") else value
     return facts
 
@@ -269,9 +270,7 @@ def _read_spec(hdus: Any, path: Path) -> StarSpectrum:
     lacking = [name for name in ("flux", "loglam", "ivar") if name not in columns]
     if lacking:
         raise ColumnError(f"{path}: {hdu.name} lacks the columns {', '.join(lacking)}")
-    flux, loglam, ivar = (
-        np.asarray(hdu.data[columns[name]], dtype=np.float64) for name in ("flux", "loglam", "ivar")
-    )
+    flux, loglam, ivar = (column_floats(hdu, columns[name]) for name in ("flux", "loglam", "ivar"))
     return StarSpectrum(np.asarray(10.0**loglam), flux, ivar, {}, "vacuum")
 
 
@@ -309,8 +308,10 @@ def _mwm_rows(hdus: Any, path: Path, instrument: str) -> list[tuple[float, Any, 
     for hdu in known:
         if str(hdu.name).upper().startswith(f"{instrument}/") and hdu.data is not None:
             columns = {str(name).lower(): name for name in hdu.columns.names}
-            for row in range(len(hdu.data)):
-                snr = float(hdu.data[columns["snr"]][row]) if "snr" in columns else 0.0
+            n = len(hdu.data)
+            snrs = column_floats(hdu, columns["snr"]) if "snr" in columns else np.zeros(n)
+            for row in range(n):
+                snr = float(snrs[row])
                 found.append((snr if np.isfinite(snr) else -1.0, hdu, row))
     return sorted(found, key=lambda item: -item[0])
 
@@ -320,8 +321,8 @@ def _mwm_facts(hdus: Any, path: Path, *, instrument: str) -> dict[str, Any]:
     facts = {**facts, **{name.lower(): value for name, value in facts.items()}}
     for _, hdu, row in _mwm_rows(hdus, path, instrument)[:1]:
         for name in hdu.columns.names:
-            value = hdu.data[name][row]
-            if np.ndim(value) == 0:
+            value = column(hdu, name, slice(row, row + 1))[0]
+            if np.ndim(value) == 0 and value is not np.ma.masked:
                 facts[str(name).lower()] = value.item() if hasattr(value, "item") else value
     return facts
 
@@ -338,7 +339,7 @@ def _read_mwmstar(hdus: Any, path: Path, *, instrument: str) -> StarSpectrum:
         raise ColumnError(f"{path}: {hdu.name} lacks the columns {', '.join(lacking)}")
 
     def array(name: str) -> Float64Array:
-        return np.asarray(hdu.data[columns[name]][row], dtype=np.float64).ravel()
+        return column_floats(hdu, columns[name], slice(row, row + 1)).ravel()
 
     flux, ivar = array("flux"), array("ivar")
     if "pixel_flags" in columns and instrument == "APOGEE":

@@ -10,6 +10,7 @@ import numpy as np
 
 from maury.errors import GridMismatch, InputFileError, LengthMismatch
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
+from maury.io.fits_values import image
 from maury.io.opening import files_of, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium, check_wavelengths
@@ -502,14 +503,14 @@ def by_name(facts: Sequence[Cards], paths: Sequence[Path]) -> list[str]:
 
 def line(hdu: Any, path: Path, row: int = 0) -> Float64Array:
     """Return a spectrum of an image HDU, or one row of an image of several."""
-    if hdu.data is None or not getattr(hdu, "is_image", False):
+    if not getattr(hdu, "is_image", False) or not hdu.shape:
         raise InputFileError(
             f"{path}: HDU {hdu.name!r} holds no image; the file is not of this format"
         )
-    values = np.atleast_2d(np.asarray(hdu.data, dtype=np.float64))
+    values = np.atleast_2d(np.asarray(image(hdu), dtype=np.float64))
     if values.ndim != 2 or row >= values.shape[0]:
         raise InputFileError(
-            f"{path}: HDU {hdu.name!r} has shape {np.shape(hdu.data)}, without row {row}; the file "
+            f"{path}: HDU {hdu.name!r} has shape {hdu.shape}, without row {row}; the file "
             "is not of this format"
         )
     return np.asarray(values[row])

@@ -14,6 +14,7 @@ import numpy as np
 
 from maury.errors import InputFileError, LengthMismatch, WavelengthError
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, StrArray
+from maury.io.fits_values import image
 from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.io.tables import fits_table
@@ -160,5 +161,5 @@ def _reader(hdus: Sequence[Any], fibres: IndexArray, shape: tuple[int, ...]) -> 
 
 def _rows(hdu: Any, rows: IndexArray, shape: tuple[int, ...]) -> Float64Array:
     """Return rows of an image; one row alone is that of every fibre."""
-    image = np.asarray(hdu.data).reshape(-1, shape[1])
-    return np.asarray(image[rows if len(image) == shape[0] else rows * 0], dtype=np.float64)
+    lines = image(hdu).reshape(-1, shape[1])
+    return np.asarray(lines[rows if len(lines) == shape[0] else rows * 0], dtype=np.float64)
