@@ -1,6 +1,7 @@
 """Places, gradients and two sequences: what was put in comes out."""
 
 import importlib.util
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from astropy import units
 from astropy.coordinates import Galactocentric, SkyCoord
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
 from scipy.stats import kstest
 
 from maury import simulate_survey
@@ -83,6 +85,62 @@ def test_sampled_distances_follow_their_posterior(parallax, error) -> None:
         [parallax], [error], rng=np.random.default_rng(3), n_sample=n, length_kpc=1.35
     )[:, 0]
     assert kstest(drawn, lambda r: posterior_cdf(r, parallax, error, 1.35)).pvalue > 1e-3
+
+
+def quadrature(distance: float, parallax: float, error: float, length: float) -> float:
+    """Distribution function of the posterior by adaptive quadrature, cut at its stationary points.
+
+    Over y = ln r, of r^3 exp(-r / L) times the likelihood, whose stationary points solve
+    r^3 / L - 3 r^2 + (parallax / error^2) r - 1 / error^2 = 0.
+    """
+    roots = np.roots([1 / length, -3.0, parallax / error**2, -1 / error**2])
+    still = np.log(np.real(roots[(np.abs(np.imag(roots)) < 1e-9) & (np.real(roots) > 0)]))
+
+    def log_p(y: float) -> float:
+        return 3 * y - np.exp(y) / length - 0.5 * ((np.exp(-y) - parallax) / error) ** 2
+
+    top = max(log_p(y) for y in still)
+    bend = [
+        abs(-np.exp(y) / length - (2 * np.exp(-2 * y) - parallax * np.exp(-y)) / error**2)
+        for y in still
+    ]
+    width = 1 / np.sqrt(np.maximum(bend, 1e-9))
+    edges = [y + k * w for y, w in zip(still, width, strict=True) for k in (-40, -8, -3, 0, 3, 8)]
+    edges += [y + min(40 * w, 6.0) for y, w in zip(still, width, strict=True)]
+
+    def integral(low: float, high: float) -> float:
+        cuts = [low, *sorted(e for e in edges if low < e < high), high]
+        return sum(quad(lambda y: np.exp(log_p(y) - top), a, b)[0] for a, b in pairwise(cuts))
+
+    low, high = min(edges), max(edges)
+    middle = np.log(distance)
+    below = integral(low, middle)
+    return below / (below + integral(middle, high))
+
+
+@pytest.mark.parametrize("length", [0.3, 1.35, 5.0])
+@pytest.mark.parametrize(
+    "over_error", [-60.0, -20.0, -5.6, -1.0, 0.0, 0.7, 2.5, 4.0, 8.0, 90.0, 5e3]
+)
+@pytest.mark.parametrize("error", [1e-3, 0.02, 0.09, 0.4, 3.0])
+def test_distances_agree_with_quadrature(error, over_error, length) -> None:
+    """To .3 % of the probability, from parallaxes far below zero to those of the nearest stars."""
+    parallax, zero = np.array([over_error * error]), np.zeros(1)
+    found = carto.place_stars(
+        *(zero, zero, (parallax, np.array([error]))),
+        **{"rng": np.random.default_rng(0), "gaia": "none", "length_kpc": length},
+    )
+    levels = [quadrature(r, parallax[0], error, length) for r in found.distance_kpc[:, 0]]
+    np.testing.assert_allclose(levels, [0.16, 0.5, 0.84], atol=3e-3)
+
+
+def test_a_strongly_negative_parallax_is_not_twice_as_far() -> None:
+    """-0.5 +- 0.09 mas: 12.08 kpc by quadrature, where a window about 1 / parallax gave 21."""
+    zero = np.zeros(1)
+    found = carto.place_stars(
+        zero, zero, (zero - 0.5, zero + 0.09), rng=np.random.default_rng(0), gaia="none"
+    )
+    assert found.distance_kpc[1, 0] == pytest.approx(12.08, abs=0.02)
 
 
 def test_the_zero_point_is_taken_off() -> None:

@@ -12,7 +12,7 @@ parallaxes, a slope would come out too flat.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -35,10 +35,14 @@ R_EDGES_KPC = (3.0, 7.0, 8.0, 9.0, 13.0)
 Z_EDGES_KPC = (0.0, 0.5, 1.0, 2.0)
 """Bins of R and abs(Z) in which labels are shown."""
 LEAST_STARS = 30
-_GRID, _ROWS = 160, 4096
-_WITHIN_SIGMA = 6.0
+_GRID, _ROWS = 240, 4096
+"""Steps of an integral over distance, some 13 a sigma: quantiles agree with adaptive quadrature to
+2e-3 (`test_cartography`); and stars integrated at once, which bounds the memory."""
+_WITHIN_SIGMA = 5.0
+"""Half-width of the integral in sigma: 6e-7 of a normal distribution lies outside."""
 _QUANTILES = (0.16, 0.5, 0.84)
-_LEAST_KPC, _MOST_KPC = 0.005, 40.0
+_NEAREST_LENGTHS, _PRIOR_LENGTHS = 1e-3, 40.0
+"""Distances that the prior allows, in its lengths: 2e-10 and 4e-15 of it lie outside."""
 
 
 def sample_distances(
@@ -96,19 +100,20 @@ def _inverse(
     parallax: Float64Array, error: Float64Array, u: Float64Array, length_kpc: float
 ) -> Float64Array:
     """Distances at which the posterior's distribution function is `u` (n_sample, n)."""
-    reach = _WITHIN_SIGMA * error
-    near = np.clip(1.0 / np.maximum(parallax + reach, 1.0 / _MOST_KPC), _LEAST_KPC, 0.5 * _MOST_KPC)
-    far = np.clip(1.0 / np.maximum(parallax - reach, 1.0 / _MOST_KPC), 2.0 * _LEAST_KPC, _MOST_KPC)
-    log_r = np.log(near)[:, None] + np.log(far / near)[:, None] * np.linspace(0.0, 1.0, _GRID)
-    r = np.exp(log_r)
-    # Steps are equal in log r, hence the third power.
-    log_density = 3.0 * log_r - r / length_kpc
-    log_density -= 0.5 * ((1.0 / r - parallax[:, None]) / error[:, None]) ** 2
-    density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
+
+    def log_density(log_r: Float64Array) -> Float64Array:
+        # Per step in log r, hence the third power.
+        away = (np.exp(-log_r) - parallax[:, None]) / error[:, None]
+        return np.asarray(3.0 * log_r - np.exp(log_r) / length_kpc - 0.5 * away**2)
+
+    first, last = _support(_coarse(parallax, error, length_kpc), log_density)
+    log_r = first[:, None] + (last - first)[:, None] * np.linspace(0.0, 1.0, _GRID)
+    fine = log_density(log_r)
+    density = np.exp(fine - fine.max(axis=1, keepdims=True))
     cumulative = np.zeros_like(density)
     cumulative[:, 1:] = np.cumsum(0.5 * (density[:, 1:] + density[:, :-1]), axis=1)
     cumulative /= cumulative[:, -1:]
-    row = np.arange(len(r))
+    row = np.arange(len(log_r))
     out = np.empty_like(u)
     for k, level in enumerate(u):
         high = np.clip((cumulative < level[:, None]).sum(axis=1), 1, _GRID - 1)
@@ -116,6 +121,37 @@ def _inverse(
         part = (level - below) / np.maximum(above - below, 1e-300)
         out[k] = np.exp(log_r[row, high - 1] + part * (log_r[row, high] - log_r[row, high - 1]))
     return out
+
+
+def _coarse(parallax: Float64Array, error: Float64Array, length_kpc: float) -> Float64Array:
+    """Logarithms of distances (n, k), in order, that miss no maximum of the posterior.
+
+    Evenly over all distances that the prior allows, and closer about the inverse parallax, where
+    a precise one leaves a maximum narrower than the even steps.
+    """
+    # A maximum solves r^3 = 3 L r^2 - (L parallax / error^2) r + L / error^2, so that it is no
+    # farther than twice the largest of the roots of the single terms (Lagrange's bound).
+    pushed = np.sqrt(length_kpc * np.maximum(-parallax, 0.0)) / error
+    farthest = _PRIOR_LENGTHS * length_kpc + 2.0 * (pushed + np.cbrt(length_kpc / error**2))
+    # Beyond the last point that counts must lie another one as near, or its cell would be wide.
+    reach = 1.5 * _WITHIN_SIGMA
+    within = parallax[:, None] + error[:, None] * np.linspace(-reach, reach, _GRID)
+    nearest = np.minimum(_NEAREST_LENGTHS * length_kpc, 1.0 / np.maximum(within[:, -1], 1e-300))
+    step = np.log(farthest / nearest)[:, None] * np.linspace(0.0, 1.0, _GRID)
+    likely = np.clip(within, 1.0 / farthest[:, None], 1.0 / nearest[:, None])
+    return np.sort(np.hstack([np.log(nearest)[:, None] + step, -np.log(likely)]), axis=1)
+
+
+def _support(
+    log_r: Float64Array, log_density: Callable[[Float64Array], Float64Array]
+) -> tuple[Float64Array, Float64Array]:
+    """First and last (n,) of ordered distances beyond which the density is negligible."""
+    value = log_density(log_r)
+    counts = value > value.max(axis=1, keepdims=True) - 0.5 * _WITHIN_SIGMA**2
+    row, last = np.arange(len(value)), value.shape[1] - 1
+    first = np.maximum(counts.argmax(axis=1) - 1, 0)
+    end = np.minimum(last - counts[:, ::-1].argmax(axis=1) + 1, last)
+    return log_r[row, first], log_r[row, end]
 
 
 @dataclass(frozen=True)
