@@ -2,9 +2,11 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so every process that
 # they start; some tests are about Ctrl-C.
@@ -23,55 +25,76 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return ``once(name, make)``: the path that `make` writes, once for all processes of a run.
+
+    What is made so is for all tests, which read it and write nothing there.
+    """
+    base = tmp_path_factory.getbasetemp()
+    # Each process of pytest-xdist has a folder of its own in the folder of the run.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Surveys and models appear whole or not at all, so that a path that exists is ready.
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not path.exists():
+                make(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_survey(once) -> Path:
     """Labelled simulated survey of 160 stars."""
     from maury.simulation.surveys import simulate_survey
 
-    path = tmp_path_factory.mktemp("survey") / "labelled.zarr"
-    simulate_survey(path, n_star=160, seed=11)
-    return path
+    return once("tiny/labelled.zarr", lambda path: simulate_survey(path, n_star=160, seed=11))
 
 
 @pytest.fixture(scope="session")
-def observed_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def observed_survey(once) -> Path:
     """Observed simulated survey of 90 stars, without labels."""
     from maury.simulation.surveys import simulate_survey
 
-    path = tmp_path_factory.mktemp("survey") / "observed.zarr"
-    simulate_survey(path, n_star=90, seed=12, observed=True)
-    return path
+    return once(
+        "tiny/observed.zarr", lambda path: simulate_survey(path, n_star=90, seed=12, observed=True)
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_survey: Path) -> Path:
+def tiny_model(once, tiny_survey: Path) -> Path:
     """Two members of the published network after three epochs: fast, and no good."""
     from maury.training.ensemble import train
 
-    path = tmp_path_factory.mktemp("model") / "model"
     config = {"training": {"batch_size": 32, "epochs": 3}, "ensemble": {"members": 2}}
-    train(tiny_survey, path, preset="guiglion2020", config=config, seed=5)
-    return path
+    return once(
+        "tiny/model",
+        lambda path: train(tiny_survey, path, preset="guiglion2020", config=config, seed=5),
+    )
 
 
 @pytest.fixture(scope="session")
-def default_survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def default_survey(once) -> Path:
     """Labelled simulated survey of 500 stars, enough to calibrate and to cover."""
     from maury.simulation.surveys import simulate_survey
 
-    path = tmp_path_factory.mktemp("survey") / "labelled.zarr"
-    simulate_survey(path, n_star=500, seed=21)
-    return path
+    return once("default/labelled.zarr", lambda path: simulate_survey(path, n_star=500, seed=21))
 
 
 @pytest.fixture(scope="session")
-def default_model(tmp_path_factory: pytest.TempPathFactory, default_survey: Path) -> Path:
+def default_model(once, default_survey: Path) -> Path:
     """Default preset after a few steps, calibrated and covered: whole, and no good."""
     from maury.prediction import uncertainty
     from maury.training.runs import train
 
-    path = tmp_path_factory.mktemp("model") / "default"
     config = {"training": {"steps": 60, "stars": 1000}, "ensemble": {"members": 2}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uncertainty, "N_SIMULATED", 1000)
-        train(default_survey, path, config=config, seed=5)
-    return path
+        return once(
+            "default/default", lambda path: train(default_survey, path, config=config, seed=5)
+        )

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from importlib import resources
 from pathlib import Path
 
@@ -78,7 +77,7 @@ class Client:
         return words.view("<i4" if name == "flags" else "<f4")
 
     def raw(self, data: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.explorer.port), timeout=20) as one:
+        with socket.create_connection(("127.0.0.1", self.explorer.port), timeout=60) as one:
             one.sendall(data)
             one.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: one.recv(65536), b""))
@@ -510,7 +509,7 @@ def test_a_program_at_the_hub_gets_the_selection(client, catalogue, no_hub, monk
         assert client.json("/api/samp") == {"hub": True}
         status, _, body = client.ask("POST", "/api/samp", body=bits([4, 9]))
         assert (status, json.loads(body)) == (200, {"sent": ["a table program"]})
-        assert came.wait(20)
+        assert came.wait(60)
         table.disconnect()
     finally:
         hub.stop()
@@ -535,14 +534,14 @@ def test_the_command_ends_by_interrupt(tmp_path) -> None:
         assert re.match(
             r"5 SIMULATED rows of stars\.ecsv at http://127\.0\.0\.1:\d+/\?key=\S+$", line
         )
-        time.sleep(0.2)
+        assert process.stdout.readline() == "Ctrl-C ends it\n"
         os.kill(process.pid, signal.SIGINT)
         try:
             assert process.wait(timeout=60) == 0
         finally:
             process.kill()
         out, err = process.stdout.read(), process.stderr.read()
-    assert (process.returncode, out, err) == (0, "Ctrl-C ends it\n", "")
+    assert (process.returncode, out, err) == (0, "", "")
 
 
 @pytest.mark.parametrize("arguments", [["none.fits"], ["stars.ecsv", "--survey", "none.zarr"]])

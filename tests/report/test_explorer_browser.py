@@ -239,11 +239,11 @@ def test_axes_of_the_plane_can_be_chosen(browser, explorer) -> None:
         sight.page.wait_for_function(
             "() => document.querySelector('#count').textContent[1] === ','"
         )
-        sight.page.wait_for_timeout(200)
+        sight.settle()
         assert sight.count() == "4,000 rows"
         assert sight.page.evaluate(PICTURES)[1] != before
         sight.page.select_option("#colour", "m_h")
-        sight.page.wait_for_timeout(300)
+        sight.settle()
         assert number(sight.page.inner_text("#low")) < number(
             sight.page.inner_text("#high").split()[0]
         )

@@ -3,13 +3,13 @@
 import logging
 import os
 import socket
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from builders.catalogues import write_catalogue
+from builders.clock import ANTI_HANG, Clock
 from maury.report.explorer import Explorer, server, wire
 
 N = 20
@@ -27,7 +27,15 @@ def request(explorer, line="GET /api/about HTTP/1.1", *headers, host="127.0.0.1"
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def ask(explorer, data: bytes, timeout=20) -> bytes:
+def is_closed(one: socket.socket) -> bool:
+    """Whether the server closes a connection without a word; bytes it has not read reset it."""
+    try:
+        return one.recv(10) == b""
+    except ConnectionError:
+        return True
+
+
+def ask(explorer, data: bytes, timeout=ANTI_HANG) -> bytes:
     with socket.create_connection(("127.0.0.1", explorer.port), timeout=timeout) as one:
         one.sendall(data)
         one.shutdown(socket.SHUT_WR)
@@ -52,36 +60,48 @@ def test_only_loopback_listens(explorer):
 
 
 def test_a_request_that_drips_is_given_up(explorer, monkeypatch):
-    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.6)
-    began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", explorer.port), timeout=20) as one:
-        one.sendall(b"GET /api/about HTTP/1.1\r\n")
-        with pytest.raises(ConnectionError):
-            for _ in range(200):
+    clock = Clock()
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "time", clock)
+        with socket.create_connection(("127.0.0.1", explorer.port), timeout=ANTI_HANG) as one:
+            one.sendall(b"GET /api/about HTTP/1.1\r\n")
+            # The first two looks: at the start, and for the request line.
+            for _ in range(2 + int(wire.REQUEST_SECONDS)):
+                assert clock.looks.acquire(timeout=ANTI_HANG)
                 one.sendall(b"a")
-                time.sleep(0.05)
-    assert 0.4 < time.monotonic() - began < 6
+            assert is_closed(one)
     assert answers(explorer)
 
 
 def test_a_silent_connection_is_closed(explorer, monkeypatch):
-    monkeypatch.setattr(wire, "IDLE_SECONDS", 0.4)
-    with socket.create_connection(("127.0.0.1", explorer.port), timeout=10) as one:
-        assert one.recv(10) == b""
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "IDLE_SECONDS", 0.05)
+        with socket.create_connection(("127.0.0.1", explorer.port), timeout=ANTI_HANG) as one:
+            assert is_closed(one)
     assert answers(explorer)
 
 
 def test_a_body_that_never_comes_is_given_up(explorer, monkeypatch):
-    monkeypatch.setattr(wire, "REQUEST_SECONDS", 0.5)
-    with socket.create_connection(("127.0.0.1", explorer.port), timeout=10) as one:
-        one.sendall(request(explorer, "POST /api/download HTTP/1.1", "Content-Length: 3"))
-        assert b"HTTP/1.1 200" not in b"".join(iter(lambda: one.recv(65536), b""))
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "REQUEST_SECONDS", 0.05)
+        with socket.create_connection(("127.0.0.1", explorer.port), timeout=ANTI_HANG) as one:
+            one.sendall(request(explorer, "POST /api/download HTTP/1.1", "Content-Length: 3"))
+            assert b"HTTP/1.1 200" not in b"".join(iter(lambda: one.recv(65536), b""))
     assert answers(explorer)
 
 
+def wait_until_none_is_held(explorer) -> None:
+    """Return when the server has taken leave of every connection."""
+    for _ in range(wire.MOST_CONNECTIONS):
+        assert explorer._server._free.acquire(timeout=ANTI_HANG)
+    for _ in range(wire.MOST_CONNECTIONS):
+        explorer._server._free.release()
+
+
 def test_connections_beyond_the_most_are_closed_and_the_rest_live(explorer):
+    wait_until_none_is_held(explorer)
     held = [
-        socket.create_connection(("127.0.0.1", explorer.port), timeout=10)
+        socket.create_connection(("127.0.0.1", explorer.port), timeout=ANTI_HANG)
         for _ in range(wire.MOST_CONNECTIONS + 5)
     ]
     try:
@@ -92,10 +112,7 @@ def test_connections_beyond_the_most_are_closed_and_the_rest_live(explorer):
     finally:
         for one in held:
             one.close()
-    for _ in range(100):
-        if explorer._server._free._value == wire.MOST_CONNECTIONS:
-            break
-        time.sleep(0.05)
+    wait_until_none_is_held(explorer)
     assert answers(explorer)
 
 
@@ -211,7 +228,7 @@ def test_so_many_downloads_at_once(explorer, monkeypatch):
     monkeypatch.setattr(server, "_WRITER_SECONDS", 0.1)
     writers = explorer._server.writers
     for _ in range(server._MOST_WRITERS):
-        assert writers.acquire(timeout=1)
+        assert writers.acquire(timeout=ANTI_HANG)
     try:
         chosen = bytes((N + 7) // 8)
         line = "POST /api/download HTTP/1.1"

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-import time
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from builders.clock import ANTI_HANG, Clock
 from builders.web_server import Site, break_off, serving, status
 from maury.errors import (
     ConfigError,
@@ -18,7 +19,7 @@ from maury.errors import (
     UnknownName,
 )
 from maury.io.files import making
-from maury.survey.fetch import MANIFEST, Downloader, Manners, Web, fetch, plan, readable
+from maury.survey.fetch import MANIFEST, Downloader, Manners, Web, download, fetch, plan, readable
 
 DATA = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 OTHER = np.random.default_rng(1).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -42,7 +43,7 @@ def site():
 @pytest.fixture
 def web(site):
     waits = []
-    with Web(Manners(connect_s=2.0, stall_s=0.4, attempts=3), sleep=waits.append) as web:
+    with Web(Manners(connect_s=60.0, stall_s=60.0, attempts=3), sleep=waits.append) as web:
         object.__setattr__(web, "waits", waits)
         yield web
 
@@ -147,31 +148,44 @@ def test_a_server_without_ranges_that_breaks_off_is_given_up(site, web, tmp_path
     assert len(site.gets("/a.fits")) <= 4
 
 
-def test_a_stall_is_noticed(site, web, tmp_path):
+def test_a_stall_is_noticed(site, tmp_path):
+    over, broke_off = threading.Event(), []
+
     def stall(handler):
         handler.answer(200, DATA[:10_000], handler.described(DATA))
-        time.sleep(1.0)
-        handler.cut()
+        if not over.wait(ANTI_HANG):
+            broke_off.append(True)
 
-    site.plans["/a.fits"] = [stall]
-    (path,) = fetch([entry(site)], tmp_path, web=web)
+    def between(seconds):
+        """Be patient, and the server honest, once a stall came after the 10 000 bytes."""
+        if [p.stat().st_size for p in tmp_path.glob(".a.fits.part")] == [10_000]:
+            site.plans.clear()
+            object.__setattr__(web, "manners", Manners())
+
+    site.plans["/a.fits"] = [stall] * 50
+    with Web(Manners(stall_s=0.2, attempts=50), sleep=between) as web:
+        (path,) = fetch([entry(site)], tmp_path, web=web)
+    over.set()
+    assert broke_off == []
     assert path.read_bytes() == DATA
     assert site.gets("/a.fits")[-1]["Range"] == "bytes=10000-"
 
 
-def test_a_drip_counts_as_a_stall(site, web, tmp_path):
+def test_a_drip_counts_as_a_stall(site, web, tmp_path, monkeypatch):
+    clock, sent = Clock(), []
+    monkeypatch.setattr(download, "time", clock)
+
     def drip(handler):
         handler.answer(200, DATA[:1000], handler.described(DATA))
-        for _ in range(20):
+        while not web.waits and clock.looks.acquire(timeout=ANTI_HANG):
             handler.wfile.write(b"x")
-            time.sleep(0.05)
-        handler.cut()
+            sent.append(clock.now)
 
     site.plans["/a.fits"] = [drip]
-    start = time.monotonic()
     with pytest.raises(FetchError, match="SHA-256"):
         fetch([entry(site, sha256=SHA)], tmp_path, web=web)
-    assert time.monotonic() - start < 2.0
+    assert len(web.waits) == 1
+    assert web.manners.stall_s <= len(sent) <= 2 * web.manners.stall_s + 2
     assert leftovers(tmp_path) == []
 
 
@@ -253,12 +267,13 @@ def test_a_page_in_pieces_is_found_and_forgotten(site, web, tmp_path):
         page = b"<html>" + b"x" * 1000
         handler.answer(200, page[:3], {"Content-Length": str(len(page))})
         handler.wfile.flush()
-        time.sleep(0.1)
+        assert began.wait(ANTI_HANG)
         handler.wfile.write(page[3:])
 
     site.plans["/a.fits"] = [piecemeal]
+    began = threading.Event()
     with pytest.raises(FetchError, match="web page"):
-        fetch([entry(site)], tmp_path, web=web)
+        fetch([entry(site)], tmp_path, web=web, progress=lambda *bytes_of: began.set())
     assert leftovers(tmp_path) == []
 
 

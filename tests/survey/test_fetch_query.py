@@ -90,7 +90,7 @@ def site():
 @pytest.fixture
 def web():
     waits = []
-    with Web(Manners(connect_s=2.0, stall_s=2.0, attempts=2), sleep=waits.append) as web:
+    with Web(Manners(connect_s=60.0, stall_s=60.0, attempts=2), sleep=waits.append) as web:
         yield web
 
 

@@ -26,12 +26,13 @@ SHORT = {"training": {"stars": 300, "passes": 4, "batch_size": 100}}
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory, default_model, default_survey):
-    path = tmp_path_factory.mktemp("student") / "student"
+def student(once, default_model, default_survey):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uncertainty, "N_SIMULATED", 1000)
-        distil(default_model, path, survey=default_survey, config=CONFIG)
-    return path
+        return once(
+            "student/student",
+            lambda path: distil(default_model, path, survey=default_survey, config=CONFIG),
+        )
 
 
 def network(n_pixel=100, n_observable=3, n_label=4):

@@ -181,22 +181,28 @@ def explore(
 
     Parameters
     ----------
-    catalogue, survey, model, port
-        As of `Explorer`.
+    catalogue : Catalogue or path-like
+    survey : path-like, optional
+        Survey whose spectra are shown.
+    model : path-like, optional
+        Model whose fit and sensitivity are shown.
+    port : int
+        Port of this machine to listen on; 0 takes any free one.
     browser : bool
         Open the page in the user's browser.
     ready : callable, optional
         Called with the explorer when it listens.
     """
-    with Explorer(catalogue, survey=survey, model=model, port=port) as explorer:
+    explorer = Explorer(catalogue, survey=survey, model=model, port=port)
+    # Whoever is told that it listens may interrupt at once, before it is waited for.
+    with explorer, suppress(KeyboardInterrupt):
         if ready is not None:
             ready(explorer)
         if browser:
             import webbrowser
 
             webbrowser.open(explorer.link)
-        with suppress(KeyboardInterrupt):
-            explorer.wait()
+        explorer.wait()
 
 
 def _static_files() -> dict[str, tuple[bytes, str]]:
