@@ -13,6 +13,8 @@ from filelock import FileLock
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
 REFERENCE = Path(os.environ.get("MAURY_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -49,7 +51,7 @@ def once(
 
 
 @pytest.fixture(scope="session")
-def tiny_survey(once) -> Path:
+def tiny_survey(once: Once) -> Path:
     """Labelled simulated survey of 160 stars."""
     from maury.simulation.surveys import simulate_survey
 
@@ -57,7 +59,7 @@ def tiny_survey(once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def observed_survey(once) -> Path:
+def observed_survey(once: Once) -> Path:
     """Observed simulated survey of 90 stars, without labels."""
     from maury.simulation.surveys import simulate_survey
 
@@ -67,7 +69,7 @@ def observed_survey(once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(once, tiny_survey: Path) -> Path:
+def tiny_model(once: Once, tiny_survey: Path) -> Path:
     """Two members of the published network after three epochs: fast, and no good."""
     from maury.training.ensemble import train
 
@@ -79,7 +81,7 @@ def tiny_model(once, tiny_survey: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def default_survey(once) -> Path:
+def default_survey(once: Once) -> Path:
     """Labelled simulated survey of 500 stars, enough to calibrate and to cover."""
     from maury.simulation.surveys import simulate_survey
 
@@ -87,7 +89,7 @@ def default_survey(once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def default_model(once, default_survey: Path) -> Path:
+def default_model(once: Once, default_survey: Path) -> Path:
     """Default preset after a few steps, calibrated and covered: whole, and no good."""
     from maury.prediction import uncertainty
     from maury.training.runs import train

@@ -1,7 +1,7 @@
 """Tasks for workers of a cluster, importable there."""
 
 import os
-import time
+import threading
 from pathlib import Path
 
 
@@ -11,7 +11,7 @@ def hang_once(task, tell):
     if not started.exists():
         started.write_text("")
         tell(os.getpid())
-        time.sleep(120)
+        threading.Event().wait()
     output.write_text(str(os.getpid()))
     return os.getpid()
 

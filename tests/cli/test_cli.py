@@ -2,7 +2,6 @@ import io
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -30,19 +29,18 @@ def maury_command(*arguments, **options):
     )
 
 
-def test_help_is_fast_and_imports_nothing_heavy():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = maury_command("--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "train" in done.stdout
-    used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    assert used < 1.0, "0.3 s is the aim on an idle machine; this guards against heavy imports"
+def test_help_imports_nothing_heavy():
     code = (
-        "import sys, maury.cli.app; heavy = {'torch', 'numpy', 'astropy', 'matplotlib', 'zarr'}; "
-        "print(sorted(heavy & set(sys.modules)))"
+        "import sys, maury.cli.app as cli; sys.argv = ['maury', '--help']\n"
+        "try:\n"
+        "    cli.main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'numpy', 'scipy', 'astropy', 'matplotlib', 'pyarrow', 'zarr'}\n"
+        "    print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "train" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_importing_maury_does_nothing():

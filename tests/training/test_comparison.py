@@ -1,7 +1,6 @@
 """Comparisons of methods: folds, consensus, kinds of star, losses, resumption, figures."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -98,7 +97,6 @@ def test_test_stars_steer_nothing(survey, compared, tmp_path):
 def test_a_second_run_repeats_nothing_and_takes_more_methods(survey, compared):
     _, out = compared
     models = {p: p.stat().st_mtime_ns for p in out.rglob("model.json")}
-    begin = time.process_time()
     steps = []
     again = compare(
         survey,
@@ -108,7 +106,6 @@ def test_a_second_run_repeats_nothing_and_takes_more_methods(survey, compared):
         config=QUICK,
         progress=lambda *step: steps.append(step),
     )
-    assert time.process_time() - begin < 5
     assert again.methods == ("cannon", "athos", CONSENSUS)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("model.json")} == models
     assert [what for what, _, _ in steps] == ["cannon", "athos", "consensus"]

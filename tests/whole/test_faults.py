@@ -127,16 +127,15 @@ def test_a_limit_on_the_size_of_files_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def hold(out, seconds=60):
-    """Hold an output in another process; return it once it does."""
+def hold(out):
+    """Hold an output in another process until its input ends; return it once it does."""
     code = (
-        "import sys, time; from maury.io.files import making\n"
+        "import sys; from maury.io.files import making\n"
         "with making(sys.argv[1]):\n"
-        "    print('held', flush=True); time.sleep(float(sys.argv[2]))\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(out), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", code, str(out)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
 

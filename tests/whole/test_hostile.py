@@ -66,10 +66,10 @@ def table(path: Path, names=None):
 
 @pytest.fixture(autouse=True)
 def _quick():
-    """Nothing here may take long, whatever the file says."""
+    """Nothing here may take long, whatever the file says: a minute of this process is endless."""
     began = time.process_time()
     yield
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 60
 
 
 class Trap:
