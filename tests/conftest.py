@@ -1,7 +1,9 @@
 """Fixtures shared by all tests."""
 
+import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,39 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 REFERENCE = Path(os.environ.get("MAURY_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
+MOST_PROCESSES = 8
+"""Processes of `pytest` at most: each holds torch and a model, up to 1.2 GB (measured)."""
+LEAST_THREADS = 2
+"""Threads that each may use, however many processes there are: results that depend on the number
+of threads show only where there are two."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Say how many processes run the tests, for ``-n auto``: one per core that may be used."""
+    from maury.io.workers import n_cores
+
+    return min(n_cores(), MOST_PROCESSES)
+
+
+_HEAVY = ("scipy.linalg", "torch")
+"""Modules that bring thread pools of their own."""
+_limited: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def _share_of_the_cores() -> None:
+    """Divide the cores among the processes of a run, whenever a test has loaded thread pools."""
+    loaded = {name for name in _HEAVY if name in sys.modules}
+    if loaded <= _limited or not importlib.util.find_spec("threadpoolctl"):
+        return
+    from threadpoolctl import threadpool_limits
+
+    from maury.io.workers import n_cores
+
+    share = n_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    threadpool_limits(min(n_cores(), max(LEAST_THREADS, share)))
+    _limited.update(loaded)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -29,7 +64,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def once(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str, Callable[[Path], object]], Path]:
+) -> Once:
     """Return ``once(name, make)``: the path that `make` writes, once for all processes of a run.
 
     What is made so is for all tests, which read it and write nothing there.

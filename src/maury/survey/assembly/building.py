@@ -29,6 +29,7 @@ from maury.survey.assembly.sources import Columns, SpectraSource, open_spectra
 from maury.survey.readers.pipeline import describe_files, fingerprint
 from maury.survey.store import Survey
 from maury.survey.writer import SurveyWriter
+from maury.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -294,8 +295,6 @@ def _record(
     references: References | None,
     flow: Flow,
 ) -> dict[str, Any]:
-    import maury
-
     files = [entry.file for entry in recipe.catalogue]
     citation = [*spectra.citation]
     for catalogue in catalogues:
@@ -303,7 +302,7 @@ def _record(
     citation += references.citation if references else ()
     return {
         "reader": "build",
-        "maury": maury.__version__,
+        "maury": __version__,
         "title": recipe.title,
         "spectra": dict(spectra.spectra.provenance),
         "files": describe_files(files),
