@@ -25,6 +25,10 @@ class RowError(ConfigError, IndexError):
     """Rows are asked for that do not exist: give numbers in range, or a mask of equal length."""
 
 
+class CorrelationError(ConfigError, ValueError):
+    """No noise is correlated like that: give its autocorrelation at lags of 1, 2, ... pixels."""
+
+
 class SurveyFileError(MauryError):
     """A survey store cannot be read: make it anew with `maury ingest` or `maury simulate`."""
 

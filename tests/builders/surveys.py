@@ -23,6 +23,9 @@ def copy_survey(source: Path, target: Path, *, drop=(), rows=None, flux=None, iv
         columns=[name for name in values if name not in ("id", "star_id")],
         simulated=survey.simulated,
         labels=survey.label_definitions,
+        resolving_power=survey.resolving_power,
+        noise_correlation=survey.noise_correlation,
+        at_rest=survey.at_rest,
     ) as writer:
         writer.write(
             0,

@@ -223,5 +223,5 @@ def test_estimated_snr_takes_the_correlation_of_the_spectra():
     spectra = Spectra.from_arrays(WAVE, white, noise_correlation=())
     inputs = Preparation().apply(Batch(spectra, {}))
     assert np.median(inputs.snr) == pytest.approx(40, rel=0.05)
-    with pytest.raises(ConfigError, match="no noise"):
+    with pytest.raises(ConfigError, match="no correlation"):
         estimate_snr(white, correlation=[0.9])

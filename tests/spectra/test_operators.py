@@ -490,7 +490,7 @@ def test_snr_that_cannot_be_measured_is_nan():
     flux[2, 20:] = np.nan
     assert np.isnan(estimate_snr(flux)).all()
     assert np.isnan(estimate_snr(np.ones((2, 5)))).all()
-    with pytest.raises(ConfigError, match="no noise"):
+    with pytest.raises(ConfigError, match="no correlation"):
         estimate_snr(np.ones((1, 100)), correlation=(0.9,))
 
 

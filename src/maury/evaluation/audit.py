@@ -44,8 +44,9 @@ from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
 from maury.prediction.streaming import hide
 from maury.prediction.uncertainty import UncertaintyModel
-from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel
-from maury.spectra.preparation import Inputs
+from maury.simulation.observing import ObservingModel
+from maury.simulation.training_stars import known_conditions
+from maury.spectra.preparation import Inputs, take
 from maury.survey.store import Survey
 
 __all__ = ["WITHOUT", "alike", "audit", "audit_metadata", "bootstrap_scatter"]
@@ -138,9 +139,7 @@ def audit(
     return AuditReport(
         labels=labels,
         sensitivities=tuple(
-            _sensitivities(
-                model, inputs, truth, observing=TRAINING_CONDITIONS.at_power(survey.resolving_power)
-            )
+            _sensitivities(model, inputs, truth, conditions=known_conditions(survey, model))
         ),
         simulated=survey.simulated,
         n_row=int(rows.size),
@@ -202,26 +201,27 @@ def _note(model: Model, residuals: Mapping[str, Float64Array]) -> str:
 
 
 def _sensitivities(
-    model: Model, inputs: Inputs, truth: Float64Array, *, observing: ObservingModel
+    model: Model, inputs: Inputs, truth: Float64Array, *, conditions: ObservingModel | None
 ) -> Iterator[Sensitivity]:
-    if not can_compare(model):
+    if conditions is None or not can_compare(model):
         return
     columns = [model.label_names.index(name) for name in LABEL_NAMES]
     labels = np.where(inputs.snr[:, None] > 0, truth[:, columns], np.nan)
     for star in STAR_TYPES:
         rows = nearest_to(star, labels)
-        gradient = flux_gradient(model, _some(inputs, rows))[:, columns]
+        gradient = flux_gradient(model, take(inputs, rows))[:, columns]
         answered = np.isfinite(gradient).all(axis=(1, 2))
         rows, gradient = rows[answered], gradient[answered]
         if rows.size:
             yield compare_with_optimal(
-                star, gradient, labels[rows], inputs.snr[rows], model=model, observing=observing
+                star,
+                gradient,
+                labels[rows],
+                inputs.snr[rows],
+                model=model,
+                observing=conditions,
+                noise_correlation=inputs.noise_correlation,
             )
-
-
-def _some(inputs: Inputs, rows: Int64Array) -> Inputs:
-    per_star = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
-    return replace(inputs, **{name: getattr(inputs, name)[rows] for name in per_star})
 
 
 def _finite_only(values: Float64Array) -> Float64Array:

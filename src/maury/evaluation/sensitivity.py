@@ -35,6 +35,7 @@ from maury.simulation.bound import (
     covers,
 )
 from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS, ObservingModel
+from maury.spectra.noise import RAVE_CORRELATION
 from maury.spectra.operators import vacuum_to_air
 
 LINES: Mapping[str, tuple[float, ...]] = {
@@ -152,7 +153,7 @@ def optimal_weights(
     *,
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     prior: Prior = None,
-    noise_correlation: Sequence[float] = (0.44, 0.05),
+    noise_correlation: Sequence[float] = RAVE_CORRELATION,
     observing: ObservingModel = TRAINING_CONDITIONS,
 ) -> tuple[Float64Array, Float64Array]:
     """Weights of the best linear estimator of each label, and the slopes of the flux.
@@ -211,6 +212,7 @@ def compare_with_optimal(
     *,
     model: Model,
     observing: ObservingModel = TRAINING_CONDITIONS,
+    noise_correlation: Sequence[float] = RAVE_CORRELATION,
 ) -> Sensitivity:
     """Set a model's derivatives at some stars beside the best linear weights.
 
@@ -227,14 +229,16 @@ def compare_with_optimal(
     model : Model
         Its wavelengths, noise and inputs; with photometry the best estimator has it too.
     observing : ObservingModel
-        As of `maury.simulation.bound.cramer_rao`.
+        Conditions under which the spectra are seen.
+    noise_correlation : sequence of float
+        Autocorrelation of the noise at lags of 1, 2, ... prepared pixels.
     """
     weights, slopes = optimal_weights(
         labels,
         snr,
         wave_aa=air_wavelengths(model),
         prior="photometry" if sees_photometry(model) else None,
-        noise_correlation=model.preparation.noise_correlation,
+        noise_correlation=noise_correlation,
         observing=observing,
     )
     mean, best = gradient.mean(axis=0), weights.mean(axis=0)

@@ -15,7 +15,7 @@ from maury.labels.statistics import LabelStatistics, residual_statistics
 from maury.model.directory import Model
 from maury.prediction.streaming import predict_rows
 from maury.simulation.bound import LabelBound, ObservedModes, compare_with_bound, covers
-from maury.simulation.observing import TRAINING_CONDITIONS
+from maury.simulation.training_stars import known_conditions
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.store import Survey
 
@@ -239,6 +239,9 @@ def _bounds(
     wave_aa = survey.wave_aa if survey.medium == "air" else vacuum_to_air(survey.wave_aa)
     if not set(LABEL_NAMES) <= set(names) or not covers(wave_aa):
         return (), ()
+    conditions = known_conditions(survey, model)
+    if conditions is None:
+        return (), ()
     chosen = slice(None, None, -(-len(truth) // _MOST_BOUNDS))
 
     def compare(modes: ObservedModes | None) -> tuple[LabelBound, ...]:
@@ -247,9 +250,9 @@ def _bounds(
             np.stack([table[name][chosen] for name in LABEL_NAMES], axis=1),
             table["snr"][chosen],
             wave_aa=wave_aa,
-            noise_correlation=model.preparation.noise_correlation,
+            noise_correlation=conditions.correlation,
             modes=modes,
-            observing=TRAINING_CONDITIONS.at_power(survey.resolving_power),
+            observing=conditions,
         )
 
     modes = _observed_modes(model, wave_aa)

@@ -177,7 +177,7 @@ def collect(
         truth_error=survey.label_errors(names)[labelled][kept],
         inputs=take(inputs, kept),
         star_id=star_id[kept],
-        noise_correlation=tuple(preparation.noise_correlation),
+        noise_correlation=inputs.noise_correlation,
         simulated=survey.simulated,
     )
     return Collected(

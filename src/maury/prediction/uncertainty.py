@@ -443,7 +443,7 @@ def _cover(
             _evidence(network, star_simulator, inputs, answer),
             wave_aa=star_simulator.wave_aa,
             label_names=model.label_names,
-            noise_correlation=tuple(model.preparation.noise_correlation),
+            noise_correlation=inputs.noise_correlation,
         )
     except TrainingError as error:
         logger.warning("coverage is not learnt: %s", error)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
+from scipy.linalg import cho_solve_banded, cholesky_banded
 
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES, LABELS
@@ -35,6 +35,7 @@ from maury.simulation.observing import (
 )
 from maury.simulation.population import Population
 from maury.simulation.prior import TIED, population_prior
+from maury.spectra.noise import RAVE_CORRELATION, check_correlation
 
 __all__ = [
     "SNR_EDGES",
@@ -70,7 +71,7 @@ def cramer_rao(
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     prior: Prior = None,
     observing: ObservingModel = TRAINING_CONDITIONS,
-    noise_correlation: Sequence[float] = (0.44, 0.05),
+    noise_correlation: Sequence[float] = RAVE_CORRELATION,
     modes: ObservedModes | None = None,
     emulator: Emulator | None = None,
 ) -> Float64Array:
@@ -138,7 +139,7 @@ def cramer_rao_covariance(
     wave_aa: ArrayLike = RAVE_WAVE_AA,
     prior: Prior = None,
     observing: ObservingModel = TRAINING_CONDITIONS,
-    noise_correlation: Sequence[float] = (0.44, 0.05),
+    noise_correlation: Sequence[float] = RAVE_CORRELATION,
     modes: ObservedModes | None = None,
     emulator: Emulator | None = None,
 ) -> Float64Array:
@@ -224,7 +225,7 @@ def compare_with_bound(
     snr: ArrayLike,
     *,
     wave_aa: ArrayLike = RAVE_WAVE_AA,
-    noise_correlation: Sequence[float] = (0.44, 0.05),
+    noise_correlation: Sequence[float] = RAVE_CORRELATION,
     modes: ObservedModes | None = None,
     observing: ObservingModel = TRAINING_CONDITIONS,
 ) -> tuple[LabelBound, ...]:
@@ -483,12 +484,6 @@ def _correlation_factor(correlation: Sequence[float], n_pixel: int) -> Float64Ar
     """Banded lower Cholesky factor of the correlation matrix of the noise of `n_pixel` pixels."""
     bands = np.zeros((1 + min(len(correlation), n_pixel - 1), n_pixel))
     bands[0] = 1.0
-    for lag in range(1, len(bands)):
-        bands[lag, : n_pixel - lag] = correlation[lag - 1]
-    try:
-        return np.asarray(cholesky_banded(bands, lower=True))
-    except LinAlgError as error:
-        raise ValueError(
-            f"noise_correlation {tuple(correlation)} is no correlation of any noise: its matrix is "
-            "not positive definite"
-        ) from error
+    for lag, value in enumerate(check_correlation(correlation), start=1):
+        bands[lag : lag + 1, : n_pixel - lag] = value
+    return np.asarray(cholesky_banded(bands, lower=True))

@@ -8,6 +8,7 @@ in ln(lambda). Spectra made here are simulated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import j1, ndtr, ndtri
 
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
-from maury.spectra.noise import Correlation, noise_kernel
+from maury.spectra.noise import Correlation, noise_kernel, side_weight_correlation
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS, ivar_from_snr
 
 RAVE_WAVE_AA: Float64Array = np.asarray(8420.0 + 0.4 * np.arange(912), dtype=np.float64)
@@ -36,6 +37,8 @@ _LEAST_FLUX = 1e-3
 _NEGLIGIBLE = 14.0
 _INTERPOLATION_POINTS = 6
 _BLOCK = 64
+_SAME_CORRELATION = 0.01
+"""Correlations that differ by less are one: .44 rounded is .4403, that of the default weight."""
 
 
 class TheoryMismatch(BaseModel):
@@ -145,17 +148,10 @@ class ObservingModel(BaseModel):
         """Autocorrelation of the noise at lags of 1, 2, ... pixels."""
         if self.noise_correlation is not None:
             return self.noise_correlation
-        side = self.noise_side_weight
-        norm = 1.0 + 2.0 * side**2
-        return (2.0 * side / norm, side**2 / norm) if side else ()
+        return side_weight_correlation(self.noise_side_weight)
 
-    def at_power(self, resolving_power: float | None) -> ObservingModel:
-        """Return the same conditions at another resolving power; scatter and range go with it.
-
-        None means unknown: nothing changes.
-        """
-        if resolving_power is None:
-            return self
+    def at_power(self, resolving_power: float) -> ObservingModel:
+        """Return the same conditions at another resolving power; scatter and range go with it."""
         ratio = resolving_power / self.resolving_power
         low, high = self.resolving_power_range
         return self.model_copy(
@@ -165,6 +161,17 @@ class ObservingModel(BaseModel):
                 "resolving_power_range": (ratio * low, ratio * high),
             }
         )
+
+    def with_noise(self, correlation: Sequence[float]) -> ObservingModel:
+        """Return the same conditions with noise of this correlation, unless it is theirs."""
+        lags = max(len(correlation), len(self.correlation))
+        ours, other = (
+            np.pad(np.array(one, dtype=np.float64), (0, lags - len(one)))
+            for one in (self.correlation, correlation)
+        )
+        if np.all(np.abs(ours - other) < _SAME_CORRELATION):
+            return self
+        return self.model_copy(update={"noise_correlation": tuple(correlation)})
 
     @model_validator(mode="after")
     def _ranges_increase(self) -> ObservingModel:

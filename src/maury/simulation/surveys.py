@@ -257,6 +257,7 @@ def simulate_survey(
         overwrite=overwrite,
         resume_key=_fingerprint({**provenance, "n_star": n_star}),
         resolving_power=chosen.observing.resolving_power,
+        noise_correlation=chosen.observing.correlation,
     ) as writer:
         if cluster is not None:
             _simulate_on(cluster, simulator, writer, progress)

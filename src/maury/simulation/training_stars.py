@@ -8,6 +8,7 @@ simulated spectra, each with noise of its own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
@@ -22,7 +23,7 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
 from maury.simulation.drawing import DEFAULT_DRAW, DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
-from maury.simulation.observing import ObservingModel, Spectrograph
+from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
 from maury.simulation.population import Population
 from maury.simulation.rest_frame import RestFrameTheory
 from maury.simulation.theory import (
@@ -30,8 +31,18 @@ from maury.simulation.theory import (
     TheoryCalibration,
 )
 from maury.spectra.operators import vacuum_to_air
+from maury.spectra.preparation import Preparation
+from maury.survey.store import Survey
 
-__all__ = ["BatchNoise", "SimulatedPool", "TrainingStarSimulator"]
+__all__ = [
+    "BatchNoise",
+    "SimulatedPool",
+    "TrainingStarSimulator",
+    "known_conditions",
+    "survey_conditions",
+]
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 2048
 _LOW_SNR = (10.0, 100.0)
@@ -337,6 +348,63 @@ class TrainingStarSimulator:
                 "train the model again"
             )
         return cls(**own, calibration=calibration, observing=observing)
+
+
+def survey_conditions(
+    observing: ObservingModel, survey: Survey, preparation: Preparation
+) -> ObservingModel:
+    """Conditions under which stars of a survey are simulated: its resolving power and its noise.
+
+    What `observing` states itself stays. The correlation of the noise is that of prepared pixels.
+
+    Parameters
+    ----------
+    observing : ObservingModel
+    survey : Survey
+    preparation : Preparation
+
+    Raises
+    ------
+    ConfigError
+        If neither states the resolving power.
+    """
+    stated = observing.model_fields_set
+    if "resolving_power" not in stated:
+        power = survey.resolving_power
+        if power is None:
+            raise ConfigError(
+                f"{survey.path} does not say its resolving power, at which stars are simulated: "
+                "write 'resolving_power = ...' at the top of the TOML file that it is ingested "
+                "with, or in [training.observing] of the settings"
+            )
+        observing = observing.at_power(power)
+    if stated & {"noise_side_weight", "noise_correlation"}:
+        return observing
+    # The steps alone, on no rows: what they make of the noise does not depend on the spectra.
+    steps = preparation.model_copy(update={"observables": ()})
+    nothing = survey.rows(np.zeros(0, dtype=np.int64))
+    return observing.with_noise(steps.apply(nothing).noise_correlation)
+
+
+def known_conditions(survey: Survey, model: Model) -> ObservingModel | None:
+    """Conditions under which the spectra of a survey are seen, for bounds; None if unknown.
+
+    Resolving power and noise of the stored pixels, as the survey says, else as the model does that
+    was trained on such spectra.
+    """
+    power, noise = survey.resolving_power, survey.noise_correlation
+    if power is None and "sky" in model.attachments:
+        stated = model.attachments["sky"].metadata["observing"]
+        power = ObservingModel.model_validate(stated).resolving_power
+    if power is None:
+        logger.warning(
+            "%s does not say its resolving power, so that there is no bound of its errors; write "
+            "'resolving_power = ...' at the top of the TOML file that it is ingested with",
+            survey.path,
+        )
+        return None
+    known = model.preparation.noise_correlation if noise is None else noise
+    return TRAINING_CONDITIONS.at_power(power).with_noise(known)
 
 
 _OWN_ARRAYS = ("wave_aa", "labels", "observables", "snr")

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator
 
-from maury.errors import ConfigError
+from maury.errors import CorrelationError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "known_noise",
     "noise_kernel",
     "resampled_correlation",
+    "side_weight_correlation",
 ]
 
 RAVE_CORRELATION = (0.44, 0.05)
@@ -55,18 +56,19 @@ def check_correlation(
 
     Raises
     ------
-    ConfigError
+    CorrelationError
         If a value is not finite, or no noise has such a correlation.
     """
     values = tuple(float(value) for value in correlation)
     if not all(np.isfinite(values)):
-        raise ConfigError(f"{name} must be finite numbers, got {list(values)}")
+        raise CorrelationError(f"{name} must be finite numbers, got {list(values)}")
     least = _least_power(values)
     if least < -_NEGATIVE_POWER:
-        raise ConfigError(
-            f"{name} = {list(values)}: no noise is correlated like that, its power would fall to "
-            f"{least:.2f} at some frequency (a single value is at most 0.5); give the "
-            "autocorrelation of the noise at lags of 1, 2, ... pixels, or [] for independent pixels"
+        raise CorrelationError(
+            f"{name} = {list(values)} is no correlation of any noise: its matrix is not positive "
+            f"definite, with a power of {least:.2f} at some frequency (a single value is at most "
+            "0.5); give the autocorrelation of the noise at lags of 1, 2, ... pixels, or [] for "
+            "independent pixels"
         )
     return values
 
@@ -77,15 +79,7 @@ def _least_power(correlation: Sequence[float]) -> float:
     return float((1.0 + 2.0 * np.cos(np.outer(omega, lags)) @ np.asarray(correlation)).min())
 
 
-def _some_noise(correlation: tuple[float, ...]) -> tuple[float, ...]:
-    """Pydantic turns only `ValueError` into one message with all mistakes."""
-    try:
-        return check_correlation(correlation)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-
-
-Correlation = Annotated[tuple[float, ...], AfterValidator(_some_noise)]
+Correlation = Annotated[tuple[float, ...], AfterValidator(check_correlation)]
 """Autocorrelation of noise at lags of 1, 2, ... pixels, refused where no noise has it."""
 
 
@@ -99,6 +93,14 @@ def known_noise(ivar: Float32Array) -> BoolArray:
     rows = np.flatnonzero(~known)
     known[rows] = ~((ivar[rows] == 1.0) | (ivar[rows] == 0.0)).all(axis=1)
     return known
+
+
+def side_weight_correlation(side_weight: float) -> tuple[float, ...]:
+    """Autocorrelation of white noise after a convolution with (w, 1, w), w the side weight."""
+    if side_weight == 0.0:
+        return ()
+    norm = 1.0 + 2.0 * side_weight**2
+    return (2.0 * side_weight / norm, side_weight**2 / norm)
 
 
 @lru_cache(maxsize=32)

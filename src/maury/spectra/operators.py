@@ -196,7 +196,7 @@ class Resampler:
     ------
     ValueError
         If a grid does not increase, or `min_coverage` lies outside (0, 1].
-    ConfigError
+    CorrelationError
         If no noise has that correlation.
 
     Examples
@@ -358,7 +358,7 @@ def to_rest_frame(
     ------
     ValueError
         If the shapes do not fit, or a grid does not increase.
-    ConfigError
+    CorrelationError
         If no noise has that correlation.
     """
     correlation = check_correlation(noise_correlation)

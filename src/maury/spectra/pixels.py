@@ -181,7 +181,7 @@ def estimate_snr(
 
     Raises
     ------
-    ConfigError
+    CorrelationError
         If `correlation` is no autocorrelation of any noise.
     """
     values = np.asarray(flux)

@@ -143,7 +143,7 @@ class Spectra:
 
         Raises
         ------
-        ConfigError
+        CorrelationError
             If no noise has that correlation.
         WavelengthError
             If the grid is not increasing and finite.

@@ -25,6 +25,7 @@ from maury.labels import definitions as labels_module
 from maury.labels.columns import unknown_column
 from maury.labels.definitions import Label
 from maury.spectra.batch import Batch
+from maury.spectra.noise import check_correlation, side_weight_correlation
 from maury.spectra.rows import row_numbers, row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths, describe_grid
 from maury.spectra.stars import StarMarks
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _HEADER_FILE = "zarr.json"
+RAVE_RESOLVING_POWER = 7500.0
+"""Of RAVE (Steinmetz et al. 2020, AJ 160, 82); early stores of its released files do not say it."""
 
 
 class Survey:
@@ -144,8 +147,24 @@ class Survey:
     @property
     def resolving_power(self) -> float | None:
         """Typical lambda / FWHM of the spectra; None if it is not known."""
-        value = self._header.get("resolving_power")
+        value = self._header.get("resolving_power", self._simulated_with("resolving_power"))
+        if value is None and self.provenance.get("reader") == "released":
+            return RAVE_RESOLVING_POWER
         return None if value is None else float(value)
+
+    @property
+    def noise_correlation(self) -> tuple[float, ...] | None:
+        """Autocorrelation of the noise at lags of 1, 2, ... pixels; None if it is not known."""
+        if "noise_correlation" in self._header:
+            return check_correlation(self._header["noise_correlation"])
+        side_weight = self._simulated_with("noise_side_weight")
+        return None if side_weight is None else side_weight_correlation(float(side_weight))
+
+    def _simulated_with(self, name: str) -> Any:
+        """Look up what stores of earlier versions say only among the settings of a simulation."""
+        simulation = self._header["provenance"].get("simulation")
+        observing = simulation.get("observing") if isinstance(simulation, dict) else None
+        return observing.get(name) if isinstance(observing, dict) else None
 
     @property
     def at_rest(self) -> bool | None:
@@ -286,7 +305,11 @@ class Survey:
         start, stop = row_range(start, stop, self.n_star, what=str(self.path))
         rows = slice(start, stop)
         spectra = Spectra.from_arrays(
-            self.wave_aa, self._read("flux", rows), self._read("ivar", rows), medium=self.medium
+            self.wave_aa,
+            self._read("flux", rows),
+            self._read("ivar", rows),
+            medium=self.medium,
+            noise_correlation=self.noise_correlation,
         )
         columns = MappingProxyType(self._columns_of(start, stop))
         return Batch(spectra, columns, start, self.at_rest)
@@ -312,6 +335,7 @@ class Survey:
             self._gather("flux", index),
             self._gather("ivar", index),
             medium=self.medium,
+            noise_correlation=self.noise_correlation,
         )
         values = {name: self.column(name)[index] for name in self.column_names}
         return Batch(spectra, MappingProxyType(values), at_rest=self.at_rest)

@@ -33,6 +33,7 @@ from maury.io.migrations import SURVEY
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column, unknown_column
 from maury.labels.definitions import LABELS, Label
+from maury.spectra.noise import check_correlation
 from maury.spectra.spectra import Medium, check_wavelengths
 from maury.survey.manifest import MANIFEST, write_manifest
 from maury.survey.plausibility import check_range_of_wavelengths, tell_of_labels
@@ -78,11 +79,15 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         Fingerprint of everything that determines the content.
     resolving_power : float, optional
         lambda / FWHM of the spectra, if it is known.
+    noise_correlation : sequence of float, optional
+        Autocorrelation of the noise at lags of 1, 2, ... pixels, if it is known.
     at_rest : bool, optional
         Whether the spectra are in the rest frame of their stars, if it is known.
 
     Raises
     ------
+    CorrelationError
+        If no noise has that correlation.
     OutputExists
         If `path` exists and `overwrite` is false.
     ResumeMismatch
@@ -108,6 +113,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         overwrite: bool = False,
         resume_key: str | None = None,
         resolving_power: float | None = None,
+        noise_correlation: Sequence[float] | None = None,
         at_rest: bool | None = None,
     ) -> None:
         self.path = Path(path)
@@ -132,6 +138,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         }
         if resolving_power is not None:
             header["resolving_power"] = float(resolving_power)
+        if noise_correlation is not None:
+            header["noise_correlation"] = list(check_correlation(noise_correlation))
         if at_rest is not None:
             header["at_rest"] = bool(at_rest)
         with ExitStack() as stack:

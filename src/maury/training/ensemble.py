@@ -21,6 +21,7 @@ from maury.io.cluster import Cluster
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
 from maury.labels import definitions as labels_module
 from maury.labels.definitions import LABEL_NAMES
+from maury.labels.flags import Flag
 from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
 from maury.model.networks.published import NetworkConfig
@@ -110,7 +111,7 @@ def train(
     ------
     ConfigError
         If settings are wrong; all of them are listed. If the preset ``maury`` cannot simulate such
-        a survey.
+        a survey, or its resolving power is stated neither by it nor by the settings.
     TrainingError
         If too few stars have labels and inputs, or a member fails.
     OutputExists, ResumeMismatch
@@ -120,7 +121,7 @@ def train(
     refuse_existing(path, overwrite=overwrite)
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    settings = settings.seen_at(survey.resolving_power)
+    settings = settings.seen_in(survey)
     stars = _collect(survey, settings, seed, source)
     key = _fingerprint(settings, seed, stars, source)
     holds = "a training of other settings or data"
@@ -381,7 +382,8 @@ def _prepare(
     """Prepare rows batch by batch; count in `dropped` those that the network cannot take."""
     settings.preparation.require_columns(survey.column_names, what=str(survey.path))
     rows, flux, ivar, observables = [], [], [], []
-    dropped |= {"no usable pixel": 0, "missing observable": 0}
+    noiseless = "of unknown noise (put the step 'noise' into [preparation] steps)"
+    dropped |= {"no usable pixel": 0, "missing observable": 0, noiseless: 0}
     for start in range(0, len(survey), _READ_ROWS):
         chosen = labelled[(labelled >= start) & (labelled < start + _READ_ROWS)]
         if chosen.size == 0:
@@ -392,7 +394,11 @@ def _prepare(
         lacking = ~blank & ~has_observables(inputs, settings.network)
         dropped["no usable pixel"] += int(blank.sum())
         dropped["missing observable"] += int(lacking.sum())
-        usable = ~(blank | lacking)
+        # Simulated stars have the noise of labelled ones, which must hence be known.
+        unknown = ~(blank | lacking) & ((inputs.flags & Flag.NOISE_UNKNOWN.value) != 0)
+        unknown &= settings.network.simulates
+        dropped[noiseless] += int(unknown.sum())
+        usable = ~(blank | lacking | unknown)
         rows.append(chosen[usable])
         flux.append(inputs.flux[usable])
         ivar.append(inputs.ivar[usable])

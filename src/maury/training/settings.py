@@ -10,7 +10,9 @@ from maury.errors import ConfigError, suggestion
 from maury.io.config_files import read_toml
 from maury.model.networks.published import PRESETS, DefaultConfig, NetworkConfig, parse_settings
 from maury.model.split import SplitConfig
+from maury.simulation.training_stars import survey_conditions
 from maury.spectra.preparation import Preparation
+from maury.survey.store import Survey
 from maury.training.member import TrainingConfig
 from maury.training.simulated import SimulatedTraining
 
@@ -111,20 +113,27 @@ class EnsembleConfig(BaseModel):
         """
         return cls.model_validate(read_toml(path, what="settings"))
 
-    def seen_at(self, resolving_power: float | None) -> Self:
-        """Return the same settings, stars simulated at the resolving power of a survey.
+    def seen_in(self, survey: Survey) -> Self:
+        """Return the same settings with what a survey says of its noise and resolution.
 
-        Nothing changes if it is unknown (None), if the settings state one of their own, or if the
-        network learns from no simulated stars.
+        What the settings state themselves stays.
+
+        Raises
+        ------
+        ConfigError
+            If stars are simulated, and the resolving power is not known.
         """
-        training = self.training
-        if resolving_power is None or not isinstance(training, SimulatedTraining):
-            return self
-        observing = training.observing
-        if "resolving_power" in observing.model_fields_set:
-            return self
-        seen = training.model_copy(update={"observing": observing.at_power(resolving_power)})
-        return self.model_copy(update={"training": seen})
+        settings, known = self, survey.noise_correlation
+        preparation = self.preparation
+        if known is not None and "noise_correlation" not in preparation.model_fields_set:
+            preparation = preparation.model_copy(update={"noise_correlation": known})
+            settings = self.model_copy(update={"preparation": preparation})
+        training = settings.training
+        if not isinstance(training, SimulatedTraining):
+            return settings
+        observing = survey_conditions(training.observing, survey, preparation)
+        seen = training.model_copy(update={"observing": observing})
+        return settings.model_copy(update={"training": seen})
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain mapping that `model_validate` reads."""

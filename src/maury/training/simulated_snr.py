@@ -18,7 +18,7 @@ from maury.io.arrays import Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.simulation.emulator import Emulator
 from maury.simulation.population import Population
-from maury.simulation.training_stars import TrainingStarSimulator
+from maury.simulation.training_stars import TrainingStarSimulator, survey_conditions
 from maury.spectra.batch import Batch
 from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey
@@ -37,7 +37,8 @@ def fit_star_simulator(survey: Survey, rows: Int64Array) -> TrainingStarSimulato
     Raises
     ------
     ConfigError
-        If too few of them have all nine labels, or the emulator lacks some of their pixels.
+        If too few of them have all nine labels, or the emulator lacks some of their pixels, or the
+        resolving power of the survey is not known.
     """
     truth = survey.labels(LABELS)[rows]
     whole = rows[np.isfinite(truth).all(axis=1)]
@@ -46,8 +47,9 @@ def fit_star_simulator(survey: Survey, rows: Int64Array) -> TrainingStarSimulato
             f"simulated S/N needs at least {_LEAST_STARS} training stars with the labels "
             f"{', '.join(LABEL_NAMES)}, got {whole.size}; compare without --snr"
         )
-    observing = SimulatedTraining().observing
-    inputs = Preparation(observables=()).apply(survey.rows(whole))
+    preparation = Preparation(observables=())
+    observing = survey_conditions(SimulatedTraining().observing, survey, preparation)
+    inputs = preparation.apply(survey.rows(whole))
     TrainingStarSimulator.require_grid(inputs.wave_aa, inputs.medium, observing)
     good = (inputs.ivar > 0).mean(axis=1) > 0.5
     return TrainingStarSimulator.fit(

@@ -159,9 +159,15 @@ def _settings(
     ratio = power / source.star_simulator.observing.resolving_power
     own["resolving_power_scatter"] *= ratio
     own["resolving_power_range"] = [ratio * limit for limit in own["resolving_power_range"]]
+    preparation = model.preparation.to_json()
+    if survey.noise_correlation is not None:
+        # The noise is that of the new survey, which training reads from it.
+        for known in (own, preparation):
+            for key in ("noise_side_weight", "noise_correlation"):
+                known.pop(key, None)
     own |= {**observing, "resolving_power": power}
     training = {**source_training(model), **TRAINING, **given, "observing": own}
-    preparation = model.preparation.to_json() | sections["preparation"]
+    preparation |= sections["preparation"]
     choice = {"members": len(model.kept), **sections["ensemble"]}
     if members is not None:
         choice["members"] = members

@@ -24,6 +24,7 @@ from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
 from maury.report.explorer.content import Content
+from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.survey.store import Survey
@@ -290,7 +291,16 @@ class Stars:
             return found
         place = [model.label_names.index(name) for name in LABEL_NAMES]
         snr = np.where(np.isfinite(inputs.snr), inputs.snr, 50.0)
-        best = compare_with_optimal("this star", gradient[:, place], labels, snr, model=model)
+        simulator = self._star_simulator
+        best = compare_with_optimal(
+            "this star",
+            gradient[:, place],
+            labels,
+            snr,
+            model=model,
+            observing=TRAINING_CONDITIONS if simulator is None else simulator.observing,
+            noise_correlation=inputs.noise_correlation,
+        )
         found["optimal"] = dict(zip(LABEL_NAMES, map(_numbers, best.optimal), strict=True))
         found["correlation"] = dict(zip(LABEL_NAMES, _numbers(best.correlation), strict=True))
         return found

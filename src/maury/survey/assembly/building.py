@@ -344,6 +344,7 @@ def _write(
         overwrite=overwrite,
         resume_key=fingerprint(files, spectra.spectra.fingerprint),
         resolving_power=spectra.spectra.resolving_power,
+        noise_correlation=spectra.spectra.noise_correlation,
         at_rest=spectra.spectra.at_rest,
     )
     with writer:

@@ -29,6 +29,8 @@ class Arm:
     gridder : Gridder
         To the grid of the arm.
     medium : {"air", "vacuum"}
+    first_aa : (n_in,) float64
+        Wavelengths of its first spectrum.
     table : SourceTable, optional
         Facts of its spectra.
     """
@@ -37,6 +39,7 @@ class Arm:
     source: Source
     gridder: Gridder
     medium: Medium
+    first_aa: Float64Array
     table: SourceTable | None = None
 
 

@@ -19,6 +19,7 @@ from maury.labels import columns as columns_module
 from maury.labels import definitions as labels_module
 from maury.labels.columns import Column
 from maury.labels.definitions import LABELS, Label
+from maury.spectra.noise import Correlation
 from maury.spectra.spectra import Medium
 
 Key = Annotated[int, Field(ge=0, strict=True)] | str
@@ -265,6 +266,8 @@ class IngestConfig(Strict):
         Numbers that mean "missing" in every column that does not say otherwise.
     skip_bad : bool
         Keep a file that cannot be read, as a row of bad pixels; its column ``unread`` says why.
+    noise_correlation : tuple of float, optional
+        Autocorrelation of the noise at lags of 1, 2, ... pixels of the files.
     at_rest : bool, optional
         Whether the spectra are in the rest frame of their stars; not given where it is unknown.
     label : tuple of mapping
@@ -284,6 +287,7 @@ class IngestConfig(Strict):
     simulated: bool = False
     missing: tuple[float, ...] | None = None
     skip_bad: bool = False
+    noise_correlation: Correlation | None = None
     at_rest: bool | None = None
     label: tuple[dict[str, Any], ...] = ()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray, StrArray
+from maury.spectra.noise import resampled_correlation
 from maury.spectra.operators import to_rest_frame
 from maury.survey.readers.arms import read_scattered
 from maury.survey.readers.grids import Gridder
@@ -79,9 +80,16 @@ class CoaddedSource:
     ) -> tuple[AnyArray, AnyArray]:
         if self.velocity_kms is None:
             return flux, ivar
-        wave = self.gridder.wave_aa
+        wave, correlation = self.gridder.wave_aa, self.gridder.noise_correlation
+        if self.gridder.resamples:
+            correlation = resampled_correlation(correlation, 1.0)
         return to_rest_frame(
-            flux, ivar, self.velocity_kms[group], wave_in_aa=wave, wave_out_aa=wave
+            flux,
+            ivar,
+            self.velocity_kms[group],
+            wave_in_aa=wave,
+            wave_out_aa=wave,
+            noise_correlation=correlation,
         )
 
 

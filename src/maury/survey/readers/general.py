@@ -19,6 +19,7 @@ from maury.labels.columns import Column
 from maury.labels.definitions import Label
 from maury.spectra.batch import Batch
 from maury.spectra.batch import Readable as ReadableSurvey
+from maury.spectra.noise import resampled_correlation
 from maury.spectra.rows import row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths
 from maury.survey.readers.arms import Arm, ArmsSource, join_arms
@@ -77,6 +78,8 @@ class FileSurvey:
     simulated : bool
     resolving_power : float, optional
         lambda / FWHM of the spectra, if it is known.
+    noise_correlation : tuple of float, optional
+        Autocorrelation of the noise at lags of 1, 2, ... pixels of the grid, if it is known.
     at_rest : bool, optional
         Whether the spectra are in the rest frame of their stars, if it is known.
     provenance : mapping
@@ -96,6 +99,7 @@ class FileSurvey:
         further: Sequence[Column] = (),
         simulated: bool,
         resolving_power: float | None = None,
+        noise_correlation: tuple[float, ...] | None = None,
         at_rest: bool | None = None,
         provenance: Mapping[str, Any],
         fingerprint: str,
@@ -109,6 +113,7 @@ class FileSurvey:
         self.labels = tuple(labels)
         self.simulated = simulated
         self.resolving_power = resolving_power
+        self.noise_correlation = noise_correlation
         self.at_rest = at_rest
         self.provenance = dict(provenance)
         self.fingerprint = fingerprint
@@ -163,7 +168,13 @@ class FileSurvey:
         rows = {name: values[start:stop] for name, values in self.columns.items()}
         rows |= {"snr": read.snr} | dict.fromkeys(self._unread, read.unread)
         return Batch(
-            Spectra.from_arrays(self.wave_aa, read.flux, read.ivar, medium=self.medium),
+            Spectra.from_arrays(
+                self.wave_aa,
+                read.flux,
+                read.ivar,
+                medium=self.medium,
+                noise_correlation=self.noise_correlation,
+            ),
             MappingProxyType({name: self._stored(name, v) for name, v in rows.items()}),
             start,
             self.at_rest,
@@ -288,6 +299,7 @@ def write_files(
         overwrite,
         further=files.further,
         resolving_power=files.resolving_power,
+        noise_correlation=files.noise_correlation,
         at_rest=files.at_rest,
     )
     with files:
@@ -407,11 +419,24 @@ def open_config(
             further=[c for parts in config.further_columns.values() for c in parts],
             simulated=config.simulated or source.simulated,
             resolving_power=config.resolving_power,
+            noise_correlation=_stored_correlation(config, arms[0], source),
             at_rest=True if isinstance(source, CoaddedSource) and source.moves else config.at_rest,
             provenance=provenance(reader, hashed, options),
             fingerprint=fingerprint(files, options),
             stack=stack.pop_all(),
         )
+
+
+def _stored_correlation(config: IngestConfig, arm: Arm, source: Source) -> tuple[float, ...] | None:
+    """Correlation of the noise on the grid of the store, which resampling and shifts change."""
+    found = config.noise_correlation
+    if found is None:
+        return None
+    if arm.gridder.resamples:
+        widths = [np.median(np.diff(grid)) for grid in (arm.gridder.wave_aa, arm.first_aa)]
+        found = resampled_correlation(found, round(float(widths[0] / abs(widths[1])), 4))
+    moved = isinstance(source, CoaddedSource) and source.moves
+    return resampled_correlation(found, 1.0) if moved else found
 
 
 def _velocity(columns: Columns, exposures: ExposuresConfig, path: Path) -> Float64Array | None:
@@ -501,8 +526,14 @@ def _arm(config: ArmConfig, whole: IngestConfig, stack: ExitStack) -> Arm:
     )
     kept = whole.windows if config.window is None else [config.window]
     layout = Layout.of(grid, kept, what=str(path))
-    gridder = Gridder(grid, resample=wanted is not None, medium=medium, layout=layout)
-    return Arm(config.name, source, gridder, medium, table)
+    gridder = Gridder(
+        grid,
+        resample=wanted is not None,
+        medium=medium,
+        layout=layout,
+        noise_correlation=whole.noise_correlation or (),
+    )
+    return Arm(config.name, source, gridder, medium, first, table)
 
 
 def _medium_of(source: FormatSource, wavelength: WavelengthConfig | None, path: Path) -> Medium:

@@ -177,11 +177,15 @@ class Gridder:
         For messages.
     layout : Layout, optional
         Which pixels of it are kept.
+    noise_correlation : sequence of float
+        Autocorrelation of the noise at lags of 1, 2, ... pixels before; empty if not known.
 
     Attributes
     ----------
     wave_aa : (n_kept,) float64
         What spectra have in the end.
+    resamples : bool
+    noise_correlation : tuple of float
     """
 
     def __init__(
@@ -191,11 +195,13 @@ class Gridder:
         resample: bool,
         medium: Medium,
         layout: "Layout | None" = None,
+        noise_correlation: Sequence[float] = (),
     ) -> None:
         self._base_aa = check_wavelengths(wave_aa)
         self._layout = layout
         self.wave_aa = self._base_aa if layout is None else check_wavelengths(layout.wave_aa)
-        self._resample = resample
+        self.resamples = resample
+        self.noise_correlation = tuple(noise_correlation)
         self._medium = medium
         self._last: tuple[Float64Array, Resampler] | None = None
 
@@ -236,14 +242,17 @@ class Gridder:
         if same_grid(self._base_aa, wave_aa):
             return spectra
         wave_aa = check_wavelengths(wave_aa, name=f"wavelengths of {what}")
-        if not self._resample:
+        if not self.resamples:
             raise GridMismatch(
                 f"{what} stands on {describe_grid(wave_aa, self._medium)}, the first spectrum on "
                 f"{describe_grid(self._base_aa, self._medium)}; ask for a common grid by "
                 "'resample = { start = ..., step = ..., n = ... }'"
             )
         if self._last is None or not np.array_equal(self._last[0], wave_aa):
-            self._last = (wave_aa, Resampler(wave_aa, self._base_aa))
+            self._last = (
+                wave_aa,
+                Resampler(wave_aa, self._base_aa, noise_correlation=self.noise_correlation),
+            )
         flux, ivar = self._last[1](*spectra)
         return np.where(ivar > 0, flux, np.nan), ivar
 

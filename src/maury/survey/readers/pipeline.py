@@ -255,6 +255,7 @@ class Target:
     overwrite: bool = False
     further: Sequence[Column] = ()
     resolving_power: float | None = None
+    noise_correlation: tuple[float, ...] | None = None
     at_rest: bool | None = None
 
 
@@ -307,6 +308,7 @@ def write_survey(
         overwrite=target.overwrite,
         resume_key=target.resume_key,
         resolving_power=target.resolving_power,
+        noise_correlation=target.noise_correlation,
         at_rest=target.at_rest,
     )
     with writer:

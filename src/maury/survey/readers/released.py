@@ -45,15 +45,12 @@ from maury.survey.readers.pipeline import (
     write_survey,
 )
 from maury.survey.readers.values import without_missing
-from maury.survey.store import Survey, require_unique
+from maury.survey.store import RAVE_RESOLVING_POWER, Survey, require_unique
 
 logger = logging.getLogger(__name__)
 
 N_PIXEL = 912
 START_AA, STEP_AA = 8420.0, 0.4
-
-RESOLVING_POWER = 7500.0
-"""Typical of RAVE spectra (Steinmetz et al. 2020, AJ 160, 82)."""
 
 _PARTS: Mapping[str, str] = {
     "spectra": "*_spectra.fits",
@@ -154,7 +151,7 @@ def ingest_released(
             provenance("released", describe_files(files.values()), {"medium": medium}),
             fingerprint(files.values(), "released"),
             overwrite=overwrite,
-            resolving_power=RESOLVING_POWER,
+            resolving_power=RAVE_RESOLVING_POWER,
         )
         gridder = Gridder(source.wave_aa, resample=False, medium=medium)
         return write_survey(
