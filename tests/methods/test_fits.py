@@ -20,7 +20,12 @@ from maury.errors import (
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
 from maury.labels.statistics import robust_sigma
-from maury.methods.fitting.synthesis import CommandSynthesiser, PySmeSynthesiser, SynthesiserModel
+from maury.methods.fitting.synthesis import (
+    CommandSynthesiser,
+    PySmeSynthesiser,
+    SynthesiserModel,
+    composition,
+)
 from maury.methods.fitting.theory import draw_nuisances
 from maury.methods.gaufre import cross_correlate
 from maury.methods.lines import LineModel
@@ -274,11 +279,19 @@ def test_sme_fits_by_synthesis(tmp_path, stars, monkeypatch):
 def test_pysme_is_asked_for_what_the_labels_say(monkeypatch, tmp_path):
     asked = {}
 
-    class Abundances(dict):
+    class Abundances:
+        """As in PySME: read with [M/H], written without."""
+
         elem = ("Mg", "Fe")
 
         def __init__(self, monh, pattern):
-            super().__init__(Mg=7.5, Fe=7.4)
+            self.monh, self.pattern = monh, {"Mg": 7.5, "Fe": 7.4}
+
+        def __getitem__(self, element):
+            return self.pattern[element] + self.monh
+
+        def update_pattern(self, new):
+            self.pattern |= new
 
     def synthesize_spectrum(sme):
         asked.update(vars(sme), mg=sme.abund["Mg"])
@@ -302,8 +315,29 @@ def test_pysme_is_asked_for_what_the_labels_say(monkeypatch, tmp_path):
     assert code.synthesise(labels, np.arange(8420.0, 8430.0)).shape == (10,)
     assert asked["teff"] == 5000.0
     assert asked["vmic"] == 1.4
-    assert asked["mg"] == pytest.approx(7.8)
+    assert asked["mg"] == pytest.approx(7.5 - 0.2 + 0.3)
+    code.synthesise(
+        {"teff": 5000.0, "logg": 3.0, "m_h": -1.0, "mg_fe": 0.0}, np.arange(8420.0, 8430.0)
+    )
+    assert asked["mg"] == pytest.approx(6.5)
+    with pytest.raises(ConfigError, match="no element Zz"):
+        code.synthesise({"teff": 5000.0, "logg": 3.0, "zz_fe": 0.0}, np.arange(8420.0, 8430.0))
     assert asked["ipres"] == 7500.0
+
+
+def test_abundances_of_a_synthesis_are_those_of_the_labels():
+    assert composition({"teff": 5000.0, "m_h": -1.0}) == {}
+    found = composition({"m_h": -1.0, "fe_h": -1.1, "alpha_m": 0.2, "mg_fe": 0.4})
+    assert found == pytest.approx(
+        {
+            **dict.fromkeys(("Fe", "Cr", "Al", "Ni"), -0.1),
+            **dict.fromkeys(("O", "Si", "S", "Ca", "Ti"), 0.2),
+            "Mg": 0.3,
+        }
+    )
+    assert composition({"m_h": -1.0, "si_fe": 0.0}) == {"Si": 0.0}
+    with pytest.raises(ConfigError, match="not c_m"):
+        composition({"teff": 5000.0, "c_m": 0.1})
 
 
 def test_without_pysme_the_extra_is_named(monkeypatch, tmp_path):
@@ -349,6 +383,9 @@ def test_synspec_runs_a_command_at_each_node(tmp_path):
         CommandSynthesiser("x {logg}").synthesise({"teff": 1.0}, wave)
     with pytest.raises(InputFileError, match="no spectrum"):
         code.synthesise({"teff": 5000.0, "m_h": 0.0}, wave + 100)
+    with pytest.raises(ConfigError, match="does not take m_h: name each axis as {m_h}"):
+        deaf = method_settings("synspec", options | {"command": "synspec {teff}"})
+        method_class("synspec").train(sample, sample, settings=deaf, seed=0)
     with pytest.raises(ConfigError, match="needs spectra"):
         bare = method_settings("synspec")
         method_class("synspec").train(sample, sample, settings=bare, seed=0)

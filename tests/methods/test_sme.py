@@ -121,6 +121,37 @@ def test_pysme_agrees_with_another_code(shared, nodes, tmp_path):
 
 
 @needs_pysme
+def test_abundances_are_those_of_another_code(shared, nodes, tmp_path):
+    """Metal-poor stars whose abundances vary independently; a label of 0 changes nothing."""
+    with np.load(shared / "data/synthesis/synthetic_spectra.npz") as file:
+        labels, names = file["labels"], [str(name) for name in file["label_names"]]
+        known = dict(zip(names, labels.T, strict=True))
+        off = known["MgFe"] + known["FeH"] - known["MH"]
+        poor = (known["MH"] < -0.7) & (known["Teff"] > 4800) & (np.abs(off) > 0.15)
+        stars = np.flatnonzero(poor)[:2]
+        expected = file["flux_u16"][stars] * float(file["flux_scale"])
+    wave = 8404 + 0.2 * np.arange(expected.shape[1])
+    np.save(tmp_path / "wave.npy", wave)
+    keys = {"Teff": "teff", "logg": "logg", "MH": "m_h", "vmic_kms": "vmic"}
+    bare = [{ours: float(known[key][k]) for key, ours in keys.items()} for k in stars]
+    keys |= {"FeH": "fe_h", "alphaM": "alpha_m", "MgFe": "mg_fe", "SiFe": "si_fe"}
+    keys |= {"AlFe": "al_fe", "NiFe": "ni_fe"}
+    whole = [{ours: float(known[key][k]) for key, ours in keys.items()} for k in stars]
+    solar = [one | dict.fromkeys(("mg_fe", "si_fe", "alpha_m"), 0.0) for one in bare]
+    lines = write_lines(shared, tmp_path / "lines.csv", weakest=-99.0)
+    wave_file, out = str(tmp_path / "wave.npy"), str(tmp_path / "flux.npy")
+    run("-c", SPECTRUM, str(lines), str(nodes), json.dumps(bare + whole + solar), wave_file, out)
+    plain, right, zero = np.load(out).reshape(3, 2, -1)
+    np.testing.assert_allclose(zero, plain, atol=1e-4)
+    # Mg I 8736 and 8806.8 angstrom.
+    magnesium = (np.abs(wave - 8736.0) < 1.5) | (np.abs(wave - 8806.8) < 1.5)
+    for flux, without, theirs in zip(right, plain, expected, strict=True):
+        assert np.sqrt(np.mean((flux - theirs) ** 2)) < 0.015
+        width, before, wanted = ((1 - one)[magnesium].sum() for one in (flux, without, theirs))
+        assert abs(width - wanted) < 0.5 * abs(before - wanted)
+
+
+@needs_pysme
 def test_sme_is_trained_and_predicts(shared, nodes, tiny_survey, tmp_path):
     lines = write_lines(shared, tmp_path / "lines.csv", weakest=-4.5)
     config = tmp_path / "sme.toml"

@@ -24,7 +24,12 @@ from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import Prior, Start, with_external
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.starting import RidgeStart
-from maury.methods.fitting.synthesis import PySmeSynthesiser, Synthesiser, SynthesiserModel
+from maury.methods.fitting.synthesis import (
+    PySmeSynthesiser,
+    Synthesiser,
+    SynthesiserModel,
+    composition,
+)
 from maury.methods.fitting.theory import in_air
 from maury.methods.protocols import (
     NO_EXTERNAL,
@@ -114,6 +119,7 @@ class Sme(Method[SmeSettings]):
                 f"the method {cls.name} cannot do without {', '.join(needed)}, got labels = "
                 f"{list(names)}; add them to labels in [method]"
             )
+        composition(dict.fromkeys(names, 0.0))
         stars = complete_stars(training, names, least=_LEAST_STARS)
         start = RidgeStart.learn(names, stars.inputs.flux, stars.truth, noise=0.0)
         ends = np.array([stars.truth.min(axis=0), stars.truth.max(axis=0)]).T

@@ -105,6 +105,12 @@ def _synthesised(training: Sample, settings: SynspecSettings, wave: Float64Array
             "the method synspec needs spectra: give directory = '<path>' or command = '...' in "
             "[method]"
         )
+    unused = [name for name in settings.axes if f"{{{name}" not in settings.command]
+    if unused:
+        raise ConfigError(
+            f"the command {settings.command!r} does not take {', '.join(unused)}: "
+            f"name each axis as {{{unused[0]}}}, or leave it out of axes"
+        )
     missing = [name for name in settings.axes if name not in training.label_names]
     if missing:
         raise ConfigError(f"the training stars have no {', '.join(missing)}")

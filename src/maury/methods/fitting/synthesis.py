@@ -18,14 +18,26 @@ from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.methods.fitting.atmospheres import Atmosphere, AtmosphereNodes, read_lines
 from maury.methods.protocols import Evaluation
 
-__all__ = ["CommandSynthesiser", "PySmeSynthesiser", "Synthesiser", "SynthesiserModel"]
+__all__ = [
+    "CommandSynthesiser",
+    "PySmeSynthesiser",
+    "Synthesiser",
+    "SynthesiserModel",
+    "composition",
+]
 
 
 STEPS: dict[str, float] = {"teff": 20.0, "logg": 0.05, "vmic": 0.05}
-"""Steps of derivatives; 0.02 dex for all other labels."""
+"""Steps of derivatives, of about the error of a spectrum of S/N 50: larger steps meet curvature,
+smaller ones the single precision in which codes write their spectra."""
 _STEP = 0.02
+"""Step of all other labels, dex; chosen like `STEPS`."""
 _SECONDS = 600
+"""Longest wait for one spectrum; chosen: minutes are usual for wide ranges with molecules."""
 _SOLAR_VMIC = 1.0
+"""Microturbulence, km/s, where it is no label: as usually taken for the Sun."""
+_SOLAR = "asplund2009"
+_SYNTHESISED = ("teff", "logg", "m_h", "fe_h", "alpha_m", "vmic")
 
 
 @runtime_checkable
@@ -176,6 +188,20 @@ class PySmeSynthesiser:
         except Exception as error:
             raise InputFileError(f"cannot read the line list {self.line_list}: {error}") from error
 
+    def _abundances(self, m_h: float, offsets: Mapping[str, float]) -> Any:
+        """Solar abundances scaled by `m_h`, and offsets [X/M] of some elements.
+
+        PySME reads an abundance with [M/H] and writes it without, so that adding to one in place
+        would add [M/H] twice; at [M/H] = 0 the two are the same.
+        """
+        kind = _pysme("abund").Abund
+        solar, out = kind(0.0, _SOLAR), kind(m_h, _SOLAR)
+        unknown = [element for element in offsets if element not in out.elem]
+        if unknown:
+            raise ConfigError(f"PySME knows no element {', '.join(unknown)}")
+        out.update_pattern({element: solar[element] + x for element, x in offsets.items()})
+        return out
+
     @cached_property
     def _nodes(self) -> AtmosphereNodes | None:
         path = Path(self.atmosphere)
@@ -184,18 +210,13 @@ class PySmeSynthesiser:
     def synthesise(self, labels: Mapping[str, float], wave_aa: Float64Array) -> Float64Array:
         """Synthesise with PySME; see `Synthesiser`.
 
-        Labels that PySME does not know by these names are left out: ``teff``, ``logg``, ``m_h``,
-        ``vmic``, and abundances ``<element>_fe`` relative to ``m_h``.
+        Labels are ``teff``, ``logg``, ``vmic`` (km/s), and those of `composition`.
         """
         sme = _pysme("sme").SME_Structure()
         sme.teff, sme.logg = labels["teff"], labels["logg"]
         sme.monh = labels.get("m_h", 0.0)
         sme.vmic, sme.vmac, sme.vsini = labels.get("vmic", _SOLAR_VMIC), 0.0, 0.0
-        sme.abund = _pysme("abund").Abund(sme.monh, "asplund2009")
-        for name, value in labels.items():
-            element, _, reference = name.partition("_")
-            if reference == "fe" and element.capitalize() in sme.abund.elem:
-                sme.abund[element.capitalize()] += value
+        sme.abund = self._abundances(sme.monh, composition(labels))
         sme.linelist = self._lines
         if self._nodes is None:
             sme.atmo.source, sme.atmo.method = self.atmosphere, "grid"
@@ -212,6 +233,38 @@ class PySmeSynthesiser:
         except Exception as error:
             raise ConfigError(f"PySME cannot synthesise {dict(labels)}: {error}") from error
         return np.asarray(done.synth[0], dtype=np.float64)
+
+
+def composition(labels: Mapping[str, float]) -> dict[str, float]:
+    """Logarithmic abundances of elements relative to the Sun and to all metals, [X/M].
+
+    As of the emulator (`maury.simulation.emulator.QUANTITIES`): iron and chromium follow ``fe_h``,
+    oxygen, sulphur, calcium and titanium ``m_h + alpha_m``, as do magnesium and silicon that have
+    no label of their own, and an element with a label ``<element>_fe`` follows iron by it.
+
+    Raises
+    ------
+    ConfigError
+        If a label is none of these, nor ``teff``, ``logg`` or ``vmic``.
+    """
+    metals = labels.get("m_h", 0.0)
+    iron = labels.get("fe_h", metals) - metals
+    out = dict.fromkeys(("Fe", "Cr", "Al", "Ni"), iron) if "fe_h" in labels else {}
+    if "alpha_m" in labels:
+        out |= dict.fromkeys(("O", "Mg", "Si", "S", "Ca", "Ti"), labels["alpha_m"])
+    unknown = []
+    for name, value in labels.items():
+        element, _, reference = name.partition("_")
+        if reference == "fe":
+            out[element.capitalize()] = iron + value
+        elif name not in _SYNTHESISED:
+            unknown.append(name)
+    if unknown:
+        raise ConfigError(
+            f"a synthesis takes {', '.join(_SYNTHESISED)} and abundances such as mg_fe, not "
+            f"{', '.join(unknown)}"
+        )
+    return out
 
 
 def _line_list(columns: Mapping[str, AnyArray]) -> Any:
