@@ -383,7 +383,7 @@ def test_synspec_runs_a_command_at_each_node(tmp_path):
         CommandSynthesiser("x {logg}").synthesise({"teff": 1.0}, wave)
     with pytest.raises(InputFileError, match="no spectrum"):
         code.synthesise({"teff": 5000.0, "m_h": 0.0}, wave + 100)
-    with pytest.raises(ConfigError, match="does not take m_h: name each axis as {m_h}"):
+    with pytest.raises(ConfigError, match=r"does not take m_h: name each axis as \{m_h\}"):
         deaf = method_settings("synspec", options | {"command": "synspec {teff}"})
         method_class("synspec").train(sample, sample, settings=deaf, seed=0)
     with pytest.raises(ConfigError, match="needs spectra"):
