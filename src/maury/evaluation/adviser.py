@@ -88,8 +88,13 @@ _UNLIKE = (
 _LABELLED = "already labelled, or known to the model"
 _TWICE = "another spectrum of the same star is better"
 _BATCH = 512
+"""Spectra predicted at a time: some ten MB of pixels, so that a census of any survey needs no more
+memory than one of a small one."""
 _BLOCK = 512
+"""Rows of distances computed at a time: 512 x `MOST_OBSERVED` float32 are 17 MB."""
 _SNR_GROUP = 200
+"""Stars of like S/N among which an error is typical: their median is then known to some 10 % of the
+spread of errors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +160,12 @@ class Census:
         rows = _predict(predictor, survey, progress)
         mean = np.stack([rows[label.name] for label in model.labels], axis=1)
         error = np.stack([rows[label.error_name] for label in model.labels], axis=1)
+        # A star with some labels only is worth observing for the others: it counts as labelled with
+        # all.
         whole = np.isfinite(survey.labels(model.labels)).all(axis=1)
         star_id = survey.star_id
+        # Repeats of a labelled star bring nothing new; rows without an identifier are stars of
+        # their own.
         known = whole | np.isin(star_id, star_id[whole & (star_id != "")])
         return cls(
             id=rows["id"],
@@ -200,6 +209,7 @@ class Census:
         for reason, there in reasons.items():
             found[reason] = there & left
             left &= ~there
+        # Last, since which spectrum of a star is best depends on which of them are of use at all.
         found[_TWICE] = left & ~_best_spectra(self.star_id, self.snr, left)
         return {reason: there for reason, there in found.items() if there.any()}
 
@@ -332,6 +342,7 @@ def suggest_from(census: Census, n: int) -> Suggestions:
     density = density_ratio(place, place, reach, n_training=len(census.training))
     lacking = census.flags[candidate] & _LACKING
     error = error_ratio(census.error[candidate], census.snr[candidate], lacking)
+    # Errors count squared: the variance that a label can take away is what a survey gains.
     score = density * np.square(error)
     chosen, diversity = _choose(place, reach, score, n)
     row = candidate[chosen]
@@ -370,6 +381,7 @@ def plane(
     MissingExtra
         If openTSNE is not installed.
     """
+    # t-SNE takes time that grows with its points, and a map of more than some thousand is a blot.
     known = np.flatnonzero(np.isfinite(census.place).all(axis=1))
     suggested = np.empty(0, np.int64) if suggestions is None else suggestions.row
     shown = np.union1d(known[_evenly(known.size, 2 * MOST_ON_MAP)], suggested)
@@ -428,8 +440,11 @@ def error_ratio(error: Float64Array, snr: Float64Array, lacking: Int32Array) -> 
         Root mean square over labels.
     """
     ratio = np.empty_like(error)
+    # Without photometry errors are larger for all: compared with the whole survey, all such stars
+    # would be suggested, though nothing but their inputs is unusual.
     for kind in np.unique(lacking):
         rows = np.flatnonzero(lacking == kind)
+        # Unknown S/N sorts as the lowest, so that the groups of known S/N stay pure.
         order = rows[np.argsort(np.nan_to_num(snr[rows]), kind="stable")]
         for group in np.array_split(order, max(1, len(order) // _SNR_GROUP)):
             typical = np.median(error[group], axis=0)
@@ -445,6 +460,8 @@ def _choose(
     chosen, diversity = np.empty(n, dtype=np.int64), np.empty(n)
     crowd = np.zeros(len(place))
     free = np.ones(len(place), dtype=np.bool_)
+    # Greedy choice of a monotone submodular gain is within 1 - 1/e of the best set (Nemhauser,
+    # Wolsey & Fisher 1978, Math. Program. 14, 265).
     for k in range(n):
         factor = NEIGHBOURS / (NEIGHBOURS + crowd)
         best = int(np.argmax(np.where(free, score * factor, -np.inf)))
@@ -464,6 +481,7 @@ def _reach(place: Float32Array, training: Float32Array) -> Float64Array:
 
 def _distance(points: Float32Array, others: Float32Array) -> Float64Array:
     """Distances (n, m) over the root of the number of dimensions, as in `evidence.nearest`."""
+    # Expanded, the distances are one matrix product; rounding can leave a small negative square.
     squared = np.square(points).sum(axis=1)[:, None] + np.square(others).sum(axis=1)
     squared = squared - np.float32(2.0) * (points @ others.T)
     return np.asarray(np.sqrt(np.maximum(squared, 0.0) / max(points.shape[1], 1)))
@@ -472,6 +490,7 @@ def _distance(points: Float32Array, others: Float32Array) -> Float64Array:
 def _best_spectra(star_id: StrArray, snr: Float64Array, left: BoolArray) -> BoolArray:
     """Whether each row is, of the rows `left` of its star, the one with the highest S/N."""
     rows = np.flatnonzero(left)
+    # Stable, so that of equal S/N the first row of the survey is taken, on any machine.
     ranked = rows[np.argsort(-np.nan_to_num(snr[rows], nan=-1.0), kind="stable")]
     _, first = np.unique(star_id[ranked], return_index=True)
     best = np.zeros(len(star_id), dtype=np.bool_)

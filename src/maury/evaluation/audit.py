@@ -66,6 +66,8 @@ WITHOUT: Mapping[str, tuple[str, ...]] = {
 
 _MOST_ROWS, _MOST_DONORS = 2000, 10_000
 _SAME = 0.98
+"""Correlation above which one label is another one in different words ([M/H] and [Fe/H] of a
+sample): kept fixed, it would leave the audited label no freedom."""
 _NEAREST, _SEARCHED = 5, 24
 
 
@@ -106,6 +108,8 @@ def audit(
     model = model if isinstance(model, Model) else Model.open(model)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     rows = held_out_rows(model, survey, split=split)
+    # 2000 spectra fix a scatter to 2 %; more would only cost time. Evenly chosen: surveys are
+    # sorted by field or date.
     rows = rows[:: -(-rows.size // _MOST_ROWS)]
     rng = np.random.default_rng(seed)
     network, batch = EnsembleNetwork(model), survey.rows(rows)
@@ -117,6 +121,7 @@ def audit(
         hidden = hide(batch, without, further=model.preparation.further_sources)
         means[name] = answer(model.preparation.apply(hidden))
     residuals = {name: _finite_only(mean - truth) for name, mean in means.items()}
+    # A case that no star can be in (a network that needs the spectrum) is left out, not failed.
     residuals = {name: one for name, one in residuals.items() if np.isfinite(one).any()}
     pool = _pool(model, survey, trained=split == "train")
     numbers = _star_numbers(survey.star_id)
@@ -129,6 +134,7 @@ def audit(
         pool=model.preparation.apply(survey.rows(pool)),
         pool_truth=survey.labels(model.labels)[pool],
         pool_star=numbers[pool],
+        # Likeness is judged in units of what the model can tell apart at all.
         unit=np.array([_spread(one) or np.nan for one in residuals[ALL].T]),
         given=np.flatnonzero(np.isfinite(truth).any(axis=0)),
     )
@@ -183,6 +189,7 @@ def _pool(model: Model, survey: Survey, *, trained: bool) -> Int64Array:
     """
     labels = survey.labels(model.labels)
     known = np.isfinite(labels[:, np.isfinite(labels).any(axis=0)]).all(axis=1)
+    # Donors must be as strange to the networks as the stars whose spectra they replace.
     rows = np.flatnonzero(known & (model.split.contains("train", survey.stars) == trained))
     return rows[:: max(1, -(-rows.size // _MOST_DONORS))]
 
@@ -203,9 +210,11 @@ def _note(model: Model, residuals: Mapping[str, Float64Array]) -> str:
 def _sensitivities(
     model: Model, inputs: Inputs, truth: Float64Array, *, conditions: ObservingModel | None
 ) -> Iterator[Sensitivity]:
+    # The best linear estimator needs theory for every label and pixel of the model.
     if conditions is None or not can_compare(model):
         return
     columns = [model.label_names.index(name) for name in LABEL_NAMES]
+    # Without an S/N there is no bound to compare with.
     labels = np.where(inputs.snr[:, None] > 0, truth[:, columns], np.nan)
     for star in STAR_TYPES:
         rows = nearest_to(star, labels)
@@ -306,6 +315,7 @@ def alike(
     if len(pool) == 0 or usable.size == 0:
         return out
     n_near = min(_SEARCHED, len(pool))
+    # More neighbours than needed are asked for, since those of the star itself are struck out.
     _, near = cKDTree(pool).query(place[usable], k=np.arange(1, n_near + 1))
     wanted = max(n, _NEAREST)
     for row, found in zip(usable, near, strict=True):
@@ -324,6 +334,8 @@ def _audit_label(
     sizes: tuple[int, int],
 ) -> LabelAudit:
     n_shuffle, n_bootstrap = sizes
+    # Donors alike in everything but this label. The control draws donors alike in this one, too:
+    # what swapping costs by itself.
     others = np.array([j for j in swap.given if not _repeats(swap.truth, k, j)], dtype=np.int64)
     donors = {
         SHUFFLED: swap.donors(others, n_shuffle, rng),
@@ -337,6 +349,7 @@ def _audit_label(
     moved = columns[SHUFFLED] - columns[ALL]
     columns = {name: one for name, one in columns.items() if np.isfinite(one).any()}
     used = np.full(len(swap.truth), bool(columns))
+    # All cases on the same spectra: else a case that answers for the easy stars would win.
     for one in columns.values():
         used &= np.isfinite(one).all(axis=1)
     columns = {name: one[used] for name, one in columns.items()}
@@ -405,6 +418,7 @@ def _response(moved: Float64Array, apart: Float64Array, star: Int64Array) -> tup
     n_axis = apart.shape[2]
     if moved.size <= 2 * n_axis:
         return np.nan, np.nan
+    # In units of their spread, kelvins and dex are equally well conditioned.
     size = np.maximum(apart.reshape(-1, n_axis).std(axis=0), np.finfo(float).tiny)
     design = np.concatenate([np.ones((*moved.shape, 1)), apart / size], axis=2)
     flat = design.reshape(-1, n_axis + 1)
@@ -412,6 +426,8 @@ def _response(moved: Float64Array, apart: Float64Array, star: Int64Array) -> tup
     slopes = inverse @ (flat.T @ moved.ravel())
     pulls = np.einsum("nri,nr->ni", design, moved - design @ slopes)
     _, number = np.unique(star, return_inverse=True)
+    # Repeats of a star share their error, so that it is its sum that is independent (clustered
+    # sandwich estimator; Liang & Zeger 1986, Biometrika 73, 13).
     by_star = np.zeros((int(number.max()) + 1, n_axis + 1))
     np.add.at(by_star, number, pulls)
     errors = np.sqrt(np.diagonal(inverse @ (by_star.T @ by_star) @ inverse))

@@ -24,9 +24,11 @@ from maury.survey.store import Survey
 
 logger = logging.getLogger(__name__)
 CARD_VERSION = 1
+"""Raised when a key of the JSON changes its meaning; a card is made again, not migrated."""
 JSON_FILE = "card.json"
 TEXT_FILE = "card.md"
 MAX_CARD_BYTES = 16 * 2**20
+"""A card is text of some ten kB; a larger file is not one, and is not read into memory."""
 _SYNTHESIS = ("sme", "synspec")
 """Methods that take minutes a star: their validation stars are measured only when asked for."""
 
@@ -193,6 +195,7 @@ def _measured(model: Model, survey: Survey | Path | str) -> dict[str, Any]:
 def read_card(model: Model) -> ModelCard | None:
     """Return the card beside a model; None if there is none, or it is of another model."""
     file = None if model.path is None else model.path / JSON_FILE
+    # A link could make the reader show a file that is none of the model's business.
     if file is None or file.is_symlink() or not file.is_file():
         return None
     try:
@@ -202,6 +205,7 @@ def read_card(model: Model) -> ModelCard | None:
     except (OSError, UnicodeDecodeError, ModelFileError) as error:
         logger.warning("%s is not used: %s", file, error)
         return None
+    # Figures of other weights are worse than none.
     if card.checksum != model.checksum:
         logger.warning("%s is of another model, and is not used", file)
         return None
@@ -240,6 +244,7 @@ def add_card(model: Model, survey: Survey | None = None) -> ModelCard:
         The survey that trained it: its validation stars are measured.
     """
     assert model.path is not None, "a card is written beside a saved model"
+    # Their fits would take hours here, where nobody asked for figures.
     if str(model.network["name"]) in _SYNTHESIS:
         survey = None
     try:
@@ -277,6 +282,7 @@ def _inputs(model: Model) -> dict[str, Any]:
         "last_aa": float(model.wave_aa[-1]),
         "observables": {
             name: list(ends)
+            # As of the training stars: what lies outside is flagged, and a reader should see where.
             for name, ends in zip(model.preparation.observable_names, ranges, strict=True)
         },
     }
@@ -358,6 +364,7 @@ def _report(given: Path | str | Mapping[str, Any], model: Model) -> dict[str, An
     needed = {"statistics", "stars", "survey", "simulated", "n_row", "n_star"}
     if not isinstance(content, dict) or not needed <= set(content):
         raise ConfigError(f"{where} is no report of 'maury validate --json'")
+    # Names of models repeat; their checksums do not.
     if content.get("model_checksum") != model.checksum:
         raise ConfigError(
             f"{where} is a report of another model, or of an older maury; run 'maury validate' anew"
@@ -426,6 +433,7 @@ def markdown(card: "ModelCard") -> str:
 def _plain(text: Any) -> str:
     """Return text that cannot break a line, a table or the markup around it."""
     plain = " ".join(str(text).split())
+    # Names of files and surveys come from strangers, and the card is shown by web pages.
     return plain.replace("|", "/").replace("<", "&lt;")
 
 

@@ -21,13 +21,24 @@ __all__ = ["Combination"]
 
 
 _CLIP = 4.0
+"""Pulls beyond four sigma are failures of a method, not noise; unclipped, one of them would set its
+covariances. Chosen, not measured."""
 _SHRINK = 0.1
+"""Share by which correlations are drawn to zero (Ledoit & Wolf 2004, JMVA 88, 365, in its simplest
+form): weights stay finite where two methods hardly differ. Chosen, not measured."""
 _LEAST_STARS = 20
+"""Fewer residuals do not fix a robust scatter to a quarter of it."""
 _LEAST_EIGENVALUE = 1e-3
+"""Of the largest: keeps the matrix of errors invertible in float64 with a wide margin."""
 _FOLDS = 5
+"""Each combination is tested on a fifth of the stars that it was not learnt from."""
 _LARGEST_INFLATION = 3.0
+"""A combination that is worse off than that is broken, which larger errors would hide."""
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""From "quoted errors tell nothing" to "taken at their word"."""
 _FACTOR = 10.0
+"""Range of quoted errors around their median that is believed: beyond it they are failures of a
+fit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +88,7 @@ class Combination:
         whole = cls._plain(residual, sigma)
         pulls = []
         for fold in range(_FOLDS):
+            # Every fifth star: labelled samples come sorted by star at most, never by residual.
             out = np.arange(len(residual)) % _FOLDS == fold
             part = cls._plain(residual[~out], sigma[~out])
             value, error = part.combine(residual[out], sigma[out])
@@ -84,6 +96,7 @@ class Combination:
         spread = robust_sigma(np.concatenate(pulls))
         if not np.isfinite(spread):
             return whole
+        # Never below 1: that errors came out too large on some stars is no licence to shrink them.
         inflation = float(np.clip(spread, 1.0, _LARGEST_INFLATION))
         return replace(whole, inflation=inflation)
 
@@ -94,6 +107,8 @@ class Combination:
         bias, typical, quoted = np.full((3, count), np.nan)
         power = np.zeros(count)
         for k in np.flatnonzero(enough):
+            # Medians, since a rival that fails for one star in twenty would shift a mean by its
+            # failures.
             bias[k] = np.nanmedian(residual[:, k])
             typical[k] = max(robust_sigma(residual[:, k]), 1e-12)
             positive = sigma[:, k] > 0
@@ -104,9 +119,12 @@ class Combination:
         pull = np.clip((residual - bias) / plain.errors(sigma), -_CLIP, _CLIP)
         known = np.isfinite(pull)
         filled = np.where(known, pull, 0.0)
+        # Pairwise counts: methods answer for different stars, and few stars have an answer of all.
         both = np.maximum(known.astype(np.float64).T @ known, 1.0)
         covariance = filled.T @ filled / both
         shrunk = (1.0 - _SHRINK) * covariance + _SHRINK * np.diag(np.diag(covariance))
+        # A covariance of pairs with different stars need not be positive definite; its negative
+        # directions are lifted, else the "best" combination would have a negative variance.
         value, vector = np.linalg.eigh(shrunk)
         floor = _LEAST_EIGENVALUE * max(float(value.max()), 1e-12)
         return replace(plain, covariance=(vector * np.maximum(value, floor)) @ vector.T)
@@ -148,6 +166,8 @@ class Combination:
         matrix = self.covariance * scale[:, :, None] * scale[:, None]
         pair = known[:, :, None] & known[:, None]
         unit = np.eye(self.bias.size)
+        # A method that is silent for a star gets a row of the identity and a right-hand side of 0:
+        # one batched solve serves stars with any set of answers.
         matrix = np.where(pair, matrix, unit)
         # In units of each star's own errors, so that kelvins and dex are solved alike.
         size = np.sqrt(np.einsum("nii->ni", matrix))
@@ -163,6 +183,7 @@ class Combination:
 
 def _best_power(residual: Float64Array, sigma: Float64Array, quoted: float) -> float:
     """Power of the quoted errors that makes residuals over errors likeliest (Laplace)."""
+    # Laplace, not normal: outliers of rivals must not choose the power.
     known = np.isfinite(residual) & (sigma > 0)
     ratio = np.log(np.clip(sigma[known] / quoted, 1.0 / _FACTOR, _FACTOR))
     size = np.abs(residual[known])

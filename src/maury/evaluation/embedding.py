@@ -10,8 +10,12 @@ from maury.errors import MissingExtra
 from maury.io.arrays import Float64Array, FloatArray
 
 LEAST_POINTS = 20
+"""t-SNE of fewer points is an arrangement by chance."""
 _PERPLEXITY = 30.0
+"""Effective number of neighbours, the usual value (van der Maaten & Hinton 2008 find results alike
+between 5 and 50)."""
 _SEED = 0
+"""A map is a picture, not a sample: the same points give the same map."""
 
 
 class Kind(IntEnum):
@@ -54,7 +58,10 @@ def embed(points: FloatArray) -> Float64Array:
         raise MissingExtra(
             "the map needs openTSNE, which is not installed; pip install 'maury[map]'"
         ) from error
+    # openTSNE searches three times as many neighbours as the perplexity, and needs that many
+    # points.
     perplexity = min(_PERPLEXITY, (len(points) - 1) / 3.0)
+    # One thread: sums of several threads end in another order, and so in another map.
     placed = TSNE(perplexity=perplexity, random_state=_SEED, n_jobs=1).fit(
         np.asarray(points, dtype=np.float64)
     )

@@ -28,12 +28,22 @@ GIVEN = "as given"
 ALL = "all"
 SPECTRUM = "spectrum"
 _GIANT_LOGG = 3.5
+"""Between the foot of the red giant branch and the subgiants: the usual border of dwarfs and
+giants."""
 _SNR_EDGES = (0.0, 40.0, 60.0, np.inf)
+"""22, 37 and 41 % of the RAVE x APOGEE training spectra."""
 _METAL_EDGES = (-np.inf, -0.5, 0.0, np.inf)
+"""Metal-poor (9 % of the RAVE x APOGEE training spectra), below the Sun (58 %), and above it."""
 _FEWEST = 20
+"""With fewer stars the robust scatter is known to a quarter at best, and no difference is
+significant."""
 _BOOTSTRAP = 200
+"""Resamples: the error of a difference is then known to 5 %, enough for a border at two of it."""
 _SIGNIFICANT = 2.0
+"""A loss by less would be listed for one label in twenty by chance alone."""
 _OUTLIER = 5.0
+"""Robust sigmas beyond which a residual is a failure: a normal distribution has one in two million
+there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +210,7 @@ class Ranking:
         """Kinds of stars, by the S/N of the view and the true labels."""
         names = [label.name for label in self.labels]
         out = {ALL: np.ones(len(view.truth), dtype=np.bool_)}
+        # Simulated views are of one S/N each; there is nothing to divide.
         if view.name == GIVEN:
             for low, high in pairwise(_SNR_EDGES):
                 out[f"S/N {_range(low, high)}"] = (view.snr >= low) & (view.snr < high)
@@ -228,6 +239,8 @@ class Ranking:
                     found = residual_statistics(truth, mean, sigma, labels=self.labels)
                     for k, statistics in enumerate(found):
                         known = np.isfinite(truth[:, k])
+                        # A method that is silent where it would fail must not look better for it:
+                        # silence is counted.
                         silent = known & ~np.isfinite(mean[:, k])
                         yield RankingEntry(
                             view.name,
@@ -247,6 +260,7 @@ class Ranking:
 
     @cached_property
     def _index(self) -> dict[tuple[str, str, str, str], RankingEntry]:
+        # Tables and figures ask for thousands of entries one by one.
         return {(s.view, s.method, s.stars, s.statistics.name): s for s in self.entries}
 
     def agreement(self, label: str, *, view: str = GIVEN) -> Float64Array:
@@ -269,6 +283,7 @@ class Ranking:
             own = view.of(method)
             if own is None:
                 continue
+            # Photometry decides log g: a method of spectra alone has not lost to one that sees it.
             rivals = [
                 one
                 for one in view.predictions
@@ -313,6 +328,7 @@ class Ranking:
         """All that was measured, as JSON text."""
         whole = {
             **self._about(),
+            # The key of files written before the entries were called a ranking.
             "standings": [entry.to_dict() for entry in self.entries],
             "agreement": {
                 label.name: [[_none(float(x)) for x in row] for row in self.agreement(label.name)]
@@ -424,8 +440,10 @@ def _compare(
     if first.size < _FEWEST:
         return None
     scatter, better = robust_sigma(first), robust_sigma(second)
+    # Not `better >= scatter`, which a NaN would pass.
     if not better < scatter:
         return None
+    # Paired: both methods err together on a bad spectrum, and the same stars are drawn for both.
     drawn = np.random.default_rng(0).integers(0, first.size, (_BOOTSTRAP, first.size))
     spread = float(np.std(_robust(first[drawn]) - _robust(second[drawn])))
     significance = (scatter - better) / max(spread, 1e-12)

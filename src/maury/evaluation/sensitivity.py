@@ -83,7 +83,11 @@ STAR_TYPES: Mapping[str, tuple[float, float, float]] = {
 
 _PLACE = [LABEL_NAMES.index(name) for name in ("teff", "logg", "fe_h")]
 _ALIKE = np.array([150.0, 0.3, 0.25])
+"""Teff (K), log g and [Fe/H] over which line depths of the region change by a tenth or so: the unit
+in which stars are alike. Chosen by eye."""
 _MOST_STARS, _FURTHEST = 8, 3.0
+"""A mean over eight stars brings the noise of a gradient down to a third; beyond
+three units the lines are other ones."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +180,11 @@ def optimal_weights(
     values, n_given = _complete(labels)
     instrument = _Instrument.of(_shipped(), wave_aa, observing, noise_correlation)
     total = instrument.information(values, snr)
+    # Information adds up: noise and prior are independent (Tegmark, Taylor & Heavens 1997).
     total[:, :_N, :_N] += _prior_precision(prior, values)
     flux, slopes = instrument.derivatives(values)
     ratio = np.broadcast_to(np.asarray(snr, dtype=np.float64), len(values))[:, None]
+    # Photon noise goes as the root of the flux; the floor keeps line cores from infinite weight.
     noise = np.sqrt(np.maximum(flux, _FLUX_FLOOR)) / ratio
     whitened = (slopes / noise[:, None]).reshape(-1, flux.shape[1])
     weighted = cho_solve_banded((instrument.factor, True), whitened.T, check_finite=False).T
@@ -199,6 +205,7 @@ def nearest_to(star: str, labels: Float64Array) -> Int64Array:
     """
     place = np.array(STAR_TYPES[star])
     distance = np.sqrt(np.sum(((labels[:, _PLACE] - place) / _ALIKE) ** 2, axis=1))
+    # NaN would sort last too, but would not be caught by the limit on distance.
     distance = np.where(np.isfinite(labels).all(axis=1), distance, np.inf)
     order = np.argsort(distance, kind="stable")[:_MOST_STARS]
     return order[distance[order] < _FURTHEST]
@@ -254,6 +261,8 @@ def compare_with_optimal(
         network=mean,
         optimal=best,
         correlation=np.array([_correlation(a, b) for a, b in zip(mean, best, strict=True)]),
+        # Star by star before the mean: the product of means would mix lines of one star with
+        # another's.
         response=np.einsum("nlp,nlp->l", gradient, slopes) / len(labels),
         optimal_response=np.einsum("nlp,nlp->l", weights, slopes) / len(labels),
     )
@@ -275,6 +284,7 @@ def sees_photometry(model: Model) -> bool:
 
 
 def _correlation(x: Float64Array, y: Float64Array) -> float:
+    # A label that follows from photometry alone has no derivative by the flux at all.
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
