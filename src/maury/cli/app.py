@@ -1,5 +1,6 @@
 """The command line as a whole: every command by name, and what a failed one says."""
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -17,9 +18,12 @@ from maury.cli import (
     quality,
     survey,
     surveys,
+    terminal,
     transfer,
 )
 
+_INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ends, as shells have it: 128 + SIGINT."""
 app = typer.Typer(
     name="maury",
     help="Stellar labels that can be trusted, from spectra, photometry and astrometry.",
@@ -52,23 +56,32 @@ for command in (
 
 def main() -> None:
     """Run the command line; an error that `maury` raises on purpose is one line, exit code 1."""
-    from maury.errors import MauryError, printable
+    from maury.errors import MauryError
 
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a pipe in ASCII shows a name in other letters as escapes, and no traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except MauryError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        terminal.say(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on where it can", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # typer makes a silent exit of Ctrl-C.
+        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
+            raise
+        terminal.say(
+            "stopped; run the same command again, it goes on where it can", file=sys.stderr
+        )
+        sys.exit(_INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
         from maury.version import __version__
 
-        print(f"maury {__version__}")
+        terminal.say(f"maury {__version__}")
         raise typer.Exit
 
 
@@ -80,4 +93,6 @@ def _options(
     ] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(terminal.PlainFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])

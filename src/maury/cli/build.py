@@ -29,5 +29,5 @@ def build(
     terminal.show_flow(built.flow)
     for offsets in built.offsets.values():
         terminal.show_offsets(offsets)
-    print(built.survey)
-    print(f"the flow table is in {built.flow_path}")
+    terminal.say(built.survey)
+    terminal.say(f"the flow table is in {built.flow_path}")

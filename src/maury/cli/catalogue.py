@@ -69,7 +69,9 @@ def predict(
             progress=progress,
         )
     mark = " SIMULATED" if written.simulated else ""
-    print(f"{written.n_star}{mark} rows in {out}, {written.n_warned} of them with a warning flag")
+    terminal.say(
+        f"{written.n_star}{mark} rows in {out}, {written.n_warned} of them with a warning flag"
+    )
 
 
 def explore(
@@ -95,7 +97,9 @@ def explore(
 
     def ready(explorer: Any) -> None:
         mark = "SIMULATED " if explorer.content.catalogue.simulated else ""
-        print(f"{len(explorer.content)} {mark}rows of {catalogue} at {explorer.link}", flush=True)
-        print("Ctrl-C ends it", flush=True)
+        terminal.say(
+            f"{len(explorer.content)} {mark}rows of {catalogue} at {explorer.link}", flush=True
+        )
+        terminal.say("Ctrl-C ends it", flush=True)
 
     explore(catalogue, survey=survey, model=model, port=port, browser=not no_browser, ready=ready)

@@ -83,7 +83,7 @@ def crossmatch(
         raise ConfigError("name 'id', or 'ra' and 'dec', of both tables by --left and --right")
     _write(match, a, b, out, overwrite=overwrite)
     terminal.show_match(match.report())
-    print(out)
+    terminal.say(out)
 
 
 class _Side:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from maury.cli import terminal
+
 
 def drift(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
@@ -31,6 +33,8 @@ def drift(
     if json_file is not None:
         with writing(json_file, overwrite=overwrite) as partial:
             partial.write_text(found.to_json(), "utf-8")
-    print(f"{found.n_star} spectra beside {found.n_training or 'the range of the'} training stars")
+    terminal.say(
+        f"{found.n_star} spectra beside {found.n_training or 'the range of the'} training stars"
+    )
     for line in found.findings or ("nothing differs",):
-        print(f"  {line}")
+        terminal.say(f"  {line}")

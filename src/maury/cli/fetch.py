@@ -97,7 +97,7 @@ def _files(
     only = [one.name for one in recipe.file if one.name in wanted]
 
     def confirm(plan: "Plan") -> bool:
-        print(plan)
+        terminal.say(plan)
         small = not plan.n_unknown and plan.to_come <= most * 1e6
         return yes or small or _agreed()
 
@@ -110,9 +110,9 @@ def _files(
             recipe.file, folder, only=only, overwrite=new, confirm=confirm, progress=progress
         )
     for path in paths:
-        print(path)
+        terminal.say(path)
     if paths and (recipe.acknowledgement or recipe.licence):
-        print("\n".join(filter(None, (recipe.acknowledgement, recipe.licence))))
+        terminal.say("\n".join(filter(None, (recipe.acknowledgement, recipe.licence))))
 
 
 def _query(
@@ -124,7 +124,9 @@ def _query(
     query = recipe.query
     assert query is not None
     if dry_run:
-        print(f"asks {query.service}, answer to {folder / query.name}:\n{query.adql.strip()}")
+        terminal.say(
+            f"asks {query.service}, answer to {folder / query.name}:\n{query.adql.strip()}"
+        )
         return
     if (query.upload is None) != (upload is None):
         raise ConfigError(
@@ -140,7 +142,7 @@ def _query(
         path = run_query(
             query, folder, uploads=uploads, overwrite=overwrite, told=told, progress=progress
         )
-    print(path)
+    terminal.say(path)
 
 
 def _columns(path: Path, names: tuple[str, ...]) -> dict[str, Any]:

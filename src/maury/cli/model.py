@@ -59,7 +59,7 @@ def train(
             progress=progress,
             overwrite=overwrite,
         )
-    print(result)
+    terminal.say(result)
 
 
 def methods() -> None:
@@ -68,9 +68,9 @@ def methods() -> None:
     from maury.model.networks.published import PRESETS
 
     for name in METHODS:
-        print(f"{name:12} {method_class(name).paper}")
+        terminal.say(f"{name:12} {method_class(name).paper}")
     for name, network in PRESETS.items():
-        print(f"{name:12} {network.paper}")
+        terminal.say(f"{name:12} {network.paper}")
 
 
 def distil(
@@ -104,7 +104,7 @@ def distil(
             progress=progress,
             overwrite=overwrite,
         )
-    print(student)
+    terminal.say(student)
 
 
 def import_keras(
@@ -115,7 +115,7 @@ def import_keras(
     """Turn the released Keras networks of Guiglion et al. (2020) into a model directory."""
     from maury.model.keras import import_keras
 
-    print(import_keras(directory, model, overwrite=overwrite))
+    terminal.say(import_keras(directory, model, overwrite=overwrite))
 
 
 def info(
@@ -128,12 +128,12 @@ def info(
 
     if (path / "model.json").is_file():
         opened = Model.open(path)
-        print(opened)
-        print(f"cite: {opened.citation}")
+        terminal.say(opened)
+        terminal.say(f"cite: {opened.citation}")
     elif path.is_dir() and path.suffix.lower() != ".dataset":
-        print(Survey.open(path))
+        terminal.say(Survey.open(path))
     else:
-        print(Catalogue.read(path))
+        terminal.say(Catalogue.read(path))
 
 
 def demo(
@@ -159,4 +159,4 @@ def demo(
         stage=terminal.demo_stage,
     )
     terminal.show_report(result.report)
-    print(result.summary)
+    terminal.say(result.summary)

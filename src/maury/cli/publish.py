@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from maury.cli import terminal
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at the output.")]
 
 
@@ -39,7 +41,7 @@ def convert(
             bibcode=bibcode,
         )
     n_row = convert(catalogue, out, heading=heading, overwrite=overwrite)
-    print(f"{n_row} rows in {out}")
+    terminal.say(f"{n_row} rows in {out}")
 
 
 def footprint(
@@ -64,7 +66,7 @@ def footprint(
     refuse_existing(out, overwrite=overwrite)
     found = Footprint.of(source, order=order, resolution_deg=resolution)
     found.write(out, overwrite=overwrite)
-    print(found)
+    terminal.say(found)
 
 
 def cite(
@@ -78,7 +80,7 @@ def cite(
     """Print BibTeX of all that was used: maury, methods, surveys, libraries."""
     from maury.report.publish.citing import cite, to_bibtex
 
-    print(to_bibtex(cite(what)), end="")
+    terminal.say(to_bibtex(cite(what)), end="")
 
 
 def card(
@@ -105,4 +107,4 @@ def card(
     found = card_of(model, survey=survey, reports=reports or ())
     if write:
         write_card(found, model, overwrite=overwrite)
-    print(found.to_json() if json_wanted else found.to_markdown(), end="")
+    terminal.say(found.to_json() if json_wanted else found.to_markdown(), end="")

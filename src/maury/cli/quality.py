@@ -159,9 +159,9 @@ def report(
             overwrite=overwrite,
             stage=stage,
         )
-    print(f"{len(written.figures)} figures; open {written.page}")
+    terminal.say(f"{len(written.figures)} figures; open {written.page}")
     for reason in written.omitted:
-        print(f"not drawn: {reason}")
+        terminal.say(f"not drawn: {reason}")
 
 
 def compare(
@@ -210,4 +210,4 @@ def compare(
         )
     draw(found, out)
     terminal.show_ranking(found)
-    print(f"tables and figures are in {out}")
+    terminal.say(f"tables and figures are in {out}")

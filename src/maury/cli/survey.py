@@ -29,7 +29,7 @@ def ingest_released(
         survey = ingest_released(
             directory, out, overwrite=overwrite, progress=progress, cluster=cluster
         )
-    print(survey)
+    terminal.say(survey)
 
 
 def ingest_toml(
@@ -55,7 +55,7 @@ def ingest_toml(
             progress=progress,
             cluster=cluster,
         )
-    print(survey)
+    terminal.say(survey)
 
 
 def simulate(
@@ -90,4 +90,4 @@ def simulate(
             progress=progress,
             cluster=cluster,
         )
-    print(survey)
+    terminal.say(survey)

@@ -37,25 +37,27 @@ def surveys(
     if name is None:
         for known in names():
             recipe = load(known)
-            print(f"{known:24} {describing.KINDS[recipe.kind]:20} {recipe.title}")
+            terminal.say(f"{known:24} {describing.KINDS[recipe.kind]:20} {recipe.title}")
         return
     from maury.labels.references import entries
 
     recipe = load(name)
-    print(f"{recipe.name}: {recipe.title}\n{recipe.description}\n")
+    terminal.say(f"{recipe.name}: {recipe.title}\n{recipe.description}\n")
     for key, value in describing.facts(recipe, entries()):
-        print(f"{key + ':':16} {value}")
+        terminal.say(f"{key + ':':16} {value}")
     for title, rows in (
         ("files", describing.files(recipe)),
         ("columns", describing.columns(recipe)),
     ):
         if rows:
-            print(f"\n{title}")
+            terminal.say(f"\n{title}")
             _show(rows)
     if recipe.cut:
-        print("\ncuts")
+        terminal.say("\ncuts")
     for cut, condition, default, why, source in describing.cuts(recipe):
-        print(f"  {cut} ({default}): {condition}\n      against: {why}\n      source: {source}")
+        terminal.say(
+            f"  {cut} ({default}): {condition}\n      against: {why}\n      source: {source}"
+        )
 
 
 def _show(rows: list[tuple[str, ...]]) -> None:
@@ -63,7 +65,7 @@ def _show(rows: list[tuple[str, ...]]) -> None:
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False))
-        print(f"  {'  '.join(cells)}  {row[-1]}")
+        terminal.say(f"  {'  '.join(cells)}  {row[-1]}")
 
 
 def ingest_recipe(
@@ -102,4 +104,4 @@ def ingest_recipe(
             progress=progress,
             cluster=cluster,
         )
-    print(survey)
+    terminal.say(survey)

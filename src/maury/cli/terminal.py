@@ -1,13 +1,31 @@
 """What the command line shows: progress bars on standard error, tables on standard output."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maury.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def say(*values: Any, **options: Any) -> None:
+    """Print as `print` does, with what could steer a terminal written out (`printable`).
+
+    Names, units, identifiers and citations come from files of strangers.
+    """
+    print(*(printable(str(value)) for value in values), **options)
+
+
+class PlainFormatter(logging.Formatter):
+    """Log lines in which what could steer a terminal is written out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return printable(super().format(record))
 
 
 @contextmanager
@@ -45,7 +63,7 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
 def stages() -> Iterator[Callable[[str], None]]:
     """Yield a callback that shows on the terminal what is done."""
     with _console().status("") as status:
-        yield status.update
+        yield lambda text: status.update(_plain(text))
 
 
 @contextmanager
@@ -61,7 +79,7 @@ def named_bar() -> Iterator[Callable[[str, int, int], None]]:
         task = bars.add_task("", total=None)
 
         def update(what: str, done: int, total: int) -> None:
-            bars.update(task, description=what, completed=done, total=total)
+            bars.update(task, description=_plain(what), completed=done, total=total)
 
         yield update
 
@@ -98,7 +116,7 @@ def bytes_bar() -> Iterator[Callable[[str, int, int], None]]:
             for old in tasks.values():
                 bars.remove_task(old)
             tasks.clear()
-            tasks[name] = bars.add_task(name, total=total or None, completed=done)
+            tasks[name] = bars.add_task(_plain(name), total=total or None, completed=done)
         bars.update(tasks[name], completed=done, total=total or None)
 
     try:
@@ -116,50 +134,34 @@ def show_plan(plan: Any) -> None:
         for one in plan.files
     ]
     _show_table([("file", "", "size"), *rows])
-    print(plan)
+    say(plan)
 
 
 def show_match(report: Any) -> None:
     """Print what a cross-match did."""
-    print(report)
+    say(report)
     _show_table(report.rows())
 
 
 def show_ranking(found: Any) -> None:
     """Print the tables of a comparison."""
-    print(found.title)
+    say(found.title)
     for view in found.views:
-        print(f"robust scatter, {view.name}")
-        _show_rows(found.scatter_rows(view=view.name))
+        say(f"robust scatter, {view.name}")
+        _show_table(found.scatter_rows(view=view.name), fixed=1)
         if view.bounds:
-            print(f"scatter over the Cramer-Rao bound of such spectra, {view.name}")
-            _show_rows(found.bound_rows(view))
-    print("calibration and cost, as given (medians over labels; CPU ms per spectrum)")
-    _show_rows(found.summary_rows())
+            say(f"scatter over the Cramer-Rao bound of such spectra, {view.name}")
+            _show_table(found.bound_rows(view), fixed=1)
+    say("calibration and cost, as given (medians over labels; CPU ms per spectrum)")
+    _show_table(found.summary_rows(), fixed=1)
     for name, reason in found.not_run.items():
-        print(f"{name} was not run: {reason}")
+        say(f"{name} was not run: {reason}")
     for name in found.methods:
         if name.split("-")[0] == "maury":
             losses = found.losses(name)
-            print(f"{name}: {len(losses)} losses" if losses else f"{name} loses nowhere")
+            say(f"{name}: {len(losses)} losses" if losses else f"{name} loses nowhere")
             for loss in losses:
-                print(f"  {loss}")
-
-
-def _show_rows(rows: Any) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    header, *body = rows
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for number, name in enumerate(header):
-        left = number == 0 or name == "inputs"
-        table.add_column(escape(name), justify="left" if left else "right", no_wrap=number == 0)
-    for row in body:
-        table.add_row(*(escape(cell) for cell in row))
-    Console().print(table)
+                say(f"  {loss}")
 
 
 @contextmanager
@@ -195,7 +197,7 @@ def member_bars() -> Iterator[Callable[[Any], None]]:
 @contextmanager
 def demo_stage(text: str) -> Iterator[Any]:
     """Announce a stage of the demonstration and yield the callback of its progress."""
-    print(text, flush=True)
+    say(text, flush=True)
     if text.startswith("training"):
         with member_bars() as progress:
             yield progress
@@ -232,44 +234,42 @@ _LINE_BREAK = {
 
 def show_report(report: Any) -> None:
     """Print a validation report."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    print(report.title)
+    say(report.title)
     if report.warning:
-        print(f"warning: {report.warning}")
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+        say(f"warning: {report.warning}")
     header, *rows = report.rows()
     n_absent = 2 - bool(report.bounds) - bool(report.bounds_as_observed)
     shown = _SHOWN[: len(_SHOWN) - n_absent]
-    for name in shown:
-        side: Any = "left" if name in _SHOWN[:2] else "right"
-        table.add_column(_LINE_BREAK.get(name, name), justify=side, no_wrap=True)
-    for row in rows:
-        values = dict(zip(header, row, strict=True))
-        table.add_row(*(escape(values[name]) for name in shown))
-    Console().print(table)
+    values = [dict(zip(header, row, strict=True)) for row in rows]
+    _show_table(
+        [
+            tuple(_LINE_BREAK.get(name, name) for name in shown),
+            *(tuple(value[name] for name in shown) for value in values),
+        ],
+        fixed=len(shown),
+    )
 
 
 def show_flow(flow: Any) -> None:
     """Print how many stars each step of a build took in and let through, and why."""
     header, *rows = flow.rows()
     drop = header.index("source")
-    print("Flow of rows")
+    say("Flow of rows")
     _show_table([tuple(c for k, c in enumerate(row) if k != drop) for row in (header, *rows)])
 
 
 def show_offsets(offsets: Any) -> None:
     """Print the fitted offsets of one reference survey against another."""
-    print(f"Offsets of {offsets.second} against {offsets.first}, taken off")
+    say(f"Offsets of {offsets.second} against {offsets.first}, taken off")
     _show_table(offsets.rows())
 
 
 _LEFT = (
     "label",
+    "method",
+    "inputs",
     "star",
+    "unit",
     "verdict",
     "flag",
     "",
@@ -296,9 +296,9 @@ def draw_audit(report: Any, path: Path, *, overwrite: bool) -> None:
 
 def show_audit(report: Any) -> None:
     """Print an audit."""
-    print(report.title)
+    say(report.title)
     for caution in filter(None, (report.warning, report.note)):
-        print(f"note: {caution}")
+        say(f"note: {caution}")
     known = [column for column in zip(*report.rows(), strict=True) if set(column[1:]) != {"-"}]
     shown = [column for column in known if column[0] not in ("unit", "n")]
     basis = " and ".join(sorted({one.basis for one in report.labels}))
@@ -309,7 +309,7 @@ def show_audit(report: Any) -> None:
         ("Correlation with the best linear estimator; responses", report.sensitivity_rows()),
     ):
         if len(rows) > 1:
-            print(title)
+            say(title)
             _show_table(rows)
 
 
@@ -318,7 +318,7 @@ def show_census(census: Any) -> None:
     from maury.labels.flags import Flag
 
     mark = "SIMULATED " if census.simulated else ""
-    print(f"{len(census)} {mark}spectra, {census.warned:.1%} of them with a warning flag")
+    say(f"{len(census)} {mark}spectra, {census.warned:.1%} of them with a warning flag")
     shares = [
         (name, "warns" if Flag[name].warns else "informs", f"{share:.1%}", Flag[name].text)
         for name, share in census.shares().items()
@@ -330,9 +330,9 @@ def show_census(census: Any) -> None:
 def show_suggestions(suggestions: Any, most: int = 20) -> None:
     """Print which stars to label next."""
     for reason, count in suggestions.excluded.items():
-        print(f"not considered: {count} ({reason})")
+        say(f"not considered: {count} ({reason})")
     rest = f", the first {most} of them" if len(suggestions) > most else ""
-    print(f"{len(suggestions)} stars to label next{rest}")
+    say(f"{len(suggestions)} stars to label next{rest}")
     shown = zip(suggestions.id, suggestions.gain, suggestions.reasons, strict=True)
     rows = [
         (str(rank), str(name), f"{gain:.2f}", reason)
@@ -341,15 +341,23 @@ def show_suggestions(suggestions: Any, most: int = 20) -> None:
     _show_table([("rank", "id", "gain", "reason"), *rows[:most]])
 
 
-def _show_table(rows: list[tuple[str, ...]]) -> None:
+def _show_table(rows: Sequence[Sequence[str]], *, fixed: int = 0) -> None:
+    """Print a table, its header first; cells of the first `fixed` columns are never broken."""
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name in _LEFT else "right")
+    for number, name in enumerate(rows[0]):
+        left = name in _LEFT
+        table.add_column(_plain(name), justify="left" if left else "right", no_wrap=number < fixed)
     for row in rows[1:]:
-        table.add_row(*(escape(cell.replace("+-", "\N{PLUS-MINUS SIGN}")) for cell in row))
+        table.add_row(*(_plain(cell.replace("+-", "\N{PLUS-MINUS SIGN}")) for cell in row))
     Console().print(table)
+
+
+def _plain(text: str) -> str:
+    """Return a text that neither steers the terminal nor is markup to rich."""
+    from rich.markup import escape
+
+    return escape(printable(text))

@@ -54,4 +54,4 @@ def transfer(
             progress=progress,
             overwrite=overwrite,
         )
-    print(target)
+    terminal.say(target)

@@ -1,0 +1,80 @@
+"""What reaches a terminal: nothing that steers it, in any encoding, and a word after Ctrl-C."""
+
+import ast
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maury.cli
+from maury.cli import terminal
+
+HOSTILE = "a\x1b]0;title\x07b\x9b31m\u202e c"
+SHOWN = r"a\x1b]0;title\x07b\x9b31m\u202e c"
+GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0"
+
+
+def test_what_could_steer_a_terminal_is_written_out(capsys):
+    terminal.say(HOSTILE, 5, end="!\n")
+    assert capsys.readouterr().out == f"{SHOWN} 5!\n"
+    terminal._show_table([("id", HOSTILE), ("[red]x[/red]", HOSTILE)])
+    out = capsys.readouterr().out
+    assert "\x1b]" not in out
+    assert "\x9b" not in out
+    assert out.count(SHOWN) == 2
+    assert "[red]x[/red]" in out
+
+
+def test_lines_of_the_log_are_written_out():
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "%s\n%s", (HOSTILE, "next"), None)
+    assert terminal.PlainFormatter("%(message)s").format(record) == f"{SHOWN}\nnext"
+
+
+def test_commands_print_by_one_door_only():
+    for path in Path(maury.cli.__file__).parent.glob("*.py"):
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
+        printing = [call for call in calls if getattr(call.func, "id", "") == "print"]
+        assert len(printing) == (path.name == "terminal.py"), path
+        echoes = [call for call in calls if getattr(call.func, "attr", "") in ("echo", "secho")]
+        assert not echoes, path
+
+
+def maury_command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "maury", *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_a_terminal_in_ascii_shows_other_letters_as_escapes(tmp_path):
+    shutil.copytree(GOLDEN / "observed.zarr", tmp_path / "súrvey.zarr")
+    done = maury_command("info", tmp_path / "súrvey.zarr", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert rb"s\xfarvey.zarr" in done.stdout
+    done = maury_command("info", tmp_path / "missíng.zarr", PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: ")
+    assert rb"miss\xedng" in done.stderr
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "SystemExit(130)"])
+def test_ctrl_c_says_how_to_go_on(raised):
+    code = (
+        "from maury.cli import app\n"
+        "@app.app.command('stop')\n"
+        f"def stop() -> None:\n    raise {raised}\n"
+        "app.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "stop"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr == "stopped; run the same command again, it goes on where it can\n"
