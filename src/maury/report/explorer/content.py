@@ -19,8 +19,11 @@ from maury.version import __version__
 
 _SYMBOLS = {label.name: label.symbol for label in LABELS}
 _REVERSED = ("teff", "logg")
+# Shares of stars that may lie beyond an axis as it opens, so that single wild ones do not fill it;
+# chosen by eye.
 _ODD, _FAR, _FAINT = 0.0005, 0.005, 0.02
 _HIDDEN_SUFFIXES = (*(f"_{suffix}" for suffix, _ in QUANTILES), "_corr")
+# Level of gzip: columns travel within one machine, so that packing must cost less than it saves.
 _FAST = 1
 
 

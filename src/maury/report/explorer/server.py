@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 _NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+# Longer than any address of the page, which names at most one column or star.
 _LONGEST_TARGET = 2048
+# Each writer holds a copy of the table: two at once bound the memory, others wait so many seconds.
+# Tables for other programs are kept until the end, as these read them when they like: the last 8.
 _MOST_WRITERS, _WRITER_SECONDS, _MOST_SENT = 2, 30.0, 8
 _TYPES = {
     ".html": "text/html; charset=utf-8",

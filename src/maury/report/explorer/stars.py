@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+# Nearest training stars that the panel of a star lists: chosen for its room, not measured.
 _NEIGHBOURS = 8
 _LABELS = {label.name: label for label in LABELS}
 

@@ -10,6 +10,7 @@ IDLE_SECONDS = 60.0
 """How long a connection may wait for its next request."""
 REQUEST_SECONDS = 20.0
 """How long a request may take to arrive whole, once it has begun."""
+# A browser opens six to a host; so many leave room for ten pages, and bound the threads.
 MOST_CONNECTIONS = 64
 
 

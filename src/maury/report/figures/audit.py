@@ -35,8 +35,10 @@ _MARKS = {
     CONTROL: ("^", MISSING),
     SHUFFLED: ("v", "#5e3c99"),
 }
+# Millimetres of a label with its five marks, and of a sensitivity spectrum: chosen by eye.
 _ROW_MM = 7.5
 _PANEL_MM = 24.0
+# Names of lines that are nearer to each other would overlap at the width of a page.
 _TEXT_AA = 5.0
 _LINE_COLOUR = "#9ecae1"
 

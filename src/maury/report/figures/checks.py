@@ -30,7 +30,9 @@ from maury.report.figures.style import (
 
 LEVELS = np.linspace(0.05, 0.99, 48)
 """Central probabilities at which coverage is measured."""
+# A fraction of 20 stars is known to 0.1; smaller bins are left empty.
 _LEAST = 20
+# As many as show a trend of a typical test sample of some hundred stars.
 _BINS = 8
 _WIDE_RATIO = 5.0
 """Ratios beyond which their axis is logarithmic."""

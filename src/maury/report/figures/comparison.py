@@ -57,9 +57,11 @@ def draw(found: Ranking, directory: Path | str) -> list[Path]:
 
 
 _MARKERS = ("o", "v", "^", "s", "D")
+# Height of a line of text at the size of the figures.
 _ROW_MM = 3.4
 _DEFAULT = "maury"
 _KINDS = ("teff", "logg", "m_h", "alpha_m")
+# Grey band: errors within a tenth of the scatter hold as well as samples can tell.
 _BLIND_GRID = 0.9, 1.1
 
 

@@ -27,6 +27,7 @@ from maury.report.figures.style import (
 )
 
 _MINUS = "\N{MINUS SIGN}"
+# Robust scatters that the frame shows: 7e-6 of a normal distribution lie beyond, drawn at the rim.
 _FRAME_SIGMA = 4.5
 
 

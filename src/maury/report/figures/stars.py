@@ -28,6 +28,7 @@ from maury.report.figures.style import (
 DENSE = 20_000
 """Above this number of stars, cells of equal size are drawn instead of points."""
 _TEFF, _LOGG, _M_H, _ALPHA_M = select(["teff", "logg", "m_h", "alpha_m"])
+# Shares of the stars within the contours: the whole, the bulk, the core.
 _LEVELS = (0.95, 0.8, 0.5)
 
 

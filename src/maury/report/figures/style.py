@@ -22,6 +22,7 @@ COLUMN_MM = 88.0
 """Width of one journal column."""
 PAGE_MM = 180.0
 """Width of a journal page."""
+# What journals ask of pixel images.
 DPI = 300
 COLOURS = "viridis"
 INK = "#1a1a1a"

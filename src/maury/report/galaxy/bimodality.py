@@ -23,8 +23,12 @@ from maury.io.arrays import Float64Array
 
 CLEAN = 2.0
 """Ashman's D above which two components are cleanly separated."""
+# Five parameters of two normals need some ten stars each; chosen, not measured.
 LEAST_STARS = 50
+# Expectation maximisation ends when the mean log likelihood rises by less; overlapping components
+# take long.
 _ITERATIONS, _TOLERANCE = 500, 1e-6
+# So many tell widths to 0.5 %; more would only take longer.
 _MOST_STARS = 20_000
 
 

@@ -31,15 +31,18 @@ ZERO_POINT_MAS: Mapping[str, float] = MappingProxyType({"none": 0.0, "DR2": -0.0
 al. (2018, A&A 616, A2); Gaia EDR3 and DR3, Lindegren et al. (2021, A&A 649, A4)."""
 LENGTH_KPC = 1.35
 """Length scale of the prior: Astraatmadja & Bailer-Jones (2016, ApJ 833, 119), all-sky."""
+# Inside, two bins about the Sun where the stars of nearby surveys are, outside.
 R_EDGES_KPC = (3.0, 7.0, 8.0, 9.0, 13.0)
 Z_EDGES_KPC = (0.0, 0.5, 1.0, 2.0)
 """Bins of R and abs(Z) in which labels are shown."""
+# A slope in R with two other coefficients needs about ten stars for each.
 LEAST_STARS = 30
 _GRID, _ROWS = 240, 4096
 """Steps of an integral over distance, some 13 a sigma: quantiles agree with adaptive quadrature to
 2e-3 (`test_cartography`); and stars integrated at once, which bounds the memory."""
 _WITHIN_SIGMA = 5.0
 """Half-width of the integral in sigma: 6e-7 of a normal distribution lies outside."""
+# Median and one sigma of a normal distribution.
 _QUANTILES = (0.16, 0.5, 0.84)
 _NEAREST_LENGTHS, _PRIOR_LENGTHS = 1e-3, 40.0
 """Distances that the prior allows, in its lengths: 2e-10 and 4e-15 of it lie outside."""

@@ -22,8 +22,10 @@ from maury.report.page.quality import mark
 
 Found = Iterator[Plate | Omitted]
 
+# Chosen, not measured: poor, usual, good and best spectra of RAVE.
 SNR_EDGES = (0.0, 25.0, 40.0, 60.0, np.inf)
 M_H_EDGES = (-np.inf, -0.6, -0.3, 0.0, np.inf)
+# [M/H] where both sequences of the disc are found, a tenth of a dex wide where stars are many.
 BIMODAL_EDGES = (-0.8, -0.5, -0.4, -0.3, -0.2, -0.1, 0.1)
 _NEEDED = ("teff", "logg", "m_h")
 _MINUS = "\N{MINUS SIGN}"

@@ -26,8 +26,10 @@ TABLE_FILE = "labels.dat"
 README_FILE = "ReadMe"
 DECIMALS = {"K": 2, "deg": 8, "Angstrom": 3}
 """Decimals by unit; others have `OTHER_DECIMALS`."""
+# Finer than any error of an abundance, log g or magnitude.
 OTHER_DECIMALS = 4
 _NAMES = {"ra": "RAdeg", "dec": "DEdeg", "parallax": "plx"}
+# Rows formatted at once: 20 MB of text where a row has 1000 characters.
 _BLOCK = 20_000
 
 
