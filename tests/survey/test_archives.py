@@ -316,13 +316,19 @@ def test_a_64_bit_flag_in_fits_keeps_its_lowest_bit(tmp_path):
 def test_cuts_of_apogee_on_a_table_of_its_data_model(tmp_path):
     """allStar: 32-bit EXTRATARG, 64-bit flags, float32 labels (datamodel page of the recipe)."""
     columns = [
-        fits.Column("ASPCAPFLAG", "K", array=[0, 1 << 23, 0, 1 << 7, 0]),
-        fits.Column("STARFLAG", "K", array=[0, 0, 0, 0, 1 << 4]),
-        fits.Column("EXTRATARG", "J", array=[0, 0, 1 << 4, 1, 0]),
-        fits.Column("SNREV", "E", array=[100, 100, 100, 30, 100]),
-        fits.Column("TEFF", "E", array=[4800, 4800, 4800, 4800, np.nan]),
-        fits.Column("LOGG", "E", array=np.full(5, 2.5)),
-        fits.Column("M_H", "E", array=np.full(5, -0.1)),
+        fits.Column("ASPCAPFLAG", "K", array=[0, 1 << 23, 0, 1 << 7, 0, 1 << 19, 1 << 22, 0]),
+        fits.Column("STARFLAG", "K", array=[0, 0, 0, 0, 1 << 4, 0, 0, 0]),
+        fits.Column("EXTRATARG", "J", array=[0, 0, 1 << 4, 1, 0, 0, 0, 0]),
+        fits.Column("SNREV", "E", array=[100, 100, 100, 30, 100, 100, 100, 100]),
+        fits.Column("TEFF", "E", array=[4800, 4800, 4800, 4800, np.nan, 4800, 4800, 4800]),
+        fits.Column("LOGG", "E", array=np.full(8, 2.5)),
+        fits.Column("M_H", "E", array=np.full(8, -0.1)),
+        # Bit 8 warns, bit 0 says that the abundance lies at an edge of the grid.
+        fits.Column("MG_FE_FLAG", "J", array=[1 << 8, 0, 0, 0, 0, 0, 0, 1]),
+        *(
+            fits.Column(f"{name}_FLAG", "J", array=np.zeros(8))
+            for name in ("FE_H", "SI_FE", "AL_FE", "NI_FE")
+        ),
     ]
     fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "allStar.fits")
     for name in ("apogee-dr16", "apogee-dr17"):
@@ -330,16 +336,20 @@ def test_cuts_of_apogee_on_a_table_of_its_data_model(tmp_path):
         with ExitStack() as stack:
             table = open_table(tmp_path / "allStar.fits", stack, hdu=recipe.table.hdu)
             chosen = apply_cuts(recipe.cuts(), table)
-            strict = apply_cuts(recipe.cuts(also=("snr", "star-flag")), table)
-        assert chosen.reasons.tolist() == ["", "star-bad", "duplicate", "", "parameters-given"]
-        assert strict.reasons.tolist() == ["", "star-bad", "duplicate", "snr", "star-flag"]
+            strict = apply_cuts(recipe.cuts(also=("snr", "star-flag", "elements")), table)
+        bad = ["parameter-bad", "parameter-bad"]
+        expected = ["", "star-bad", "duplicate", "", "parameters-given", *bad, ""]
+        assert chosen.reasons.tolist() == expected
+        expected = ["", "star-bad", "duplicate", "snr", "star-flag", *bad, "elements"]
+        assert strict.reasons.tolist() == expected
 
 
 def test_default_cuts_can_be_switched():
     recipe = surveys.load("apogee-dr17")
-    assert [one.name for one in recipe.cuts()] == ["star-bad", "duplicate", "parameters-given"]
+    default = ["star-bad", "parameter-bad", "duplicate", "parameters-given"]
+    assert [one.name for one in recipe.cuts()] == default
     chosen = recipe.cuts(without=("duplicate",), also=("snr",))
-    assert [one.name for one in chosen] == ["star-bad", "parameters-given", "snr"]
+    assert [one.name for one in chosen] == ["star-bad", "parameter-bad", "parameters-given", "snr"]
     with pytest.raises(UnknownName, match="did you mean 'duplicate'"):
         recipe.cuts(without=("duplicates",))
 

@@ -12,12 +12,21 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    field_validator,
+)
 from pydantic import model_validator as after
 
 from maury.errors import ColumnError
 from maury.io.arrays import AnyArray, BoolArray, StrArray
 from maury.io.source_table import SourceTable
+from maury.survey.archives.quantities import QUANTITIES, known_quantity
 from maury.survey.readers.config import Strict
 
 Value = StrictBool | StrictInt | StrictFloat | StrictStr
@@ -37,6 +46,9 @@ class Condition(Strict):
     ----------
     column : str
         Name of the column; with `index` the element (from 0) of a vector.
+    quantity : str
+        In place of a column, one of `maury.survey.archives.quantities.QUANTITIES`, which is made
+        of several.
     min, max : float
         At least, at most (both may be given).
     above, below : float
@@ -53,6 +65,7 @@ class Condition(Strict):
     """
 
     column: str | None = None
+    quantity: Annotated[str, AfterValidator(known_quantity)] | None = None
     index: Annotated[int, Field(ge=0, strict=True)] | None = None
     min: float | None = None
     max: float | None = None
@@ -81,27 +94,33 @@ class Condition(Strict):
         tests = {name for name in _TESTS if getattr(self, name) is not None}
         joined = [name for name in ("any", "all") if getattr(self, name) is not None]
         if joined:
-            if len(joined) > 1 or tests or self.column is not None:
+            if len(joined) > 1 or tests or self.column or self.quantity:
                 raise ValueError("give one of 'any', 'all', or a column with a condition")
             if not getattr(self, joined[0]):
                 raise ValueError(f"'{joined[0]}' must list at least one condition")
-        elif self.column is None:
-            raise ValueError("give a 'column', or conditions in 'any' or 'all'")
+        elif (self.column is None) == (self.quantity is None):
+            raise ValueError("give a 'column' or a 'quantity', or conditions in 'any' or 'all'")
         elif not tests or (len(tests) > 1 and not tests <= _RANGE):
-            raise ValueError(f"give one condition of {', '.join(_TESTS)} for {self.column!r}")
+            raise ValueError(f"give one condition of {', '.join(_TESTS)} for {self._name!r}")
         return self
+
+    @property
+    def _name(self) -> str:
+        return self.column or self.quantity or ""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that is looked at, each once."""
         inner = [name for part in (self.any or self.all or ()) for name in part.columns]
+        if self.quantity is not None:
+            return QUANTITIES[self.quantity].columns
         return tuple(dict.fromkeys([self.column] if self.column is not None else inner))
 
     def __str__(self) -> str:
         if self.any or self.all:
             word = " or " if self.any else " and "
             return word.join(f"({part})" for part in (self.any or self.all or ()))
-        name = self.column if self.index is None else f"{self.column}[{self.index}]"
+        name = self._name if self.index is None else f"{self._name}[{self.index}]"
         return f"{name} {self._test_in_words()}"
 
     def _test_in_words(self) -> str:
@@ -276,8 +295,8 @@ def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] 
             join.reduce([result.passes for result in results], axis=0),
             np.logical_or.reduce([result.missing for result in results], axis=0),
         )
-    assert condition.column is not None
-    what = f"{table.path}, column {condition.column!r}"
+    kind = "column" if condition.quantity is None else "quantity"
+    what = f"{table.path}, {kind} {condition._name!r}"
     values, known = _values(condition, table, missing)
     if condition.finite is not None:
         return CutResult(known == condition.finite, ~known)
@@ -294,7 +313,12 @@ def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] 
 def _values(
     condition: Condition, table: SourceTable, missing: Sequence[float]
 ) -> tuple[AnyArray, BoolArray]:
-    """Return the values of a column, shape (n_row,), and which of them are given."""
+    """Return the values of a column or quantity, shape (n_row,), and which of them are given."""
+    if condition.quantity is not None:
+        quantity = QUANTITIES[condition.quantity]
+        parts = [table.floats(name) for name in quantity.columns]
+        made = quantity.of(*(np.where(np.isin(part, missing), np.nan, part) for part in parts))
+        return made, np.isfinite(made)
     masked = table.plain(condition.column or "", index=condition.index)
     values, known = np.ma.getdata(masked), ~np.ma.getmaskarray(masked)
     if values.dtype.kind == "U":

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from maury.errors import ConfigError, check_known, suggestion
+from maury.io.arrays import Float64Array
 from maury.io.config_files import parse_toml, read_toml, validated
 from maury.labels import columns as columns_module
 from maury.labels import definitions as labels_module
@@ -138,6 +139,31 @@ class IdFacts(Strict):
     other: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str] = Field(default={})
 
 
+class EpochFacts(Strict):
+    """``epoch`` of ``[position]``, where a column gives it otherwise than as Julian years.
+
+    Attributes
+    ----------
+    column : str
+    unit : {"yr", "jd", "mjd"}
+        Julian year, Julian date, or modified Julian date.
+    otherwise : float, optional
+        Julian year where a file lacks the column.
+    """
+
+    column: str
+    unit: Literal["yr", "jd", "mjd"] = "yr"
+    otherwise: float | None = None
+
+    def years(self, values: Float64Array) -> Float64Array:
+        """Return epochs (n,) as Julian years; the year 2000.0 is JD 2451545.0, by definition."""
+        start = {"yr": None, "jd": 2451545.0, "mjd": 51544.5}[self.unit]
+        return values if start is None else 2000.0 + (values - start) / 365.25
+
+    def __str__(self) -> str:
+        return self.column
+
+
 class PositionFacts(Strict):
     """``[position]``: columns of position and proper motion.
 
@@ -147,7 +173,7 @@ class PositionFacts(Strict):
         Columns, in degrees.
     pmra, pmdec : str, optional
         Columns, in mas/yr; pmra includes cos(dec).
-    epoch : float or str, optional
+    epoch : float, str or EpochFacts, optional
         Julian year of the positions, or the column that gives it; not given: unknown.
     system : {"icrs"}
     """
@@ -156,7 +182,7 @@ class PositionFacts(Strict):
     dec: str
     pmra: str | None = None
     pmdec: str | None = None
-    epoch: float | str | None = None
+    epoch: float | str | EpochFacts | None = None
     system: Literal["icrs"] = "icrs"
 
     @model_validator(mode="after")
@@ -480,7 +506,8 @@ def cuts(recipe: SurveyRecipe) -> Rows:
 
 
 def _source(column: ColumnConfig) -> str:
-    return column.name if column.index is None else f"{column.name}[{column.index}]"
+    name = column.name if column.index is None else f"{column.name}[{column.index}]"
+    return name + (f" {column.offset:+g}" if column.offset else "")
 
 
 def _abundances(recipe: SurveyRecipe) -> str:

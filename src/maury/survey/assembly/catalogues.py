@@ -14,6 +14,7 @@ from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray, StrAr
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
 from maury.survey.archives import SurveyRecipe, apply_cuts, load
+from maury.survey.archives.recipe import EpochFacts
 from maury.survey.assembly.flow import Flow
 from maury.survey.assembly.recipe import CatalogueEntry
 from maury.survey.crossmatch import Positions
@@ -85,7 +86,8 @@ class CutCatalogue:
         else:
             raw = self._arrays(source.name, size)[self.rows, place]
         unit = self.table.units.get(source.name) if source.unit is None else source.unit
-        return converted(without_missing(raw, known, missing), known, unit, what=what)
+        values = without_missing(raw, known, missing)
+        return converted(values, known, unit, what=what) + source.offset
 
     def _origin(self, name: str) -> tuple[str, int, int]:
         """Entry of the recipe that fills a column, which of its parts that is, and of how many."""
@@ -147,12 +149,21 @@ class CutCatalogue:
         epoch: Float64Array | float = epoch_yr
         if isinstance(facts.epoch, str):
             epoch = self.floats(facts.epoch)
+        elif isinstance(facts.epoch, EpochFacts):
+            epoch = self._epochs(facts.epoch, epoch_yr)
         elif facts.epoch is not None:
             epoch = facts.epoch
         motions: tuple[Float64Array | None, Float64Array | None] = (None, None)
         if facts.pmra is not None and facts.pmdec is not None:
             motions = (self.floats(facts.pmra), self.floats(facts.pmdec))
         return Positions(self.floats(facts.ra), self.floats(facts.dec), epoch, *motions)
+
+    def _epochs(self, facts: EpochFacts, epoch_yr: float) -> Float64Array | float:
+        if facts.column in self.table.names:
+            return facts.years(self.floats(facts.column))
+        epoch = epoch_yr if facts.otherwise is None else facts.otherwise
+        logger.warning("%s has no %r: positions count as of %g", self.title, facts.column, epoch)
+        return epoch
 
     def only(self, keep: BoolArray) -> "CutCatalogue":
         """Return the catalogue with some of its rows."""

@@ -228,12 +228,14 @@ class ColumnConfig(Strict):
     """One entry of ``[columns]``: the source column; a text alone is its name.
 
     Of a column that holds a vector a row, `index` is the element, from 0. An `optional` column
-    that no table has is left out, with a warning.
+    that no table has is left out, with a warning. `offset` is added to values, in the unit of the
+    survey: a zero point that is the same for all rows.
     """
 
     name: str
     index: Annotated[int, Field(ge=0, strict=True)] | None = None
     unit: str | None = None
+    offset: float = 0.0
     missing: tuple[float, ...] | None = None
     table: str | None = None
     optional: bool = False

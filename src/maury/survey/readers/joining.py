@@ -128,7 +128,8 @@ def _settled(
     """Return values without stand-ins for missing ones, in the unit of `column`."""
     what = f"{joined.table.path}, column {wanted.name!r}"
     unit = joined.table.units.get(wanted.name) if wanted.unit is None else wanted.unit
-    return converted(without_missing(values, column, missing), column, unit, what=what)
+    known = without_missing(values, column, missing)
+    return converted(known, column, unit, what=what) + wanted.offset
 
 
 def _ids(config: IngestConfig, spectra: Spectrograph, tables: Mapping[str, _Joined]) -> StrArray:
