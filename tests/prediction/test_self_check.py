@@ -15,6 +15,7 @@ from maury.prediction.catalogue import Catalogue
 from maury.prediction.predictor import Predictor
 from maury.prediction.self_check import N_STAR, SELF_CHECK, TOLERANCE, SelfCheck, with_self_check
 from maury.prediction.streaming import predict
+from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 from maury.training import runs as learning
 
@@ -69,8 +70,8 @@ def test_an_engine_that_moves_labels_is_refused(model, monkeypatch, share, refus
     span = model.scaling.labels.maximum - model.scaling.labels.minimum
     error = np.fmax(check.sigma, 1e-3 * span).min(axis=0)
     by = share * TOLERANCE * error / model.scaling.labels.scale
-    answer = TorchEngine.answer
-    monkeypatch.setattr(TorchEngine, "answer", lambda *a: perturbed(answer(*a), by))
+    answer = TorchEngine.predict
+    monkeypatch.setattr(TorchEngine, "predict", lambda *a: perturbed(answer(*a), by))
     if not refused:
         Predictor(model, engine="torch")
         return
@@ -79,8 +80,8 @@ def test_an_engine_that_moves_labels_is_refused(model, monkeypatch, share, refus
 
 
 def test_an_engine_that_loses_stars_is_refused(model, monkeypatch):
-    answer = TorchEngine.answer
-    monkeypatch.setattr(TorchEngine, "answer", lambda *a: perturbed(answer(*a), np.nan))
+    answer = TorchEngine.predict
+    monkeypatch.setattr(TorchEngine, "predict", lambda *a: perturbed(answer(*a), np.nan))
     with pytest.raises(SelfCheckFailed, match="is lost"):
         Predictor(model, engine="torch")
 
@@ -148,8 +149,13 @@ def test_a_damaged_self_check_is_one_error(model, tmp_path, change):
         Predictor(broken)
 
 
+def sample_of(model, survey):
+    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    return LabelledSample.read(survey, model.preparation, np.arange(len(survey)))
+
+
 def test_the_same_training_gives_the_same_self_check(model, survey):
-    again = with_self_check(model, survey).arrays(SELF_CHECK)
+    again = with_self_check(model, sample_of(model, survey)).arrays(SELF_CHECK)
     for name, array in model.arrays(SELF_CHECK).items():
         np.testing.assert_array_equal(again[name], array)
 
@@ -173,7 +179,7 @@ def test_stars_whose_answer_hangs_on_rounding_are_not_taken(
 ):
     monkeypatch.setattr(Wavering, "stars", wavering)
     monkeypatch.setattr("maury.model.inference.EnsembleNetwork", Wavering)
-    made = with_self_check(model, survey)
+    made = with_self_check(model, sample_of(model, survey))
     if kept is None:
         assert "rounding of the flux" in caplog.text
     else:

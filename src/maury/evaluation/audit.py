@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ from maury.prediction.uncertainty import UncertaintyModel
 from maury.simulation.observing import ObservingModel
 from maury.simulation.training_stars import known_conditions
 from maury.spectra.preparation import Inputs, take
+from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 
 __all__ = ["WITHOUT", "alike", "audit", "audit_metadata", "bootstrap_scatter"]
@@ -79,6 +81,8 @@ def audit(
     seed: int = 0,
     n_shuffle: int = 4,
     n_bootstrap: int = 500,
+    network: EnsembleNetwork | None = None,
+    sample: LabelledSample | None = None,
 ) -> AuditReport:
     """Measure what each label of a model is made of.
 
@@ -95,6 +99,10 @@ def audit(
         Other spectra that each star gets for each label.
     n_bootstrap : int
         Resamples of the stars.
+    network : EnsembleNetwork, optional
+        That of the model, where it is loaded already.
+    sample : LabelledSample, optional
+        The labelled rows of the survey, where they are prepared already.
 
     Returns
     -------
@@ -112,18 +120,18 @@ def audit(
     # sorted by field or date.
     rows = rows[:: -(-rows.size // _MOST_ROWS)]
     rng = np.random.default_rng(seed)
-    network, batch = EnsembleNetwork(model), survey.rows(rows)
-    truth = survey.labels(model.labels)[rows]
-    inputs = model.preparation.apply(batch)
+    pool = _pool(model, survey, trained=split == "train")
+    network = network or EnsembleNetwork(model)
+    sample = sample or LabelledSample.read(survey, model.preparation, np.union1d(rows, pool))
+    truth, inputs = survey.labels(model.labels)[rows], sample.prepared(rows)
     answer = _answering(model, network)
     means = {ALL: answer(inputs)}
     for name, without in _cases(model, network).items():
-        hidden = hide(batch, without, further=model.preparation.further_sources)
-        means[name] = answer(model.preparation.apply(hidden))
+        hiding = partial(hide, without=without, further=model.preparation.further_sources)
+        means[name] = answer(sample.without(rows, hiding))
     residuals = {name: _finite_only(mean - truth) for name, mean in means.items()}
     # A case that no star can be in (a network that needs the spectrum) is left out, not failed.
     residuals = {name: one for name, one in residuals.items() if np.isfinite(one).any()}
-    pool = _pool(model, survey, trained=split == "train")
     numbers = _star_numbers(survey.star_id)
     star = numbers[rows]
     swap = _Swap(
@@ -131,7 +139,7 @@ def audit(
         inputs,
         truth,
         star,
-        pool=model.preparation.apply(survey.rows(pool)),
+        pool=sample.prepared(pool),
         pool_truth=survey.labels(model.labels)[pool],
         pool_star=numbers[pool],
         # Likeness is judged in units of what the model can tell apart at all.
@@ -145,7 +153,7 @@ def audit(
     return AuditReport(
         labels=labels,
         sensitivities=tuple(
-            _sensitivities(model, inputs, truth, conditions=known_conditions(survey, model))
+            _sensitivities(network, inputs, truth, conditions=known_conditions(survey, model))
         ),
         simulated=survey.simulated,
         n_row=int(rows.size),
@@ -208,8 +216,13 @@ def _note(model: Model, residuals: Mapping[str, Float64Array]) -> str:
 
 
 def _sensitivities(
-    model: Model, inputs: Inputs, truth: Float64Array, *, conditions: ObservingModel | None
+    network: EnsembleNetwork,
+    inputs: Inputs,
+    truth: Float64Array,
+    *,
+    conditions: ObservingModel | None,
 ) -> Iterator[Sensitivity]:
+    model = network.model
     # The best linear estimator needs theory for every label and pixel of the model.
     if conditions is None or not can_compare(model):
         return
@@ -218,7 +231,8 @@ def _sensitivities(
     labels = np.where(inputs.snr[:, None] > 0, truth[:, columns], np.nan)
     for star in STAR_TYPES:
         rows = nearest_to(star, labels)
-        gradient = flux_gradient(model, take(inputs, rows))[:, columns]
+        seen = take(inputs, rows)
+        gradient = flux_gradient(model, seen, members=network.members)[:, columns]
         answered = np.isfinite(gradient).all(axis=(1, 2))
         rows, gradient = rows[answered], gradient[answered]
         if rows.size:

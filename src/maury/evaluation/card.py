@@ -6,21 +6,27 @@ the model: nothing is computed with it, and a model without one is whole.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from maury.errors import ConfigError, MauryError, ModelFileError
-from maury.evaluation.validation import validate
+from maury.evaluation.validation import compare_rows, held_out_rows, validate
 from maury.io.config_files import parse_json
 from maury.io.files import refuse_existing, writing
 from maury.labels.flags import Flag
 from maury.model.citations import keys_of_model
 from maury.model.directory import Model
 from maury.model.split import PARTS
+from maury.prediction.predictor import Predictor
 from maury.spectra.spectra import describe_grid
+from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
+
+if TYPE_CHECKING:
+    from maury.methods.registry import MethodNetwork
+    from maury.model.inference import EnsembleNetwork
 
 logger = logging.getLogger(__name__)
 CARD_VERSION = 1
@@ -192,6 +198,33 @@ def _measured(model: Model, survey: Survey | Path | str) -> dict[str, Any]:
     return validate(model, survey, split="validation", with_bounds=False).to_dict()
 
 
+def figures_of(
+    model: Model, sample: LabelledSample, network: "EnsembleNetwork | MethodNetwork"
+) -> dict[str, Any]:
+    """Measure the validation stars of a model that was trained just now.
+
+    Parameters
+    ----------
+    model : Model
+        Saved.
+    sample : LabelledSample
+        Labelled rows of the survey that trained it.
+    network : EnsembleNetwork or MethodNetwork
+        That of the model.
+
+    Returns
+    -------
+    dict of str to Any
+        As of `maury.evaluation.validation.ValidationReport.to_dict`.
+    """
+    rows = held_out_rows(model, sample.survey, split="validation")
+    batch, inputs = sample.batch(rows), sample.prepared(rows)
+    table = Predictor(model, network=network).predict(batch, inputs)
+    return compare_rows(
+        model, sample.survey, rows, table, split="validation", with_bounds=False
+    ).to_dict()
+
+
 def read_card(model: Model) -> ModelCard | None:
     """Return the card beside a model; None if there is none, or it is of another model."""
     file = None if model.path is None else model.path / JSON_FILE
@@ -233,22 +266,24 @@ def write_card(card: ModelCard, model: Path | str, *, overwrite: bool = False) -
             partial.write_text(text, "utf-8")
 
 
-def add_card(model: Model, survey: Survey | None = None) -> ModelCard:
+def add_card(
+    model: Model, measure: Callable[[Model], Mapping[str, Any]] | None = None
+) -> ModelCard:
     """Write the card of a model that was trained just now; what cannot be measured is left out.
 
     Parameters
     ----------
     model : Model
         Saved.
-    survey : Survey, optional
-        The survey that trained it: its validation stars are measured.
+    measure : callable, optional
+        Returns the figures of the validation stars (`figures_of`).
     """
     assert model.path is not None, "a card is written beside a saved model"
     # Their fits would take hours here, where nobody asked for figures.
     if str(model.network["name"]) in _SYNTHESIS:
-        survey = None
+        measure = None
     try:
-        card = card_of(model, survey=survey)
+        card = card_of(model, reports=() if measure is None else [measure(model)])
     except (MauryError, ValueError, ArithmeticError) as error:
         # The model is made, and stays.
         logger.warning("the card of %s has no figures: %s", model.path, error)

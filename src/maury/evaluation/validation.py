@@ -164,9 +164,35 @@ def validate(
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     # Before anything is computed: the choice of rows may refuse, predictions may take minutes.
     rows = held_out_rows(model, survey, split=split)
+    table = predict_rows(model, survey, rows)
+    return compare_rows(model, survey, rows, table, split=split, with_bounds=with_bounds)
+
+
+def compare_rows(
+    model: Model,
+    survey: Survey,
+    rows: Int64Array,
+    table: dict[str, AnyArray],
+    *,
+    split: str,
+    with_bounds: bool,
+) -> ValidationReport:
+    """Compare the labels of some rows with what was predicted for them.
+
+    Parameters
+    ----------
+    model, survey
+    rows : (n,) int64
+        Rows that `held_out_rows` gave for `split`.
+    table : dict of str to (n,) array
+        What `maury.prediction.predictor.Predictor.predict` gave for these rows.
+    split : str
+        Which stars these are.
+    with_bounds : bool
+        Whether to compute the least scatter that such spectra allow.
+    """
     names = [label.name for label in model.labels]
     truth = survey.labels(model.labels)[rows]
-    table = predict_rows(model, survey, rows)
     predicted = np.stack([table[name] for name in names], axis=1)
     error = np.stack([table[label.error_name] for label in model.labels], axis=1)
     bounds, as_observed = _bounds(model, survey, truth, table) if with_bounds else ((), ())

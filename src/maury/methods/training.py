@@ -21,7 +21,8 @@ from maury.methods.registry import method_class, method_settings
 from maury.model.directory import METHOD, Affine, Model, Scaling
 from maury.model.output import has_spectrum
 from maury.model.split import PARTS, Split, SplitConfig, SplitRecord, split_rows
-from maury.spectra.preparation import Preparation, join_inputs, take
+from maury.spectra.preparation import Preparation, take
+from maury.survey.labelled_sample import LabelledSample, labelled_rows
 from maury.survey.store import Survey
 from maury.version import __version__
 
@@ -29,7 +30,6 @@ __all__ = ["Collected", "MethodConfig", "collect", "fit_method", "train_method"]
 
 logger = logging.getLogger(__name__)
 
-_READ_ROWS = 2048
 _SECTIONS = ("method", "preparation", "split")
 
 
@@ -109,6 +109,8 @@ class Collected:
 
     Attributes
     ----------
+    labelled : LabelledSample
+        All labelled rows, usable or not, prepared.
     sample : Sample
         All usable labelled rows, in the order of the survey.
     rows : (n,) int64
@@ -120,6 +122,7 @@ class Collected:
         Rows that were left out, by reason.
     """
 
+    labelled: LabelledSample
     sample: Sample
     rows: Int64Array
     parts: Mapping[str, Int64Array]
@@ -166,8 +169,9 @@ def collect(
         )
     star_id = survey.star_id[labelled]
     divided = split_rows(star_id, config=split, seed=seed)
-    blocks = np.split(labelled, np.arange(_READ_ROWS, labelled.size, _READ_ROWS))
-    inputs = join_inputs([preparation.apply(survey.rows(block)) for block in blocks])
+    rows = labelled_rows(survey.star_id, np.isfinite(truth).any(axis=1))
+    whole = LabelledSample.read(survey, preparation, rows)
+    inputs = whole.prepared(labelled)
     values = survey.labels(names)[labelled]
     usable = has_spectrum(inputs) & np.isfinite(values).any(axis=1)
     kept = np.flatnonzero(usable)
@@ -181,6 +185,7 @@ def collect(
         simulated=survey.simulated,
     )
     return Collected(
+        whole,
         sample,
         labelled[kept],
         _parts(divided, usable, survey),
@@ -211,7 +216,7 @@ def train_method(
     config: Mapping[str, Any] | Path | str | None = None,
     split: str | None = None,
     overwrite: bool = False,
-    complete: Callable[[Model], Model] = lambda model: model,
+    complete: Callable[[Model, LabelledSample], Model] = lambda model, sample: model,
 ) -> Model:
     """Train a method on the labelled spectra of a survey and write its model directory.
 
@@ -232,7 +237,8 @@ def train_method(
     overwrite : bool
         Replace an existing model.
     complete : callable
-        Given the trained model before it is written; what it returns is written.
+        Given the trained model before it is written, and the prepared labelled rows; what it
+        returns is written.
 
     Returns
     -------
@@ -258,7 +264,7 @@ def train_method(
     )
     trained = fit_method(settings, stars, seed=seed)
     model_here = as_model(trained, settings, stars, survey, seed)
-    return complete(model_here).save(path, overwrite=overwrite)
+    return complete(model_here, stars.labelled).save(path, overwrite=overwrite)
 
 
 def _names(found: type[Method[Any]], settings: MethodSettings, survey: Survey) -> tuple[str, ...]:

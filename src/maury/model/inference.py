@@ -1,6 +1,7 @@
 """The kept networks of a model, applied: mean, errors and covariance of their outputs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -71,6 +72,11 @@ class EnsembleNetwork:
     engine : {"auto", "torch", "compiled"}
         What computes the networks, see `maury.model.engines.engine.make_engine`.
 
+    Attributes
+    ----------
+    members : list of Module
+        The kept networks, in evaluation mode.
+
     Raises
     ------
     ModelFileError
@@ -83,10 +89,11 @@ class EnsembleNetwork:
         self.model = model
         self._config = _network_of(model)
         n_observable = len(model.preparation.observable_names)
+        self.members = load_members(model)
         self._engine = make_engine(
             engine,
             self._config,
-            load_members(model),
+            self.members,
             n_pixel=model.n_pixel,
             n_observable=n_observable if self._config.photometry else 0,
         )
@@ -226,7 +233,9 @@ def has_observables(inputs: Inputs, network: NetworkConfig) -> BoolArray:
     return np.asarray(np.isfinite(inputs.observables).all(axis=1), dtype=np.bool_)
 
 
-def flux_gradient(model: Model, inputs: Inputs) -> Float64Array:
+def flux_gradient(
+    model: Model, inputs: Inputs, *, members: Sequence[nn.Module] | None = None
+) -> Float64Array:
     """Differentiate the mean of the kept networks by the flux that they take.
 
     Parameters
@@ -235,6 +244,8 @@ def flux_gradient(model: Model, inputs: Inputs) -> Float64Array:
         A saved model.
     inputs : Inputs
         Prepared by the preparation of the model.
+    members : sequence of Module, optional
+        Its networks, where they are loaded already.
 
     Returns
     -------
@@ -247,16 +258,19 @@ def flux_gradient(model: Model, inputs: Inputs) -> Float64Array:
     observables = model.scaling.observables.forward(inputs.observables)
     if not config.photometry:
         observables = observables[:, :0]
-    ivar, seen = torch.from_numpy(inputs.ivar), torch.from_numpy(observables)
-    flux = torch.from_numpy(inputs.flux.copy()).requires_grad_()
-    networks = load_members(model)
+    networks = load_members(model) if members is None else members
+    # An engine may have moved the networks to a GPU.
+    device = next(networks[0].parameters()).device
+    ivar = torch.from_numpy(inputs.ivar).to(device)
+    seen = torch.from_numpy(observables).to(device)
+    flux = torch.from_numpy(inputs.flux.copy()).to(device).requires_grad_()
     shape = (len(inputs), len(model.labels), inputs.flux.shape[1])
     total = np.zeros(shape)
     for network in networks:
         mean = config.predict(network, flux, ivar, seen).mean
         for position in range(shape[1]):
             (slope,) = torch.autograd.grad(mean[:, position].sum(), flux, retain_graph=True)
-            total[:, position] += slope.double().numpy()
-        total[~torch.isfinite(mean).all(dim=1).numpy()] = np.nan
+            total[:, position] += slope.double().cpu().numpy()
+        total[~torch.isfinite(mean).all(dim=1).cpu().numpy()] = np.nan
     scale = model.scaling.labels.scale[:, None]
     return np.asarray(total * scale / len(networks))

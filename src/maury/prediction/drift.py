@@ -21,7 +21,7 @@ from maury.model.directory import Model
 from maury.model.output import has_spectrum
 from maury.spectra.batch import Readable
 from maury.spectra.preparation import Inputs, join_inputs, take
-from maury.survey.store import Survey
+from maury.survey.labelled_sample import LabelledSample
 
 __all__ = ["SAMPLE", "Drift", "Quantity", "drift", "with_sample"]
 
@@ -187,14 +187,13 @@ class Likeness:
         return out
 
 
-def with_sample(model: Model, survey: Survey) -> Model:
+def with_sample(model: Model, sample: LabelledSample) -> Model:
     """Return a trained model with the marks of its training stars, for `Model.save` to write."""
-    rows = np.flatnonzero(model.split.contains("train", survey.star_id))
+    rows = np.flatnonzero(model.split.contains("train", sample.survey.star_id))
     rows = rows[:: max(1, -(-rows.size // N_STAR))]
     if rows.size < _LEAST_STARS:
         return model
-    blocks = np.split(rows, np.arange(1024, rows.size, 1024))
-    inputs = join_inputs([model.preparation.apply(survey.rows(block)) for block in blocks])
+    inputs = sample.prepared(rows)
     good = has_spectrum(inputs)
     if good.sum() < _LEAST_STARS:
         return model

@@ -65,7 +65,12 @@ class Labeller(ABC):
         """Return a prediction of `predict` with the errors and the flags of a catalogue."""
 
 
-def open_labeller(model: Model, *, engine: str = "auto") -> Labeller:
+def open_labeller(
+    model: Model,
+    *,
+    engine: str = "auto",
+    network: EnsembleNetwork | MethodNetwork | None = None,
+) -> Labeller:
     """Read what labels stars for a model; a method needs no torch.
 
     Parameters
@@ -74,6 +79,8 @@ def open_labeller(model: Model, *, engine: str = "auto") -> Labeller:
         A saved model.
     engine : {"auto", "torch", "compiled"}
         What computes the networks (`maury.model.engines.engine.make_engine`).
+    network : EnsembleNetwork or MethodNetwork, optional
+        That of the model, where it is loaded already.
 
     Raises
     ------
@@ -83,12 +90,14 @@ def open_labeller(model: Model, *, engine: str = "auto") -> Labeller:
         If there is no such engine, or it is not installed.
     """
     if model.is_method:
-        return MethodLabeller(MethodNetwork(model), Likeness.load(model))
+        method = network if isinstance(network, MethodNetwork) else MethodNetwork(model)
+        return MethodLabeller(method, Likeness.load(model))
     # torch takes seconds to import, which no method should pay for.
     from maury.model.inference import EnsembleNetwork
     from maury.prediction.uncertainty import UncertaintyModel
 
-    network = EnsembleNetwork(model, engine=engine)
+    if not isinstance(network, EnsembleNetwork):
+        network = EnsembleNetwork(model, engine=engine)
     return UncertaintyModel.load(model, network) or PlainLabeller(network, Likeness.load(model))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,8 +27,12 @@ from maury.prediction.catalogue import CatalogueSpec
 from maury.prediction.labellers import open_labeller
 from maury.prediction.self_check import require_self_check
 from maury.spectra.batch import Batch, Readable
-from maury.spectra.preparation import SOURCES, Inputs
+from maury.spectra.preparation import SOURCES, Inputs, take
 from maury.version import __version__
+
+if TYPE_CHECKING:
+    from maury.methods.registry import MethodNetwork
+    from maury.model.inference import EnsembleNetwork
 
 WITHOUT = ("spectrum", "photometry", *SOURCES)
 """Inputs that a prediction may do without; ``photometry`` is all of them but the spectrum."""
@@ -55,6 +59,8 @@ class Predictor:
         (`maury.prediction.calibration.condition`).
     engine : {"auto", "torch", "compiled"}
         What computes the networks, see `maury.model.engines.engine.make_engine`.
+    network : EnsembleNetwork or MethodNetwork, optional
+        That of the model, where it has just been trained; it needs no self-check.
 
     Raises
     ------
@@ -75,13 +81,16 @@ class Predictor:
         without: Sequence[str] = (),
         given: str = "",
         engine: str = "auto",
+        network: "EnsembleNetwork | MethodNetwork | None" = None,
     ) -> None:
         self.model = model if isinstance(model, Model) else Model.open(model)
         inputs = (*WITHOUT, *self.model.preparation.further_sources)
         self.without = tuple(check_known("input", name, inputs) for name in without)
         self.given = given and check_known("label", given, self.model.label_names)
-        self.labeller = open_labeller(self.model, engine=engine)
-        require_self_check(self.model, self.labeller)
+        self.labeller = open_labeller(self.model, engine=engine, network=network)
+        # Networks that have just been trained are those that the self-check was made with.
+        if network is None:
+            require_self_check(self.model, self.labeller)
         if given and not self.labeller.calibrated:
             raise ConfigError(
                 f"{self.model.path} has no calibrated covariances, into which an external {given} "
@@ -93,13 +102,15 @@ class Predictor:
                 f"{', '.join(needed)}; use a model of the preset maury"
             )
 
-    def predict(self, batch: Batch) -> dict[str, AnyArray]:
+    def predict(self, batch: Batch, inputs: Inputs | None = None) -> dict[str, AnyArray]:
         """Predict the labels of one batch.
 
         Parameters
         ----------
         batch : Batch
             Spectra on the grid that the model's preparation takes, and their columns.
+        inputs : Inputs, optional
+            The same rows, where they are prepared already; only their columns are then taken.
 
         Returns
         -------
@@ -110,11 +121,12 @@ class Predictor:
             `maury.labels.columns.COVERAGE`.
         """
         starts = range(0, max(len(batch), 1), BLOCK_STARS)
-        blocks = [self._predict(batch[start : start + BLOCK_STARS]) for start in starts]
+        cuts = [slice(start, start + BLOCK_STARS) for start in starts]
+        blocks = [self._predict(batch[cut], inputs and take(inputs, cut)) for cut in cuts]
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
-    def _predict(self, batch: Batch) -> dict[str, AnyArray]:
-        inputs, bare = self.bare(batch)
+    def _predict(self, batch: Batch, inputs: Inputs | None) -> dict[str, AnyArray]:
+        inputs, bare = self.bare(batch, inputs)
         found = self.labeller.assess(inputs, bare)
         if self.given:
             found = self._given(found, batch)
@@ -133,10 +145,11 @@ class Predictor:
         known = (batch.get(self.given), batch.get(f"{self.given}_error"))
         return self.labeller.given(found, self.given, *known)
 
-    def bare(self, batch: Batch) -> tuple[Inputs, Prediction]:
+    def bare(self, batch: Batch, inputs: Inputs | None = None) -> tuple[Inputs, Prediction]:
         """Prepare a batch, and predict it as networks or method do, before any calibration."""
-        further = self.model.preparation.further_sources
-        inputs = self.model.preparation.apply(hide(batch, self.without, further=further))
+        if inputs is None:
+            further = self.model.preparation.further_sources
+            inputs = self.model.preparation.apply(hide(batch, self.without, further=further))
         return inputs, self.labeller.predict(inputs, batch)
 
     def _flags(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -21,7 +21,11 @@ from maury.model.output import has_spectrum
 from maury.prediction.labellers import Labeller, open_labeller
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs, take
-from maury.survey.store import Survey
+from maury.survey.labelled_sample import LabelledSample
+
+if TYPE_CHECKING:
+    from maury.methods.registry import MethodNetwork
+    from maury.model.inference import EnsembleNetwork
 
 __all__ = ["SELF_CHECK", "TOLERANCE", "SelfCheck", "with_self_check"]
 
@@ -177,20 +181,27 @@ def require_self_check(model: Model, labeller: Labeller) -> None:
     check.require(model, labeller)
 
 
-def with_self_check(model: Model, survey: Survey | None = None) -> Model:
+def with_self_check(
+    model: Model,
+    sample: LabelledSample | None = None,
+    *,
+    network: EnsembleNetwork | MethodNetwork | None = None,
+) -> Model:
     """Return a trained model with self-check stars, for `Model.save` to write.
 
     Parameters
     ----------
     model : Model
         Networks saved; or a method, saved or not.
-    survey : Survey, optional
-        The survey that trained it, for models that cannot simulate.
+    sample : LabelledSample, optional
+        Labelled rows of the survey that trained it, for models that cannot simulate.
+    network : EnsembleNetwork or MethodNetwork, optional
+        That of the model, where it is loaded already.
     """
     if str(model.network["name"]) in _SLOW:
         return model
-    labeller = open_labeller(model)
-    inputs = _simulated(model) if "sky" in model.attachments else _observed(model, survey)
+    labeller = open_labeller(model, network=network)
+    inputs = _simulated(model) if "sky" in model.attachments else _observed(model, sample)
     if inputs is None or not len(inputs):
         logger.info("%s gets no self-check stars: there are none to take", model.path)
         return model
@@ -217,11 +228,11 @@ def _simulated(model: Model) -> Inputs:
     return inputs
 
 
-def _observed(model: Model, survey: Survey | None) -> Inputs | None:
-    """Prepare validation stars that have a spectrum, in the order of the survey."""
-    if survey is None:
+def _observed(model: Model, sample: LabelledSample | None) -> Inputs | None:
+    """Return validation stars that have a spectrum, in the order of the survey."""
+    if sample is None:
         return None
-    rows = np.flatnonzero(model.split.contains("validation", survey.star_id))
+    rows = np.flatnonzero(model.split.contains("validation", sample.survey.star_id))
     wanted = _SPARE * N_FITTED if model.is_method else N_STAR
-    inputs = model.preparation.apply(survey.rows(rows[: 4 * wanted]))
+    inputs = sample.prepared(rows[: 4 * wanted])
     return take(inputs, np.flatnonzero(has_spectrum(inputs))[:wanted])

@@ -33,7 +33,8 @@ from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
 from maury.prediction.labellers import Labeller
 from maury.simulation.drawing import DrawConfig
 from maury.simulation.training_stars import BatchNoise, TrainingStarSimulator
-from maury.spectra.preparation import Inputs, join_inputs, take
+from maury.spectra.preparation import Inputs, take
+from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ LEAST_PARENTS = 30
 """With fewer unseen stars of a network, those of its training sample are re-observed."""
 _REGIME_DRAW = DrawConfig(tail=0.5, widen=0.0, step=0.0)
 _FLOOR_SNR = 60.0
-_READ_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,15 @@ class UncertaintyModel(Labeller):
         return cls(network, _star_simulator(model), calibration, coverage)
 
     @classmethod
-    def fit(cls, model: Model, survey: Survey, *, inherited: Calibration | None = None) -> Self:
+    def fit(
+        cls,
+        model: Model,
+        survey: Survey,
+        *,
+        inherited: Calibration | None = None,
+        network: EnsembleNetwork | None = None,
+        sample: LabelledSample | None = None,
+    ) -> Self:
         """Learn from the labelled stars of a survey, and from simulated ones.
 
         Errors are calibrated on the validation stars, which neither trained nor chose a network
@@ -108,14 +116,18 @@ class UncertaintyModel(Labeller):
             The survey that trained it.
         inherited : Calibration, optional
             Of another model, for the case that too few validation stars are there.
+        network : EnsembleNetwork, optional
+            That of the model, where it is loaded already.
+        sample : LabelledSample, optional
+            The labelled rows of the survey, where they are prepared already.
 
         Raises
         ------
         TrainingError
             If too few validation stars are there, and no calibration is inherited.
         """
-        network, star_simulator = EnsembleNetwork(model), _star_simulator(model)
-        stars = _Labelled.read(model, network, survey)
+        network, star_simulator = network or EnsembleNetwork(model), _star_simulator(model)
+        stars = _Labelled.read(model, network, survey, sample)
         validation = model.split.contains("validation", stars.star_id)
         try:
             calibration = _calibrate(model, network, star_simulator, stars, validation)
@@ -224,18 +236,33 @@ class UncertaintyModel(Labeller):
         return self.coverage.excess(scores)
 
 
-def complete(survey: Survey, model: Model, *, inherited: Calibration | None = None) -> Model:
+def complete(
+    model: Model,
+    network: EnsembleNetwork,
+    sample: LabelledSample,
+    *,
+    inherited: Calibration | None = None,
+) -> Model:
     """Return a freshly trained model with its calibration and coverage, if its kind has them.
 
     Parameters
     ----------
-    survey, model, inherited
-        As of `UncertaintyModel.fit`.
+    model : Model
+        Saved.
+    network : EnsembleNetwork
+        Its networks.
+    sample : LabelledSample
+        Labelled rows of the survey that trained it.
+    inherited : Calibration, optional
+        Of another model, for the case that too few validation stars are there.
     """
     if "sky" not in model.attachments:
         return model
     try:
-        return UncertaintyModel.fit(model, survey, inherited=inherited).attach(model)
+        fitted = UncertaintyModel.fit(
+            model, sample.survey, inherited=inherited, network=network, sample=sample
+        )
+        return fitted.attach(model)
     except TrainingError as error:
         logger.warning("%s: errors are not calibrated: %s", model.path, error)
         return model
@@ -268,13 +295,19 @@ class _Labelled:
     training: BoolArray
 
     @classmethod
-    def read(cls, model: Model, network: EnsembleNetwork, survey: Survey) -> Self:
+    def read(
+        cls,
+        model: Model,
+        network: EnsembleNetwork,
+        survey: Survey,
+        sample: LabelledSample | None,
+    ) -> Self:
         """Predict every row that trained, chose or was kept for validation."""
         star_id = survey.star_id
         training = model.split.contains("train", star_id)
         rows = np.flatnonzero(training | model.split.contains("validation", star_id))
-        blocks = np.split(rows, np.arange(_READ_ROWS, rows.size, _READ_ROWS))
-        inputs = join_inputs([model.preparation.apply(survey.rows(block)) for block in blocks])
+        sample = sample or LabelledSample.read(survey, model.preparation, rows)
+        inputs = sample.prepared(rows)
         truth, answer = survey.labels(model.labels)[rows], network.predict(inputs)
         return cls(star_id[rows], truth, answer, inputs, training[rows])
 

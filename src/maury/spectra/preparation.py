@@ -81,8 +81,8 @@ __all__ = [
 _PER_STAR = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
 
 
-def take(inputs: Inputs, index: AnyArray) -> Inputs:
-    """Return some rows of prepared spectra, by number or by mask."""
+def take(inputs: Inputs, index: AnyArray | slice) -> Inputs:
+    """Return some rows of prepared spectra, by number, mask or slice."""
     picked: dict[str, Any] = {name: getattr(inputs, name)[index] for name in _PER_STAR}
     return replace(inputs, **picked)
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from maury.errors import ConfigError
-from maury.evaluation.card import add_card
 from maury.io.arrays import Float32Array
 from maury.io.config_files import settings_of
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
@@ -31,6 +30,7 @@ from maury.model.networks.student import StudentConfig, StudentNetwork
 from maury.model.split import HELD_OUT_FOLDS
 from maury.prediction.calibration import LEAST_STARS, Calibration
 from maury.prediction.self_check import with_self_check
+from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 from maury.training.distillation_data import (
     BATCH_STARS,
@@ -41,7 +41,7 @@ from maury.training.distillation_data import (
 )
 from maury.training.distillation_student import DistilConfig, StudentTraining
 from maury.training.member import epoch_seed, run_to_the_end, single_thread
-from maury.training.runs import completion
+from maury.training.runs import Completion
 from maury.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -137,8 +137,10 @@ def distil(
     weights = {name: tensor.numpy() for name, tensor in run.trained_weights().items()}
     assembled = _assemble(teacher, network, training, weights, survey=survey, seed=seed)
     saved = assembled.save(work / "model", weights=[weights], overwrite=True)
-    result = _complete(saved, teacher.model, survey).save(out, overwrite=overwrite)
-    add_card(result, survey if survey is not None and survey.label_names else None)
+    completion = Completion()
+    whole = _complete(saved, teacher.model, _labelled(saved, survey), completion)
+    result = whole.save(out, overwrite=overwrite)
+    completion.describe(result)
     discard(work, out)
     return result
 
@@ -229,13 +231,25 @@ def _assemble(
     )
 
 
-def _complete(student: Model, teacher: Model, survey: Survey | None) -> Model:
+def _labelled(student: Model, survey: Survey | None) -> LabelledSample | None:
+    """Prepare the rows of a survey with labels, and those of stars that the teacher knows."""
+    if survey is None or not survey.label_names:
+        return None
+    wanted = np.isfinite(survey.labels(student.labels)).any(axis=1)
+    wanted |= student.split.is_known(survey.star_id)
+    return LabelledSample.read(survey, student.preparation, np.flatnonzero(wanted))
+
+
+def _complete(
+    student: Model, teacher: Model, sample: LabelledSample | None, completion: Completion
+) -> Model:
     """Calibrate, cover and audit the student on the survey; else take what the teacher has."""
-    if survey is not None:
-        held = student.split.contains("validation", survey.star_id)
-        known = set(student.label_names) <= set(survey.column_names)
+    if sample is not None:
+        held = student.split.contains("validation", sample.survey.star_id)
+        known = set(student.label_names) <= set(sample.survey.column_names)
+        completion.open(student, sample)
         if known and held.sum() >= LEAST_STARS:
-            whole = completion(survey)(student)
+            whole = completion(student, sample)
             if "calibration" in whole.attachments:
                 return whole
     if "calibration" not in teacher.attachments:

@@ -6,9 +6,8 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,12 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
 from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
-from maury.model.networks.published import NetworkConfig
-from maury.model.split import HELD_OUT_FOLDS, PARTS, SplitRecord, held_out_fold, split_rows
+from maury.model.networks.base import NetworkConfig, ScalingRule
+from maury.model.split import HELD_OUT_FOLDS, PARTS, Split, SplitRecord, held_out_fold, split_rows
 from maury.simulation.emulator import Emulator
 from maury.simulation.training_stars import ADVICE, TrainingStarSimulator
-from maury.spectra.batch import Batch
-from maury.spectra.spectra import Medium
+from maury.spectra.preparation import Inputs, take
+from maury.survey.labelled_sample import LabelledSample, labelled_rows
 from maury.survey.store import Survey
 from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
 from maury.training.settings import ChoiceConfig as ChoiceConfig
@@ -44,7 +43,6 @@ CHECKPOINT_SECONDS = 20.0
 """Least time between two checkpoints of a member."""
 """Attachment of a model: ``member_000`` and so on, (n_epoch, 2) float64, training and validation
 loss of each epoch, NaN where there is none."""
-_READ_ROWS = 2048
 _LEAST_STARS = 30
 _N_FOLD = 8
 _LEAST_SHARED = 80
@@ -64,7 +62,7 @@ def train(
     cluster: Cluster | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
-    complete: Callable[[Model], Model] = lambda model: model,
+    complete: Callable[[Model, LabelledSample], Model] = lambda model, sample: model,
     source: SourceModel | None = None,
 ) -> Model:
     """Train an ensemble on the labelled spectra of a survey and write its model directory.
@@ -97,7 +95,8 @@ def train(
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
     complete : callable
-        Given the trained model before it gets its name; what it returns is written.
+        Given the trained model before it gets its name, and the prepared labelled rows; what it
+        returns is written.
     source : SourceModel, optional
         A model to start from (`maury.training.transfer`); for settings of the preset ``maury``
         only.
@@ -128,7 +127,7 @@ def train(
     folder = WorkFolder(work_folder(path, key, holds=holds, overwrite=overwrite))
     if not settings.network.simulates:
         for part in ("train", "validation"):
-            folder.put_sample(part, *stars.sample(part))
+            folder.put_sample(part, *stars.scaled(part))
     else:
         _put_star_simulators(folder, stars, settings, seed, source)
     n_members = settings.ensemble.members
@@ -156,30 +155,22 @@ def train(
         cluster=cluster,
     )
     trained = _assemble(folder, settings, stars, jobs, survey, seed, source)
-    result = complete(trained).save(path, overwrite=overwrite)
+    result = complete(trained, stars.sample).save(path, overwrite=overwrite)
     discard(folder.path, path)
     return result
 
 
 @dataclass(frozen=True)
-class _Table:
-    """Prepared rows, in the order of the survey."""
-
-    rows: Int64Array
-    flux: Float32Array
-    ivar: Float32Array
-    observables: Float64Array
-    wave_aa: Float64Array
-    medium: Medium
-
-
-@dataclass(frozen=True)
 class _Stars:
-    """Prepared rows of a survey that can train, and how they were divided."""
+    """Rows of a survey that can train, in its order, and how they were divided.
+
+    `rows` are numbers into the prepared rows of `sample`, and `parts` numbers into `rows`.
+    """
 
     labels: tuple[labels_module.Label, ...]
+    sample: LabelledSample
+    rows: Int64Array
     star_id: StrArray
-    table: _Table
     truth: Float64Array
     truth_error: Float64Array
     parts: Mapping[str, Int64Array]
@@ -188,14 +179,19 @@ class _Stars:
     takes_observables: bool
     dropped: Mapping[str, int]
 
-    def sample(self, part: str) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array]:
+    def inputs(self, chosen: Int64Array) -> Inputs:
+        """Return the inputs of the stars `chosen`."""
+        return take(self.sample.inputs, self.rows[chosen])
+
+    def scaled(self, part: str) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array]:
         """Flux, observables, target and variance of a part, scaled."""
         rows = self.parts[part]
-        observables = self.scaling.observables.forward(self.table.observables[rows])
+        inputs = self.inputs(rows)
+        observables = self.scaling.observables.forward(inputs.observables.astype(np.float64))
         error = self.truth_error[rows] / self.scaling.labels.scale
         variance = np.where(np.isfinite(error), error, 0.0).astype(np.float32) ** 2
         return (
-            self.table.flux[rows],
+            inputs.flux,
             observables if self.takes_observables else observables[:, :0],
             self.scaling.labels.forward(self.truth[rows]),
             variance,
@@ -224,19 +220,26 @@ def _collect(
     if source is not None:
         split = source.divide(split, survey.stars.take(labelled))
     dropped = {"no label": int(len(survey) - labelled.size)}
-    table = _prepare(survey, labelled, settings, dropped)
+    settings.preparation.require_columns(survey.column_names, what=str(survey.path))
+    has_label = np.isfinite(truth).any(axis=1)
+    sample = LabelledSample.read(
+        survey, settings.preparation, labelled_rows(survey.star_id, has_label)
+    )
+    inputs, places = sample.inputs, sample.positions(labelled)
+    usable = _usable(take(inputs, places), settings, dropped)
     if settings.network.simulates:
         TrainingStarSimulator.require_grid(
-            table.wave_aa, table.medium, _simulated(settings).observing
+            inputs.wave_aa, inputs.medium, _simulated(settings).observing
         )
         if source is not None:
-            source.check_grid(table.wave_aa, table.medium)
-        table = _complete(table, source.fill(truth) if source else truth, dropped)
-    usable = np.isin(labelled, table.rows)
-    parts = {
-        part: np.searchsorted(table.rows, labelled[rows[usable[rows]]])
-        for part, rows in ((part, split.part(part)) for part in PARTS)
-    }
+            source.check_grid(inputs.wave_aa, inputs.medium)
+        # Only stars of which all labels are known can be simulated.
+        filled = (source.fill(truth) if source else truth)[labelled]
+        whole = np.isfinite(filled).all(axis=1)
+        dropped["incomplete labels"] = int((usable & ~whole).sum())
+        usable &= whole
+    number = np.cumsum(usable) - 1
+    parts = {part: number[rows[usable[rows]]] for part, rows in _by_part(split).items()}
     # A target model takes over what it cannot learn, be it a label or the size of errors.
     needed = ("train", "validation") if source is None else ()
     for part in needed:
@@ -245,7 +248,8 @@ def _collect(
                 f"no {part} star can be used: of {len(survey)} rows, left out are "
                 f"{_counts(dropped)}; give more stars with labels and inputs"
             )
-    truth = truth[table.rows]
+    kept = labelled[usable]
+    truth = truth[kept]
     for part in needed:
         _require_values(names, truth[parts[part]], part)
     least = _LEAST_STARS if source is None else LEAST_STARS
@@ -254,13 +258,19 @@ def _collect(
             f"the preset 'maury' calibrates theory on at least {least} training stars, got "
             f"{parts['train'].size}; left out are {_counts(dropped)}"
         )
-    scaling = source.model.scaling if source else _scaling(table, truth, parts["train"], settings)
+    observables = inputs.observables[places[usable][parts["train"]]].astype(np.float64)
+    scaling = (
+        source.model.scaling
+        if source
+        else _scaling(observables, truth[parts["train"]], settings.network.scaling)
+    )
     return _Stars(
         labels=labels,
-        star_id=survey.star_id[table.rows],
-        table=table,
+        sample=sample,
+        rows=places[usable],
+        star_id=survey.star_id[kept],
         truth=truth,
-        truth_error=survey.label_errors(labels)[table.rows],
+        truth_error=survey.label_errors(labels)[kept],
         parts=parts,
         split=SplitRecord.of(
             split,
@@ -274,13 +284,12 @@ def _collect(
     )
 
 
-def _scaling(
-    table: _Table, truth: Float64Array, rows: Int64Array, settings: EnsembleConfig
-) -> Scaling:
-    rule = settings.network.scaling
-    return Scaling(
-        Affine.measure(table.observables[rows], rule=rule), Affine.measure(truth[rows], rule=rule)
-    )
+def _by_part(split: Split) -> dict[str, Int64Array]:
+    return {part: split.part(part) for part in PARTS}
+
+
+def _scaling(observables: Float64Array, truth: Float64Array, rule: ScalingRule) -> Scaling:
+    return Scaling(Affine.measure(observables, rule=rule), Affine.measure(truth, rule=rule))
 
 
 def _names(names: Sequence[str], settings: EnsembleConfig) -> tuple[str, ...]:
@@ -293,19 +302,6 @@ def _names(names: Sequence[str], settings: EnsembleConfig) -> tuple[str, ...]:
             f"{', '.join(names)}; {ADVICE}"
         )
     return LABEL_NAMES
-
-
-def _complete(table: _Table, truth: Float64Array, dropped: dict[str, int]) -> _Table:
-    """Rows of which all labels are known, as only such stars can be simulated."""
-    whole = np.isfinite(truth[table.rows]).all(axis=1)
-    dropped["incomplete labels"] = int((~whole).sum())
-    return replace(
-        table,
-        rows=table.rows[whole],
-        flux=table.flux[whole],
-        ivar=table.ivar[whole],
-        observables=table.observables[whole],
-    )
 
 
 def _put_star_simulators(
@@ -349,16 +345,16 @@ def _n_fold(stars: _Stars, source: SourceModel | None) -> int:
 def _fit_star_simulator(
     stars: _Stars, rows: Int64Array, settings: EnsembleConfig, source: SourceModel | None
 ) -> TrainingStarSimulator:
-    table = stars.table
-    observables, labels = table.observables[rows], stars.truth[rows]
+    inputs, labels = stars.inputs(rows), stars.truth[rows]
+    observables = inputs.observables.astype(np.float64)
     star_simulator = TrainingStarSimulator.fit(
-        table.wave_aa,
-        table.flux[rows],
-        table.ivar[rows],
+        inputs.wave_aa,
+        inputs.flux,
+        inputs.ivar,
         labels=source.fill(labels) if source else labels,
         observables=observables if stars.takes_observables else observables[:, :0],
         observing=_simulated(settings).observing,
-        medium=table.medium,
+        medium=inputs.medium,
         source=source.star_simulator if source else None,
     )
     if source is None:
@@ -376,47 +372,19 @@ def _simulated(settings: EnsembleConfig) -> SimulatedTraining:
     return settings.training
 
 
-def _prepare(
-    survey: Survey, labelled: Int64Array, settings: EnsembleConfig, dropped: dict[str, int]
-) -> _Table:
-    """Prepare rows batch by batch; count in `dropped` those that the network cannot take."""
-    settings.preparation.require_columns(survey.column_names, what=str(survey.path))
-    rows, flux, ivar, observables = [], [], [], []
-    noiseless = "of unknown noise (put the step 'noise' into [preparation] steps)"
-    dropped |= {"no usable pixel": 0, "missing observable": 0, noiseless: 0}
-    for start in range(0, len(survey), _READ_ROWS):
-        chosen = labelled[(labelled >= start) & (labelled < start + _READ_ROWS)]
-        if chosen.size == 0:
-            continue
-        batch = survey.batch(start, min(start + _READ_ROWS, len(survey)))
-        inputs = settings.preparation.apply(_rows(batch, chosen - start))
-        blank = ~has_spectrum(inputs)
-        lacking = ~blank & ~has_observables(inputs, settings.network)
-        dropped["no usable pixel"] += int(blank.sum())
-        dropped["missing observable"] += int(lacking.sum())
-        # Simulated stars have the noise of labelled ones, which must hence be known.
-        unknown = ~(blank | lacking) & ((inputs.flags & Flag.NOISE_UNKNOWN.value) != 0)
-        unknown &= settings.network.simulates
-        dropped[noiseless] += int(unknown.sum())
-        usable = ~(blank | lacking | unknown)
-        rows.append(chosen[usable])
-        flux.append(inputs.flux[usable])
-        ivar.append(inputs.ivar[usable])
-        observables.append(inputs.observables[usable].astype(np.float64))
-    return _Table(
-        np.concatenate(rows),
-        np.concatenate(flux),
-        np.concatenate(ivar),
-        np.concatenate(observables),
-        inputs.wave_aa,
-        inputs.medium,
-    )
-
-
-def _rows(batch: Batch, index: Int64Array) -> Batch:
-    spectra = batch.spectra.take(index)
-    columns = {name: values[index] for name, values in batch.columns.items()}
-    return Batch(spectra, MappingProxyType(columns), at_rest=batch.at_rest)
+def _usable(inputs: Inputs, settings: EnsembleConfig, dropped: dict[str, int]) -> BoolArray:
+    """Which stars the network can take; the others are counted in `dropped`."""
+    blank = ~has_spectrum(inputs)
+    lacking = ~blank & ~has_observables(inputs, settings.network)
+    # Simulated stars have the noise of labelled ones, which must hence be known.
+    unknown = ~(blank | lacking) & ((inputs.flags & Flag.NOISE_UNKNOWN.value) != 0)
+    unknown &= settings.network.simulates
+    dropped |= {
+        "no usable pixel": int(blank.sum()),
+        "missing observable": int(lacking.sum()),
+        "of unknown noise (put the step 'noise' into [preparation] steps)": int(unknown.sum()),
+    }
+    return np.asarray(~(blank | lacking | unknown), dtype=np.bool_)
 
 
 def _require_values(names: Sequence[str], truth: Float64Array, part: str) -> None:
@@ -441,10 +409,11 @@ def _fingerprint(
         identity["parent"] = source.model.checksum
     del identity["ensemble"]
     digest = hashlib.sha256(json.dumps([identity, seed, torch.__version__]).encode())
-    arrays = [*stars.sample("train"), *stars.sample("validation")]
     if settings.network.simulates:
         digest.update(Emulator.load().spec.checksum.encode())
-        arrays = [*stars.sample("train"), stars.table.ivar[stars.parts["train"]]]
+        arrays = [*stars.scaled("train"), stars.inputs(stars.parts["train"]).ivar]
+    else:
+        arrays = [*stars.scaled("train"), *stars.scaled("validation")]
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -504,8 +473,8 @@ def _assemble(
         network={"name": settings.network.name, **settings.network.model_dump(mode="json")},
         preparation=settings.preparation,
         scaling=stars.scaling,
-        wave_aa=stars.table.wave_aa,
-        medium=stars.table.medium,
+        wave_aa=stars.sample.inputs.wave_aa,
+        medium=stars.sample.inputs.medium,
         tensors={name: array.shape for name, array in weights[0].items()},
         members=members,
         split=stars.split,

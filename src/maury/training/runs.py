@@ -1,23 +1,26 @@
 """From a labelled survey to a model whose labels can be trusted: train, calibrate, cover."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from maury.errors import ConfigError, MauryError, OutputError, check_known
 from maury.evaluation.audit import audit
 from maury.evaluation.audit_report import audit_metadata
-from maury.evaluation.card import add_card
+from maury.evaluation.card import add_card, figures_of
 from maury.io.cluster import Cluster
-from maury.methods.registry import METHODS
+from maury.methods.registry import METHODS, MethodNetwork
 from maury.methods.training import train_method
 from maury.model.directory import Model
+from maury.model.inference import EnsembleNetwork
 from maury.model.networks.published import PRESETS
 from maury.prediction.calibration import Calibration
 from maury.prediction.drift import with_sample
 from maury.prediction.self_check import with_self_check
 from maury.prediction.uncertainty import complete
+from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 from maury.training import ensemble
 from maury.training.processes import Progress
@@ -65,7 +68,7 @@ def train(
         if preset is not None:
             raise ConfigError(f"give a preset or a method, got {preset!r} and {method!r}")
         _check_method(method)
-        survey = labelled = survey if isinstance(survey, Survey) else Survey.open(survey)
+        completion = Completion()
         trained = train_method(
             survey,
             model,
@@ -74,13 +77,13 @@ def train(
             config=_sections(config),
             split=split,
             overwrite=overwrite,
-            complete=lambda model: equipped(model, labelled),
+            complete=completion,
         )
-        _describe(trained, survey)
+        completion.describe(trained)
         return trained
     preset = method or preset
     settings = resolve(config, preset=preset, members=members, split=split)
-    survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    completion = Completion()
     trained = ensemble.train(
         survey,
         model,
@@ -90,23 +93,10 @@ def train(
         cluster=cluster,
         progress=progress,
         overwrite=overwrite,
-        complete=completion(survey),
+        complete=completion,
     )
-    _describe(trained, survey)
+    completion.describe(trained)
     return trained
-
-
-def _describe(model: Model, survey: Survey) -> None:
-    """Write the card of a model that is made, and stays whether it has a card or not."""
-    try:
-        add_card(model, survey)
-    except OutputError as error:
-        logger.warning("%s has no card, write it with 'maury card': %s", model.path, error)
-
-
-def equipped(model: Model, survey: Survey) -> Model:
-    """Return a trained model with self-check stars, and with the marks of its training sample."""
-    return with_self_check(with_sample(model, survey), survey)
 
 
 def _check_method(name: str) -> None:
@@ -122,25 +112,52 @@ def _sections(
     return config
 
 
-def completion(survey: Survey, *, inherited: Calibration | None = None) -> Callable[[Model], Model]:
-    """Return what makes a trained model whole: calibration, coverage, audit and `equipped`.
+class Completion:
+    """What follows the training of networks or of a method, on one sample and one set of networks.
+
+    The labelled rows are prepared by the training, and the networks are built once, when their
+    weights are known; calibration, drift, self-check, audit and card take both from here.
 
     Parameters
     ----------
-    survey, inherited
-        As of `maury.prediction.uncertainty.UncertaintyModel.fit`.
+    inherited : Calibration, optional
+        Of another model, for the case that too few validation stars are there to calibrate errors.
     """
 
-    def finish(model: Model) -> Model:
-        whole = complete(survey, model, inherited=inherited)
-        whole = equipped(whole, survey)
+    def __init__(self, *, inherited: Calibration | None = None) -> None:
+        self._inherited = inherited
+        self._opened: tuple[LabelledSample, EnsembleNetwork | MethodNetwork] | None = None
+
+    def __call__(self, model: Model, sample: LabelledSample) -> Model:
+        """Return a trained model with calibration, coverage, sample, self-check and audit."""
+        network = self.open(model, sample)
+        if isinstance(network, MethodNetwork):
+            return with_self_check(with_sample(model, sample), sample, network=network)
+        whole = complete(model, network, sample, inherited=self._inherited)
+        whole = with_self_check(with_sample(whole, sample), sample, network=network)
         if "calibration" not in whole.attachments:
             return whole
         try:
-            report = audit(whole, survey)
+            report = audit(whole, sample.survey, network=network, sample=sample)
         except MauryError as error:
             logger.warning("%s is not audited: %s", model.path, error)
             return whole
         return whole.with_arrays("audit", report.to_arrays(), metadata=audit_metadata(report))
 
-    return finish
+    def open(self, model: Model, sample: LabelledSample) -> EnsembleNetwork | MethodNetwork:
+        """Build the networks of a model whose weights are known, unless that was done."""
+        if self._opened is None:
+            network = MethodNetwork(model) if model.is_method else EnsembleNetwork(model)
+            self._opened = sample, network
+        return self._opened[1]
+
+    def describe(self, model: Model) -> None:
+        """Write the card of the saved model, which stays whether it has a card or not."""
+        measure = None
+        if self._opened is not None:
+            sample, network = self._opened
+            measure = partial(figures_of, sample=sample, network=network)
+        try:
+            add_card(model, measure)
+        except OutputError as error:
+            logger.warning("%s has no card, write it with 'maury card': %s", model.path, error)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from maury.errors import ConfigError
-from maury.evaluation.card import add_card
 from maury.io.cluster import Cluster
 from maury.io.config_files import settings_of
 from maury.model.directory import Model
@@ -22,7 +21,7 @@ from maury.simulation.emulator import Emulator
 from maury.survey.store import Survey
 from maury.training import ensemble
 from maury.training.processes import Progress
-from maury.training.runs import completion
+from maury.training.runs import Completion
 from maury.training.settings import EnsembleConfig
 from maury.training.source_model import SourceModel, source_training
 
@@ -109,6 +108,7 @@ def transfer(
     inherited = None
     if "calibration" in source.model.attachments:
         inherited = Calibration.from_arrays(source.model.arrays("calibration"))
+    completion = Completion(inherited=inherited)
     target = ensemble.train(
         survey,
         out,
@@ -118,10 +118,10 @@ def transfer(
         cluster=cluster,
         progress=progress,
         overwrite=overwrite,
-        complete=completion(survey, inherited=inherited),
+        complete=completion,
         source=source,
     )
-    add_card(target, survey)
+    completion.describe(target)
     return target
 
 
