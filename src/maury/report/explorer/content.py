@@ -79,6 +79,7 @@ class Content:
     @cached_property
     def label_names(self) -> tuple[str, ...]:
         """Names of the labels: columns that have an error and that no survey measures."""
+        # A magnitude has an error, too; what a survey measures is no label.
         observed = {column.name for column in OBSERVED}
         names = self.catalogue.table.colnames
         return tuple(n for n in names if f"{n}_error" in names and n not in observed)
@@ -107,6 +108,7 @@ class Content:
         The lowest bytes of all rows come first, then the next: so the bytes of the exponents lie
         together and compress.
         """
+        # Threads of several requests; two that want one column should not both pack it.
         with self._lock:
             if name not in self._encoded:
                 self._encoded[name] = gzip.compress(self._planes(name), _FAST)
@@ -162,6 +164,7 @@ class Content:
 
     def _single(self, name: str) -> AnyArray:
         values = self.values(name)
+        # JavaScript has one NaN to test for; infinity would stretch an axis without end.
         return np.where(np.isfinite(values), values, np.nan).astype("<f4")
 
     def _flag_list(self) -> list[dict[str, Any]]:
@@ -197,6 +200,7 @@ class Content:
         odd = _FAR if group == "place" else _ODD
         ends = [odd, 1 - odd, _FAINT, 1 - _FAINT]
         low, high, dark, bright = np.quantile(known, ends) if known.size else (0.0, 1.0, 0.0, 1.0)
+        # A constant column still has an axis that can be drawn.
         if not high > low:
             low, high = low - 0.5, high + 0.5
         if not bright > dark:
@@ -214,6 +218,7 @@ class Content:
         if not {"ra", "dec"} <= set(table.colnames):
             return {}
         longitude, latitude = galactic(table["ra"], table["dec"])
+        # A panel of nothing is worse than none.
         if not np.isfinite(longitude).any() and len(self):
             return {}
         places = {"glon": longitude, "glat": latitude}

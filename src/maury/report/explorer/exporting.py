@@ -40,6 +40,7 @@ def selected_rows(bits: bytes, n_row: int) -> Int64Array:
     if len(bits) != expected:
         raise ValueError(f"a selection of {n_row} rows has {expected} bytes, got {len(bits)}")
     chosen = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+    # Bits past the end tell that the page shows another catalogue than the server holds.
     if chosen[n_row:].any():
         raise ValueError("the selection has rows past the end of the catalogue")
     return np.flatnonzero(chosen[:n_row])
@@ -60,6 +61,7 @@ def write_rows(catalogue: Catalogue, rows: Int64Array, path: Path) -> None:
     metadata = {**catalogue.metadata, "selection": {"rows": len(rows), "of": len(catalogue)}}
     spec = CatalogueSpec(tuple(_column(table[name]) for name in table.colnames), metadata)
     values = {c.name: _native(np.asarray(table[c.name])[rows], c.kind) for c in spec.columns}
+    # The catalogue's own writer, so that a selection has its units, descriptions and UCDs.
     with TemporaryDirectory(dir=path.parent) as directory:
         part = Path(directory) / "rows.parquet"
         write_part(part, spec, values)

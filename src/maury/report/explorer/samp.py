@@ -53,6 +53,7 @@ def send_table(path: Path, *, name: str) -> list[str]:
         name="maury", description="Explorer of stellar labels", callable=False
     )
     try:
+        # Else astropy asks a public address for this machine's name, which may take a minute.
         with samp.conf.set_temp("use_internet", False):
             client.connect()
     except (samp.SAMPHubError, OSError) as error:

@@ -69,6 +69,7 @@ class Refusal(Exception):
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
         self.status = status
+        # One line of bounded length: it may quote what the request said.
         self.text = " ".join(text.split())[:300]
 
 
@@ -119,9 +120,11 @@ class Explorer:
             survey=Survey.open(survey) if isinstance(survey, Path | str) else survey,
             model=Model.open(model) if isinstance(model, Path | str) else model,
         )
+        # Packed before anyone waits for the page.
         for column in self.content.first_view():
             self.content.encoded(column)
         self.about = json.dumps({**self.content.about(), "has": self.stars.has}).encode()
+        # 192 bits: another user of this machine can connect, but not guess.
         self.key = secrets.token_urlsafe(24)
         self.files = _static_files()
         self._server = _listen(port, self)
@@ -268,8 +271,10 @@ class _Handler(TimedHandler):
             self._refuse(HTTPStatus.NOT_FOUND, str(error))
         except MauryError as error:
             self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        # The browser went away; there is nobody left to tell.
         except (ConnectionError, TimeoutError):
             self.close_connection = True
+        # The page lives on, and the reason stands in the terminal of whom it concerns.
         except Exception:
             logger.exception("a request failed")
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; see its terminal")
@@ -280,6 +285,7 @@ class _Handler(TimedHandler):
             # Its answers have no headers, and so no content security policy.
             self.request_version = "HTTP/1.1"
             raise Refusal(HTTPStatus.BAD_REQUEST, "ask by HTTP/1.1")
+        # Proxies and servers disagree on which of two counts: so-called request smuggling.
         if len(self.headers.get_all("Host", [])) > 1:
             raise Refusal(HTTPStatus.BAD_REQUEST, "a request names one host")
         if "Transfer-Encoding" in self.headers:
@@ -287,12 +293,14 @@ class _Handler(TimedHandler):
         if self.command != "POST" and self.headers.get("Content-Length", "0").strip() != "0":
             raise Refusal(HTTPStatus.BAD_REQUEST, f"{self.command} takes no body")
         name = re.sub(r":\d{1,5}\Z", "", self.headers.get("Host", "").strip().lower())
+        # Against DNS rebinding: the name of a stranger's page may point to 127.0.0.1.
         if name not in _NAMES:
             raise Refusal(HTTPStatus.FORBIDDEN, "this server answers to loopback names only")
         if self.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site") and (
             self.headers.get("Sec-Fetch-Mode") != "navigate" or self.command == "POST"
         ):
             raise Refusal(HTTPStatus.FORBIDDEN, "other pages may not ask this server")
+        # Browsers without Sec-Fetch headers still send the origin of a POST.
         origin = self.headers.get("Origin")
         if origin is not None and _split(origin).netloc != self.headers.get("Host", "").strip():
             raise Refusal(HTTPStatus.FORBIDDEN, "other pages may not ask this server")
@@ -300,6 +308,7 @@ class _Handler(TimedHandler):
             raise Refusal(HTTPStatus.REQUEST_URI_TOO_LONG, "the address is too long")
         target = _split(self.path)
         query = {name: values[-1] for name, values in parse_qs(target.query).items()}
+        # The link itself brings the key; everything after it needs the cookie.
         if target.path != "/" or "key" not in query:
             self._require_key()
         return target.path, query
@@ -307,6 +316,7 @@ class _Handler(TimedHandler):
     def _require_key(self) -> None:
         wanted = f"{self._cookie_name}={self.server.explorer.key}".encode()
         given = [part.strip() for part in self.headers.get("Cookie", "").split(";")]
+        # In constant time, so that answers do not tell how much of a guess was right.
         if not any(hmac.compare_digest(part.encode("utf-8", "replace"), wanted) for part in given):
             raise Refusal(HTTPStatus.FORBIDDEN, "open the link that maury explore printed")
 
@@ -367,6 +377,7 @@ class _Handler(TimedHandler):
             return
         if not hmac.compare_digest(query["key"].encode("utf-8", "replace"), explorer.key.encode()):
             raise Refusal(HTTPStatus.FORBIDDEN, "open the link that maury explore printed")
+        # Lax, not Strict: the first request comes from wherever the link was clicked.
         cookie = f"{self._cookie_name}={explorer.key}; Path=/; HttpOnly; SameSite=Lax"
         self._send(b"", "text/plain", HTTPStatus.SEE_OTHER, {"Location": "/", "Set-Cookie": cookie})
 
@@ -380,6 +391,7 @@ class _Handler(TimedHandler):
 
     def _row(self, text: str) -> int:
         rows = len(self.server.explorer.content)
+        # `int` also takes spaces, signs, underscores and digits of other scripts.
         if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
             raise Refusal(HTTPStatus.BAD_REQUEST, "a row is a whole number, counted from 0")
         if int(text) >= rows:
@@ -400,6 +412,7 @@ class _Handler(TimedHandler):
     def _download(self, rows: Any, kind: str) -> None:
         content = self.server.explorer.content
         suffix, media = FORMATS[kind]
+        # A file first: FITS needs its row count before its rows, and a failure needs a status.
         with TemporaryDirectory(dir=self.server.explorer.folder) as directory:
             path = Path(directory) / f"selection{suffix}"
             with self._writing():
@@ -421,6 +434,7 @@ class _Handler(TimedHandler):
         path = explorer.folder / f"selection-{secrets.token_hex(4)}.fits"
         with self._writing():
             write_rows(explorer.content.catalogue, rows, path)
+        # The hub's programs read in their own time, so that files cannot go at once.
         files = explorer.folder.glob("selection-*.fits")
         for old in sorted(files, key=lambda file: file.stat().st_mtime)[:-_MOST_SENT]:
             old.unlink(missing_ok=True)

@@ -79,6 +79,8 @@ class TrainingStars:
         known = np.isfinite(labels)
         if not known.any():
             return np.zeros(0, np.int64), np.zeros(0)
+        # Over the labels that are known, and their number: a star with three labels is not nearer
+        # for it.
         offset = (scaled - (labels - centre) / scale)[:, known]
         distance = np.sqrt(np.mean(offset**2, axis=1))
         distance = np.where(np.isfinite(distance), distance, np.inf)
@@ -191,6 +193,7 @@ class Stars:
         """
         with self._lock:
             if row not in self._sensitivities:
+                # Some 100 kB each; a user walks on, and rarely returns.
                 if len(self._sensitivities) > 64:
                     self._sensitivities.clear()
                 self._sensitivities[row] = self._sensitivity(row)
@@ -225,6 +228,7 @@ class Stars:
         for name in ("id", "star_id"):
             if name in table.colnames:
                 values = np.asarray(table[name]).astype(np.str_).tolist()
+                # Reversed, so that of rows of one name the first is found.
                 found.append({text: k for k, text in reversed(list(enumerate(values)))})
         return found
 
@@ -291,6 +295,8 @@ class Stars:
         if not (can_compare(model) and np.isfinite(labels).all() and np.isfinite(gradient).all()):
             return found
         place = [model.label_names.index(name) for name in LABEL_NAMES]
+        # Only the shape of the best weights is shown, which hardly depends on the S/N; 50 is
+        # typical.
         snr = np.where(np.isfinite(inputs.snr), inputs.snr, 50.0)
         simulator = self._star_simulator
         best = compare_with_optimal(
@@ -332,6 +338,8 @@ class Stars:
         """The training stars, from where their labels are known best."""
         with self._lock:
             return (
+                # Best first: with identifiers, then labels alone, then predictions of the training
+                # stars.
                 _from_survey(self._survey, self._model)
                 or _from_star_simulator(self._star_simulator)
                 or _from_catalogue(self._content.catalogue, self._content)

@@ -38,6 +38,8 @@ class TimedReader(io.RawIOBase):
         TimeoutError
             If the time is up.
         """
+        # A deadline for the whole, not a time-out for each byte: one byte a second would hold it
+        # forever.
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError("the request takes too long to arrive")
@@ -51,6 +53,7 @@ class TimedHandler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Take the connection, see `socketserver.StreamRequestHandler`."""
         super().setup()
+        # Python's reader knows no deadline, so that it is replaced by one that does.
         self.rfile.close()
         self._reader = TimedReader(self.connection)
         self._buffer = io.BufferedReader(self._reader, 1 << 16)
@@ -83,6 +86,7 @@ class BoundedServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread, see `socketserver.ThreadingMixIn`."""
+        # Refused, not queued: a queue of held connections would lock the owner out.
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return

@@ -56,6 +56,7 @@ def audit_figure(report: AuditReport) -> Figure:
         figure = new_figure(COLUMN_MM, 26.0 + _ROW_MM * len(report.labels))
         ax = figure.add_subplot()
         ax.axvline(1.0, color=MISSING, linewidth=0.6, zorder=0)
+        # The band is the gain that does not yet count as a measurement.
         ax.axvspan(1.0 - LEAST_GAIN, 1.0, color=MISSING, alpha=0.35, linewidth=0)
         for name, (marker, colour) in _MARKS.items():
             _draw_case(ax, report, name, marker, colour)
@@ -125,6 +126,7 @@ def sensitivity_figure(sensitivity: Sensitivity, *, simulated: bool = False) -> 
 
 def _draw_label(ax: Axes, sensitivity: Sensitivity, k: int, label: Label) -> None:
     wave = sensitivity.wave_aa
+    # Wavelength across, but a fixed height, whatever the derivatives are.
     at_top = blended_transform_factory(ax.transData, ax.transAxes)
     for element in LINES_OF[label.name]:
         named = -np.inf
@@ -134,6 +136,7 @@ def _draw_label(ax: Axes, sensitivity: Sensitivity, k: int, label: Label) -> Non
                 ax.text(line, 0.97, element, transform=at_top, fontsize=4.5, ha="center", va="top")
                 named = line
     ax.axhline(0.0, color=MISSING, linewidth=0.4, zorder=0.5)
+    # Per percent of the continuum: what noise at S/N 100 does, in a unit that readers know.
     ax.plot(wave, 0.01 * sensitivity.network[k], color=ACCENT, linewidth=0.6, label="model")
     best = 0.01 * sensitivity.optimal[k]
     ax.plot(wave, best, color=INK, linewidth=0.6, label="best linear estimator")

@@ -43,6 +43,7 @@ def quoted_errors(
         ("2", NOMINAL_2SIGMA, "#2166ac", "s"),
     )
     for k, nominal, colour, marker in series:
+        # The goal is drawn, so that a reader need not know the numbers by heart.
         ax.vlines(nominal, -0.5, len(statistics) - 0.5, color=colour, linewidth=0.8, linestyle="--")
         ax.errorbar(
             [getattr(s, f"coverage_{k}sigma") for s in statistics],
@@ -59,6 +60,7 @@ def quoted_errors(
     ax.tick_params(axis="y", which="both", right=False)
     ax.tick_params(axis="y", which="minor", left=False)
     ax.set_xlim(0.0, 1.02)
+    # Room for the legend above the first label.
     ax.set_ylim(len(statistics) + 0.5, -1.8)
     ax.set_xlabel("fraction of test stars")
     ax.legend(loc="upper left", ncols=2, frameon=False, handletextpad=0.1, columnspacing=0.8)

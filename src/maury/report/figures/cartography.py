@@ -58,6 +58,7 @@ def alpha_by_place(
     radius, height = (np.asarray(one, np.float64) for one in place)
     r_edges, z_edges = (list(one) for one in edges)
     panels = []
+    # The highest on top, as the Galaxy is usually drawn.
     for low_z, high_z in reversed(list(pairwise(z_edges))):
         for low_r, high_r in pairwise(r_edges):
             inside = (radius >= low_r) & (radius < high_r)
@@ -103,6 +104,7 @@ def gradient_panel(
     for number, (name, found) in enumerate(groups.items()):
         colour, marker = _GROUP_LOOK.get(name, (MISSING, "v"))
         shown = [one for one in found if np.isfinite(one.slope)]
+        # Groups side by side within a bin, or their error bars would hide one another.
         place = [
             0.5 * (one.low_kpc + one.high_kpc) + 0.15 * (number - 1) * (one.high_kpc - one.low_kpc)
             for one in shown
@@ -131,6 +133,7 @@ def _frame(ax: Axes, found: Sequence[Gradient], put_in: Mapping[str, float] | No
     edges = list((put_in or {}).values())
     for one in found:
         if np.isfinite(one.slope):
+            # Longer error bars are cut by the frame: they tell only that the slope is not known.
             reach = min(one.total_error, 0.08)
             edges += [one.slope - reach, one.slope + reach]
     if edges:
@@ -189,6 +192,8 @@ def maps_figure(
         for row, label in enumerate(labels):
             value = np.asarray(values[row], np.float64)
             known = value[np.isfinite(value)]
+            # Means of cells vary less than stars do: the inner range of stars is the range of a
+            # map.
             span = np.percentile(known, (10.0, 90.0)) if known.size else np.array(label.range)
             for ax, across, up in (
                 (panels[row, 0], place[:, 0], place[:, 1]),
@@ -213,10 +218,12 @@ def _map(
 ) -> Any:
     known = np.isfinite(across) & np.isfinite(up) & np.isfinite(value)
     if known.any():
+        # A few stars at wrong distances would shrink all others to a dot.
         inner = [np.percentile(one[known], (0.5, 99.5)) for one in (across, up)]
         reach = [one + np.array([-0.05, 0.05]) for one in inner]
     else:
         reach = [np.array([-10.0, -6.0]), np.array([-2.0, 2.0])]
+    # Fifteen stars a cell: a mean known to a quarter of the spread.
     cells = int(np.clip(np.sqrt(max(known.sum(), 1) / 15.0), 12, 60))
     edges = [np.linspace(one[0], one[1], cells + 1) for one in reach]
     mean, _ = mean_map(across, up, value, edges=(edges[0], edges[1]))
@@ -287,6 +294,7 @@ def bimodality_panel(
         ax.text(0.97, 0.95, text, transform=ax.transAxes, ha="right", va="top", fontsize=6.2)
     ax.set_title(f"{title}; n = {x.size}" if title else f"n = {x.size}", fontsize=6.8, pad=3)
     ax.set_xlim(low, high)
+    # Room for the text above the peak.
     ax.set_ylim(0.0, 1.3 * ax.get_ylim()[1])
     ax.set_yticks([])
     ax.locator_params(axis="x", nbins=5)
@@ -328,6 +336,7 @@ def separation_text(found: Bimodality) -> str:
     """Say in words whether two sequences are apart."""
     if not np.isfinite(found.ashman_d):
         return "too few stars"
+    # "Very strong" evidence begins at 10 (Kass & Raftery 1995, JASA 90, 773).
     if found.delta_bic <= 10.0:
         return "one component is enough"
     return "two, cleanly separated" if found.ashman_d > CLEAN else "two that overlap"

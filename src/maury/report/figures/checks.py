@@ -53,6 +53,7 @@ def coverage_curve(z: ArrayLike, levels: ArrayLike = LEVELS) -> Float64Array:
     (m,) float64
         NaN without a star.
     """
+    # Sorted once, every level is one search.
     size = np.abs(np.asarray(z, np.float64))
     size = np.sort(size[np.isfinite(size)])
     if size.size == 0:
@@ -81,6 +82,7 @@ def coverage_curves(
     """
     table = np.asarray(z, np.float64)
     n = max(int(np.isfinite(table).sum(axis=0).max(initial=0)), 1)
+    # Binomial errors; of the label with most stars, so that the band is narrowest where it matters.
     band = 1.96 * np.sqrt(LEVELS * (1.0 - LEVELS) / n)
     ax.fill_between(LEVELS, -band, band, color=MISSING, alpha=0.35, linewidth=0)
     ax.axhline(0.0, color=INK, linewidth=0.6)
@@ -94,6 +96,7 @@ def coverage_curves(
             label=symbol_text(label),
         )
     ax.set_xlim(0.0, 1.0)
+    # Never finer than a tenth: a good calibration should look like one.
     largest = max(0.1, float(np.nanmax(np.abs(np.asarray(ax.get_ylim())))))
     ax.set_ylim(-largest, largest)
     ax.set_xlabel("nominal coverage")
@@ -131,6 +134,7 @@ def z_figure(z: ArrayLike, labels: Sequence[Label], *, simulated: bool = False) 
         for k, (ax, label) in enumerate(zip(panels, labels, strict=False)):
             known = table[np.isfinite(table[:, k]), k]
             ax.hist(
+                # Stars beyond the frame stand in its last bins, so that no outlier is hidden.
                 np.clip(known, -4.99, 4.99),
                 bins=np.linspace(-5, 5, 41),
                 density=known.size > 0,
@@ -243,6 +247,7 @@ def trend_strips(residual: ArrayLike, against: ArrayLike, *, n_bin: int = _BINS)
             if r.size < _LEAST * n_bin:
                 continue
             size = robust_sigma(r)
+            # Equal numbers, not widths: the error of every cell is the same.
             bins = np.array_split(np.argsort(x, kind="stable"), n_bin)
             out[i, j] = [np.median(r[rows]) / max(size, 1e-12) for rows in bins]
     return out
@@ -314,6 +319,7 @@ def _heat(
         return
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
+            # White text where the diverging map is dark.
             dark = abs(value - centre) > 0.6 * span
             ax.text(
                 column,
@@ -358,6 +364,7 @@ def relative_figure(
     unit = np.asarray(basis, np.float64)
     marks = ("o", "s", "D", "^", "v", "P", "X", "*")
     n_case, n_colour = len(sizes), len(OKABE_ITO)
+    # Marks of one label side by side, whatever their number, and apart from the next label's.
     step = min(0.12, 0.8 / max(n_case, 1))
     legend_mm = 4.0 * -(-n_case // 2)
     with style():
@@ -378,6 +385,7 @@ def relative_figure(
             )
         ax.set_yticks(range(len(labels)), [symbol_text(one) for one in labels])
         ax.tick_params(axis="y", which="minor", left=False, right=False)
+        # The first label on top, as in tables.
         ax.set_ylim(len(labels) - 0.4, -0.6)
         if max(float(np.nanmax(size / unit)) for size in sizes.values()) > _WIDE_RATIO:
             ax.set_xscale("log")
@@ -436,9 +444,11 @@ def _cluster_mean(ax: Axes, x: Float64Array, e: Float64Array, row: int) -> None:
     x, e = x[known], e[known]
     if x.size < 2:
         return
+    # Clusters have few members: the divisor n - 1 matters.
     centre, spread = float(np.mean(x)), float(np.std(x, ddof=1))
     ax.plot([centre - spread, centre + spread], [row, row], color=ACCENT, linewidth=1.6)
     ax.plot(centre, row, "o", color=ACCENT, markersize=3.5)
+    # 1 if errors explain the spread of stars that were born alike.
     ratio = spread / max(float(np.sqrt(np.mean(e**2))), 1e-12)
     ax.annotate(
         f"{ratio:.1f} errors",

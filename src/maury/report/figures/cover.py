@@ -69,6 +69,7 @@ def coverage_map(
             _draw(ax, where[what == one], text, 1.5 * size, look)
         ring = {"facecolors": "none", "edgecolors": INK, "linewidths": 0.5}
         _draw(ax, where[ringed], "suggested", 3.0 * size + 6.0, ring)
+        # Only distances mean something in such a map, so that both axes must have one scale.
         ax.set_aspect("equal", "datalim")
         ax.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
         ax.set_xlabel("neighbours are alike; the axes have no meaning")

@@ -78,6 +78,7 @@ def density_plane(
     count, x_edge, y_edge = np.histogram2d(across, up, bins=bins, range=ranges)
     column = np.clip(np.searchsorted(x_edge, across, "right") - 1, 0, bins - 1)
     row = np.clip(np.searchsorted(y_edge, up, "right") - 1, 0, bins - 1)
+    # Outliers stay visible as points; a density alone would drop the stars that matter most.
     lone = count[column, row] < _CROWD
     ax.scatter(
         across[lone],
@@ -91,6 +92,7 @@ def density_plane(
     mesh = None
     if not lone.all():
         shade = np.ma.masked_less(count, _CROWD)
+        # At least a factor of two, or the colour bar would have no width.
         norm = LogNorm(_CROWD, max(2.0 * _CROWD, float(count.max())))
         mesh = ax.pcolormesh(x_edge, y_edge, shade.T, cmap=COLOURS, norm=norm, rasterized=True)
     ax.set_xlim(*ranges[0])
@@ -121,6 +123,7 @@ def kiel_panel(ax: Axes, panel: Panel, *, ranges: tuple[Range, Range], colour_ra
     else:
         size = point_size(x.size) * 0.7
         drawn = ax.scatter(x, y, c=c, s=size, linewidths=0, rasterized=True, **shades)
+    # Hot stars on the left and dwarfs at the bottom, as in every Kiel diagram.
     ax.set_xlim(ranges[0][1], ranges[0][0])
     ax.set_ylim(ranges[1][1], ranges[1][0])
     return drawn
@@ -148,6 +151,7 @@ def kiel_grid(
     )
     colours = [np.asarray(one.colour, np.float64) for one in panels if one.colour is not None]
     known = np.concatenate([one[np.isfinite(one)] for one in colours]) if colours else np.empty(0)
+    # Colours for the middle 96 %: a few metal-poor stars would leave one colour for the disc.
     low, high = np.percentile(known, (2.0, 98.0)) if known.size else label.range
     if not low < high:
         low, high = label.range
@@ -251,6 +255,7 @@ def _common_bar(figure: Figure, meshes: Sequence[Any], axes: Sequence[Axes]) -> 
     drawn = [one for one in meshes if one is not None]
     if not drawn:
         return
+    # One scale, or equal colours would mean different numbers in neighbouring panels.
     top = max(float(one.get_clim()[1]) for one in drawn)
     for one in drawn:
         one.set_clim(_CROWD, top)

@@ -120,6 +120,7 @@ def _residual_panel(
     error: Float64Array | None,
     measured: LabelStatistics,
 ) -> None:
+    # With a tail, or a bias, the robust scatter alone would push most of the stars to the edge.
     sizes = (measured.scatter_robust, 0.3 * measured.scatter, abs(measured.bias_robust))
     frame = _FRAME_SIGMA * float(np.nanmax((*sizes, 1e-12))) if residual.size else 1.0
     beyond = np.abs(residual) > frame
@@ -133,6 +134,7 @@ def _residual_panel(
         )
     for side, marker in ((1.0, "^"), (-1.0, "v")):
         there = beyond & (np.sign(residual) == side)
+        # Just inside, so that the mark is whole.
         edge = np.full(int(there.sum()), side * 0.94 * frame)
         ax.scatter(true[there], edge, marker=marker, s=5.0, color=ACCENT, linewidths=0)
     ax.axhline(0.0, color=INK, linewidth=0.7)
@@ -147,6 +149,7 @@ def _running_lines(
     residual: Float64Array,
     error: Float64Array | None,
 ) -> None:
+    # Forty stars fix a median to a fifth of the scatter; fewer would draw a wiggle.
     n_bin = min(12, true.size // 40)
     if n_bin < 3:
         return
@@ -198,6 +201,7 @@ def residual_figure(
     shapes = [a.shape for a in (true, given, sigma) if a is not None]
     if any(shape != (len(true), len(labels)) for shape in shapes):
         raise LengthMismatch(f"expected one column for each of {len(labels)} labels, got {shapes}")
+    # Four panels are a square; more than three in a row are too small at page width.
     across = {1: 1, 2: 2, 4: 2}.get(len(labels), 3)
     down = -(-len(labels) // across)
     width = COLUMN_MM if across == 1 else PAGE_MM
@@ -247,6 +251,7 @@ def snr_figure(
         for k, (ax, label) in enumerate(zip(panels, labels, strict=False)):
             known = np.isfinite(depth) & np.isfinite(rest[:, k])
             x, y, e = depth[known], rest[known, k], sigma[known, k]
+            # Zero in place of the truth: only differences are drawn against S/N.
             (measured,) = residual_statistics(
                 np.zeros((x.size, 1)), y[:, None], e[:, None], labels=[label]
             )

@@ -68,6 +68,7 @@ def kiel(
         x[~coloured],
         y[~coloured],
         s=point_size(x.size),
+        # Grey, not left out: that a star has no label is a result, too.
         color=MISSING,
         linewidths=0,
         rasterized=True,
@@ -105,6 +106,7 @@ def _draw_coloured(
             x[inside],
             y[inside],
             C=c[inside],
+            # Median, since one cell holds stars of failed fits as well.
             reduce_C_function=np.median,
             gridsize=(64, 44),
             extent=(*ranges[0], *ranges[1]),
@@ -115,6 +117,7 @@ def _draw_coloured(
     else:
         mappable = ax.scatter(x, y, c=c, s=point_size(x.size), linewidths=0, **shades)
     beyond_low, beyond_high = bool(np.any(c < low)), bool(np.any(c > high))
+    # The bar's ends are pointed only where stars lie beyond them.
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
     bar = ax.get_figure(root=True).colorbar(  # type: ignore[union-attr]
         mappable,
@@ -130,8 +133,10 @@ def _draw_coloured(
 
 def _contours(ax: Axes, x: Float64Array, y: Float64Array, ranges: tuple[Range, Range]) -> None:
     density, x_edge, y_edge = smooth_density(x, y, *ranges, bins=90)
+    # The level that holds a share of the stars is found among the densest cells first.
     ordered = np.sort(density.ravel())[::-1]
     held = np.cumsum(ordered) / ordered.sum()
+    # Few stars can give two shares one level, which matplotlib refuses.
     levels = np.unique([ordered[np.searchsorted(held, level)] for level in _LEVELS])
     ax.contour(
         0.5 * (x_edge[1:] + x_edge[:-1]),

@@ -36,6 +36,8 @@ SIMULATED = "SIMULATED"
 Range = tuple[float, float]
 
 _RC: dict[Any, Any] = {
+    # At print size: journals refuse text below 6 pt, and the smallest here (marks, notes) are kept
+    # out of axes and legends.
     "font.size": 7.5,
     "axes.labelsize": 8.0,
     "axes.titlesize": 8.0,
@@ -61,8 +63,11 @@ _RC: dict[Any, Any] = {
     "xtick.minor.size": 1.5,
     "ytick.minor.size": 1.5,
     "image.cmap": COLOURS,
+    # A hyphen before a number reads as a dash.
     "axes.unicode_minus": True,
     "savefig.dpi": DPI,
+    # TrueType, so that text in the PDF can be searched and edited; type 3 is refused by some
+    # journals.
     "pdf.fonttype": 42,
 }
 
@@ -84,6 +89,7 @@ def new_figure(width_mm: float = COLUMN_MM, height_mm: float = 75.0) -> Figure:
     width_mm, height_mm : float
         Size on paper in millimetres.
     """
+    # Not by pyplot: its global list of figures would keep every one of a report in memory.
     return Figure(figsize=(width_mm / 25.4, height_mm / 25.4), dpi=DPI, layout="constrained")
 
 
@@ -107,7 +113,9 @@ def number_text(value: float, label: Label) -> str:
     if not np.isfinite(value):
         return "unknown"
     span = label.range[1] - label.range[0]
+    # Three or four digits of the label's range: whole kelvins, thousandths of a dex.
     digits = int(np.clip(np.floor(np.log10(5000.0 / span)), 0, 6))
+    # Adding zero turns -0.0 into 0.0, which prints without a sign.
     rounded = round(value, digits) + 0.0
     return f"{rounded:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
@@ -157,9 +165,11 @@ def limits(*values: ArrayLike, fallback: Range) -> Range:
     data = data[np.isfinite(data)]
     if data.size == 0:
         return fallback
+    # Percentiles, as a failed fit lies a thousand times farther than all stars.
     low, high = np.percentile(data, (0.1, 99.9))
     reach = 0.3 * (high - low)
     low, high = max(data.min(), low - reach), min(data.max(), high + reach)
+    # Enough that no point is cut by the frame.
     margin = 0.04 * (high - low)
     if margin <= 0:
         margin = 0.05 * (fallback[1] - fallback[0])
@@ -171,6 +181,7 @@ def smooth_density(
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Return a smoothed 2-D histogram, shape (bins, bins), and the edges along `x` and `y`."""
     count, x_edge, y_edge = np.histogram2d(x, y, bins=bins, range=(x_range, y_range))
+    # 1.2 cells: shot noise of single cells is gone, ridges of a Kiel diagram are not.
     return gaussian_filter(count, 1.2), x_edge, y_edge
 
 
@@ -188,11 +199,14 @@ def density_scatter(
     x_range, y_range : (float, float)
         Region in which the density is measured.
     """
+    # One star a cell on the average, within what the eye can tell apart.
     bins = int(np.clip(np.sqrt(x.size), 12, 120))
     density, x_edge, y_edge = smooth_density(x, y, x_range, y_range, bins=bins)
     column = np.clip(np.searchsorted(x_edge, x) - 1, 0, bins - 1)
     row = np.clip(np.searchsorted(y_edge, y) - 1, 0, bins - 1)
+    # Logarithm: densities of a survey span three decades.
     crowd = np.log10(1.0 + density[column, row])
+    # Crowded ones last, or the outskirts of a clump would hide its middle.
     order = np.argsort(crowd, kind="stable")
     return ax.scatter(
         x[order],
@@ -207,6 +221,7 @@ def density_scatter(
 
 def point_size(n: int) -> float:
     """Return an area, in points squared, that suits the number of stars."""
+    # Constant ink: 4000 points squared are a tenth of a panel.
     return float(np.clip(4000.0 / max(n, 1), 0.6, 7.0))
 
 

@@ -47,6 +47,7 @@ def losses(
     simulated : bool
         Whether to mark the axes as simulated.
     """
+    # Losses of log-likelihoods are negative, which no logarithmic axis shows.
     lowest = min((np.nanmin(np.asarray(one)) for one in by_member.values()), default=0.0)
     for number, (name, both) in enumerate(by_member.items()):
         table = np.asarray(both, np.float64)
@@ -102,6 +103,7 @@ def distribution(
                 one,
                 bins=_BINS,
                 range=span,
+                # Area 1: the samples differ in size by a factor of a hundred.
                 density=True,
                 histtype="step",
                 linewidth=1.0,

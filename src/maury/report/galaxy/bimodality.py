@@ -108,6 +108,8 @@ def bimodality(
     if x.size < LEAST_STARS:
         nothing = np.full(2, np.nan)
         return Bimodality(int(x.size), nothing, nothing, nothing, np.nan, np.nan, np.nan)
+    # A start with the two apart, the upper with fewer stars, as in the solar neighbourhood: from
+    # equal means the two would never part.
     low, high = np.percentile(x, (15.0, 90.0))
     spread = max(0.4 * float(np.std(x)), 1e-4)
     _, one = _fit(x, e, (np.array([x.mean()]), np.array([x.std()]), np.ones(1)))
@@ -125,6 +127,7 @@ def bimodality(
         share=share,
         ashman_d=ashman_d(mean, width),
         ashman_d_error=float(np.std(resampled)) if n_bootstrap > 1 else np.nan,
+        # Three parameters more: mean, width and share.
         delta_bic=float(2.0 * (likelihood - one) - 3.0 * np.log(x.size)),
     )
 
@@ -141,6 +144,7 @@ Components = tuple[Float64Array, Float64Array, Float64Array]
 def _fit(x: Float64Array, e: Float64Array, start: Components) -> tuple[Components, float]:
     """Maximise the likelihood by expectation maximisation; return components and its log."""
     mean, width, share = start
+    # A component that shrinks onto one star has infinite likelihood; the floor forbids it.
     floor = 0.02 * max(float(np.std(x)), 1e-9)
     before = -np.inf
     likelihood = before
@@ -153,6 +157,8 @@ def _fit(x: Float64Array, e: Float64Array, start: Components) -> tuple[Component
         likelihood = float(total.sum())
         weight = np.exp(log_density - total)
         size = np.maximum(weight.sum(axis=1), 1e-9)
+        # A star's expected true value is drawn to the component by the share of the width in the
+        # whole.
         gain = width[:, None] ** 2 / variance
         expected = mean[:, None] + gain * apart
         left = width[:, None] ** 2 * (1.0 - gain)

@@ -81,6 +81,7 @@ def sample_distances(
         If the shapes differ.
     """
     parallax = np.asarray(parallax_mas, np.float64) - zero_point_mas
+    # Inverse transform: exact for any shape of the posterior, without rejected draws.
     levels = rng.random((n_sample, parallax.size))
     return _at_levels(parallax, np.asarray(error_mas, np.float64), levels, length_kpc)
 
@@ -347,6 +348,8 @@ def gradients(
     out = []
     for low, high in pairwise(edges_kpc):
         inside = np.isfinite(label) & (other >= low) & (other < high)
+        # By mean place, as said above: bins of sampled places would mix the stars of neighbouring
+        # bins.
         fit = _slope(label[inside], places.rows(inside), along, rng, n_bootstrap)
         out.append(Gradient(along, low, high, int(inside.sum()), *fit))
     return out
@@ -376,6 +379,8 @@ def _slope(
 
 
 def _design(radius: Float64Array, height: Float64Array) -> Float64Array:
+    # Both coordinates at once: survey lines of sight correlate them, and each would take the
+    # other's gradient.
     return np.column_stack([np.ones(radius.size), radius - R_SUN_KPC, height])
 
 
@@ -387,6 +392,8 @@ def _bootstrap(
     moments = np.hstack([products, design * label[:, None]])
     out = np.empty((n, design.shape[1]))
     for k in range(n):
+        # Poisson(1) counts stand for drawing with replacement (Hanley & MacGibbon 2006, CMPB 83,
+        # 57), and turn each resample into one product with the moments.
         sums = rng.poisson(1.0, len(design)) @ moments
         size = design.shape[1]
         out[k] = np.linalg.lstsq(sums[: size**2].reshape(size, size), sums[size**2 :])[0]

@@ -41,6 +41,8 @@ def galaxy_section(material: Material) -> Section:
         return Section("galaxy", title, omitted=(missing,))
     low, _, high = places.distance_kpc
     with np.errstate(invalid="ignore"):
+        # A fifth of the distance either side: beyond, places scatter by more than the bins are
+        # wide.
         near = (high - low) < 0.4 * places.distance_kpc[1]
     rows = stars.good & near
     used = _Used(material, places, stars, rows)
@@ -134,6 +136,8 @@ class _Used:
             )
             for rows, number in (
                 (self._group(name, 0.0), 200),
+                # The border between the sequences is moved by a typical error: what its place does
+                # to slopes.
                 (self._group(name, self.shift), 0),
                 (self._group(name, -self.shift), 0),
             )

@@ -165,6 +165,7 @@ def _trends(material: Material, sample: PageStars) -> Found:
     residual = sample.residual
     against = np.column_stack([sample.snr, sample.truth])
     names = ["S/N", *(figures.symbol_text(one) for one in material.labels)]
+    # Computed for the data file; the figure makes the same ones.
     strips = checks.trend_strips(residual, against)
     index = np.indices(strips.shape)
     columns = np.array(["snr", *material.model.label_names])
@@ -359,6 +360,7 @@ def _calibration(material: Material, test: PageStars) -> Found:
 
 
 def _repeats(material: Material) -> Found:
+    # Held-out stars first: repeats of training spectra agree too well.
     for name in ("test", "training", "observed"):
         sample = material.samples.get(name)
         if sample is None:

@@ -121,6 +121,7 @@ class Footprint:
         wanted = _order(order, resolution_deg)
         ra, dec = (np.asarray(a, dtype=np.float64) for a in (ra_deg, dec_deg))
         with np.errstate(invalid="ignore"):
+            # Sentinels such as -9999 are no angles; they would wrap around to a place on the sky.
             valid = np.isfinite(ra) & (np.abs(dec) <= 90.0)
         if not valid.any():
             raise ColumnError(f"none of the {ra.size} rows has a position (ra, dec in degrees)")
@@ -202,6 +203,7 @@ def _order(order: int | None, resolution_deg: float | None) -> int | None:
                 f"the resolution of a footprint must be at least {finest:.4f} degrees, "
                 f"got {resolution_deg}"
             )
+        # The small number keeps a resolution that is a cell's side exactly at its own order.
         return max(0, int(np.ceil(np.log2(_CELL_DEG / resolution_deg) - 1e-9)))
     if order is not None and not 0 <= order <= MAX_ORDER:
         raise ConfigError(f"the order of a footprint must be 0 to {MAX_ORDER}, got {order}")
