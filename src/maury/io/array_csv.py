@@ -5,14 +5,14 @@ import io
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from maury.errors import ColumnError, InputFileError
 from maury.io.arrays import Float64Array, StrArray
 from maury.io.limits import check_columns, current
-from maury.io.opening import Gunzipped, reading
+from maury.io.opening import Gunzipped, encoding_of, reading
 from maury.io.source_table import SourceTable, parse_array
 
 _LARGEST_LINE = 16 * 2**20
@@ -37,7 +37,8 @@ class ArrayCsv:
     def __init__(self, path: Path, arrays: tuple[str, ...]) -> None:
         self.path = path
         with reading(path):
-            with _text(path) as stream:
+            self._encoding = encoding_of(path)
+            with self._text() as stream:
                 self.names = tuple(next(_rows(stream), ()))
             if not self.names:
                 raise InputFileError(f"{path} has no header line; it is empty or damaged")
@@ -91,16 +92,24 @@ class ArrayCsv:
             return next((cell for cell in cells if cell not in _NULLS), "[")[0] in "[("
 
     def _body(self) -> Iterator[list[str]]:
-        with _text(self.path) as stream:
+        with self._text() as stream:
             rows = _rows(stream)
             next(rows)
             for number, cells in enumerate(rows, start=1):
+                # A comma at the end of a row is an empty cell more.
+                if len(cells) == len(self.names) + 1 and not cells[-1].strip():
+                    cells.pop()
                 if len(cells) != len(self.names):
                     raise InputFileError(
                         f"{self.path}: row {number} has {len(cells)} cells, the header "
                         f"{len(self.names)}; the file is cut short or damaged, fetch it again"
                     )
                 yield cells
+
+    def _text(self) -> IO[str]:
+        if not self.path.name.lower().endswith(".gz"):
+            return self.path.open("rt", encoding=self._encoding, newline="")
+        return _Unpacked(self.path, self._encoding)
 
     def _texts(self, name: str) -> StrArray:
         return np.array(
@@ -137,18 +146,12 @@ def _lines(stream: IO[str]) -> Iterator[str]:
         yield line
 
 
-def _text(path: Path) -> Any:
-    if not path.name.lower().endswith(".gz"):
-        return path.open("rt", encoding="utf-8-sig", newline="")
-    return _Unpacked(path)
-
-
 class _Unpacked(io.TextIOWrapper):
     """The text of a gzip file, which unfolds to so many bytes at most."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str) -> None:
         self._packed = path.open("rb")
-        super().__init__(Gunzipped(self._packed, path), encoding="utf-8-sig", newline="")
+        super().__init__(Gunzipped(self._packed, path), encoding=encoding, newline="")
 
     def close(self) -> None:
         """Close the file too, which `gzip` leaves open."""

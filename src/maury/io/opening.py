@@ -1,6 +1,8 @@
 """Open files that cannot be trusted: one clear error for each way in which they are broken."""
 
+import codecs
 import gzip
+import logging
 import math
 import re
 import warnings
@@ -19,6 +21,7 @@ from maury.io.limits import (
     largest_unfolded,
 )
 
+logger = logging.getLogger(__name__)
 _GZIP = b"\x1f\x8b"
 _PACKED = {b"BZ": "bzip2", b"PK": "zip", b"\xfd7zXZ": "xz", b"\x1f\x9d": "compress"}
 _VOTABLE_HEAD = 65536
@@ -26,6 +29,8 @@ _BLOCK, _CARD = 2880, 80
 _SIZES = re.compile(rb"(BITPIX|[PG]COUNT|TFIELDS|Z?NAXIS[0-9]{0,3}|ZTILE[0-9]{1,3}) *=(.*)")
 _WHOLE = re.compile(rb" *[+-]?[0-9]{1,18} *(?:/.*)?")
 _MOST_AXES = 32
+_TEXT_BLOCK = 2**20
+"""Bytes of a text decoded at a time: reading is then bound by the disk, and memory by nothing."""
 
 
 class Gunzipped(gzip.GzipFile):
@@ -365,6 +370,23 @@ def header_lines(stream: Any, path: Path) -> Iterator[str]:
         if left < 0:
             raise exceeded(path, "has a header that does not end", "head_bytes")
         yield line
+
+
+def encoding_of(path: Path) -> str:
+    """Return the encoding of a text, plain or gzipped: UTF-8, or Latin-1 if it cannot be that."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("rb"))
+        if path.name.lower().endswith(".gz"):
+            file = stack.enter_context(Gunzipped(file, path))
+        try:
+            while block := file.read(_TEXT_BLOCK):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            logger.warning("%s is not in UTF-8, and is read as Latin-1", path)
+            return "latin-1"
+    return "utf-8-sig"
 
 
 def check_ecsv(path: Path) -> None:

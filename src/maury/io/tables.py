@@ -1,10 +1,12 @@
 """Tables of many formats, by one interface: column names, numbers, texts."""
 
+import codecs
 import csv
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,15 @@ import numpy as np
 from maury.errors import ColumnError, InputFileError
 from maury.io.fits_values import column
 from maury.io.limits import check_columns, check_unfolded, current, exceeded
-from maury.io.opening import check_ecsv, check_votable, find_hdu, header_lines, open_fits, reading
+from maury.io.opening import (
+    check_ecsv,
+    check_votable,
+    encoding_of,
+    find_hdu,
+    header_lines,
+    open_fits,
+    reading,
+)
 from maury.io.parquet import ColumnSize, column_sizes
 from maury.io.source_table import SourceTable, _is_text
 
@@ -21,6 +31,8 @@ TABLE_SUFFIXES: Mapping[str, str] = {
     ".fits": "fits",
     ".fit": "fits",
     ".fits.gz": "fits",
+    ".fit.gz": "fits",
+    ".fits.fz": "fits",
     ".vot": "votable",
     ".xml": "votable",
     ".votable": "votable",
@@ -180,36 +192,72 @@ def check_parquet_column(sizes: Mapping[str, ColumnSize], name: str, path: Path)
 
 
 def _csv_table(path: Path) -> SourceTable:
+    """Read a CSV file as text: identifiers keep their leading zeros, blanks go later."""
+    encoding = encoding_of(path)
+    names, delimiter = _csv_header(path, encoding)
+    check_columns(names, path)
+    table = None
+    # A comma at the end of each row is one more cell, without a name and empty.
+    for extra in (0, 1):
+        try:
+            table = _arrow_csv(path, len(names) + extra, delimiter, encoding)
+            break
+        except ValueError as error:
+            if extra or f"Expected {len(names)} columns, got {len(names) + 1}" not in str(error):
+                raise
+    assert table is not None
+    for number in [k for k, name in enumerate(names) if not name] + [len(names)]:
+        if number < table.num_columns and _has_text(table.column(number)):
+            raise InputFileError(
+                f"{path}: column {number + 1} has values and no name in the header; name it"
+            )
+    place = {name: number for number, name in enumerate(names)}
+    known = tuple(name for name in names if name)
+    return SourceTable(path, known, table.num_rows, {}, lambda name: table.column(place[name]))
+
+
+def _csv_header(path: Path, encoding: str) -> tuple[tuple[str, ...], str]:
+    """Return the names of a CSV file's columns, and what stands between its cells."""
+    with path.open("rb") as stream:
+        if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputFileError(f"{path} is in UTF-16; save it in UTF-8")
+    with path.open(encoding=encoding, newline="") as stream:
+        lines = [*islice(header_lines(stream, path), 1)]
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        # Spreadsheets write what the country has for lists.
+        if lines and delimiter not in lines[0]:
+            delimiter = max(";\t|,", key=lines[0].count)
+        rest = header_lines(stream, path)
+        header = next(csv.reader(chain(lines, rest), delimiter=delimiter, strict=True), [])
+    return tuple(name.strip() for name in header), delimiter
+
+
+def _arrow_csv(path: Path, n_column: int, delimiter: str, encoding: str) -> Any:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(header_lines(stream, path), delimiter=delimiter, strict=True), [])
-    names = tuple(name.strip() for name in header)
-    check_columns(names, path)
-    # Everything is read as text: identifiers keep their leading zeros, and blanks are stripped
-    # before numbers are parsed.
-    table = arrow_csv.read_csv(
+    names = [str(k) for k in range(n_column)]
+    return arrow_csv.read_csv(
         path,
         read_options=arrow_csv.ReadOptions(
-            skip_rows=1, column_names=[str(k) for k in range(len(names))]
+            skip_rows=1, column_names=names, encoding=encoding.removesuffix("-sig")
         ),
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter),
-        convert_options=arrow_csv.ConvertOptions(
-            column_types={str(k): pa.string() for k in range(len(names))}
-        ),
+        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
     )
-    return SourceTable(
-        path, names, table.num_rows, {}, lambda name: table.column(names.index(name))
-    )
+
+
+def _has_text(column: Any) -> bool:
+    from pyarrow import compute
+
+    return bool(compute.any(compute.not_equal(compute.utf8_trim_whitespace(column), "")).as_py())
 
 
 def _has_comments(path: Path) -> bool:
     """Whether a CSV file is packed, or begins with comments, as those of the Gaia archive."""
     with path.open("rb") as stream:
-        head = stream.read(2)
-    return head == b"\x1f\x8b" or head[:1] == b"#"
+        head = stream.read(4).removeprefix(codecs.BOM_UTF8)
+    return head.startswith((b"\x1f\x8b", b"#"))
 
 
 def _commented_csv(path: Path) -> SourceTable:

@@ -415,7 +415,7 @@ def require_unique(ids: ArrayLike, *, what: str) -> None:
     if np.any(counts > 1):
         twice = values[counts > 1]
         raise IdentifierError(
-            f"{what}: {twice.size} identifiers stand more than once, for example {twice[0]!r} "
+            f"{what}: {twice.size} identifiers stand more than once, for example {str(twice[0])!r} "
             f"({counts[counts > 1][0]} times); give each spectrum one of its own, and say in "
             "'star_id' which spectra are of one star"
         )

@@ -1,0 +1,81 @@
+"""CSV files as spreadsheets and archives write them."""
+
+import gzip
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from maury.errors import InputFileError
+from maury.io.tables import open_table
+
+
+@pytest.fixture
+def opened(tmp_path):
+    with ExitStack() as stack:
+
+        def write(content, name="t.csv"):
+            content = content if isinstance(content, bytes) else content.encode()
+            packed = gzip.compress(content) if name.endswith(".gz") else content
+            (tmp_path / name).write_bytes(packed)
+            return open_table(tmp_path / name, stack)
+
+        yield write
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|", ","])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_the_mark_between_cells_is_that_of_the_header(opened, mark, ends):
+    rows = [("id", "teff", "logg"), ("007", "5000.5", ""), ("8", "4000", "4.5")]
+    table = opened(ends.join(map(mark.join, rows)) + ends)
+    assert table.names == ("id", "teff", "logg")
+    assert table.texts("id").tolist() == ["007", "8"]
+    np.testing.assert_array_equal(table.floats("teff"), [5000.5, 4000.0])
+    np.testing.assert_array_equal(table.floats("logg"), [np.nan, 4.5])
+
+
+@pytest.mark.parametrize("head", ["id,teff", "id,teff,", "# comment\nid,teff", "# c\nid,teff,"])
+def test_a_comma_at_the_end_of_each_row(opened, head):
+    table = opened(head + "\na,1,\nb,2,\n")
+    assert [name for name in table.names if name] == ["id", "teff"]
+    np.testing.assert_array_equal(table.floats("teff"), [1.0, 2.0])
+
+
+@pytest.mark.parametrize("head", ["id,teff", "id,teff,"])
+def test_values_without_a_name_are_told(opened, head):
+    with pytest.raises(InputFileError, match="column 3 has values and no name in the header"):
+        opened(head + "\na,1,\nb,2,9\n")
+
+
+def test_rows_with_more_cells_still_are_an_error(opened):
+    with pytest.raises(InputFileError, match="Expected 2 columns, got 4"):
+        opened("id,teff\na,1,2,3\n")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+@pytest.mark.parametrize("comment", ["", "# observé\n"])
+def test_texts_in_latin_1_are_read_with_a_word(opened, caplog, name, comment):
+    text = f"{comment}id,temp é,n\nEtoile à,1,2\n"
+    for content in (text.encode("latin-1"), text.encode(), b"\xef\xbb\xbf" + text.encode()):
+        caplog.clear()
+        table = opened(content, name)
+        assert table.names == ("id", "temp é", "n")
+        assert table.texts("id").tolist() == ["Etoile à"]
+        assert ("is read as Latin-1" in caplog.text) == (content == text.encode("latin-1"))
+
+
+def test_utf_16_is_told(opened):
+    with pytest.raises(InputFileError, match="UTF-16; save it in UTF-8"):
+        opened("id,teff\na,1\n".encode("utf-16"))
+
+
+@pytest.mark.parametrize("name", ["t.fits.fz", "t.fit.gz"])
+def test_packed_fits_by_its_suffix(tmp_path, name):
+    from astropy.io import fits
+
+    table = fits.BinTableHDU.from_columns([fits.Column("teff", "D", array=[5000.0])])
+    table.writeto(tmp_path / "t.fits")
+    content = (tmp_path / "t.fits").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with ExitStack() as stack:
+        assert open_table(tmp_path / name, stack).floats("teff").tolist() == [5000.0]
