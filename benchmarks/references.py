@@ -61,6 +61,8 @@ def write(path, survey, rows, labels):
         medium=survey.medium,
         columns=[name for name in columns if name not in ("id", "star_id")],
         simulated=True,
+        resolving_power=survey.resolving_power,
+        noise_correlation=survey.noise_correlation,
     ) as writer:
         writer.write(0, batch.spectra.flux, batch.spectra.ivar, **columns)
     return path

@@ -73,6 +73,7 @@ def simulate(path: Path, n_star: int, seed: int, *, rvs: bool, mismatch: TheoryM
         medium="vacuum" if rvs else "air",
         columns=simulator.column_names,
         simulated=True,
+        resolving_power=observing.resolving_power,
     ) as writer:
         for start in range(0, n_star, BLOCK_STARS):
             n = min(BLOCK_STARS, n_star - start)
@@ -98,6 +99,7 @@ def first(survey: Survey, n_star: int, path: Path) -> Survey:
         medium=survey.medium,
         columns=names,
         simulated=True,
+        resolving_power=survey.resolving_power,
     ) as writer:
         writer.write(0, batch.spectra.flux, batch.spectra.ivar, **columns)
     return Survey.open(path)

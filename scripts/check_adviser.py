@@ -98,6 +98,7 @@ def joined(labelled: Survey, observed: Survey, rows: np.ndarray, path: Path) -> 
         medium=labelled.medium,
         columns=[name for name in columns if name not in ("id", "star_id")],
         simulated=True,
+        resolving_power=labelled.resolving_power,
         overwrite=True,
     ) as writer:
         flux, ivar = (

@@ -24,7 +24,6 @@ from maury.io.arrays import Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
 from maury.simulation.bound import (
-    _FLUX_FLOOR,
     _N,
     _SCALE,
     Prior,
@@ -37,6 +36,7 @@ from maury.simulation.bound import (
 from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS, ObservingModel
 from maury.spectra.noise import RAVE_CORRELATION
 from maury.spectra.operators import vacuum_to_air
+from maury.spectra.pixels import FLUX_FLOOR
 
 LINES: Mapping[str, tuple[float, ...]] = {
     "Mg": (8473.69, 8710.18, 8712.69, 8717.83, 8736.02),
@@ -185,7 +185,7 @@ def optimal_weights(
     flux, slopes = instrument.derivatives(values)
     ratio = np.broadcast_to(np.asarray(snr, dtype=np.float64), len(values))[:, None]
     # Photon noise goes as the root of the flux; the floor keeps line cores from infinite weight.
-    noise = np.sqrt(np.maximum(flux, _FLUX_FLOOR)) / ratio
+    noise = np.sqrt(np.maximum(flux, FLUX_FLOOR)) / ratio
     whitened = (slopes / noise[:, None]).reshape(-1, flux.shape[1])
     weighted = cho_solve_banded((instrument.factor, True), whitened.T, check_finite=False).T
     weights = np.linalg.solve(total, weighted.reshape(slopes.shape) / noise[:, None])

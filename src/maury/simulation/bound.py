@@ -36,6 +36,7 @@ from maury.simulation.observing import (
 from maury.simulation.population import Population
 from maury.simulation.prior import TIED, population_prior
 from maury.spectra.noise import RAVE_CORRELATION, check_correlation
+from maury.spectra.pixels import FLUX_FLOOR
 
 __all__ = [
     "SNR_EDGES",
@@ -59,8 +60,8 @@ _RANGES = {label.name: label.range[1] - label.range[0] for label in LABELS}
 _SCALE = np.array([_RANGES.get(name, 0.5) for name in _NAMES])
 _FREE = [i for i, name in enumerate(_NAMES) if name not in TIED]
 _CONTINUUM_ORDERS = np.arange(1, 8)
-_FLUX_FLOOR = 0.05
 _RV_STEP_KMS, _RELATIVE_STEP = 0.5, 0.05
+# The emulator's derivatives of one star are sixteen spectra of its own long grid.
 _BLOCK = 16
 
 
@@ -400,7 +401,7 @@ class _Instrument:
         for start in range(0, used.size, _BLOCK):
             rows = used[start : start + _BLOCK]
             flux, slopes = self.derivatives(labels[rows])
-            slopes *= ratio[rows, None, None] / np.sqrt(np.maximum(flux, _FLUX_FLOOR))[:, None]
+            slopes *= ratio[rows, None, None] / np.sqrt(np.maximum(flux, FLUX_FLOOR))[:, None]
             columns = slopes.reshape(-1, flux.shape[1]).T
             weighted = cho_solve_banded((self.factor, True), columns, check_finite=False).T
             out[rows] = slopes @ weighted.reshape(slopes.shape).transpose(0, 2, 1)

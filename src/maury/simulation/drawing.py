@@ -18,6 +18,7 @@ _METRIC = np.array([1.5, 1.5, 1.5, 0.0, 0.7, 0.3, 0.3, 0.5, 0.3])
 _N_STRUCTURAL = 4
 """Teff, log g, [M/H] and [Fe/H], which structure the atmosphere, come before the abundances."""
 _LARGEST_STEP = 0.8
+"""Below 1, so that no lone star steps by a whole difference of two others: chosen, not measured."""
 
 
 class DrawConfig(BaseModel):

@@ -115,6 +115,7 @@ _MIXING.setflags(write=False)
 _C, _N, _O = (list(QUANTITIES).index(name) for name in ("c", "n", "o"))
 _DREDGED_C, _DREDGED_N = -0.15, 0.25
 _SOLAR_C_TO_O = 0.538
+"""Carbon over oxygen atoms in the Sun: 8.39 and 8.66 dex (Grevesse et al. 2007) give .537."""
 _N_INPUT = len(QUANTITIES) + len(DISSOCIATION)
 _SHIPPED = "data/emulator.safetensors"
 # A block's hidden layers and flux stay in the second-level cache.

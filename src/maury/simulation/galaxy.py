@@ -16,12 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from maury.io.arrays import Float64Array, IndexArray
 
 R_SUN_KPC = 8.122
+"""GRAVITY Collaboration (2018), as in astropy's Galactocentric frame."""
 Z_SUN_KPC = 0.0208
+"""Bennett & Bovy (2019), as in the same frame."""
 
 N_DIRECTIONS = 16
 """Directions among which each star is placed."""
 _STEPS = 48
+"""Steps in distance; each is drawn anew within its stretch, so that no star sees a grid."""
 _FURTHEST_KPC = 12.0
+"""Chosen, not measured: beyond, discs of a few kpc hold hardly any star."""
 
 
 def galactocentric(ra_deg: ArrayLike, dec_deg: ArrayLike, distance_kpc: ArrayLike) -> Float64Array:

@@ -23,19 +23,24 @@ from scipy.special import j1, ndtr, ndtri
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.spectra.noise import Correlation, noise_kernel, side_weight_correlation
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS, ivar_from_snr
+from maury.spectra.pixels import FLUX_FLOOR
 
 RAVE_WAVE_AA: Float64Array = np.asarray(8420.0 + 0.4 * np.arange(912), dtype=np.float64)
 """Air wavelengths of RAVE-like pixels, angstrom."""
 RAVE_WAVE_AA.setflags(write=False)
 
 _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
-_CALCIUM_AA = (8498.02, 8542.09, 8662.14)
+CALCIUM_AA = (8498.02, 8542.09, 8662.14)
+"""Air wavelengths of the Ca II triplet."""
 _LIMB_DARKENING = 0.6
-_FLUX_FLOOR = 0.05
+"""Of a linear law, usual for cool stars: chosen, not measured."""
 _LEAST_FLUX = 1e-3
+"""A power of the flux would be infinite at zero, where the emulator may undershoot."""
 # Beyond this exponent a broadened spectrum holds nothing that float32 noise would not hide.
 _NEGLIGIBLE = 14.0
 _INTERPOLATION_POINTS = 6
+"""Of Lagrange interpolation on a grid that oversamples the broadened flux."""
+# Stars at a time, whose Fourier transforms of thousands of points stay in the cache.
 _BLOCK = 64
 _SAME_CORRELATION = 0.01
 """Correlations that differ by less are one: .44 rounded is .4403, that of the default weight."""
@@ -481,7 +486,7 @@ class Spectrograph:
             scipy.fft.rfft(white) * scipy.fft.rfft(np.fft.ifftshift(kernel)), wave.size
         )
         power = 1.0 + mismatch.line_strength * smooth / np.sqrt(np.mean(smooth**2))
-        distance = (wave - np.array(_CALCIUM_AA)[:, None]) / mismatch.ca_core_width_aa
+        distance = (wave - np.array(CALCIUM_AA)[:, None]) / mismatch.ca_core_width_aa
         core = np.exp(-0.5 * distance**2).sum(axis=0)
         return power.astype(np.float32), core.astype(np.float32)
 
@@ -520,7 +525,7 @@ class Spectrograph:
         noise = kernel[0] * white[:, :n_pixel]
         for lag, share in enumerate(kernel[1:], start=1):
             noise += share * white[:, lag : lag + n_pixel]
-        noise *= np.sqrt(np.maximum(flux, np.float32(_FLUX_FLOOR)))
+        noise *= np.sqrt(np.maximum(flux, np.float32(FLUX_FLOOR)))
         noise *= (1.0 / snr)[:, None].astype(np.float32)
         return np.asarray(noise)
 

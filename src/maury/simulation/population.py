@@ -119,8 +119,11 @@ CORE = ("theta", "logg", "m_h", "alpha_m")
 COLOURS = ("G-Ks", "BP-RP", "G-RP", "J-Ks", "H-Ks", "W1-Ks", "W2-W1")
 ABUNDANCES = ("fe_h-m_h", "si_fe-alpha_m", "al_fe-alpha_m", "mg_fe-alpha_m", "ni_fe")
 _THETA_K = 5040.0
+"""theta = 5040 K / Teff is the exponent of excitation per eV, which spectra follow."""
 _A_V_SCALE_MAG = 0.1
+"""Below it extinction counts linearly, above in its logarithm: chosen, not measured."""
 _MAX_REDRAWS = 20
+"""Hardly any star is outside twenty times running; such a one is put to the limit."""
 _POLE_RA_DEG, _POLE_DEC_DEG = 192.85948, 27.12825
 
 

@@ -32,7 +32,9 @@ _FE_H = ALL_NAMES.index("fe_h")
 _CORE_SCALE = np.array([150.0, 0.3, 0.2, 0.08])
 _N_DRAWN, _N_ANCHOR, _N_NEIGHBOUR, _N_MEAN = 24_000, 1500, 200, 8
 _SEED = 20200
+"""Any: the prior is made anew in each process and must be the same in all."""
 _RIDGE = 0.1
+"""In units of one star, against hundreds of neighbours."""
 
 
 @dataclass(frozen=True, eq=False)

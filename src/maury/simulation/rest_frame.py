@@ -15,8 +15,11 @@ from maury.simulation.observing import Spectrograph
 __all__ = ["RestFrameTheory"]
 
 _STEP_KELVIN = 10.0
+"""The broadening changes by km/s in hundreds of kelvin, so that between nodes it is linear."""
 _TOLERANCE = 3e-4
+"""Of the largest profile: the emulator errs by more."""
 _PROBES = 3
+"""Neighbouring input pixels fall differently on output pixels; three sample the profile finely."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,22 +11,34 @@ from scipy.interpolate import BSpline
 
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, on_finite_rows
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
+from maury.simulation.observing import CALCIUM_AA
 from maury.spectra.noise import RAVE_CORRELATION
+from maury.spectra.pixels import FLUX_FLOOR
 
-_FLUX_FLOOR = 0.05
 _CLIP_SIGMA = 3.0
+"""Scaled labels beyond are taken to be there: a quadratic runs away where no star holds it."""
 _BEND_SIGMA = 2.0
+"""From here on a fit, which needs slopes, is led to that limit smoothly."""
 _SPLINE_DEGREE = 3
+"""Cubic: the least degree without kinks in the slope."""
 _KNOT_SPACING_AA = 8.3
+"""Several lines to a knot, so that a knot knows line strength from one line's error: chosen."""
 _STRENGTH_RIDGE = 1e-3
+"""Of the mean diagonal: it holds knots without lines and touches no other."""
 _PIXEL_RIDGE = 3000.0
+"""In units of stars: with as many, half of a difference in a pixel is believed. Chosen."""
 _PRIOR_STARS = 10_000.0
+"""What another survey knows counts as so many stars; 30 000 were better in one case of two only."""
 _N_LINEAR = 4
-_CALCIUM_AA = (8498.02, 8542.09, 8662.14)
+"""A constant, Teff, log g and [M/H], on which all lines depend."""
 _CORE_HALF_WIDTH_AA = 3.0
+"""The chromosphere fills the cores; the wings are photospheric. Chosen, not measured."""
 _N_MODE = 5
+"""Three cores that vary together and apart, and two for their shapes: chosen."""
 _CONTINUUM_DEGREE = 7
+"""The seven orders of the observing model, and a constant."""
 _LEAST_CONTINUUM = 0.001
+"""No normalisation is better; a network must not trust the continuum blindly. Chosen."""
 _LEAST_STARS = 10
 """Stars whose covariance in two pixels says more than noise: chosen, not measured."""
 _STAR_WEIGHTS = (0.1, 4.0)
@@ -290,7 +302,7 @@ def _core_modes(wave_aa: Float64Array, residual: Float64Array, noise: _Noise) ->
     Each element of the covariance is a mean over the stars that have both of its pixels; the
     expected mean of their noise is taken off.
     """
-    distance = np.abs(wave_aa[:, None] - np.array(_CALCIUM_AA)).min(axis=1)
+    distance = np.abs(wave_aa[:, None] - np.array(CALCIUM_AA)).min(axis=1)
     core = np.flatnonzero(distance < _CORE_HALF_WIDTH_AA)
     modes = np.zeros((min(_N_MODE, core.size), wave_aa.size), dtype=np.float32)
     if core.size == 0:
@@ -326,7 +338,7 @@ def _continuum_modes(
     good = noise.ivar > 0
     # With less than half of its pixels a star would be extrapolated.
     chosen = np.flatnonzero(good.sum(axis=1) >= 0.5 * max(good.sum(axis=1).max(), 1))
-    good, flux = good[chosen], np.maximum(observed[chosen], _FLUX_FLOOR)
+    good, flux = good[chosen], np.maximum(observed[chosen], FLUX_FLOOR)
     products = (basis[:, None] * basis[None]).reshape(n_order**2, -1).T
     gram = (good.astype(np.float64) @ products).reshape(-1, n_order, n_order)
     gram[:, range(n_order), range(n_order)] += 1e-9 * wave_aa.size

@@ -27,10 +27,10 @@ from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spec
 from maury.simulation.population import Population
 from maury.simulation.rest_frame import RestFrameTheory
 from maury.simulation.theory import (
-    _FLUX_FLOOR,
     TheoryCalibration,
 )
 from maury.spectra.operators import vacuum_to_air
+from maury.spectra.pixels import FLUX_FLOOR
 from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey
 
@@ -45,7 +45,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _BLOCK = 2048
+"""Stars at a time: the emulator's grid is some ten times as long as the survey's."""
 _LOW_SNR = (10.0, 100.0)
+"""Where labels depend on S/N most, and surveys have few labelled stars."""
 ADVICE = "train another network with --preset guiglion2020, starnet or astronn"
 
 
@@ -200,7 +202,7 @@ class TrainingStarSimulator:
             Of another survey: what its theory lacks is the prior of the calibration.
         """
         wave = _in_air(wave_aa, medium)
-        signal = np.sqrt(ivar * np.maximum(flux, np.float32(_FLUX_FLOOR)))
+        signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)))
         snr = np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
         spectrograph = _spectrograph(wave, observing)
         full = _emulator().clip(Population.load().complete(labels))

@@ -14,6 +14,7 @@ from maury.errors import check_known
 from maury.io.arrays import BoolArray, Float64Array, FloatArray, on_finite_rows
 from maury.spectra.pixels import fill_bad_pixels, good_pixels
 
+# 64 stars of a thousand pixels, with their scratch arrays, stay in the second-level cache.
 _BLOCK = 64
 # Scatter below 1e-7 of the flux is rounding: it must not make pixels of a perfect fit outliers.
 _ROUNDING = 1e-14

@@ -53,9 +53,11 @@ __all__ = [
 
 
 SPEED_OF_LIGHT_KMS = 299792.458
+"""Exact, by the definition of the metre."""
 # 64 stars of a thousand pixels, with their transposed copies, stay in the second-level cache.
 _BLOCK = 64
 _EDGE_TOLERANCE = 1e-6
+"""Share of a pixel by which rounding may move an edge of a grid of thousands of angstrom."""
 
 
 def refractive_index(vacuum_wave_aa: ArrayLike) -> Float64Array:

@@ -14,12 +14,16 @@ from maury.spectra.noise import check_correlation
 LEAST_IVAR = 4.0 * float(np.finfo(np.float32).tiny)
 LARGEST_FLUX = 1e12
 """Flux, in whatever unit, beyond which a value is no measurement."""
-_FLUX_FLOOR = 0.05
+FLUX_FLOOR = 0.05
+"""Noise goes with the root of the flux down to this one: chosen, not measured, so that no pixel of
+a saturated core is without noise and of infinite weight."""
 _NORMALISED = (0.8, 1.25)
 """Between these a 90th percentile is that of a normalised spectrum: chosen, not measured, wide
 enough for the crowded lines of cool stars, and far from fluxes in counts or physical units."""
 _SPIKE_CURVATURE = 1.2
+"""A fifth more than that of lines near by: the peak between two close lines hardly has it."""
 _GAUSSIAN_QUARTILE = 0.6744897501960817
+"""Median of |x| of normal deviates x of variance 1."""
 
 
 def good_pixels(flux: ArrayLike, ivar: ArrayLike) -> BoolArray:
@@ -218,7 +222,7 @@ def _noise(flux: FloatArray, good: BoolArray, kernel: Float64Array) -> Float64Ar
         difference += weight * flux[:, part]
         level += flux[:, part]
         usable &= good[:, part]
-    level = np.maximum(level / kernel.size, _FLUX_FLOOR)
+    level = np.maximum(level / kernel.size, FLUX_FLOOR)
     size = np.abs(difference) / np.sqrt(level)
     return _masked_median(size, usable) / _GAUSSIAN_QUARTILE
 
@@ -272,5 +276,5 @@ def ivar_from_snr(flux: ArrayLike, snr: ArrayLike) -> FloatArray:
     ratio = np.asarray(snr, dtype=np.float64)
     square = np.where(np.isfinite(ratio) & (ratio > 0), ratio, 0.0) ** 2
     finite = np.isfinite(values)
-    ivar = square[:, None] / np.maximum(np.where(finite, values, 1.0), _FLUX_FLOOR)
+    ivar = square[:, None] / np.maximum(np.where(finite, values, 1.0), FLUX_FLOOR)
     return np.where(finite, ivar, 0.0).astype(values.dtype)

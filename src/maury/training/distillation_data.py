@@ -27,6 +27,7 @@ from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.student import StudentNetwork
 from maury.prediction.uncertainty import UncertaintyModel
 from maury.simulation.training_stars import TrainingStarSimulator
+from maury.spectra.pixels import FLUX_FLOOR
 from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
 from maury.training.simulated import SimulatedTraining, drop_inputs
@@ -36,7 +37,6 @@ BATCH_STARS = 16384
 _REOBSERVED = 4
 """Spectra of a batch for each simulated star: noise differs, and so may what is missing."""
 _SURVEY_BLOCK = 128
-_FLUX_FLOOR = np.float32(0.05)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class TeacherModel:
         n_observable = len(self.model.preparation.observable_names)
         if observables.shape[1] != n_observable:
             observables = np.full((n_star, n_observable), np.nan)
-        signal = np.sqrt(ivar * np.maximum(flux, _FLUX_FLOOR))
+        signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)))
         snr = np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
         inputs = Inputs(
             flux=flux,
