@@ -28,7 +28,7 @@ from maury.labels import (
 )
 from maury.prediction.catalogue import CatalogueSpec
 from maury.survey import archives as surveys
-from maury.survey.archives import recipe as describing
+from maury.survey.archives import describing
 
 ROOT = Path(__file__).resolve().parents[2]
 

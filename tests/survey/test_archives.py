@@ -20,8 +20,7 @@ from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
 from maury.labels import references as bibliography
 from maury.survey import archives as surveys
-from maury.survey.archives import Cut, apply_cuts
-from maury.survey.archives import recipe as describing
+from maury.survey.archives import Cut, apply_cuts, describing
 from maury.survey.archives.recipe import parse
 
 MINIMAL = """

@@ -182,7 +182,7 @@ def test_an_existing_store_is_replaced_only_on_demand(release, tmp_path):
 
 
 def test_an_interrupted_ingest_resumes(release, tmp_path, monkeypatch):
-    monkeypatch.setattr("maury.survey.readers.pipeline.CHUNK_STARS", 3)
+    monkeypatch.setattr("maury.survey.readers.writing.CHUNK_STARS", 3)
     calls, started = [], []
 
     def stop_after_first(done, _total):

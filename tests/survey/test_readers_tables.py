@@ -158,7 +158,7 @@ def spectra_file(folder, rows, name="s.parquet"):
 
 @pytest.mark.parametrize("name", ["s.parquet", "s.fits"])
 def test_spectra_that_lack_from_somewhere_on_are_bad(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("maury.survey.readers.pipeline.CHUNK_STARS", 64)
+    monkeypatch.setattr("maury.survey.readers.writing.CHUNK_STARS", 64)
     text = spectra_file(tmp_path, [*np.tile(FLUX, (13, 1))[:64].tolist(), *[None] * 6], name)
     survey = ingest(tmp_path, text)
     assert len(survey) == 70
@@ -169,7 +169,7 @@ def test_spectra_that_lack_from_somewhere_on_are_bad(tmp_path, monkeypatch, name
 
 @pytest.mark.parametrize("name", ["s.parquet", "s.fits"])
 def test_spectra_that_are_shorter_from_somewhere_on(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("maury.survey.readers.pipeline.CHUNK_STARS", 64)
+    monkeypatch.setattr("maury.survey.readers.writing.CHUNK_STARS", 64)
     text = spectra_file(tmp_path, [*np.tile(FLUX, (13, 1))[:64].tolist(), [1.0, 2.0]], name)
     with pytest.raises(GridMismatch, match="column 'flux' has spectra of 8, 2 pixels"):
         ingest(tmp_path, text)
@@ -177,7 +177,7 @@ def test_spectra_that_are_shorter_from_somewhere_on(tmp_path, monkeypatch, name)
 
 def test_parquet_is_read_forward_whatever_its_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("maury.survey.readers.planes._AT_ONCE", 16)
-    monkeypatch.setattr("maury.survey.readers.pipeline.CHUNK_STARS", 3)
+    monkeypatch.setattr("maury.survey.readers.writing.CHUNK_STARS", 3)
     survey = ingest(tmp_path, spectra_file(tmp_path, FLUX.tolist()))
     np.testing.assert_array_equal(survey.batch(0, 5).spectra.flux, FLUX)
 
@@ -348,7 +348,7 @@ class Here:
 
 
 def test_workers_write_what_one_process_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("maury.survey.readers.pipeline.CHUNK_STARS", 2)
+    monkeypatch.setattr("maury.survey.readers.writing.CHUNK_STARS", 2)
     np.savez(tmp_path / "s.npz", flux=FLUX, id=[*"abcde"])
     text = '[spectra]\nfile = "s.npz"\nid = "id"\n' + LINEAR
     alone = ingest(tmp_path, text).batch(0, 5)

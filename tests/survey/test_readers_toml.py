@@ -138,7 +138,7 @@ def test_tables_with_an_array_column(tmp_path, file):
 
 @pytest.mark.parametrize("kind", ["list", "fixed"])
 def test_parquet_is_read_in_chunks_with_missing_spectra(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("maury.survey.readers.pipeline.CHUNK_STARS", 2)
+    monkeypatch.setattr("maury.survey.readers.writing.CHUNK_STARS", 2)
     rows = [None if k == 3 else row.tolist() for k, row in enumerate(FLUX)]
     list_type = pa.list_(pa.float32(), N_PIXEL if kind == "fixed" else -1)
     table = pa.table({"flux": pa.array(rows, list_type), "ivar": list(IVAR)})

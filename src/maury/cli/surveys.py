@@ -31,8 +31,7 @@ def surveys(
     A recipe gives files, columns, units, recommended cuts with their sources, conventions and
     citation.
     """
-    from maury.survey.archives import load, names
-    from maury.survey.archives import recipe as describing
+    from maury.survey.archives import describing, load, names
 
     if name is None:
         for known in names():

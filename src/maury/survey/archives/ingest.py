@@ -8,8 +8,9 @@ from maury.errors import ConfigError, check_known
 from maury.io.cluster import Cluster
 from maury.survey.archives.recipe import ArmFacts, SpectraFacts, SurveyRecipe, load
 from maury.survey.readers.config import IngestConfig
-from maury.survey.readers.general import FileSurvey, open_config, write_files
-from maury.survey.readers.pipeline import Opened, Progress, Reopening
+from maury.survey.readers.file_survey import FileSurvey
+from maury.survey.readers.general import open_config, write_files
+from maury.survey.readers.writing import Opened, Progress, Reopening
 from maury.survey.store import Survey
 
 

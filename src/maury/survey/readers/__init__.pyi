@@ -1,4 +1,4 @@
-from .general import FileSurvey as FileSurvey
+from .file_survey import FileSurvey as FileSurvey
 from .general import ingest_toml as ingest_toml
 from .general import open_toml as open_toml
 from .released import ingest_released as ingest_released

@@ -24,14 +24,8 @@ from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium
 from maury.survey.readers.grids import to_angstrom
 from maury.survey.readers.rows import to_ivar
-from maury.survey.readers.sources import (
-    Cards,
-    StarFiles,
-    StarSpectrum,
-    by_name,
-    header_facts,
-    open_star_files,
-)
+from maury.survey.readers.sources import Cards, header_facts
+from maury.survey.readers.star_files import StarFiles, StarSpectrum, by_name, open_star_files
 
 logger = logging.getLogger(__name__)
 

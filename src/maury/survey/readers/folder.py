@@ -27,13 +27,8 @@ from maury.survey.readers.grids import (
 )
 from maury.survey.readers.pipeline import check_pixels
 from maury.survey.readers.rows import to_ivar
-from maury.survey.readers.sources import (
-    FITS_SUFFIXES,
-    StarFiles,
-    StarSpectrum,
-    stem,
-    tolerating,
-)
+from maury.survey.readers.sources import FITS_SUFFIXES, stem, tolerating
+from maury.survey.readers.star_files import StarFiles, StarSpectrum
 
 logger = logging.getLogger(__name__)
 

@@ -23,18 +23,11 @@ from maury.io.fits_values import column
 from maury.io.opening import check_votable, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.io.tables import astropy_table, fits_table
+from maury.survey.readers.block_files import Block, BlockFiles, RowReader
 from maury.survey.readers.grids import same_grid, to_angstrom
 from maury.survey.readers.planes import Plane, column_plane
 from maury.survey.readers.rows import to_ivar
-from maury.survey.readers.sources import (
-    FITS_SUFFIXES,
-    Block,
-    BlockFiles,
-    RowReader,
-    header_facts,
-    list_files,
-    tolerating,
-)
+from maury.survey.readers.sources import FITS_SUFFIXES, header_facts, list_files, tolerating
 
 N_PIXEL = 2401
 WAVE_AA: Float64Array = 8460.0 + 0.1 * np.arange(N_PIXEL, dtype=np.float64)

@@ -17,16 +17,14 @@ import numpy as np
 
 from maury.errors import InputFileError, LengthMismatch, WavelengthError
 from maury.survey.readers.grids import header_grid
-from maury.survey.readers.sources import (
-    Cards,
+from maury.survey.readers.sources import Cards, header_facts, stem
+from maury.survey.readers.star_files import (
     StarFiles,
     StarSpectrum,
-    header_facts,
     line,
     open_star_files,
     primary_facts,
     relative_ivar,
-    stem,
 )
 
 _NORMALISED = (

@@ -2,26 +2,20 @@
 
 import json
 import logging
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from maury.errors import ConfigError, InputFileError
 from maury.io.arrays import AnyArray, Float64Array
 from maury.io.cluster import Cluster
-from maury.labels import columns as columns_module
-from maury.labels.columns import Column
 from maury.labels.definitions import Label
-from maury.spectra.batch import Batch
 from maury.spectra.batch import Readable as ReadableSurvey
 from maury.spectra.noise import resampled_correlation
-from maury.spectra.rows import row_range
-from maury.spectra.spectra import Medium, Spectra, check_wavelengths
+from maury.spectra.spectra import Medium, check_wavelengths
 from maury.survey.readers.arms import Arm, ArmsSource, join_arms
 from maury.survey.readers.config import (
     ArmConfig,
@@ -32,159 +26,23 @@ from maury.survey.readers.config import (
     load_config,
 )
 from maury.survey.readers.exposures import CoaddedSource, collapse, group_exposures
+from maury.survey.readers.file_survey import FileSurvey
 from maury.survey.readers.folder import open_folder
 from maury.survey.readers.formats import open_format
 from maury.survey.readers.grids import Gridder, Layout, ascending, linear_grid
 from maury.survey.readers.joining import Spectrograph, join
 from maury.survey.readers.pipeline import (
     Columns,
-    Opened,
-    Progress,
-    Reopening,
     Source,
-    Target,
     describe_files,
     fingerprint,
     provenance,
-    read_rows,
     with_stars,
-    write_survey,
 )
 from maury.survey.readers.rows import RowsSource, open_rows
 from maury.survey.readers.sources import FormatSource
+from maury.survey.readers.writing import Opened, Progress, Reopening, Target, write_survey
 from maury.survey.store import Survey
-
-
-class FileSurvey:
-    """Spectra in files and their columns, to be read like a `maury.survey.store.Survey`.
-
-    Make one with `maury.survey.readers.open_toml`. Files stay open until it is closed or forgotten.
-
-    Attributes
-    ----------
-    path : Path
-        The TOML file.
-    source : Source
-        Spectra.
-    columns : mapping of str to (n_star,) array
-        Columns but for ``snr``, which may follow from the spectra.
-    gridder : Gridder
-        To the common grid.
-    medium : {"air", "vacuum"}
-    labels : sequence of Label
-        Labels that the survey knows.
-    further : sequence of Column
-        Definitions of columns that `maury.labels.columns` does not have.
-    simulated : bool
-    resolving_power : float, optional
-        lambda / FWHM of the spectra, if it is known.
-    noise_correlation : tuple of float, optional
-        Autocorrelation of the noise at lags of 1, 2, ... pixels of the grid, if it is known.
-    at_rest : bool, optional
-        Whether the spectra are in the rest frame of their stars, if it is known.
-    provenance : mapping
-    fingerprint : str
-        Of everything that determines the content.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        source: Source,
-        columns: Columns,
-        *,
-        gridder: Gridder,
-        medium: Medium,
-        labels: Sequence[Label],
-        further: Sequence[Column] = (),
-        simulated: bool,
-        resolving_power: float | None = None,
-        noise_correlation: tuple[float, ...] | None = None,
-        at_rest: bool | None = None,
-        provenance: Mapping[str, Any],
-        fingerprint: str,
-        stack: ExitStack,
-    ) -> None:
-        self.path = path
-        self.source = source
-        self.columns = columns
-        self.gridder = gridder
-        self.medium: Medium = medium
-        self.labels = tuple(labels)
-        self.simulated = simulated
-        self.resolving_power = resolving_power
-        self.noise_correlation = noise_correlation
-        self.at_rest = at_rest
-        self.provenance = dict(provenance)
-        self.fingerprint = fingerprint
-        self.further = tuple(further)
-        known = columns_module.known(labels) | {column.name: column for column in further}
-        self._kinds = {name: column.kind for name, column in known.items()}
-        self._close = weakref.finalize(self, stack.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def __len__(self) -> int:
-        return self.source.n_star
-
-    @property
-    def wave_aa(self) -> Float64Array:
-        """Wavelengths in angstrom, shape ``(n_pixel,)``."""
-        return self.gridder.wave_aa
-
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        """Names of all columns, labels included."""
-        return tuple(dict.fromkeys([*self.columns, "snr", *self._unread]))
-
-    @property
-    def _unread(self) -> tuple[str, ...]:
-        return ("unread",) if self.source.skip_bad else ()
-
-    def batch(self, start: int, stop: int) -> Batch:
-        """Read rows `start` to before `stop`; negative numbers count from the end.
-
-        Raises
-        ------
-        RowError
-            If some of the rows do not exist.
-        InputFileError
-            If a file cannot be read.
-        GridMismatch
-            If a spectrum stands on another grid and `resample` was not asked for.
-        """
-        start, stop = row_range(start, stop, len(self), what=str(self.path))
-        known = self.columns.get("snr", np.full(len(self), np.nan))[start:stop]
-        read = read_rows(self.source, self.gridder, start, known)
-        rows = {name: values[start:stop] for name, values in self.columns.items()}
-        rows |= {"snr": read.snr} | dict.fromkeys(self._unread, read.unread)
-        return Batch(
-            Spectra.from_arrays(
-                self.wave_aa,
-                read.flux,
-                read.ivar,
-                medium=self.medium,
-                noise_correlation=self.noise_correlation,
-            ),
-            MappingProxyType({name: self._stored(name, v) for name, v in rows.items()}),
-            start,
-            self.at_rest,
-        )
-
-    def _stored(self, name: str, values: AnyArray) -> AnyArray:
-        """Values of the type that a store gives them."""
-        kind = self._kinds[name]
-        return values.astype(np.str_ if kind == "str" else kind)
-
 
 logger = logging.getLogger(__name__)
 
@@ -387,12 +245,7 @@ def open_config(
         place = _place(config.arms[0].spectra)
         spectrograph = Spectrograph(place, source.n_star, source.ids, arms[0].table)
         columns = join(config, spectrograph, labels, stack)
-        if config.at_rest is False and "radial_velocity" not in columns:
-            logger.warning(
-                "%s: the spectra are not at rest, and no radial_velocity is known: they cannot be "
-                "shifted to rest, by rest_frame or otherwise, until one is mapped",
-                path,
-            )
+        _tell_of_motion(config, columns, path)
         columns = with_stars(columns, columns["id"], place)
         exposures = config.exposures
         if exposures is not None and exposures.mode == "coadd":
@@ -401,14 +254,7 @@ def open_config(
             columns = collapse(columns, groups, at_rest=velocity is not None)
             source = CoaddedSource(source, gridder, groups, velocity)
             gridder = Gridder(gridder.wave_aa, resample=False, medium=arms[0].medium)
-        hashed = describe_files(files)
-        for arm, found in zip(config.arms, arms, strict=True):
-            listed = _listed(found.source)
-            if arm.spectra.folder is not None:
-                size = sum(item.stat().st_size for item in listed)
-                name = arm.spectra.folder.name
-                hashed.append({"name": name, "files": len(listed), "bytes": size})
-                files += listed
+        hashed, files = _described(files, config, arms)
         return FileSurvey(
             path,
             source,
@@ -425,6 +271,31 @@ def open_config(
             fingerprint=fingerprint(files, options),
             stack=stack.pop_all(),
         )
+
+
+def _tell_of_motion(config: IngestConfig, columns: Mapping[str, AnyArray], path: Path) -> None:
+    if config.at_rest is False and "radial_velocity" not in columns:
+        logger.warning(
+            "%s: the spectra are not at rest, and no radial_velocity is known: they cannot be "
+            "shifted to rest, by rest_frame or otherwise, until one is mapped",
+            path,
+        )
+
+
+def _described(
+    files: list[Path], config: IngestConfig, arms: Sequence[Arm]
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Return what provenance says of the files, and all of them, those of folders among them."""
+    hashed, everything = describe_files(files), list(files)
+    for arm, found in zip(config.arms, arms, strict=True):
+        listed = _listed(found.source)
+        if arm.spectra.folder is not None:
+            # Files of a folder may be a million: their number and size stand for their checksums.
+            size = sum(item.stat().st_size for item in listed)
+            name = arm.spectra.folder.name
+            hashed.append({"name": name, "files": len(listed), "bytes": size})
+            everything += listed
+    return hashed, everything
 
 
 def _stored_correlation(config: IngestConfig, arm: Arm, source: Source) -> tuple[float, ...] | None:

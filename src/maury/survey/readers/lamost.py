@@ -20,7 +20,7 @@ from maury.io.arrays import Float64Array
 from maury.io.fits_values import column_floats
 from maury.io.opening import find_hdu
 from maury.survey.readers.grids import header_grid
-from maury.survey.readers.sources import (
+from maury.survey.readers.star_files import (
     StarFiles,
     StarSpectrum,
     by_card,

@@ -13,7 +13,7 @@ from typing import Any
 from maury.errors import WavelengthError
 from maury.io.opening import find_hdu
 from maury.survey.readers.grids import header_grid
-from maury.survey.readers.sources import (
+from maury.survey.readers.star_files import (
     StarFiles,
     StarSpectrum,
     by_card,

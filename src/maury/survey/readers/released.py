@@ -31,20 +31,16 @@ from maury.labels import columns as columns_module
 from maury.spectra.spectra import Medium
 from maury.survey.readers.grids import Gridder, header_grid, header_medium, linear_grid
 from maury.survey.readers.pipeline import (
-    Opened,
     Piece,
-    Progress,
-    Reopening,
-    Target,
     check_rows,
     complete_ids,
     describe_files,
     fingerprint,
     provenance,
     with_stars,
-    write_survey,
 )
 from maury.survey.readers.values import without_missing
+from maury.survey.readers.writing import Opened, Progress, Reopening, Target, write_survey
 from maury.survey.store import RAVE_RESOLVING_POWER, Survey, require_unique
 
 logger = logging.getLogger(__name__)

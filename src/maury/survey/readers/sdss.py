@@ -23,17 +23,15 @@ from maury.io.arrays import Float64Array
 from maury.io.fits_values import column, column_floats, image
 from maury.io.opening import find_hdu
 from maury.survey.readers.grids import ascending, header_grid, join_grids, linear_grid
-from maury.survey.readers.sources import (
-    Cards,
+from maury.survey.readers.sources import Cards, header_facts, stem
+from maury.survey.readers.star_files import (
     StarFiles,
     StarSpectrum,
     by_card,
     by_name,
-    header_facts,
     line,
     open_star_files,
     primary_facts,
-    stem,
     without_bits,
 )
 

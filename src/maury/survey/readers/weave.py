@@ -19,15 +19,9 @@ from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
 from maury.io.tables import fits_table
 from maury.spectra.spectra import Medium
+from maury.survey.readers.block_files import Block, BlockFiles, RowReader
 from maury.survey.readers.grids import header_grid, header_medium
-from maury.survey.readers.sources import (
-    Block,
-    BlockFiles,
-    RowReader,
-    list_files,
-    stem,
-    tolerating,
-)
+from maury.survey.readers.sources import list_files, stem, tolerating
 
 _ARMS = ("BLUE", "GREEN", "RED")
 _SKY = "S"
