@@ -1,11 +1,15 @@
 """Cross-match with a small HATS catalogue made here; needs LSDB, which the tests do not install."""
 
 import warnings
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from maury.errors import ColumnError, InputFileError, MissingExtra
+from maury.cli.app import app
+from maury.errors import ColumnError, ConfigError, InputFileError, MissingExtra
+from maury.io.tables import open_table
 from maury.survey.crossmatch import Positions, match_positions
 from maury.survey.crossmatch.allsky import HatsColumns, match_hats
 
@@ -96,3 +100,34 @@ def test_what_is_not_there_is_said(hats, tmp_path):
 def test_without_lsdb_the_extra_is_named(tmp_path):
     with pytest.raises(MissingExtra, match=r"maury\[allsky\]"):
         match_hats(Positions([1.0], [0.0], 2000.0), tmp_path)
+
+
+@needs_lsdb
+def test_the_command_matches_a_table_with_the_whole_sky(stars, hats, tmp_path):
+    from astropy.table import Table
+
+    rows = np.arange(0, 6000, 60)
+    Table(
+        {"name": [f"s{k}" for k in rows], "ra": stars["ra"][rows], "dec": stars["dec"][rows]}
+    ).write(tmp_path / "left.fits")
+    words = ["crossmatch", str(tmp_path / "left.fits"), str(hats), str(tmp_path / "o.parquet")]
+    words += ["--hats", "--left", "ra=ra,dec=dec,epoch=2016"]
+    done = CliRunner().invoke(app, [*words, "--take", "source_id,pmra"])
+    assert done.exit_code == 0, done.output
+    assert "100 of 100 stars matched" in done.output
+    with ExitStack() as stack:
+        table = open_table(tmp_path / "o.parquet", stack)
+        assert table.names[:5] == ("name", "ra", "dec", "source_id", "pmra")
+        assert table.texts("source_id").tolist() == stars["source_id"][rows].astype(str).tolist()
+        np.testing.assert_array_equal(table.floats("pmra"), stars["pmra"][rows])
+    done = CliRunner().invoke(app, [*words, "--overwrite", "--take", "source", "--radius", "1"])
+    assert isinstance(done.exception, ColumnError)
+
+
+def test_the_whole_sky_has_no_identifiers(tmp_path):
+    from astropy.table import Table
+
+    Table({"ra": [1.0], "dec": [2.0]}).write(tmp_path / "left.fits")
+    words = ["crossmatch", str(tmp_path / "left.fits"), "sky", str(tmp_path / "o.fits"), "--hats"]
+    done = CliRunner().invoke(app, [*words, "--right", "id=source_id,ra=ra,dec=dec"])
+    assert isinstance(done.exception, ConfigError)

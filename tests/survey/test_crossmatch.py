@@ -1,6 +1,8 @@
 """Cross-match: astropy and brute force are the oracles."""
 
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +16,15 @@ from typer.testing import CliRunner
 
 from maury.cli.app import app
 from maury.errors import (
+    ColumnError,
     ConfigError,
     IdentifierError,
     LengthMismatch,
     MauryError,
     OutputExists,
 )
+from maury.io.source_table import SourceTable
+from maury.io.tables import open_table
 from maury.survey.crossmatch import (
     Match,
     MatchFlag,
@@ -28,6 +33,8 @@ from maury.survey.crossmatch import (
     match_identifiers,
     match_positions,
 )
+from maury.survey.crossmatch.candidates import MOST_CANDIDATES
+from maury.survey.crossmatch.tables import table_positions
 
 CENTRES = [(0.0, 0.0), (359.9999, 12.0), (180.0, 90.0), (40.0, -89.9999), (266.4, -28.9)]
 
@@ -418,6 +425,159 @@ def tables(tmp_path):
     left.write(tmp_path / "left.fits")
     right[::-1].write(tmp_path / "right.parquet")
     return tmp_path
+
+
+@pytest.mark.parametrize("suffix", ["fits", "parquet", "ecsv", "vot"])
+def test_the_output_has_both_tables_and_is_a_table_of_ours(tmp_path, suffix):
+    left = Table({"id": ["a", "b", "c"], "ra": [10.0, 20.0, 30.0], "dec": [1.0, 2.0, 3.0],
+                  "flags": [7, 8, 9], "n": [1, 2, 3]})  # fmt: skip
+    right = Table({"ID": np.array([2, 1]), "ra": [20.0, 10.0], "dec": [2.0, 1.0],
+                   "teff": np.array([5000.0, 6000.0]), "ok": [True, False]})  # fmt: skip
+    right["teff"].unit, left["ra"].unit = "K", "deg"
+    left.write(tmp_path / "left.fits")
+    right.write(tmp_path / "right.fits")
+    out = tmp_path / f"o.{suffix}"
+    words = [str(tmp_path / name) for name in ("left.fits", "right.fits")]
+    done = CliRunner().invoke(app, ["crossmatch", *words, str(out), "--right", "ra=ra,dec=dec"])
+    assert done.exit_code == 0, done.output
+    with ExitStack() as stack:
+        table = open_table(out, stack)
+        assert table.names == (
+            "id", "ra", "dec", "left_flags", "n", "right_ID", "right_ra", "right_dec", "teff", "ok",
+            "right_row", "separation", "n_candidate", "next_separation", "flags", "certain",
+        )  # fmt: skip
+        assert table.texts("id").tolist() == ["a", "b", "c"]
+        np.testing.assert_array_equal(table.floats("teff"), [6000.0, 5000.0, np.nan])
+        assert table.texts("right_ID").tolist() == ["1", "2", ""]
+        np.testing.assert_array_equal(table.floats("left_flags"), [7, 8, 9])
+        np.testing.assert_array_equal(table.floats("right_row"), [1, 0, -1])
+        assert (table.units["teff"], table.units["ra"]) == ("K", "deg")
+        assert table.units["separation"] == "arcsec"
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [("rad", np.pi / 180), ("hourangle", 1 / 15), ("degrees", 1.0), ("arcmin", 60.0)],
+)
+@pytest.mark.parametrize("stated", [True, False])
+def test_units_of_columns_are_read(unit, factor, stated, tmp_path):
+    rng = np.random.default_rng(1)
+    ra, dec, pm = rng.uniform(30, 360, 20), rng.uniform(-60, 60, 20), rng.normal(0, 500, 20)
+    units = {"r": unit, "pm": "arcsec/yr", "t": "d"} if stated else {}
+    columns = {"r": ra * factor, "d": dec, "pm": pm / 1000, "t": np.full(20, 51544.5 + 3652.5)}
+    names = {"ra": "r", "dec": "d", "pmra": "pm", "pmdec": "pm", "epoch": "t"}
+    if not stated:
+        names |= {
+            "ra": f"r:{unit}",
+            "pmra": "pm:arcsec/yr",
+            "pmdec": "pm:arcsec/yr",
+            "epoch": "t:d",
+        }
+    source = SourceTable.of_arrays(tmp_path / "x.fits", columns)
+    there = table_positions(replace(source, units=units), names)
+    np.testing.assert_allclose(there.ra_deg, ra, atol=1e-10)
+    np.testing.assert_allclose(there.pmra_masyr, pm, atol=1e-9)
+    np.testing.assert_allclose(there.epoch_yr, 2010.0, atol=1e-9)
+
+
+def test_a_unit_of_another_kind_is_refused(tmp_path):
+    source = SourceTable.of_arrays(tmp_path / "x.fits", {"r": np.ones(2), "d": np.ones(2)})
+    with pytest.raises(ColumnError, match=r"x\.fits, column 'r': unit 'km'.*correct the unit"):
+        table_positions(replace(source, units={"r": "km"}), {"ra": "r", "dec": "d"})
+
+
+def test_rows_at_zero_zero_have_no_position_and_are_said(tmp_path, caplog):
+    ra, dec = np.zeros(5000), np.zeros(5000)
+    ra[0], dec[:2] = 10.0, 10.0
+    source = SourceTable.of_arrays(tmp_path / "x.fits", {"ra": ra, "dec": dec})
+    place = table_positions(source, {"ra": "ra", "dec": "dec"})
+    assert place.usable.sum() == 2
+    assert "4998 rows at right ascension 0" in caplog.text
+    found = match_positions(place, place)
+    assert (found.matched.sum(), found.report().counts["NO_POSITION"]) == (2, 4998)
+
+
+def test_a_crowd_at_one_place_costs_no_square(monkeypatch):
+    monkeypatch.setattr("maury.survey.crossmatch.candidates._MOST_PAIRS", 10_000)
+    n = 4000
+    crowd = Positions(np.append(np.full(n, 5.0), 9.0), np.append(np.full(n, 5.0), 9.0), 2000.0)
+    found = match_positions(crowd, crowd)
+    assert found.matched.all()
+    assert (found.n_candidate[:n] == MOST_CANDIDATES).all()
+    assert found.has(MatchFlag.AMBIGUOUS)[:n].all()
+    assert found.certain[n]
+    same = match_identifiers(["0"] * n + ["a"], ["0"] * n + ["a"])
+    assert (same.n_candidate[:n] == MOST_CANDIDATES).all()
+    assert same.index[n] == n
+
+
+def test_equal_identifiers_in_blocks_are_those_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(0, 30, 200).astype(str), rng.integers(0, 30, 150).astype(str)
+    whole = match_identifiers(left, right)
+    monkeypatch.setattr("maury.survey.crossmatch.matching._PAIRS_AT_ONCE", 7)
+    parts = match_identifiers(left, right)
+    np.testing.assert_array_equal(parts.index, whole.index)
+    np.testing.assert_array_equal(parts.n_candidate, whole.n_candidate)
+    brute = (left[:, None] == right[None, :]).sum(axis=1)
+    np.testing.assert_array_equal(whole.n_candidate, brute)
+
+
+def test_designations_of_gaia_are_their_numbers():
+    found = match_identifiers(
+        ["Gaia DR3 4295806720", "Gaia DR2 38655544960", "EDR3 5"],
+        np.array([38655544960, 4295806720]),
+    )
+    np.testing.assert_array_equal(found.index, [1, -1, -1])
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        (["2.082066666147349e+18", "", "2.05e+18"], "lost digits"),
+        (["2082066666147348913.0", ""], "lost digits"),
+        (["1.5e0", "2.0e0"], "lost digits"),
+    ],
+)
+def test_identifiers_of_a_text_table_that_were_floats_are_refused(tmp_path, values, error):
+    (tmp_path / "x.csv").write_text("id,n\n" + "".join(f'"{v}",1\n' for v in values))
+    with ExitStack() as stack, pytest.raises(IdentifierError, match=error):
+        open_table(tmp_path / "x.csv", stack).texts("id")
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        (["12.0", "", "3.0"], ["12", "", "3"]),
+        (["1.2e3"], ["1200"]),
+        (["4102.5", "17.0"], ["4102.5", "17.0"]),
+        (["12.0", "x"], ["12.0", "x"]),
+        (["007", "1e"], ["007", "1e"]),
+    ],
+)
+def test_other_identifiers_of_a_text_table_are_read(tmp_path, values, read):
+    (tmp_path / "x.csv").write_text("id,n\n" + "".join(f'"{v}",1\n' for v in values))
+    with ExitStack() as stack:
+        assert open_table(tmp_path / "x.csv", stack).texts("id").tolist() == read
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "hint"),
+    [
+        ({"ra": [0.1, 3.0], "dec": [0.2, 1.0]}, "ra=ra,dec=dec", "in radians (ra=ra:rad)"),
+        ({"ra": [10.0, 23.0], "dec": [70.0, 3.0]}, "ra=ra,dec=dec", "(ra=ra:hourangle)"),
+        ({"ra": [100.0, 230.0], "dec": [70.0, 3.0]}, "ra=ra,dec=dec", "Galactic"),
+        ({"id": ["2M0012", "2M0013"]}, "id=source_id", "such as '2M0012', on the right"),
+    ],
+)
+def test_no_match_at_all_is_a_warning_and_a_hint(tables, caplog, left, right, hint):
+    Table(left).write(tables / "l.ecsv")
+    words = [str(tables / name) for name in ("l.ecsv", "right.parquet", "o.fits")]
+    keys = "id=id" if "id" in left else "ra=ra,dec=dec"
+    done = CliRunner().invoke(app, ["crossmatch", *words, "--left", keys, "--right", right])
+    assert done.exit_code == 0
+    assert "none of 2 rows" in caplog.text
+    assert hint in caplog.text
 
 
 def command(tables, *words):

@@ -1,5 +1,6 @@
 """`maury crossmatch`: which row of one table is which of another."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,15 +9,15 @@ import typer
 from maury.cli import terminal
 
 if TYPE_CHECKING:
-    from maury.survey.crossmatch import Match, Positions
+    from maury.survey.crossmatch import Match
+    from maury.survey.crossmatch.tables import Side
 
-_KEYS = ("id", "ra", "dec", "pmra", "pmdec", "epoch", "mag")
-_SUFFIXES = {".fits": "fits", ".parquet": "parquet", ".ecsv": "ascii.ecsv", ".vot": "votable"}
+logger = logging.getLogger(__name__)
 
 
 def crossmatch(
     left: Annotated[Path, typer.Argument(metavar="LEFT", help="Table of the stars to find.")],
-    right: Annotated[Path, typer.Argument(metavar="RIGHT", help="Table to find them in.")],
+    right: Annotated[str, typer.Argument(metavar="RIGHT", help="Table to find them in.")],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Table to write: .parquet, .fits, .ecsv or .vot.")
     ],
@@ -25,7 +26,8 @@ def crossmatch(
         typer.Option(
             "--left",
             metavar="KEY=COLUMN,...",
-            help="Columns of LEFT: id, ra, dec, pmra, pmdec, mag; epoch is a column or a year.",
+            help="Columns of LEFT: id, ra, dec, pmra, pmdec, mag; epoch is a column or a year. "
+            "A unit that the file does not state follows a colon: ra=RA:hourangle.",
         ),
     ] = "ra=ra,dec=dec",
     right_columns: Annotated[
@@ -45,108 +47,80 @@ def crossmatch(
     tolerance: Annotated[
         float | None, typer.Option("--magnitudes", min=0.0, help="Agree within this (mag).")
     ] = None,
+    take: Annotated[
+        str | None,
+        typer.Option("--take", metavar="COLUMN,...", help="Columns of RIGHT in OUT (default all)."),
+    ] = None,
+    hats: Annotated[
+        bool,
+        typer.Option(
+            "--hats",
+            help="RIGHT is a folder or address of a HATS catalogue (extra allsky).",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what exists at the output.")
     ] = False,
 ) -> None:
     """Match two tables by identifier, where both name one, and by position and proper motion.
 
-    OUT has a row for each of LEFT, with the row of RIGHT (-1: none), the separation, the number of
-    candidates, and flags.
+    OUT has a row for each of LEFT: the columns of both tables, the row of RIGHT (-1: none), the
+    separation, the number of candidates, and flags.
     """
-    from maury.errors import ConfigError
+    from contextlib import ExitStack
+
     from maury.io.files import refuse_existing
+    from maury.io.tables import open_table
+    from maury.survey.crossmatch import tables
+
+    tables.check_format(out)
+    refuse_existing(out, overwrite=overwrite)
+    keys = tables.parse_keys(left_columns), tables.parse_keys(right_columns)
+    policy: dict[str, Any] = {"ambiguous": ambiguous, "duplicates": duplicates}
+    wanted = None if take is None else [name.strip() for name in take.split(",")]
+    with ExitStack() as stack:
+        a = tables.Side.of(open_table(left, stack), keys[0])
+        if hats:
+            from maury.survey.crossmatch.allsky import match_side
+
+            by_place = {"lead_arcsec": lead, "magnitude_tolerance": tolerance, **policy}
+            match, b = match_side(a, right, radius, keys=keys[1], take=wanted, **by_place)
+        else:
+            b = tables.Side.of(open_table(Path(right), stack), keys[1])
+            match = _match(a, b, radius, lead, tolerance, policy)
+        tables.write_match(match, a, b, out, take=wanted, overwrite=overwrite)
+        report = match.report()
+        if not report.n_matched:
+            logger.warning("%s", tables.why_none(match, a, b))
+    terminal.show_match(report)
+    terminal.say(out)
+
+
+def _match(
+    a: "Side",
+    b: "Side",
+    radius: float,
+    lead: float | None,
+    tolerance: float | None,
+    policy: dict[str, Any],
+) -> "Match":
+    from maury.errors import ConfigError
     from maury.survey.crossmatch import match_identifiers, match_positions
 
-    if out.suffix not in _SUFFIXES:
-        raise ConfigError(f"{out} must end in {', '.join(_SUFFIXES)}")
-    refuse_existing(out, overwrite=overwrite)
-    a, b = _Side(left, _keys(left_columns)), _Side(right, _keys(right_columns))
-    policy: dict[str, Any] = {"ambiguous": ambiguous, "duplicates": duplicates}
     if a.ids is not None and b.ids is not None:
         if lead is not None or tolerance is not None:
             raise ConfigError("--lead and --magnitudes are for matches by position; name no 'id'")
         positions = None
         if a.positions is not None and b.positions is not None:
-            positions, policy["radius_arcsec"] = (a.positions, b.positions), radius
-        match = match_identifiers(a.ids, b.ids, positions=positions, **policy)
-    elif a.positions is not None and b.positions is not None:
-        match = match_positions(
-            a.positions,
-            b.positions,
-            radius,
-            lead_arcsec=lead,
-            magnitude_tolerance=tolerance,
-            **policy,
-        )
-    else:
+            positions, policy = (a.positions, b.positions), {**policy, "radius_arcsec": radius}
+        return match_identifiers(a.ids, b.ids, positions=positions, **policy)
+    if a.positions is None or b.positions is None:
         raise ConfigError("name 'id', or 'ra' and 'dec', of both tables by --left and --right")
-    _write(match, a, b, out, overwrite=overwrite)
-    terminal.show_match(match.report())
-    terminal.say(out)
-
-
-class _Side:
-    """Identifiers and positions of one table."""
-
-    def __init__(self, path: Path, keys: dict[str, str]) -> None:
-        from contextlib import ExitStack
-
-        from maury.io.tables import open_table
-
-        with ExitStack() as stack:
-            table = open_table(path, stack)
-            self.ids = table.texts(keys["id"]) if "id" in keys else None
-            self.positions = _positions(table, keys) if "ra" in keys and "dec" in keys else None
-
-
-def _keys(text: str) -> dict[str, str]:
-    from maury.errors import ConfigError, check_known
-
-    keys = {}
-    for part in filter(None, text.split(",")):
-        key, found, column = part.partition("=")
-        if not found or not column:
-            raise ConfigError(f"{part!r} is not of the form KEY=COLUMN, such as ra=RA_ICRS")
-        keys[check_known("key", key.strip(), _KEYS)] = column.strip()
-    return keys
-
-
-def _positions(table: Any, keys: dict[str, str]) -> "Positions":
-    from maury.survey.crossmatch import Positions
-
-    def column(key: str) -> Any:
-        return table.floats(keys[key]) if key in keys else None
-
-    try:
-        epoch: Any = float(keys.get("epoch", "nan"))
-    except ValueError:
-        epoch = column("epoch")
-    return Positions(
-        column("ra"), column("dec"), epoch, column("pmra"), column("pmdec"), column("mag")
+    return match_positions(
+        a.positions,
+        b.positions,
+        radius,
+        lead_arcsec=lead,
+        magnitude_tolerance=tolerance,
+        **policy,
     )
-
-
-def _write(match: "Match", left: _Side, right: _Side, out: Path, *, overwrite: bool) -> None:
-    import json
-
-    import numpy as np
-    from astropy.table import Table
-
-    from maury.io.files import writing
-
-    table = Table()
-    if left.ids is not None:
-        table["left_id"] = left.ids
-    if right.ids is not None:
-        table["right_id"] = match.take(right.ids, "")
-    table["right_row"] = match.index
-    table["separation"] = match.separation_arcsec
-    table["n_candidate"] = match.n_candidate.astype(np.int32)
-    table["next_separation"] = match.next_arcsec
-    table["flags"] = match.flags
-    table["certain"] = match.certain
-    table["separation"].unit = table["next_separation"].unit = "arcsec"
-    table.meta["MATCH"] = json.dumps(match.settings)
-    with writing(out, overwrite=overwrite) as partial:
-        table.write(str(partial), format=_SUFFIXES[out.suffix])

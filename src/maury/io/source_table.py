@@ -1,5 +1,6 @@
 """A table as read: columns of numbers, texts and vectors, with missing values as NaN."""
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from maury.errors import ColumnError, IdentifierError, suggestion
 from maury.io.arrays import Float64Array, StrArray
 from maury.io.limits import current, exceeded
 from maury.io.opening import reading
+from maury.io.units import to_unit
 
 _MISSING_TEXT = ("", "NA", "N/A", "null", "NULL", "None", "--", "-", "masked")
 _NO_ARRAY = (*_MISSING_TEXT, "NaN", "nan", "[]", "()")
 _LARGEST_EXACT = 2.0**53
+# Whole numbers that went through floating point; 4102.5 may be a name.
+_FLOAT = re.compile(r"[+-]?\d+(?:\.0*|(?:\.\d+)?[eE][+-]?\d+)")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,35 @@ class SourceTable:
             values = self._element(self.raw(self.check(name)), name, index)
             what = f"{self.path}, column {name!r}"
             return _arrow_floats(values, what) if _is_arrow(values) else _floats(values, what)
+
+    def in_unit(self, name: str, target: str, *, unit: str | None = None) -> Float64Array:
+        """Return a column of numbers in a unit; one that states none is in that unit already.
+
+        Parameters
+        ----------
+        name : str
+            The column.
+        target : str
+            The unit wanted.
+        unit : str, optional
+            That of the column; what the file states by default.
+
+        Raises
+        ------
+        ColumnError
+            If it does not exist, holds something else than numbers, or has a unit of another kind.
+        """
+        return self.converted(self.floats(name), name, target, unit=unit)
+
+    def converted(
+        self, values: Float64Array, name: str, target: str, *, unit: str | None = None
+    ) -> Float64Array:
+        """Return values of a column in a unit, as `in_unit` does."""
+        stated = self.units.get(name) if unit is None else unit
+        try:
+            return values if stated is None else to_unit(values, stated, target)
+        except ValueError as error:
+            raise ColumnError(f"{self.path}, column {name!r}: {error}; correct the unit") from error
 
     def vectors(self, name: str, size: int) -> Float64Array:
         """Return a column of arrays, shape (n_row, size) float64, NaN where missing.
@@ -202,7 +235,25 @@ def _arrow_texts(values: Any, what: str) -> StrArray:
     if pa.types.is_nested(kind) or pa.types.is_binary(kind):
         raise ColumnError(f"{what} must hold one text a row, got {kind}")
     text = compute.utf8_trim_whitespace(compute.fill_null(values.cast(pa.string()), ""))
-    return np.array(text.to_numpy(), dtype=np.str_)
+    return _whole_numbers(np.array(text.to_numpy(), dtype=np.str_), what)
+
+
+def _whole_numbers(text: StrArray, what: str) -> StrArray:
+    """Return texts; those that are floating-point numbers throughout as whole numbers.
+
+    Programs write integers beside a missing one as 123.0 or 2.05e18, which name nothing.
+
+    Raises
+    ------
+    IdentifierError
+        If digits are lost.
+    """
+    known = text != ""
+    if not (known.any() and _FLOAT.fullmatch(str(text[known.argmax()]))):
+        return text
+    if not all(_FLOAT.fullmatch(word) for word in text[known].tolist()):
+        return text
+    return _texts(np.ma.masked_array(np.where(known, text, "0").astype(float), mask=~known), what)
 
 
 def _short(values: Any, what: str) -> Any:
@@ -270,7 +321,8 @@ def _texts(values: Any, what: str) -> StrArray:
     elif kind == "O":
         _check_width(max(map(len, data[~mask]), default=0), what)
     text = np.array([_decoded(v) for v in data], np.str_) if kind in "OS" else data.astype(np.str_)
-    return np.char.strip(np.where(mask, "", text))
+    text = np.char.strip(np.where(mask, "", text))
+    return text if kind in "fiu" else _whole_numbers(text, what)
 
 
 def _vectors(values: Any, size: int, what: str) -> Float64Array:

@@ -8,7 +8,6 @@ rounding.
 """
 
 import base64
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -386,7 +385,7 @@ def linked(n: int, i: Int64Array, j: Int64Array) -> Int64Array:
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
-_GAIA = re.compile(r"\s*gaia\s*(?:e?dr3)?[\s:_]+(\d{5,19})\s*", re.IGNORECASE)
+_GAIA = r"(?i)^gaia\s*(?:e?dr3)?[\s:_]+(\d{5,19})$"
 
 
 def plain_identifiers(ids: ArrayLike) -> StrArray:
@@ -395,17 +394,18 @@ def plain_identifiers(ids: ArrayLike) -> StrArray:
     Catalogues write the same source as ``Gaia DR3 N`` and as ``N``. Numbers of Gaia DR2 may be
     those of another source, and keep their name.
 
+    Parameters
+    ----------
+    ids : (n,) array_like of str, or arrow array of texts
+
     Examples
     --------
     >>> plain_identifiers(["Gaia DR3 4295806720", "4295806720", "Gaia DR2 1", " b"]).tolist()
     ['4295806720', '4295806720', 'Gaia DR2 1', 'b']
     """
-    texts = np.char.strip(np.asarray(ids).astype(np.str_))
-    prefixed = np.flatnonzero(np.char.startswith(np.char.lower(texts), "gaia"))
-    if not prefixed.size:
-        return texts
-    out = texts.astype(object)
-    for row in prefixed:
-        found = _GAIA.fullmatch(out[row])
-        out[row] = found[1] if found else out[row]
-    return out.astype(np.str_)
+    import pyarrow as pa
+    from pyarrow import compute
+
+    texts = ids if isinstance(ids, pa.Array) else pa.array(np.asarray(ids).astype(np.str_))
+    plain = compute.replace_substring_regex(compute.utf8_trim_whitespace(texts), _GAIA, r"\1")
+    return np.asarray(plain.to_numpy(zero_copy_only=False)).astype(np.str_)

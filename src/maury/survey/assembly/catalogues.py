@@ -101,11 +101,12 @@ class CutCatalogue:
     def _arrays(self) -> Callable[[str, int], Float64Array]:
         return cache(self.table.vectors)
 
-    def floats(self, name: str) -> Float64Array:
-        """Return a column of the catalogue as numbers, shape (n,)."""
+    def floats(self, name: str, *, unit: str | None = None) -> Float64Array:
+        """Return a column of the catalogue as numbers, shape (n,), in its unit or the one given."""
         missing = self.recipe.table.missing or ()
         values = self.table.floats(name)[self.rows]
-        return np.where(np.isin(values, np.asarray(missing)), np.nan, values)
+        known = np.where(np.isin(values, np.asarray(missing)), np.nan, values)
+        return known if unit is None else self.table.converted(known, name, unit)
 
     def labels(self, names: Sequence[str]) -> tuple[Float64Array, Float64Array]:
         """Return labels and their errors, each (n, n_label), NaN where missing or unknown."""
@@ -153,10 +154,11 @@ class CutCatalogue:
             epoch = self._epochs(facts.epoch, epoch_yr)
         elif facts.epoch is not None:
             epoch = facts.epoch
-        motions: tuple[Float64Array | None, Float64Array | None] = (None, None)
-        if facts.pmra is not None and facts.pmdec is not None:
-            motions = (self.floats(facts.pmra), self.floats(facts.pmdec))
-        return Positions(self.floats(facts.ra), self.floats(facts.dec), epoch, *motions)
+        ra, dec = self.floats(facts.ra, unit="deg"), self.floats(facts.dec, unit="deg")
+        if facts.pmra is None or facts.pmdec is None:
+            return Positions(ra, dec, epoch)
+        pmra = self.floats(facts.pmra, unit="mas/yr")
+        return Positions(ra, dec, epoch, pmra, self.floats(facts.pmdec, unit="mas/yr"))
 
     def _epochs(self, facts: EpochFacts, epoch_yr: float) -> Float64Array | float:
         if facts.column in self.table.names:

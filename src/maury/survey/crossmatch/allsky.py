@@ -8,18 +8,20 @@ What is left fits in memory, and `maury.survey.crossmatch` decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maury.errors import ColumnError, InputFileError, MissingExtra, suggestion
+from maury.errors import ColumnError, ConfigError, InputFileError, MissingExtra, suggestion
+from maury.io.source_table import SourceTable
 from maury.spectra.positions import common_epoch
 from maury.survey.crossmatch import Match, Policy, Positions, match_positions
+from maury.survey.crossmatch.tables import Side
 
-__all__ = ["HatsColumns", "candidates", "match_hats"]
+__all__ = ["HatsColumns", "candidates", "match_hats", "match_side"]
 
 _ORDER = 6
 """HEALPix order (pixels of 0.9 degrees) by which files far from all our stars are left out."""
@@ -76,7 +78,7 @@ def match_hats(
     radius_arcsec: float = 2.0,
     *,
     columns: HatsColumns | None = None,
-    also: Sequence[str] = (),
+    also: Sequence[str] | None = (),
     epoch_yr: float | None = None,
     ambiguous: Policy = "flag",
     duplicates: Policy = "flag",
@@ -96,8 +98,8 @@ def match_hats(
         As in `maury.survey.crossmatch.match_positions`; the common epoch is by default that of
         `left`.
     columns : HatsColumns, optional
-    also : sequence of str
-        Further columns that are wanted, such as ``source_id``.
+    also : sequence of str, or None
+        Further columns that are wanted, such as ``source_id``; None: all.
 
     Returns
     -------
@@ -135,13 +137,66 @@ def match_hats(
     return match, found
 
 
+def match_side(
+    left: Side,
+    right: str,
+    radius_arcsec: float,
+    *,
+    keys: Mapping[str, str],
+    take: Sequence[str] | None = None,
+    **options: Any,
+) -> tuple[Match, Side]:
+    """Match a table with a HATS catalogue, for `maury.survey.crossmatch.tables.write_match`.
+
+    Parameters
+    ----------
+    left : Side
+        With positions.
+    right : str
+        Folder or address of a HATS catalogue.
+    radius_arcsec : float
+    keys : mapping of str to str
+        Columns of the catalogue by their meaning; in degrees and mas/yr.
+    take : sequence of str, optional
+        Columns that are wanted; all by default.
+    **options
+        Of `match_hats`.
+
+    Raises
+    ------
+    ConfigError
+        If there are no positions, or an identifier is named.
+    MissingExtra, InputFileError, ColumnError
+        For the reasons that `match_hats` has.
+    """
+    import pyarrow as pa
+
+    if left.positions is None or "id" in keys or not {"ra", "dec"} <= set(keys):
+        raise ConfigError(
+            "a HATS catalogue is matched by position: name 'ra' and 'dec', and no 'id'"
+        )
+    named = {("magnitude" if key == "mag" else key): column for key, column in keys.items()}
+    try:
+        epoch: str | float = float(named.pop("epoch", "nan"))
+    except ValueError:
+        epoch = keys["epoch"]
+    defaults: dict[str, Any] = {"pmra": None, "pmdec": None, **named, "epoch": epoch}
+    match, found = match_hats(
+        left.positions, right, radius_arcsec, columns=HatsColumns(**defaults), also=take, **options
+    )
+    table = pa.Table.from_pandas(found, preserve_index=False)
+    names = tuple(table.column_names)
+    source = SourceTable(Path(right), names, table.num_rows, {}, lambda name: table[name])
+    return match, Side(source, keys, None, HatsColumns(**defaults).positions(found))
+
+
 def candidates(
     left: Positions,
     right: Path | str,
     radius_arcsec: float,
     *,
     columns: HatsColumns,
-    also: Sequence[str] = (),
+    also: Sequence[str] | None = (),
     epoch_yr: float,
 ) -> Any:
     """Return the rows of a HATS catalogue within a radius of any star, as a data frame.
@@ -164,11 +219,11 @@ def candidates(
             "catalogues of the whole sky need the package lsdb: pip install 'maury[allsky]'"
         ) from error
     usable = left.take(left.usable)
-    wanted = list(dict.fromkeys([*columns.names, *also]))
     try:
         catalogue = lsdb.open_catalog(str(right), columns="all")
     except (OSError, ValueError) as error:
         raise InputFileError(f"{right} is no HATS catalogue: {error}") from error
+    wanted = list(dict.fromkeys([*columns.names, *(catalogue.columns if also is None else also)]))
     missing = [name for name in wanted if name not in catalogue.columns]
     if missing:
         raise ColumnError(

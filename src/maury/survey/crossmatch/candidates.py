@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +20,15 @@ from maury.survey.crossmatch.matches import Match, MatchFlag, claims
 
 _SAME_EPOCH_YR = 0.01
 _BLOCK = 1 << 17
-"""Left rows whose candidates are held at a time."""
+"""Left rows whose candidates are held at a time: at one or two each, some 10 MB."""
+_MOST_PAIRS = 1 << 22
+"""Pairs that are held at once: 32 for each row of a block, some 500 MB with all that is computed of
+them. More of them are a crowd at one place."""
+_SAMPLE = 2048
+"""Left rows by which pairs are estimated: a crowd of 3000 rows, 9 million pairs, has some 50."""
+MOST_CANDIDATES = 100
+"""Candidates of a row in a crowd, the nearest ones. Chosen, not measured: nobody tells one star of
+a hundred by its position."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,26 +79,17 @@ class Pairing:
     def near(self, radius_arcsec: float) -> Iterator[tuple[Int64Array, Int64Array]]:
         """Yield pairs of usable rows that hold all within the radius, a block of left rows each."""
         radius = radius_arcsec * ARCSEC
-        margins = self.right.margin(self.left)
         trees = [
-            (part, cKDTree(self.right.at[part], compact_nodes=False, balanced_tree=False), wide)
-            for part, wide in _by_margin(margins, radius)
+            _Tree.of(self.right.at, part, wide)
+            for part, wide in _by_margin(self.right.margin(self.left), radius)
         ]
+        if not trees:
+            return
         for part, wide in _by_margin(self.left.margin(self.right), radius):
             for start in range(0, part.size, _BLOCK):
-                block = part[start : start + _BLOCK]
-                tree = cKDTree(self.left.at[block], compact_nodes=False, balanced_tree=False)
-                found: list[tuple[Int64Array, Int64Array]] = []
-                for other, right_tree, right_wide in trees:
-                    # Rounding must not lose a pair at exactly the radius.
-                    chord = 2.0 * np.sin(min(radius + wide + right_wide, np.pi) / 2.0) + 1e-15
-                    pairs = tree.sparse_distance_matrix(right_tree, chord, output_type="ndarray")
-                    found.append((block[pairs["i"]], other[pairs["j"]]))
-                if found:
-                    yield (
-                        np.concatenate([i for i, _ in found]),
-                        np.concatenate([j for _, j in found]),
-                    )
+                yield from _block_pairs(
+                    self.left.at, part[start : start + _BLOCK], trees, radius + wide
+                )
 
     def separation_arcsec(self, i: Int64Array, j: Int64Array) -> Float64Array:
         """Great-circle distance of pairs, where both can be compared, shape of `i`."""
@@ -206,6 +206,70 @@ class Best:
             n_right=n_right,
             settings=settings,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Tree:
+    """Some rows of the right catalogue, and by how much their search is wider."""
+
+    rows: Int64Array
+    tree: cKDTree
+    wider: float
+
+    @classmethod
+    def of(cls, at: Float64Array, rows: Int64Array, wider: float) -> Self:
+        # Balancing takes longer than it saves in one search of the whole sky.
+        return cls(rows, cKDTree(at[rows], compact_nodes=False, balanced_tree=False), wider)
+
+    def chord(self, radius: float) -> float:
+        # Rounding must not lose a pair at exactly the radius.
+        return float(2.0 * np.sin(min(radius + self.wider, np.pi) / 2.0) + 1e-15)
+
+    @cached_property
+    def thinned(self) -> _Tree:
+        """The same with at most `MOST_CANDIDATES` rows at one place.
+
+        A tree cannot part rows that coincide, and would look at all of them in each search.
+        """
+        at = np.asarray(self.tree.data)
+        order = np.lexsort(at.T)
+        new = np.r_[True, np.any(np.diff(at[order], axis=0) != 0.0, axis=1)]
+        starts = np.flatnonzero(new)
+        rank = np.arange(order.size) - np.repeat(starts, np.diff(np.r_[starts, order.size]))
+        kept = np.sort(order[rank < MOST_CANDIDATES])
+        return _Tree(self.rows[kept], cKDTree(at[kept]), self.wider)
+
+
+def _block_pairs(
+    at: Float64Array, rows: Int64Array, trees: Sequence[_Tree], radius: float
+) -> Iterator[tuple[Int64Array, Int64Array]]:
+    """Yield pairs of some left rows with the rows of trees within a radius.
+
+    In a crowd they are pairs with the nearest of each tree, in as many blocks as memory asks for.
+    """
+    # To count all pairs takes half as long as to list them, so that a sample has to tell.
+    sample = at[rows[:: max(1, rows.size // _SAMPLE)]]
+    near = sum(
+        one.tree.query_ball_point(sample, one.chord(radius), return_length=True).sum()
+        for one in trees
+    )
+    if near * (rows.size / len(sample)) <= _MOST_PAIRS:
+        tree = cKDTree(at[rows], compact_nodes=False, balanced_tree=False)
+        found = []
+        for one in trees:
+            pairs = tree.sparse_distance_matrix(one.tree, one.chord(radius), output_type="ndarray")
+            found.append((rows[pairs["i"]], one.rows[pairs["j"]]))
+        yield np.concatenate([i for i, _ in found]), np.concatenate([j for _, j in found])
+        return
+    for start in range(0, rows.size, _MOST_PAIRS // MOST_CANDIDATES):
+        block = rows[start : start + _MOST_PAIRS // MOST_CANDIDATES]
+        found = []
+        for one in (some.thinned for some in trees):
+            most = range(1, min(MOST_CANDIDATES, one.tree.n) + 1)
+            near = one.tree.query(at[block], k=most, distance_upper_bound=one.chord(radius))[1]
+            i, rank = np.nonzero(near < one.tree.n)
+            found.append((block[i], one.rows[near[i, rank]]))
+        yield np.concatenate([i for i, _ in found]), np.concatenate([j for _, j in found])
 
 
 def _by_margin(margin: Float64Array, radius: float) -> Iterator[tuple[Int64Array, float]]:

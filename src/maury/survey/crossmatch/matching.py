@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,11 +13,15 @@ from maury.errors import ConfigError, IdentifierError, LengthMismatch
 from maury.io.arrays import Int64Array
 from maury.spectra.positions import Positions as Positions
 from maury.spectra.positions import common_epoch
-from maury.survey.crossmatch.candidates import Best, Pairing
+from maury.spectra.stars import plain_identifiers
+from maury.survey.crossmatch.candidates import MOST_CANDIDATES, Best, Pairing
 from maury.survey.crossmatch.matches import Match, MatchFlag
 
 Policy = Literal["flag", "drop", "nearest"]
 _LARGEST_RADIUS_ARCSEC = 3600.0
+"""A degree: catalogues never differ by more, and chords are still angles."""
+_PAIRS_AT_ONCE = 1 << 20
+"""Pairs of equal identifiers that are held at once (16 MB)."""
 
 
 def match_positions(
@@ -99,7 +105,8 @@ def match_identifiers(
     Parameters
     ----------
     left, right : (n_left,) and (n_right,) str or int
-        Compared as text without blanks around it; empty where missing.
+        Compared as text without blanks around it, those of Gaia (E)DR3 by their number; empty where
+        missing.
     positions : pair of Positions, optional
         Of the same rows: give the separations, and decide which of equal right rows is nearest.
     radius_arcsec : float, optional
@@ -129,15 +136,14 @@ def match_identifiers(
             f"{codes.size} and {right_codes.size} identifiers, but {len(positions[0])} and "
             f"{len(positions[1])} positions; give them of the same rows"
         )
-    i, j = _equal(codes, right_codes)
     best = Best.empty(codes.size)
-    common = None
-    if positions is None:
-        best.enter(i, j, np.full(i.size, np.nan))
-    else:
+    common = pairing = None
+    if positions is not None:
         common = common_epoch(*positions)
         pairing = Pairing.of(*positions, common, keep_all=True)
-        best.enter(i, j, pairing.separation_arcsec(i, j), pairing)
+    for i, j in _equal(codes, right_codes):
+        apart = np.full(i.size, np.nan) if pairing is None else pairing.separation_arcsec(i, j)
+        best.enter(i, j, apart, pairing)
     flags = np.where(codes < 0, MatchFlag.NO_IDENTIFIER.value, 0)
     flags[(codes >= 0) & (best.count == 0)] |= MatchFlag.NONE_FOUND.value
     if radius_arcsec is not None:
@@ -168,7 +174,7 @@ def _codes(left: ArrayLike, right: ArrayLike) -> tuple[Int64Array, Int64Array]:
             )
         if array.dtype.kind in "SO" or not array.size:
             array = np.array([_text(value) for value in array], dtype=np.str_)
-        texts.append(compute.utf8_trim_whitespace(pa.array(array).cast(pa.string())))
+        texts.append(pa.array(plain_identifiers(pa.array(array).cast(pa.string()))))
     encoded = pa.concat_arrays(texts).dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     empty = compute.index(encoded.dictionary, pa.scalar("")).as_py()
@@ -190,15 +196,23 @@ def _text(value: object) -> str:
     )
 
 
-def _equal(left: Int64Array, right: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Pairs of rows with equal codes."""
+def _equal(left: Int64Array, right: Int64Array) -> Iterator[tuple[Int64Array, Int64Array]]:
+    """Yield pairs of rows with equal codes, all of a left row at once.
+
+    An identifier that stands in very many rows, such as 0, is followed by its first rows only.
+    """
     order = np.argsort(right, kind="stable")
     ranked = right[order]
-    start = np.searchsorted(ranked, left, side="left")
-    count = np.where(left < 0, 0, np.searchsorted(ranked, left, side="right") - start)
-    i = np.repeat(np.arange(left.size), count)
-    offset = np.arange(i.size) - np.repeat(np.cumsum(count) - count, count)
-    return i, order[np.repeat(start, count) + offset]
+    first = np.searchsorted(ranked, left, side="left")
+    count = np.where(left < 0, 0, np.searchsorted(ranked, left, side="right") - first)
+    count = np.minimum(count, MOST_CANDIDATES)
+    block = np.cumsum(count) // _PAIRS_AT_ONCE
+    edges = np.flatnonzero(np.diff(block, prepend=0)).tolist()
+    for start, stop in pairwise([0, *edges, left.size]):
+        n = count[start:stop]
+        i = np.repeat(np.arange(start, stop), n)
+        offset = np.arange(i.size) - np.repeat(np.cumsum(n) - n, n)
+        yield i, order[np.repeat(first[start:stop], n) + offset]
 
 
 def _check_policies(*policies: str) -> None:
