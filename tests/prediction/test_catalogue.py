@@ -1,7 +1,9 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
+from astropy import units
 from astropy.io import fits
 from astropy.io.votable import parse
 from astropy.table import Table
@@ -84,7 +86,15 @@ def test_fits_is_read_by_others(tmp_path, parts):
         assert any("LOW_SNR" in str(line) for line in hdus[0].header["COMMENT"])
         assert out.stat().st_size % 2880 == 0
         assert hdus[1].columns["teff"].unit == "K"
-    assert len(Table.read(out)) == 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = Table.read(out)
+    assert len(table) == 9
+    assert table["worst_wavelength"].unit == units.Angstrom
+    assert table["m_h"].unit is None
+    header = fits.getheader(out, 1)
+    number = table.colnames.index("m_h") + 1
+    assert header[f"TCOMM{number}"].endswith("(dex)")
 
 
 def test_non_ascii_identifiers_survive_in_fits(tmp_path):
@@ -97,7 +107,10 @@ def test_non_ascii_identifiers_survive_in_fits(tmp_path):
 def test_votable_is_valid(tmp_path, parts):
     out = tmp_path / "labels.vot"
     assemble(parts[0], out, spec=SPEC)
-    document = parse(out, verify="exception")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        document = parse(out, verify="exception")
+        assert Table.read(out)["worst_wavelength"].unit == units.Angstrom
     fields = {field.name: field for field in document.get_first_table().fields}
     assert fields["teff"].unit.to_string() == "K"
     assert fields["m_h"].description.endswith("(dex)")

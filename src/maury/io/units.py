@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -52,6 +52,8 @@ _PURE_NUMBERS = ("", "-", "[-]", "none", "dimensionless")
 _DEGREES_KELVIN = re.compile(r"deg(?:rees?|s)?[ ._]*k(?:elvins?)?", re.IGNORECASE)
 _LOGARITHM = re.compile(r"(?:dex|log(?:10)?)?\s*[\[(](.*)[\])]", re.IGNORECASE)
 _LONGEST = 100
+"""Characters of a unit; the longest of FITS standards and archives have some thirty."""
+_TENTH_NM, _DEX = "0.1nm", " (dex)"
 
 
 def to_unit(given: ArrayLike, text: str, target: str) -> Float64Array:
@@ -85,6 +87,46 @@ def to_unit(given: ArrayLike, text: str, target: str) -> Float64Array:
 
     wanted = units.Unit(target)
     return np.asarray(_unit(text, target).to(wanted, values, equivalencies=units.temperature()))
+
+
+def written(unit: str, standard: Literal["fits", "vounit"]) -> tuple[str, str]:
+    """Return a unit as a standard writes it, and what the description then has to say.
+
+    Parameters
+    ----------
+    unit : str
+        As astropy writes it; empty for a pure number.
+    standard : str
+        That of FITS, or VOUnit of VOTables.
+
+    Returns
+    -------
+    unit, note : str
+        The unit is empty where the standard has no word for it, as for dex; the note is then one
+        such as `` (dex)``, which `described` reads.
+    """
+    from astropy import units
+
+    if not unit:
+        return "", ""
+    # VOUnit 1.1 deprecates the angstrom, and astropy warns every reader of it.
+    if standard == "vounit" and unit == "Angstrom":
+        return _TENTH_NM, ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", units.UnitsWarning)
+        try:
+            return str(units.Unit(unit).to_string(standard)), ""
+        except (ValueError, units.UnitsWarning):
+            return "", f" ({unit})"
+
+
+def described(unit: str | None, description: str) -> tuple[str | None, str]:
+    """Return the unit and the description that `written` made a file's unit and description of."""
+    if unit and unit.replace(" ", "") == _TENTH_NM:
+        return "Angstrom", description
+    if not unit and description.endswith(_DEX):
+        return "dex", description.removesuffix(_DEX)
+    return unit, description
 
 
 @lru_cache(maxsize=256)

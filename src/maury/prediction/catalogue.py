@@ -28,6 +28,7 @@ from maury.io.opening import check_ecsv, check_votable, open_fits
 from maury.io.parquet import column_sizes
 from maury.io.source_table import check_text_width
 from maury.io.tables import check_parquet_column, open_parquet
+from maury.io.units import described, written
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column
 from maury.labels.definitions import Label
@@ -416,7 +417,7 @@ def _table_header(spec: CatalogueSpec, record: np.dtype[Any], n_row: int) -> byt
         fits.Column(
             column.name,
             codes.get(column.kind) or f"{record[column.name].itemsize}A",
-            unit=column.unit or None,
+            unit=written(column.unit, "fits")[0] or None,
             null=votable.INT_NULL if column.kind == "int32" else None,
         )
         for column in spec.columns
@@ -427,7 +428,7 @@ def _table_header(spec: CatalogueSpec, record: np.dtype[Any], n_row: int) -> byt
     header["SIMULATE"] = _simulated_card(spec)
     for number, column in enumerate(spec.columns, start=1):
         header[f"TUCD{number}"] = column.ucd
-        header[f"TCOMM{number}"] = column.description
+        header[f"TCOMM{number}"] = column.description + written(column.unit, "fits")[1]
     return bytes(header.tostring().encode("ascii"))
 
 
@@ -467,8 +468,8 @@ def _read_fits(path: Path) -> "tuple[Table, dict[str, Any]]":
         if column.dtype.kind in "SU":
             escaped = np.char.encode(np.asarray(column).astype(np.str_), "ascii")
             table[name] = np.char.decode(escaped, "unicode_escape")
-        table[name].unit = about.get(f"TUNIT{number}")
-        table[name].description = about.get(f"TCOMM{number}", "")
+        unit, words = about.get(f"TUNIT{number}"), about.get(f"TCOMM{number}", "")
+        table[name].unit, table[name].description = described(unit, words)
         table[name].meta["ucd"] = about.get(f"TUCD{number}", "")
     return table, json.loads(text)
 
@@ -508,9 +509,8 @@ def _read_votable(path: Path) -> "tuple[Table, dict[str, Any]]":
         raise InputFileError(f"{path} is a VOTable, but not a catalogue written by maury")
     table = _filled(table)
     for name in table.colnames:
-        if str(table[name].description).endswith(" (dex)"):
-            table[name].description = table[name].description.removesuffix(" (dex)")
-            table[name].unit = "dex"
+        unit, text = str(table[name].unit or ""), str(table[name].description)
+        table[name].unit, table[name].description = described(unit or None, text)
     return table, metadata
 
 

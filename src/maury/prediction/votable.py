@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
+from maury.io.units import written
 from maury.labels.columns import Column
 
 if TYPE_CHECKING:
@@ -152,29 +153,16 @@ def _field(column: Column, kind: tuple[str, str] | None) -> str:
     attributes = {"ID": column.name, "name": column.name, "datatype": datatype}
     if size:
         attributes["arraysize"] = size
-    description = column.description
-    if column.unit == "dex":
-        # VOUnit has no dex: the number is as it is, and the text says so.
-        description += " (dex)"
-    elif column.unit:
-        attributes["unit"] = _unit(column.unit)
+    unit, note = written(column.unit, "vounit")
+    if unit:
+        attributes["unit"] = unit
     attributes["ucd"] = column.ucd
     if column.ucd.startswith(_POSITIONS):
         attributes["ref"] = "icrs"
     text = " ".join(f"{k}={_quoted(v)}" for k, v in attributes.items())
     null = f'\n    <VALUES null="{INT_NULL}"/>' if datatype == "int" else ""
-    described = escape(_CONTROL.sub(" ", description))
+    described = escape(_CONTROL.sub(" ", column.description + note))
     return f"   <FIELD {text}>\n    <DESCRIPTION>{described}</DESCRIPTION>{null}\n   </FIELD>"
-
-
-def _unit(unit: str) -> str:
-    """Return a unit as VOUnit writes it."""
-    from astropy import units
-
-    try:
-        return str(units.Unit(unit).to_string("vounit"))
-    except ValueError:
-        return unit
 
 
 def _quoted(value: str) -> str:
