@@ -23,7 +23,9 @@ import torch
 from scipy.interpolate import make_interp_spline
 
 from maury.io.arrays import BoolArray, Float32Array, FloatArray, IndexArray
-from maury.simulation.emulator import Accuracy, Emulator, EmulatorSpec, quantities
+from maury.simulation.emulator import Emulator
+from maury.simulation.emulator_file import Accuracy, EmulatorSpec
+from maury.simulation.quantities import quantities
 
 FIRST_AA, LAST_AA, N_PIXEL = 8404.0, 8800.0, 2048
 RESOLVING_POWER, CHECKED_AT = 20000.0, 7500.0

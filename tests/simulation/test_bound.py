@@ -21,7 +21,7 @@ from maury.simulation.bound import (
     cramer_rao,
     cramer_rao_covariance,
 )
-from maury.simulation.emulator import EMULATOR_LABELS, Emulator
+from maury.simulation.emulator import Emulator
 from maury.simulation.observing import (
     RAVE_WAVE_AA,
     TRAINING_CONDITIONS,
@@ -30,6 +30,7 @@ from maury.simulation.observing import (
 )
 from maury.simulation.population import ALL_NAMES, Population, colours_from_magnitudes
 from maury.simulation.prior import TIED, population_prior
+from maury.simulation.quantities import EMULATOR_LABELS
 from maury.spectra.observables import absolute_magnitude
 
 SUN = np.array([5772.0, 4.44, 0, 0, 0, 0, 0, 0, 0])

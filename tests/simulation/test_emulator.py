@@ -11,7 +11,8 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
 from maury.errors import ModelFileError, OutputExists
-from maury.simulation.emulator import DISSOCIATION, EMULATOR_LABELS, Emulator, quantities
+from maury.simulation.emulator import Emulator
+from maury.simulation.quantities import DISSOCIATION, EMULATOR_LABELS, quantities
 
 EMULATOR = Emulator.load()
 NAMES = list(EMULATOR_LABELS)

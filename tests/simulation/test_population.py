@@ -11,7 +11,7 @@ from safetensors import safe_open
 from scipy.stats import ks_2samp, spearmanr
 
 from maury.simulation import population as pop
-from maury.simulation.emulator import EMULATOR_LABELS
+from maury.simulation.quantities import EMULATOR_LABELS
 
 N = 4000
 

@@ -26,7 +26,7 @@ from scipy.linalg import cho_solve_banded, cholesky_banded
 
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES, LABELS
-from maury.simulation.emulator import EMULATOR_LABELS, Emulator
+from maury.simulation.emulator import Emulator
 from maury.simulation.observing import (
     RAVE_WAVE_AA,
     TRAINING_CONDITIONS,
@@ -35,6 +35,7 @@ from maury.simulation.observing import (
 )
 from maury.simulation.population import Population
 from maury.simulation.prior import TIED, population_prior
+from maury.simulation.quantities import EMULATOR_LABELS
 from maury.spectra.noise import RAVE_CORRELATION, check_correlation
 from maury.spectra.pixels import FLUX_FLOOR
 

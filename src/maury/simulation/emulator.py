@@ -11,19 +11,16 @@ spread, rotation and radial velocity are products in Fourier space.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from maury.errors import ModelFileError
@@ -32,330 +29,19 @@ from maury.io.arrays import (
     BoolArray,
     Float32Array,
     Float64Array,
-    Int32Array,
     on_finite_rows,
 )
 from maury.io.files import writing
+from maury.simulation.emulator_file import EmulatorSpec, EmulatorTensors, parse_spec, read_emulator
+from maury.simulation.quantities import EMULATOR_LABELS, quantities, quantity_slopes
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
-__all__ = [
-    "DISSOCIATION",
-    "EMULATOR_LABELS",
-    "QUANTITIES",
-    "Accuracy",
-    "Emulator",
-    "EmulatorSpec",
-    "quantities",
-]
+__all__ = ["Emulator"]
 
 
-EMULATOR_LABELS: dict[str, str] = {
-    "teff": "K",
-    "logg": "dex",
-    "m_h": "dex",
-    "fe_h": "dex",
-    "alpha_m": "dex",
-    "si_fe": "dex",
-    "al_fe": "dex",
-    "mg_fe": "dex",
-    "ni_fe": "dex",
-    "vmic": "km/s",
-    "d_c": "dex",
-    "d_n": "dex",
-    "d_ca": "dex",
-    "d_ti": "dex",
-    "d_o": "dex",
-    "d_cr": "dex",
-}
-"""Names and units of the sixteen labels, in order."""
-
-QUANTITIES: dict[str, tuple[str, ...]] = {
-    "theta": ("teff",),
-    "logg": ("logg",),
-    "vmic": ("vmic",),
-    "fe": ("fe_h",),
-    "mg": ("fe_h", "mg_fe"),
-    "si": ("fe_h", "si_fe"),
-    "al": ("fe_h", "al_fe"),
-    "ni": ("fe_h", "ni_fe"),
-    "cr": ("fe_h", "d_cr"),
-    "ca": ("m_h", "alpha_m", "d_ca"),
-    "ti": ("m_h", "alpha_m", "d_ti"),
-    "o": ("m_h", "alpha_m", "d_o"),
-    "s": ("m_h", "alpha_m"),
-    "c": ("m_h", "d_c"),
-    "n": ("m_h", "d_n"),
-    "rest": ("m_h",),
-}
-"""What the network sees: each quantity is the sum of these labels, but theta = 5040 K / teff.
-
-Abundances are thus those of the synthesis, relative to the Sun, one input per element, so that a
-network need not learn that a magnesium line follows [Fe/H] + [Mg/Fe]. Mixing in evolved giants is
-added to carbon and nitrogen. Three more inputs follow: the logarithm of the carbon that carbon
-monoxide leaves free, in three layers (`DISSOCIATION`).
-"""
-
-DISSOCIATION = (
-    (-2.88, -8.27, -0.53, 0.12),
-    (-1.92, -8.32, -0.64, 0.15),
-    (-0.91, -8.54, -0.13, -0.08),
-)
-"""Dissociation constant of CO per oxygen atom, in three layers: coefficients of its logarithm.
-
-log10 K = a + b (theta - 1.1) + c (logg - 2.5) + d [O/H]. CN bands of cool stars rise steeply as
-C/O nears one, which a network given C and O alone would have to learn from the few stars that are
-there. The coefficients and the solar C/O were fitted together with a network to the training stars;
-0.538 is that of Grevesse, Asplund & Sauval (2007, Space Sci. Rev. 130, 105).
-"""
-
-_MIXING = np.array(
-    [[float(name in parts) for name in EMULATOR_LABELS] for parts in QUANTITIES.values()]
-)
-_MIXING.setflags(write=False)
-_C, _N, _O = (list(QUANTITIES).index(name) for name in ("c", "n", "o"))
-_DREDGED_C, _DREDGED_N = -0.15, 0.25
-_SOLAR_C_TO_O = 0.538
-"""Carbon over oxygen atoms in the Sun: 8.39 and 8.66 dex (Grevesse et al. 2007) give .537."""
-_N_INPUT = len(QUANTITIES) + len(DISSOCIATION)
 _SHIPPED = "data/emulator.safetensors"
 # A block's hidden layers and flux stay in the second-level cache.
 _BLOCK = 128
-
-
-def quantities(labels: ArrayLike) -> Float64Array:
-    """Physical quantities (n_star, 19) behind `labels` (n_star, 16).
-
-    The sixteen of `QUANTITIES`, then free carbon for each of `DISSOCIATION`.
-    """
-    values = np.asarray(labels, dtype=np.float64)
-    mixed = values @ _MIXING.T
-    mixed[:, 0] = 5040.0 / values[:, 0]
-    dredged = _dredge_up(values[:, 1])[0]
-    mixed[:, _C] += _DREDGED_C * dredged
-    mixed[:, _N] += _DREDGED_N * dredged
-    ratio = mixed[:, _C] - mixed[:, _O]
-    free = [_free_carbon(ratio, _log_constant(mixed, layer))[0] for layer in DISSOCIATION]
-    return np.column_stack([mixed, *free])
-
-
-def _quantity_slopes(values: Float64Array) -> Float64Array:
-    """Differentiate `quantities`: (n_star, 16 labels, 19 quantities)."""
-    slopes = np.repeat(_MIXING.T[None], len(values), axis=0)
-    slopes[:, 0, 0] = -5040.0 / values[:, 0] ** 2
-    rise = _dredge_up(values[:, 1])[1]
-    slopes[:, 1, _C] += _DREDGED_C * rise
-    slopes[:, 1, _N] += _DREDGED_N * rise
-    mixed = quantities(values)
-    ratio = mixed[:, _C] - mixed[:, _O]
-    ratio_slope = slopes[:, :, _C] - slopes[:, :, _O]
-    free = []
-    for layer in DISSOCIATION:
-        _, by_ratio, by_constant = _free_carbon(ratio, _log_constant(mixed, layer))
-        constant_slope = slopes[:, :, [0, 1, _O]] @ np.array(layer[1:])
-        free.append(by_ratio[:, None] * ratio_slope + by_constant[:, None] * constant_slope)
-    return np.concatenate([slopes, np.stack(free, axis=2)], axis=2)
-
-
-def _dredge_up(logg: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Smooth rise from 0 at logg 3.4 to 1 at logg 2.6, and its derivative."""
-    u = np.clip((3.4 - logg) / 0.8, 0.0, 1.0)
-    return u**2 * (3 - 2 * u), -6 * u * (1 - u) / 0.8
-
-
-def _log_constant(mixed: Float64Array, layer: tuple[float, ...]) -> Float64Array:
-    at_zero, by_theta, by_logg, by_oxygen = layer
-    theta, logg, oxygen = mixed[:, 0], mixed[:, 1], mixed[:, _O]
-    return at_zero + by_theta * (theta - 1.1) + by_logg * (logg - 2.5) + by_oxygen * oxygen
-
-
-def _free_carbon(
-    ratio: Float64Array, log_constant: Float64Array
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Log10 of carbon not bound in CO, per oxygen; its derivatives by [C/O] and by log10 K.
-
-    With c = C/O and dissociation constant K, mass action and conservation give
-    x^2 + (1 + K - c) x - K c = 0.
-    """
-    carbon = _SOLAR_C_TO_O * 10.0 ** np.clip(ratio, -3.0, 3.0)
-    constant = 10.0 ** np.clip(log_constant, -8.0, 8.0)
-    excess = carbon - 1 - constant
-    root = np.hypot(excess, 2 * np.sqrt(carbon * constant))
-    # The larger root, by whichever form adds numbers of one sign.
-    free = np.where(
-        excess > 0, (root + excess) / 2, 2 * carbon * constant / (root + np.abs(excess))
-    )
-    by_ratio = carbon / free * 0.5 * (1 + (excess + 2 * constant) / root)
-    by_constant = constant / free * 0.5 * ((2 * carbon - excess) / root - 1)
-    return np.log10(free), by_ratio, by_constant
-
-
-class Accuracy(BaseModel):
-    """Emulated minus synthetic flux on stars that no training saw.
-
-    Attributes
-    ----------
-    n_star : int
-        Stars measured.
-    resolving_power : float
-        To which both fluxes were broadened.
-    rms, p99 : float
-        Root mean square, and 99th percentile of the absolute difference, over stars and pixels.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    n_star: int
-    resolving_power: float
-    rms: float
-    p99: float
-
-
-class EmulatorSpec(BaseModel):
-    """What a weights file says of itself: labels, grid, accuracy, origin.
-
-    Attributes
-    ----------
-    label_names, label_units, label_bounds : tuple
-        The sixteen labels, their units, and the (lowest, highest) value among the spectra.
-    first_wave_aa, last_wave_aa, n_pixel : float, float, int
-        The grid, uniform in ln(lambda), both ends included.
-    medium : str
-        Wavelengths are in air.
-    resolving_power : float
-        Of the emulated spectra.
-    accuracy : dict of str to Accuracy
-        Measured on held-out stars, by group.
-    holdout_rule : str
-        How the held-out stars were drawn; their rows are the tensor ``holdout_rows``.
-    checksum : str
-        SHA-256 of the tensors.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal["maury-emulator"] = "maury-emulator"
-    format_version: Literal[1] = 1
-    label_names: tuple[str, ...] = tuple(EMULATOR_LABELS)
-    label_units: tuple[str, ...] = tuple(EMULATOR_LABELS.values())
-    label_bounds: tuple[tuple[float, float], ...]
-    first_wave_aa: Annotated[float, Field(gt=0)]
-    last_wave_aa: Annotated[float, Field(gt=0)]
-    n_pixel: Annotated[int, Field(ge=2)]
-    medium: Literal["air"] = "air"
-    resolving_power: Annotated[float, Field(gt=0)]
-    accuracy: dict[str, Accuracy] = {}
-    holdout_rule: str = ""
-    provenance: str = ""
-    citation: str = ""
-    licence: str = ""
-    checksum: str = ""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> EmulatorSpec:
-        if self.label_names != tuple(EMULATOR_LABELS):
-            raise ValueError(f"label_names must be {', '.join(EMULATOR_LABELS)}")
-        if len(self.label_bounds) != len(EMULATOR_LABELS):
-            raise ValueError(f"label_bounds must hold {len(EMULATOR_LABELS)} pairs")
-        if any(not low < high for low, high in self.label_bounds):
-            raise ValueError("each of label_bounds must increase")
-        if not self.first_wave_aa < self.last_wave_aa:
-            raise ValueError("last_wave_aa must exceed first_wave_aa")
-        return self
-
-    @property
-    def wave_aa(self) -> Float64Array:
-        """Wavelengths (n_pixel,) in angstrom, uniform in ln(lambda)."""
-        return np.geomspace(self.first_wave_aa, self.last_wave_aa, self.n_pixel)
-
-
-@dataclass(frozen=True, eq=False)
-class _Tensors:
-    """Weights of M members of equal shape, whose coefficients are averaged.
-
-    ``weight_0`` (M, 19, H), ``weight_1`` and ``weight_2`` (M, H, H), ``bias_*`` (M, 1, H),
-    ``weight_out`` (M, H, K), ``bias_out`` (M, 1, K), ``basis`` (K, n_pixel), ``mean`` and
-    ``error`` (n_pixel,), ``centre`` and ``scale`` (19,): all float32 but the last two, float64.
-    """
-
-    centre: Float64Array
-    scale: Float64Array
-    weight_0: Float32Array
-    bias_0: Float32Array
-    weight_1: Float32Array
-    bias_1: Float32Array
-    weight_2: Float32Array
-    bias_2: Float32Array
-    weight_out: Float32Array
-    bias_out: Float32Array
-    basis: Float32Array
-    mean: Float32Array
-    error: Float32Array
-    holdout_rows: Int32Array
-
-    def hidden_layers(self) -> Iterator[tuple[Float32Array, Float32Array]]:
-        yield self.weight_0, self.bias_0
-        yield self.weight_1, self.bias_1
-        yield self.weight_2, self.bias_2
-
-    def as_dict(self) -> dict[str, AnyArray]:
-        return {item.name: getattr(self, item.name) for item in fields(self)}
-
-    def checksum(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.as_dict().items()):
-            digest.update(f"{name}{tensor.dtype.str}{tensor.shape}".encode())
-            digest.update(np.ascontiguousarray(tensor).tobytes())
-        return digest.hexdigest()
-
-    def problem(self, n_pixel: int) -> str | None:
-        """Say what is wrong with the shapes or values, if anything."""
-        if self.weight_out.ndim != 3 or self.basis.ndim != 2:
-            return "weight_out must have three axes and basis two"
-        member, hidden, coefficient = self.weight_out.shape
-        expected: dict[str, tuple[int, ...]] = {
-            "centre": (_N_INPUT,),
-            "scale": (_N_INPUT,),
-            "weight_0": (member, _N_INPUT, hidden),
-            "weight_1": (member, hidden, hidden),
-            "weight_2": (member, hidden, hidden),
-            "bias_0": (member, 1, hidden),
-            "bias_1": (member, 1, hidden),
-            "bias_2": (member, 1, hidden),
-            "bias_out": (member, 1, coefficient),
-            "basis": (coefficient, n_pixel),
-            "mean": (n_pixel,),
-            "error": (n_pixel,),
-        }
-        for name, shape in expected.items():
-            tensor = getattr(self, name)
-            kind = np.float64 if name in ("centre", "scale") else np.float32
-            if tensor.shape != shape or tensor.dtype != kind:
-                return f"{name} is {tensor.dtype} {tensor.shape}, expected {kind.__name__} {shape}"
-            if not np.all(np.isfinite(tensor)):
-                return f"{name} has values that are not finite"
-        return None
-
-
-def _read_safetensors(path: Path) -> tuple[str, dict[str, AnyArray]]:
-    try:
-        with safe_open(path, framework="numpy") as handle:
-            text = (handle.metadata() or {}).get("emulator")
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"cannot read it ({error})") from error
-    if text is None:
-        raise ModelFileError("no 'emulator' metadata")
-    return text, tensors
-
-
-def _parse(text: str) -> EmulatorSpec:
-    try:
-        return EmulatorSpec.model_validate_json(text)
-    except ValidationError as error:
-        faults = (
-            f"{'.'.join(map(str, e['loc'])) or 'metadata'}: {e['msg']}" for e in error.errors()
-        )
-        raise ModelFileError("; ".join(faults)) from error
 
 
 def _sigmoid(x: Float32Array) -> Float32Array:
@@ -398,7 +84,7 @@ class Emulator:
     """
 
     spec: EmulatorSpec
-    tensors: _Tensors = field(repr=False)
+    tensors: EmulatorTensors = field(repr=False)
     wave_aa: Float64Array = field(init=False, repr=False)
     step_kms: float = field(init=False)
     bounds: Float64Array = field(init=False, repr=False)
@@ -425,13 +111,13 @@ class Emulator:
         ModelFileError
             If a tensor is missing, unknown, of wrong shape or type, or not finite.
         """
-        names = {item.name for item in fields(_Tensors)}
+        names = {item.name for item in fields(EmulatorTensors)}
         if names != set(tensors):
             wrong = ", ".join(sorted(names.symmetric_difference(tensors)))
             raise ModelFileError(f"tensors missing or unknown: {wrong}")
         # safetensors would write the memory of a transposed array as it lies.
         ordered = {name: np.array(value, order="C") for name, value in tensors.items()}
-        return cls(spec, _Tensors(**ordered))
+        return cls(spec, EmulatorTensors(**ordered))
 
     @classmethod
     def load(cls, path: Path | str | None = None) -> Self:
@@ -445,8 +131,8 @@ class Emulator:
         shipped = resources.as_file(resources.files("maury.simulation") / _SHIPPED)
         with nullcontext(Path(path)) if path is not None else shipped as file:
             try:
-                text, tensors = _read_safetensors(file)
-                emulator = cls.build(_parse(text), tensors)
+                text, tensors = read_emulator(file)
+                emulator = cls.build(parse_spec(text), tensors)
                 if emulator.tensors.checksum() != emulator.spec.checksum:
                     raise ModelFileError("damaged, the weights differ from their checksum")
             except ModelFileError as error:
@@ -618,7 +304,7 @@ class Emulator:
         self, values: Float64Array, directions: Float64Array | None
     ) -> Float32Array:
         """Carry derivatives (n_star, n_direction, n_coefficient) forward through the layers."""
-        first = _quantity_slopes(values) / self.tensors.scale
+        first = quantity_slopes(values) / self.tensors.scale
         slope = (first if directions is None else directions @ first).astype(np.float32)[None]
         x = self._inputs(values)
         for weight, bias in self.tensors.hidden_layers():

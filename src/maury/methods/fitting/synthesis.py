@@ -238,7 +238,7 @@ class PySmeSynthesiser:
 def composition(labels: Mapping[str, float]) -> dict[str, float]:
     """Logarithmic abundances of elements relative to the Sun and to all metals, [X/M].
 
-    As of the emulator (`maury.simulation.emulator.QUANTITIES`): iron and chromium follow ``fe_h``,
+    As of the emulator (`maury.simulation.quantities`): iron and chromium follow ``fe_h``,
     oxygen, sulphur, calcium and titanium ``m_h + alpha_m``, as do magnesium and silicon that have
     no label of their own, and an element with a label ``<element>_fe`` follows iron by it.
 

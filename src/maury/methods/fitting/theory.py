@@ -13,9 +13,10 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Broadening, Calibrated, Chain, Continuum, Modes
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.protocols import Evaluation, ForwardModel, Sample
-from maury.simulation.emulator import EMULATOR_LABELS, Emulator
+from maury.simulation.emulator import Emulator
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
 from maury.simulation.population import NUISANCE_NAMES, Population
+from maury.simulation.quantities import EMULATOR_LABELS
 from maury.simulation.theory import TheoryCalibration
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import vacuum_to_air
