@@ -4,7 +4,7 @@
 
 Everything is SIMULATED. The parent learns from a RAVE-like survey, the child from one like that of
 the Gaia RVS. The stars differ from the emulator's theory by
-`maury.simulation.observing.REALISTIC_MISMATCH`,
+`maury.simulation.mismatch.REALISTIC_MISMATCH`,
 in both surveys alike, or, with --other-mismatch, in another way in each. Both sides have the same
 members, the same parts of the same stars, and are tested on the same stars, which neither has met.
 Finished models and figures are kept in FOLDER and used again.
@@ -23,12 +23,8 @@ from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.model.directory import Model
 from maury.prediction.streaming import predict_rows
 from maury.simulation.emulator import Emulator
-from maury.simulation.observing import (
-    REALISTIC_MISMATCH,
-    ObservingModel,
-    Spectrograph,
-    TheoryMismatch,
-)
+from maury.simulation.mismatch import REALISTIC_MISMATCH, TheoryMismatch
+from maury.simulation.observing import ObservingModel, Spectrograph
 from maury.simulation.population import Population
 from maury.simulation.surveys import BLOCK_STARS, Simulation, Simulator
 from maury.spectra.operators import vacuum_to_air

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from builders import keras_oracle
 from maury.labels.definitions import LABELS
 from maury.simulation.emulator import Emulator
+from maury.simulation.mismatch import REALISTIC_MISMATCH
 from maury.simulation.observing import (
     RAVE_WAVE_AA,
-    REALISTIC_MISMATCH,
     TRAINING_CONDITIONS,
     ObservingModel,
     Spectrograph,

@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import KFold, cross_val_predict
 
+from maury.simulation import catalogues
 from maury.simulation import population as pop
 
 OUTPUT = Path(__file__).parents[1] / "src/maury/simulation/data/population.safetensors"
@@ -171,7 +172,7 @@ def split_columns(stars: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "core": np.column_stack([5040.0 / teff, logg, m_h, alpha]),
         "distance": np.column_stack([log_parallax, latent]),
         "absolute_ks": absolute_ks[:, None],
-        "colours": pop.colours_from_magnitudes(stars["magnitudes"]),
+        "colours": catalogues.colours_from_magnitudes(stars["magnitudes"]),
         "abundances": np.column_stack([fe_h - m_h, si - alpha, al - alpha, mg - alpha, ni]),
     }
 

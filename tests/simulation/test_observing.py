@@ -6,15 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from maury.simulation.broadening import rotation_transfer
+from maury.simulation.mismatch import REALISTIC_MISMATCH, TheoryMismatch
 from maury.simulation.observing import (
     RAVE_WAVE_AA,
-    REALISTIC_MISMATCH,
     SURVEY_CONDITIONS,
     TRAINING_CONDITIONS,
     ObservingModel,
     Spectrograph,
-    TheoryMismatch,
-    rotation_transfer,
 )
 
 C_KMS = 299792.458

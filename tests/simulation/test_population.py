@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from scipy.stats import ks_2samp, spearmanr
 
+from maury.simulation import catalogues
 from maury.simulation import population as pop
 from maury.simulation.quantities import EMULATOR_LABELS
 
@@ -41,7 +42,7 @@ def columns_of(labels, magnitudes, parallax_mas, a_v):
     """Labels, absolute Ks, colours, parallax and extinction, (n, 19)."""
     log_parallax = np.log10(parallax_mas)
     absolute = magnitudes[:, 5] + 5.0 * (log_parallax - 2.0)
-    colours = pop.colours_from_magnitudes(magnitudes)
+    colours = catalogues.colours_from_magnitudes(magnitudes)
     return np.column_stack([labels[:, :9], absolute, colours, log_parallax, a_v])
 
 
@@ -136,7 +137,9 @@ def test_everything_is_finite_and_errors_are_positive(stars, observed):
 
 def test_parallax_errors_grow_as_those_of_gaia():
     rng = np.random.default_rng(1)
-    medians = [np.median(pop.simulate_parallax_errors(np.full(4000, g), rng)) for g in (11, 17, 20)]
+    medians = [
+        np.median(catalogues.simulate_parallax_errors(np.full(4000, g), rng)) for g in (11, 17, 20)
+    ]
     np.testing.assert_allclose(medians, [0.04, 0.1, 0.7], rtol=0.06)
 
 
@@ -194,8 +197,8 @@ def test_warp_is_undone(values, tail):
 @given(st.integers(0, 2**32 - 1))
 def test_magnitudes_and_colours_are_inverse(seed):
     magnitudes = np.random.default_rng(seed).uniform(5, 15, (4, 8))
-    colours = pop.colours_from_magnitudes(magnitudes)
-    again = pop.magnitudes_from_colours(magnitudes[:, 5], colours)
+    colours = catalogues.colours_from_magnitudes(magnitudes)
+    again = catalogues.magnitudes_from_colours(magnitudes[:, 5], colours)
     np.testing.assert_allclose(again, magnitudes, atol=1e-12)
 
 

@@ -12,7 +12,8 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.simulation import surveys as sim
 from maury.simulation.emulator import Emulator
 from maury.simulation.emulator_file import EmulatorSpec
-from maury.simulation.observing import REALISTIC_MISMATCH, TRAINING_CONDITIONS, ObservingModel
+from maury.simulation.mismatch import REALISTIC_MISMATCH
+from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel
 from maury.simulation.population import Population
 from maury.simulation.quantities import DISSOCIATION, QUANTITIES
 from maury.survey.store import Survey

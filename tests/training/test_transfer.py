@@ -20,7 +20,8 @@ from maury.model.split import Split, SplitConfig, split_rows
 from maury.prediction import uncertainty
 from maury.prediction.streaming import predict_rows
 from maury.simulation.emulator import Emulator
-from maury.simulation.observing import REALISTIC_MISMATCH, ObservingModel, Spectrograph
+from maury.simulation.mismatch import REALISTIC_MISMATCH
+from maury.simulation.observing import ObservingModel, Spectrograph
 from maury.simulation.population import Population
 from maury.simulation.surveys import Simulation, Simulator
 from maury.simulation.theory import TheoryCalibration

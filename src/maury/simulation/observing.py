@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.fft
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.special import j1, ndtr, ndtri
+from scipy.special import ndtr, ndtri
 
-from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array
+from maury.simulation.broadening import interpolation, transfer
+from maury.simulation.mismatch import TheoryMismatch
 from maury.spectra.noise import Correlation, noise_kernel, side_weight_correlation
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS, ivar_from_snr
 from maury.spectra.pixels import FLUX_FLOOR
@@ -30,59 +32,12 @@ RAVE_WAVE_AA: Float64Array = np.asarray(8420.0 + 0.4 * np.arange(912), dtype=np.
 RAVE_WAVE_AA.setflags(write=False)
 
 _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
-CALCIUM_AA = (8498.02, 8542.09, 8662.14)
-"""Air wavelengths of the Ca II triplet."""
-_LIMB_DARKENING = 0.6
-"""Of a linear law, usual for cool stars: chosen, not measured."""
-_LEAST_FLUX = 1e-3
-"""A power of the flux would be infinite at zero, where the emulator may undershoot."""
 # Beyond this exponent a broadened spectrum holds nothing that float32 noise would not hide.
 _NEGLIGIBLE = 14.0
-_INTERPOLATION_POINTS = 6
-"""Of Lagrange interpolation on a grid that oversamples the broadened flux."""
 # Stars at a time, whose Fourier transforms of thousands of points stay in the cache.
 _BLOCK = 64
 _SAME_CORRELATION = 0.01
 """Correlations that differ by less are one: .44 rounded is .4403, that of the default weight."""
-
-
-class TheoryMismatch(BaseModel):
-    """How real stars differ from the theory behind the emulator, alike in all stars but for Ca II.
-
-    The default is no difference. `REALISTIC_MISMATCH` holds differences of a realistic size.
-
-    Attributes
-    ----------
-    line_strength : float
-        Rms over wavelength of the relative change e(lambda) of line strength: flux ** (1 + e).
-    scale_aa : float
-        Full width at half maximum of the kernel that makes e smooth, angstrom.
-    ca_core : float
-        Mean relative deepening of the cores of the Ca II triplet.
-    ca_core_scatter : float
-        Star-to-star standard deviation of that deepening.
-    ca_core_width_aa : float
-        Gaussian sigma of a core, angstrom.
-    seed : int
-        Seed of e(lambda).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    line_strength: float = Field(default=0.0, ge=0.0, le=0.5)
-    scale_aa: float = Field(default=25.0, gt=0.0)
-    ca_core: float = Field(default=0.0, ge=-0.5, le=0.5)
-    ca_core_scatter: float = Field(default=0.0, ge=0.0, le=0.5)
-    ca_core_width_aa: float = Field(default=0.8, gt=0.0)
-    seed: int = Field(default=0, ge=0)
-
-    @property
-    def absent(self) -> bool:
-        """Whether stars are as the theory."""
-        return self.line_strength == 0.0 and self.ca_core == 0.0 and self.ca_core_scatter == 0.0
-
-
-REALISTIC_MISMATCH = TheoryMismatch(line_strength=0.08, ca_core=0.1, ca_core_scatter=0.05)
 
 
 class ObservingModel(BaseModel):
@@ -342,7 +297,7 @@ class Spectrograph:
         if rng is not None:
             rv = np.asarray(model.rv_error_kms * rng.standard_normal(n))
             if not model.theory_mismatch.absent:
-                source = self._mismatched(source, rng)
+                source = model.theory_mismatch.apply(source, self.wave_in_aa, rng)
         sharp = self.broaden(
             source,
             resolving_power=power,
@@ -417,7 +372,7 @@ class Spectrograph:
             rows = slice(start, start + _BLOCK)
             transform = scipy.fft.rfft(source[rows] - np.float32(1.0), axis=1)
             transform[:, kept:] = 0
-            transform[:, :kept] *= _transfer(frequency, variance[rows], rotation[rows], rv[rows])
+            transform[:, :kept] *= transfer(frequency, variance[rows], rotation[rows], rv[rows])
             broadened = scipy.fft.irfft(transform, source.shape[1], axis=1)
             out[rows] = (self.interpolator @ np.ascontiguousarray(broadened.T)).T
         out += np.float32(1.0)
@@ -435,24 +390,7 @@ class Spectrograph:
     @cached_property
     def interpolator(self) -> Any:
         """Sparse Lagrange interpolation (n_pixel, n_in) through the six nearest input pixels."""
-        step = np.log(self.wave_in_aa[-1] / self.wave_in_aa[0]) / (self.wave_in_aa.size - 1)
-        position = np.log(self.wave_out_aa / self.wave_in_aa[0]) / step
-        half = _INTERPOLATION_POINTS // 2
-        first = np.clip(
-            np.floor(position).astype(int) - half + 1,
-            0,
-            self.wave_in_aa.size - _INTERPOLATION_POINTS,
-        )
-        offset = position - first
-        weights = np.ones((position.size, _INTERPOLATION_POINTS))
-        for i in range(_INTERPOLATION_POINTS):
-            for j in set(range(_INTERPOLATION_POINTS)) - {i}:
-                weights[:, i] *= (offset - j) / (i - j)
-        index = first[:, None] + np.arange(_INTERPOLATION_POINTS)
-        pointer = np.arange(0, index.size + 1, _INTERPOLATION_POINTS)
-        shape = (position.size, self.wave_in_aa.size)
-        data = (weights.ravel().astype(np.float32), index.ravel(), pointer)
-        return scipy.sparse.csr_array(data, shape=shape)
+        return interpolation(self.wave_in_aa, self.wave_out_aa)
 
     def typical_broadening(
         self, teff: Float64Array, rng: np.random.Generator | None = None
@@ -466,29 +404,6 @@ class Spectrograph:
         solar = model.macroturbulence_kms
         macroturbulence = np.clip(solar + (teff - 5770.0) / 650.0, min(2.0, solar), 8.0)
         return rotation, macroturbulence
-
-    def _mismatched(self, flux: Float32Array, rng: np.random.Generator) -> Float32Array:
-        mismatch = self.model.theory_mismatch
-        scatter = np.asarray(rng.standard_normal(flux.shape[0]))
-        depth = mismatch.ca_core + mismatch.ca_core_scatter * scatter
-        power, core = self._mismatch_curves
-        changed = np.maximum(flux, np.float32(_LEAST_FLUX)) ** power
-        return np.asarray(changed * (1.0 - depth[:, None] * core), dtype=np.float32)
-
-    @cached_property
-    def _mismatch_curves(self) -> tuple[Float32Array, Float32Array]:
-        """Exponent of the flux, and profile of the Ca II cores, both (n_in,)."""
-        mismatch, wave = self.model.theory_mismatch, self.wave_in_aa
-        white = np.random.default_rng(mismatch.seed).standard_normal(wave.size)
-        centre = wave - wave.mean()
-        kernel = np.exp(-0.5 * (_FWHM_PER_SIGMA * centre / mismatch.scale_aa) ** 2)
-        smooth = scipy.fft.irfft(
-            scipy.fft.rfft(white) * scipy.fft.rfft(np.fft.ifftshift(kernel)), wave.size
-        )
-        power = 1.0 + mismatch.line_strength * smooth / np.sqrt(np.mean(smooth**2))
-        distance = (wave - np.array(CALCIUM_AA)[:, None]) / mismatch.ca_core_width_aa
-        core = np.exp(-0.5 * distance**2).sum(axis=0)
-        return power.astype(np.float32), core.astype(np.float32)
 
     @cached_property
     def _continuum_basis(self) -> Float32Array:
@@ -543,38 +458,6 @@ class Spectrograph:
         star = np.repeat(star, rng.integers(1, 4, star.size))
         pixel = rng.integers(0, flux.shape[1], star.size)
         flux[star, pixel] += rng.uniform(*self.model.spike_height, star.size).astype(np.float32)
-
-
-def _transfer(
-    frequency: Float32Array, variance: Float64Array, rotation: Float64Array, rv: Float64Array
-) -> NDArray[np.complex64]:
-    """Fourier transform (n_star, n_frequency) of the broadening, at angular frequencies in s/km."""
-    gauss = np.exp(np.float32(-0.5) * variance[:, None].astype(np.float32) * frequency**2)
-    gauss *= rotation_transfer(frequency * rotation[:, None].astype(np.float32))
-    phase = frequency * rv[:, None].astype(np.float32)
-    out = np.empty(gauss.shape, dtype=np.complex64)
-    out.real = gauss * np.cos(phase)
-    out.imag = -gauss * np.sin(phase)
-    return out
-
-
-def rotation_transfer(x: ArrayLike) -> AnyArray:
-    """Fourier transform of Gray's rotation profile at x = angular frequency times v sin i.
-
-    With limb darkening e: [2 (1 - e) J1(x) / x + 2 e (sin x - x cos x) / x^3] / (1 - e / 3).
-    """
-    values = np.asarray(x)
-    # Below, the second term loses its digits; the series is exact to x^4 / 500.
-    small = values < 0.3
-    safe = np.where(small, 1.0, values)
-    e = _LIMB_DARKENING
-    disc = 2.0 * (1.0 - e) * j1(safe) / safe
-    darkened = 2.0 * e * (np.sin(safe) - safe * np.cos(safe)) / safe**3
-    second = ((1.0 - e) / 8.0 + e / 15.0) / (1.0 - e / 3.0)
-    fourth = ((1.0 - e) / 192.0 + e / 420.0) / (1.0 - e / 3.0)
-    series = 1.0 - second * values**2 + fourth * values**4
-    full = (disc + darkened) / (1.0 - e / 3.0)
-    return np.asarray(np.where(small, series, full), dtype=values.dtype)
 
 
 def _truncated_normal(

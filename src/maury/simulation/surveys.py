@@ -238,10 +238,7 @@ def simulate_survey(
         )
     if cluster is not None and emulator is not None:
         raise ConfigError("workers of a cluster use the emulator that ships with maury; give none")
-    chosen = simulation
-    if chosen is None:
-        chosen = OBSERVED_SURVEY if observed else LABELLED_SURVEY
-        chosen = chosen.model_copy(update={"discs": Discs()}) if galaxy else chosen
+    chosen = simulation or _usual(observed=observed, galaxy=galaxy)
     simulator = Simulator(
         seed, chosen, emulator=emulator or Emulator.load(), population=Population.load()
     )
@@ -261,14 +258,24 @@ def simulate_survey(
     ) as writer:
         if cluster is not None:
             _simulate_on(cluster, simulator, writer, progress)
-        first = writer.done // CHUNK_STARS * CHUNK_STARS
-        for start, stop in _chunks(first, n_star):
-            flux, ivar, columns = _chunk(simulator, start, stop)
-            writer.write(start, flux, ivar, **columns)
-            logger.info("simulated %d of %d stars", stop, n_star)
-            if progress is not None:
-                progress(stop, n_star)
+        _simulate_here(simulator, writer, progress)
     return Survey.open(path)
+
+
+def _usual(*, observed: bool, galaxy: bool) -> Simulation:
+    usual = OBSERVED_SURVEY if observed else LABELLED_SURVEY
+    return usual.model_copy(update={"discs": Discs()}) if galaxy else usual
+
+
+def _simulate_here(simulator: Simulator, writer: SurveyWriter, progress: Progress | None) -> None:
+    n_star = writer.n_star
+    first = writer.done // CHUNK_STARS * CHUNK_STARS
+    for start, stop in _chunks(first, n_star):
+        flux, ivar, columns = _chunk(simulator, start, stop)
+        writer.write(start, flux, ivar, **columns)
+        logger.info("simulated %d of %d stars", stop, n_star)
+        if progress is not None:
+            progress(stop, n_star)
 
 
 @dataclass(frozen=True)

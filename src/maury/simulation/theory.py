@@ -11,7 +11,7 @@ from scipy.interpolate import BSpline
 
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, on_finite_rows
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
-from maury.simulation.observing import CALCIUM_AA
+from maury.simulation.mismatch import CALCIUM_AA
 from maury.spectra.noise import RAVE_CORRELATION
 from maury.spectra.pixels import FLUX_FLOOR
 

@@ -19,7 +19,8 @@ from scipy.special import j0, j1
 
 from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.protocols import Evaluation, ForwardModel
-from maury.simulation.observing import Spectrograph, rotation_transfer
+from maury.simulation.broadening import rotation_transfer
+from maury.simulation.observing import Spectrograph
 from maury.simulation.theory import TheoryCalibration
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
@@ -291,7 +292,7 @@ class Broadening:
 
 
 def _rotation_slope(x: Float32Array) -> Float32Array:
-    """Return the derivative by ln x of `maury.simulation.observing.rotation_transfer`."""
+    """Return the derivative by ln x of `maury.simulation.broadening.rotation_transfer`."""
     small = x < _SMALL
     safe = np.where(small, 1.0, x)
     e = _LIMB_DARKENING

@@ -1,0 +1,81 @@
+"""Broadening of spectra in Fourier space, and their interpolation to pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import j1
+
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
+
+__all__ = ["interpolation", "rotation_transfer", "transfer"]
+
+_LIMB_DARKENING = 0.6
+"""Of a linear law, usual for cool stars: chosen, not measured."""
+_INTERPOLATION_POINTS = 6
+"""Of Lagrange interpolation on a grid that oversamples the broadened flux."""
+
+
+def transfer(
+    frequency: Float32Array, variance: Float64Array, rotation: Float64Array, rv: Float64Array
+) -> NDArray[np.complex64]:
+    """Fourier transform (n_star, n_frequency) of the broadening, at angular frequencies in s/km."""
+    gauss = np.exp(np.float32(-0.5) * variance[:, None].astype(np.float32) * frequency**2)
+    gauss *= rotation_transfer(frequency * rotation[:, None].astype(np.float32))
+    phase = frequency * rv[:, None].astype(np.float32)
+    out = np.empty(gauss.shape, dtype=np.complex64)
+    out.real = gauss * np.cos(phase)
+    out.imag = -gauss * np.sin(phase)
+    return out
+
+
+def rotation_transfer(x: ArrayLike) -> AnyArray:
+    """Fourier transform of Gray's rotation profile at x = angular frequency times v sin i.
+
+    With limb darkening e: [2 (1 - e) J1(x) / x + 2 e (sin x - x cos x) / x^3] / (1 - e / 3).
+    """
+    values = np.asarray(x)
+    # Below, the second term loses its digits; the series is exact to x^4 / 500.
+    small = values < 0.3
+    safe = np.where(small, 1.0, values)
+    e = _LIMB_DARKENING
+    disc = 2.0 * (1.0 - e) * j1(safe) / safe
+    darkened = 2.0 * e * (np.sin(safe) - safe * np.cos(safe)) / safe**3
+    second = ((1.0 - e) / 8.0 + e / 15.0) / (1.0 - e / 3.0)
+    fourth = ((1.0 - e) / 192.0 + e / 420.0) / (1.0 - e / 3.0)
+    series = 1.0 - second * values**2 + fourth * values**4
+    full = (disc + darkened) / (1.0 - e / 3.0)
+    return np.asarray(np.where(small, series, full), dtype=values.dtype)
+
+
+def interpolation(wave_in_aa: Float64Array, wave_out_aa: Float64Array) -> Any:
+    """Sparse Lagrange interpolation (n_out, n_in) through the six nearest input pixels.
+
+    Parameters
+    ----------
+    wave_in_aa : (n_in,) float64
+        Uniform in ln(lambda).
+    wave_out_aa : (n_out,) float64
+        Within it.
+    """
+    step = np.log(wave_in_aa[-1] / wave_in_aa[0]) / (wave_in_aa.size - 1)
+    position = np.log(wave_out_aa / wave_in_aa[0]) / step
+    half = _INTERPOLATION_POINTS // 2
+    first = np.clip(
+        np.floor(position).astype(int) - half + 1,
+        0,
+        wave_in_aa.size - _INTERPOLATION_POINTS,
+    )
+    offset = position - first
+    weights = np.ones((position.size, _INTERPOLATION_POINTS))
+    for i in range(_INTERPOLATION_POINTS):
+        for j in set(range(_INTERPOLATION_POINTS)) - {i}:
+            weights[:, i] *= (offset - j) / (i - j)
+    index = first[:, None] + np.arange(_INTERPOLATION_POINTS)
+    pointer = np.arange(0, index.size + 1, _INTERPOLATION_POINTS)
+    shape = (position.size, wave_in_aa.size)
+    data = (weights.ravel().astype(np.float32), index.ravel(), pointer)
+    return scipy.sparse.csr_array(data, shape=shape)
