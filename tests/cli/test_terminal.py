@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from astropy.table import Table
 
 import maury.cli
 from maury.cli import terminal
@@ -78,3 +80,23 @@ def test_ctrl_c_says_how_to_go_on(raised):
     )
     assert done.returncode == 130
     assert done.stderr == "stopped; run the same command again, it goes on where it can\n"
+
+
+@pytest.mark.slow
+def test_commands_run_with_warnings_as_errors(tmp_path):
+    model, out = GOLDEN / "maury.model", tmp_path / "labels.fits"
+    for command in (
+        ("predict", model, GOLDEN / "observed.zarr", out),
+        ("info", out),
+        ("convert", out, tmp_path / "labels.vot"),
+        ("crossmatch", out, tmp_path / "labels.vot", tmp_path / "match.fits"),
+        ("drift", model, GOLDEN / "observed.zarr"),
+    ):
+        more = ("--left", "ra=ra,dec=dec", "--right", "ra=ra,dec=dec")
+        arguments = (*command, *more) if command[0] == "crossmatch" else command
+        done = maury_command(*arguments, PYTHONWARNINGS="error")
+        assert done.returncode == 0, (command[0], done.stderr[-2000:])
+    for name in ("labels.fits", "labels.vot", "match.fits"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(Table.read(tmp_path / name)) > 0

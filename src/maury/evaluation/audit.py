@@ -497,7 +497,9 @@ def _verdict(cases: Mapping[str, Case], draws: Float64Array) -> tuple[float, flo
         return np.nan, np.nan, basis, "unknown"
     names = list(cases)
     gain = 1.0 - cases[better].scatter / cases[basis].scatter
-    ratio = draws[:, names.index(better)] / draws[:, names.index(basis)]
+    below = draws[:, names.index(basis)]
+    # A draw of few stars may have one star only, whose scatter is 0.
+    ratio = draws[:, names.index(better)] / np.where(below > 0, below, np.nan)
     verdict: Verdict = "measured" if gain >= LEAST_GAIN else "inferred"
     return gain, float(np.nanstd(ratio)), basis, verdict
 

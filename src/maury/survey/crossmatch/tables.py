@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from maury.errors import ColumnError, ConfigError, check_known
 from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.io.files import writing
 from maury.io.source_table import SourceTable
+from maury.io.units import written
 from maury.spectra.positions import Positions
 from maury.survey.crossmatch.matches import Match
 
@@ -299,6 +300,9 @@ def _columns(table: SourceTable, names: Sequence[str] | None = None) -> dict[str
     return columns
 
 
+_STANDARDS: Mapping[str, Literal["fits", "vounit"]] = {"fits": "fits", "votable": "vounit"}
+
+
 def _write_astropy(
     partial: Path, columns: Mapping[str, Any], units: Mapping[str, str], meta: str, kind: str
 ) -> None:
@@ -309,7 +313,11 @@ def _write_astropy(
         table[name] = _filled(values)
         if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(table[name]):
             table[name] = MaskedColumn(table[name])
-        table[name].unit = _standard(units.get(name))
+        unit = units.get(name)
+        if unit is not None and kind in _STANDARDS:
+            unit, note = written(unit, _STANDARDS[kind])
+            table[name].description = note.strip() or None
+        table[name].unit = _standard(unit or None)
     table.write(str(partial), format=kind)
 
 
