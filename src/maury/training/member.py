@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from maury.errors import TrainingError
 from maury.io.arrays import Float32Array
-from maury.model.engines.training_kernels import quick_forward
+from maury.model.engines.training_kernels import Forward, compiled_forward
 from maury.model.networks.published import NetworkConfig, build
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,11 @@ class TrainingConfig(BaseModel):
     schedule : {"constant", "cosine", "one_cycle"}
         Course of the step size over `epochs`: constant, half a cosine down to 0, or a linear rise
         over the first 30 % and half a cosine down.
+    engine : {"torch", "compiled"}
+        What computes the convolutions of the preset ``guiglion2020``: PyTorch, or code compiled for
+        the processor, in half the time, which needs the extra ``compiled``. The weights differ by
+        rounding and by the order in which dropout is drawn, so that the choice is a setting and
+        never follows from what is installed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +70,7 @@ class TrainingConfig(BaseModel):
     epochs: int = Field(default=1000, ge=1)
     patience: int = Field(default=40, ge=1)
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    engine: Literal["torch", "compiled"] = "torch"
 
     def rate(self, progress: float) -> float:
         """Step size when a fraction `progress` (0 to 1) of all steps is done."""
@@ -261,7 +267,9 @@ class _Run(Run):
         n_pixel, n_observable = train.flux.shape[1], train.observables.shape[1]
         self._module = build(network, n_pixel, n_observable, train.target.shape[1])
         network.settle(self._module, train.flux)
-        self._forward = quick_forward(network, self._module, n_pixel) or self._module
+        self._forward: Forward = self._module
+        if config.engine == "compiled":
+            self._forward = compiled_forward(network, self._module, n_pixel)
         self._optimizer = torch.optim.AdamW(
             self._module.parameters(),
             lr=config.learning_rate,

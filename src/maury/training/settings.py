@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validat
 
 from maury.errors import ConfigError, suggestion
 from maury.io.config_files import read_toml
+from maury.model.engines.training_kernels import require_trainable
 from maury.model.networks.published import PRESETS, DefaultConfig, NetworkConfig, parse_settings
 from maury.model.split import SplitConfig
 from maury.simulation.training_stars import survey_conditions
@@ -99,7 +100,10 @@ class EnsembleConfig(BaseModel):
             parsed[name] = parse_settings(kind, options, name, problems)
         if problems:
             raise ConfigError("the settings are wrong:\n  " + "\n  ".join(problems))
-        parsed["training"] = _quietened(parsed["training"], parsed["preparation"])
+        training = parsed["training"]
+        if isinstance(training, TrainingConfig) and training.engine == "compiled":
+            require_trainable(parsed["network"])
+        parsed["training"] = _quietened(training, parsed["preparation"])
         return parsed
 
     @classmethod

@@ -227,13 +227,9 @@ class Processor:
     """
 
     def __init__(self, lanes: int | None = None) -> None:
-        try:
-            import llvmlite.binding as llvm
-        except ImportError as error:
-            raise MissingExtra(
-                "the compiled engine needs llvmlite, which is not installed; "
-                "run: pip install 'maury[compiled]'"
-            ) from error
+        require_installed()
+        import llvmlite.binding as llvm
+
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         self._llvm = llvm
@@ -264,3 +260,12 @@ class Processor:
 def available() -> bool:
     """Whether the optional part that compiles is installed."""
     return find_spec("llvmlite") is not None
+
+
+def require_installed() -> None:
+    """Raise `MissingExtra` unless the optional part that compiles is installed."""
+    if not available():
+        raise MissingExtra(
+            "the compiled engine needs llvmlite, which is not installed; "
+            "run: pip install 'maury[compiled]'"
+        )

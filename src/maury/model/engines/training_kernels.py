@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from maury.errors import ConfigError
 from maury.io.arrays import Float32Array
 from maury.model.engines.kernels import Correlate, Gate, Graph
-from maury.model.engines.llvm import Activation, available
+from maury.model.engines.llvm import Activation, require_installed
 from maury.model.engines.machine import Machine
 from maury.model.networks.base import NetworkConfig
 from maury.model.networks.published import Guiglion2020, TwoBranch
@@ -26,15 +27,46 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 """Flux (n, n_pixel) and observables (n, n_observable) to the output of the network."""
 
 
-def quick_forward(config: NetworkConfig, network: nn.Module, n_pixel: int) -> Forward | None:
-    """Return a faster forward pass that can be differentiated; None if there is none.
+def require_trainable(config: NetworkConfig) -> None:
+    """Raise unless the compiled engine is installed and trains such networks.
+
+    Raises
+    ------
+    ConfigError
+        If the network has other layers, or more filters than a register tile holds.
+    MissingExtra
+        If `llvmlite` is not installed.
+    """
+    if not isinstance(config, Guiglion2020) or max(config.filters) > _MOST_FILTERS:
+        raise ConfigError(
+            "the compiled engine trains the preset 'guiglion2020' with at most "
+            f"{_MOST_FILTERS} filters a layer, got the preset '{config.name}'; set engine = "
+            '"torch" in [training]'
+        )
+    require_installed()
+
+
+def compiled_forward(config: NetworkConfig, network: nn.Module, n_pixel: int) -> Forward:
+    """Return a faster forward pass of a network that can be differentiated.
 
     It draws other dropout masks than `network` does from the same seed.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+    network : Module
+        What `config` assembled; its weights stay its own.
+    n_pixel : int
+        Columns of the flux.
+
+    Raises
+    ------
+    ConfigError, MissingExtra
+        See `require_trainable`.
     """
-    if not (isinstance(config, Guiglion2020) and isinstance(network, TwoBranch) and available()):
-        return None
-    if max(config.filters) > _MOST_FILTERS:
-        return None
+    require_trainable(config)
+    assert isinstance(config, Guiglion2020)
+    assert isinstance(network, TwoBranch)
     stack = _Stack(config, n_pixel)
     layers = dict(network.spectrum.named_children())
     weights: list[Tensor] = []
@@ -58,6 +90,7 @@ def quick_forward(config: NetworkConfig, network: nn.Module, n_pixel: int) -> Fo
 
 
 _MOST_FILTERS = 16
+"""Larger layers fill the lanes of PyTorch, too; up to here the kernels were tested and timed."""
 
 
 def _mask(shape: Sequence[int], share: float) -> Tensor:
