@@ -95,6 +95,12 @@ def test_labels_of_a_skipped_spectrum_stay(tmp_path):
     assert survey.column("teff").tolist() == [5000, 5100, 5200, 5300]
 
 
+RECIPE = (
+    'name = "mine"\ntitle = "Mine"\nkind = "spectra"\ndescription = "-"\ncitation = []\n'
+    'documentation = "https://example.org"\n[spectra]\nreader = "eso-phase3"\n'
+)
+
+
 def write_phase3(path, k, **extra):
     columns = [fits.Column("WAVE", f"{WAVE.size}D", "Angstrom", array=WAVE[None])]
     for name, (values, unit) in {"FLUX": (flux(k), None), **extra}.items():
@@ -111,10 +117,7 @@ def test_a_damaged_file_of_a_published_format_is_skipped(tmp_path, caplog):
         write_phase3(tmp_path / "in" / f"e{k}.fits", k)
     path = tmp_path / "in" / "e1.fits"
     path.write_bytes(path.read_bytes()[:3000])
-    (tmp_path / "mine.toml").write_text(
-        'name = "mine"\ntitle = "Mine"\nkind = "spectra"\ndescription = "-"\ncitation = []\n'
-        'documentation = "https://example.org"\n[spectra]\nreader = "eso-phase3"\n'
-    )
+    (tmp_path / "mine.toml").write_text(RECIPE)
     words = (tmp_path / "mine.toml", tmp_path / "in")
     with pytest.raises(InputFileError, match=r"e1\.fits"):
         ingest_recipe(*words, tmp_path / "o.zarr")
@@ -305,3 +308,25 @@ def test_galah_errors_are_aligned_at_the_red_end(tmp_path, cut):
     sigma = relative[cut:] * normalised
     np.testing.assert_allclose(seen.flux[0], normalised, rtol=1e-6)
     np.testing.assert_allclose(seen.ivar[0], sigma**-2.0, rtol=1e-5)
+
+
+def test_workers_read_a_recipe_and_skip_what_is_bad(tmp_path):
+    """Processes of this machine open the recipe again, from what the task says in plain text."""
+    from maury.io.cluster import connect
+
+    (tmp_path / "in").mkdir()
+    for k in range(3):
+        write_phase3(tmp_path / "in" / f"e{k}.fits", k)
+    path = tmp_path / "in" / "e1.fits"
+    path.write_bytes(path.read_bytes()[:3000])
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    with connect("local", workers=1) as cluster:
+        survey = ingest_recipe(
+            str(tmp_path / "mine.toml"),
+            tmp_path / "in",
+            tmp_path / "o.zarr",
+            skip_bad=True,
+            cluster=cluster,
+        )
+    assert [bool(text) for text in survey.column("unread")] == [False, True, False]
+    np.testing.assert_allclose(survey.batch(0, 3).spectra.flux[2], flux(2), rtol=1e-6)

@@ -327,6 +327,7 @@ def _values(
         known = known & np.isfinite(values)
     if missing and values.dtype.kind in "fiu":
         with np.errstate(over="ignore"):
+            # In single precision: -9999.99 of a float32 column is not that of a double.
             stand_ins = np.asarray(missing, dtype=np.float64).astype(np.float32)
             known = known & ~np.isin(values.astype(np.float32), stand_ins)
     return values, known
@@ -368,6 +369,7 @@ def _in_range(condition: Condition, values: AnyArray) -> BoolArray:
 
 
 def _equal(values: AnyArray, value: Any) -> BoolArray:
+    # "0" is not 0: a code of digits is text in one format and a number in another.
     if isinstance(value, str) != (values.dtype.kind == "U"):
         raise TypeError("text against number")
     return np.asarray(values == value)
@@ -375,6 +377,7 @@ def _equal(values: AnyArray, value: Any) -> BoolArray:
 
 def _integers(values: AnyArray) -> NDArray[np.uint64]:
     """Return whole numbers as their 64 bits, in two's complement."""
+    # Tables without integers hold flags as floats, exact up to 2^53.
     if values.dtype.kind == "f":
         if np.any(values != np.floor(values)) or np.any(np.abs(values) >= 2.0**53):
             raise TypeError("not whole numbers")

@@ -64,6 +64,7 @@ def ingest_recipe(
     """
     own = str(recipe.absolute()) if isinstance(recipe, Path) else recipe
     place = Path(path).absolute()
+    # Plain text goes to workers, which open the recipe themselves.
     argument = json.dumps([own, str(place), arm, skip_bad])
     return write_files(
         open_recipe(recipe, path, arm=arm, skip_bad=skip_bad),

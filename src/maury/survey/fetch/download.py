@@ -25,11 +25,14 @@ Progress = Callable[[str, int, int], None]
 """Called with a name, bytes done, and bytes in all (0 if not known)."""
 
 _CHUNK = 1 << 16
+"""Bytes that are written at a time; chosen, not measured."""
 _HEAD = 512
+"""Bytes in which a web page says that it is one."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _NO_HEAD = (400, 401, 403, 405, 501)
 """Answers to HEAD of servers that may well answer GET."""
 _MOST_RESTARTS = 2
+"""Downloads begun afresh because the file changed on the server: a third time says it goes on."""
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 _PAGE = (b"<!doctype html", b"<html")
 
@@ -387,6 +390,7 @@ def _require_data(source: Source, response: requests.Response) -> None:
 
 def _is_page(name: str, head: bytes) -> bool:
     """Whether the first bytes are those of a web page, where none is expected."""
+    # A byte order mark may stand in front of the tag.
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return start.startswith(_PAGE) and not _may_be_page(name)
 

@@ -15,6 +15,7 @@ from maury.survey.fetch.download import Received, Source
 MANIFEST = "maury-downloads.json"
 """Name of the manifest in a folder of downloads."""
 _FORMAT = 1
+"""Version of the manifest's layout; another one is refused."""
 
 
 @dataclass(frozen=True)

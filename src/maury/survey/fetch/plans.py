@@ -17,6 +17,7 @@ from maury.survey.fetch.web import Web
 
 State = Literal["there", "partial", "missing"]
 _SPARE_BYTES = 1 << 26
+"""Room that a disk must keep besides the files, for manifests and other programs: 64 MiB."""
 
 
 @dataclass(frozen=True)

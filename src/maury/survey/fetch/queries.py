@@ -34,8 +34,11 @@ logger = logging.getLogger(__name__)
 Table = Mapping[str, AnyArray]
 _ACTIVE = ("PENDING", "QUEUED", "EXECUTING", "RUN", "HELD", "SUSPENDED", "UNKNOWN")
 _FIRST_PAUSE_S = 1.0
+"""Between two looks at a job; it grows by half each time, so that short queries do not wait."""
 _LONGEST_PAUSE_S = 60.0
+"""Archives queue jobs for hours, and ask not to be polled more often; chosen, not measured."""
 _ENDS = 1 << 16
+"""Bytes at both ends of an answer, where QUERY_STATUS stands: overflow is told after the rows."""
 _STATUS = re.compile(rb"<INFO\b[^>]*\bQUERY_STATUS\b[^>]*>[^<]*")
 _VALUE = re.compile(rb"""value\s*=\s*["'](\w+)["']""")
 

@@ -23,7 +23,9 @@ CONTACT = "https://maury.readthedocs.io"
 BUSY = (429, 500, 502, 503, 504)
 """Answers that ask to come again."""
 _MOST_REDIRECTS = 5
+"""More are a circle; archives need one or two."""
 _REDIRECTS = (301, 302, 303, 307, 308)
+"""Followed here, not by the library, so that each address can be checked."""
 
 
 class Interrupted(Exception):

@@ -120,6 +120,7 @@ def join_arms(arms: Sequence[Arm]) -> ArmsSource:
             + ", ".join(f"{arm.name!r} ({arm.medium})" for arm in arms)
             + " stand in different media; bring their wavelengths to one first"
         )
+    # Rows follow the first arm named, the grid the order of wavelengths.
     rows = [_rows_of(arm, arms[0]) for arm in arms]
     order = np.argsort([arm.gridder.wave_aa[0] for arm in arms])
     ordered = [arms[k] for k in order]
@@ -144,6 +145,7 @@ def _rows_of(arm: Arm, first: Arm) -> IndexArray:
         return np.arange(arm.source.n_star)
     require_unique(ids, what=f"arm {arm.name!r}")
     sorting = np.argsort(ids)
+    # The last place stands in for "behind all", and fails the comparison below.
     place = np.minimum(np.searchsorted(ids[sorting], wanted), ids.size - 1)
     found = ids[sorting][place] == wanted
     if not found.any():
@@ -169,6 +171,7 @@ def read_scattered(source: Source, gridder: Gridder, rows: IndexArray) -> ReadRo
     out = ReadRows(
         none, np.zeros_like(none), np.full(rows.size, np.nan), np.full(rows.size, "", dtype=object)
     )
+    # Runs of consecutive rows are read in one go; -1 never continues a run.
     edges = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
     for run in map(slice, [0, *edges], [*edges, rows.size]):
         if rows[run.start] < 0:

@@ -120,6 +120,7 @@ class BlockFiles:
                 yield self._piece(block, a, b)
 
     def _piece(self, block: Block, start: int, stop: int) -> Piece:
+        # Damage may show only when rows are read, long after the header was.
         lost = {block.path: block.unread} if block.unread else {}
         piece = None
         if not lost:
@@ -132,6 +133,7 @@ class BlockFiles:
 
 
 def _joined(tables: Sequence[SourceTable], path: Path) -> SourceTable:
+    # Columns of one file keep their types; those of many may differ between files.
     if len(tables) == 1:
         return tables[0]
     names = tuple(dict.fromkeys(name for table in tables for name in table.names))

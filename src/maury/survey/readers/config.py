@@ -301,6 +301,7 @@ class IngestConfig(Strict):
             return self
         if self.spectra is None and not self.arm:
             raise ValueError("spectra: must be given")
+        # One meaning for each key: with arms, a key at the top would hold for which of them?
         whole = [name for name in ("spectra", "wavelength", "resample") if getattr(self, name)]
         if whole or self.windows:
             raise ValueError(

@@ -113,6 +113,7 @@ def coadd(flux: AnyArray, ivar: AnyArray) -> tuple[AnyArray, AnyArray]:
     weight = np.where(good, ivar, 0.0).astype(np.float64)
     values = np.where(good, flux, 0.0).astype(np.float64)
     scale = _levels(values, good, weight)[:, None]
+    # Dividing flux by a factor multiplies its inverse variance by the square.
     values, weight = values / scale, weight * scale**2
     total = weight.sum(axis=0)
     known = total > 0
@@ -124,6 +125,7 @@ def coadd(flux: AnyArray, ivar: AnyArray) -> tuple[AnyArray, AnyArray]:
 def _levels(values: Float64Array, good: BoolArray, weight: Float64Array) -> Float64Array:
     """Median flux of each exposure over that of the best one; 1 where it cannot be told."""
     levels = np.ones(len(values))
+    # The exposure of the highest S/N sets the level, as the others divide by it.
     best = int(np.argmax((weight * values**2).sum(axis=1)))
     for row in range(len(values)):
         shared = good[row] & good[best]
@@ -141,6 +143,7 @@ def group_exposures(star_id: StrArray) -> list[IndexArray]:
     order = np.argsort(member, kind="stable")
     bounds = np.flatnonzero(np.diff(member[order])) + 1
     groups = np.split(order, bounds)
+    # `np.unique` sorts by name; rows keep the order of the files.
     return [groups[k] for k in np.argsort(first)]
 
 
@@ -189,4 +192,5 @@ def _means(values: AnyArray, member: IndexArray, first: AnyArray) -> Float64Arra
     low, high = np.full(n_star, np.inf), np.full(n_star, -np.inf)
     np.minimum.at(low, member[known], values[known])
     np.maximum.at(high, member[known], values[known])
+    # A mean of equal numbers may differ from them in the last bit.
     return np.where(low == high, low, mean)

@@ -85,6 +85,7 @@ class FileSurvey:
         self.further = tuple(further)
         known = columns_module.known(labels) | {column.name: column for column in further}
         self._kinds = {name: column.kind for name, column in known.items()}
+        # Files close when the survey is forgotten: a caller of predict never holds it.
         self._close = weakref.finalize(self, stack.close)
 
     def __enter__(self) -> Self:

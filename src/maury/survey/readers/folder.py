@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_WAVE = ArrayRef(name="wave")
 _MOST_BYTES_PER_PIXEL = 10
+"""Of text, times the limit of pixels: what is far beyond any spectrum is refused unread."""
 _HEAD_BYTES = 8192
 """Of a text, in which a row of numbers is sought: longer than any header of a spectrum seen."""
 _DOCUMENTS = (
@@ -247,6 +248,7 @@ def _stated(wavelength: WavelengthConfig, n_pixel: int) -> Float64Array:
 
 
 def _line(data: Any, path: Path) -> Float64Array:
+    # An image of (1, 1, n) is one spectrum: IRAF writes such.
     values = np.squeeze(np.asarray(data, dtype=np.float64))
     if values.ndim != 1:
         raise InputFileError(
@@ -258,8 +260,10 @@ def _line(data: Any, path: Path) -> Float64Array:
 def _ascii_star(path: Path, spectra: SpectraConfig, wavelength: WavelengthConfig) -> StarSpectrum:
     if path.stat().st_size > _MOST_BYTES_PER_PIXEL * current().pixels:
         raise exceeded(path, f"has {path.stat().st_size} bytes of text", "pixels")
+    # Blanks, commas and tabs part columns alike, as files of one survey mix them.
     lines = [line.replace(",", " ") for line in path.read_text("utf-8").splitlines()]
     lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    # A line of column names, which no comment sign marks.
     if lines and not _numeric(lines[0]):
         lines = lines[1:]
     if not lines:

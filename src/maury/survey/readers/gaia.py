@@ -30,6 +30,7 @@ from maury.survey.readers.rows import to_ivar
 from maury.survey.readers.sources import FITS_SUFFIXES, header_facts, list_files, tolerating
 
 N_PIXEL = 2401
+"""846 to 870 nm in steps of .01 nm, as the data model says."""
 WAVE_AA: Float64Array = 8460.0 + 0.1 * np.arange(N_PIXEL, dtype=np.float64)
 """The grid of RVS mean spectra, in vacuum."""
 
@@ -125,6 +126,7 @@ def _memory_rows(parsed: Any) -> Callable[[str], Any]:
 
 def _text_blocks(path: Path) -> list[Block]:
     content = ArrayCsv(path, _ARRAYS)
+    # A row per wavelength, and not an array per source.
     if "flux" in content.names and not content.has_arrays("flux"):
         content = ArrayCsv(path, ())
         return [_block(content.table, _memory_rows({}), {})]
@@ -182,6 +184,7 @@ def _sampled(table: SourceTable, facts: Mapping[str, Any]) -> Block:
         owners, first = _runs(table.texts(_ID))
     else:
         owners, first = np.array([_source_id(facts, path)], dtype=np.str_), np.array([0])
+    # A source cut short must not borrow pixels from the next.
     sizes = np.diff([*first, table.n_row])
     if np.any(sizes != sizes[0]):
         raise GridMismatch(

@@ -235,7 +235,7 @@ def open_config(
     ConfigError, InputFileError, GridMismatch
         As of `ingest_toml`.
     """
-    files = _existing(config)
+    _existing(config)
     with ExitStack() as stack:
         arms = [_arm(arm, config, stack) for arm in config.arms]
         source: Source = arms[0].source if len(arms) == 1 else join_arms(arms)
@@ -243,18 +243,18 @@ def open_config(
         if isinstance(source, ArmsSource):
             gridder = Gridder(source.wave_aa, resample=False, medium=arms[0].medium)
         place = _place(config.arms[0].spectra)
-        spectrograph = Spectrograph(place, source.n_star, source.ids, arms[0].table)
-        columns = join(config, spectrograph, labels, stack)
+        spectra = Spectrograph(place, source.n_star, source.ids, arms[0].table)
+        columns = join(config, spectra, labels, stack)
         _tell_of_motion(config, columns, path)
         columns = with_stars(columns, columns["id"], place)
-        exposures = config.exposures
-        if exposures is not None and exposures.mode == "coadd":
-            velocity = _velocity(columns, exposures, path)
+        if config.exposures is not None and config.exposures.mode == "coadd":
+            velocity = _velocity(columns, config.exposures, path)
             groups = group_exposures(columns["star_id"])
             columns = collapse(columns, groups, at_rest=velocity is not None)
             source = CoaddedSource(source, gridder, groups, velocity)
+            # What is added up stands on the common grid already.
             gridder = Gridder(gridder.wave_aa, resample=False, medium=arms[0].medium)
-        hashed, files = _described(files, config, arms)
+        hashed, files = _described(_existing(config), config, arms)
         return FileSurvey(
             path,
             source,

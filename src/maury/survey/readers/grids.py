@@ -17,13 +17,17 @@ from maury.spectra.operators import Resampler
 from maury.spectra.spectra import Medium, arm_slices, check_wavelengths, describe_grid
 
 _TOLERANCE_AA = 0.01
+"""Headers round wavelengths to so much; at 8500 angstrom it is .35 km/s."""
 _TOLERANCE_PIXEL = 0.05
+"""Of fine grids, where a hundredth of an angstrom is a shift that lines show; chosen."""
 _LARGEST_LOG10 = 10.0
+"""log10 of any wavelength in angstrom is smaller, and no spectrum begins at 10 angstrom."""
 
 
 def linear_grid(start: float, step: float, n: int, *, log: bool = False) -> Float64Array:
     """Return ``start + step k`` for k = 0 to n - 1, or ten to that power if `log`."""
     grid = start + step * np.arange(n, dtype=np.float64)
+    # A wrong header may ask for 10^6000: infinite wavelengths are refused later, by name.
     with np.errstate(over="ignore"):
         return np.asarray(10.0**grid if log else grid)
 
@@ -100,6 +104,7 @@ def header_grid(
     wave_aa : (n,) float64, or None if the header does not say.
     """
     unit = unit or str(header.get(f"CUNIT{axis}", header.get("WAVEUNIT", ""))).strip() or None
+    # WAVE0 and COEFF0 can mean nothing but wavelengths, so that they come before CRVAL.
     if "WAVE0" in header and "DWAVE" in header:
         grid = linear_grid(float(header["WAVE0"]), float(header["DWAVE"]), n, log=bool(log))
         return grid * angstrom_per(unit)
@@ -110,10 +115,12 @@ def header_grid(
         return None
     value, step = float(header[f"CRVAL{axis}"]), float(step)
     kind = str(header.get(f"CTYPE{axis}", "")).upper()
+    # FITS counts pixels from 1, and CRPIX may lie outside of the array.
     offset = step * (np.arange(n) + 1.0 - float(header.get(f"CRPIX{axis}", 1.0)))
     if log is None and kind.startswith(("WAVE-LOG", "AWAV-LOG")):
         return np.asarray(value * np.exp(offset / value)) * angstrom_per(unit)
     if log is None:
+        # IRAF writes DC-FLAG; others write log10 of the wavelength with no word of it.
         marked = header.get("DC-FLAG") == 1 or "LOG" in kind
         log = marked or (unit is None and 0 < value < _LARGEST_LOG10)
     return linear_grid(value + offset[0], step, n, log=log) * angstrom_per(unit)
@@ -160,6 +167,7 @@ def same_grid(one: Float64Array, other: Float64Array) -> bool:
     """Whether two grids are equal within a hundredth of an angstrom and a twentieth of a pixel."""
     if one.size != other.size:
         return False
+    # Fine grids bind by their pixel, coarse ones by what headers round to.
     tolerance = min(_TOLERANCE_AA, _TOLERANCE_PIXEL * float(np.abs(np.diff(one)).min(initial=1.0)))
     return bool(np.all(np.abs(one - other) <= tolerance))
 
@@ -248,12 +256,14 @@ class Gridder:
                 f"{describe_grid(self._base_aa, self._medium)}; ask for a common grid by "
                 "'resample = { start = ..., step = ..., n = ... }'"
             )
+        # Spectra of a survey often share a few grids: the weights of the last one are kept.
         if self._last is None or not np.array_equal(self._last[0], wave_aa):
             self._last = (
                 wave_aa,
                 Resampler(wave_aa, self._base_aa, noise_correlation=self.noise_correlation),
             )
         flux, ivar = self._last[1](*spectra)
+        # A resampled pixel without coverage has no flux, and must not look like one of zero.
         return np.where(ivar > 0, flux, np.nan), ivar
 
 
@@ -293,6 +303,7 @@ class Layout:
                     f"{what}: the window {window[0]} to {window[1]} angstrom holds {part.size} "
                     f"pixels of {describe_grid(wave_aa, 'as given')}; correct it"
                 )
+        # A window may span a gap of the grid, which needs guards of its own.
         parts = [part[piece] for part in parts for piece in _natural(wave_aa[part])]
         if len(parts) == 1 and parts[0].size == wave_aa.size:
             return None
@@ -302,6 +313,7 @@ class Layout:
 
     def lay(self, flux: AnyArray, ivar: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Return flux and ivar (n_star, n_kept) of those of the whole grid."""
+        # A guard keeps pixel edges midway between centres right on both sides of a gap.
         guard = self.take < 0
         return (
             np.where(guard, np.float32(np.nan), flux[:, self.take]),
@@ -310,7 +322,10 @@ class Layout:
 
 
 _NATURAL_GAP = 8.0
+"""Steps without a pixel that part a grid by itself: more than a gap must have, so that a missing
+pixel or two are none; chosen, not measured."""
 _LEAST_GAP = 6.5
+"""Steps between arms: guards leave 4.5 of them, which `arm_slices` still sees as a gap."""
 
 
 def _natural(wave_aa: Float64Array) -> tuple[slice, ...]:

@@ -162,6 +162,7 @@ def _joined(joined: _Joined, ids: StrArray, spectra: Spectrograph) -> _Joined:
             f"{table.path} has none of the identifiers of {spectra.path} (for example "
             f"{str(here[0])!r} against {str(ids[0])!r}); correct 'id'"
         )
+    # Only rows of these spectra need unique identifiers: catalogues repeat stars elsewhere.
     numbers = np.flatnonzero(wanted)
     require_unique(here[numbers], what=f"{table.path}, column {joined.id_name!r}")
     numbers = numbers[np.argsort(here[numbers])]

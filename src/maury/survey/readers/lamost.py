@@ -116,6 +116,7 @@ def _read_mrs(hdus: Any, path: Path, *, arm: str) -> StarSpectrum:
             f"{path} has no table {name} (it has {', '.join(names)}); it is no medium-resolution "
             "spectrum of LAMOST, or holds single exposures only"
         )
+    # Two pixels over the range of the arm: any grid can be resampled from them, all bad.
     low, high = (4950.0, 5350.0) if arm == "B" else (6300.0, 6800.0)
     wave = np.linspace(low, high, 2)
     return StarSpectrum(wave, np.full(2, np.nan), np.zeros(2), {}, "vacuum")
@@ -137,6 +138,7 @@ def _table(hdu: Any, path: Path) -> StarSpectrum:
             f"{path}: the table {hdu.name} needs FLUX, IVAR, and WAVELENGTH or LOGLAM; it has "
             f"{', '.join(hdu.columns.names)}"
         )
+    # Releases call the mask differently; a pixel bad in every exposure is bad.
     mask = array(*_MASKS)
     ivar = ivar if mask is None else np.where(mask != 0, 0.0, ivar)
     if wave is None:

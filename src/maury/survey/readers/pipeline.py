@@ -31,6 +31,7 @@ from maury.version import __version__
 logger = logging.getLogger(__name__)
 Columns = Mapping[str, AnyArray]
 _LARGEST_HASHED = 64 * 2**20
+"""Larger files are known by name and size alone: hashing them would take long; chosen."""
 _REPEATED_LABELS = 2
 """Labels that two spectra must share exactly to be suspected to be of one star: one label alone may
 be a node of a grid, or a constant."""
@@ -190,6 +191,7 @@ def with_noise(
         NaN where it cannot be measured.
     """
     good = np.isfinite(flux)
+    # A row of zeros is how many files write "no spectrum".
     good &= (good & (flux != 0)).any(axis=1, keepdims=True)
     if ivar is not None:
         usable = good & np.isfinite(ivar) & (ivar > 0)
@@ -206,6 +208,7 @@ def with_noise(
 
 def _measured_snr(flux: Float32Array, ivar: Float32Array) -> Float64Array:
     """Median of flux over noise in the upper half of the good pixels, where continuum is."""
+    # In double precision, as flux and noise may be in any unit.
     ratio = np.where(ivar > 0, flux, 0).astype(np.float64) * np.sqrt(ivar)
     out = np.full(flux.shape[0], np.nan)
     for row in np.flatnonzero((ivar > 0).any(axis=1)):
@@ -260,6 +263,7 @@ def read_rows(source: Source, gridder: Gridder, start: int, known_snr: Float64Ar
         first = rows.stop
         if piece.unread is not None:
             unread[rows] = piece.unread
+        # A spectrum that was lost has no grid to be placed from.
         if not piece.wave_aa.size:
             continue
         # A wild pixel may overflow float32: it becomes infinite, which is a bad pixel.
@@ -292,6 +296,7 @@ def describe_files(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def fingerprint(paths: Iterable[Path], options: Any) -> str:
     """Return a key of everything that determines a store: files, their times, the options."""
+    # Another version may read the same files otherwise, so that a run is not resumed across it.
     digest = hashlib.sha256(json.dumps([__version__, options], sort_keys=True).encode())
     for path in paths:
         with reading(path):

@@ -18,7 +18,9 @@ from maury.io.tables import open_parquet
 from maury.survey.readers.pipeline import check_rows
 
 _PEEK = 64
+"""Rows that are read to learn the length of arrays; empty ones may come first."""
 _AT_ONCE = 2**22
+"""Values of a Parquet column in memory at a time: 32 MB as float64."""
 
 
 Rows = Callable[[int, int], Float64Array | Float32Array]
@@ -147,6 +149,7 @@ def column_plane(read: Callable[[int, int], Any], table: SourceTable, name: str)
         return block
 
     check_rows(table.n_row, table.path)
+    # The first rows tell the length, as a column of variable arrays does not.
     with reading(table.path):
         n_pixel = _stacked(read(0, min(table.n_row, _PEEK)), what).shape[1]
     return Plane(table.n_row, n_pixel, rows)
@@ -179,6 +182,7 @@ def _filled(lengths: AnyArray, flat: AnyArray, what: str) -> AnyArray:
     longest = int(lengths.max(initial=0))
     if np.any((lengths != longest) & (lengths != 0)):
         raise _ragged(what, sorted(set(lengths.tolist()) - {0}))
+    # Nothing is missing: a view, without a copy.
     if flat.size == lengths.size * longest:
         return flat.reshape(lengths.size, longest)
     out = np.full((lengths.size, longest), np.nan)

@@ -46,6 +46,7 @@ from maury.survey.store import RAVE_RESOLVING_POWER, Survey, require_unique
 logger = logging.getLogger(__name__)
 
 N_PIXEL = 912
+"""Pixels of every released spectrum (Guiglion et al. 2020)."""
 START_AA, STEP_AA = 8420.0, 0.4
 
 _PARTS: Mapping[str, str] = {
@@ -220,6 +221,7 @@ def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Medium]:
             f"{path}: the primary image must be {N_PIXEL} pixels by stars, got {shape or 'none'}; "
             "describe other spectra in a TOML file and ingest that"
         )
+    # A square image of 912 spectra is read as the authors wrote theirs, pixel first.
     pixel_first = shape[0] == N_PIXEL
     n_star = shape[1] if pixel_first else shape[0]
     check_rows(n_star, path)
@@ -258,6 +260,7 @@ def _identify(
 
     The order of the spectra is that of the first table that has identifiers.
     """
+    # Identifiers of the first table that has them give the order; others are matched to it.
     ids: StrArray | None = None
     first: SourceTable | None = None
     order: dict[str, IndexArray] = {}

@@ -106,6 +106,7 @@ class RowsSource:
             assert not isinstance(self.wave, Plane)
             yield Piece(self.wave, flux, ivar, str(self.path))
             return
+        # Rows on one grid are placed together, which is most of the cost.
         bounds = np.flatnonzero(np.any(np.diff(waves, axis=0) != 0, axis=1)) + 1
         for rows in map(slice, [0, *bounds], [*bounds, len(flux)]):
             what = f"{self.path}, spectrum {start + rows.start}"
@@ -200,6 +201,7 @@ def _oriented(
     shape = (flux.n_star, flux.n_pixel)
     n_pixel, n_star = known
     check_rows(min(shape), path)
+    # A number that both axes have tells nothing.
     if orientation is None and n_pixel is not None and shape.count(n_pixel) == 1:
         orientation = "rows" if shape[1] == n_pixel else "columns"
     if orientation is None and n_star is not None and shape.count(n_star) == 1:
@@ -210,6 +212,7 @@ def _oriented(
             str(flux.header.get(f"CTYPE{axis}", "")).upper().startswith(("WAVE", "AWAV", "LAMBDA"))
             for axis in (1, 2)
         ]
+        # CTYPE names the axis; wavelength cards may stand for the other one, too.
         for evidence in (spectral, found):
             if orientation is None and sum(evidence) == 1:
                 orientation = "rows" if evidence[0] else "columns"

@@ -43,6 +43,7 @@ BADPIX, CRPIX, SATPIX, UNFIXABLE, BADDARK, BADFLAT, BADERR, NOSKY, SIG_SKYLINE, 
 """
 
 _GRIDS = {"BOSS": (3.5523, 1e-4, 4648), "APOGEE": (4.179, 6e-6, 8575)}
+"""log10 of the first wavelength, step and number of pixels of combined spectra (data models)."""
 
 
 def open_apstar(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
@@ -242,6 +243,7 @@ def _read_apvisit(hdus: Any, path: Path) -> StarSpectrum:
         flux, error, mask, wave = (line(hdus[k], path, row) for k in (1, 2, 3, 4))
         ivar = without_bits(_ivar(error), mask.astype(np.int64), APOGEE_BAD_BITS)
         detectors.append(ascending(wave, flux, ivar))
+    # Red detector first in the file, each from red to blue.
     detectors.sort(key=lambda one: float(one[0][0]))
     wave, take = join_grids([one[0] for one in detectors], what=str(path))
     flux, ivar = (np.concatenate([one[k] for one in detectors]) for k in (1, 2))
@@ -281,6 +283,7 @@ def _aspcap_facts(hdus: Any, path: Path) -> dict[str, Any]:
 
 
 def _apogee_wave(hdus: Any, n_pixel: int, path: Path) -> Float64Array:
+    # Some files have the cards in the primary header alone.
     for header in (hdus[1].header, hdus[0].header):
         wave = header_grid(header, 1, n_pixel, log=True)
         if wave is not None:
@@ -327,6 +330,7 @@ def _mwm_facts(hdus: Any, path: Path, *, instrument: str) -> dict[str, Any]:
 
 def _read_mwmstar(hdus: Any, path: Path, *, instrument: str) -> StarSpectrum:
     rows = _mwm_rows(hdus, path, instrument)
+    # A star without this instrument keeps its row, all bad.
     if not rows:
         wave = linear_grid(*_GRIDS[instrument], log=True)
         return StarSpectrum(wave, np.full(wave.size, np.nan), np.zeros(wave.size), {}, "vacuum")

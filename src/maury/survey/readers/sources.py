@@ -78,6 +78,7 @@ def list_files(
             f"{path} has no file {pattern!r} with the suffix {' or '.join(suffixes)}, at any "
             "depth; correct the folder, or the recipe"
         )
+    # By name first, so that a move between folders does not change the order of rows.
     return sorted(found, key=lambda item: (item.name, str(item)))
 
 

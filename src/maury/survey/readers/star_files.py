@@ -109,6 +109,7 @@ class StarFiles:
         for path in self.paths[start:stop]:
             lost: dict[Path, str] = {}
             star = self._tried(path, lost)
+            # Alike spectra go on together, so that weights of resampling are computed once.
             if held and (star is None or not _alike(held[0], star)):
                 yield _piece(held, what)
                 held = []
@@ -209,6 +210,7 @@ def open_star_files(
     check_rows(len(paths), path)
     gathered, lost = Facts(), dict[Path, str]()
     for item in paths:
+        # A lost file keeps its row, without facts: rows out = files in.
         cards: Cards = {}
         with tolerating(item, lost, skip=skip_bad), reading(item), ExitStack() as stack:
             cards = facts(open_fits(item, stack), item)
@@ -276,6 +278,7 @@ def line(hdu: Any, path: Path, row: int = 0) -> Float64Array:
 def relative_ivar(flux: Float64Array, relative_error: Float64Array) -> Float64Array:
     """Return ivar from flux and its relative error, 0 where there is no positive error."""
     sigma = np.abs(flux) * relative_error
+    # Where the flux is zero its relative error says nothing.
     good = np.isfinite(sigma) & (sigma > 0)
     with np.errstate(over="ignore"):
         ivar = np.where(good, np.where(good, sigma, 1.0) ** -2.0, 0.0)
@@ -285,5 +288,6 @@ def relative_ivar(flux: Float64Array, relative_error: Float64Array) -> Float64Ar
 def without_bits(ivar: Float64Array, mask: AnyArray, bits: Sequence[int]) -> Float64Array:
     """Return ivar with 0 where any of these bits of `mask` is set."""
     bad = np.uint64(sum(1 << bit for bit in bits))
+    # Bit 63 is the sign of a signed integer: as unsigned it is a bit like all others.
     flagged = (np.asarray(mask).astype(np.int64).view(np.uint64) & bad) != 0
     return np.where(flagged, 0.0, ivar)

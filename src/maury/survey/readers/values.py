@@ -17,6 +17,7 @@ MISSING_MAGNITUDES: tuple[float, ...] = (99.0, 99.9, 99.99, 99.999)
 """The same, in columns of magnitudes only."""
 
 _RELATIVE = 1e-6
+"""A stand-in stored in single precision is off by 6e-8, one printed in seven digits by 5e-7."""
 _REDSHIFT = ("redshift", "z")
 
 
@@ -40,6 +41,7 @@ def without_missing(
     for number in missing:
         bad |= np.isclose(values, number, rtol=_RELATIVE, atol=0.0)
     if column.name.endswith("_error"):
+        # Surveys write -1 for "no error known".
         bad |= values < 0
     return np.where(bad, np.nan, values)
 

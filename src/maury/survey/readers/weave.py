@@ -145,6 +145,7 @@ def _reader(hdus: Sequence[Any], fibres: IndexArray, shape: tuple[int, ...]) -> 
         if hdus[2] is not None:
             sens = _rows(hdus[2], rows, shape)
             good = np.isfinite(sens) & (sens > 0)
+            # Over its median, so that counts stay counts on average.
             middle = np.nanmedian(np.where(good, sens, np.nan), axis=1, keepdims=True)
             scale = np.where(good, sens, np.nan) / middle
             data, ivar = data * scale, np.where(good, ivar / scale**2, 0.0)

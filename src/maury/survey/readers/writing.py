@@ -107,6 +107,7 @@ def write_survey(
                 again = (reopening, target.resume_key)
                 _read_on(cluster, again, (source, columns), writer, progress=progress)
             _write_chunks(source, columns, writer, gridder=gridder, progress=progress)
+        # These say nothing against the input: the part that is written is resumed.
         except (ClusterError, WorkerLost, OutputError):
             raise
         except MauryError:
@@ -154,6 +155,7 @@ def _write_chunks(
 ) -> None:
     n_star = source.n_star
     known_snr = columns.get("snr", np.full(n_star, np.nan))
+    # A resumed run begins where the last one was safe, which is a multiple of a chunk.
     for start in range(writer.done, n_star, CHUNK_STARS):
         stop = min(start + CHUNK_STARS, n_star)
         read = read_rows(source, gridder, start, known_snr[start:stop])
@@ -193,6 +195,7 @@ def _read_on(
     store, missing = str(writer.partial.absolute()), writer.missing
     source, columns = known
     known_snr = columns.get("snr", np.full(writer.n_star, np.nan))
+    # Workers write flux and ivar themselves: only S/N and reasons come back over the wire.
     stretches = [_Stretch(store, *again, a, b, known_snr[a:b]) for a, b in missing]
     if stretches:
         cluster.require_paths([store, again[0].place])
