@@ -1,6 +1,8 @@
 import json
 import os
 import pickle
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from maury.errors import (
     ColumnError,
     ConfigError,
     IdentifierError,
+    InputFileError,
     LengthMismatch,
     OutputBusy,
     OutputExists,
@@ -139,6 +142,45 @@ def test_labels_by_name(store):
     assert np.isnan(survey.labels([own])).all()
     with pytest.raises(ColumnError, match="did you mean 'snr'"):
         survey.column("SNR")
+
+
+def test_a_text_that_is_too_long_is_neither_written_nor_read(tmp_path, monkeypatch):
+    long = ["x" * 5000, *"abcdefghi"]
+    flux = np.ones((10, WAVE.size))
+    with (
+        pytest.raises(IdentifierError, match="5000 characters, more than the 4096"),
+        writer(tmp_path / "s") as target,
+    ):
+        target.write(0, flux, flux, id=long, star_id=list("abcdefghij"))
+    monkeypatch.setenv("MAURY_LIMITS", "text_characters=10000")
+    with writer(tmp_path / "s") as target:
+        target.write(0, flux, flux, id=long, star_id=list("abcdefghij"))
+    assert Survey.open(tmp_path / "s").id[0] == long[0]
+    monkeypatch.delenv("MAURY_LIMITS")
+    survey = Survey.open(tmp_path / "s")
+    for read in (lambda: survey.id, lambda: survey.batch(0, 2), lambda: survey.rows([3])):
+        with pytest.raises(InputFileError, match="5000 characters in 'id', more than the 4096"):
+            read()
+    assert survey.texts("id", 1, 3) == ["a", "b"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of open files stand in /proc")
+def test_each_file_is_settled_once(tmp_path, rng, monkeypatch):
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def counting(number):
+        synced.append(os.readlink(f"/proc/self/fd/{number}"))
+        fsync(number)
+
+    monkeypatch.setattr("maury.survey.writer.COLUMN_CHUNK_STARS", 4)
+    with writer(tmp_path / "s", n=64) as target:
+        monkeypatch.setattr(os, "fsync", counting)
+        for start in range(0, 64, 4):
+            fill(target, start, start + 4, rng)
+    chunks = [name for name in synced if re.search(r"/flux/c/\d+/0$", name)]
+    assert len(chunks) == len(set(chunks)) == 16, "every chunk once, though settled 16 times"
+    assert len(Survey.open(tmp_path / "s")) == 64
 
 
 @pytest.mark.parametrize("start", [-2, 9])

@@ -1,12 +1,16 @@
 """Commands that train, import and show models."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maury.cli import terminal
 from maury.cli.common import ModelPath, Overwrite, Scheduler, Seed, SurveyPath, Workers
+
+if TYPE_CHECKING:
+    from maury.model.directory import Model
+    from maury.prediction.catalogue import Catalogue
 
 
 def train(
@@ -121,19 +125,61 @@ def import_keras(
 def info(
     path: Annotated[Path, typer.Argument(help="Survey store, model directory or catalogue.")],
 ) -> None:
-    """Say what a survey store, a model directory or a catalogue holds."""
+    """Say what a survey store, a model directory or a catalogue holds.
+
+    Stars and how they were identified, grid, resolving power, whether it is simulated, and S/N and
+    labels with their ranges, missing values and outliers: outside the plotting range by more than
+    half its width.
+    """
     from maury.model.directory import Model
     from maury.prediction.catalogue import Catalogue
     from maury.survey.store import Survey
+    from maury.survey.summary import summarize
 
     if (path / "model.json").is_file():
-        opened = Model.open(path)
-        terminal.say(opened)
-        terminal.say(f"cite: {opened.citation}")
+        _show_model(Model.open(path))
     elif path.is_dir() and path.suffix.lower() != ".dataset":
-        terminal.say(Survey.open(path))
+        found = summarize(Survey.open(path))
+        terminal.say(found)
+        terminal.show_values(found.rows)
     else:
-        terminal.say(Catalogue.read(path))
+        _show_catalogue(Catalogue.read(path))
+
+
+def _show_model(model: "Model") -> None:
+    split, scaling = model.split, model.scaling.labels
+    rows = ", ".join(f"{part} {n}" for part, n in split.n_rows.items())
+    known = ", ".join(f"{how} {n}" for how, n in split.identified.items()) or "not recorded"
+    terminal.say(model)
+    terminal.say(f"split: by {split.rule}; spectra: {rows}; stars identified by: {known}")
+    survey = model.provenance.get("survey", "not recorded")
+    terminal.say(f"trained on: {survey.get('name') if isinstance(survey, dict) else survey}")
+    terminal.say(f"attachments: {', '.join(model.attachments) or 'none'}")
+    terminal.say(f"licence: {model.provenance.get('licence', 'not recorded')}")
+    terminal.say(f"cite: {model.citation}")
+    ranges = zip(model.labels, scaling.minimum, scaling.maximum, strict=True)
+    table = [(one.name, one.unit, f"{low:.5g}", f"{high:.5g}") for one, low, high in ranges]
+    terminal.show_values([("", "unit", "lowest in training", "highest"), *table])
+
+
+def _show_catalogue(catalogue: "Catalogue") -> None:
+    import numpy as np
+
+    from maury.labels.definitions import LABELS
+    from maury.survey.summary import label_rows
+
+    table = catalogue.table
+    terminal.say(catalogue)
+    if "warn" in table.colnames:
+        terminal.say(f"with a warning: {int(np.sum(table['warn']))} of {len(catalogue)}")
+    if "flags" in table.colnames:
+        flags = np.asarray(table["flags"])
+        for name, about in catalogue.metadata.get("flags", {}).items():
+            n = int(np.sum((flags & (1 << about["bit"])) != 0))
+            if n:
+                terminal.say(f"  {name:<24} {n:>9}  {about['text']}")
+    labels = [label for label in LABELS if label.name in table.colnames]
+    terminal.show_values(label_rows(labels, lambda name: np.asarray(table[name])))
 
 
 def demo(

@@ -137,6 +137,12 @@ def show_plan(plan: Any) -> None:
     say(plan)
 
 
+def show_values(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of values by name, if there are any."""
+    if len(rows) > 1:
+        _show_table(rows, fixed=1)
+
+
 def show_match(report: Any) -> None:
     """Print what a cross-match did."""
     say(report)

@@ -85,13 +85,31 @@ def discard(work: Path, out: Path) -> None:
     remove(aside)
 
 
-def settle(path: Path) -> None:
-    """Have the disk keep a file, or a directory tree, even if the machine loses its power."""
+Settled = set[tuple[int, int, int]]
+"""Files that the disk keeps already: inode, time of the last change in ns, and length."""
+
+
+def settle(path: Path, settled: Settled | None = None) -> None:
+    """Have the disk keep a file, or a directory tree, even if the machine loses its power.
+
+    Parameters
+    ----------
+    path : Path
+    settled : set, optional
+        Files of earlier calls, which are left out if they have not changed; this adds its own. So a
+        tree that grows is written to the disk once, not again with each new file.
+    """
     if path.is_dir() and not path.is_symlink():
         for entry in path.iterdir():
-            settle(entry)
+            settle(entry, settled)
     if path.is_symlink() or (path.is_dir() and os.name == "nt"):
         return
+    if settled is not None:
+        state = path.stat()
+        mark = (state.st_ino, state.st_mtime_ns, state.st_size)
+        if mark in settled:
+            return
+        settled.add(mark)
     number = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(number)
@@ -99,8 +117,16 @@ def settle(path: Path) -> None:
         os.close(number)
 
 
-def publish(partial: Path, path: Path, *, overwrite: bool) -> None:
+def publish(partial: Path, path: Path, *, overwrite: bool, settled: Settled | None = None) -> None:
     """Move a finished `partial` file or directory to its final `path` in one step.
+
+    Parameters
+    ----------
+    partial, path : Path
+    overwrite : bool
+        Replace what is at `path`.
+    settled : set, optional
+        What `settle` has written to the disk already.
 
     Raises
     ------
@@ -108,7 +134,7 @@ def publish(partial: Path, path: Path, *, overwrite: bool) -> None:
         If `path` exists and `overwrite` is false; `partial` is then left as it is.
     """
     refuse_existing(path, overwrite=overwrite)
-    settle(partial)
+    settle(partial, settled)
     in_the_way = path.exists() or path.is_symlink()
     if in_the_way and (partial.is_dir() or path.is_dir()):
         # What a kill leaves under this name the next run knows, and removes.

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from maury.errors import ConfigError, SurveyFileError, check_known
 from maury.io import addresses
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array, StrArray
-from maury.io.limits import VARIABLE, current, unpacked_bytes
+from maury.io.limits import VARIABLE, current, exceeded, unpacked_bytes
 from maury.io.migrations import SURVEY
 from maury.labels import definitions as labels_module
 from maury.labels.columns import unknown_column
@@ -210,7 +210,13 @@ class Survey:
         """
         if name not in self.column_names:
             raise unknown_column(name, self.column_names, str(self.path))
-        return _plain(self._read(name, slice(None)))
+        return self._plain(name, slice(None))
+
+    def texts(self, name: str, start: int, stop: int) -> list[str]:
+        """Read some rows of a column of texts, which take no more memory than they are long."""
+        start, stop = row_range(start, stop, self.n_star, what=str(self.path))
+        values: list[str] = self._read(name, slice(start, stop)).astype(object).tolist()
+        return values
 
     @cached_property
     def id(self) -> StrArray:
@@ -354,7 +360,7 @@ class Survey:
         last = max(stop, min(first + COLUMN_CHUNK_STARS, self.n_star))
         if (first, last) != self._block_rows:
             rows = slice(first, last)
-            self._block = {name: _plain(self._read(name, rows)) for name in self.column_names}
+            self._block = {name: self._plain(name, rows) for name in self.column_names}
             self._block_rows = (first, last)
         return {name: values[start - first : stop - first] for name, values in self._block.items()}
 
@@ -372,6 +378,22 @@ class Survey:
             return np.asarray(self.dataset[name][rows].values)
         except Exception as error:
             raise SurveyFileError(self._damage(name, rows) or str(error)) from error
+
+    def _plain(self, name: str, rows: slice) -> AnyArray:
+        """Read rows of a column, texts as fixed-width ones, which every library takes."""
+        values = self._read(name, rows)
+        if values.dtype.kind not in "TO":
+            return values
+        texts = values.astype(object)
+        # A fixed width is that of the longest: one long text would be paid for in every row.
+        longest = max(map(len, texts), default=0)
+        if longest > current().text_characters:
+            raise exceeded(
+                str(self.path),
+                f"holds a text of {longest} characters in {name!r}",
+                "text_characters",
+            )
+        return texts.astype(np.str_)
 
     def _damage(self, name: str, rows: slice) -> str:
         """Say which chunk of some rows cannot be read."""
@@ -458,8 +480,3 @@ def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, 
         if name not in dataset:
             raise SurveyFileError(f"{path} lacks {name!r}; the store is damaged, make it anew")
     return header
-
-
-def _plain(values: AnyArray) -> AnyArray:
-    """Turn variable-width strings into fixed-width ones, which every library takes."""
-    return values.astype(object).astype(np.str_) if values.dtype.kind in "TO" else values

@@ -20,6 +20,7 @@ from maury.errors import (
 )
 from maury.io.arrays import Float64Array
 from maury.io.files import (
+    Settled,
     discard,
     explaining,
     making,
@@ -29,6 +30,7 @@ from maury.io.files import (
     require_ours,
     settle,
 )
+from maury.io.limits import VARIABLE, current
 from maury.io.migrations import SURVEY
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column, unknown_column
@@ -120,6 +122,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         self.partial = self.path.with_name(self.path.name + ".part")
         self._rows: list[tuple[int, int]] = []
         self._settled: list[tuple[int, int]] = []
+        self._on_disk: Settled = set()
         self._overwrite = overwrite
         self.n_star = n_star
         self._key = resume_key
@@ -187,7 +190,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         with explaining(self.path):
             new = self.n_written - sum(last - first for first, last in self._settled)
             if new >= self.stretch:
-                settle(self.partial)
+                settle(self.partial, self._on_disk)
                 self._settled = merged
             self._note_progress()
 
@@ -247,7 +250,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             torn.unlink(missing_ok=True)
         write_manifest(self.partial)
         (self.partial / _PROGRESS).unlink()
-        publish(self.partial, self.path, overwrite=self._overwrite)
+        publish(self.partial, self.path, overwrite=self._overwrite, settled=self._on_disk)
 
     def _resume(self) -> bool:
         import zarr
@@ -394,8 +397,15 @@ def _put(group: Any, start: int, arrays: Mapping[str, ArrayLike]) -> None:
             raise LengthMismatch(
                 f"{name!r}: rows {start} to before {stop} are beyond the {n_row} declared"
             )
-        if data.dtype.kind in "UTS":
+        if data.dtype.kind in "UTSO":
             data = data.astype(object)
+            longest = max(map(len, data), default=0)
+            if longest > current().text_characters:
+                raise IdentifierError(
+                    f"{name!r}: a text of {longest} characters, more than the "
+                    f"{current().text_characters} that are read again; shorten it, or raise "
+                    f"{VARIABLE}='text_characters=...'"
+                )
         group[name][start:stop] = data
 
 
