@@ -101,7 +101,12 @@ def catalogue_table() -> nodes.table:
     """Return the columns of a catalogue of the default labels."""
     known = columns.known()
     spec = CatalogueSpec.for_labels(
-        labels.LABELS, survey_columns=known, metadata={}, quantiles=True, coverage=True
+        labels.LABELS,
+        survey_columns=known,
+        metadata={},
+        quantiles=True,
+        coverage=True,
+        error_parts=True,
     )
     return table(COLUMN_HEADER, column_rows(spec.columns), COLUMN_WIDTHS)
 

@@ -368,3 +368,36 @@ def test_means_are_deshrunk_about_the_centre() -> None:
     assert means == pytest.approx(np.array([[2.1, 0.0], [np.nan, -2.0]]), nan_ok=True)
     again = Calibration.from_arrays(calibration.to_arrays())
     assert np.array_equal(again.means(means), calibration.means(means), equal_nan=True)
+
+
+def test_quantiles_hold_where_real_stars_are_biased_and_simulated_ones_are_not():
+    """A bias of half an error, which no simulation knows, would give P(truth < q50) = .69."""
+    rng = np.random.default_rng(31)
+    drawn, where = evaluated(12_000, 1.0, rng), regime(3000, rng)
+    error = np.ones((3000, 2))
+    found = Calibration.fit(normal(error, rng) + 0.5, error, where, simulated=drawn)
+    truth = -(normal(np.ones((40_000, 2)), rng) + 0.5)
+    there = Regime(*np.full((3, 40_000), [[50.0], [3.5], [-0.2]]))
+    calibrated = found.errors(np.ones((40_000, 2)), there)
+    below = (truth < found.quantiles(np.zeros((40_000, 2)), calibrated)).mean(axis=(1, 2))
+    np.testing.assert_allclose(below, [0.023, 0.16, 0.5, 0.84, 0.977], atol=0.03)
+
+
+def test_errors_are_told_apart_by_repeats():
+    """Own parts of .3 of the error at S/N 100 and .6 at 25, the rest common to a star."""
+    rng = np.random.default_rng(32)
+    n = 4000
+    error, where = np.full((n, 2), 10.0), regime(n, rng)
+    share = 0.3 * np.sqrt(100.0 / where.snr)[:, None]
+    honest = Calibration.fit(normal(error, rng), error, where)
+    assert honest.own_errors(error, where) is None
+    difference = normal(share * error, rng)
+    found = honest.with_repeats(difference, honest.errors(error, where), where)
+    calibrated = found.errors(error, where)
+    ratio = found.own_errors(calibrated, where) / (share * error)
+    assert np.percentile(np.abs(ratio - 1), 95) < 0.1
+    wide = found.with_repeats(3 * calibrated, calibrated, where).own_errors(calibrated, where)
+    np.testing.assert_array_equal(wide, calibrated)
+    again = Calibration.from_arrays(found.to_arrays())
+    np.testing.assert_array_equal(again.own_coefficients, found.own_coefficients)
+    assert Calibration.from_arrays(honest.to_arrays()).own_coefficients is None

@@ -105,6 +105,7 @@ def test_the_catalogue_has_it_all_and_says_so(tmp_path, default_model, default_s
     catalogue = predict(default_model, default_survey, tmp_path / "c.fits", correlations=True)
     names = catalogue.table.colnames
     quantiles = {f"teff_{suffix}" for suffix, _ in QUANTILES}
+    assert {"teff_error_own", "teff_error_common"} <= set(names)
     assert {*quantiles, "chi2_reduced", "al_fe_mg_fe_corr"} <= set(names)
     assert "calibrated" in catalogue.metadata["errors"]
     verdicts = {one["verdict"] for one in catalogue.metadata["audit"]["labels"].values()}
@@ -112,6 +113,52 @@ def test_the_catalogue_has_it_all_and_says_so(tmp_path, default_model, default_s
     assert set(catalogue.metadata["audit"]["labels"]) == set(LABEL_NAMES)
     plain = predict(default_model, default_survey, tmp_path / "p.parquet")
     assert "al_fe_mg_fe_corr" not in plain.table.colnames
+
+
+def test_errors_are_split_into_what_is_common_to_a_star_and_what_is_not(rows):
+    for name in LABEL_NAMES:
+        own, common = rows[f"{name}_error_own"], rows[f"{name}_error_common"]
+        np.testing.assert_allclose(np.hypot(own, common), rows[f"{name}_error"], rtol=1e-9)
+        assert 0.02 < np.median(own / rows[f"{name}_error"]) < 1
+
+
+def test_spectra_of_a_star_scatter_by_their_own_errors(default_model, default_survey):
+    """Simulated stars of the model, each observed eight times at one S/N."""
+    model = Model.open(default_model)
+    labeller = UncertaintyModel.load(model, EnsembleNetwork(model))
+    rng = np.random.default_rng(77)
+    pool = labeller.star_simulator.pool(60, rng, draw=uncertainty.REOBSERVED)
+    row = np.repeat(np.arange(60), 8)
+    snr = np.repeat(rng.uniform(40, 80, 60), 8)
+    flux, ivar, observables, _ = pool.observe(row, rng, snr=snr)
+    inputs = uncertainty._as_inputs(model, flux, ivar, observables[row * 8])
+    found = labeller.calibrate(inputs, labeller.predict(inputs))
+    apart = found.mean.reshape(60, 8, 9)
+    scatter = np.sqrt(apart.var(axis=1, ddof=1).mean(axis=0))
+    own = np.sqrt((found.own.reshape(60, 8, 9) ** 2).mean(axis=(0, 1)))
+    assert np.median(own / scatter) == pytest.approx(1.0, abs=0.25)
+    assert np.all(np.median(found.own / found.sigma, axis=0) < 1)
+
+
+def test_a_catalogue_by_star_has_a_row_for_each_star(tmp_path, default_model, default_survey):
+    chosen = np.r_[np.arange(60), np.arange(20), np.arange(10)]
+    names = np.array([f"spectrum {k}" for k in range(90)])
+    path = copy_survey(default_survey, tmp_path / "s.zarr", rows=chosen, id=names)
+    catalogue = predict(default_model, path, tmp_path / "c.fits", by_star=True, correlations=True)
+    assert len(catalogue) == 60
+    assert catalogue.metadata["by_star"] == {"spectra": 90}
+    assert np.asarray(catalogue.table["n_spectra"]).tolist() == [3] * 10 + [2] * 10 + [1] * 40
+    assert list(catalogue.table["star_id"]) == list(Survey.open(path).star_id[:60])
+    single = predict(default_model, path, tmp_path / "p.parquet").table
+    assert len(single) == 90
+    own = np.asarray(catalogue.table["teff_error_own"])[:10]
+    np.testing.assert_allclose(own, np.asarray(single["teff_error_own"])[:10] / np.sqrt(3))
+    np.testing.assert_allclose(catalogue.table["teff"][:10], single["teff"][:10])
+
+
+def test_a_catalogue_by_star_needs_stars_and_shared_errors(tmp_path, tiny_model, default_survey):
+    with pytest.raises(ConfigError, match="share"):
+        predict(tiny_model, default_survey, tmp_path / "c.fits", by_star=True)
 
 
 def test_models_without_calibration_promise_nothing(tmp_path, tiny_model, observed_survey):

@@ -45,11 +45,16 @@ def predict(
     engine: Annotated[
         str, typer.Option("--engine", help="What computes the networks: auto, torch or compiled.")
     ] = "auto",
+    by_star: Annotated[
+        bool,
+        typer.Option("--by-star", help="One row a star: its spectra combined, with honest errors."),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the catalogue of labels of a survey.
+    """Write the catalogue of labels of a survey: a row for each spectrum, in order.
 
-    A run that was killed goes on when the same command is given again.
+    With --by-star a row for each star, in the order in which they first appear. A run that was
+    killed goes on when the same command is given again.
     """
     from maury.io.workers import n_cores
     from maury.prediction.streaming import Options, write_catalogue
@@ -62,7 +67,9 @@ def predict(
             model,
             survey,
             out,
-            options=Options(tuple(without or ()), correlations, engine=engine, given=given),
+            options=Options(
+                tuple(without or ()), correlations, engine=engine, given=given, by_star=by_star
+            ),
             overwrite=overwrite,
             workers=workers or n_cores(),
             cluster=cluster,

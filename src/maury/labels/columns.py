@@ -153,6 +153,20 @@ def for_label_error(label: Label) -> Column:
     )
 
 
+ERROR_PARTS: tuple[tuple[str, str, str], ...] = (
+    ("own", "stat.error", "Part of the error of {} that is of this spectrum alone"),
+    ("common", "stat.error.sys", "Part of the error of {} that all spectra of the star share"),
+)
+"""Suffix, UCD and description of the two parts of a calibrated error, which add in squares."""
+N_SPECTRA = Column("n_spectra", "", "meta.number;obs", "Spectra of the star that were combined")
+
+
+def for_error_part(label: Label, suffix: str, ucd: str, description: str) -> Column:
+    """Return the column of a part of a label's error, for example ``teff_error_own``."""
+    name = f"{label.error_name}_{suffix}"
+    return Column(name, label.unit, f"{ucd};{label.ucd}", description.format(label.name))
+
+
 def for_label_quantile(label: Label, suffix: str, percent: float) -> Column:
     """Return the column of a quantile of a label, for example ``teff_q16``."""
     return Column(

@@ -1,10 +1,11 @@
 """Predictions of a model, whatever kind of model it is."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int32Array
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
 from maury.labels.flags import Flag
 from maury.spectra.preparation import Inputs
 
@@ -27,6 +28,8 @@ class Prediction:
         Of the spectrum against its best fit, where a forward model was fitted.
     quantiles : (5, n_star, n_label) float64 or None
         Those of `maury.labels.columns.QUANTILES`, where errors are calibrated.
+    own : (n_star, n_label) float64 or None
+        Part of `sigma` that a spectrum does not have in common with others of its star.
     """
 
     mean: Float64Array
@@ -37,6 +40,12 @@ class Prediction:
     chi2_reduced: Float64Array | None = None
     worst_wavelength_aa: Float64Array | None = None
     quantiles: Float64Array | None = None
+    own: Float64Array | None = None
+
+    def rows(self, chosen: AnyArray) -> Self:
+        """Return mean, errors and covariance of some stars, by mask or row numbers."""
+        covariance = None if self.covariance is None else self.covariance[chosen]
+        return type(self)(self.mean[chosen], self.sigma[chosen], covariance)
 
 
 def has_spectrum(inputs: Inputs) -> BoolArray:

@@ -10,7 +10,7 @@ quantile regression, Zou & Yuan 2008, AnnSt 36, 1108), so that a few wild stars 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +23,13 @@ from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.labels.columns import QUANTILES
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import MAD_TO_SIGMA
+from maury.model.output import Prediction
+from maury.prediction.conformal import (
+    JOINT_LEVELS,
+    NORMAL_QUANTILES,
+    conformal_quantiles,
+    mahalanobis2,
+)
 
 
 def condition(
@@ -108,7 +115,6 @@ DESHRINKAGE_COST = 0.005
 _LARGEST_DESHRINKAGE = 0.25
 _LARGEST_LOG_FACTOR = 2.0
 _SMOOTHING = 0.02
-_TAILS = tuple(percent / 100.0 for _, percent in QUANTILES)
 _INNER = slice(1, 4)
 """Tails of the first models, which had no others."""
 _N_TERM, _N_PLAIN = 10, 5
@@ -168,6 +174,19 @@ class HeldOutResiduals:
     reobserved: Evaluated
     control: Evaluated
 
+    def excess(self, simulated: Evaluated, coefficients: Float64Array) -> Float64Array:
+        """Logarithm (n_label,) of how much more a single network errs, in its quoted errors.
+
+        Parameters
+        ----------
+        simulated : (residual, error, Regime)
+            Of the ensemble, for the stars of `control`.
+        coefficients : (n_label, 10) float64
+            Of `Regime.design`.
+        """
+        single = _global_scales(self.control, coefficients)
+        return single - _global_scales(simulated, coefficients)
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -187,6 +206,12 @@ class Calibration:
         By how much labels are moved away from the centre, see `deshrinkage_factors`.
     n_real, n_simulated : int
         Stars that fixed it.
+    own_coefficients : (n_label, 10) float64 or None
+        Of `Regime.design`: logarithm of the share of the error that is the spectrum's own, and
+        not common to all spectra of a star; None for models of before.
+    joint : (2,) float64 or None
+        Squared Mahalanobis radii of the joint regions of `maury.prediction.conformal.JOINT_LEVELS`;
+        None where too few held-out stars tell.
     """
 
     global_scale: Float64Array
@@ -197,11 +222,13 @@ class Calibration:
     deshrinkage: Float64Array
     n_real: int
     n_simulated: int
+    own_coefficients: Float64Array | None = None
+    joint: Float64Array | None = None
 
     @classmethod
     def none(cls, n_label: int) -> Self:
         """Return a calibration that leaves the errors as they are."""
-        tails = np.tile(ndtri(np.array(_TAILS)), (n_label, 1))
+        tails = np.tile(NORMAL_QUANTILES, (n_label, 1))
         zero = np.zeros(n_label)
         return cls(zero, np.zeros((n_label, _N_TERM)), zero, tails, zero, np.ones(n_label), 0, 0)
 
@@ -252,11 +279,10 @@ class Calibration:
             )
         start = cls.none(n_label)
         reobserved = simulated if held_out is None else held_out.reobserved
-        coefficients, tails = start.regime_coefficients, start.tails
+        coefficients = start.regime_coefficients
         if reobserved is not None:
             columns = zip(*_columns(*reobserved[:2]), strict=True)
             coefficients = np.stack([_fit_coefficients(r, e, reobserved[2]) for r, e in columns])
-            tails = _fit_tails(*reobserved, coefficients=coefficients)
         ratios = _log_ratios(residual, error, regime, coefficients)
         n_real, n_simulated = n_star, 0 if reobserved is None else len(np.asarray(reobserved[0]))
         if held_out is not None:
@@ -265,9 +291,7 @@ class Calibration:
                     "held-out stars of single networks need simulated ones as their control"
                 )
             alone = _log_ratios(held_out.residual, held_out.error, held_out.regime, coefficients)
-            apart = _global_scales(held_out.control, coefficients) - _global_scales(
-                simulated, coefficients
-            )
+            apart = held_out.excess(simulated, coefficients)
             pairs = zip(ratios, alone, apart, strict=True)
             ratios = [np.concatenate([ours, one - shift]) for ours, one, shift in pairs]
             n_real += len(held_out.residual)
@@ -276,16 +300,23 @@ class Calibration:
         centre, deshrinkage = (
             (start.centre, start.deshrinkage) if deshrinking is None else deshrinking
         )
-        return cls(
+        found = cls(
             global_scale,
             coefficients,
             least,
-            tails,
+            start.tails,
             np.asarray(centre, np.float64),
             np.asarray(deshrinkage, np.float64),
             n_real,
             n_simulated,
         )
+        scores = [_scores(found, residual, error, regime)]
+        if held_out is not None:
+            # Errors of single networks, brought to those of the ensemble.
+            single = np.exp(apart) * held_out.error
+            scores.append(_scores(found, held_out.residual, single, held_out.regime))
+        drawn = None if reobserved is None else _scores(found, *reobserved)
+        return replace(found, tails=conformal_quantiles(np.concatenate(scores), drawn))
 
     def means(self, mean: ArrayLike) -> Float64Array:
         """Labels ``(n_star, n_label)``, de-shrunk."""
@@ -301,6 +332,66 @@ class Calibration:
         """Calibrated 1 sigma errors from quoted ones, both ``(n_star, n_label)``; NaN stays NaN."""
         return np.maximum(np.asarray(error, np.float64) * self.factor(regime), self.floor)
 
+    def own_errors(self, calibrated: ArrayLike, regime: Regime) -> Float64Array | None:
+        """Part of the calibrated errors (n_star, n_label) that each spectrum has by itself.
+
+        The rest, sqrt(error^2 - own^2), is common to all spectra of a star: averaging does not
+        lessen it. None for a calibration without this knowledge.
+        """
+        if self.own_coefficients is None:
+            return None
+        error = np.asarray(calibrated, np.float64)
+        share = np.exp(np.minimum(regime.design() @ self.own_coefficients.T, 0.0))
+        # Repeated observations scatter by no less than the floor.
+        return np.minimum(np.maximum(error * share, self.floor), error)
+
+    def excess_of(self, held_out: HeldOutResiduals, simulated: Evaluated) -> Float64Array:
+        """Factor (n_label,) by which single networks err more than the ensemble."""
+        return np.exp(held_out.excess(simulated, self.regime_coefficients))
+
+    def distance2(
+        self,
+        prediction: Prediction,
+        truth: Float64Array,
+        regime: Regime,
+        *,
+        more: ArrayLike = 1.0,
+    ) -> Float64Array:
+        """Squared Mahalanobis distance (n_star,) of held-out stars from their predictions.
+
+        Parameters
+        ----------
+        prediction : Prediction
+            Bare, with covariances.
+        truth : (n_star, n_label) float64
+        regime : Regime
+        more : (n_label,) float64
+            Factor on the errors, as `excess_of` gives it for single networks.
+        """
+        assert prediction.covariance is not None, "networks that are calibrated predict one"
+        sigma = self.errors(prediction.sigma * np.asarray(more, np.float64), regime)
+        factor = sigma / prediction.sigma
+        covariance = prediction.covariance * factor[:, :, None] * factor[:, None, :]
+        return mahalanobis2(self.means(prediction.mean) - truth, covariance)
+
+    def with_repeats(
+        self, difference: Float64Array, calibrated: Float64Array, regime: Regime
+    ) -> Self:
+        """Return it with the share of errors that spectra of one star do not have in common.
+
+        Parameters
+        ----------
+        difference : (n_pair, n_label) float64
+            Of the labels of two spectra of one star, over sqrt(2).
+        calibrated : (n_pair, n_label) float64
+            Calibrated errors.
+        regime : Regime
+            Of these pairs.
+        """
+        columns = zip(difference.T, calibrated.T, strict=True)
+        own = np.stack([_fit_coefficients(r, e, regime) for r, e in columns])
+        return replace(self, own_coefficients=own)
+
     def quantiles(self, mean: ArrayLike, calibrated: ArrayLike) -> Float64Array:
         """Quantiles, ``(5, n_star, n_label)``, of labels with calibrated errors.
 
@@ -314,7 +405,9 @@ class Calibration:
     def to_arrays(self) -> dict[str, AnyArray]:
         """Plain arrays for the model directory."""
         return {
-            _KEYS.get(f.name, f.name): np.atleast_1d(getattr(self, f.name)) for f in fields(self)
+            _KEYS.get(f.name, f.name): np.atleast_1d(value)
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None
         }
 
     @classmethod
@@ -337,8 +430,10 @@ class Calibration:
             tails[:, _INNER] = arrays["tails"]
             arrays = {**arrays, "tails": tails}
         shapes: dict[str, tuple[int, ...]] = {"size": (n_label,), "floor": (n_label,)}
-        shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, len(_TAILS))}
+        shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, len(QUANTILES))}
         shapes |= {"centre": (n_label,), "stretch": (n_label,)}
+        later = {"own_coefficients": (n_label, _N_TERM), "joint": (len(JOINT_LEVELS),)}
+        shapes |= {name: shape for name, shape in later.items() if name in arrays}
         for name, shape in shapes.items():
             if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
                 raise ValueError(f"calibration: {name!r} must be finite, of shape {shape}")
@@ -488,10 +583,10 @@ def _quantile_regression(
     return np.asarray(found.x, dtype=np.float64)
 
 
-def _fit_tails(
-    residual: ArrayLike, error: ArrayLike, regime: Regime, *, coefficients: Float64Array
+def _scores(
+    calibration: Calibration, residual: ArrayLike, error: ArrayLike, regime: Regime
 ) -> Float64Array:
-    known = np.asarray(error, np.float64) * np.exp(regime.design() @ coefficients.T)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.asarray(residual, np.float64) / known
-    return np.asarray(np.nanquantile(np.where(known > 0, z, np.nan), _TAILS, axis=0).T)
+    """Residual over calibrated error, (n_star, n_label); NaN where unknown."""
+    calibrated = calibration.errors(error, regime)
+    known = np.where(calibrated > 0, calibrated, np.nan)
+    return np.asarray(residual, np.float64) / known

@@ -62,6 +62,8 @@ class CatalogueSpec:
         quantiles: bool = False,
         correlations: bool = False,
         coverage: bool = False,
+        error_parts: bool = False,
+        by_star: bool = False,
     ) -> "CatalogueSpec":
         """Return the columns of a catalogue of these labels.
 
@@ -79,13 +81,20 @@ class CatalogueSpec:
             Whether the correlations of the errors of all pairs of labels follow the labels.
         coverage : bool
             Whether the columns of `maury.labels.columns.COVERAGE` follow the flags.
+        error_parts : bool
+            Whether each error is followed by its two parts, `maury.labels.columns.ERROR_PARTS`.
+        by_star : bool
+            Whether a row is a star, with the number of its spectra.
         """
         known = columns_module.known(labels)
         present = set(survey_columns)
         pairs = combinations(labels, 2) if correlations else ()
-        groups = chain.from_iterable(_label_columns(label, quantiles) for label in labels)
+        groups = chain.from_iterable(
+            _label_columns(label, quantiles, error_parts) for label in labels
+        )
         chosen = (
             known["id"],
+            *((columns_module.N_SPECTRA,) if by_star else ()),
             *groups,
             *(columns_module.for_correlation(*pair) for pair in pairs),
             columns_module.FLAGS,
@@ -101,8 +110,12 @@ class CatalogueSpec:
         return cls(chosen, {**metadata, "flags": flags})
 
 
-def _label_columns(label: Label, quantiles: bool) -> list[Column]:
+def _label_columns(label: Label, quantiles: bool, error_parts: bool) -> list[Column]:
     columns = [columns_module.for_label(label), columns_module.for_label_error(label)]
+    if error_parts:
+        columns += [
+            columns_module.for_error_part(label, *part) for part in columns_module.ERROR_PARTS
+        ]
     if quantiles:
         columns += [
             columns_module.for_label_quantile(label, suffix, percent)
@@ -203,6 +216,15 @@ def is_whole(part: Path, n_row: int) -> bool:
     except (OSError, ValueError) as error:
         logger.warning("%s is made again: %s", part, error)
         return False
+
+
+def read_parts(parts: Sequence[Path]) -> dict[str, AnyArray]:
+    """Read the columns of some parts, in order, into memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = pa.concat_tables(pq.read_table(part, page_checksum_verification=True) for part in parts)
+    return {name: whole[name].to_numpy() for name in whole.column_names}
 
 
 def count_true(part: Path, name: str) -> int:

@@ -13,6 +13,7 @@ from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int
 from maury.labels.columns import (
     BANDS,
     CHI2,
+    ERROR_PARTS,
     IN_CATALOGUE,
     QUANTILES,
     WORST_WAVELENGTH,
@@ -24,6 +25,7 @@ from maury.model.citations import keys_of_model
 from maury.model.directory import Model
 from maury.model.output import Prediction
 from maury.prediction.catalogue import CatalogueSpec
+from maury.prediction.conformal import JOINT_LEVELS
 from maury.prediction.labellers import open_labeller
 from maury.prediction.self_check import require_self_check
 from maury.spectra.batch import Batch, Readable
@@ -181,6 +183,12 @@ def _columns(labels: Sequence[Label], found: Prediction) -> dict[str, AnyArray]:
     for position, label in enumerate(labels):
         rows[label.name] = found.mean[:, position]
         rows[label.error_name] = found.sigma[:, position]
+        if found.own is not None:
+            own, error = found.own[:, position], found.sigma[:, position]
+            # Rounding may leave the own part above the whole error by one unit.
+            common = np.sqrt(np.maximum(error**2 - own**2, 0.0))
+            for (suffix, *_), part in zip(ERROR_PARTS, (own, common), strict=True):
+                rows[f"{label.error_name}_{suffix}"] = part
         if found.quantiles is not None:
             for k, (suffix, _) in enumerate(QUANTILES):
                 rows[f"{label.name}_{suffix}"] = found.quantiles[k, :, position]
@@ -247,8 +255,23 @@ def catalogue_spec(
     without: Sequence[str] = (),
     correlations: bool = False,
     given: str = "",
+    by_star: bool = False,
 ) -> CatalogueSpec:
-    """Return the columns and the metadata of the catalogue of `survey` by `model`."""
+    """Return the columns and the metadata of the catalogue of `survey` by `model`.
+
+    Parameters
+    ----------
+    model : Model
+    survey : Readable
+    without : sequence of str
+        Inputs that count as missing.
+    correlations : bool
+        Whether it has the correlations of errors.
+    given : str
+        Label known from elsewhere.
+    by_star : bool
+        Whether a row is a star, not a spectrum.
+    """
     calibrated = "calibration" in model.attachments
     errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
     if calibrated:
@@ -275,6 +298,14 @@ def catalogue_spec(
         "without": list(without),
         "external": [given] if given else [],
     }
+    error_parts = False
+    if calibrated:
+        known = model.arrays("calibration")
+        error_parts = "own_coefficients" in known
+        if "joint" in known:
+            levels = (f"{100 * level:g} %" for level in JOINT_LEVELS)
+            radii = dict(zip(levels, known["joint"].tolist(), strict=True))
+            metadata["joint"] = {"labels": list(model.label_names), "mahalanobis2": radii}
     if "audit" in model.attachments:
         metadata["audit"] = dict(model.attachments["audit"].metadata)
     return CatalogueSpec.for_labels(
@@ -284,4 +315,6 @@ def catalogue_spec(
         quantiles=calibrated,
         correlations=(calibrated or model.is_method) and correlations,
         coverage=calibrated or model.is_method,
+        error_parts=error_parts,
+        by_star=by_star,
     )

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from maury.errors import ColumnError, ModelFileError
+from maury.errors import ColumnError, ConfigError, ModelFileError
 from maury.io.addresses import Address, parse
 from maury.io.arrays import AnyArray
 from maury.io.cluster import Cluster
@@ -36,6 +36,7 @@ from maury.io.files import (
 )
 from maury.io.workers import run_tasks
 from maury.model.directory import Model
+from maury.prediction.by_star import combine_stars
 from maury.prediction.catalogue import (
     Catalogue,
     CatalogueSpec,
@@ -43,6 +44,7 @@ from maury.prediction.catalogue import (
     check_suffix,
     count_true,
     is_whole,
+    read_parts,
     write_part,
 )
 from maury.prediction.drift import drift
@@ -98,6 +100,9 @@ class Options:
         What computes the networks, see `maury.model.engines.engine.make_engine`.
     given : str
         A label that the survey has from elsewhere, as of `Predictor`.
+    by_star : bool
+        Whether the spectra of one star are combined into one row
+        (`maury.prediction.by_star.combine_stars`), which holds all rows in memory at the end.
     """
 
     without: tuple[str, ...] = ()
@@ -105,6 +110,7 @@ class Options:
     batch_size: int = 2048
     engine: str = "auto"
     given: str = ""
+    by_star: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class Plan:
 
     @property
     def n_star(self) -> int:
-        """Rows of the catalogue."""
+        """Spectra of the survey, which are the rows of a catalogue that is not by star."""
         return self.parts[-1].stop
 
     @property
@@ -253,7 +259,10 @@ def plan(
         without=predictor.without,
         correlations=options.correlations,
         given=options.given,
+        by_star=options.by_star,
     )
+    if options.by_star:
+        _check_by_star(model, survey, spec)
     work = work_folder(
         out,
         _fingerprint(predictor, survey, spec),
@@ -261,7 +270,8 @@ def plan(
         overwrite=overwrite,
         notes={"part_stars": part_stars or PART_STARS},
     )
-    spec = replace(spec, metadata={**spec.metadata, **_drift(model, survey, work)})
+    more = {"by_star": {"spectra": len(survey)}} if options.by_star else {}
+    spec = replace(spec, metadata={**spec.metadata, **_drift(model, survey, work), **more})
     step = int(json.loads((work / STAMP).read_text("utf-8"))["part_stars"])
     parts = tuple(
         Part(
@@ -311,6 +321,7 @@ def predict_part(part: Part, report: Callable[[int], None] | None = None) -> Pat
         survey,
         without=predictor.without,
         correlations=part.options.correlations,
+        given=part.options.given,
     )
     spec = replace(spec, metadata={**spec.metadata, **read_stamp(path.with_name(_DRIFT))})
     names = [column.name for column in spec.columns]
@@ -334,11 +345,16 @@ def finish(plan: Plan) -> Written:
         If the catalogue exists meanwhile and may not be replaced.
     """
     parts = [Path(part.path) for part in plan.parts]
+    n_row = plan.n_star
+    if plan.parts[0].options.by_star:
+        stars = combine_stars(read_parts(parts), Model.open(plan.parts[0].model).labels)
+        parts, n_row = [plan.work / "stars.parquet"], len(stars["id"])
+        write_part(parts[0], plan.spec, stars)
     assemble(parts, plan.out, spec=plan.spec, overwrite=plan.overwrite)
     n_warned = sum(count_true(part, "warn") for part in parts)
     discard(plan.work, plan.out)
     simulated = bool(plan.spec.metadata["simulated"])
-    return Written(plan.out, plan.n_star, n_warned, simulated)
+    return Written(plan.out, n_row, n_warned, simulated)
 
 
 @one_at_a_time("out")
@@ -433,6 +449,7 @@ def predict(
     cluster: Cluster | None = None,
     engine: str = "auto",
     given: str = "",
+    by_star: bool = False,
     progress: Progress | None = None,
 ) -> Catalogue:
     """Predict a whole survey, write its catalogue and read it.
@@ -463,6 +480,8 @@ def predict(
         What computes the networks, see `maury.model.engines.engine.make_engine`.
     given : str
         A label that the survey has from elsewhere, as of `maury.prediction.predictor.Predictor`.
+    by_star : bool
+        Combine the spectra of one star into one row; rows in are spectra, rows out are stars.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -478,7 +497,7 @@ def predict(
     WorkerLost, ClusterError
         As of `write_catalogue`.
     """
-    options = Options(tuple(without), correlations, batch_size, engine, given)
+    options = Options(tuple(without), correlations, batch_size, engine, given, by_star)
     written = write_catalogue(
         model,
         survey,
@@ -522,6 +541,20 @@ def predict_rows(
     blocks = [index[k : k + _READ_ROWS] for k in range(0, max(index.size, 1), _READ_ROWS)]
     tables = [predictor.predict(survey.rows(block)) for block in blocks]
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def _check_by_star(model: Model, survey: Readable, spec: CatalogueSpec) -> None:
+    """Fail unless spectra of one star can be told, and what their errors have in common."""
+    if "star_id" not in survey.column_names:
+        raise ColumnError(
+            f"{survey.path} has no column star_id, which tells the spectra of one star; name it in "
+            "the TOML file with which the survey is ingested"
+        )
+    if not any(column.name.endswith("_error_own") for column in spec.columns):
+        raise ConfigError(
+            f"{model.path} does not know which part of its errors the spectra of a star share; "
+            "train it again, with the preset maury"
+        )
 
 
 def _check_given(survey: Readable, given: str) -> None:

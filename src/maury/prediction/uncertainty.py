@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from maury.errors import ModelFileError, TrainingError
-from maury.io.arrays import BoolArray, Float64Array, StrArray
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, StrArray
 from maury.labels.flags import FLAG_DTYPE
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, Prediction
@@ -29,6 +29,7 @@ from maury.prediction.calibration import (
     deshrunk,
     repeat_scatter,
 )
+from maury.prediction.conformal import joint_radii
 from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
 from maury.prediction.labellers import Labeller
 from maury.simulation.drawing import DrawConfig
@@ -49,6 +50,9 @@ N_SIMULATED = 12_000
 LEAST_PARENTS = 30
 """With fewer unseen stars of a network, those of its training sample are re-observed."""
 _REGIME_DRAW = DrawConfig(tail=0.5, widen=0.0, step=0.0)
+_REPEAT_PART, _REPEAT_KEY = 4, 13
+"""Of the simulated stars, the part that is observed twice: 3000 pairs fix a share to 2 %; and the
+key of their random numbers, which no other draw uses."""
 _FLOOR_SNR = 60.0
 
 
@@ -173,7 +177,8 @@ class UncertaintyModel(Labeller):
             covariance = covariance * factor[:, :, None] * factor[:, None, :]
         mean = self.calibration.means(prediction.mean)
         quantiles = self.calibration.quantiles(mean, sigma)
-        return Prediction(mean, sigma, covariance, quantiles=quantiles)
+        own = self.calibration.own_errors(sigma, regime)
+        return Prediction(mean, sigma, covariance, quantiles=quantiles, own=own)
 
     def assess(self, inputs: Inputs, prediction: Prediction) -> Prediction:
         """Calibrate the errors of some stars and flag what is doubtful about them.
@@ -227,7 +232,11 @@ class UncertaintyModel(Labeller):
         )
         sigma = np.sqrt(np.einsum("nii->ni", covariance))
         quantiles = self.calibration.quantiles(mean, sigma)
-        return replace(found, mean=mean, sigma=sigma, covariance=covariance, quantiles=quantiles)
+        # The measurement is of the star, so that it lessens both parts of the error alike.
+        own = None if found.own is None else found.own * sigma / found.sigma
+        return replace(
+            found, mean=mean, sigma=sigma, covariance=covariance, quantiles=quantiles, own=own
+        )
 
     def excess(self, inputs: Inputs, answer: Prediction) -> dict[str, Float64Array]:
         """Return each score of the coverage over its threshold, by detector: above 1 is flagged."""
@@ -322,13 +331,20 @@ class _Labelled:
         number: int | None = None,
     ) -> _Drawn:
         """Re-observe some of these stars, held out by network `number` or by all."""
-        whole = chosen & np.isfinite(self.truth).all(axis=1)
-        if whole.sum() >= LEAST_PARENTS:
-            observables = self.inputs.observables[whole, : star_simulator.observables.shape[1]]
-            star_simulator = star_simulator.of(self.truth[whole], observables.astype(np.float64))
+        star_simulator = self.simulator_of(star_simulator, chosen)
         turn = () if number is None else (number,)
         seed = np.random.SeedSequence(model.seed or 0, spawn_key=(7, *turn))
         return _Drawn(*simulated_stars(model, star_simulator, n_star, seed=seed, draw=draw))
+
+    def simulator_of(
+        self, star_simulator: TrainingStarSimulator, chosen: BoolArray
+    ) -> TrainingStarSimulator:
+        """Return a simulator of some of these stars, or the same one if they are too few."""
+        whole = chosen & np.isfinite(self.truth).all(axis=1)
+        if whole.sum() < LEAST_PARENTS:
+            return star_simulator
+        observables = self.inputs.observables[whole, : star_simulator.observables.shape[1]]
+        return star_simulator.of(self.truth[whole], observables.astype(np.float64))
 
 
 def _calibrate(
@@ -353,14 +369,47 @@ def _calibrate(
 
     bright = stars.inputs.snr >= _FLOOR_SNR
     repeated = deshrunk(stars.answer.mean[bright], centre, deshrinkage)
-    ours = Prediction(known, stars.answer.sigma[chosen])
-    return Calibration.fit(
+    ours = stars.answer.rows(chosen)
+    simulated = evaluate(answer, drawn.inputs.snr, drawn.truth)
+    held_out, single = _held_out(model, network, star_simulator, stars, drawn, evaluate)
+    found = Calibration.fit(
         *evaluate(ours, stars.inputs.snr[chosen], label),
-        simulated=evaluate(answer, drawn.inputs.snr, drawn.truth),
-        held_out=_held_out(model, network, star_simulator, stars, drawn, evaluate),
+        simulated=simulated,
+        held_out=held_out,
         floor=repeat_scatter(repeated, stars.star_id[bright]),
         deshrinking=(centre, deshrinkage),
     )
+    distance2 = [found.distance2(ours, label, _regime(model, stars.inputs.snr[chosen], known))]
+    if held_out is not None:
+        more = found.excess_of(held_out, simulated)
+        distance2 += [found.distance2(*one, more=more) for one in single]
+    found = replace(found, joint=joint_radii(np.concatenate(distance2)))
+    return _with_repeats(model, network, stars.simulator_of(star_simulator, chosen), found)
+
+
+def _with_repeats(
+    model: Model,
+    network: EnsembleNetwork,
+    star_simulator: TrainingStarSimulator,
+    found: Calibration,
+) -> Calibration:
+    """Learn which share of the errors the spectra of one star do not have in common.
+
+    Simulated stars are observed twice, at one S/N, with the same observables: noise, gaps and
+    continuum differ, and what the network gets wrong about the star itself does not.
+    """
+    n_star = max(LEAST_STARS, N_SIMULATED // _REPEAT_PART)
+    rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(_REPEAT_KEY,)))
+    pool = star_simulator.pool(n_star, rng, draw=REOBSERVED, noise=_quiet(model))
+    row = np.arange(n_star)
+    flux, ivar, observables, _ = pool.observe(row, rng)
+    first = _as_inputs(model, flux, ivar, observables)
+    flux, ivar, _, _ = pool.observe(row, rng, snr=first.snr)
+    second = _as_inputs(model, flux, ivar, observables)
+    one, two = network.predict(first), network.predict(second)
+    regime = _regime(model, first.snr, one.mean)
+    difference = found.deshrinkage * (two.mean - one.mean) / np.sqrt(2.0)
+    return found.with_repeats(difference, found.errors(one.sigma, regime), regime)
 
 
 def _held_out(
@@ -370,20 +419,22 @@ def _held_out(
     stars: _Labelled,
     drawn: _Drawn,
     evaluate: Callable[[Prediction, Float64Array, Float64Array], Evaluated],
-) -> HeldOutResiduals | None:
+) -> tuple[HeldOutResiduals | None, list[tuple[Prediction, Float64Array, Regime]]]:
     """Predict the training stars that each network held out, and simulated ones, by it alone.
 
-    None where no network held out any.
+    None where no network held out any. Beside it predictions, true labels and regimes of the
+    training stars, by network.
     """
     n_fold = model.training.get(HELD_OUT_FOLDS, 0)
     if not n_fold:
-        return None
+        return None, []
     fold = held_out_fold(stars.star_id, n_fold=n_fold, seed=model.seed or 0)
     n_evaluated = min(len(model.kept), n_fold)
     turn = np.arange(len(drawn.truth)) % n_evaluated
     real: list[Evaluated] = []
     reobserved: list[Evaluated] = []
     control: list[Evaluated] = []
+    single: list[tuple[Prediction, Float64Array, Regime]] = []
     for number in range(n_evaluated):
         unseen = stars.training & (fold == number)
         again = stars.reobserved(
@@ -400,8 +451,11 @@ def _held_out(
             (reobserved, again.inputs, again.truth),
             (control, take(drawn.inputs, mine), drawn.truth[mine]),
         ):
-            evaluated.append(evaluate(network.predict(inputs, only=number), inputs.snr, truth))
-    return HeldOutResiduals(*_pooled(real), _pooled(reobserved), _pooled(control))
+            prediction = network.predict(inputs, only=number)
+            evaluated.append(evaluate(prediction, inputs.snr, truth))
+            if evaluated is real:
+                single.append((prediction, truth, real[-1][2]))
+    return HeldOutResiduals(*_pooled(real), _pooled(reobserved), _pooled(control)), single
 
 
 def _pooled(parts: list[Evaluated]) -> Evaluated:
@@ -441,26 +495,33 @@ def simulated_stars(
     if not isinstance(seed, np.random.SeedSequence):
         seed = np.random.SeedSequence(seed, spawn_key=(7,))
     rng = np.random.default_rng(seed)
-    noise = BatchNoise(quiet=model.preparation.further_numbers)
-    flux, ivar, observables, truth = star_simulator.pool(n_star, rng, draw=draw, noise=noise).batch(
-        n_star, rng
-    )
-    n_observable = len(model.preparation.observable_names)
+    pool = star_simulator.pool(n_star, rng, draw=draw, noise=_quiet(model))
+    flux, ivar, observables, truth = pool.batch(n_star, rng)
+    return _as_inputs(model, flux, ivar, observables), truth
+
+
+def _quiet(model: Model) -> BatchNoise:
+    return BatchNoise(quiet=model.preparation.further_numbers)
+
+
+def _as_inputs(
+    model: Model, flux: Float32Array, ivar: Float32Array, observables: Float64Array
+) -> Inputs:
+    n_star, n_observable = len(flux), len(model.preparation.observable_names)
     if observables.shape[1] != n_observable:
-        # Networks without photometry have a star simulator without observables.
+        # Networks without photometry have a simulator without observables.
         observables = np.full((n_star, n_observable), np.nan)
     signal = np.sqrt(ivar * np.maximum(flux, np.float32(0.05)), dtype=np.float64)
-    inputs = Inputs(
+    return Inputs(
         flux=flux,
         ivar=ivar,
         observables=observables.astype(np.float32),
         observable_errors=np.full(observables.shape, np.nan, dtype=np.float32),
-        flags=np.zeros(len(flux), FLAG_DTYPE),
+        flags=np.zeros(n_star, FLAG_DTYPE),
         snr=np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1),
         wave_aa=model.wave_aa,
         medium=model.medium,
     )
-    return inputs, truth
 
 
 def _cover(

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from maury.errors import ConfigError, ModelFileError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
 from maury.simulation.drawing import DEFAULT_DRAW, DrawConfig, draw_around
@@ -87,13 +87,24 @@ class SimulatedPool:
         observables : (n_star, n_observable) float64
         labels : (n_star, n_label) float64
         """
-        row = rng.integers(0, len(self.flux), n_star)
+        return self.observe(rng.integers(0, len(self.flux), n_star), rng)
+
+    def observe(
+        self, row: IndexArray, rng: np.random.Generator, *, snr: Float64Array | None = None
+    ) -> tuple[Float32Array, Float32Array, Float64Array, Float64Array]:
+        """Observe the stars of some rows (n_star,); returns what `batch` does.
+
+        With an S/N (n_star,) for each, or with one drawn as the survey has them.
+        """
+        n_star = len(row)
         cores, continuum = (
             rng.standard_normal((n_star, len(modes)), dtype=np.float32) @ modes
             for modes in (self.calibration.core_modes, self.calibration.continuum_modes)
         )
         sharp = (self.flux[row] + cores) * (np.float32(1.0) + continuum)
-        flux, ivar = self.spectrograph.degrade(sharp, self._snr(n_star, rng), rng)
+        flux, ivar = self.spectrograph.degrade(
+            sharp, self._snr(n_star, rng) if snr is None else snr, rng
+        )
         self._drop_pixels(ivar, rng)
         jitter = rng.standard_normal((n_star, self.observables.shape[1]))
         jitter[:, [k for k in self.noise.quiet if k < jitter.shape[1]]] = 0.0
