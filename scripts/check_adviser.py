@@ -26,6 +26,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from maury.evaluation import adviser
+from maury.evaluation.census import Census
 from maury.labels.definitions import LABELS
 from maury.model.directory import Model
 from maury.prediction import uncertainty
@@ -125,7 +126,7 @@ def run_seed(seed: int, n_added: int, *, size: Size, work: Path) -> Outcome:
     order = rng.permutation(N_OBSERVED)
     pool, test = np.sort(order[: N_OBSERVED // 2]), np.sort(order[N_OBSERVED // 2 :])
     base = train(labelled, work / "base", config=size.config, seed=seed, overwrite=True)
-    census = adviser.Census.take(base, observed).rows(pool)
+    census = Census.take(base, observed).rows(pool)
     useless = census.useless().values()
     useful = np.flatnonzero(~np.logical_or.reduce(list(useless)))
     added = {

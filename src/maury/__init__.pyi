@@ -7,7 +7,7 @@ from .model.directory import Model as Model
 from .model.keras import import_keras as import_keras
 from .prediction.catalogue import Catalogue as Catalogue
 from .prediction.streaming import predict as predict
-from .report.page.report import write_report as write_report
+from .report.page.assemble import write_report as write_report
 from .report.publish.converters import to_specutils as to_specutils
 from .report.publish.converters import to_table as to_table
 from .report.publish.converters import to_xarray as to_xarray

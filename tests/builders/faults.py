@@ -29,7 +29,7 @@ _NEEDED = (
     "google_crc32c",
     "maury.training.distillation",
     "maury.survey.readers",
-    "maury.report.page.report",
+    "maury.report.page.assemble",
     "pyarrow.compute",
     "pyarrow.parquet",
     "astropy.io.votable",

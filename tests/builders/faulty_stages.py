@@ -169,7 +169,7 @@ def distil(inputs: Path, plan: dict[str, Any]) -> Stage:
 
 
 def report(inputs: Path, plan: dict[str, Any]) -> Stage:
-    from maury.report.page import report as module
+    from maury.report.page import assemble as module
 
     module._SECTIONS = tuple(module._SECTIONS[k] for k in plan.get("sections", (9,)))
 

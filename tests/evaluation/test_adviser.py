@@ -15,11 +15,11 @@ from maury.errors import ConfigError, LengthMismatch, MissingExtra, OutputExists
 from maury.evaluation import adviser
 from maury.evaluation.adviser import (
     NEIGHBOURS,
-    Census,
     density_ratio,
     error_ratio,
     suggest_from,
 )
+from maury.evaluation.census import USELESS, Census
 from maury.evaluation.embedding import Kind
 from maury.labels.flags import Flag
 from maury.model.directory import Model
@@ -153,7 +153,7 @@ def test_no_stars_and_no_use():
         suggest_from(stars, 0)
 
 
-@pytest.mark.parametrize("flag", adviser.USELESS)
+@pytest.mark.parametrize("flag", USELESS)
 def test_useless_stars_are_never_suggested(flag):
     rng = np.random.default_rng(7)
     flags = np.zeros(60, np.int32)
@@ -165,7 +165,7 @@ def test_useless_stars_are_never_suggested(flag):
 
 def test_stars_outside_the_training_sample_are_not_useless():
     outside = (Flag.LABELS_UNLIKE, Flag.SPECTRUM_UNLIKE, Flag.LABEL_OUTSIDE, Flag.HOT_STAR)
-    assert not set(outside) & set(adviser.USELESS)
+    assert not set(outside) & set(USELESS)
 
 
 def test_one_spectrum_of_each_star_the_best_is_suggested():

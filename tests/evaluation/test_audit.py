@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from builders.surveys import copy_survey
 from builders.training_survey import write_survey
 from maury.cli import app as cli
-from maury.evaluation.audit import WITHOUT, _response, alike, audit, bootstrap_scatter
+from maury.evaluation.audit import WITHOUT, audit
 from maury.evaluation.audit_report import (
     ALL,
     CONTROL,
@@ -21,6 +21,7 @@ from maury.evaluation.audit_report import (
     audit_metadata,
 )
 from maury.evaluation.sensitivity import LINES, LINES_OF, STAR_TYPES, nearest_to, optimal_weights
+from maury.evaluation.swaps import alike, bootstrap_scatter, response
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
@@ -150,7 +151,7 @@ def test_response_is_found_with_its_error() -> None:
     for _ in range(60):
         common = rng.normal(0, 40, 150)[star, None]
         moved = apart @ truth + common * (apart[:, :, 0] / 300) + rng.normal(0, 30, (300, 4))
-        found.append(_response(moved, apart, star))
+        found.append(response(moved, apart, star))
     slopes, errors = np.array(found).T
     assert slopes.mean() == pytest.approx(0.6, abs=4 * slopes.std() / np.sqrt(60))
     assert errors.mean() == pytest.approx(slopes.std(), rel=0.3)

@@ -14,8 +14,9 @@ from scipy.stats import kstest
 
 from maury import simulate_survey
 from maury.errors import LengthMismatch, UnknownName
-from maury.report.galaxy import bimodality as two
-from maury.report.galaxy import cartography as carto
+from maury.report.cartography import bimodality as two
+from maury.report.cartography import distances, gradients, orbits
+from maury.report.cartography import places as place
 from maury.simulation.galaxy import (
     R_SUN_KPC,
     THICK_DISC,
@@ -46,8 +47,8 @@ def stars() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def places(stars) -> carto.Places:
-    return carto.place_stars(
+def places(stars) -> place.Places:
+    return place.place_stars(
         stars["ra_deg"],
         stars["dec_deg"],
         (stars["parallax_mas"], stars["parallax_error_mas"]),
@@ -81,7 +82,7 @@ def posterior_cdf(r: np.ndarray, parallax: float, error: float, length: float) -
 @pytest.mark.parametrize(("parallax", "error"), [(2.0, 0.05), (0.5, 0.2), (-0.1, 0.3)])
 def test_sampled_distances_follow_their_posterior(parallax, error) -> None:
     n = 4000
-    drawn = carto.sample_distances(
+    drawn = distances.sample_distances(
         [parallax], [error], rng=np.random.default_rng(3), n_sample=n, length_kpc=1.35
     )[:, 0]
     assert kstest(drawn, lambda r: posterior_cdf(r, parallax, error, 1.35)).pvalue > 1e-3
@@ -126,7 +127,7 @@ def quadrature(distance: float, parallax: float, error: float, length: float) ->
 def test_distances_agree_with_quadrature(error, over_error, length) -> None:
     """To .3 % of the probability, from parallaxes far below zero to those of the nearest stars."""
     parallax, zero = np.array([over_error * error]), np.zeros(1)
-    found = carto.place_stars(
+    found = place.place_stars(
         *(zero, zero, (parallax, np.array([error]))),
         **{"rng": np.random.default_rng(0), "gaia": "none", "length_kpc": length},
     )
@@ -137,7 +138,7 @@ def test_distances_agree_with_quadrature(error, over_error, length) -> None:
 def test_a_strongly_negative_parallax_is_not_twice_as_far() -> None:
     """-0.5 +- 0.09 mas: 12.08 kpc by quadrature, where a window about 1 / parallax gave 21."""
     zero = np.zeros(1)
-    found = carto.place_stars(
+    found = place.place_stars(
         zero, zero, (zero - 0.5, zero + 0.09), rng=np.random.default_rng(0), gaia="none"
     )
     assert found.distance_kpc[1, 0] == pytest.approx(12.08, abs=0.02)
@@ -145,8 +146,8 @@ def test_a_strongly_negative_parallax_is_not_twice_as_far() -> None:
 
 def test_the_zero_point_is_taken_off() -> None:
     kwargs = {"rng": np.random.default_rng(0), "n_sample": 200}
-    plain = carto.sample_distances([1.0], [0.001], **kwargs).mean()
-    mended = carto.sample_distances([1.0], [0.001], zero_point_mas=-0.029, **kwargs).mean()
+    plain = distances.sample_distances([1.0], [0.001], **kwargs).mean()
+    mended = distances.sample_distances([1.0], [0.001], zero_point_mas=-0.029, **kwargs).mean()
     assert plain == pytest.approx(1.0, abs=1e-3)
     assert mended == pytest.approx(1 / 1.029, abs=1e-3)
 
@@ -154,11 +155,11 @@ def test_the_zero_point_is_taken_off() -> None:
 def test_quantiles_hold_the_true_distance_as_often_as_they_should() -> None:
     rng = np.random.default_rng(8)
     n = 6000
-    true = rng.gamma(3.0, carto.LENGTH_KPC, n)
+    true = rng.gamma(3.0, distances.LENGTH_KPC, n)
     error = np.full(n, 0.1)
     parallax = 1 / true + error * rng.standard_normal(n)
     zero = np.zeros(n)
-    found = carto.place_stars(zero, zero, (parallax, error), rng=rng, gaia="none", n_sample=2)
+    found = place.place_stars(zero, zero, (parallax, error), rng=rng, gaia="none", n_sample=2)
     inside = (true > found.distance_kpc[0]) & (true < found.distance_kpc[2])
     assert inside.mean() == pytest.approx(0.68, abs=4 * np.sqrt(0.68 * 0.32 / n))
     assert (true < found.distance_kpc[1]).mean() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(n))
@@ -167,7 +168,7 @@ def test_quantiles_hold_the_true_distance_as_often_as_they_should() -> None:
 def test_stars_without_parallax_have_no_place_and_harm_none() -> None:
     parallax, error = np.array([1.0, np.nan, 1.0, 1.0]), np.array([0.1, 0.1, np.nan, -1.0])
     zero = np.zeros(4)
-    found = carto.place_stars(zero, zero, (parallax, error), rng=np.random.default_rng(0))
+    found = place.place_stars(zero, zero, (parallax, error), rng=np.random.default_rng(0))
     assert np.isfinite(found.radius_kpc).tolist() == [True, False, False, False]
     assert np.isnan(found.xyz_kpc[1:]).all()
 
@@ -175,11 +176,11 @@ def test_stars_without_parallax_have_no_place_and_harm_none() -> None:
 def test_wrong_shapes_and_unknown_releases_are_told() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(LengthMismatch):
-        carto.sample_distances([1.0, 2.0], [0.1], rng=rng)
+        distances.sample_distances([1.0, 2.0], [0.1], rng=rng)
     with pytest.raises(LengthMismatch):
-        carto.place_stars([1.0], [1.0], ([1.0, 2.0], [0.1, 0.1]), rng=rng)
+        place.place_stars([1.0], [1.0], ([1.0, 2.0], [0.1, 0.1]), rng=rng)
     with pytest.raises(UnknownName, match="DR2"):
-        carto.place_stars([1.0], [1.0], ([1.0], [0.1]), rng=rng, gaia="DR1")
+        place.place_stars([1.0], [1.0], ([1.0], [0.1]), rng=rng, gaia="DR1")
 
 
 def test_discs_are_as_dense_as_stated() -> None:
@@ -225,8 +226,8 @@ def test_gradients_of_a_simulated_survey_are_those_put_in(stars, places) -> None
     for number, disc in enumerate((THIN_DISC, THICK_DISC)):
         rows = stars["disc"] == number
         label, where = m_h[rows], places.rows(rows)
-        radial = carto.gradients(label, where, along="R", edges_kpc=(0.0, 3.0), rng=rng)[0]
-        vertical = carto.gradients(label, where, along="|Z|", edges_kpc=(4.0, 12.0), rng=rng)[0]
+        radial = gradients.gradients(label, where, along="R", edges_kpc=(0.0, 3.0), rng=rng)[0]
+        vertical = gradients.gradients(label, where, along="|Z|", edges_kpc=(4.0, 12.0), rng=rng)[0]
         assert abs(radial.slope - disc.radial_gradient) < 3.0 * radial.error
         assert abs(vertical.slope - disc.vertical_gradient) < 3.0 * vertical.error
         assert radial.error < 0.02
@@ -236,9 +237,9 @@ def test_gradients_of_a_simulated_survey_are_those_put_in(stars, places) -> None
 def test_the_thin_disc_is_found_by_its_abundances_in_bins_of_height(stars, places) -> None:
     rng = np.random.default_rng(5)
     m_h, alpha = noisy_labels(stars, rng)
-    low = ~carto.high_alpha(m_h, alpha)
-    found = carto.gradients(
-        m_h[low], places.rows(low), along="R", edges_kpc=carto.Z_EDGES_KPC, rng=rng
+    low = ~gradients.high_alpha(m_h, alpha)
+    found = gradients.gradients(
+        m_h[low], places.rows(low), along="R", edges_kpc=gradients.Z_EDGES_KPC, rng=rng
     )
     pull = [(one.slope - THIN_DISC.radial_gradient) / one.error for one in found]
     assert np.all(np.abs(pull) < 3.0)
@@ -313,13 +314,13 @@ def test_a_slope_on_mean_places_is_unbiased_where_one_on_inverted_parallaxes_is_
     rng = np.random.default_rng(7)
     n = 20_000
     ra, dec = np.full(n, 266.4), np.full(n, -29.0)
-    distance = rng.gamma(3.0, carto.LENGTH_KPC, n)
+    distance = rng.gamma(3.0, distances.LENGTH_KPC, n)
     radius, _ = cylindrical(galactocentric(ra, dec, distance))
     error = 0.25 / distance
     parallax = 1 / distance + error * rng.standard_normal(n)
     m_h = -0.06 * radius + 0.1 * rng.standard_normal(n)
     keep = distance < 7.0
-    found = carto.place_stars(
+    found = place.place_stars(
         ra[keep], dec[keep], (parallax[keep], error[keep]), rng=rng, gaia="none"
     )
     mean_slope = np.polyfit(found.radius_kpc, m_h[keep], 1)[0]
@@ -333,16 +334,16 @@ def test_maps_hold_the_mean_of_each_cell() -> None:
     x, y, value = rng.random((3, 500))
     value[3] = np.nan
     edges = (np.linspace(0, 1, 4), np.linspace(0, 1, 3))
-    mean, count = carto.mean_map(x, y, value, edges=edges, least=1)
+    mean, count = gradients.mean_map(x, y, value, edges=edges, least=1)
     rows = (x < 1 / 3) & (y >= 0.5) & np.isfinite(value)
     assert count.sum() == 499
     assert count[0, 1] == rows.sum()
     assert mean[0, 1] == pytest.approx(value[rows].mean())
-    assert np.isnan(carto.mean_map(x, y, value, edges=edges, least=10_000)[0]).all()
+    assert np.isnan(gradients.mean_map(x, y, value, edges=edges, least=10_000)[0]).all()
 
 
 def test_a_star_at_rest_moves_as_the_sun_does_not() -> None:
-    found = carto.velocities([10.0], [20.0], [1e-6], pm_masyr=([0.0], [0.0]), rv_kms=[0.0])
+    found = orbits.velocities([10.0], [20.0], [1e-6], pm_masyr=([0.0], [0.0]), rv_kms=[0.0])
     assert found[0] == pytest.approx([-12.9, 245.6, 7.78], abs=0.1)
 
 
@@ -362,7 +363,7 @@ def test_circular_orbits_are_round() -> None:
         galcen_v_sun=frame.galcen_v_sun,
     )
     star = SkyCoord(there).icrs
-    found = carto.orbits(
+    found = orbits.orbits(
         [star.ra.deg, 10.0],
         [star.dec.deg, 10.0],
         [star.distance.to_value(units.kpc), np.nan],

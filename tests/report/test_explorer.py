@@ -31,11 +31,11 @@ from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
+from maury.report.cartography.places import galactic, galactocentric
 from maury.report.explorer import Explorer
 from maury.report.explorer.content import Content
 from maury.report.explorer.exporting import FORMATS, selected_rows
 from maury.report.explorer.stars import Stars, TrainingStars
-from maury.report.galaxy.cartography import galactic, galactocentric
 from maury.simulation.observing import ObservingModel
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.survey.store import Survey

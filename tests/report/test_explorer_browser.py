@@ -13,8 +13,8 @@ from builders.catalogues import catalogue_rows, write_catalogue
 from maury.labels.flags import Flag
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
+from maury.report.cartography.places import galactic
 from maury.report.explorer import Explorer
-from maury.report.galaxy.cartography import galactic
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

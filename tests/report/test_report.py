@@ -21,15 +21,15 @@ from maury.labels.statistics import residual_statistics
 from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
+from maury.report.cartography.bimodality import bimodality
 from maury.report.figures import checks, planes
 from maury.report.figures.style import SIMULATED
-from maury.report.galaxy.bimodality import bimodality
 from maury.report.page import material as material_module
-from maury.report.page.galaxy import galaxy_section
+from maury.report.page.assemble import sections, write_report
 from maury.report.page.material import gather, match, read_table
+from maury.report.page.places import places_section
 from maury.report.page.plates import MOST_ROWS, Plate
 from maury.report.page.quality import calibration_section, coverage_section, long_table, overview
-from maury.report.page.report import sections, write_report
 from maury.report.page.science import abundances_section, checks_section, methods_section
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -186,7 +186,8 @@ def written(tmp_path_factory, default_model, catalogue, tables):
     out = tmp_path_factory.mktemp("report") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "maury.report.page.report._SECTIONS", (coverage_section, galaxy_section, checks_section)
+            "maury.report.page.assemble._SECTIONS",
+            (coverage_section, places_section, checks_section),
         )
         return write_report(default_model, out, observed=catalogue, clusters=tables["clusters"])
 
@@ -238,8 +239,8 @@ def test_nothing_is_left_of_a_report_that_fails(tmp_path, tiny_model, monkeypatc
     def fail(*args, **kwargs):
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr("maury.report.page.report.render", fail)
-    monkeypatch.setattr("maury.report.page.report._SECTIONS", ())
+    monkeypatch.setattr("maury.report.page.assemble.render", fail)
+    monkeypatch.setattr("maury.report.page.assemble._SECTIONS", ())
     with pytest.raises(RuntimeError):
         write_report(tiny_model, tmp_path / "out", observed=catalogue)
     assert list(tmp_path.iterdir()) == []
@@ -479,7 +480,7 @@ def test_stars_without_parallaxes_have_no_places(tmp_path, lost) -> None:
     else:
         found = little(tmp_path, ["teff"], parallax=np.full(60, np.nan))
     assert found.places is None
-    assert all(not section.plates for section in [galaxy_section(found)] if section)
+    assert all(not section.plates for section in [places_section(found)] if section)
 
 
 def test_calibration_without_repeats_says_so(tmp_path) -> None:

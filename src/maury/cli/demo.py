@@ -23,7 +23,7 @@ from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
 from maury.report import figures
-from maury.report.page.report import write_report
+from maury.report.page.assemble import write_report
 from maury.simulation.surveys import simulate_survey
 from maury.survey.store import Survey
 from maury.training.runs import train

@@ -85,6 +85,7 @@ def coverage(
 ) -> None:
     """Say what share of a survey the training sample covers, and which stars to label next."""
     from maury.evaluation import adviser
+    from maury.evaluation.census import Census
     from maury.io.files import refuse_existing
 
     if out is not None:
@@ -93,7 +94,7 @@ def coverage(
     if map_file is not None:
         refuse_existing(map_file.with_suffix(".png"), overwrite=overwrite)
     with terminal.bar("predicting") as progress:
-        census = adviser.Census.take(model, survey, progress=progress)
+        census = Census.take(model, survey, progress=progress)
     suggestions = adviser.suggest_from(census, number) if number else None
     terminal.show_census(census)
     if suggestions is not None:
@@ -142,7 +143,7 @@ def report(
 ) -> None:
     """Draw all figures of a model and its surveys, and one page that works offline."""
     from maury.io.workers import n_cores
-    from maury.report.page.report import write_report
+    from maury.report.page.assemble import write_report
 
     with terminal.stages() as stage:
         written = write_report(

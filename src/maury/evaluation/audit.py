@@ -8,13 +8,11 @@ the spectrum is that of another star, alike in everything but this label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from maury.evaluation.audit_report import (
     ALL,
@@ -38,8 +36,17 @@ from maury.evaluation.sensitivity import (
     nearest_to,
     sees_photometry,
 )
+from maury.evaluation.swaps import (
+    Output,
+    Swap,
+    bootstrap_scatter,
+    finite_only,
+    repeats,
+    response,
+    spread,
+)
 from maury.evaluation.validation import STARS, held_out_rows
-from maury.io.arrays import Float64Array, Int64Array, StrArray
+from maury.io.arrays import BoolArray, Float64Array, Int64Array, StrArray
 from maury.labels.definitions import LABEL_NAMES, Label
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
@@ -51,9 +58,8 @@ from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 
-__all__ = ["WITHOUT", "alike", "audit", "audit_metadata", "bootstrap_scatter"]
+__all__ = ["WITHOUT", "audit", "audit_metadata"]
 
-Answering = Callable[[Inputs], Float64Array]
 
 WITHOUT: Mapping[str, tuple[str, ...]] = {
     SPECTRUM: ("photometry",),
@@ -64,13 +70,9 @@ WITHOUT: Mapping[str, tuple[str, ...]] = {
     "without 2MASS": ("J", "H", "Ks"),
     "without WISE": ("W1", "W2"),
 }
-"""Cases, and the inputs that are missing in each (as of `maury.prediction.streaming.WITHOUT`)."""
+"""Cases, and the inputs that are hidden in each, as ``maury predict --without`` names them."""
 
 _MOST_ROWS, _MOST_DONORS = 2000, 10_000
-_SAME = 0.98
-"""Correlation above which one label is another one in different words ([M/H] and [Fe/H] of a
-sample): kept fixed, it would leave the audited label no freedom."""
-_NEAREST, _SEARCHED = 5, 24
 
 
 def audit(
@@ -91,8 +93,9 @@ def audit(
     model, survey
         The model and a survey with labels, or their paths.
     split : {"test", "unseen", "validation", "train"}
-        Which stars, as of `maury.evaluation.validation.validate`; of many, evenly chosen ones are
-        taken.
+        Which stars: those that the model's split held out, those that it knows nothing of, those
+        that chose its networks or calibrate their errors, or those that trained them. Of many,
+        evenly chosen ones are taken.
     seed : int
         Of shuffling and bootstrap.
     n_shuffle : int
@@ -110,8 +113,10 @@ def audit(
 
     Raises
     ------
-    ColumnError, ConfigError
-        As of `maury.evaluation.validation.validate`.
+    ColumnError
+        If the survey has no values of any label of the model.
+    ConfigError
+        If the survey has no such stars.
     """
     model = model if isinstance(model, Model) else Model.open(model)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
@@ -124,18 +129,12 @@ def audit(
     network = network or EnsembleNetwork(model)
     sample = sample or LabelledSample.read(survey, model.preparation, np.union1d(rows, pool))
     truth, inputs = survey.labels(model.labels)[rows], sample.prepared(rows)
-    answer = _answering(model, network)
-    means = {ALL: answer(inputs)}
-    for name, without in _cases(model, network).items():
-        hiding = partial(hide, without=without, further=model.preparation.further_sources)
-        means[name] = answer(sample.without(rows, hiding))
-    residuals = {name: _finite_only(mean - truth) for name, mean in means.items()}
-    # A case that no star can be in (a network that needs the spectrum) is left out, not failed.
-    residuals = {name: one for name, one in residuals.items() if np.isfinite(one).any()}
+    output = _output_of(model, network)
+    residuals = _residuals(output, network, sample, rows, truth)
     numbers = _star_numbers(survey.star_id)
     star = numbers[rows]
-    swap = _Swap(
-        answer,
+    swap = Swap(
+        output,
         inputs,
         truth,
         star,
@@ -143,7 +142,7 @@ def audit(
         pool_truth=survey.labels(model.labels)[pool],
         pool_star=numbers[pool],
         # Likeness is judged in units of what the model can tell apart at all.
-        unit=np.array([_spread(one) or np.nan for one in residuals[ALL].T]),
+        unit=np.array([spread(one) or np.nan for one in residuals[ALL].T]),
         given=np.flatnonzero(np.isfinite(truth).any(axis=0)),
     )
     labels = tuple(
@@ -166,15 +165,33 @@ def audit(
     )
 
 
-def _answering(model: Model, network: EnsembleNetwork) -> Answering:
+def _output_of(model: Model, network: EnsembleNetwork) -> Output:
     """Return what gives the labels of the catalogue to prepared stars."""
     uncertainty = UncertaintyModel.load(model, network)
 
-    def answer(inputs: Inputs) -> Float64Array:
+    def output(inputs: Inputs) -> Float64Array:
         mean = network.predict(inputs).mean
         return mean if uncertainty is None else uncertainty.calibration.means(mean)
 
-    return answer
+    return output
+
+
+def _residuals(
+    output: Output,
+    network: EnsembleNetwork,
+    sample: LabelledSample,
+    rows: Int64Array,
+    truth: Float64Array,
+) -> dict[str, Float64Array]:
+    """Residuals (n_row, n_label) in each case that the networks can do, by its name."""
+    model = network.model
+    means = {ALL: output(sample.prepared(rows))}
+    for name, without in _cases(model, network).items():
+        hiding = partial(hide, without=without, further=model.preparation.further_sources)
+        means[name] = output(sample.without(rows, hiding))
+    residuals = {name: finite_only(mean - truth) for name, mean in means.items()}
+    # A case that no star can be in (a network that needs the spectrum) is left out, not failed.
+    return {name: one for name, one in residuals.items() if np.isfinite(one).any()}
 
 
 def _cases(model: Model, network: EnsembleNetwork) -> dict[str, tuple[str, ...]]:
@@ -247,131 +264,30 @@ def _sensitivities(
             )
 
 
-def _finite_only(values: Float64Array) -> Float64Array:
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-@dataclass(frozen=True, eq=False)
-class _Swap:
-    """Predictions with the spectra of other stars, and photometry of one's own.
-
-    Donors are positions in a pool of stars, whose inputs, labels and numbers it holds. `unit` is
-    what a difference of each label is measured in; `given` are the labels that are known at all.
-    """
-
-    answer: Answering
-    inputs: Inputs
-    truth: Float64Array
-    star: Int64Array
-    pool: Inputs
-    pool_truth: Float64Array
-    pool_star: Int64Array
-    unit: Float64Array
-    given: Int64Array
-
-    def donors(self, columns: Int64Array, n: int, rng: np.random.Generator) -> Int64Array:
-        """Draw stars (n_row, n) that are alike in some labels; -1 where there is none."""
-        return alike(
-            self.truth[:, columns] / self.unit[columns],
-            self.pool_truth[:, columns] / self.unit[columns],
-            star=self.star,
-            pool_star=self.pool_star,
-            n=n,
-            rng=rng,
-        )
-
-    def apart(self, donors: Int64Array) -> Float64Array:
-        """Labels (n_row, n, n_label) of the donors minus those of the stars; NaN without one."""
-        if len(self.pool) == 0:
-            return np.full((*donors.shape, self.truth.shape[1]), np.nan)
-        apart = self.pool_truth[donors] - self.truth[:, None]
-        return np.where((donors < 0)[:, :, None], np.nan, apart)
-
-    def predict(self, donors: Int64Array) -> Float64Array:
-        """Labels (n_row, n_label) with the spectra of the stars `donors` (n_row,)."""
-        if len(self.pool) == 0:
-            return np.full(self.truth.shape, np.nan)
-        flux, ivar = self.pool.flux[donors], self.pool.ivar[donors]
-        mean = self.answer(replace(self.inputs, flux=flux, ivar=ivar))
-        return np.where((donors < 0)[:, None], np.nan, mean)
-
-
-def alike(
-    place: Float64Array,
-    pool: Float64Array,
-    *,
-    star: Int64Array,
-    pool_star: Int64Array,
-    n: int,
-    rng: np.random.Generator,
-) -> Int64Array:
-    """Draw other stars among the five nearest, or so, of a pool.
-
-    Parameters
-    ----------
-    place : (n_row, n_axis) float64
-        Where stars are; NaN where unknown.
-    pool : (n_pool, n_axis) float64
-        Where the stars of the pool are, finite.
-    star, pool_star : (n_row,) and (n_pool,) int64
-        Numbers of the stars; no star is drawn for itself.
-    n : int
-        Draws per star, without repetition as far as there are enough.
-    rng : numpy Generator
-
-    Returns
-    -------
-    (n_row, n) int64
-        Positions in `pool`; -1 where there is none.
-    """
-    out = np.full((len(place), n), -1)
-    usable = np.flatnonzero(np.isfinite(place).all(axis=1))
-    if len(pool) == 0 or usable.size == 0:
-        return out
-    n_near = min(_SEARCHED, len(pool))
-    # More neighbours than needed are asked for, since those of the star itself are struck out.
-    _, near = cKDTree(pool).query(place[usable], k=np.arange(1, n_near + 1))
-    wanted = max(n, _NEAREST)
-    for row, found in zip(usable, near, strict=True):
-        others = found[pool_star[found] != star[row]][:wanted]
-        if others.size:
-            out[row] = np.resize(rng.permutation(others), n)
-    return out
-
-
 def _audit_label(
     label: Label,
     k: int,
     residuals: Mapping[str, Float64Array],
-    swap: _Swap,
+    swap: Swap,
     rng: np.random.Generator,
     sizes: tuple[int, int],
 ) -> LabelAudit:
     n_shuffle, n_bootstrap = sizes
     # Donors alike in everything but this label. The control draws donors alike in this one, too:
     # what swapping costs by itself.
-    others = np.array([j for j in swap.given if not _repeats(swap.truth, k, j)], dtype=np.int64)
+    others = np.array([j for j in swap.given if not repeats(swap.truth, k, j)], dtype=np.int64)
     donors = {
         SHUFFLED: swap.donors(others, n_shuffle, rng),
         CONTROL: swap.donors(swap.given, n_shuffle, rng),
     }
     columns = {name: one[:, k, None] for name, one in residuals.items()}
-    for name, rows in donors.items():
-        answers = np.stack([swap.predict(one)[:, k] for one in rows.T], axis=1)
-        columns[name] = _finite_only(answers - swap.truth[:, k, None])
+    columns |= {name: swap.residuals(rows, k) for name, rows in donors.items()}
     apart = swap.apart(donors[SHUFFLED])
     moved = columns[SHUFFLED] - columns[ALL]
-    columns = {name: one for name, one in columns.items() if np.isfinite(one).any()}
-    used = np.full(len(swap.truth), bool(columns))
-    # All cases on the same spectra: else a case that answers for the easy stars would win.
-    for one in columns.values():
-        used &= np.isfinite(one).all(axis=1)
-    columns = {name: one[used] for name, one in columns.items()}
+    columns, used = _in_common(columns, len(swap.truth))
     draws = bootstrap_scatter(list(columns.values()), swap.star[used], n=n_bootstrap, rng=rng)
     cases = _case_table(columns, draws)
-    response, response_error = _response(
-        moved[used], apart[used][:, :, [k, *others]], swap.star[used]
-    )
+    slope, slope_error = response(moved[used], apart[used][:, :, [k, *others]], swap.star[used])
     gain, gain_error, basis, verdict = _verdict(cases, draws)
     return LabelAudit(
         name=label.name,
@@ -383,11 +299,23 @@ def _audit_label(
         gain=gain,
         gain_error=gain_error,
         verdict=verdict,
-        response=response,
-        response_error=response_error,
-        donor_spread=_spread(apart[:, :, k]),
+        response=slope,
+        response_error=slope_error,
+        donor_spread=spread(apart[:, :, k]),
         donor_mismatch=_root_mean_square(apart[:, :, others] / swap.unit[others]),
     )
+
+
+def _in_common(
+    columns: Mapping[str, Float64Array], n_row: int
+) -> tuple[dict[str, Float64Array], BoolArray]:
+    """Residuals of the cases that have any, of the rows that all of these have; and these rows."""
+    some = {name: one for name, one in columns.items() if np.isfinite(one).any()}
+    used = np.full(n_row, bool(some))
+    # All cases on the same spectra: else a case that answers for the easy stars would win.
+    for one in some.values():
+        used &= np.isfinite(one).all(axis=1)
+    return {name: one[used] for name, one in some.items()}, used
 
 
 def _case_table(columns: Mapping[str, Float64Array], draws: Float64Array) -> dict[str, Case]:
@@ -402,91 +330,9 @@ def _case_table(columns: Mapping[str, Float64Array], draws: Float64Array) -> dic
     }
 
 
-def _spread(values: Float64Array) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.std()) if known.size else np.nan
-
-
 def _root_mean_square(values: Float64Array) -> float:
     known = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(known**2))) if known.size else np.nan
-
-
-def _response(moved: Float64Array, apart: Float64Array, star: Int64Array) -> tuple[float, float]:
-    """Slope of what an estimate moves by on the first label of what the spectra differ by.
-
-    Parameters
-    ----------
-    moved : (n_row, n_repeat) float64
-        Estimate with another star's spectrum minus that with its own.
-    apart : (n_row, n_repeat, n_axis) float64
-        Labels of the other star minus one's own.
-    star : (n_row,) int64
-        All rows of a star have one error in common.
-
-    Returns
-    -------
-    float, float
-        Least squares, and its error, which the residuals of each star tell (sandwich estimator).
-    """
-    n_axis = apart.shape[2]
-    if moved.size <= 2 * n_axis:
-        return np.nan, np.nan
-    # In units of their spread, kelvins and dex are equally well conditioned.
-    size = np.maximum(apart.reshape(-1, n_axis).std(axis=0), np.finfo(float).tiny)
-    design = np.concatenate([np.ones((*moved.shape, 1)), apart / size], axis=2)
-    flat = design.reshape(-1, n_axis + 1)
-    inverse = np.linalg.pinv(flat.T @ flat)
-    slopes = inverse @ (flat.T @ moved.ravel())
-    pulls = np.einsum("nri,nr->ni", design, moved - design @ slopes)
-    _, number = np.unique(star, return_inverse=True)
-    # Repeats of a star share their error, so that it is its sum that is independent (clustered
-    # sandwich estimator; Liang & Zeger 1986, Biometrika 73, 13).
-    by_star = np.zeros((int(number.max()) + 1, n_axis + 1))
-    np.add.at(by_star, number, pulls)
-    errors = np.sqrt(np.diagonal(inverse @ (by_star.T @ by_star) @ inverse))
-    return float(slopes[1] / size[0]), float(errors[1] / size[0])
-
-
-def _repeats(truth: Float64Array, k: int, other: int) -> bool:
-    """Whether another label is label `k`, or says the same among these stars."""
-    both = truth[:, [k, other]]
-    x, y = both[np.isfinite(both).all(axis=1)].T
-    if k == other:
-        return True
-    varied = x.size > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
-    return bool(varied and abs(np.corrcoef(x, y)[0, 1]) > _SAME)
-
-
-def bootstrap_scatter(
-    residuals: list[Float64Array], star: Int64Array, *, n: int, rng: np.random.Generator
-) -> Float64Array:
-    """Return standard deviations of residuals of resampled stars.
-
-    Parameters
-    ----------
-    residuals : list of (n_row, n_repeat) float64
-        Of each case, finite.
-    star : (n_row,) int64
-        Star of each row; all rows of a star are drawn together, and the same in all cases.
-    n : int
-        Resamples.
-    rng : numpy Generator
-
-    Returns
-    -------
-    (n, n_case) float64
-        NaN without a row.
-    """
-    if len(star) == 0:
-        return np.full((n, len(residuals)), np.nan)
-    _, number = np.unique(star, return_inverse=True)
-    n_star = int(number.max()) + 1
-    weight = rng.multinomial(n_star, np.full(n_star, 1.0 / n_star), size=n)[:, number]
-    size = weight.sum(axis=1)
-    mean = np.stack([weight @ one.mean(axis=1) / size for one in residuals], axis=1)
-    square = np.stack([weight @ (one**2).mean(axis=1) / size for one in residuals], axis=1)
-    return np.asarray(np.sqrt(np.maximum(square - mean**2, 0.0)))
 
 
 def _verdict(cases: Mapping[str, Case], draws: Float64Array) -> tuple[float, float, str, Verdict]:

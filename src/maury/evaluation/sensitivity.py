@@ -166,8 +166,17 @@ def optimal_weights(
     ----------
     labels : (n_star, 9) array_like
         In the order of `maury.labels.definitions.LABELS`, finite.
-    snr, wave_aa, prior, noise_correlation, observing
-        As of `maury.simulation.bound.cramer_rao`.
+    snr : float or (n_star,) array_like
+        S/N per pixel where the flux is 1.
+    wave_aa : (n_pixel,) array_like
+        Centres of the pixels, in air.
+    prior : None, "photometry", or (16, 16) or (n_star, 16, 16) array_like
+        What is known besides the spectrum: nothing, the labels of the population given photometry,
+        or a covariance of the emulator's labels.
+    noise_correlation : sequence of float
+        Correlation of the noise of a pixel with that of the next one, the one after, and so on.
+    observing : ObservingModel
+        Resolving power, rotation and their scatter.
 
     Returns
     -------

@@ -142,9 +142,9 @@ def validate(
     model, survey
         The model and a survey with labels, or their paths.
     split : {"test", "unseen", "validation", "train"}
-        Which stars: those that the model's split held out, those that it has never met, those
-        that chose its networks, or those that trained them. A star that trained the networks is
-        never counted among the first three, whatever the rule of the split.
+        Which stars: those that the model's split held out, those that it knows nothing of, those
+        that chose its networks or calibrate their errors, or those that trained them. A star that
+        trained the networks is never counted among the first three, whatever the rule of the split.
     with_bounds : bool
         Whether to compute the least scatter that such spectra allow, which takes seconds.
 
@@ -222,8 +222,9 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> Int64
         Its split says which stars are which.
     survey : Survey
         Any survey with labels.
-    split : str
-        As of `validate`.
+    split : {"test", "unseen", "validation", "train"}
+        Which stars: those that the model's split held out, those that it knows nothing of, those
+        that chose its networks or calibrate their errors, or those that trained them.
 
     Returns
     -------
@@ -232,8 +233,10 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> Int64
 
     Raises
     ------
-    ColumnError, ConfigError
-        As of `validate`.
+    ColumnError
+        If the survey has no values of any label of the model.
+    ConfigError
+        If the survey has no such stars.
     """
     check_known("split", split, STARS)
     names = [label.name for label in model.labels]

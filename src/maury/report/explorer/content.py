@@ -14,7 +14,7 @@ from maury.labels.columns import OBSERVED, QUANTILES
 from maury.labels.definitions import LABELS
 from maury.labels.flags import Flag
 from maury.prediction.catalogue import Catalogue
-from maury.report.galaxy.cartography import galactic, galactocentric
+from maury.report.cartography.places import galactic, galactocentric
 from maury.version import __version__
 
 _SYMBOLS = {label.name: label.symbol for label in LABELS}

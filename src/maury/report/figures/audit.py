@@ -37,7 +37,7 @@ _MARKS = {
 }
 # Millimetres of a label with its five marks, and of a sensitivity spectrum: chosen by eye.
 _ROW_MM = 7.5
-_PANEL_MM = 24.0
+_PANEL_MM = 24.0  # the same choice, for a sensitivity spectrum
 # Names of lines that are nearer to each other would overlap at the width of a page.
 _TEXT_AA = 5.0
 _LINE_COLOUR = "#9ecae1"

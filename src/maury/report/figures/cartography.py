@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 
 from maury.io.arrays import Float64Array
 from maury.labels.definitions import Label, select
+from maury.report.cartography.bimodality import CLEAN, Bimodality
+from maury.report.cartography.gradients import ALPHA_LINE, Gradient, mean_map
 from maury.report.figures.planes import Panel, plane_grid
 from maury.report.figures.style import (
     ACCENT,
@@ -25,8 +27,6 @@ from maury.report.figures.style import (
     new_figure,
     style,
 )
-from maury.report.galaxy.bimodality import CLEAN, Bimodality
-from maury.report.galaxy.cartography import ALPHA_LINE, Gradient, mean_map
 from maury.simulation.galaxy import R_SUN_KPC
 
 _M_H, _ALPHA_M = select(["m_h", "alpha_m"])

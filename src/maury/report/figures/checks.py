@@ -388,15 +388,20 @@ def relative_figure(
         # The first label on top, as in tables.
         ax.set_ylim(len(labels) - 0.4, -0.6)
         if max(float(np.nanmax(size / unit)) for size in sizes.values()) > _WIDE_RATIO:
-            ax.set_xscale("log")
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            _logarithmic(ax)
         ax.set_xlabel(text)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
         if simulated:
             mark_simulated(ax, place="above right")
     return figure
+
+
+def _logarithmic(ax: Axes) -> None:
+    ax.set_xscale("log")
+    # Plain numbers: ratios of 0.5 to 20 read ill as powers of ten.
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
 
 
 def clusters_figure(

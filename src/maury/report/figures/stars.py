@@ -116,7 +116,7 @@ def _draw_coloured(
         _contours(ax, x, y, ranges)
     else:
         mappable = ax.scatter(x, y, c=c, s=point_size(x.size), linewidths=0, **shades)
-    beyond_low, beyond_high = bool(np.any(c < low)), bool(np.any(c > high))
+    beyond = bool(np.any(c < low)), bool(np.any(c > high))
     # The bar's ends are pointed only where stars lie beyond them.
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
     bar = ax.get_figure(root=True).colorbar(  # type: ignore[union-attr]
@@ -124,7 +124,7 @@ def _draw_coloured(
         ax=ax,
         pad=0.02,
         aspect=28,
-        extend=extend.get((beyond_low, beyond_high), "neither"),
+        extend=extend.get(beyond, "neither"),
         extendfrac=0.03,
     )
     bar.ax.set_title(axis_text(label), fontsize=7.0, pad=4.0)

@@ -22,7 +22,8 @@ from maury.labels.statistics import LabelStatistics, residual_statistics
 from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict_rows
-from maury.report.galaxy.cartography import ZERO_POINT_MAS, Places, place_stars
+from maury.report.cartography.distances import ZERO_POINT_MAS
+from maury.report.cartography.places import Places, place_stars
 from maury.survey.store import Survey
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def gather(
     model = model if isinstance(model, Model) else Model.open(model)
     further = {name: read_table(path) for name, path in (tables or {}).items() if path}
     samples: dict[str, PageStars] = {}
-    report, names = None, {}
+    report, catalogue, names = None, None, {}
     if survey is not None:
         survey = survey if isinstance(survey, Survey) else Survey.open(survey)
         names["survey"] = survey.path.name
@@ -208,7 +209,6 @@ def gather(
         samples |= _labelled(model, survey)
         stage("auditing")
         report = _audit(model, survey, seed)
-    catalogue = None
     if observed is not None:
         stage("reading the catalogue")
         catalogue = Catalogue.read(observed)
@@ -218,13 +218,10 @@ def gather(
     release = gaia or ("none" if _simulated_parallaxes(provenance) else "DR2")
     check_known("Gaia release", release, ZERO_POINT_MAS)
     stage("placing stars in the Galaxy")
-    test = samples.get("test")
     return Material(
         model=model,
         samples=samples,
-        statistics=()
-        if test is None
-        else tuple(residual_statistics(test.truth, test.mean, test.error, labels=model.labels)),
+        statistics=_statistics(model, samples.get("test")),
         simulated=bool(survey and survey.simulated) or bool(catalogue and catalogue.simulated),
         audit=report,
         places=None if catalogue is None else _places(catalogue, release, seed),
@@ -235,6 +232,12 @@ def gather(
         comparison=further.get("compare"),
         names=names,
     )
+
+
+def _statistics(model: Model, test: PageStars | None) -> tuple[LabelStatistics, ...]:
+    if test is None:
+        return ()
+    return tuple(residual_statistics(test.truth, test.mean, test.error, labels=model.labels))
 
 
 def read_table(path: Path | str) -> Table:

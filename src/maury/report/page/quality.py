@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from maury.errors import MauryError
-from maury.evaluation.adviser import Census, plane
-from maury.evaluation.audit_report import ALL, NO_DISTANCE, SPECTRUM
+from maury.evaluation.adviser import plane
+from maury.evaluation.audit_report import ALL, NO_DISTANCE, SPECTRUM, AuditReport
+from maury.evaluation.census import Census
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
 from maury.model.directory import LOSSES
@@ -223,40 +224,7 @@ def inputs_section(material: Material) -> Section:
 def _inputs(material: Material) -> Found:
     report = material.audit
     assert report is not None, "a section without an audit has no such plates"
-    cases = {ALL: "all inputs", NO_DISTANCE: "no absolute magnitudes", SPECTRUM: "spectrum alone"}
-    told = [one for one in report.labels if set(cases) <= one.cases.keys()]
-    if told:
-        labels = [label for label in material.labels if label.name in {one.name for one in told}]
-        sizes = {
-            text: np.array([one.cases[name].scatter for one in told])
-            for name, text in cases.items()
-        }
-        errors = {
-            text: np.array([one.cases[name].scatter_error for one in told])
-            for name, text in cases.items()
-        }
-        data: dict[str, Any] = {"label": [one.name for one in told]}
-        for text, size in sizes.items():
-            key = text.replace(" ", "_")
-            data |= {f"scatter_{key}": size, f"scatter_{key}_error": errors[text]}
-        yield Plate(
-            "magnitudes",
-            "With and without absolute magnitudes",
-            f"{mark(material)}Scatter of {report.n_row} spectra of held-out stars with all inputs, "
-            "without parallaxes (colours are left, absolute magnitudes are not) and from the "
-            "spectrum alone, over that with all inputs; errors by bootstrap over stars.",
-            checks.relative_figure(
-                sizes,
-                errors,
-                labels,
-                basis=sizes[cases[ALL]],
-                text="scatter / scatter with all inputs",
-                simulated=material.simulated,
-            ),
-            data,
-        )
-    else:
-        yield Omitted("With and without absolute magnitudes", "this model needs all its inputs")
+    yield _magnitudes_plate(material, report)
     yield _audit_plate(material)
     if not report.sensitivities:
         yield Omitted("Sensitivity spectra", "the emulator does not know these labels or pixels")
@@ -273,6 +241,39 @@ def _inputs(material: Material) -> Found:
             figures.sensitivity_figure(one, simulated=material.simulated),
             spectra,
         )
+
+
+def _magnitudes_plate(material: Material, report: AuditReport) -> Plate | Omitted:
+    """Scatter of each label with all inputs, without absolute magnitudes, without photometry."""
+    title = "With and without absolute magnitudes"
+    cases = {ALL: "all inputs", NO_DISTANCE: "no absolute magnitudes", SPECTRUM: "spectrum alone"}
+    told = [one for one in report.labels if set(cases) <= one.cases.keys()]
+    if not told:
+        return Omitted(title, "this model needs all its inputs")
+    labels = [label for label in material.labels if label.name in {one.name for one in told}]
+    data: dict[str, Any] = {"label": [one.name for one in told]}
+    sizes, errors = {}, {}
+    for name, text in cases.items():
+        sizes[text] = np.array([one.cases[name].scatter for one in told])
+        errors[text] = np.array([one.cases[name].scatter_error for one in told])
+        key = text.replace(" ", "_")
+        data |= {f"scatter_{key}": sizes[text], f"scatter_{key}_error": errors[text]}
+    return Plate(
+        "magnitudes",
+        title,
+        f"{mark(material)}Scatter of {report.n_row} spectra of held-out stars with all inputs, "
+        "without parallaxes (colours are left, absolute magnitudes are not) and from the "
+        "spectrum alone, over that with all inputs; errors by bootstrap over stars.",
+        checks.relative_figure(
+            sizes,
+            errors,
+            labels,
+            basis=sizes[cases[ALL]],
+            text="scatter / scatter with all inputs",
+            simulated=material.simulated,
+        ),
+        data,
+    )
 
 
 def _audit_plate(material: Material) -> Plate:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from maury.evaluation.ranking import ALL, GIVEN
-from maury.io.arrays import AnyArray, BoolArray
+from maury.io.arrays import AnyArray, BoolArray, Float64Array
 from maury.labels.definitions import LABELS, Label, select
 from maury.report import figures
+from maury.report.cartography.bimodality import Bimodality, bimodality
 from maury.report.figures import checks
 from maury.report.figures.cartography import separation_text
 from maury.report.figures.planes import Panel
-from maury.report.galaxy.bimodality import Bimodality, bimodality
 from maury.report.page.material import Material, PageStars, match
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 from maury.report.page.quality import mark
@@ -366,10 +366,6 @@ def _methods(
         for method in methods
     }
     reference = "maury" if "maury" in methods else methods[0]
-    rows: Rows = [("method", *(one.symbol for one in chosen))]
-    for method, values in sizes.items():
-        cells = zip(values, chosen, strict=True)
-        rows.append((method, *(figures.number_text(value, label) for value, label in cells)))
     plate = Plate(
         "methods",
         "Methods side by side",
@@ -385,7 +381,15 @@ def _methods(
         ),
         columns,
     )
-    return plate, (("Scatter of the same stars by each method", rows),)
+    return plate, (("Scatter of the same stars by each method", _rows_of(sizes, chosen)),)
+
+
+def _rows_of(sizes: Mapping[str, Float64Array], labels: Sequence[Label]) -> Rows:
+    rows: Rows = [("method", *(one.symbol for one in labels))]
+    for method, values in sizes.items():
+        cells = zip(values, labels, strict=True)
+        rows.append((method, *(figures.number_text(value, label) for value, label in cells)))
+    return rows
 
 
 def _mean_of(values: AnyArray) -> float:

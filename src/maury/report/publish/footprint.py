@@ -109,13 +109,19 @@ class Footprint:
         ----------
         ra_deg, dec_deg : (n,) float array_like
             ICRS; rows where one is missing or no angle are left out.
-        order, resolution_deg
-            As of `of`.
+        order : int, optional
+            Order of the cells, 0 to `MAX_ORDER`.
+        resolution_deg : float, optional
+            Instead of the order: the largest side that a cell may have, in degrees.
 
         Raises
         ------
-        ColumnError, ConfigError, MissingExtra
-            As of `of`.
+        ColumnError
+            If there are no positions.
+        ConfigError
+            If order and resolution are both given, or out of range.
+        MissingExtra
+            If ``mocpy`` is not installed.
         """
         moc = _mocpy()
         wanted = _order(order, resolution_deg)

@@ -32,7 +32,7 @@ def render(
     ----------
     sections : sequence of Section
     summary : mapping
-        As of `maury.report.page.quality.summary`.
+        What the first screen says, from `maury.report.page.quality.summary`.
     overview : Plate or None
         Figure of the first screen.
     images : mapping of str to path

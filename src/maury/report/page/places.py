@@ -11,14 +11,14 @@ import numpy as np
 from maury.io.arrays import BoolArray
 from maury.labels.definitions import select
 from maury.report import figures
-from maury.report.galaxy.cartography import (
+from maury.report.cartography.gradients import (
     R_EDGES_KPC,
     Z_EDGES_KPC,
     Gradient,
-    Places,
     gradients,
     high_alpha,
 )
+from maury.report.cartography.places import Places
 from maury.report.page.material import Material, PageStars
 from maury.report.page.plates import Omitted, Plate, Rows, Section
 from maury.report.page.quality import mark
@@ -28,7 +28,7 @@ _GROUPS = ("all", "low-alpha", "high-alpha")
 _MINUS, _DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
-def galaxy_section(material: Material) -> Section:
+def places_section(material: Material) -> Section:
     """Return [alpha/M]-[M/H] by place, gradients and maps."""
     title = "Chemical cartography"
     names = material.model.label_names

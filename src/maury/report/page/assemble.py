@@ -10,9 +10,9 @@ from pathlib import Path
 from maury.io.files import one_at_a_time, publish, refuse_existing, remove
 from maury.io.workers import run_tasks
 from maury.model.directory import Model
-from maury.report.page import galaxy, quality, science
+from maury.report.page import places, quality, science
+from maury.report.page.html import render
 from maury.report.page.material import Material, gather
-from maury.report.page.page import render
 from maury.report.page.plates import Omitted as Omitted
 from maury.report.page.plates import Plate as Plate
 from maury.report.page.plates import Section as Section
@@ -32,7 +32,7 @@ _SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
     quality.inputs_section,
     science.stars_section,
     science.abundances_section,
-    galaxy.galaxy_section,
+    places.places_section,
     science.checks_section,
     science.methods_section,
     quality.training_section,
@@ -130,25 +130,14 @@ def write_report(
         seed=seed,
         stage=stage,
     )
+    # Beside the output, so that the finished directory takes its name in one step.
     partial = out.with_name(f".{out.name}.part")
     remove(partial)
-    folder = partial / "figures"
-    folder.mkdir(parents=True)
+    (partial / "figures").mkdir(parents=True)
     try:
-        overview = quality.overview(material)
         found = list(sections(material, stage=stage))
-        plates = [*filter(None, [overview]), *(one for part in found for one in part.plates)]
         stage("writing the figures")
-        written = _write(plates, folder, simulated=material.simulated, n_processes=n_processes)
-        page = render(
-            found,
-            quality.summary(material),
-            overview=overview,
-            images=written,
-            about=_about(material),
-            simulated=material.simulated,
-        )
-        (partial / "index.html").write_text(page, "utf-8")
+        written = _write_page(material, found, partial, n_processes=n_processes)
         publish(partial, out, overwrite=overwrite)
     finally:
         remove(partial)
@@ -163,6 +152,27 @@ def sections(material: Material, *, stage: Stage = logger.info) -> Iterator[Sect
         found = make(material)
         if found is not None:
             yield found
+
+
+def _write_page(
+    material: Material, found: Sequence[Section], folder: Path, *, n_processes: int
+) -> dict[str, Path]:
+    """Write the page of some sections and its figures into a directory; return the figures."""
+    overview = quality.overview(material)
+    plates = [*filter(None, [overview]), *(one for part in found for one in part.plates)]
+    written = _write(
+        plates, folder / "figures", simulated=material.simulated, n_processes=n_processes
+    )
+    page = render(
+        found,
+        quality.summary(material),
+        overview=overview,
+        images=written,
+        about=_about(material),
+        simulated=material.simulated,
+    )
+    (folder / "index.html").write_text(page, "utf-8")
+    return written
 
 
 def _write(

@@ -1,0 +1,1 @@
+"""Chemical cartography: distances, places, orbits, gradients, and two sequences of [alpha/M]."""

@@ -1,1 +1,0 @@
-"""Chemical cartography: places of stars with errors, gradients, two alpha sequences."""
