@@ -530,6 +530,18 @@ def test_epochs_of_positions_may_differ_from_star_to_star(tmp_path) -> None:
     assert len(build_survey(path, tmp_path / "all.zarr").survey) == 40
 
 
+def test_a_motion_that_is_missing_in_the_usual_way_moves_no_star(tmp_path) -> None:
+    simulated_spectra(tmp_path)
+    dec = Survey.open(tmp_path / "spectra.zarr").column("dec")[::2]
+    unknown = np.full(20, -9999.0)
+    catalogue(tmp_path, "ref", range(20), DEC=dec, PMRA=unknown, PMDEC=unknown)
+    path = write_recipe(
+        tmp_path, ONE.replace('{ by = "id", spectra = "star_id" }', "{ radius = 1.0 }")
+    )
+    edit_recipe(tmp_path, "ref", "epoch = 2016.0", 'epoch = 1990.0\npmra = "PMRA"\npmdec = "PMDEC"')
+    assert len(build_survey(path, tmp_path / "all.zarr").survey) == 40
+
+
 def test_what_a_recipe_does_not_tell_cannot_be_matched_by(tmp_path) -> None:
     simulated_spectra(tmp_path)
     catalogue(tmp_path, "ref", range(10))

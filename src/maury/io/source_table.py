@@ -87,11 +87,15 @@ class SourceTable:
             what = f"{self.path}, column {name!r}"
             return _arrow_floats(values, what) if _is_arrow(values) else _floats(values, what)
 
-    def in_unit(self, name: str, target: str, *, unit: str | None = None) -> Float64Array:
-        """Return a column of numbers in a unit; one that states none is in that unit already.
+    def converted(
+        self, values: Float64Array, name: str, target: str, *, unit: str | None = None
+    ) -> Float64Array:
+        """Return values of a column in a unit; one that states none is in that unit already.
 
         Parameters
         ----------
+        values : (n,) float64
+            Of the column, as read.
         name : str
             The column.
         target : str
@@ -102,14 +106,8 @@ class SourceTable:
         Raises
         ------
         ColumnError
-            If it does not exist, holds something else than numbers, or has a unit of another kind.
+            If the column has a unit of another kind.
         """
-        return self.converted(self.floats(name), name, target, unit=unit)
-
-    def converted(
-        self, values: Float64Array, name: str, target: str, *, unit: str | None = None
-    ) -> Float64Array:
-        """Return values of a column in a unit, as `in_unit` does."""
         stated = self.units.get(name) if unit is None else unit
         try:
             return values if stated is None else to_unit(values, stated, target)

@@ -28,6 +28,7 @@ from maury.io.arrays import AnyArray, BoolArray, StrArray
 from maury.io.source_table import SourceTable
 from maury.survey.archives.quantities import QUANTITIES, known_quantity
 from maury.survey.readers.config import Strict
+from maury.survey.readers.values import stands_for_missing
 
 Value = StrictBool | StrictInt | StrictFloat | StrictStr
 Bit = Annotated[int, Field(ge=0, le=63, strict=True)]
@@ -241,7 +242,7 @@ class Selection:
 
 
 def apply_cuts(
-    cuts: Sequence[Cut], table: SourceTable, *, missing: Sequence[float] = ()
+    cuts: Sequence[Cut], table: SourceTable, *, missing: Sequence[float] | None = None
 ) -> Selection:
     """Apply cuts to a table.
 
@@ -251,8 +252,9 @@ def apply_cuts(
         In the order of the flow table.
     table : SourceTable
         An open table (`maury.io.tables.open_table`, or `SourceTable.of_arrays`).
-    missing : sequence of float
-        Numbers that mean "missing" in every column.
+    missing : sequence of float, optional
+        Numbers that mean "missing" in every column; by default those of
+        `maury.survey.readers.values.MISSING`.
 
     Raises
     ------
@@ -279,7 +281,9 @@ def require_columns(cuts: Iterable[Cut], table: SourceTable) -> None:
         )
 
 
-def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] = ()) -> CutResult:
+def judge(
+    condition: Condition, table: SourceTable, *, missing: Sequence[float] | None = None
+) -> CutResult:
     """Return what one condition says of each row.
 
     Raises
@@ -311,13 +315,15 @@ def judge(condition: Condition, table: SourceTable, *, missing: Sequence[float] 
 
 
 def _values(
-    condition: Condition, table: SourceTable, missing: Sequence[float]
+    condition: Condition, table: SourceTable, missing: Sequence[float] | None
 ) -> tuple[AnyArray, BoolArray]:
     """Return the values of a column or quantity, shape (n_row,), and which of them are given."""
     if condition.quantity is not None:
         quantity = QUANTITIES[condition.quantity]
         parts = [table.floats(name) for name in quantity.columns]
-        made = quantity.of(*(np.where(np.isin(part, missing), np.nan, part) for part in parts))
+        made = quantity.of(
+            *(np.where(stands_for_missing(part, missing), np.nan, part) for part in parts)
+        )
         return made, np.isfinite(made)
     masked = table.plain(condition.column or "", index=condition.index)
     values, known = np.ma.getdata(masked), ~np.ma.getmaskarray(masked)
@@ -325,11 +331,8 @@ def _values(
         return values, known & (values != "")
     if values.dtype.kind == "f":
         known = known & np.isfinite(values)
-    if missing and values.dtype.kind in "fiu":
-        with np.errstate(over="ignore"):
-            # In single precision: -9999.99 of a float32 column is not that of a double.
-            stand_ins = np.asarray(missing, dtype=np.float64).astype(np.float32)
-            known = known & ~np.isin(values.astype(np.float32), stand_ins)
+    if values.dtype.kind in "fi":
+        known = known & ~stands_for_missing(values, missing)
     return values, known
 
 

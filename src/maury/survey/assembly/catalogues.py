@@ -18,7 +18,7 @@ from maury.survey.archives.recipe import EpochFacts
 from maury.survey.assembly.flow import Flow
 from maury.survey.assembly.recipe import CatalogueEntry
 from maury.survey.crossmatch import Positions
-from maury.survey.readers.values import converted, without_missing
+from maury.survey.readers.values import converted, stands_for_missing, without_missing
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +103,9 @@ class CutCatalogue:
 
     def floats(self, name: str, *, unit: str | None = None) -> Float64Array:
         """Return a column of the catalogue as numbers, shape (n,), in its unit or the one given."""
-        missing = self.recipe.table.missing or ()
         values = self.table.floats(name)[self.rows]
-        known = np.where(np.isin(values, np.asarray(missing)), np.nan, values)
+        bad = stands_for_missing(values, self.recipe.table.missing)
+        known = np.where(bad, np.nan, values)
         return known if unit is None else self.table.converted(known, name, unit)
 
     def labels(self, names: Sequence[str]) -> tuple[Float64Array, Float64Array]:
@@ -196,7 +196,7 @@ def open_catalogue(entry: CatalogueEntry, flow: Flow, stack: ExitStack) -> CutCa
         source=", ".join(recipe.citation),
     )
     cuts = (*recipe.cuts(without=entry.without, also=entry.also), *entry.cut)
-    selection = apply_cuts(cuts, table, missing=recipe.table.missing or ())
+    selection = apply_cuts(cuts, table, missing=recipe.table.missing)
     for cut, step in zip(selection.cuts, selection.flow(), strict=True):
         lost = f" ({step.n_missing} without a value)" if step.n_missing else ""
         flow.add(

@@ -18,6 +18,7 @@ from maury.io.source_table import SourceTable
 from maury.io.units import written
 from maury.spectra.positions import Positions
 from maury.survey.crossmatch.matches import Match
+from maury.survey.readers.values import stands_for_missing
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,9 @@ def _named_unit(table: SourceTable, text: str) -> tuple[str, str | None]:
 
 def _in_unit(table: SourceTable, text: str, target: str) -> Float64Array:
     name, unit = _named_unit(table, text)
-    return table.floats(name) if target == "" else table.in_unit(name, target, unit=unit)
+    values = table.floats(name)
+    known = np.where(stands_for_missing(values, None), np.nan, values)
+    return known if target == "" else table.converted(known, name, target, unit=unit)
 
 
 def _epochs(table: SourceTable, text: str) -> Float64Array:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maury.errors import ColumnError
-from maury.io.arrays import Float64Array
+from maury.io.arrays import BoolArray, Float64Array
 from maury.io.units import to_unit
 from maury.labels.columns import Column
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
@@ -37,13 +37,22 @@ def without_missing(
     """
     if missing is None:
         missing = MISSING + (MISSING_MAGNITUDES if column.unit == "mag" else ())
-    bad = ~np.isfinite(values)
-    for number in missing:
-        bad |= np.isclose(values, number, rtol=_RELATIVE, atol=0.0)
+    bad = ~np.isfinite(values) | stands_for_missing(values, missing)
     if column.name.endswith("_error"):
         # Surveys write -1 for "no error known".
         bad |= values < 0
     return np.where(bad, np.nan, values)
+
+
+def stands_for_missing(values: Float64Array, missing: Sequence[float] | None) -> BoolArray:
+    """Return where values (n,) are numbers that mean "missing", by default `MISSING`.
+
+    Single precision of such a number counts as well.
+    """
+    found = np.zeros(np.shape(values), dtype=np.bool_)
+    for number in MISSING if missing is None else missing:
+        found |= np.isclose(values, number, rtol=_RELATIVE, atol=0.0)
+    return found
 
 
 def converted(values: Float64Array, column: Column, unit: str | None, *, what: str) -> Float64Array:
