@@ -1,5 +1,7 @@
 """Folders in which a file is no spectrum or cannot be read, and files with several candidates."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -330,3 +332,26 @@ def test_workers_read_a_recipe_and_skip_what_is_bad(tmp_path):
         )
     assert [bool(text) for text in survey.column("unread")] == [False, True, False]
     np.testing.assert_allclose(survey.batch(0, 3).spectra.flux[2], flux(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fits", "vot"])
+def test_of_several_tables_the_one_that_is_read_is_told(tmp_path, caplog, kind):
+    from astropy.io import votable
+    from astropy.table import Table
+
+    from maury.io.tables import open_table
+
+    tables = [Table({"a": [1.0, 2.0]}), Table({"b": [3.0]})]
+    if kind == "fits":
+        hdus = [fits.PrimaryHDU(), *(fits.BinTableHDU(table) for table in tables)]
+        fits.HDUList(hdus).writeto(tmp_path / "t.fits")
+    else:
+        whole = votable.tree.VOTableFile()
+        whole.resources.append(votable.tree.Resource())
+        for table in tables:
+            part = votable.from_table(table).get_first_table()
+            whole.resources[0].tables.append(part)
+        whole.to_xml(str(tmp_path / "t.vot"))
+    with ExitStack() as stack:
+        assert open_table(tmp_path / f"t.{kind}", stack).names == ("a",)
+    assert sum("2 tables" in record.message for record in caplog.records) == 1

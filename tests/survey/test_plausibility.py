@@ -8,6 +8,9 @@ from astropy.io import fits
 
 from maury.errors import MauryError, WavelengthError
 from maury.labels.definitions import LABELS, Label
+from maury.methods.training import collect
+from maury.model.split import SplitConfig
+from maury.spectra.preparation import Preparation
 from maury.spectra.spectra import check_wavelengths
 from maury.survey.plausibility import (
     check_range_of_wavelengths,
@@ -16,7 +19,7 @@ from maury.survey.plausibility import (
 )
 from maury.survey.readers import ingest_released, ingest_toml
 from maury.survey.readers.grids import header_medium
-from maury.survey.store import SurveyWriter
+from maury.survey.store import Survey, SurveyWriter
 
 WAVE = 8480.0 + 0.4 * np.arange(300)
 RNG = np.random.default_rng(8)
@@ -33,8 +36,8 @@ def write(folder, *, wave=WAVE, labels=(), n=40, **columns):
         simulated=True, labels=known, overwrite=True,
     ) as writer:  # fmt: skip
         ids = [f"s{k}" for k in range(n)]
-        flux = np.ones((n, wave.size))
-        writer.write(0, flux, flux, id=ids, star_id=ids, **columns)
+        flux = np.tile(1.0 + 0.1 * np.sin(wave), (n, 1))
+        writer.write(0, flux, np.ones_like(flux), id=ids, star_id=ids, **columns)
 
 
 def normal(n=40):
@@ -241,3 +244,14 @@ def test_small_inputs_of_each_kind(shared, tmp_path, caplog, case):
             (message,) = told(caplog)
     for words in CASES[case]:
         assert words in message
+
+
+def test_a_label_of_one_value_is_told_before_it_is_learned(tmp_path, caplog):
+    write(tmp_path, n=60, teff=RNG.uniform(4500, 6000, 60), m_h=np.full(60, -0.1))
+    caplog.clear()
+    preparation = Preparation.from_json({"steps": [], "observables": []})
+    survey = Survey.open(tmp_path / "o.zarr")
+    collect(survey, ("teff", "m_h"), preparation=preparation, split=SplitConfig(), seed=1)
+    (message,) = told(caplog)
+    assert "m_h has one value only" in message
+    assert "teff" not in message

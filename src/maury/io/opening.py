@@ -232,11 +232,24 @@ def find_hdu(hdus: Any, key: int | str | None, path: Path, *, image: bool) -> An
     kind = "image" if image else "table"
     wanted = (fits.ImageHDU, fits.PrimaryHDU, fits.CompImageHDU) if image else fits.BinTableHDU
     if key is None:
-        for hdu in hdus:
-            tiled = isinstance(hdu, fits.CompImageHDU)
-            if isinstance(hdu, wanted) and tiled <= image and (not image or hdu.shape):
-                return hdu
-        raise InputFileError(f"{path} has no {kind}; state the right file")
+        found = [
+            k
+            for k, hdu in enumerate(hdus)
+            if isinstance(hdu, wanted)
+            and isinstance(hdu, fits.CompImageHDU) <= image
+            and (not image or hdu.shape)
+        ]
+        if not found:
+            raise InputFileError(f"{path} has no {kind}; state the right file")
+        # Images beside the flux are its errors and masks; a second table is another answer.
+        if len(found) > 1 and not image:
+            logger.warning(
+                "%s holds %d tables; that of HDU %d is read, name another by 'hdu'",
+                path,
+                len(found),
+                found[0],
+            )
+        return hdus[found[0]]
     names = [str(hdu.name) for hdu in hdus]
     if isinstance(key, str) and key.upper() in names:
         return hdus[names.index(key.upper())]

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from maury.io.opening import (
 )
 from maury.io.parquet import ColumnSize, column_sizes
 from maury.io.source_table import SourceTable, _is_text
+
+logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES: Mapping[str, str] = {
     ".fits": "fits",
@@ -140,8 +143,12 @@ def read_votable(path: Path) -> Any:
 
     check_votable(path)
     with reading(path):
-        parsed = votable.parse(str(path), verify="ignore").get_first_table()
-        return parsed.to_table(use_names_over_ids=True)
+        tables = list(votable.parse(str(path), verify="ignore").iter_tables())
+        if not tables:
+            raise InputFileError(f"{path} holds no table; state the right file")
+        if len(tables) > 1:
+            logger.warning("%s holds %d tables; the first is read", path, len(tables))
+        return tables[0].to_table(use_names_over_ids=True)
 
 
 def _ecsv(path: Path) -> Any:

@@ -23,6 +23,7 @@ from maury.model.output import has_spectrum
 from maury.model.split import PARTS, Split, SplitConfig, SplitRecord, split_rows
 from maury.spectra.preparation import Preparation, take
 from maury.survey.labelled_sample import LabelledSample, labelled_rows
+from maury.survey.plausibility import tell_of_constants
 from maury.survey.store import Survey
 from maury.version import __version__
 
@@ -173,6 +174,7 @@ def collect(
     whole = LabelledSample.read(survey, preparation, rows)
     inputs = whole.prepared(labelled)
     values = survey.labels(names)[labelled]
+    tell_of_constants(values, names, what=str(survey.path))
     usable = has_spectrum(inputs) & np.isfinite(values).any(axis=1)
     kept = np.flatnonzero(usable)
     sample = Sample(

@@ -152,6 +152,14 @@ def tell_of_labels(
     return found
 
 
+def tell_of_constants(values: Float64Array, names: Sequence[str], *, what: str) -> None:
+    """Warn once of labels (n_star, n_label) that have one value only, before they are learned."""
+    finite = [column[~np.isnan(column)] for column in values.T]
+    told = [_constant(name, column) for name, column in zip(names, finite, strict=True)]
+    if any(told):
+        logger.warning("%s: %s", what, "; ".join(filter(None, told)))
+
+
 def possible_range(label: Label) -> tuple[float, float]:
     """Return the least and the largest value that a star can have, in the unit of the label."""
     low, high = label.range

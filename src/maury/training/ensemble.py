@@ -29,6 +29,7 @@ from maury.simulation.emulator import Emulator
 from maury.simulation.training_stars import ADVICE, TrainingStarSimulator
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample, labelled_rows
+from maury.survey.plausibility import tell_of_constants
 from maury.survey.store import Survey
 from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
 from maury.training.settings import ChoiceConfig as ChoiceConfig
@@ -209,6 +210,7 @@ def _collect(
         names = _names(settings.ensemble.labels or survey.label_names, settings)
         labels = labels_module.select(names, survey.label_definitions)
     truth = survey.labels(labels)
+    tell_of_constants(truth, names, what=str(survey.path))
     labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
     if not names or labelled.size == 0:
         raise TrainingError(
