@@ -34,6 +34,7 @@ HELD_OUT_FOLDS = "shares"
 """Entry of `Model.training`: the training stars are in so many folds (`held_out_fold`), of which
 each member holds out one. Absent where all members train on all stars."""
 _HASH_DIGITS = 16
+"""Of SHA-256: 64 bits, so that two of 1e6 stars share a hash with a probability of 3e-8."""
 
 
 class SplitConfig(BaseModel):

@@ -20,6 +20,7 @@ ARCSEC = np.pi / (180.0 * 3600.0)
 """In radians."""
 _MAS = ARCSEC / 1000.0
 _EPOCHS_YR = (1800.0, 2200.0)
+"""Julian years in which catalogues may be; other numbers are modified Julian dates, or nonsense."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,11 +68,13 @@ class StarTolerance:
 
 TOLERANCE = StarTolerance()
 _DECIMALS = (2, 6)
+"""Fewest and most that photometry is compared with, as coarse and as fine as `TOLERANCE` says."""
 _PLACE = ("ra", "dec", "pmra", "pmdec", "epoch")
 _LIGHT = ("parallax", *(band.column for band in BANDS))
 # Units of the whole numbers that a model stores: 2e-7 degrees are .7 mas, and 360 of them fit.
 _UNITS = {"ra": 2e-7, "dec": 2e-7, "pmra": 1e-3, "pmdec": 1e-3, "epoch": 1e-3}
 _LIGHT_UNIT = 1e-6
+"""Of stored parallaxes and magnitudes: as fine as `_DECIMALS` goes."""
 _NOTHING = np.iinfo(np.int32).min
 
 

@@ -16,6 +16,7 @@ MANIFEST = "manifest"
 _FORMAT = {"format": "maury manifest", "format_version": 1}
 _HEAD = "zarr.json"
 _MOST_BYTES = 2**28
+"""Of a manifest: at some 30 bytes a chunk of 2048 spectra, one of 5e9 spectra has half of it."""
 
 
 def write_manifest(store: Path) -> None:

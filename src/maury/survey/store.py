@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _HEADER_FILE = "zarr.json"
+_MOST_AXES = 3
+"""Of an array: star, pixel, and one more that a later version may have; more is damage."""
 RAVE_RESOLVING_POWER = 7500.0
 """Of RAVE (Steinmetz et al. 2020, AJ 160, 82); early stores of its released files do not say it."""
 
@@ -466,9 +468,6 @@ def _check_sizes(dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
                 f"{path}: a chunk of {name!r} has {chunk} bytes; the store is damaged; if it is "
                 f"right, raise {VARIABLE}='chunk_bytes=...'"
             )
-
-
-_MOST_AXES = 3
 
 
 def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, Any]:

@@ -131,20 +131,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         refuse_existing(self.path, overwrite=overwrite)
         wave = check_wavelengths(wave_aa)
         check_range_of_wavelengths(wave, what=str(self.path))
-        header = {
-            "format": SURVEY.name,
-            "format_version": SURVEY.version,
-            "medium": medium,
-            "simulated": bool(simulated),
-            "labels": [label.model_dump(mode="json") for label in labels],
-            "provenance": dict(provenance or {}),
-        }
-        if resolving_power is not None:
-            header["resolving_power"] = float(resolving_power)
-        if noise_correlation is not None:
-            header["noise_correlation"] = list(check_correlation(noise_correlation))
-        if at_rest is not None:
-            header["at_rest"] = bool(at_rest)
+        header = _head(medium, labels, simulated=simulated, provenance=provenance)
+        header |= _observing(resolving_power, noise_correlation, at_rest)
         with ExitStack() as stack:
             stack.enter_context(making(self.path))
             if not self._resume():
@@ -349,6 +337,39 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
     def _check_ids(self) -> None:
         array: Any = self._group["id"]
         require_unique(np.asarray(array[:], dtype=object), what=str(self.path))
+
+
+def _head(
+    medium: Medium,
+    labels: Sequence[Label],
+    *,
+    simulated: bool,
+    provenance: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    return {
+        "format": SURVEY.name,
+        "format_version": SURVEY.version,
+        "medium": medium,
+        "simulated": bool(simulated),
+        "labels": [label.model_dump(mode="json") for label in labels],
+        "provenance": dict(provenance or {}),
+    }
+
+
+def _observing(
+    resolving_power: float | None,
+    noise_correlation: Sequence[float] | None,
+    at_rest: bool | None,
+) -> dict[str, Any]:
+    """Return what is known of how the spectra were taken; what is not has no entry."""
+    known: dict[str, Any] = {}
+    if resolving_power is not None:
+        known["resolving_power"] = float(resolving_power)
+    if noise_correlation is not None:
+        known["noise_correlation"] = list(check_correlation(noise_correlation))
+    if at_rest is not None:
+        known["at_rest"] = bool(at_rest)
+    return known
 
 
 _PROGRESS = f"{MANIFEST}/progress.json"

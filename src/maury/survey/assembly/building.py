@@ -133,14 +133,7 @@ def _plan(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow, stack: ExitSt
     keep = _cut_spectra(recipe, spectra, flow)
     matched, keep = _match_all(recipe, spectra, keep, flow, stack)
     columns = _columns(recipe, spectra, matched)
-    rows_of = [rows for _, rows in matched.values()]
-    columns["star_id"] = one_star(spectra.texts("star_id"), rows_of)
-    if STAR_ID_FROM.name in columns:
-        # A row of a catalogue is one star, whatever it was found by.
-        alone = (columns[STAR_ID_FROM.name] == SPECTRUM) & (
-            np.array([rows >= 0 for rows in rows_of]).any(axis=0)
-        )
-        columns[STAR_ID_FROM.name] = np.where(alone, IDENTIFIER, columns[STAR_ID_FROM.name])
+    columns |= _stars(spectra, matched)
     _note_stars(spectra, columns["star_id"], flow)
     references = None
     definitions = spectra.labels
@@ -236,6 +229,18 @@ def _columns(
                 )
             columns[name] = _of_rows(catalogue.values(name), rows)
             taken[name] = title if stated is not None else ""
+    return columns
+
+
+def _stars(spectra: SpectraSource, matched: _Matched) -> Columns:
+    """Columns of the star: equal for spectra that share a row of a catalogue."""
+    rows_of = [rows for _, rows in matched.values()]
+    columns: Columns = {"star_id": one_star(spectra.texts("star_id"), rows_of)}
+    means = spectra.columns.get(STAR_ID_FROM.name)
+    if means is not None:
+        # A row of a catalogue is one star, whatever it was found by.
+        in_one = np.array([rows >= 0 for rows in rows_of]).any(axis=0)
+        columns[STAR_ID_FROM.name] = np.where((means == SPECTRUM) & in_one, IDENTIFIER, means)
     return columns
 
 

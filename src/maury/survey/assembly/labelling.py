@@ -30,6 +30,7 @@ from maury.survey.crossmatch import match_identifiers, match_positions
 logger = logging.getLogger(__name__)
 
 _EPOCH_YR = 2000.0
+"""Of positions whose recipe gives no epoch: J2000, that of most catalogues before Gaia."""
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,40 @@ from maury.labels.statistics import robust_sigma
 MIXTURE_KEY = "2010arXiv1008.4686H"
 """Paper of the fit, in the bibliography."""
 
-FEWEST_STARS = 20
-"""Least number of common stars for a constant; each slope needs ten more."""
-_STARS_PER_SLOPE = 10
+
+@dataclass(frozen=True)
+class OffsetFit:
+    """How offsets between surveys are fitted. Numbers are chosen, not measured, if nothing is said.
+
+    Attributes
+    ----------
+    fewest_stars : int
+        Common stars for a constant: its error is then below a quarter of the scatter.
+    stars_per_slope : int
+        Common stars more for each slope.
+    rounds : int
+        Fits of all labels in turn: terms are means of both surveys, the second moved by the offsets
+        of the round before.
+    steps : int
+        Of the mixture; it stops earlier where nothing changes by 1e-4.
+    most_outliers : float
+        Share above which outliers would be the sample, and the fit undetermined.
+    wider : float
+        Least width of the outliers over that of the others: narrower ones are the same stars.
+    """
+
+    fewest_stars: int = 20
+    stars_per_slope: int = 10
+    rounds: int = 4
+    steps: int = 200
+    most_outliers: float = 0.3
+    wider: float = 3.0
+
+
+FIT = OffsetFit()
+FEWEST_STARS = FIT.fewest_stars
 _UNITS: Mapping[str, float] = {"teff": 1000.0}
-_ROUNDS = 4
-_STEPS = 200
-_MOST_OUTLIERS = 0.3
-_WIDER = 3.0
+"""In which slopes are given, per label: dex else."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +190,7 @@ class Offsets:
         x = {name: given.column(name)[0] for offset in self.labels for name in offset.terms}
         moved = dict(x)
         values, errors = np.full(given.values.shape, np.nan), np.full(given.values.shape, np.nan)
-        for _ in range(_ROUNDS):
+        for _ in range(FIT.rounds):
             for offset in self.labels:
                 if offset.label in moved:
                     shift, _ = offset.at(_stack(moved, offset.terms, len(given.values)))
@@ -215,22 +241,6 @@ class Offsets:
             ],
         }
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Offsets":
-        """Return what `to_dict` wrote."""
-        labels = tuple(
-            LabelOffset(
-                **{
-                    k: np.array(v, float) if k != "terms" and isinstance(v, list) else v
-                    for k, v in one.items()
-                }
-                | {"terms": tuple(one["terms"])}
-            )
-            for one in content["labels"]
-        )
-        correlation = np.array(content["correlation"], dtype=np.float64)
-        return cls(content["first"], content["second"], labels, correlation)
-
 
 def fit_offsets(
     first: ReferenceLabels,
@@ -268,7 +278,7 @@ def fit_offsets(
     for survey in (first, second):
         for term in terms:
             check_known(f"label of {survey.survey} to fit offsets in", term, survey.names)
-    need = fewest + _STARS_PER_SLOPE * len(terms)
+    need = fewest + FIT.stars_per_slope * len(terms)
     shared = [name for name in first.names if name in second.names]
     counts = {name: int(_common(first, second, name, terms).sum()) for name in shared}
     fitted = [name for name in shared if counts[name] >= need]
@@ -280,7 +290,7 @@ def fit_offsets(
         )
     offsets: dict[str, LabelOffset] = {}
     residuals: dict[str, Float64Array] = {}
-    for _ in range(_ROUNDS if terms else 1):
+    for _ in range(FIT.rounds if terms else 1):
         x = _means(first, second, terms, offsets)
         for name in fitted:
             offsets[name], residuals[name] = _fit_label(first, second, name, terms, x)
@@ -427,7 +437,7 @@ def _mixture(y: Float64Array, variance: Float64Array, phi: Float64Array) -> _Fit
     scatter2 = max(width2 - float(np.median(variance)), 0.0)
     share, wide2 = 0.05, 25.0 * width2
     inlier: Float64Array = np.ones(y.size)
-    for _ in range(_STEPS):
+    for _ in range(FIT.steps):
         narrow, wide = np.maximum(variance + scatter2, 1e-12 * width2), variance + wide2
         residual2 = (y - phi @ beta) ** 2
         log_in = np.log(1 - share) - 0.5 * (residual2 / narrow + np.log(narrow))
@@ -439,8 +449,8 @@ def _mixture(y: Float64Array, variance: Float64Array, phi: Float64Array) -> _Fit
         beta = np.asarray(np.linalg.pinv(normal) @ (phi.T @ (weight * y)))
         residual2 = (y - phi @ beta) ** 2
         scatter2 = _scatter2(residual2, variance, inlier, phi.shape[1])
-        share = float(np.clip(np.mean(1 - inlier), 1e-4, _MOST_OUTLIERS))
-        floor = _WIDER**2 * (scatter2 + float(np.median(variance)))
+        share = float(np.clip(np.mean(1 - inlier), 1e-4, FIT.most_outliers))
+        floor = FIT.wider**2 * (scatter2 + float(np.median(variance)))
         wide2 = max(float(np.average(residual2, weights=1 - inlier + 1e-12)), floor)
         if np.allclose(old, (*beta, scatter2), rtol=1e-4, atol=1e-4 * np.sqrt(width2)):
             break

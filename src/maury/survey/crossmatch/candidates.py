@@ -19,6 +19,7 @@ from maury.spectra.positions import (
 from maury.survey.crossmatch.matches import Match, MatchFlag, claims
 
 _SAME_EPOCH_YR = 0.01
+"""Four days: the fastest star known moves by .1 arcsec in it, which is no reason for a flag."""
 _BLOCK = 1 << 17
 """Left rows whose candidates are held at a time: at one or two each, some 10 MB."""
 _MOST_PAIRS = 1 << 22

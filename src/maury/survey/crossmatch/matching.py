@@ -128,17 +128,10 @@ def match_identifiers(
     if positions is None and ("nearest" in (ambiguous, duplicates) or radius_arcsec is not None):
         raise ConfigError("'nearest' and a radius need positions; give them, or take 'flag'")
     codes, right_codes = _codes(left, right)
-    if positions is not None and (len(positions[0]), len(positions[1])) != (
-        codes.size,
-        right_codes.size,
-    ):
-        raise LengthMismatch(
-            f"{codes.size} and {right_codes.size} identifiers, but {len(positions[0])} and "
-            f"{len(positions[1])} positions; give them of the same rows"
-        )
     best = Best.empty(codes.size)
     common = pairing = None
     if positions is not None:
+        _check_lengths(codes, right_codes, positions)
         common = common_epoch(*positions)
         pairing = Pairing.of(*positions, common, keep_all=True)
     for i, j in _equal(codes, right_codes):
@@ -157,6 +150,17 @@ def match_identifiers(
         "lead_arcsec": None,
     }
     return best.decide(flags, right_codes.size, settings)
+
+
+def _check_lengths(
+    left: Int64Array, right: Int64Array, positions: tuple[Positions, Positions]
+) -> None:
+    n = [len(side) for side in positions]
+    if n != [left.size, right.size]:
+        raise LengthMismatch(
+            f"{left.size} and {right.size} identifiers, but {n[0]} and {n[1]} positions; give them "
+            "of the same rows"
+        )
 
 
 def _codes(left: ArrayLike, right: ArrayLike) -> tuple[Int64Array, Int64Array]:

@@ -40,7 +40,9 @@ FORMATS: Mapping[str, str] = {
 }
 """Tables that are written, by suffix, and astropy's name of the format; Parquet is Arrow's."""
 _MJD_2000 = 51544.5
+"""Modified Julian date of J2000.0, by definition."""
 _DAYS_PER_YEAR = 365.25
+"""Of a Julian year, by definition."""
 _LEAST_JULIAN_DATE = 1e6
 """Days above are Julian dates, below modified ones: those of this millennium are 2.4e6 and 5e4."""
 
