@@ -10,7 +10,7 @@ from maury.cli import terminal
 
 if TYPE_CHECKING:
     from maury.survey.archives import SurveyRecipe
-    from maury.survey.fetch import Plan
+    from maury.survey.fetch import DownloadPlan
 
 _ASK_ABOVE_MB = 100.0
 
@@ -96,7 +96,7 @@ def _files(
 
     only = [one.name for one in recipe.file if one.name in wanted]
 
-    def confirm(plan: "Plan") -> bool:
+    def confirm(plan: "DownloadPlan") -> bool:
         terminal.say(plan)
         small = not plan.n_unknown and plan.to_come <= most * 1e6
         return yes or small or _agreed()

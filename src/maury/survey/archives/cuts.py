@@ -93,6 +93,7 @@ class Condition(Strict):
     @after(mode="after")
     def _one_thing(self) -> Self:
         tests = {name for name in _TESTS if getattr(self, name) is not None}
+        # One level joins in one way; nesting gives the rest, without rules of precedence.
         joined = [name for name in ("any", "all") if getattr(self, name) is not None]
         if joined:
             if len(joined) > 1 or tests or self.column or self.quantity:
@@ -302,6 +303,7 @@ def judge(
     kind = "column" if condition.quantity is None else "quantity"
     what = f"{table.path}, {kind} {condition._name!r}"
     values, known = _values(condition, table, missing)
+    # Whether a value is given is the question here, so that a missing one does not fail.
     if condition.finite is not None:
         return CutResult(known == condition.finite, ~known)
     passes = np.full(values.size, condition.missing == "pass")

@@ -327,6 +327,7 @@ class SurveyRecipe(Strict):
     @classmethod
     def _once(cls, given: tuple[Any, ...]) -> tuple[Any, ...]:
         names = [item.name for item in given]
+        # Cuts are switched by name: two of one name could not be told apart.
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"{', '.join(map(repr, twice))} stands twice; names must differ")
@@ -414,6 +415,7 @@ def load(name_or_path: str | Path) -> SurveyRecipe:
     name = check_known("survey recipe", name_or_path, names())
     file = resources.files("maury.survey.archives") / "recipes" / f"{name}.toml"
     recipe = parse(file.read_text("utf-8"), what=f"the recipe {name}")
+    # Provenance and the command line go by the name, files by their own.
     assert recipe.name == name, "a recipe's file is called by its name"
     return recipe
 

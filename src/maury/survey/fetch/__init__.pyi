@@ -1,6 +1,6 @@
 from .download import Downloader as Downloader
 from .manifest import MANIFEST as MANIFEST
-from .plans import Plan as Plan
+from .plans import DownloadPlan as DownloadPlan
 from .plans import Planned as Planned
 from .plans import fetch as fetch
 from .plans import plan as plan

@@ -37,7 +37,7 @@ _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 _PAGE = (b"<!doctype html", b"<html")
 
 
-class Source(Protocol):
+class Downloadable(Protocol):
     """What to download, such as an entry of a recipe."""
 
     @property
@@ -135,14 +135,15 @@ class Downloader:
             )
         return self.folder / name
 
-    def kept(self, source: Source) -> int:
+    def kept(self, source: Downloadable) -> int:
         """Return how many bytes of an unfinished download can be gone on with."""
         partial, remote = self._partial(source.name), self._remembered(source)
+        # Without an ETag or a date nobody can say that the rest belongs to these bytes.
         if remote is None or remote.validator is None or not partial.is_file():
             return 0
         return partial.stat().st_size
 
-    def probe(self, source: Source) -> Remote:
+    def probe(self, source: Downloadable) -> Remote:
         """Ask what the server says of a file, without downloading it.
 
         Raises
@@ -160,13 +161,14 @@ class Downloader:
                 attempt += 1
                 self.web.wait(attempt, error, source.name)
             except Refused as error:
+                # Its size stays unknown until it comes.
                 if error.status in _NO_HEAD:
                     return Remote(source.url)
                 raise
 
     def download(
         self,
-        source: Source,
+        source: Downloadable,
         *,
         overwrite: bool = False,
         check: Callable[[Received, Path], None] | None = None,
@@ -175,7 +177,7 @@ class Downloader:
 
         Parameters
         ----------
-        source : Source
+        source : Downloadable
         overwrite : bool
             Replace a file of that name.
         check : callable, optional
@@ -193,6 +195,7 @@ class Downloader:
         refuse_existing(path, overwrite=overwrite)
         with explaining(path):
             self.folder.mkdir(parents=True, exist_ok=True)
+            # A link planted here would have its target overwritten.
             if partial.is_symlink():
                 remove(partial)
             remote = self._insist(source, partial)
@@ -209,7 +212,7 @@ class Downloader:
             self._forget(source.name)
         return received
 
-    def _insist(self, source: Source, partial: Path) -> Remote:
+    def _insist(self, source: Downloadable, partial: Path) -> Remote:
         """Try until the file is complete; attempts count while no more bytes arrive than before."""
         attempt, restarts, most = 0, 0, self.kept(source)
         while True:
@@ -217,6 +220,7 @@ class Downloader:
                 return self._attempt(source, partial)
             except Interrupted as error:
                 size = partial.stat().st_size if partial.exists() else 0
+                # A slow line that brings something may go on for ever, one that brings nothing not.
                 attempt = 1 if size > most else attempt + 1
                 most = max(most, size)
                 self.web.wait(attempt, error, source.name)
@@ -228,16 +232,19 @@ class Downloader:
                         f"{source.url}: {error}, again and again; download it by other means"
                     ) from error
 
-    def _attempt(self, source: Source, partial: Path) -> Remote:
+    def _attempt(self, source: Downloadable, partial: Path) -> Remote:
         offset, headers = self.kept(source), {}
         if offset:
             known = self._remembered(source)
             assert known is not None
             assert known.validator is not None
             if known.size is not None and offset == known.size:
+                # All bytes came before the run was killed; only the checks are left.
                 return known
+            # If-Range: a server whose file has changed sends it whole, and not its new end.
             headers = {"Range": f"bytes={offset}-", "If-Range": known.validator}
         with self.web.ask(source.url, headers=headers) as response:
+            # The range begins behind the end: the file has shrunk.
             if response.status_code == 416:
                 raise _Restart("the server has fewer bytes than it gave before")
             if response.status_code not in (200, 206):
@@ -262,7 +269,7 @@ class Downloader:
             self._receive(source, response, partial, offset=offset, size=size)
         return remote
 
-    def _continued(self, source: Source, response: requests.Response, offset: int) -> Remote:
+    def _continued(self, source: Downloadable, response: requests.Response, offset: int) -> Remote:
         """Return the remembered remote if the answer is its rest."""
         known = self._remembered(source)
         given = re.fullmatch(
@@ -284,7 +291,7 @@ class Downloader:
         )
 
     def _require_promised(
-        self, source: Source, remote: Remote, response: requests.Response
+        self, source: Downloadable, remote: Remote, response: requests.Response
     ) -> None:
         if None not in (source.bytes, remote.size) and remote.size != source.bytes:
             raise FetchError(
@@ -292,6 +299,7 @@ class Downloader:
                 "check whether the file was replaced, and correct the recipe"
             )
         packed = response.headers.get("Content-Encoding", "identity").lower()
+        # Some servers call a .gz file "packed on the way", though the file itself is so.
         packing = packed in ("gzip", "x-gzip") and source.name.endswith((".gz", ".tgz"))
         if packed not in ("", "identity") and not packing:
             raise FetchError(
@@ -301,7 +309,7 @@ class Downloader:
 
     def _receive(
         self,
-        source: Source,
+        source: Downloadable,
         response: requests.Response,
         partial: Path,
         *,
@@ -312,10 +320,12 @@ class Downloader:
         head = b""
         done, watch = offset, _Watch(self.web, offset)
         with partial.open("r+b" if offset else "wb") as stream:
+            # Bytes behind the offset are of an attempt that was not told of.
             stream.seek(offset)
             stream.truncate()
             while True:
                 try:
+                    # What there is, at once: a full chunk may never come from a stalled line.
                     chunk = response.raw.read1(_CHUNK, decode_content=False)
                 except (HTTPError, OSError) as error:
                     raise Interrupted(f"{type(error).__name__}: {error}") from error
@@ -336,6 +346,7 @@ class Downloader:
         if size is not None and done > size:
             self._forget(source.name)
             raise FetchError(f"{source.url} gave {done} bytes, not the {size} it announced")
+        # A proxy that fails may answer 200 with nothing.
         if done == 0 and source.bytes != 0:
             raise Interrupted("the server sends an empty file")
 
@@ -347,7 +358,7 @@ class Downloader:
         path = self.path(name)
         return path.with_name(f".{path.name}.part.json")
 
-    def _remembered(self, source: Source) -> Remote | None:
+    def _remembered(self, source: Downloadable) -> Remote | None:
         """Return what the server said when the kept bytes came, if they are of this address."""
         try:
             found: Any = json.loads(self._note(source.name).read_text("utf-8"))
@@ -381,7 +392,7 @@ class _Watch:
         self._since, self._done = time.monotonic(), done
 
 
-def _require_data(source: Source, response: requests.Response) -> None:
+def _require_data(source: Downloadable, response: requests.Response) -> None:
     """Refuse what calls itself a web page."""
     kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
     if kind in _PAGE_TYPES and response.status_code in (200, 206) and not _may_be_page(source.name):
@@ -399,7 +410,7 @@ def _may_be_page(name: str) -> bool:
     return name.lower().endswith((".html", ".htm", ".xhtml"))
 
 
-def _page_error(source: Source) -> FetchError:
+def _page_error(source: Downloadable) -> FetchError:
     return FetchError(
         f"{source.url} gives a web page, not {source.name}: the file has moved, or one must log "
         "in; open the address in a browser"

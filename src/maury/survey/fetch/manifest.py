@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from maury.errors import FetchError
 from maury.io.files import writing
-from maury.survey.fetch.download import Received, Source
+from maury.survey.fetch.download import Downloadable, Received
 
 MANIFEST = "maury-downloads.json"
 """Name of the manifest in a folder of downloads."""
@@ -74,7 +74,7 @@ class Manifest:
             ) from error
         return cls(records)
 
-    def of(self, source: Source) -> Record | None:
+    def of(self, source: Downloadable) -> Record | None:
         """Return the record of a file, if it came from this address."""
         record = self.records.get(source.name)
         return record if record is not None and record.url == source.url else None

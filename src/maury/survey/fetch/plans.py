@@ -11,7 +11,14 @@ from typing import Literal
 
 from maury.errors import FetchError, OutputExists, check_known
 from maury.io.files import making
-from maury.survey.fetch.download import Downloader, Progress, Received, Remote, Source, sha256_of
+from maury.survey.fetch.download import (
+    Downloadable,
+    Downloader,
+    Progress,
+    Received,
+    Remote,
+    sha256_of,
+)
 from maury.survey.fetch.manifest import Manifest, Record
 from maury.survey.fetch.web import Web
 
@@ -26,7 +33,7 @@ class Planned:
 
     Attributes
     ----------
-    source : Source
+    source : Downloadable
     state : {"there", "partial", "missing"}
     size : int, optional
         In bytes; None if nobody says.
@@ -34,7 +41,7 @@ class Planned:
         Bytes that an earlier attempt left.
     """
 
-    source: Source
+    source: Downloadable
     state: State
     size: int | None
     kept: int = 0
@@ -48,7 +55,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """What to download into a folder."""
 
     folder: Path
@@ -80,18 +87,18 @@ class Plan:
 
 
 def plan(
-    sources: Sequence[Source],
+    sources: Sequence[Downloadable],
     folder: Path | str,
     *,
     only: Sequence[str] = (),
     overwrite: bool = False,
     web: Web | None = None,
-) -> Plan:
+) -> DownloadPlan:
     """Look at what is there, and ask the servers for the sizes of the rest.
 
     Parameters
     ----------
-    sources : sequence of Source
+    sources : sequence of Downloadable
         Such as ``maury.survey.archives.load("apogee-dr17").file``.
     folder : path-like
         Where the files shall be.
@@ -116,7 +123,7 @@ def plan(
     manifest = Manifest.read(folder)
     with session(web) as asked:
         downloader = Downloader(asked, folder)
-        return Plan(
+        return DownloadPlan(
             folder,
             tuple(
                 _planned(downloader, source, manifest, overwrite=overwrite)
@@ -127,12 +134,12 @@ def plan(
 
 
 def fetch(
-    sources: Sequence[Source],
+    sources: Sequence[Downloadable],
     folder: Path | str,
     *,
     only: Sequence[str] = (),
     overwrite: bool = False,
-    confirm: Callable[[Plan], bool] | None = None,
+    confirm: Callable[[DownloadPlan], bool] | None = None,
     progress: Progress | None = None,
     web: Web | None = None,
 ) -> tuple[Path, ...]:
@@ -166,6 +173,7 @@ def fetch(
             return ()
         _require_space(todo)
         downloader = Downloader(asked, folder, progress)
+        # Written after each file, so that a killed run remembers what it has.
         manifest = Manifest.read(folder)
         for one in todo.files:
             manifest = _settled(downloader, one, manifest, overwrite=overwrite)
@@ -198,15 +206,17 @@ def readable(size: float) -> str:
 
 
 def _planned(
-    downloader: Downloader, source: Source, manifest: Manifest, *, overwrite: bool
+    downloader: Downloader, source: Downloadable, manifest: Manifest, *, overwrite: bool
 ) -> Planned:
     path, known = downloader.path(source.name), manifest.of(source)
     is_there = path.exists() or path.is_symlink()
     wrong = _differs(path, source, known) if is_there else None
+    # Recorded or published and the same: the server is not even asked.
     if is_there and wrong is None and (known is not None or source.sha256 is not None):
         return Planned(source, "there", path.stat().st_size)
     remote = downloader.probe(source)
     if is_there and wrong is None:
+        # Put there by hand, and nothing speaks against it.
         if remote.size in (None, path.stat().st_size):
             return Planned(source, "there", path.stat().st_size)
         wrong = f"has {path.stat().st_size} bytes, that of the server {remote.size}"
@@ -217,7 +227,7 @@ def _planned(
     return Planned(source, "partial" if kept else "missing", size, kept)
 
 
-def _differs(path: Path, source: Source, known: Record | None) -> str | None:
+def _differs(path: Path, source: Downloadable, known: Record | None) -> str | None:
     """Say how a file that is there differs from what is published or recorded of it."""
     if not path.is_file():
         return "is no file"
@@ -228,6 +238,7 @@ def _differs(path: Path, source: Source, known: Record | None) -> str | None:
         return f"has {size} bytes; when it was downloaded it had {known.size}"
     if source.sha256 is None and known is None:
         return None
+    # Sizes first, as a checksum reads the whole file.
     found = sha256_of(path)
     if source.sha256 not in (None, found):
         return f"has SHA-256 {found}, not the published {source.sha256}"
@@ -261,8 +272,9 @@ def _settled(
     return manifest
 
 
-def _require_space(todo: Plan) -> None:
+def _require_space(todo: DownloadPlan) -> None:
     place = todo.folder
+    # The folder is made only when something comes.
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free

@@ -145,6 +145,7 @@ def run_query(
 
 
 def _key(query: Query, uploads: Mapping[str, Table]) -> str:
+    # The same question to the same service with the same stars is one job.
     digest = hashlib.sha256(json.dumps([query.service, query.adql]).encode())
     for name, table in sorted(uploads.items()):
         for column, values in table.items():
@@ -182,6 +183,7 @@ class _Job:
                 attempt = 0
             except (self._dal.DALAccessError, requests.RequestException) as error:
                 attempt += 1
+                # The job is looked up again by its note, as the connection may hold an old state.
                 self._job = None
                 self._web.wait(attempt, Interrupted(str(error)), self._query.service)
                 continue
@@ -206,6 +208,7 @@ class _Job:
         if self._job is None:
             self._job = self._remembered() or self._begun()
         phase = str(self._job.phase)
+        # A job is made first and started then; a run killed between left it pending.
         if phase == "PENDING":
             self._job.run()
             phase = str(self._job.phase)
@@ -221,6 +224,7 @@ class _Job:
             uploads=uploads or None,
             session=self._session,
         )
+        # Noted before it runs, so that no job is left behind unknown.
         with writing(self._note, overwrite=True) as file:
             file.write_text(json.dumps({"key": self._key, "url": job.url}), "utf-8")
         return job

@@ -85,6 +85,7 @@ class Web:
 
     def __post_init__(self) -> None:
         """Say who asks."""
+        # Retries are ours: those of the library would begin a download anew in silence.
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
         self.session.mount("http://", adapter)
         self.session.mount("https://", adapter)
@@ -121,6 +122,7 @@ class Web:
     def _answer(self, url: str, method: str, headers: dict[str, str]) -> requests.Response:
         try:
             return self._follow(url, method, headers)
+        # A certificate that is wrong now is wrong in a minute: no second attempt.
         except requests.exceptions.SSLError as error:
             raise FetchError(
                 f"{url}: the server cannot be trusted ({error}); check the address and the clock "

@@ -143,6 +143,7 @@ def _read(hdus: Any, path: Path) -> StarSpectrum:
         errors = _array(hdu, error)
         ivar = None if np.isnan(errors).all() else to_ivar(errors, is_error=True)
     if quality is not None:
+        # Any bit: collections define their own, and all mean trouble.
         bad = _array(hdu, quality) != 0
         values = np.where(bad, np.nan, values)
         ivar = None if ivar is None else np.where(bad, 0.0, ivar)
@@ -153,6 +154,7 @@ def _read(hdus: Any, path: Path) -> StarSpectrum:
 
 def _spectrum(hdus: Any, path: Path) -> Any:
     hdu = find_hdu(hdus, None, path, image=False)
+    # Echelle spectra with a row per order are no 1-D products, and would be cut to the first.
     if int(hdu.header["NAXIS2"]) != 1:
         raise InputFileError(
             f"{path}: a Phase 3 spectrum is a table of one row, got {hdu.header['NAXIS2']} rows; "
@@ -229,6 +231,7 @@ def _array(hdu: Any, column: _Column) -> Float64Array:
 
 
 def _medium(wave: _Column) -> Medium | None:
+    # Frequencies and energies are told by what converts units.
     if not wave.ucd.startswith("em.wl"):
         return None
     return "air" if "obs.atmos" in wave.ucd else "vacuum"

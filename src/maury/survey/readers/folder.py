@@ -258,6 +258,7 @@ def _line(data: Any, path: Path) -> Float64Array:
 
 
 def _ascii_star(path: Path, spectra: SpectraConfig, wavelength: WavelengthConfig) -> StarSpectrum:
+    # Text is read whole: its size is looked at first.
     if path.stat().st_size > _MOST_BYTES_PER_PIXEL * current().pixels:
         raise exceeded(path, f"has {path.stat().st_size} bytes of text", "pixels")
     # Blanks, commas and tabs part columns alike, as files of one survey mix them.

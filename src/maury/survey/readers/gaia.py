@@ -79,6 +79,7 @@ def _reader(flux: Plane, error: Plane | None) -> RowReader:
 
 def _wide(values: AnyArray) -> Float64Array:
     """Arrays of rows, NaN throughout if all of them are empty."""
+    # Sources without a spectrum have empty arrays in the archive.
     wide = np.asarray(values, dtype=np.float64)
     return wide if wide.shape[1] else np.full((len(wide), N_PIXEL), np.nan)
 
@@ -216,6 +217,7 @@ def _source_id(facts: Mapping[str, Any], path: Path) -> str:
     for key in _ID_CARDS:
         if facts.get(key) not in (None, ""):
             return str(facts[key])
+    # A file of one source may tell its identifier in its name alone.
     found = _ID_IN_NAME.findall(path.name)
     if len(found) == 1:
         return str(found[0])

@@ -122,6 +122,7 @@ def _extension(
 
 
 def _wavelengths(hdus: Any, hdu: Any, n_pixel: int, path: Path) -> Any:
+    # An extension without cards of its own shares those of the primary header.
     for header in (hdu.header, hdus[0].header):
         cards = header_facts(header)
         # Some files call the first pixel 0, which FITS counts as 1.

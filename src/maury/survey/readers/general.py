@@ -352,6 +352,7 @@ def _paths(value: Any) -> Iterator[Path]:
 
 def _existing(config: IngestConfig) -> list[Path]:
     """Return all files that the configuration names, none of them missing."""
+    # Each file once: a FITS file may be spectra, table and wavelengths.
     paths = list(dict.fromkeys(_paths(config.model_dump())))
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
@@ -395,6 +396,7 @@ def _arm(config: ArmConfig, whole: IngestConfig, stack: ExitStack) -> Arm:
         if wanted is None
         else linear_grid(wanted.start, wanted.step, wanted.n, log=wanted.log)
     )
+    # An arm has one window of its own; `windows` are for spectra without arms.
     kept = whole.windows if config.window is None else [config.window]
     layout = Layout.of(grid, kept, what=str(path))
     gridder = Gridder(

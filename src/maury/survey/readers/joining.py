@@ -152,6 +152,7 @@ def _ids(config: IngestConfig, spectra: Spectrograph, tables: Mapping[str, _Join
 
 
 def _joined(joined: _Joined, ids: StrArray, spectra: Spectrograph) -> _Joined:
+    # Row by row: lengths were compared before.
     if joined.id_name is None:
         return joined
     table = joined.table
@@ -184,6 +185,7 @@ def _locate(name: str, wanted: ColumnConfig, tables: Mapping[str, _Joined]) -> _
             raise ColumnError(f"columns.{name}: the spectra's file is no table; name another one")
         tables[wanted.table].table.check(wanted.name)
         return tables[wanted.table]
+    # Nothing is guessed where two tables have a column of that name.
     having = [title for title, joined in tables.items() if wanted.name in joined.table.names]
     if len(having) == 1:
         return tables[having[0]]

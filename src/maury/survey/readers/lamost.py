@@ -93,6 +93,7 @@ def _open(path: Path, read: Callable[[Any, Path], StarSpectrum], *, skip_bad: bo
 
 
 def _read_lrs(hdus: Any, path: Path) -> StarSpectrum:
+    # Releases of both layouts may lie in one folder.
     if any(str(hdu.name).upper() == _COADD for hdu in hdus):
         return _table(find_hdu(hdus, _COADD, path, image=False), path)
     image = hdus[0]

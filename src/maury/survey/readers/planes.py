@@ -210,6 +210,7 @@ class ParquetCursor:
         import pyarrow as pa
 
         position, stream, held = self._streams.get(name, (0, None, []))
+        # Parquet is read forward only: to go back is to begin again.
         if stream is None or start < position:
             file = open_parquet(self._path, self._stack)
             position, held = 0, []
@@ -217,6 +218,7 @@ class ParquetCursor:
             stream = file.iter_batches(batch_size=rows, columns=[name])
         while position + sum(map(len, held)) < stop:
             held.append(next(stream).column(0))
+        # What lies behind is forgotten, so that memory does not grow with the file.
         while held and position + len(held[0]) <= start:
             position += len(held.pop(0))
         self._streams[name] = (position, stream, held)

@@ -59,5 +59,6 @@ def _read(hdus: Any, path: Path) -> StarSpectrum:
     if wave is None:
         raise WavelengthError(f"{path}: SPECTRUM has no wavelength cards (CRVAL1, CDELT1)")
     error = line(find_hdu(hdus, "ERROR", path, image=True), path)
+    # An error of another length is told by what checks all spectra.
     ivar = relative_ivar(flux, error) if error.shape == flux.shape else error
     return StarSpectrum(wave, flux, ivar, {}, "air")

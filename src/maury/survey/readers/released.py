@@ -300,6 +300,7 @@ def _source_names() -> dict[str, str]:
     names = {name: name for name in known if name not in ("id", "star_id", "star_id_from")}
     for column, aliases in _ALIASES.items():
         names.update(dict.fromkeys(aliases, column))
+    # Releases write errors as e_x, x_err or x_error.
     for name, column in list(names.items()):
         error = f"{column}_error"
         if error in known:
@@ -315,6 +316,7 @@ def _columns(
     columns: dict[str, AnyArray] = {}
     origin: dict[str, str] = {}
     for part, table in tables.items():
+        # Tables in the order of the spectra, which most are, are taken as they stand.
         rows = order.get(part, slice(None))
         used = ignored = 0
         for lower, name in _by_lower(table).items():

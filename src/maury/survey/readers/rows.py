@@ -178,6 +178,7 @@ def _assemble(
         )
     if wave is not None and not wave.flat and flux.pixel_axis == 0:
         wave = turned(wave)
+    # A unit that the TOML file states overrules that of the column.
     if wavelength.unit is None and wavelength.values is not None and file.table is not None:
         unit = file.table.units.get(wavelength.values.name or "")
         wavelength = wavelength.model_copy(update={"unit": unit})

@@ -206,6 +206,7 @@ def open_mwmstar(
 
 
 def _apogee_ids(facts: Sequence[Cards], paths: Sequence[Path]) -> list[str]:
+    # Combined by field: a star in two fields has two files and one name.
     stars = by_card("OBJID")(facts, paths)
     if len(set(stars)) == len(stars):
         return stars

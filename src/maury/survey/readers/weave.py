@@ -61,6 +61,7 @@ def open_weave(
         with tolerating(item, lost, skip=skip_bad), reading(item):
             hdus = open_fits(item, stack)
             here = _arm(hdus, item)
+            # A folder may hold files of all arms.
             if arm is not None and here != arm.upper():
                 continue
             found.add(here)
