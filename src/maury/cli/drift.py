@@ -38,3 +38,5 @@ def drift(
     )
     for line in found.findings or ("nothing differs",):
         terminal.say(f"  {line}")
+    if found.unjudged:
+        terminal.say(found.blindness)

@@ -6,6 +6,7 @@ here: nothing in them is executed, and links to other files are refused.
 """
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -33,6 +34,7 @@ from maury.model.split import SplitRecord
 from maury.spectra.preparation import RAVE_GRID, Preparation
 from maury.version import __version__
 
+logger = logging.getLogger(__name__)
 MAX_FILES = 1000
 MAX_FILE_BYTES = 64 * 2**20
 _MAX_WEIGHT_BYTES = 4 * 2**20
@@ -142,7 +144,14 @@ def import_keras(directory: Path | str, model: Path | str, *, overwrite: bool = 
         simulated=False,
         provenance=_provenance(files),
     )
-    return converted.save(model, weights=weights, overwrite=overwrite)
+    saved = converted.save(model, weights=weights, overwrite=overwrite)
+    logger.warning(
+        "%s: imported networks cannot judge their labels: errors are not calibrated, no spectrum "
+        "is computed from the labels, and their training stars are not known; a spectrum is "
+        "compared with simulated ones alone (flag SPECTRUM_UNLIKE)",
+        model,
+    )
+    return saved
 
 
 def read_keras(path: Path) -> dict[str, Float32Array]:

@@ -26,6 +26,7 @@ from maury.model.directory import Model
 from maury.model.output import Prediction
 from maury.prediction.catalogue import CatalogueSpec
 from maury.prediction.conformal import JOINT_LEVELS
+from maury.prediction.drift import unjudged
 from maury.prediction.labellers import open_labeller
 from maury.prediction.self_check import require_self_check
 from maury.spectra.batch import Batch, Readable
@@ -295,6 +296,7 @@ def catalogue_spec(
             **{name: model.provenance[name] for name in _ORIGIN if name in model.provenance},
         },
         "errors": errors,
+        "unjudged": list(unjudged(model)),
         "without": list(without),
         "external": [given] if given else [],
     }

@@ -622,7 +622,7 @@ def _drift(model: Model, survey: Readable, work: Path) -> dict[str, Any]:
         note = {"drift": {"stars": found.n_star, "findings": list(found.findings)}}
         with writing(known, overwrite=True) as partial:
             partial.write_text(json.dumps(note), "utf-8")
-        level = logging.WARNING if found.findings else logging.INFO
+        level = logging.WARNING if found.findings or found.unjudged else logging.INFO
         logger.log(level, "%s: %s", survey.path, found.summary)
     return read_stamp(known)
 
