@@ -130,6 +130,20 @@ def test_record_finds_the_stars_of_another_survey():
         record.contains("training", stars)
 
 
+def test_a_star_with_two_identifiers_on_both_sides_is_said(caplog):
+    place = {"ra": np.repeat(np.arange(60.0), 2), "dec": np.full(120, 10.0)}
+    visits = StarMarks.of({"star_id": np.arange(120).astype(str), **place}, 120)
+    split = split_stars(visits.star_id, fractions=(0.6, 0.2, 0.2), seed=3)
+    shared = np.isin(split.test // 2, split.train // 2).sum()
+    record = SplitRecord.of(split, visits)
+    assert shared > 10
+    assert f"{shared} test spectra have the position" in record.warning
+    assert record.warning in caplog.text
+    stars = StarMarks.of({"star_id": (np.arange(120) // 2).astype(str), **place}, 120)
+    split = split_stars(stars.star_id, fractions=(0.6, 0.2, 0.2), seed=3)
+    assert SplitRecord.of(split, stars).warning == ""
+
+
 def test_record_counts_by_what_stars_were_identified():
     means = np.array(["identifier"] * 5 + ["position"] * 3 + ["photometry"] * 2)
     stars = StarMarks.of({"star_id": np.arange(10).astype(str), "star_id_from": means}, 10)

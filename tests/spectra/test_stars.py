@@ -1,3 +1,5 @@
+import csv
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -184,3 +186,32 @@ def test_identifiers_of_gaia():
 @pytest.fixture
 def rng():
     return np.random.default_rng(3)
+
+
+def test_real_stars_are_known_by_their_photometry(shared):
+    """Spectra of RAVE, of which 208 stars have several, and of the same stars in another window."""
+    rave = shared / "data" / "rave_like"
+    names = list(csv.DictReader((rave / "training_sample_labels.csv").read_text().splitlines()))
+    ids = np.array([row["RAVE_OBS_ID"] for row in names])
+    path = rave / "training_sample_parameters.csv"
+    light = np.genfromtxt(path, delimiter=",", skip_header=1)[:, :9]
+    columns = ["parallax", *BAND_COLUMNS]
+    stars = StarMarks.of({"id": ids, **dict(zip(columns, light.T, strict=True))}, ids.size)
+    star_id, means = group_stars(stars)
+    _, counts = np.unique(star_id, return_counts=True)
+    assert (ids.size, counts.size, (counts > 1).sum(), counts.max()) == (3669, 3352, 208, 9)
+    assert set(means) == {"photometry"}
+
+    galah = shared / "data" / "galah_like"
+    rows = list(csv.DictReader((galah / "photometry.csv").read_text().splitlines()))
+    other = np.array([[float(v or "nan") for v in [*row.values()][2:11]] for row in rows])
+    pairs = csv.DictReader((galah / "labels.csv").read_text().splitlines())
+    same = {row["sobject_id"]: row["rave_obs_id"] for row in pairs}
+    trained = star_id[::2]
+    star_of = dict(zip(ids.tolist(), star_id.tolist(), strict=True))
+    expected = np.isin([star_of[same[row["sobject_id"]]] for row in rows], trained)
+    known = KnownStars(StarMarks.from_json(stars.take(slice(None, None, 2)).to_json()))
+    for written in (other, np.round(other, 2), other.astype(np.float32).astype(float)):
+        there = dict(zip(columns, written.T, strict=True))
+        assert np.array_equal(known.among(StarMarks.of(there, len(rows))), expected)
+    assert 0 < expected.sum() < len(rows)

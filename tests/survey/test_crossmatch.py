@@ -627,3 +627,26 @@ def test_the_command_says_what_is_wrong(tables, words, error):
     failed = command(tables, str(tables / words[0]), *words[1:])
     assert isinstance(failed.exception, MauryError)
     assert error in str(failed.exception)
+
+
+@pytest.mark.parametrize(
+    ("case", "left", "right", "keys"),
+    [
+        ("crossmatch_units", "left_rad.fits", "gaia.fits", "ra=ra,dec=dec,epoch=2016"),
+        ("crossmatch_units", "left_2000.fits", "gaia_arcsec.fits", "ra=ra,dec=dec,epoch=2000"),
+        ("crossmatch_units", "left_2000.fits", "gaia.fits", "ra=ra,dec=dec,epoch=2000"),
+        ("crossmatch_ids_lost_digits", "designation.csv", "gaia.fits", "id=designation"),
+        ("crossmatch_ids_lost_digits", "ids.csv", "gaia.fits", "id=source_id"),
+        ("crossmatch_ids_lost_digits", "ids.parquet", "gaia.fits", "id=source_id"),
+    ],
+)
+def test_the_shared_cases(shared, tmp_path, case, left, right, keys):
+    place = shared / "cases" / case
+    words = [str(place / left), str(place / right), str(tmp_path / "o.fits"), "--left", keys]
+    words += ["--right", "id=source_id"] if keys.startswith("id") else []
+    done = CliRunner().invoke(app, ["crossmatch", *words])
+    if "ids." in left:
+        assert isinstance(done.exception, IdentifierError)
+        assert "lost digits" in str(done.exception)
+    else:
+        assert done.output.startswith("20 of 20 stars matched"), done.output

@@ -944,3 +944,28 @@ def test_a_file_in_place_of_a_folder_and_absurd_text(tmp_path, monkeypatch):
     monkeypatch.setenv("MAURY_LIMITS", "pixels=60")
     with pytest.raises(InputFileError, match=r"a\.txt has \d+ bytes of text.*pixels"):
         ingest(tmp_path, FOLDER.format(""))
+
+
+def test_visits_at_one_position_are_one_star(shared, tmp_path):
+    survey = ingest_toml(
+        shared / "cases" / "repeats_without_photometry" / "case.toml", tmp_path / "s.zarr"
+    )
+    ra = survey.column("ra")
+    assert (len(survey), len(set(ra)), len(set(survey.star_id))) == (80, 40, 40)
+    assert all(len(set(survey.star_id[ra == one])) == 1 for one in set(ra))
+    assert set(survey.column("star_id_from")) == {"position"}
+
+
+def test_equal_labels_without_a_way_to_tell_stars_are_said(tmp_path, caplog):
+    np.savez(tmp_path / "s.npz", flux=np.ones((4, 30)), wave=np.arange(8420.0, 8450.0))
+    labels = "teff,logg\n5000,2\n5000,2\n6000,4\n5000,4\n"
+    (tmp_path / "l.csv").write_text(labels)
+    (tmp_path / "c.toml").write_text(
+        '[spectra]\nfile = "s.npz"\n[wavelength]\nmedium = "air"\nvalues = "wave"\n'
+        '[[table]]\nfile = "l.csv"\n[columns]\nteff = "teff"\nlogg = "logg"\n'
+    )
+    survey = ingest_toml(tmp_path / "c.toml", tmp_path / "s.zarr")
+    assert "2 spectra have labels that are equal to those of others" in caplog.text
+    assert survey.star_id.tolist() == [f"s.npz:{k}" for k in range(4)]
+    assert survey.id.tolist() == ["0", "1", "2", "3"]
+    assert set(survey.column("star_id_from")) == {"spectrum"}

@@ -310,9 +310,21 @@ class SplitRecord:
         rows = {name: split.part(name)[kept[split.part(name)]] for name in PARTS}
         hashes = {name: np.unique(star_hashes(_named(ids[rows[name]]))) for name in PARTS}
         used = marks.take(np.unique(np.concatenate(list(rows.values()))))
+        trained = KnownStars(marks.take(rows["train"]))
+        shared = (
+            0 if split.rule == "published" else int(trained.among(marks.take(rows["test"])).sum())
+        )
         warning = ""
         if split.rule == "published":
             warning = f"{PUBLISHED_WARNING}; {split.n_shared_stars} stars stand on both sides here"
+        elif shared:
+            # Identifiers decide, but they may be those of visits, or of an older way to find stars.
+            warning = (
+                f"{shared} test spectra have the position or the photometry of training stars, but "
+                "another star_id, so that the test may not be independent; correct star_id, or "
+                "ingest the spectra again without it"
+            )
+            logger.warning("%s", warning)
         return cls(
             split.rule,
             MappingProxyType({name: int(rows[name].size) for name in PARTS}),
