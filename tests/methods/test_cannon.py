@@ -235,6 +235,25 @@ def test_rows_without_pixels_are_nan_and_rows_are_independent(trained):
     assert len(trained.apply(inputs_of(flux[:0], ivar[:0]))) == 0
 
 
+def test_several_starts_find_the_lowest_minimum_that_one_misses():
+    """A model whose quadratic terms rule: two labels give much the same spectrum."""
+    rule = np.random.default_rng(21)
+    theta = rule.normal(0, 0.01, (60, n_term(4)))
+    theta[:, 5:] *= 8.0
+    theta[:, 0] = 0.8
+    edge = np.full(4, 0.5)
+    model = QuadraticModel(np.zeros(4), np.ones(4), theta, np.zeros(60), -edge, edge)
+    truth = rule.uniform(-0.5, 0.5, (300, 4))
+    flux = model.flux(truth) + rule.normal(0, 0.01, (300, 60))
+    ivar = np.full(flux.shape, 1e4)
+    fit = QuadraticFit(model, rule.uniform(-0.5, 0.5, (64, 4)))
+    one, default, many = (
+        fit.fit(flux, ivar, runs=runs).chi2 for runs in (1, CannonSettings().runs, 32)
+    )
+    assert np.mean(one > many + 1.0) > 0.02
+    assert np.mean(default > many + 1.0) < 0.25 * np.mean(one > many + 1.0)
+
+
 def test_labels_at_the_edge_of_the_fit_are_flagged(trained):
     far = trained.model.highest + 3.0 * (trained.model.highest - trained.model.lowest)
     flux = trained.model.flux(far[None])

@@ -11,6 +11,8 @@ from scipy.interpolate import CubicHermiteSpline, RegularGridInterpolator
 from builders.training_survey import WAVE as SURVEY_WAVE
 from builders.training_survey import write_survey
 from maury.errors import ConfigError, InputFileError
+from maury.labels.flags import Flag
+from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid import Grid
 from maury.methods.fitting.grid_files import read_ferre_grid, read_synspec_grid
 from maury.methods.fitting.gridded import GridFit, GridSettings, Pattern, axes_around
@@ -143,6 +145,32 @@ def test_errors_of_grid_fits_hold():
     z = ((found.labels - truth) / found.sigma)[inside]
     assert inside.mean() > 0.8
     assert np.all(np.abs(1.4826 * np.median(np.abs(z), axis=0) - 1) < 0.12)
+
+
+def test_kinks_of_a_linear_grid_are_no_failure_to_converge():
+    """Few nodes and little noise: the minimum of many stars is at a node, without a zero slope."""
+    rng = np.random.default_rng(9)
+    wave = np.linspace(0.0, 1.0, 200)
+    axes = {"teff": np.linspace(4000.0, 6000.0, 3), "logg": np.linspace(0.0, 4.0, 3)}
+
+    def curved(labels):
+        x, y = (labels[:, 0, None] - 5000) / 1000, (labels[:, 1, None] - 2) / 2
+        first, second, third = (np.exp(-(((wave - at) / 0.1) ** 2)) for at in (0.25, 0.5, 0.75))
+        depth = np.exp(-2 * x) * first + 0.5 * np.exp(1.6 * y) * third + np.exp(x - y) * second
+        return (1 - 0.1 * depth).astype(np.float32)
+
+    grid = Grid.build(axes, curved, wave, interpolation="linear")
+    truth = np.column_stack([rng.uniform(4200, 5800, 200), rng.uniform(0.4, 3.6, 200)])
+    flux = curved(truth) + 0.005 * rng.normal(size=(200, 200)).astype(np.float32)
+    ivar = np.full(flux.shape, 0.005**-2, dtype=np.float32)
+    start = np.tile([4900.0, 1.7], (200, 1))
+    fitter = Fitter(grid, tolerance=0.05)
+    found = fitter.fit(flux, ivar, start)
+    converged = (found.flags & Flag.NOT_CONVERGED.value) == 0
+    assert converged.mean() > 0.98
+    near = found.labels + rng.normal(size=(12, 200, 2)) * np.array([40.0, 0.1])
+    best = fitter.fit(flux, ivar, np.clip(near, *grid.bounds.T))
+    assert np.mean(found.chi2[converged] > best.chi2[converged] + 0.5) < 0.05
 
 
 def test_more_starts_are_never_worse():

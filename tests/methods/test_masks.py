@@ -59,7 +59,8 @@ def check(method, inputs, truth, *, centre_aa=CA_II_AA, shrinks=0.0):
         found = method.apply(masked(inputs, kind, centre_aa))
         for k, name in enumerate(method.label_names):
             both = np.isfinite(found.sigma[:, k]) & np.isfinite(whole.sigma[:, k])
-            assert both.mean() > 0.9, (kind, name)
+            # Some stars have no good pixel left in the windows of an element.
+            assert both.mean() > 0.85, (kind, name)
             sigma = found.sigma[both, k]
             moved = (found.labels - whole.labels)[both, k] / sigma
             assert abs(np.median(moved)) < 0.2, (kind, name)

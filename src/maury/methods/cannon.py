@@ -50,12 +50,13 @@ class CannonSettings(MethodSettings):
     censor : mapping of str to sequence of (float, float)
         Windows in angstrom, by label: pixels outside all windows of a label do not depend on it.
     runs : int
-        Fits per spectrum, from the training labels whose spectra are most like it.
+        Fits per spectrum, from the training labels whose spectra are most like it; the best
+        counts. One fit ends in a wrong minimum for some stars, and converges there.
     """
 
     sparsity: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     censor: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
-    runs: int = Field(default=1, ge=1, le=16)
+    runs: int = Field(default=8, ge=1, le=16)
 
 
 @dataclass(frozen=True, eq=False)

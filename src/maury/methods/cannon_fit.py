@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maury.io.arrays import BoolArray, Float64Array, FloatArray, IndexArray
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, FloatArray, IndexArray
 from maury.methods.cannon_model import QuadraticModel
 from maury.methods.fitting.polynomials import terms, terms_slope
 
@@ -86,12 +86,7 @@ class QuadraticFit:
         for run in range(1, order.shape[1]):
             other = _descend(sums, self._scaled_starts[order[:, run]], *self._box)
             better = other.chi2 < best.chi2
-            best = _Descent(
-                *(
-                    np.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-                    for old, new in zip(best, other, strict=True)
-                )
-            )
+            best = _Descent(*(_where(better, a, b) for a, b in zip(other, best, strict=True)))
         low, high = self._box
         beyond = (best.scaled <= low + _AT_BOUND) | (best.scaled >= high - _AT_BOUND)
         scale = self.model.scale
@@ -191,12 +186,12 @@ class _Point(NamedTuple):
 
     def replaced(self, better: BoolArray, other: _Point) -> _Point:
         """Take stars from `other` where it is better."""
-        return _Point(
-            *(
-                np.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-                for old, new in zip(self, other, strict=True)
-            )
-        )
+        return _Point(*(_where(better, a, b) for a, b in zip(other, self, strict=True)))
+
+
+def _where(chosen: BoolArray, yes: AnyArray, no: AnyArray) -> AnyArray:
+    """Rows of one array, and the others of another."""
+    return np.where(chosen.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
 
 
 def _evaluate(sums: _Sums, scaled: Float64Array) -> _Point:

@@ -43,7 +43,7 @@ def solve(
     both = unit[:, :, None] * unit[:, None, :]
     scaled = np.where(held[:, :, None] | held[:, None, :], 0.0, curvature * both)
     n_free = descent.shape[1]
-    scaled[:, np.arange(n_free), np.arange(n_free)] = 1.0 + 1e-12 + damping[:, None]
+    scaled[:, np.arange(n_free), np.arange(n_free)] = 1.0 + 1e-12 + damping
     right = np.where(held, 0.0, descent * unit)
     try:
         step = np.linalg.solve(scaled, right[:, :, None])[:, :, 0]
@@ -75,6 +75,9 @@ def gain(step: Float64Array, curvature: Float64Array, descent: Float64Array) -> 
 
 _FIRST_DAMPING, _LEAST_DAMPING, _LARGEST_DAMPING = 1e-3, 1e-9, 1e8
 _ROUNDING = 1e-5
+_PINNED = 1e2
+"""Damping at which a label counts as standing at a kink: five bad steps in turn from the first
+damping, after which a step is a hundredth of the undamped one."""
 _EDGE = 1e-6
 
 
@@ -395,7 +398,7 @@ class _State:
         self.place, self.active, self.problem = place.copy(), active, problem
         self.objective = np.full(n, np.inf)
         self.chi2 = np.full(n, np.nan)
-        self.damping = np.full(n, _FIRST_DAMPING)
+        self.damping = np.full((n, n_free), _FIRST_DAMPING)
         self.converged = np.zeros(n, dtype=np.bool_)
         self.covariance = np.full((n, n_free, n_free), np.nan)
         self.flux = np.full(problem.flux.shape, np.nan, dtype=np.float32)
@@ -415,9 +418,19 @@ class _State:
             normal = self._chord(normal) if fitter.reuse else self._advance(normal)
 
     def _finish(self, normal: _Normal, *, last: bool) -> BoolArray:
-        """End the stars that gain no more, by one step along the tangent; return the others."""
-        step = self._step(normal.curvature, normal.descent, np.zeros(self.active.size))
-        done = gain(step, normal.curvature, normal.descent) < self.problem.fitter.tolerance
+        """End the stars that gain no more, by one step along the tangent; return the others.
+
+        A label that was damped time and again stands at a kink of the model, such as a node of a
+        linear grid: its derivative changes sign there, so that no step would be small. It stays,
+        and the others decide.
+        """
+        curvature, descent, damping = normal.curvature, normal.descent, self.damping[self.active]
+        pinned = damping >= _PINNED
+        step = self._step(curvature, descent, np.zeros_like(damping), pinned)
+        done = gain(step, curvature, descent) < self.problem.fitter.tolerance
+        if pinned.any():
+            damped = self._step(curvature, descent, damping)
+            done &= gain(damped, curvature, descent) < self.problem.fitter.tolerance
         self.converged[self.active[done]] = True
         ending = done | last
         if ending.any():
@@ -445,7 +458,7 @@ class _State:
         new = self.problem.normal(place + step, self.active)
         better = new.objective <= normal.objective + _ROUNDING * np.abs(normal.chi2)
         self.place[self.active] = np.where(better[:, None], place + step, place)
-        self._damp(better)
+        self._damp(better, normal.descent * new.descent < 0)
         return new if better.all() else normal.replaced(better, new)
 
     def _chord(self, normal: _Normal) -> _Normal:
@@ -459,22 +472,31 @@ class _State:
             found = problem.residual(place + step, self.active, normal.slopes)
             better = found[1] <= objective + slack
             self.place[self.active] = np.where(better[:, None], place + step, place)
+            # Derivatives of a former place say little of which label went too far.
+            self._damp(better, np.zeros_like(descent, dtype=np.bool_))
             descent = np.where(better[:, None], found[0], descent)
             objective = np.where(better, found[1], objective)
-            self._damp(better)
         return problem.normal(self.place[self.active], self.active)
 
-    def _damp(self, better: BoolArray) -> None:
+    def _damp(self, better: BoolArray, turned: BoolArray) -> None:
+        """Damp less after a good step; after a bad one more, the labels that went too far."""
         old = self.damping[self.active]
-        new = np.where(better, old * 0.1, old * 10.0)
+        far = turned | ~turned.any(axis=1, keepdims=True)
+        good = np.where(turned, old * 10.0, old * 0.1)
+        new = np.where(better[:, None], good, np.where(far, old * 10.0, old))
         self.damping[self.active] = np.clip(new, _LEAST_DAMPING, _LARGEST_DAMPING)
 
     def _step(
-        self, curvature: Float64Array, descent: Float64Array, damping: Float64Array
+        self,
+        curvature: Float64Array,
+        descent: Float64Array,
+        damping: Float64Array,
+        pinned: BoolArray | None = None,
     ) -> Float64Array:
         """Damped step within the bounds, with labels held that would leave them."""
         low, high = self.problem.bounds.T
         place, frozen = self.place[self.active], self.problem.frozen[self.active]
+        frozen = frozen if pinned is None else frozen | pinned
         held = frozen | (place <= low) & (descent < 0) | (place >= high) & (descent > 0)
         step = solve(curvature, descent, held, damping)
         beyond = ((place + step < low) | (place + step > high)) & ~held
