@@ -8,14 +8,14 @@ from typing import Any, Self
 import numpy as np
 
 from maury.errors import InputFileError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
+from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.io.opening import reading
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium
 from maury.survey.readers.pipeline import Piece, complete_ids
 from maury.survey.readers.sources import stem, tolerating
 
-RowReader = Callable[[int, int], tuple[AnyArray, Float32Array | None]]
+RowReader = Callable[[int, int], tuple[AnyArray, AnyArray | None]]
 """``read(start, stop)`` is flux and ivar of these rows, both (n, n_pixel); ivar may be None."""
 
 
@@ -125,10 +125,8 @@ class BlockFiles:
         piece = None
         if not lost:
             with tolerating(block.path, lost, skip=self.skip_bad), reading(block.path):
-                with np.errstate(over="ignore", invalid="ignore"):
-                    flux, ivar = block.read(start, stop)
-                    single = np.asarray(flux, dtype=np.float32)
-                piece = Piece(block.wave_aa, single, ivar, str(block.path))
+                flux, ivar = block.read(start, stop)
+                piece = Piece(block.wave_aa, np.asarray(flux), ivar, str(block.path))
         return piece or Piece.lost(stop - start, lost[block.path])
 
 

@@ -183,7 +183,7 @@ def _star(
     wave: Float64Array, flux: Float64Array, noise: Float64Array | None, spectra: SpectraConfig
 ) -> StarSpectrum:
     ivar = None if noise is None else to_ivar(noise, is_error=spectra.error is not None)
-    return StarSpectrum(wave, flux, None if ivar is None else ivar.astype(np.float64), {})
+    return StarSpectrum(wave, flux, ivar, {})
 
 
 def _spectrum_hdu(hdus: Any, spectra: SpectraConfig, path: Path) -> Any:

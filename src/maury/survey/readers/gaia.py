@@ -18,7 +18,7 @@ import numpy as np
 
 from maury.errors import ColumnError, GridMismatch, IdentifierError, InputFileError
 from maury.io.array_csv import ArrayCsv
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray, StrArray
+from maury.io.arrays import AnyArray, Float64Array, IndexArray, StrArray
 from maury.io.fits_values import column
 from maury.io.opening import check_votable, open_fits, reading
 from maury.io.source_table import SourceTable
@@ -68,7 +68,7 @@ def open_rvs(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> BlockFi
 
 
 def _reader(flux: Plane, error: Plane | None) -> RowReader:
-    def read(start: int, stop: int) -> tuple[AnyArray, Float32Array | None]:
+    def read(start: int, stop: int) -> tuple[AnyArray, Float64Array | None]:
         ivar = None
         if error is not None:
             ivar = to_ivar(_wide(error.rows(start, stop)), is_error=True)

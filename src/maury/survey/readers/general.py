@@ -36,6 +36,7 @@ from maury.survey.readers.pipeline import (
     Source,
     describe_files,
     fingerprint,
+    flux_scale,
     provenance,
     with_stars,
 )
@@ -267,10 +268,16 @@ def open_config(
             resolving_power=config.resolving_power,
             noise_correlation=_stored_correlation(config, arms[0], source),
             at_rest=True if isinstance(source, CoaddedSource) and source.moves else config.at_rest,
-            provenance=provenance(reader, hashed, options),
+            provenance=provenance(reader, hashed, {**options, **_scales(arms)}),
             fingerprint=fingerprint(files, options),
             stack=stack.pop_all(),
         )
+
+
+def _scales(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Return what provenance says of fluxes that are not stored as the files have them."""
+    scales = [arm.gridder.flux_scale for arm in arms]
+    return {"flux_scale": scales} if set(scales) != {1.0} else {}
 
 
 def _tell_of_motion(config: IngestConfig, columns: Mapping[str, AnyArray], path: Path) -> None:
@@ -405,6 +412,7 @@ def _arm(config: ArmConfig, whole: IngestConfig, stack: ExitStack) -> Arm:
         medium=medium,
         layout=layout,
         noise_correlation=whole.noise_correlation or (),
+        flux_scale=flux_scale(source, path),
     )
     return Arm(config.name, source, gridder, medium, first, table)
 

@@ -187,6 +187,8 @@ class Gridder:
         Which pixels of it are kept.
     noise_correlation : sequence of float
         Autocorrelation of the noise at lags of 1, 2, ... pixels before; empty if not known.
+    flux_scale : float
+        What fluxes are multiplied by before they are put on the grid.
 
     Attributes
     ----------
@@ -194,6 +196,7 @@ class Gridder:
         What spectra have in the end.
     resamples : bool
     noise_correlation : tuple of float
+    flux_scale : float
     """
 
     def __init__(
@@ -204,12 +207,14 @@ class Gridder:
         medium: Medium,
         layout: "Layout | None" = None,
         noise_correlation: Sequence[float] = (),
+        flux_scale: float = 1.0,
     ) -> None:
         self._base_aa = check_wavelengths(wave_aa)
         self._layout = layout
         self.wave_aa = self._base_aa if layout is None else check_wavelengths(layout.wave_aa)
         self.resamples = resample
         self.noise_correlation = tuple(noise_correlation)
+        self.flux_scale = flux_scale
         self._medium = medium
         self._last: tuple[Float64Array, Resampler] | None = None
 

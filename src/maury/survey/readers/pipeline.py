@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -14,6 +16,7 @@ from maury.errors import (
     GridMismatch,
     InputFileError,
     LengthMismatch,
+    MauryError,
     WavelengthError,
 )
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
@@ -29,6 +32,11 @@ from maury.survey.writer import require_unique
 from maury.version import __version__
 
 logger = logging.getLogger(__name__)
+_SCALE_FROM = 8
+"""Spectra that tell the order of the fluxes: more than one, as the first may be all bad."""
+_LARGEST = 1e34
+"""Inverse variance of which float32 still holds ten thousand times as much (a pixel with a
+hundredth of the usual error)."""
 Columns = Mapping[str, AnyArray]
 _LARGEST_HASHED = 64 * 2**20
 """Larger files are known by name and size alone: hashing them would take long; chosen."""
@@ -45,9 +53,9 @@ class Piece:
     ----------
     wave_aa : (n_pixel,) float64
         Wavelengths in angstrom.
-    flux : (n, n_pixel) float32
-        Flux.
-    ivar : (n, n_pixel) float32 or None
+    flux : (n, n_pixel) float
+        Flux, in the precision of the file.
+    ivar : (n, n_pixel) float or None
         Inverse variance; None where the file gives none.
     what : str
         Where they come from, for messages.
@@ -56,8 +64,8 @@ class Piece:
     """
 
     wave_aa: Float64Array
-    flux: Float32Array
-    ivar: Float32Array | None
+    flux: AnyArray
+    ivar: AnyArray | None
     what: str
     unread: StrArray | None = None
 
@@ -235,6 +243,61 @@ class ReadRows(NamedTuple):
     unread: AnyArray
 
 
+def in_single_precision(
+    flux: AnyArray, ivar: AnyArray | None, scale: float
+) -> tuple[Float32Array, Float32Array | None]:
+    """Return flux times a scale, and ivar over its square; a pixel that float32 cannot hold is bad.
+
+    Parameters
+    ----------
+    flux, ivar : (n, n_pixel) float
+        As the file has them; ivar may be None.
+    scale : float
+        As of `flux_scale`.
+    """
+    if scale != 1.0:
+        flux = np.asarray(flux, dtype=np.float64) * scale
+        ivar = None if ivar is None else np.asarray(ivar, dtype=np.float64) / scale**2
+    flux = np.asarray(flux, dtype=np.float32)
+    if ivar is None:
+        return flux, None
+    single = np.asarray(ivar, dtype=np.float32)
+    return flux, np.where(np.isfinite(single), single, np.float32(0))
+
+
+def flux_scale(source: Source, what: Path | str) -> float:
+    """Return the power of ten that brings fluxes in physical units to about 1, or 1.
+
+    A store is in single precision, which ends at 3e38: errors of 5e-20, as of fluxes in W/m2/nm,
+    have larger inverse variances. The first few spectra decide for all, so that fluxes of a survey
+    stay comparable.
+
+    Parameters
+    ----------
+    source : Source
+    what : path-like
+        Whose spectra, for the log.
+    """
+    levels, inverse = [], []
+    with suppress(MauryError):
+        for piece in source.pieces(0, min(_SCALE_FROM, source.n_star)):
+            flux = np.abs(np.asarray(piece.flux, dtype=np.float64))
+            levels.append(flux[np.isfinite(flux) & (flux > 0)])
+            if piece.ivar is not None:
+                ivar = np.asarray(piece.ivar, dtype=np.float64)
+                inverse.append(ivar[np.isfinite(ivar) & (ivar > 0)])
+    level = float(np.median(np.concatenate(levels))) if sum(map(len, levels)) else 1.0
+    # Without errors, those of S/N 100.
+    noise = np.concatenate(inverse) if sum(map(len, inverse)) else np.array([1e4 * level**-2.0])
+    if 1.0 / _LARGEST < float(np.median(noise)) < _LARGEST:
+        return 1.0
+    exponent = -round(math.log10(level))
+    logger.warning(
+        "%s: fluxes are of order 1e%d, and are stored times 1e%d", what, -exponent, exponent
+    )
+    return float(10.0**exponent)
+
+
 def read_rows(source: Source, gridder: Gridder, start: int, known_snr: Float64Array) -> ReadRows:
     """Read consecutive rows, and put them on the common grid.
 
@@ -268,7 +331,8 @@ def read_rows(source: Source, gridder: Gridder, start: int, known_snr: Float64Ar
             continue
         # A wild pixel may overflow float32: it becomes infinite, which is a bad pixel.
         with np.errstate(over="ignore", invalid="ignore"):
-            wave_aa, values, given = ascending(piece.wave_aa, piece.flux, piece.ivar)
+            single = in_single_precision(piece.flux, piece.ivar, gridder.flux_scale)
+            wave_aa, values, given = ascending(piece.wave_aa, *single)
             noise, snr[rows] = with_noise(values, given, known_snr[rows])
             try:
                 flux[rows], ivar[rows] = gridder.place(wave_aa, (values, noise), what=piece.what)

@@ -14,7 +14,7 @@ from maury.errors import (
     LengthMismatch,
     WavelengthError,
 )
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, StrArray
+from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.io.fits_values import ImageValues
 from maury.io.fits_values import column as fits_column
 from maury.io.limits import current, exceeded
@@ -98,7 +98,7 @@ class RowsSource:
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield the spectra of rows `start` to before `stop`, in order."""
         with reading(self.path):
-            flux = np.ascontiguousarray(self.flux.rows(start, stop), dtype=np.float32)
+            flux = np.ascontiguousarray(self.flux.rows(start, stop))
             noise = None if self.ivar is None else self.ivar.rows(start, stop)
             ivar = None if noise is None else to_ivar(noise, is_error=self.is_error)
             waves = self.wave.rows(start, stop) if isinstance(self.wave, Plane) else None
@@ -114,13 +114,12 @@ class RowsSource:
             yield Piece(wave, flux[rows], None if ivar is None else ivar[rows], what)
 
 
-def to_ivar(values: AnyArray, *, is_error: bool) -> Float32Array:
+def to_ivar(values: AnyArray, *, is_error: bool) -> Float64Array:
     """Return inverse variance from itself or from 1 sigma errors; 0 where it means nothing."""
     data = np.asarray(values, dtype=np.float64)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         ivar = 1.0 / (data * data) if is_error else data
-        single = np.where(data > 0, ivar, 0.0).astype(np.float32)
-    return np.where(np.isfinite(single), single, np.float32(0))
+    return np.where((data > 0) & np.isfinite(ivar), ivar, 0.0)
 
 
 def open_rows(

@@ -153,10 +153,8 @@ def _alike(one: StarSpectrum, other: StarSpectrum) -> bool:
 
 
 def _piece(stars: Sequence[StarSpectrum], what: str) -> Piece:
-    with np.errstate(over="ignore", invalid="ignore"):
-        flux = np.array([star.flux for star in stars], dtype=np.float32)
-        noisy = [star.ivar for star in stars if star.ivar is not None]
-        ivar = np.array(noisy, dtype=np.float32) if noisy else None
+    noisy = [star.ivar for star in stars if star.ivar is not None]
+    flux, ivar = np.array([star.flux for star in stars]), np.array(noisy) if noisy else None
     return Piece(stars[0].wave_aa, flux, ivar, what)
 
 

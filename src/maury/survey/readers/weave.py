@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from maury.errors import InputFileError, LengthMismatch, WavelengthError
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, StrArray
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray, StrArray
 from maury.io.fits_values import image
 from maury.io.opening import find_hdu, open_fits, reading
 from maury.io.source_table import SourceTable
@@ -140,7 +140,7 @@ def _rows_of(table: SourceTable, rows: IndexArray) -> SourceTable:
 
 
 def _reader(hdus: Sequence[Any], fibres: IndexArray, shape: tuple[int, ...]) -> RowReader:
-    def read(start: int, stop: int) -> tuple[AnyArray, Float32Array]:
+    def read(start: int, stop: int) -> tuple[AnyArray, AnyArray]:
         rows = fibres[start:stop]
         data, ivar = (_rows(hdu, rows, shape) for hdu in hdus[:2])
         if hdus[2] is not None:
@@ -150,7 +150,7 @@ def _reader(hdus: Sequence[Any], fibres: IndexArray, shape: tuple[int, ...]) -> 
             middle = np.nanmedian(np.where(good, sens, np.nan), axis=1, keepdims=True)
             scale = np.where(good, sens, np.nan) / middle
             data, ivar = data * scale, np.where(good, ivar / scale**2, 0.0)
-        return data, np.asarray(ivar, dtype=np.float32)
+        return data, ivar
 
     return read
 
