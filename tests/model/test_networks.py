@@ -3,7 +3,14 @@ import pytest
 import torch
 
 from maury.errors import ConfigError, UnknownName
-from maury.model.networks.published import PRESETS, build, network_config, thinned
+from maury.model.networks.published import (
+    PRESETS,
+    PassDropout,
+    build,
+    network_config,
+    network_config_of,
+    thinned,
+)
 
 torch.set_num_threads(1)
 
@@ -168,3 +175,21 @@ def test_a_network_that_cannot_be_built_says_why():
         build(network_config("guiglion2020"), 912, 0, 9)
     with pytest.raises(ConfigError, match="20 pixels"):
         build(network_config("guiglion2020"), 20, 9, 9)
+
+
+def test_astronn_has_the_three_dropouts_of_its_authors_and_four_in_earlier_models():
+    spectrum = torch.rand(1, 64)
+    _, network = make("astronn", n_pixel=64, n_observable=0)
+    rates = [layer.p for layer in network.modules() if isinstance(layer, PassDropout)]
+    assert rates == [0.3, 0.3, 0.3, 0.0]
+    stored = {"name": "astronn", "dropout": 0.2, "mc_passes": 5}
+    earlier = network_config_of(stored)
+    assert earlier.head_dropout
+    older = build(earlier, 64, 0, 3)
+    assert [layer.p for layer in older.modules() if isinstance(layer, PassDropout)] == [0.2] * 4
+    older.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        none = torch.zeros(1, 0)
+        torch.testing.assert_close(older.eval()(spectrum, none), network.eval()(spectrum, none))
+    written = {"name": "astronn", **network_config("astronn").model_dump(mode="json")}
+    assert not network_config_of(written).head_dropout

@@ -15,7 +15,7 @@ from maury.labels.columns import BANDS
 from maury.model.directory import Model
 from maury.model.engines.engine import EnsembleOutput, make_engine
 from maury.model.imputation import Imputer
-from maury.model.networks.published import NetworkConfig, build, network_config
+from maury.model.networks.published import NetworkConfig, build, network_config_of
 from maury.model.output import Prediction as Prediction
 from maury.model.output import has_spectrum as has_spectrum
 from maury.spectra.preparation import FurtherColumns, Inputs
@@ -55,9 +55,8 @@ def _network_of(model: Model) -> NetworkConfig:
             f"{model.path} is the method '{model.network['name']}', which has no networks; "
             "give a model that was trained with a preset"
         )
-    options = {name: value for name, value in model.network.items() if name != "name"}
     try:
-        return network_config(str(model.network["name"]), options)
+        return network_config_of(model.network)
     except ConfigError as error:
         raise ModelFileError(f"{model.path}: {error}; use a newer maury") from error
 
@@ -253,8 +252,7 @@ def flux_gradient(
         Unit of each label per unit of flux, dropout being off, a missing band not being filled
         in; NaN for a star without a prediction.
     """
-    options = {name: value for name, value in model.network.items() if name != "name"}
-    config = network_config(str(model.network["name"]), options)
+    config = network_config_of(model.network)
     observables = model.scaling.observables.forward(inputs.observables)
     if not config.photometry:
         observables = observables[:, :0]

@@ -98,6 +98,8 @@ class NetworkConfig(BaseModel, ABC):
     paper: ClassVar[str]
     bibtex_key: ClassVar[str]
     licence: ClassVar[str] = "MIT"
+    before: ClassVar[Mapping[str, Any]] = {}
+    """Values of settings in models that were written before there was a choice."""
     training_defaults: ClassVar[Mapping[str, Any]]
     preparation_defaults: ClassVar[Mapping[str, Any]] = {}
     ensemble_defaults: ClassVar[Mapping[str, Any]] = {}
@@ -177,6 +179,22 @@ def build(config: NetworkConfig, n_pixel: int, n_observable: int, n_label: int) 
             f"the network '{config.name}' does not fit spectra of {n_pixel} pixels ({error}); "
             "use longer spectra or fewer and smaller convolutions"
         ) from error
+
+
+def network_config_of(network: Mapping[str, Any]) -> NetworkConfig:
+    """Return the configuration of a saved model's network: its ``name``, and its settings.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such preset.
+    ConfigError
+        If a setting is unknown or a value out of range.
+    """
+    name = str(network["name"])
+    options = {key: value for key, value in network.items() if key != "name"}
+    cls = PRESETS[check_known("preset", name, PRESETS)]
+    return network_config(name, {**cls.before, **options})
 
 
 def network_config(name: str, options: Mapping[str, Any] | None = None) -> NetworkConfig:

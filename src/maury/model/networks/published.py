@@ -22,6 +22,7 @@ from maury.model.networks.base import (
     ScalingRule,
     build,
     network_config,
+    network_config_of,
     parse_settings,
     preset,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "TwoBranch",
     "build",
     "network_config",
+    "network_config_of",
     "parse_settings",
     "preset",
     "thinned",
@@ -276,10 +278,14 @@ class AstroNN(_Pooled):
     """Bayesian network of Leung & Bovy (2019, MNRAS 483, 3255): labels and their variances.
 
     `mc_passes` thinned networks (dropout masks) are averaged at prediction; their scatter adds to
-    the predicted variance. With 0 passes dropout is off at prediction.
+    the predicted variance. With 0 passes dropout is off at prediction. There are three dropouts,
+    as in the authors' code (astroNN, `ApogeeBCNN`): after the first convolution, before the first
+    dense layer and after it. `head_dropout` adds one after the second, as networks of earlier
+    models have it.
     """
 
     name: ClassVar[str] = "astronn"
+    before: ClassVar[Mapping[str, Any]] = {"head_dropout": True}
     paper: ClassVar[str] = "Leung & Bovy 2019, MNRAS 483, 3255"
     bibtex_key: ClassVar[str] = "2019MNRAS.483.3255L"
     training_defaults: ClassVar[Mapping[str, Any]] = {
@@ -292,6 +298,7 @@ class AstroNN(_Pooled):
     filters: tuple[int, int] = (2, 4)
     units: tuple[int, int] = (192, 96)
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
+    head_dropout: bool = False
     mc_passes: int = Field(default=100, ge=0)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
@@ -300,10 +307,11 @@ class AstroNN(_Pooled):
             n_pixel, n_observable, self.filters, self.units[0], self.dropout
         )
         spectrum = _sequence(("centre", Centre(n_pixel)), *spectrum.named_children())
+        last = self.dropout if self.head_dropout else 0.0
         head = _sequence(
             ("hidden", nn.Linear(n_feature, self.units[1])),
             ("act", nn.ReLU()),
-            ("dropout", PassDropout(self.dropout)),
+            ("dropout", PassDropout(last)),
             ("out", nn.Linear(self.units[1], 2 * n_label)),
         )
         return _initialise(TwoBranch(spectrum, photometry, head), _he_normal)
