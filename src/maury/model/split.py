@@ -365,10 +365,12 @@ class SplitRecord:
         """
         check_known("part", part, PARTS)
         marks = _marks(stars)
-        # Models of older versions hold hashes of identifiers as they were written.
-        forms = {form.tobytes(): form for form in (marks.star_id, plain_identifiers(marks.star_id))}
+        forms, plain = [marks.star_id], plain_identifiers(marks.star_id)
+        if not np.array_equal(plain, marks.star_id):
+            # Models of older versions hold hashes of identifiers as they were written.
+            forms.append(plain)
         found = np.zeros(len(marks), dtype=np.bool_)
-        for ids in forms.values():
+        for ids in forms:
             found |= np.isin(star_hashes(ids), self.hashes[part]) & (ids != "")
         if part in self._known:
             found |= self._known[part].among(marks)

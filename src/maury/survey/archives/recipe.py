@@ -42,6 +42,9 @@ ReaderName = Annotated[str, AfterValidator(_known_reader)]
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class FileEntry(Strict):
     """``[[file]]``: a public file, as ``maury fetch`` downloads it.
 
@@ -191,24 +194,19 @@ class PositionFacts(Strict):
         return self
 
 
-class AbundanceFacts(Strict):
-    """``[abundances]``: conventions of the abundances.
+class AbundanceScale(Strict):
+    """Solar scale of abundances and the elements of the alpha abundance, checked as one.
 
     Attributes
     ----------
     solar_scale : str, optional
         Name of the solar composition, one of `maury.labels.solar`.
-    ratio : {"x_h", "x_fe", "x_m"}, optional
-        What the survey's catalogue gives for single elements.
-    alpha : tuple of str
-        Elements of its alpha abundance; none if it states none.
-    note : str
+    alpha : tuple of str or mapping of str to float, optional
+        Elements (and weights) of [alpha/.]; none if none are stated.
     """
 
     solar_scale: str | None = None
-    ratio: Literal["x_h", "x_fe", "x_m"] | None = None
-    alpha: tuple[str, ...] = ()
-    note: str = ""
+    alpha: tuple[str, ...] | dict[str, Positive] = ()
 
     @property
     def convention(self) -> Convention:
@@ -222,6 +220,25 @@ class AbundanceFacts(Strict):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
+
+
+class AbundanceFacts(AbundanceScale):
+    """``[abundances]``: conventions of the abundances.
+
+    Attributes
+    ----------
+    solar_scale : str, optional
+        Name of the solar composition, one of `maury.labels.solar`.
+    ratio : {"x_h", "x_fe", "x_m"}, optional
+        What the survey's catalogue gives for single elements.
+    alpha : tuple of str
+        Elements of its alpha abundance; none if it states none.
+    note : str
+    """
+
+    alpha: tuple[str, ...] = ()
+    ratio: Literal["x_h", "x_fe", "x_m"] | None = None
+    note: str = ""
 
 
 class ArmFacts(Strict):

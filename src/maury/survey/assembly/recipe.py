@@ -8,11 +8,10 @@ from pydantic import Field, field_validator, model_validator
 from maury.errors import ConfigError
 from maury.io.config_files import read_toml, validated
 from maury.labels import definitions as labels
-from maury.labels.abundances import Convention
 from maury.survey.archives import Cut
+from maury.survey.archives.recipe import AbundanceScale, Positive
 from maury.survey.readers.config import Strict
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Year = Annotated[float, Field(ge=1800, le=2200)]
 
 
@@ -143,7 +142,7 @@ class CatalogueEntry(Strict):
         return self.name or Path(self.recipe).stem
 
 
-class LabelsEntry(Strict):
+class LabelsEntry(AbundanceScale):
     """``[labels]``: which labels, on which scale.
 
     Attributes
@@ -161,23 +160,8 @@ class LabelsEntry(Strict):
     """
 
     names: tuple[str, ...] | None = None
-    solar_scale: str | None = None
-    alpha: tuple[str, ...] | dict[str, Positive] = ()
     salaris: bool = False
     correlation: Annotated[float, Field(gt=-1, lt=1)] = 0.0
-
-    @property
-    def convention(self) -> Convention:
-        """Where all labels go."""
-        return Convention.of(self.solar_scale, self.alpha)
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        try:
-            _ = self.convention
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return self
 
 
 class OffsetsEntry(Strict):
