@@ -44,12 +44,15 @@ def _share_of_the_cores() -> None:
     loaded = {name for name in _HEAVY if name in sys.modules}
     if loaded <= _limited or not importlib.util.find_spec("threadpoolctl"):
         return
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
     from maury.io.workers import n_cores
 
     share = n_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    threadpool_limits(min(n_cores(), max(LEAST_THREADS, share)))
+    for pool in ThreadpoolController().lib_controllers:
+        # Never more than there were: whoever runs the tests may ask for one thread.
+        if pool.num_threads > max(LEAST_THREADS, share):
+            pool.set_num_threads(max(LEAST_THREADS, share))
     _limited.update(loaded)
 
 

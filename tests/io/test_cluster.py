@@ -219,6 +219,7 @@ def test_kill_of_a_worker_midway_leaves_the_catalogue_as_it_is(
         np.testing.assert_array_equal(catalogue.table[name], local.table[name])
 
 
+@pytest.mark.slow
 def test_after_a_lost_scheduler_the_rest_is_done(tmp_path, local, tiny_model, observed_survey):
     folder = tmp_path / "site"
     folder.mkdir()

@@ -167,6 +167,7 @@ def test_models_without_calibration_promise_nothing(tmp_path, tiny_model, observ
     assert "not calibrated" in catalogue.metadata["errors"]
 
 
+@pytest.mark.slow
 def test_networks_for_spectra_alone_have_uncertainties_too(tmp_path, default_survey, monkeypatch):
     from maury.training.runs import train
 

@@ -77,7 +77,7 @@ STAR_ID_FROM = Column(
     "star_id_from",
     "",
     "meta.note",
-    "What the star was identified by: identifier, position, photometry, or its spectrum alone",
+    "What identified the star: identifier, position, photometry, or spectrum alone",
     "str",
 )
 SNR = Column("snr", "", "stat.snr", "Signal-to-noise ratio per pixel at the continuum")
