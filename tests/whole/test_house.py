@@ -22,6 +22,8 @@ MOST_ENTRIES = 14
 MOST_LINES_OF_INIT = 40
 MOST_LINES_OF_FUNCTION = 40
 LEAST_SHARE_SHORT = 0.985
+UNTOLD = {"cli", "io", "labels", "methods", "model", "prediction", "training"}
+"""Packages some of whose constants do not say why yet: names are struck out, none is added."""
 
 
 def name_of(path: Path) -> str:
@@ -171,6 +173,11 @@ def without_a_why(path: Path) -> Iterator[str]:
         docstring = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if not said and not docstring:
             yield f"{path.relative_to(SOURCE)}:{node.lineno} {target.id}"
+
+
+@pytest.mark.parametrize("room", [one for one in ROOMS if one.name not in UNTOLD], ids=name_of)
+def test_every_numeric_constant_says_why(room):
+    assert [one for path in sorted(room.rglob("*.py")) for one in without_a_why(path)] == []
 
 
 def test_the_check_of_constants_finds_what_says_nothing(tmp_path, monkeypatch):
