@@ -23,6 +23,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 
 from maury.simulation import catalogues
 from maury.simulation import population as pop
+from maury.simulation.mixtures import Warp
 
 OUTPUT = Path(__file__).parents[1] / "src/maury/simulation/data/population.safetensors"
 COMPONENTS = (6, 8, 12, 16, 20, 24, 32)
@@ -65,7 +66,7 @@ def robust_polynomial(features: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.column_stack(columns)
 
 
-def fit_warp(residual: np.ndarray) -> pop.Warp:
+def fit_warp(residual: np.ndarray) -> Warp:
     """Return the asinh warp of greatest normal likelihood, column by column."""
     centre = np.median(residual, axis=0)
     scale = 1.4826 * np.median(np.abs(residual - centre), axis=0)
@@ -78,7 +79,7 @@ def fit_warp(residual: np.ndarray) -> pop.Warp:
             jacobian = -0.5 * np.log1p((tail * u) ** 2).sum()
             score.append(jacobian - u.size * np.log(warped.std()))
         tails.append(trials[int(np.argmax(score))])
-    return pop.Warp(centre, scale, np.array(tails))
+    return Warp(centre, scale, np.array(tails))
 
 
 def conditional_score(mixture: GaussianMixture, values: np.ndarray, n_given: int) -> float:

@@ -370,6 +370,7 @@ class _Instrument:
     ) -> _Instrument:
         wave = np.asarray(wave_aa, dtype=np.float64)
         if modes is None:
+            # Without modes measured by a model the continuum is that of the observing model.
             modes = ObservedModes(
                 observing.continuum_rms * _continuum_basis(wave), np.zeros((0, wave.size))
             )
@@ -402,11 +403,13 @@ class _Instrument:
         for start in range(0, used.size, _BLOCK):
             rows = used[start : start + _BLOCK]
             flux, slopes = self.derivatives(labels[rows])
+            # In units of the noise, so that what is left of C is its correlation.
             slopes *= ratio[rows, None, None] / np.sqrt(np.maximum(flux, FLUX_FLOOR))[:, None]
             columns = slopes.reshape(-1, flux.shape[1]).T
             weighted = cho_solve_banded((self.factor, True), columns, check_finite=False).T
             out[rows] = slopes @ weighted.reshape(slopes.shape).transpose(0, 2, 1)
         nuisance = np.arange(_N, n_parameter)
+        # Slopes are per standard deviation of a nuisance, whose prior is thus one.
         out[:, nuisance, nuisance] += 1.0
         return out
 
@@ -416,6 +419,7 @@ class _Instrument:
         typical = self.spectrograph.disperse(source, labels)
         broadening = (typical.rotation_kms[:, None], typical.macroturbulence_kms[:, None])
         jacobian = self.emulator.jacobian(labels).transpose(0, 2, 1)
+        # Per range of each label: kelvin and dex in one matrix would cost digits.
         jacobian = jacobian * _SCALE.astype(np.float32)[:, None]
         # Flux and derivatives go together: broadening is linear, and keeps a constant.
         seen = self._broaden(np.concatenate([source[:, None], jacobian], axis=1), broadening)
@@ -443,6 +447,7 @@ class _Instrument:
         relative = observing.resolving_power_scatter / observing.resolving_power
         sigma = (observing.rv_error_kms, relative, observing.rotation_scatter)
         steps = (_RV_STEP_KMS, _RELATIVE_STEP, _RELATIVE_STEP)
+        # Central differences: the error of first order cancels.
         per_step = np.array(sigma) / np.array(steps)
         return np.asarray(0.5 * (ends[0] - ends[1]) * per_step[:, None])
 

@@ -24,9 +24,11 @@ def transfer(
 ) -> NDArray[np.complex64]:
     """Fourier transform (n_star, n_frequency) of the broadening, at angular frequencies in s/km."""
     gauss = np.exp(np.float32(-0.5) * variance[:, None].astype(np.float32) * frequency**2)
+    # The profiles are convolved, so that their transforms multiply.
     gauss *= rotation_transfer(frequency * rotation[:, None].astype(np.float32))
     phase = frequency * rv[:, None].astype(np.float32)
     out = np.empty(gauss.shape, dtype=np.complex64)
+    # A shift by v is a phase; the two parts apart need no complex exponential.
     out.real = gauss * np.cos(phase)
     out.imag = -gauss * np.sin(phase)
     return out
@@ -64,6 +66,7 @@ def interpolation(wave_in_aa: Float64Array, wave_out_aa: Float64Array) -> Any:
     step = np.log(wave_in_aa[-1] / wave_in_aa[0]) / (wave_in_aa.size - 1)
     position = np.log(wave_out_aa / wave_in_aa[0]) / step
     half = _INTERPOLATION_POINTS // 2
+    # Near the ends the stencil is moved inwards rather than cut.
     first = np.clip(
         np.floor(position).astype(int) - half + 1,
         0,

@@ -59,6 +59,7 @@ def simulate_positions(n: int, rng: np.random.Generator) -> tuple[Float64Array, 
     pole = np.radians(_POLE_DEC_DEG)
     while missing.size:
         ra[missing] = 360.0 * rng.random(missing.size)
+        # Uniform on the sphere: sin(dec) is uniform, over the southern half.
         dec[missing] = -np.degrees(np.arcsin(rng.random(missing.size)))
         angle, height = np.radians(ra[missing] - _POLE_RA_DEG), np.radians(dec[missing])
         sin_b = np.sin(height) * np.sin(pole) + np.cos(height) * np.cos(pole) * np.cos(angle)

@@ -87,9 +87,11 @@ def draw_around(
         stays so.
     """
     centre, scale = robust_scale(labels)
+    # Stars with one wild label should not be alone in all others.
     place = np.clip((labels - centre) / scale, -8.0, 8.0) * _METRIC
     count = min(config.neighbours, len(labels) - 1)
     distance, near = cKDTree(place).query(place, k=count + 1)
+    # Distance to the last neighbour: the inverse of the local density.
     reach = distance[:, -1] / max(float(np.median(distance[:, -1])), 1e-12)
     chance = np.clip(reach, 0.3, 6.0) ** config.tail
     base = rng.choice(len(labels), size=n_star, p=chance / chance.sum())
@@ -97,6 +99,7 @@ def draw_around(
     step = config.step * np.maximum(reach[base, None], 1.0) ** config.widen
     step = np.minimum(step, _LARGEST_STEP)
     has = np.isfinite(observables[:, list(sparse)])
+    # Missing in one of three stars is missing in their sum: a rare column would become rarer still.
     alone = (has[base] & ~(has[plus] & has[minus])).any(axis=1, keepdims=True) | (step == 0)
     drawn = [
         np.where(alone, x[base], x[base] + step * (x[plus] - x[minus]))
@@ -104,9 +107,11 @@ def draw_around(
     ]
     free = np.flatnonzero(rng.random(n_star) < config.free_share)
     width = config.free_width * scale[_N_STRUCTURAL:]
+    # Some stars vary a little and some much, so that neither is the only case seen.
     strength = np.exp(0.5 * rng.standard_normal((free.size, 1)))
     drawn[0][free, _N_STRUCTURAL:] += (
         strength * width * rng.standard_normal((free.size, width.size))
     )
+    # Extinctions and errors cannot become negative by a step.
     positive = ~(np.where(np.isfinite(observables), observables, 0.0) < 0).any(axis=0)
     return drawn[0], np.where(positive, np.maximum(drawn[1], 0.0), drawn[1])

@@ -133,6 +133,8 @@ class Emulator:
             try:
                 text, tensors = read_emulator(file)
                 emulator = cls.build(parse_spec(text), tensors)
+                # Models record this checksum: theory calibrated for other weights must not pass for
+                # this one.
                 if emulator.tensors.checksum() != emulator.spec.checksum:
                     raise ModelFileError("damaged, the weights differ from their checksum")
             except ModelFileError as error:
@@ -218,7 +220,9 @@ class Emulator:
             for weight, bias in self.tensors.hidden_layers():
                 x = x @ weight
                 x += bias
+                # x sigmoid(x), smooth everywhere, gives derivatives without kinks.
                 x *= _sigmoid(x)
+            # The mean of the networks errs less than any one of them.
             out[rows] = (x @ self.tensors.weight_out + self.tensors.bias_out).mean(axis=0)
         out[~good] = np.nan
         return out
@@ -262,6 +266,7 @@ class Emulator:
         along = None if directions is None else np.asarray(directions, dtype=np.float64)
         count = n_label if along is None else along.shape[1]
         slopes = np.empty((n_star, count, self.spec.n_pixel), dtype=np.float32)
+        # Derivatives are sixteen times as large as the flux.
         for start in range(0, n_star, _BLOCK // 4):
             rows = slice(start, start + _BLOCK // 4)
             part = None if along is None else along[rows]
@@ -293,6 +298,8 @@ class Emulator:
         """Labels with unusable rows replaced by the middle of the bounds, and the usable rows."""
         values = self._checked(labels)
         good = np.isfinite(values).all(axis=1) & (values[:, 0] > 0)
+        # Any finite labels will do for rows that become NaN: one NaN would spoil no other row, but
+        # warn.
         return np.where(good[:, None], values, self.bounds.mean(axis=1)), good
 
     def _inputs(self, values: Float64Array) -> Float32Array:
@@ -312,6 +319,7 @@ class Emulator:
             x += bias
             gate = _sigmoid(x)
             slope = slope @ weight[:, None]
+            # d/dx of x sigmoid(x). Forward mode: there are fewer labels than coefficients.
             slope *= (gate * (1 + x * (1 - gate)))[:, :, None]
             x *= gate
         return np.asarray((slope @ self.tensors.weight_out[:, None]).mean(axis=0))

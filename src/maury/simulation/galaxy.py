@@ -199,6 +199,7 @@ class Discs(BaseModel):
             np.minimum(10.0 ** (0.2 * (limit - absolute_g) - 2.0), _FURTHEST_KPC)
             for limit in (self.bright_mag, self.faint_mag)
         )
+        # A star too bright for the survey everywhere still gets a place.
         near = np.minimum(near, 0.5 * far)
         u = (np.arange(_STEPS) + rng.random(_STEPS)) / _STEPS
         distance = near[:, None] * (far / near)[:, None] ** u

@@ -68,9 +68,11 @@ class TheoryMismatch(BaseModel):
 def _curves(mismatch: TheoryMismatch, wave_aa: bytes) -> tuple[Float32Array, Float32Array]:
     """Exponent of the flux, and profile of the Ca II cores, both (n,)."""
     wave = np.frombuffer(wave_aa, dtype=np.float64)
+    # The same in every spectrum: theory errs alike for all stars.
     white = np.random.default_rng(mismatch.seed).standard_normal(wave.size)
     centre = wave - wave.mean()
     kernel = np.exp(-0.5 * (_FWHM_PER_SIGMA * centre / mismatch.scale_aa) ** 2)
+    # Smoothed in Fourier space; that the ends meet does not matter for a random curve.
     smooth = scipy.fft.irfft(
         scipy.fft.rfft(white) * scipy.fft.rfft(np.fft.ifftshift(kernel)), wave.size
     )

@@ -333,6 +333,7 @@ class Spectrograph:
     ) -> tuple[Float32Array, Float32Array]:
         noisy = clean + self._noise(clean, snr, rng)
         self._add_spikes(noisy, rng)
+        # From the noisy flux, as a pipeline would that knows no other.
         return noisy, ivar_from_snr(noisy, snr).astype(np.float32, copy=False)
 
     def broaden(
@@ -359,17 +360,22 @@ class Spectrograph:
             np.broadcast_to(np.asarray(x, dtype=np.float64), source.shape[:1])
             for x in (resolving_power, rotation_kms, macroturbulence_kms, rv_kms)
         )
+        # The emulator is broadened already, at its own resolving power: the rest is what is
+        # missing.
         instrument = (SPEED_OF_LIGHT_KMS / _FWHM_PER_SIGMA) ** 2 * np.clip(
             power**-2.0 - self.resolving_power_in**-2.0, 0.0, None
         )
+        # Gaussians of line spread and macroturbulence are one: their variances add.
         variance = instrument + 0.5 * macroturbulence**2
         frequency = 2.0 * np.pi * scipy.fft.rfftfreq(source.shape[1], self.step_kms)
         least = max(float(variance.min(initial=np.inf)), 1e-9)
+        # Sharp spectra are cut where even the sharpest of the batch has no power left.
         kept = int(np.searchsorted(0.5 * least * frequency**2, _NEGLIGIBLE))
         frequency = frequency[:kept].astype(np.float32)
         out = np.empty((source.shape[0], self.wave_out_aa.size), dtype=np.float32)
         for start in range(0, source.shape[0], _BLOCK):
             rows = slice(start, start + _BLOCK)
+            # Less 1, so that the spectrum is near 0 at its ends, which the transform joins.
             transform = scipy.fft.rfft(source[rows] - np.float32(1.0), axis=1)
             transform[:, kept:] = 0
             transform[:, :kept] *= transfer(frequency, variance[rows], rotation[rows], rv[rows])
@@ -397,9 +403,11 @@ class Spectrograph:
     ) -> tuple[Float64Array, Float64Array]:
         """V sin i and macroturbulence (n_star,) in km/s, drawn or typical."""
         model = self.model
+        # At most four doublings, reached at 7400 K.
         doubling = np.clip((teff - 6000.0) / 350.0, 0.0, 4.0)
         rotation = model.rotation_kms * 2.0**doubling
         if rng is not None:
+            # v sin i is positive and skewed, hence lognormal.
             rotation = rotation * np.exp(model.rotation_scatter * rng.standard_normal(teff.size))
         solar = model.macroturbulence_kms
         macroturbulence = np.clip(solar + (teff - 5770.0) / 650.0, min(2.0, solar), 8.0)
@@ -412,6 +420,7 @@ class Spectrograph:
         x = 2.0 * (wave - wave[0]) / (wave[-1] - wave[0]) - 1.0
         basis = np.polynomial.legendre.legvander(x, 7)[:, 1:].T
         basis /= np.sqrt(np.mean(basis**2, axis=1, keepdims=True))
+        # Red: low orders are what a continuum fit leaves most of.
         weight = np.arange(1, 8) ** -0.5
         weight /= np.sqrt(np.sum(weight**2))
         return np.asarray(weight[:, None] * basis, dtype=np.float32)
@@ -438,6 +447,7 @@ class Spectrograph:
         n_star, n_pixel = flux.shape
         white = rng.standard_normal((n_star, n_pixel + kernel.size - 1), dtype=np.float32)
         noise = kernel[0] * white[:, :n_pixel]
+        # Shifted sums of whole arrays, for a kernel of a few pixels.
         for lag, share in enumerate(kernel[1:], start=1):
             noise += share * white[:, lag : lag + n_pixel]
         noise *= np.sqrt(np.maximum(flux, np.float32(FLUX_FLOOR)))
@@ -455,6 +465,7 @@ class Spectrograph:
     def _add_spikes(self, flux: Float32Array, rng: np.random.Generator) -> None:
         """Add spikes to `flux`, an array that `observe` has just made."""
         star = np.flatnonzero(rng.random(flux.shape[0]) < self.model.spike_fraction)
+        # One to three spikes each.
         star = np.repeat(star, rng.integers(1, 4, star.size))
         pixel = rng.integers(0, flux.shape[1], star.size)
         flux[star, pixel] += rng.uniform(*self.model.spike_height, star.size).astype(np.float32)

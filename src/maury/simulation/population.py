@@ -37,85 +37,7 @@ from maury.simulation.catalogues import (
     simulate_positions,
 )
 from maury.simulation.galaxy import N_DIRECTIONS, Discs, galactocentric
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A Gaussian mixture of (given, drawn) columns, standardised; `given` may be empty.
-
-    Attributes
-    ----------
-    n_given : int
-        The first columns are given, the others drawn.
-    weights : (n_component,)
-    means : (n_component, n_column)
-    covariances : (n_component, n_column, n_column)
-    centre, scale : (n_column,)
-        Real columns are ``centre + scale * standardised``.
-    """
-
-    n_given: int
-    weights: Float64Array
-    means: Float64Array
-    covariances: Float64Array
-    centre: Float64Array
-    scale: Float64Array
-
-    def sample(
-        self, given: Float64Array, rng: np.random.Generator, *, spread: Float64Array | float = 1.0
-    ) -> Float64Array:
-        """Draw the other columns (n, n_column - n_given) of stars with `given` (n, n_given).
-
-        With `spread` (a number, or one per star), standard deviations are that much larger.
-        """
-        n, split = given.shape[0], self.n_given
-        known = (given - self.centre[:split]) / self.scale[:split]
-        component = self._choose(known, rng)
-        noise = rng.standard_normal((n, self.means.shape[1] - split))
-        noise = noise * np.broadcast_to(spread, n)[:, None]
-        out = np.empty_like(noise)
-        for k in np.unique(component):
-            rows = component == k
-            slope, root = self._conditional(int(k))
-            shift = (known[rows] - self.means[k, :split]) @ slope.T
-            out[rows] = self.means[k, split:] + shift + noise[rows] @ root.T
-        return np.asarray(out * self.scale[split:] + self.centre[split:])
-
-    def _conditional(self, k: int) -> tuple[Float64Array, Float64Array]:
-        split, covariance = self.n_given, self.covariances[k]
-        slope = np.linalg.solve(covariance[:split, :split], covariance[:split, split:]).T
-        rest = covariance[split:, split:] - slope @ covariance[:split, split:]
-        return slope, np.linalg.cholesky(0.5 * (rest + rest.T))
-
-    def _choose(self, known: Float64Array, rng: np.random.Generator) -> IndexArray:
-        log_density = np.tile(np.log(self.weights), (known.shape[0], 1))
-        for k in range(self.weights.size):
-            if self.n_given:
-                root = np.linalg.cholesky(self.covariances[k, : self.n_given, : self.n_given])
-                white = np.linalg.solve(root, (known - self.means[k, : self.n_given]).T)
-                log_density[:, k] -= 0.5 * (white**2).sum(axis=0) + np.log(np.diag(root)).sum()
-        weight = np.exp(log_density - log_density.max(axis=1, keepdims=True))
-        cumulative = weight.cumsum(axis=1)
-        u = rng.random((known.shape[0], 1)) * cumulative[:, -1:]
-        return np.asarray((cumulative < u).sum(axis=1))
-
-
-@dataclass(frozen=True)
-class Warp:
-    """Residual = centre + scale sinh(tail w) / tail, for each of (n_column,) columns."""
-
-    centre: Float64Array
-    scale: Float64Array
-    tail: Float64Array
-
-    def unwarp(self, warped: Float64Array) -> Float64Array:
-        """Return residuals (n, n_column) of warped ones."""
-        return self.centre + self.scale * np.sinh(self.tail * warped) / self.tail
-
-    def warp(self, residual: Float64Array) -> Float64Array:
-        """Return warped residuals (n, n_column)."""
-        return np.arcsinh(self.tail * (residual - self.centre) / self.scale) / self.tail
-
+from maury.simulation.mixtures import Mixture, Warp
 
 NUISANCE_NAMES: tuple[str, ...] = ("vmic", "d_c", "d_n", "d_ca", "d_ti", "d_o", "d_cr")
 """Microturbulence (km/s), and offsets (dex) of elements from the pattern that the labels imply."""
@@ -270,6 +192,7 @@ class Population:
         self._tensors = {name: np.asarray(a, np.float64) for name, a in tensors.items()}
         self.metadata = dict(metadata)
         digest = hashlib.sha256()
+        # Sorted, as the order of tensors in a file is not defined.
         for name, array in sorted(self._tensors.items()):
             digest.update(name.encode() + array.tobytes())
         self.checksum = digest.hexdigest()
@@ -320,6 +243,7 @@ class Population:
         if discs is not None:
             return self._sample_in_discs(core, rng, discs)
         extinction = self._extinction.sample(core, rng)
+        # Mixtures have tails beyond any real star.
         extinction = np.clip(extinction, *self._tensors["extinction.limits"])
         absolute_ks, colours = self._brightness(core, extinction, rng)
         features = core_features(core, self._tensors["core_limits"])
@@ -349,14 +273,18 @@ class Population:
         absolute_ks, colours = self._brightness(core, extinction, rng)
         ra, dec = simulate_positions(n * N_DIRECTIONS, rng)
         sky = np.stack([ra, dec], axis=1).reshape(n, N_DIRECTIONS, 2)
+        # The brightness that decides where a star is seen is that of its first metallicity; it is
+        # drawn again below with the metallicity that its place implies.
         direction, distance, disc = discs.place(absolute_ks + colours[:, 0], sky, rng)
         ra, dec = sky[np.arange(n), direction].T
         core = core.copy()
         core[:, 2:] = discs.chemistry(galactocentric(ra, dec, distance), disc, rng)
         core = np.clip(core, *self._tensors["core_bounds"])
+        # Temperature goes with metallicity on a giant branch, so it cannot stay as it was.
         core[:, 0] = self._redraw_theta(core, rng)
         log_parallax = -np.log10(distance)
         known = np.column_stack([core, np.clip(log_parallax, *limits[:, 0])])
+        # Distance is known now, so extinction is drawn given it.
         a_v_latent = replace(self._extinction, n_given=5).sample(known, rng)
         extinction = np.clip(np.column_stack([known[:, 4], a_v_latent]), *limits)
         absolute_ks, colours = self._brightness(core, extinction, rng)
@@ -364,6 +292,7 @@ class Population:
         labels = self._labels(core, features, rng)
         a_v = a_v_from_latent(extinction[:, 1])
         magnitudes = magnitudes_from_colours(absolute_ks - 5.0 * (log_parallax - 2.0), colours)
+        # Distances are true here; elsewhere the mixture is of measured parallaxes, noise and all.
         error = simulate_parallax_errors(magnitudes[:, 0], rng)
         parallax = 1.0 / distance + error * rng.standard_normal(n)
         stars = _stars(labels, magnitudes, (parallax, error), a_v, (ra, dec), rng)
@@ -376,6 +305,7 @@ class Population:
             3,
             self._core.weights,
             self._core.means[:, order],
+            # A mixture is conditional on its first columns, so theta goes last.
             self._core.covariances[:, order][:, :, order],
             self._core.centre[order],
             self._core.scale[order],
@@ -398,6 +328,7 @@ class Population:
         limits = (
             tensors["core_limits"] if selection.spread_fraction == 0 else tensors["core_bounds"]
         )
+        # An exponent below 1 makes rare kinds of stars more frequent.
         weights = self._core.weights**selection.weight_exponent
         mixture = Mixture(
             0, weights / weights.sum(), *(getattr(self._core, key) for key in _AFTER_WEIGHTS)

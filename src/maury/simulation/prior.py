@@ -106,6 +106,7 @@ def population_prior() -> PopulationPrior:
     anchors = core[:_N_ANCHOR]
     _, near = cKDTree(core / _CORE_SCALE).query(anchors / _CORE_SCALE, k=_N_NEIGHBOUR)
     tied = stars.labels[:, _TIED]
+    # [M/H] follows [Fe/H] one to one; only what it differs by is learnt.
     tied[:, 0] -= stars.labels[:, _FE_H]
     slope, rest = _local_planes((core[near] - anchors[:, None]) / _CORE_SCALE, tied[near])
     return PopulationPrior(
@@ -125,6 +126,7 @@ def _local_planes(step: Float64Array, values: Float64Array) -> tuple[Float64Arra
     normal = transposed @ design + _RIDGE * np.eye(design.shape[2])
     solution = np.linalg.solve(normal, transposed @ values)
     residual = values - design @ solution
+    # Unbiased: each plane takes a degree of freedom per coefficient.
     covariance = residual.transpose(0, 2, 1) @ residual / (step.shape[1] - design.shape[2])
     return solution[:, 1:].transpose(0, 2, 1), covariance
 
@@ -138,12 +140,14 @@ def _scatter_given_photometry(stars: Stars) -> Float64Array:
     parallax = stars.parallax_mas[:, None]
     observed = np.column_stack([absolute_magnitude(stars.magnitudes, parallax), stars.a_v])
     design = _cubic(observed)
+    # Colours are nearly dependent, and their cubes more so.
     normal = design.T @ design + 1e-6 * len(design) * np.eye(design.shape[1])
     predicted = design @ np.linalg.solve(normal, design.T @ stars.labels)
     residual = stars.labels - predicted
     place = predicted[:, _CORE] / _CORE_SCALE
     _, near = cKDTree(place).query(place[:_N_ANCHOR], k=_N_NEIGHBOUR)
     local = residual[near]
+    # The bias of the polynomial there is no scatter of the labels.
     local -= local.mean(axis=1, keepdims=True)
     return np.asarray(local.transpose(0, 2, 1) @ local / (_N_NEIGHBOUR - 1))
 
@@ -152,6 +156,7 @@ def _cubic(observed: Float64Array) -> Float64Array:
     """Monomials of degree 0 to 3 of the whitened columns, kept within 3.5 sigma."""
     centred = observed - observed.mean(axis=0)
     _, size, axes = np.linalg.svd(centred, full_matrices=False)
+    # A cubic runs away in the tails, where hardly a star holds it.
     white = np.clip(centred @ axes.T / (size / np.sqrt(len(centred))), -3.5, 3.5)
     columns = [np.ones(len(white))]
     for degree in (1, 2, 3):

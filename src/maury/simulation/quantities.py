@@ -87,6 +87,7 @@ def quantities(labels: ArrayLike) -> Float64Array:
     mixed = values @ _MIXING.T
     mixed[:, 0] = 5040.0 / values[:, 0]
     dredged = _dredge_up(values[:, 1])[0]
+    # First dredge-up: giants bring carbon that became nitrogen to their surface.
     mixed[:, _C] += _DREDGED_C * dredged
     mixed[:, _N] += _DREDGED_N * dredged
     ratio = mixed[:, _C] - mixed[:, _O]
@@ -114,6 +115,7 @@ def quantity_slopes(values: Float64Array) -> Float64Array:
 
 def _dredge_up(logg: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Smooth rise from 0 at logg 3.4 to 1 at logg 2.6, and its derivative."""
+    # A smooth step, so that derivatives by log g have no jump.
     u = np.clip((3.4 - logg) / 0.8, 0.0, 1.0)
     return u**2 * (3 - 2 * u), -6 * u * (1 - u) / 0.8
 
@@ -133,8 +135,10 @@ def _free_carbon(
     x^2 + (1 + K - c) x - K c = 0.
     """
     carbon = _SOLAR_C_TO_O * 10.0 ** np.clip(ratio, -3.0, 3.0)
+    # Beyond, all carbon is bound or all is free, and powers would overflow.
     constant = 10.0 ** np.clip(log_constant, -8.0, 8.0)
     excess = carbon - 1 - constant
+    # As a hypotenuse the discriminant cannot turn negative by rounding.
     root = np.hypot(excess, 2 * np.sqrt(carbon * constant))
     # The larger root, by whichever form adds numbers of one sign.
     free = np.where(

@@ -52,6 +52,7 @@ class RestFrameTheory:
         low, high = emulator.bounds[0]
         teff = np.linspace(low, high, max(2, round((high - low) / _STEP_KELVIN) + 1))
         profiles = _profiles(spectrograph, teff)
+        # Pivoted QR picks the temperatures whose profiles span the others best.
         size, order = qr(profiles.T, mode="r", pivoting=True)
         decline = np.abs(np.diag(size)) / abs(size[0, 0])
         chosen = order[: max(1, int((decline > _TOLERANCE).sum()))]
@@ -76,6 +77,7 @@ class RestFrameTheory:
             ]
         )
         flux: Float32Array = on_finite_rows(lambda known: known @ self.basis, mixed)
+        # Broadening keeps a constant, so that 1 was taken off before.
         flux += np.float32(1.0)
         return flux
 

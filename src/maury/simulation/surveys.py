@@ -145,10 +145,12 @@ class Simulator:
         """
         kind = int(self.simulation.labelled)
         sequence = np.random.SeedSequence(self.seed, spawn_key=(kind, number))
+        # Blocks have streams of their own, so that their order does not matter.
         rng = np.random.Generator(np.random.SFC64(sequence))
         stars = self.population.sample(
             BLOCK_STARS, rng, selection=self.simulation.selection, discs=self.simulation.discs
         )
+        # The truth is what the spectrum was made of.
         labels = self.emulator.clip(stars.labels)
         observation = self.spectrograph.observe(self.emulator.flux(labels), labels, rng)
         columns: dict[str, AnyArray] = {"snr": observation.snr, **self._identifiers(number)}
@@ -232,12 +234,7 @@ def simulate_survey(
     ResumeMismatch
         If a partial store of another run is in the way.
     """
-    if n_star < 1 or seed < 0:
-        raise ConfigError(
-            f"n_star must be at least 1 and seed not negative, got {n_star} and {seed}"
-        )
-    if cluster is not None and emulator is not None:
-        raise ConfigError("workers of a cluster use the emulator that ships with maury; give none")
+    _check(n_star, seed, own_emulator=emulator is not None, on_workers=cluster is not None)
     chosen = simulation or _usual(observed=observed, galaxy=galaxy)
     simulator = Simulator(
         seed, chosen, emulator=emulator or Emulator.load(), population=Population.load()
@@ -262,6 +259,15 @@ def simulate_survey(
     return Survey.open(path)
 
 
+def _check(n_star: int, seed: int, *, own_emulator: bool, on_workers: bool) -> None:
+    if n_star < 1 or seed < 0:
+        raise ConfigError(
+            f"n_star must be at least 1 and seed not negative, got {n_star} and {seed}"
+        )
+    if own_emulator and on_workers:
+        raise ConfigError("workers of a cluster use the emulator that ships with maury; give none")
+
+
 def _usual(*, observed: bool, galaxy: bool) -> Simulation:
     usual = OBSERVED_SURVEY if observed else LABELLED_SURVEY
     return usual.model_copy(update={"discs": Discs()}) if galaxy else usual
@@ -269,6 +275,7 @@ def _usual(*, observed: bool, galaxy: bool) -> Simulation:
 
 def _simulate_here(simulator: Simulator, writer: SurveyWriter, progress: Progress | None) -> None:
     n_star = writer.n_star
+    # Chunks begin at multiples, and half a chunk would be written twice at once.
     first = writer.done // CHUNK_STARS * CHUNK_STARS
     for start, stop in _chunks(first, n_star):
         flux, ivar, columns = _chunk(simulator, start, stop)

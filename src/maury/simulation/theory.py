@@ -104,12 +104,14 @@ class TheoryCalibration:
         scaled = _clipped(labels, centre, scale)
         good = ivar > 0
         quality = _typical(ivar, good)
+        # Relative to the survey: good spectra count more, within bounds.
         weight = np.clip(quality / max(float(np.median(quality)), 1e-30), *_STAR_WEIGHTS)
         observed = np.where(good, flux, theory).astype(np.float64)
         ridge = _STRENGTH_RIDGE * (1.0 if prior is None else 1.0 + _PRIOR_STARS / weight.size)
         # A bad pixel is left out, not set to theory: else it would count as agreeing with it.
         missing = np.where(good, observed - known.apply(theory, labels), 0.0)
         lines = _Lines(np.where(good, 1.0 - theory.astype(np.float64), 0.0), weight)
+        # Strength first, smooth over many lines; pixels may only explain what it cannot.
         strength = known.strength + _fit_strength(wave_aa, lines, missing, scaled, ridge)
         half_way = replace(known, strength=strength)
         missing = np.where(good, observed - half_way.apply(theory, labels), 0.0)
@@ -199,6 +201,7 @@ def _bent(
     """Scaled labels that bend from `_BEND_SIGMA` on towards `_CLIP_SIGMA`, and their slopes."""
     scaled = (labels - centre) / scale
     width = _CLIP_SIGMA - _BEND_SIGMA
+    # Slope 1 where it begins, 0 where it ends: no step in a derivative.
     turned = np.tanh((np.abs(scaled) - _BEND_SIGMA) / width)
     far = turned > 0
     bent = np.where(far, np.sign(scaled) * (_BEND_SIGMA + width * turned), scaled)
@@ -307,6 +310,7 @@ def _core_modes(wave_aa: Float64Array, residual: Float64Array, noise: _Noise) ->
     modes = np.zeros((min(_N_MODE, core.size), wave_aa.size), dtype=np.float32)
     if core.size == 0:
         return modes
+    # Noisy stars would add more noise to take off than scatter to see.
     best = noise.quality >= np.percentile(noise.quality, 25.0)
     part, ivar = residual[np.ix_(best, core)], noise.ivar[np.ix_(best, core)].astype(np.float64)
     good = ivar > 0
@@ -319,6 +323,7 @@ def _core_modes(wave_aa: Float64Array, residual: Float64Array, noise: _Noise) ->
     covariance = np.where(count >= _LEAST_STARS, total / np.maximum(count, 1.0), 0.0)
     value, vector = np.linalg.eigh(covariance)
     largest = slice(core.size - len(modes), core.size)
+    # Where more noise was taken off than is there, an eigenvalue is negative: no scatter.
     modes[:, core] = (np.sqrt(np.clip(value[largest], 0, None)) * vector[:, largest]).T
     return modes
 
@@ -344,6 +349,7 @@ def _continuum_modes(
     gram[:, range(n_order), range(n_order)] += 1e-9 * wave_aa.size
     right = np.where(good, residual[chosen] / flux, 0.0) @ basis.T
     coefficients = np.linalg.solve(gram, right[:, :, None])[:, :, 0]
+    # Robust: a few stars have a wild continuum.
     scatter = (MAD_TO_SIGMA * np.median(np.abs(coefficients), axis=0)) ** 2
     # Polynomials are smooth, so that neighbours add up with their correlation.
     correlated = 1.0 + 2.0 * sum(noise.correlation)

@@ -87,6 +87,7 @@ class SimulatedPool:
         observables : (n_star, n_observable) float64
         labels : (n_star, n_label) float64
         """
+        # With replacement: the same star with other noise is another example.
         return self.observe(rng.integers(0, len(self.flux), n_star), rng)
 
     def observe(
@@ -101,17 +102,20 @@ class SimulatedPool:
             rng.standard_normal((n_star, len(modes)), dtype=np.float32) @ modes
             for modes in (self.calibration.core_modes, self.calibration.continuum_modes)
         )
+        # Cores add flux of the chromosphere; the continuum divides all of it.
         sharp = (self.flux[row] + cores) * (np.float32(1.0) + continuum)
         flux, ivar = self.spectrograph.degrade(
             sharp, self._snr(n_star, rng) if snr is None else snr, rng
         )
         self._drop_pixels(ivar, rng)
         jitter = rng.standard_normal((n_star, self.observables.shape[1]))
+        # Their units may be anything, so that .01 may be much or nothing.
         jitter[:, [k for k in self.noise.quiet if k < jitter.shape[1]]] = 0.0
         observables = self.observables[row] + self.noise.magnitude_rms * jitter
         return flux, ivar, observables, self.labels[row]
 
     def _snr(self, n_star: int, rng: np.random.Generator) -> Float64Array:
+        # A tenth around real values, as a bootstrap would repeat them.
         drawn = rng.choice(self.survey_snr, n_star) * np.exp(0.1 * rng.standard_normal(n_star))
         low = rng.random(n_star) < self.noise.low_snr_share
         lowest, highest = np.log(_LOW_SNR)
@@ -214,6 +218,7 @@ class TrainingStarSimulator:
         """
         wave = _in_air(wave_aa, medium)
         signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)))
+        # At the continuum: noise goes with the root of the flux.
         snr = np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
         spectrograph = _spectrograph(wave, observing)
         full = _emulator().clip(Population.load().complete(labels))
@@ -271,7 +276,10 @@ class TrainingStarSimulator:
         labels, observables = draw_around(
             self.labels, self.observables, n_star, rng, config=draw, sparse=self._sparse(noise)
         )
+        # Microturbulence and abundances that are no labels are drawn, so that they are learnt to be
+        # unknown.
         full = _emulator().clip(Population.load().complete(labels, rng))
+        # What the emulator was clipped to is the truth of the simulated spectrum.
         labels = full[:, : len(LABEL_NAMES)]
         flux = self.spectra(full, rng)
         # A labelled star without a good pixel has none.

@@ -56,6 +56,7 @@ class Batch:
             If there is no such row, or a mask has another length.
         """
         numbers = row_numbers(rows, len(self), what="the batch")
+        # A slice shares memory, row numbers copy.
         chosen = rows if isinstance(rows, slice) else numbers
         spectra = self.spectra.take(chosen)
         columns = {name: values[chosen] for name, values in self.columns.items()}

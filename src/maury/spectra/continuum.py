@@ -82,10 +82,12 @@ def _clipped_fits(
 ) -> Float64Array:
     n_coef = (basis.shape[1] + 1) // 2
     least = 3 * n_coef
+    # Products along rows run through memory in order.
     curves = np.ascontiguousarray(basis[:, :n_coef].T)
     coefficients = np.full((flux.shape[0], n_coef), np.nan)
     alive = np.flatnonzero(_count(keep) >= least)
     flux, keep, count = flux[alive], keep[alive], _count(keep)[alive]
+    # Of mean 1, so that sums do not depend on the unit of the flux.
     weight = weight[alive] / weight[alive].mean(axis=1, keepdims=True)
     scratch = np.empty_like(flux)
     for step in range(iterations + 1):
@@ -99,6 +101,7 @@ def _clipped_fits(
         kept &= residual < limits[1] * sigma
         kept &= keep
         left = _count(kept)
+        # Most rows are done after a few rounds; only the others go on.
         going = (left < count) & (left >= least)
         if not going.all():
             alive, flux, weight = alive[going], flux[going], weight[going]
@@ -221,6 +224,7 @@ def normalise_continuum(
     level = np.where(usable, continuum, 1.0)
     scaled = weight * level * level
     dtype = values.dtype if values.dtype == np.float32 else np.dtype(np.float64)
+    # Fluxes in physical units are tiny, and their ivar times a huge continuum overflows.
     usable &= scaled < np.finfo(dtype).max
     normal = np.where(usable, values / level, 0.0).astype(dtype)
     return normal, np.where(usable, scaled, 0.0).astype(dtype)

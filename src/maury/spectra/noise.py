@@ -88,6 +88,7 @@ def known_noise(ivar: Float32Array) -> BoolArray:
 
     A file that must hold an ivar says so that there is none.
     """
+    # The largest value tells most rows apart, without comparing every pixel.
     top = np.max(ivar, axis=1, initial=0.0)
     known = np.asarray(top != 1.0)
     rows = np.flatnonzero(~known)
@@ -128,6 +129,7 @@ def resampled_correlation(correlation: tuple[float, ...], ratio: float) -> tuple
     n_in = int(np.ceil((reach + 1) * ratio)) + 2
     lags = np.abs(np.subtract.outer(np.arange(n_in), np.arange(n_in)))
     matrix = np.r_[1.0, correlation, np.zeros(n_in)][np.minimum(lags, len(correlation) + 1)]
+    # In units of an input pixel.
     left = np.arange(reach + 1)[:, None] * ratio
     cover = np.zeros(reach + 1)
     for phase in (np.arange(_N_PHASE) + 0.5) / _N_PHASE:
@@ -158,6 +160,7 @@ def noise_kernel(correlation: Sequence[float]) -> Float64Array:
     # A power of exactly zero, as of (0.5,), leaves the matrix singular to rounding.
     bands[0] *= 1.0 + _JITTER
     factor = cholesky_banded(bands, lower=True)
+    # The last row of the factor, back from its diagonal.
     kernel = np.array([factor[lag, -1 - lag] for lag in range(n_lag + 1)])
     return np.asarray(kernel / np.sqrt(np.sum(kernel**2)))
 

@@ -148,6 +148,7 @@ class Colours(Config):
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, n_observable) float64."""
         values, errors = _magnitudes(batch, self.bands, deredden=self.deredden, r_v=self.r_v)
+        # Each band is read and dereddened once, in however many pairs it stands.
         place = {name: column for column, name in enumerate(self.bands)}
         blue, red = ([place[pair[k]] for pair in self.pairs] for k in (0, 1))
         return obs.colour(values[:, blue], values[:, red]), np.hypot(
@@ -180,6 +181,7 @@ class ParallaxSnr(Config):
         """Values and 1 sigma errors (one, by construction), both (n_star, 1) float64."""
         parallax = parallax_mas(batch, zero_point=self.zero_point)[:, None]
         values = obs.parallax_snr(parallax, column(batch, "parallax_error")[:, None])
+        # In units of its own error.
         return values, np.where(np.isnan(values), np.nan, 1.0)
 
 
@@ -284,9 +286,11 @@ class FurtherColumns(Config):
         if self.over is None:
             return _in_single(values), errors
         below, below_error = (column(batch, self.over + end)[:, None] for end in ("", "_error"))
+        # Nothing is a multiple of zero.
         below = np.where(below != 0, below, np.nan)
         with np.errstate(over="ignore"):
             ratio = _in_single(values / below)
+        # A divisor of unknown error counts as exact, or all would be of unknown error.
         share = np.where(np.isfinite(below_error), below_error, 0.0) * ratio
         return ratio, np.hypot(errors, share) / np.abs(below)
 

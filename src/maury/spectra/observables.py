@@ -57,6 +57,7 @@ def distance_modulus_error(parallax_mas: ArrayLike, parallax_error_mas: ArrayLik
     parallax is positive and its error known and not negative.
     """
     error = _finite(parallax_error_mas)
+    # A negative error is a sentinel, not an error.
     error = np.where(error >= 0, error, np.nan)
     return np.asarray(_MAG_PER_RELATIVE_PARALLAX * error / usable_parallax(parallax_mas))
 
@@ -132,6 +133,7 @@ def parallax_zero_point(
     MissingExtra
         If the package is not installed.
     """
+    # The package raises beyond its range, where the recipe goes on as a constant.
     magnitude = np.clip(_finite(phot_g_mean_mag), 6.0 + 1e-9, 21.0 - 1e-9)
     nu_eff, pseudo, latitude = (
         _finite(values) for values in (nu_eff_used_in_astrometry, pseudocolour, ecl_lat_deg)

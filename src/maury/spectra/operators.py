@@ -94,6 +94,7 @@ def air_to_vacuum(wave_aa: ArrayLike) -> Float64Array:
     """
     air = np.asarray(wave_aa, dtype=np.float64)
     vacuum = air
+    # One round more than rounding needs.
     for _ in range(4):
         vacuum = air * refractive_index(vacuum)
     return np.asarray(vacuum)
@@ -105,6 +106,7 @@ def doppler_factor(rv_kms: ArrayLike) -> Float64Array:
     NaN where the velocity is missing or not below the speed of light.
     """
     beta = np.asarray(rv_kms, dtype=np.float64) / SPEED_OF_LIGHT_KMS
+    # Placeholders such as 1e20 and sentinels are no velocities.
     beta = np.where(np.abs(beta) < 1.0, beta, np.nan)
     return np.asarray(np.sqrt((1.0 + beta) / (1.0 - beta)))
 
@@ -157,6 +159,7 @@ def _overlaps(
     start = np.searchsorted(edges_in, lower, side="right") - 1
     stop = np.searchsorted(edges_in, upper, side="left")
     start, stop = np.clip(start, 0, n_in - 1), np.clip(stop, 1, n_in)
+    # All output pixels take the widest stencil, so that the whole is one array.
     width = max(int((stop - start).max(initial=1)), 1)
     raw = start + np.arange(width)[:, None]
     index = np.minimum(raw, n_in - 1)
@@ -166,6 +169,7 @@ def _overlaps(
 
 def _covered(edges_in: Float64Array, lower: Float64Array, upper: Float64Array) -> BoolArray:
     """Whether bins lie within the input grid, up to the rounding of the grids themselves."""
+    # The same grid written twice differs by rounding, and must not lose its ends.
     slack = _EDGE_TOLERANCE * (upper - lower)
     return np.asarray((lower >= edges_in[0] - slack) & (upper <= edges_in[-1] + slack))
 
@@ -232,6 +236,7 @@ class Resampler:
         weights = scipy.sparse.csr_array(
             (fraction.T.ravel(), index.T.ravel(), pointer), shape=shape
         )
+        # Most stencils are narrower than the widest.
         weights.eliminate_zeros()
         squared = weights.multiply(weights).tocsr()
         lagged = tuple(
@@ -277,6 +282,7 @@ class Resampler:
         dtype = _working_dtype(flux_in)
         flux_out = np.zeros((flux_in.shape[0], n_out), dtype)
         ivar_out = np.zeros_like(flux_out)
+        # Block by block, so that transposed copies stay small.
         for start in range(0, flux_in.shape[0], _BLOCK):
             rows = slice(start, start + _BLOCK)
             self._block(
@@ -293,12 +299,14 @@ class Resampler:
         if _all_good(flux, ivar):
             out[0][...] = (weights @ np.ascontiguousarray(flux.T)).T
             variance = self._variance(np.reciprocal(ivar.T, order="C"))
+            # Of infinite variance, hence ivar 0.
             variance[~self._inside] = np.inf
             np.reciprocal(variance.T, out=out[1])
             return
         good = good_pixels(flux, ivar)
         mean = weights @ np.where(good, flux, 0).T
         variance = self._variance(np.reciprocal(np.where(good, ivar, np.inf)).T)
+        # What good pixels cover is what the weights must be renormalised by.
         cover = weights @ np.ascontiguousarray(good.T, dtype=flux.dtype)
         usable = cover >= self.min_coverage - _EDGE_TOLERANCE
         np.divide(mean.T, cover.T, out=out[0], where=usable.T)
@@ -378,12 +386,14 @@ def to_rest_frame(
     dtype = _working_dtype(flux_in)
     flux_out = np.zeros((n_star, edges_out.size - 1), dtype)
     ivar_out = np.zeros_like(flux_out)
+    # A row of unknown velocity keeps its zeros: no usable pixel.
     known = np.flatnonzero(np.isfinite(factor))
     for start in range(0, known.size, _BLOCK):
         rows = known[start : start + _BLOCK]
         flux_out[rows], ivar_out[rows] = _rest_block(
             flux_in[rows].astype(dtype, copy=False),
             ivar_in[rows].astype(dtype, copy=False),
+            # Output edges go to the observed frame, which is one grid for all stars.
             factor[rows, None] * edges_out,
             edges_in,
             (min_coverage, correlation),

@@ -66,6 +66,7 @@ def _interpolated(flux: FloatArray, good: BoolArray, empty: float) -> FloatArray
     after = np.minimum.accumulate(np.where(good, pixel, n_pixel)[:, ::-1], axis=1)[:, ::-1]
     left = np.where(before < 0, np.minimum(after, n_pixel - 1), before)
     right = np.where(after == n_pixel, np.maximum(before, 0), after)
+    # The same pixel on both sides is a good one, or beyond the last good one.
     share = (pixel - left) / np.maximum(right - left, 1)
     low = np.take_along_axis(flux, left, axis=1)
     high = np.take_along_axis(flux, right, axis=1)
@@ -105,12 +106,14 @@ def mask_cosmics(
         Never set in a pixel that was bad already, but for `grow`.
     """
     good = good_pixels(flux, ivar)
+    # Bad pixels must not pull the running median.
     filled = fill_bad_pixels(flux, ivar)
     excess = filled - _running_median5(filled)
     limit = n_sigma / np.sqrt(np.where(good, ivar, np.inf))
     spike = good & (excess > limit)
     row, pixel = np.nonzero(spike)
     if row.size:
+        # Windows of spikes near an end reach beyond it.
         padded = np.pad(filled, ((0, 0), (6, 6)), mode="edge")
         around = padded[row[:, None], pixel[:, None] + np.arange(13)]
         sharp = excess[row, pixel] >= sharpness * _height(around)
@@ -191,8 +194,10 @@ def estimate_snr(
     values = np.asarray(flux)
     weight = np.ones_like(values) if ivar is None else np.asarray(ivar)
     kernel = np.array([1.0])
+    # The n-th difference has binomial weights of alternating sign.
     for _ in range(order):
         kernel = np.convolve(kernel, [1.0, -1.0])
+    # What white noise of the same variance would give, times what correlation leaves of it.
     factor = _variance_factor(kernel, check_correlation(correlation, name="correlation"))
     out = np.full(values.shape[0], np.nan)
     for start in range(0, values.shape[0], 256):
@@ -230,6 +235,7 @@ def _noise(flux: FloatArray, good: BoolArray, kernel: Float64Array) -> Float64Ar
 def _masked_median(values: FloatArray, usable: BoolArray) -> Float64Array:
     count = usable.sum(axis=1)
     out = np.full(count.size, np.nan)
+    # Whole rows in one call; those with gaps are few.
     full = count == values.shape[1]
     if values.shape[1] >= 20 and full.any():
         out[full] = np.median(values[full], axis=1)

@@ -198,6 +198,7 @@ class Preparation(Config):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = self.observable_names
+        # Two inputs of one name could not be told apart in the model file.
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"observables listed twice: {', '.join(twice)}")
@@ -291,15 +292,6 @@ class Preparation(Config):
         table = [[name in made_of for made_of in columns] for name in self.source_names]
         return np.array(table, dtype=np.bool_).reshape(len(table), len(columns))
 
-    @property
-    def changes_grid(self) -> bool:
-        """Whether the prepared wavelengths differ from those of the survey."""
-        return any(
-            isinstance(step, Resample | ToMedium)
-            or (isinstance(step, RestFrame) and step.grid is not None)
-            for step in self.steps
-        )
-
     def prepared_grid(self, spectra: Spectra) -> tuple[Float64Array, Medium]:
         """Wavelengths (n_pixel,) and medium that spectra on this grid will have.
 
@@ -335,9 +327,11 @@ class Preparation(Config):
         MissingExtra
             If an option needs an optional package that is not installed.
         """
+        # The spectra first: observables do not depend on them.
         state = self._spectra(batch)
         groups = [group.measure(batch) for group in self.observables]
         none = np.empty((len(batch), 0))
+        # The empty block gives chains without observables the right number of rows.
         values = np.hstack([none, *(group[0] for group in groups)])
         errors = np.hstack([none, *(group[1] for group in groups)])
         flux = ops.fill_bad_pixels(state.spectra.flux, state.spectra.ivar)
@@ -359,6 +353,7 @@ class Preparation(Config):
     def _spectra(self, batch: Batch) -> State:
         """Run the spectral steps on a batch."""
         spectra = batch.spectra
+        # Once, at the door: steps and networks then only ask whether ivar is positive.
         good = ops.good_pixels(spectra.flux, spectra.ivar)
         spectra = spectra.replace(ivar=np.where(good, spectra.ivar, np.float32(0)))
         snr = self._snr(batch, spectra)
@@ -376,6 +371,7 @@ class Preparation(Config):
         rows = np.flatnonzero(~((snr > 0) & (snr <= LARGEST_SNR)))
         if rows.size:
             flux, ivar = spectra.flux[rows], spectra.ivar[rows]
+            # Spectra in counts are estimated relative to their continuum.
             level = np.quantile(ops.fill_bad_pixels(flux, ivar), 0.9, axis=1, keepdims=True)
             scaled = flux / np.where(level > 0, level, 1)
             snr = snr.copy()

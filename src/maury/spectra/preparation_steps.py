@@ -191,6 +191,7 @@ class ToMedium(Config):
         if spectra.medium == self.to:
             return state
         convert = ops.air_to_vacuum if self.to == "vacuum" else ops.vacuum_to_air
+        # The conversion keeps the order of wavelengths that are any; others are told here.
         wave = check_wavelengths(convert(spectra.wave_aa))
         return replace(state, spectra=replace(spectra, wave_aa=wave, medium=self.to))
 
@@ -207,6 +208,7 @@ class Resample(Config):
         spectra, wave = state.spectra, check_wavelengths(self.grid.wavelengths())
         if np.array_equal(wave, spectra.wave_aa):
             return state
+        # Bytes can be hashed, so that one sparse matrix serves all batches.
         grids = (spectra.wave_aa.tobytes(), wave.tobytes())
         resampler = _resampler(*grids, self.min_coverage, state.noise_correlation)
         return state.on_grid(wave, *resampler(spectra.flux, spectra.ivar))
@@ -246,6 +248,7 @@ class RestFrame(Config):
             return state
         else:
             rv_kms = np.zeros(len(spectra))
+        # Also a velocity beyond that of light, which is a sentinel.
         unknown = ~np.isfinite(ops.doppler_factor(rv_kms))
         grid = spectra.wave_aa if self.grid is None else self.grid.wavelengths()
         wave = check_wavelengths(grid)
@@ -339,6 +342,7 @@ class _Continuum(Config):
         """Return the state normalised, each arm by itself."""
         spectra = state.spectra
         options = self.model_dump(exclude={"step"})
+        # A polynomial through the gap between arms would bend both.
         arms = arm_slices(spectra.wave_aa)
         parts = [
             ops.normalise_continuum(spectra.flux[:, arm], spectra.ivar[:, arm], **options)
@@ -347,6 +351,7 @@ class _Continuum(Config):
         flux, ivar = (np.hstack([part[k] for part in parts]) for k in (0, 1))
         # Unknown noise is relative to the continuum, whatever that is.
         ivar = np.where(spectra.noise_known[:, None], ivar, spectra.ivar * (ivar > 0))
+        # A row that had no pixel before did not fail here.
         failed = np.asarray(spectra.good.any(axis=1) & ~(ivar > 0).any(axis=1))
         return state.with_pixels(flux, ivar).flagged(Flag.CONTINUUM_FAILED, failed)
 

@@ -69,6 +69,7 @@ def arm_slices(wave_aa: Float64Array, *, gap: float = ARM_GAP) -> tuple[slice, .
     if step.size < 3:
         return (slice(0, wave_aa.size),)
     beside = np.full(step.size, np.inf)
+    # At the ends there is no step on one side: a gap there would be a single pixel.
     beside[1:-1] = np.maximum(step[:-2], step[2:])
     edges = [0, *(np.flatnonzero(step > gap * beside) + 1).tolist(), wave_aa.size]
     return tuple(slice(a, b) for a, b in pairwise(edges))
@@ -159,6 +160,7 @@ class Spectra:
                 f"flux must be (n_star, {wave.size}) for {wave.size} wavelengths, "
                 f"got {np.shape(flux)}; is it transposed?"
             )
+        # Relative to a noise that nobody knows.
         weight = (
             np.ones_like(values)
             if ivar is None
@@ -166,6 +168,8 @@ class Spectra:
         )
         if weight.shape != values.shape:
             raise LengthMismatch(f"flux is {values.shape}, ivar {weight.shape}: they must be equal")
+        # One test for all: an ivar that is not positive says that a pixel is bad, whatever its
+        # flux.
         bad = ~np.isfinite(values) | ~np.isfinite(weight) | ~(weight > 0)
         weight[bad] = 0.0
         if noise_known is None:
