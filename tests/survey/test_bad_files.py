@@ -355,3 +355,31 @@ def test_of_several_tables_the_one_that_is_read_is_told(tmp_path, caplog, kind):
     with ExitStack() as stack:
         assert open_table(tmp_path / f"t.{kind}", stack).names == ("a",)
     assert sum("2 tables" in record.message for record in caplog.records) == 1
+
+
+def test_a_build_skips_bad_files_too(tmp_path, caplog):
+    from maury.survey.assembly.building import build_survey
+
+    write_texts(tmp_path)
+    (tmp_path / "in" / "s2.txt").write_bytes(b"")
+    (tmp_path / "s.toml").write_text(TEXT)
+    rows = "".join(f"s{k},{5000 + k},{1 + k},2\n" for k in range(4))
+    (tmp_path / "labels.csv").write_text(f"name,T,ra,dec\n{rows}")
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\ntitle = "Mine"\nkind = "catalogue"\ndescription = "-"\ncitation = []\n'
+        'documentation = "https://example.org"\n[id]\ncolumn = "name"\n'
+        '[columns]\nteff = { name = "T", unit = "K" }\n'
+    )
+    build = (
+        'title = "t"\n[spectra]\ningest = "s.toml"\nskip_bad = true\n[[catalogue]]\n'
+        'recipe = "mine.toml"\nfile = "labels.csv"\nmatch = { by = "id", spectra = "id" }\n'
+        '[labels]\nnames = ["teff"]\n'
+    )
+    (tmp_path / "b.toml").write_text(build)
+    survey = build_survey(tmp_path / "b.toml", tmp_path / "o.zarr").survey
+    assert [bool(text) for text in survey.column("unread")] == [False, False, True, False]
+    assert survey.column("teff").tolist() == [5000, 5001, 5002, 5003]
+    assert sum("could not be read" in record.message for record in caplog.records) == 1
+    (tmp_path / "b.toml").write_text(build.replace("skip_bad = true\n", ""))
+    with pytest.raises(InputFileError, match=r"s2\.txt"):
+        build_survey(tmp_path / "b.toml", tmp_path / "p.zarr")

@@ -27,6 +27,7 @@ from maury.survey.assembly.offsets import Offsets
 from maury.survey.assembly.recipe import BuildRecipe, load_recipe
 from maury.survey.assembly.sources import Columns, SpectraSource, open_spectra
 from maury.survey.readers.pipeline import describe_files, fingerprint
+from maury.survey.readers.writing import report_unread
 from maury.survey.store import Survey
 from maury.survey.writer import SurveyWriter
 from maury.version import __version__
@@ -106,7 +107,10 @@ def build_survey(
         plan = _plan(recipe, spectra, flow, stack)
         _write(recipe, Path(recipe_path), spectra, plan, out, overwrite, progress)
     flow.write(flow_path, title=recipe.title, overwrite=overwrite)
-    return Built(Survey.open(out), flow, plan.offsets, flow_path)
+    survey = Survey.open(out)
+    if "unread" in plan.columns:
+        report_unread(survey.id, survey.column("unread"), out)
+    return Built(survey, flow, plan.offsets, flow_path)
 
 
 @dataclass(frozen=True)
@@ -369,6 +373,8 @@ def _write_rows(
         rows = {name: values[start:stop] for name, values in plan.columns.items()}
         # S/N of spectra in files may be known only now that they are read.
         rows["snr"] = np.where(np.isfinite(rows["snr"]), rows["snr"], chunk.snr)
+        if "unread" in rows:
+            rows["unread"] = chunk.unread
         writer.write(start, chunk.flux, chunk.ivar, **rows)
         if progress is not None:
             progress(stop, plan.rows.size)

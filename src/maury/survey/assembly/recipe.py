@@ -37,6 +37,8 @@ class SpectraEntry(Strict):
         Julian year of the positions, where neither spectra nor recipe say it.
     simulated : bool
         Marks the survey as simulated, whatever the files say.
+    skip_bad : bool
+        Keep a file of spectra that cannot be read, as a row of bad pixels.
     cut : tuple of OwnCut
         On columns of the spectra.
     """
@@ -48,6 +50,7 @@ class SpectraEntry(Strict):
     arm: str | None = None
     epoch: Year = 2000.0
     simulated: bool = False
+    skip_bad: bool = False
     cut: tuple[OwnCut, ...] = ()
 
     @model_validator(mode="after")

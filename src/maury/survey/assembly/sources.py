@@ -24,11 +24,12 @@ Columns = dict[str, AnyArray]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Flux and ivar (n, n_pixel) of some rows, and S/N (n,)."""
+    """Flux and ivar (n, n_pixel) of some rows, and what is known of each once it is read, (n,)."""
 
     flux: Float32Array
     ivar: Float32Array
     snr: Float64Array
+    unread: StrArray
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,12 @@ class SpectraSource:
                 here = chosen[(chosen >= low) & (chosen < low + CHUNK_STARS)] - low
                 if here.size:
                     batch = self.spectra.batch(low, min(low + CHUNK_STARS, len(self)))
-                    parts = (batch.spectra.flux, batch.spectra.ivar, batch.column("snr"))
+                    unread = batch.columns.get("unread", np.full(len(batch), ""))
+                    spectra, snr = batch.spectra, batch.column("snr")
+                    parts = (spectra.flux, spectra.ivar, snr, unread)
                     pieces.append([part[here] for part in parts])
-            flux, ivar, snr = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-            yield first, Chunk(flux, ivar, snr)
+            flux, ivar, snr, unread = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+            yield first, Chunk(flux, ivar, snr, unread)
 
 
 def open_spectra(entry: SpectraEntry, stack: ExitStack) -> SpectraSource:
@@ -116,11 +119,13 @@ def open_spectra(entry: SpectraEntry, stack: ExitStack) -> SpectraSource:
         columns: Columns = {name: survey.column(name) for name in survey.column_names}
         return SpectraSource(survey, columns, survey.label_definitions, (), epoch)
     if entry.ingest is not None:
-        files = open_toml(entry.ingest)
+        files = open_toml(entry.ingest, skip_bad=entry.skip_bad)
     else:
         files, citation, epoch = _open_recipe(entry)
     stack.enter_context(files)
     columns = {"snr": np.full(len(files), np.nan), **files.columns}
+    if files.source.skip_bad:
+        columns["unread"] = np.full(len(files), "")
     return SpectraSource(files, columns, files.labels, tuple(citation), epoch)
 
 
@@ -128,7 +133,7 @@ def _open_recipe(entry: SpectraEntry) -> tuple[FileSurvey, Sequence[str], float]
     assert entry.recipe is not None
     assert entry.path is not None
     recipe = load(entry.recipe)
-    files = open_recipe(entry.recipe, entry.path, arm=entry.arm)
+    files = open_recipe(entry.recipe, entry.path, arm=entry.arm, skip_bad=entry.skip_bad)
     stated = recipe.position.epoch if recipe.position is not None else None
     epoch = stated if isinstance(stated, float) else entry.epoch
     return files, recipe.citation, epoch
