@@ -234,6 +234,29 @@ def test_positions_match_and_ambiguous_ones_are_dropped_aloud(tmp_path) -> None:
     assert "star3" in built.survey.star_id
 
 
+def test_units_of_positions_are_those_of_the_file(tmp_path) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", range(10))
+    by_position = ONE.replace('{ by = "id", spectra = "star_id" }', "{ radius = 1.5 }")
+    plain = build_survey(write_recipe(tmp_path, by_position), tmp_path / "plain.zarr")
+    table = Table.read(tmp_path / "ref.fits")
+    for name in ("RA", "DEC"):
+        table[name] = np.radians(np.asarray(table[name]))
+        table[name].unit = "rad"
+    table.write(tmp_path / "ref.fits", overwrite=True)
+    built = build_survey(write_recipe(tmp_path, by_position), tmp_path / "out.zarr")
+    assert counts(built.flow, "spectra in ref") == counts(plain.flow, "spectra in ref")
+    assert built.survey.id.tolist() == plain.survey.id.tolist()
+
+
+def test_a_catalogue_that_matches_nothing_is_said(tmp_path, caplog) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", range(3), NAME=np.array(["x", "y", "z"]))
+    with pytest.raises(InputFileError, match="no spectrum is left"):
+        build_survey(write_recipe(tmp_path, ONE), tmp_path / "out.zarr")
+    assert "no spectrum is matched to ref (id: star_id = id)" in caplog.text
+
+
 def test_of_rows_with_one_identifier_the_preferred_is_taken(tmp_path) -> None:
     simulated_spectra(tmp_path)
     snr = np.array([90.0, 60.0, np.nan, 120.0])

@@ -1,5 +1,6 @@
 """Which row of a catalogue is which spectrum, and which spectra are therefore of one star."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from maury.survey.crossmatch import (
     match_positions,
 )
 
+logger = logging.getLogger(__name__)
 _LOSSES = (
     MatchFlag.NO_IDENTIFIER,
     MatchFlag.NO_POSITION,
@@ -107,6 +109,12 @@ def _note(catalogue: CutCatalogue, match: Match, flow: Flow) -> None:
                 source=way,
             )
             left &= ~out
+    if not match.matched.any():
+        logger.warning(
+            "no spectrum is matched to %s (%s); compare identifiers, epochs and units of both",
+            catalogue.title,
+            way,
+        )
     flow.add(
         f"spectra in {catalogue.title}",
         "matched",
