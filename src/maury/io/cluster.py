@@ -28,7 +28,7 @@ from maury.errors import (
     MissingExtra,
     WorkerLost,
 )
-from maury.io.workers import n_cores
+from maury.io.workers import n_cores, one_thread
 from maury.version import __version__
 
 if TYPE_CHECKING:
@@ -383,7 +383,8 @@ def _call(call: tuple[str, str, int], work: Callable[[Any, Tell], object], task:
 
     with _ONE_AT_A_TIME:
         _take_device(worker.name)
-        return work(task, tell)
+        with one_thread():
+            return work(task, tell)
 
 
 _device_taken = False

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any, TypeVar
+
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 from maury.errors import WorkerLost
 
@@ -119,6 +122,42 @@ def _run_once(
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread meanwhile, and give the threads back.
+
+    The order in which a sum is taken, and so its last digits, depends on the number of threads.
+    Every worker computes within this context, and so does the process that stands in for one; the
+    bytes of a result then depend neither on the number of workers nor on OMP_NUM_THREADS.
+
+    Thread pools are settings of the whole process: other threads of the caller that compute
+    meanwhile are on one thread as well.
+    """
+    torch = sys.modules.get("torch")
+    threads = None if torch is None else torch.get_num_threads()
+    known = {library["filepath"] for library in threadpool_info()}
+    # Variables alone reach the libraries that are loaded only within the context.
+    with _one_thread_each(), threadpool_limits(1):
+        if torch is not None:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if torch is not None:
+                torch.set_num_threads(threads)
+    _free_new_pools(known, torch_is_new=torch is None)
+
+
+def _free_new_pools(known: set[str], *, torch_is_new: bool) -> None:
+    """Give libraries that were loaded on one thread the threads that they would have had."""
+    usual = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or n_cores())
+    for library in ThreadpoolController().lib_controllers:
+        if library.filepath not in known:
+            library.set_num_threads(usual)
+    if torch_is_new and (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(usual)
+
+
+@contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Let processes that start meanwhile compute on one thread."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
@@ -162,4 +201,5 @@ def _call(work: Callable[[Task, Report], object], task: Task, slot: int) -> None
             raise _Stopped
 
     report(0)
-    work(task, report)
+    with one_thread():
+        work(task, report)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maury.errors import TrainingError
 from maury.io.arrays import Float32Array, Float64Array
+from maury.io.workers import one_thread
 from maury.methods.dd_payne_network import SpectralNetwork
 
 __all__ = ["Guide", "NetworkTraining", "train_spectral_network"]
@@ -95,14 +96,9 @@ def train_spectral_network(
     TrainingError
         If the loss is no longer finite.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return _train(labels, flux, weight, guide, config, seed)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _train(labels, flux, weight, guide, config, seed)
 
 
 def _train(

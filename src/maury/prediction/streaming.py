@@ -34,7 +34,7 @@ from maury.io.files import (
     work_folder,
     writing,
 )
-from maury.io.workers import run_tasks
+from maury.io.workers import one_thread, run_tasks
 from maury.model.directory import Model
 from maury.prediction.by_star import combine_stars
 from maury.prediction.catalogue import (
@@ -412,8 +412,9 @@ def write_catalogue(
             progress=report,
         )
     else:
-        for number, part in enumerate(missing):
-            predict_part(part, partial(_after, sum(map(len, missing[:number])), report))
+        with one_thread():
+            for number, part in enumerate(missing):
+                predict_part(part, partial(_after, sum(map(len, missing[:number])), report))
     return finish(planned)
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from maury.errors import ConfigError
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.io.cluster import Cluster
+from maury.io.workers import one_thread
 from maury.labels.columns import BANDS, Column
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.simulation.emulator import Emulator
@@ -278,7 +279,8 @@ def _simulate_here(simulator: Simulator, writer: SurveyWriter, progress: Progres
     # Chunks begin at multiples, and half a chunk would be written twice at once.
     first = writer.done // CHUNK_STARS * CHUNK_STARS
     for start, stop in _chunks(first, n_star):
-        flux, ivar, columns = _chunk(simulator, start, stop)
+        with one_thread():
+            flux, ivar, columns = _chunk(simulator, start, stop)
         writer.write(start, flux, ivar, **columns)
         logger.info("simulated %d of %d stars", stop, n_star)
         if progress is not None:

@@ -24,6 +24,7 @@ from maury.errors import ConfigError
 from maury.io.arrays import Float32Array
 from maury.io.config_files import settings_of
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
+from maury.io.workers import one_thread
 from maury.model.directory import Member, Model
 from maury.model.networks.published import build, parse_settings
 from maury.model.networks.student import StudentConfig, StudentNetwork
@@ -40,7 +41,7 @@ from maury.training.distillation_data import (
     join,
 )
 from maury.training.distillation_student import DistilConfig, StudentTraining
-from maury.training.member import epoch_seed, run_to_the_end, single_thread
+from maury.training.member import epoch_seed, run_to_the_end
 from maury.training.runs import Completion
 from maury.version import __version__
 
@@ -117,7 +118,7 @@ def distil(
     work = work_folder(out, key, holds=holds, overwrite=overwrite)
     total = training.n_batch + training.passes
     tell = progress or (lambda done, total: None)
-    with single_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         student = _blank(teacher, network, seed)
         folder = DistillationSet(work)
         for number in range(training.n_batch):

@@ -12,8 +12,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from maury.errors import TrainingError
 from maury.io.arrays import Float32Array
+from maury.io.workers import one_thread
 from maury.model.engines.training_kernels import Forward, compiled_forward
 from maury.model.networks.published import NetworkConfig, build
 
@@ -179,7 +179,7 @@ def train_member(
     TrainingError
         If a loss is no longer finite.
     """
-    with single_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         run = run_to_the_end(
             lambda: _Run(train, validation, network, config, seed),
             checkpoint=checkpoint,
@@ -433,14 +433,3 @@ def epoch_seed(seed: int, epoch: int) -> int:
     """Seed of one epoch of one member, for torch."""
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     return int(state[0]) % 2**63
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """One thread is the fastest for small networks, and the sums come out the same every time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

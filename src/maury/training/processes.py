@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from maury.errors import MauryError, TrainingError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.io.cluster import Cluster
+from maury.io.workers import one_thread
 from maury.model.networks.published import network_config
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.training.member import (
@@ -274,7 +275,8 @@ def run_job(text: str) -> int:
 
     job = MemberJob.model_validate_json(text)
     try:
-        job.run(tell)
+        with one_thread():
+            job.run(tell)
     except MauryError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -306,8 +308,9 @@ def train_members(
         _train_on(cluster, todo, progress)
         return
     if n_processes == 1:
-        for job in todo:
-            job.run(progress)
+        with one_thread():
+            for job in todo:
+                job.run(progress)
         return
     waiting = list(reversed(todo))
     running: dict[int, subprocess.Popen[str]] = {}
@@ -341,8 +344,7 @@ def _train_on(cluster: Cluster, jobs: Sequence[MemberJob], progress: Progress) -
 
 
 def _train_there(job: MemberJob, tell: Callable[[Any], None]) -> None:
-    """Train a member on a worker of a cluster, on one thread, as its own process would."""
-    torch.set_num_threads(1)
+    """Train a member on a worker of a cluster."""
     job.run(lambda event: tell(asdict(event)))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from maury.errors import TrainingError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
+from maury.io.workers import one_thread
 from maury.labels.statistics import robust_scale
 from maury.model.networks.published import NetworkConfig, build
 from maury.simulation.drawing import DrawConfig
@@ -35,7 +36,6 @@ from maury.training.member import (
     read_tensors,
     restore_adam,
     run_to_the_end,
-    single_thread,
     split_names,
     write_tensors,
 )
@@ -180,7 +180,7 @@ def train_on_simulated_stars(
     TrainingError
         If the loss is no longer finite.
     """
-    with single_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         run = run_to_the_end(
             lambda: _Run(star_simulator, network, sources, config, seed, start),
             checkpoint=checkpoint,

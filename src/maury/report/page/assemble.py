@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maury.io.files import one_at_a_time, publish, refuse_existing, remove
-from maury.io.workers import run_tasks
+from maury.io.workers import one_thread, run_tasks
 from maury.model.directory import Model
 from maury.report.page import places, quality, science
 from maury.report.page.html import render
@@ -188,8 +188,9 @@ def _write(
             unfinished=lambda task: not task.last.is_file(),
         )
     else:
-        for task in tasks:
-            _write_one(task, lambda rows: None)
+        with one_thread():
+            for task in tasks:
+                _write_one(task, lambda rows: None)
     captions = [f"{plate.name}\n{plate.caption}\n" for plate in plates]
     (folder / "captions.txt").write_text("\n".join(captions), "utf-8")
     return {plate.name: folder / f"{plate.name}.png" for plate in plates}

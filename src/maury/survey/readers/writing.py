@@ -18,6 +18,7 @@ from maury.errors import (
 from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.io.cluster import Cluster
 from maury.io.files import discard, explaining
+from maury.io.workers import one_thread
 from maury.labels.columns import Column
 from maury.labels.definitions import LABELS, Label
 from maury.spectra.spectra import Medium
@@ -106,7 +107,8 @@ def write_survey(
             if cluster is not None and reopening is not None:
                 again = (reopening, target.resume_key)
                 _read_on(cluster, again, (source, columns), writer, progress=progress)
-            _write_chunks(source, columns, writer, gridder=gridder, progress=progress)
+            with one_thread():
+                _write_chunks(source, columns, writer, gridder=gridder, progress=progress)
         # These say nothing against the input: the part that is written is resumed.
         except (ClusterError, WorkerLost, OutputError):
             raise
