@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
+from maury.cli.common import Overwrite
 
 
 def build(
@@ -13,9 +14,7 @@ def build(
         Path, typer.Argument(metavar="RECIPE.toml", help="What to build, of which files.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Survey store to write.")],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what exists at the output.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Match spectra with catalogues, cut, convert labels to one scale, and write a survey.
 

@@ -6,14 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Scheduler
+from maury.cli.common import ModelPath, Overwrite, Scheduler, SurveyOrToml
 
 
 def predict(
     model: ModelPath,
-    survey: Annotated[
-        Path, typer.Argument(metavar="SURVEY", help="Survey store, or TOML file as for ingest.")
-    ],
+    survey: SurveyOrToml,
     out: Annotated[
         Path,
         typer.Argument(metavar="OUT", help="Catalogue: .fits, .parquet, .vot, .ecsv or .dataset."),
@@ -102,6 +100,7 @@ def explore(
     """
     from maury.report.explorer import explore
 
+    # Called once the port is known, which may be any free one.
     def ready(explorer: Any) -> None:
         mark = "SIMULATED " if explorer.content.catalogue.simulated else ""
         terminal.say(

@@ -28,3 +28,7 @@ Scheduler = Annotated[
     ),
 ]
 StorePath = Annotated[Path, typer.Argument(metavar="OUT.zarr", help="Survey store to write.")]
+Settings = Annotated[Path | None, typer.Option("--config", help="TOML file with all settings.")]
+SurveyOrToml = Annotated[
+    Path, typer.Argument(metavar="SURVEY", help="Survey store, or TOML file as for ingest.")
+]

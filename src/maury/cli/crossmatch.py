@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maury.cli import terminal
+from maury.cli.common import Overwrite
 
 if TYPE_CHECKING:
     from maury.survey.crossmatch import Match
@@ -58,9 +59,7 @@ def crossmatch(
             help="RIGHT is a folder or address of a HATS catalogue (extra allsky).",
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what exists at the output.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Match two tables by identifier, where both name one, and by position and proper motion.
 

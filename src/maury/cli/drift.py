@@ -6,20 +6,17 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
+from maury.cli.common import ModelPath, Overwrite, SurveyOrToml
 
 
 def drift(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
-    survey: Annotated[
-        Path, typer.Argument(metavar="SURVEY", help="Survey store, or TOML file as for ingest.")
-    ],
+    model: ModelPath,
+    survey: SurveyOrToml,
     stars: Annotated[int, typer.Option("--stars", min=1, help="Spectra to look at.")] = 2000,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what exists at the output.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare a survey with the training sample of a model, before predicting it."""
     from maury.io.files import refuse_existing, writing

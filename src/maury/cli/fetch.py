@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from maury.survey.fetch import DownloadPlan
 
 _ASK_ABOVE_MB = 100.0
+"""Downloads above are confirmed first: some spectra come unasked, a survey does not. Chosen."""
 
 
 def fetch(

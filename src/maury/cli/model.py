@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Scheduler, Seed, SurveyPath, Workers
+from maury.cli.common import ModelPath, Overwrite, Scheduler, Seed, Settings, SurveyPath, Workers
 
 if TYPE_CHECKING:
     from maury.model.directory import Model
@@ -27,9 +27,7 @@ def train(
     members: Annotated[
         int | None, typer.Option("--members", min=1, help="Networks in the ensemble (default 4).")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file with all settings.")
-    ] = None,
+    config: Settings = None,
     split: Annotated[
         str | None,
         typer.Option("--split", help="star (the default) or published (no independent test)."),
@@ -83,9 +81,7 @@ def distil(
         list[Path],
         typer.Argument(metavar="[SURVEY] OUT", help="Spectra to learn from; directory to write."),
     ],
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file with all settings.")
-    ] = None,
+    config: Settings = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:

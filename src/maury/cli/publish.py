@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
+from maury.cli.common import ModelPath
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at the output.")]
 
@@ -84,7 +85,7 @@ def cite(
 
 
 def card(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")],
+    model: ModelPath,
     survey: Annotated[
         Path | None,
         typer.Option("--survey", metavar="SURVEY", help="Measure its validation stars anew."),

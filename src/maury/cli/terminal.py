@@ -48,6 +48,7 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     console = _console()
+    # A bar in a file or a pipe would be a line for each step.
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bars:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
+from maury.cli.common import Overwrite, Seed, Settings
 
 
 def transfer(
@@ -24,16 +25,12 @@ def transfer(
         int | None,
         typer.Option("--members", min=1, help="Networks (default: as the source model has)."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file with all settings.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+    config: Settings = None,
+    seed: Seed = 0,
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what exists at the output.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on a few hundred labelled stars of a survey with another spectrograph.
 

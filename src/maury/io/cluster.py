@@ -45,8 +45,12 @@ Tell = Callable[[Any], None]
 LOCAL = "local"
 """In place of an address: a cluster on this machine, as long as it is needed."""
 _RETRIES = 2
+"""More attempts at a task that failed: a lost connection passes, a fault of the code comes back."""
 _VISIBLE_S = 30.0
+"""For so long NFS keeps its picture of a folder by default (acdirmin): a file that a worker has
+written may be unseen until then."""
 _COUNT_S = 2.0
+"""Between counts of the workers, each of which asks the scheduler; chosen, not measured."""
 
 
 @contextmanager

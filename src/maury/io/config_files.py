@@ -38,6 +38,7 @@ def read_toml(path: Path | str, *, what: str) -> dict[str, Any]:
         if path.exists() and not path.is_file():
             raise ConfigError(f"cannot read {what} {path}: it is no regular file")
         with path.open("rb") as stream:
+            # One byte more than allowed tells that there are more, without reading them.
             content = stream.read(limits.toml_bytes + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {what} {path}: {error}") from error
@@ -138,6 +139,7 @@ def parse_json(content: bytes | str) -> Any:
     if len(content) > limits.json_bytes:
         raise ValueError(f"it is larger than {limits.json_bytes} bytes")
     text = content.decode("utf-8") if isinstance(content, bytes) else content
+    # Counted in the text, as a parser makes all values before any of them can be looked at.
     if text.count(",") + text.count("[") + text.count("{") > limits.json_items:
         raise ValueError(f"it holds more than {limits.json_items} values")
     try:
@@ -151,6 +153,7 @@ def parse_json(content: bytes | str) -> Any:
 
 def shallow(document: Any, depth: int) -> bool:
     """Whether lists and mappings are nested in at most `depth` levels."""
+    # Level by level: recursion would end at the depth that is to be refused.
     level = [document]
     for _ in range(depth + 1):
         inner: list[Any] = []

@@ -34,9 +34,8 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "choose a place inside a directory",
 }
-# Of Linux's renameat2: RENAME_EXCHANGE and AT_FDCWD.
-_EXCHANGE = 2
-_HERE = -100
+_EXCHANGE, _HERE = 2, -100
+"""RENAME_EXCHANGE and AT_FDCWD of Linux's renameat2."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -79,6 +78,7 @@ def remove(path: Path) -> None:
 
 def discard(work: Path, out: Path) -> None:
     """Remove the work folder of `out` so that no kill leaves a part of it under its name."""
+    # A tree is removed file by file; under this name the next run knows what is left of it.
     aside = temporary(out)
     remove(aside)
     os.replace(work, aside)
@@ -110,6 +110,7 @@ def settle(path: Path, settled: Settled | None = None) -> None:
         if mark in settled:
             return
         settled.add(mark)
+    # Windows flushes a file only through a handle that may write.
     number = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(number)
@@ -150,6 +151,7 @@ def publish(partial: Path, path: Path, *, overwrite: bool, settled: Settled | No
             remove(partial)
     else:
         os.replace(partial, path)
+    # Not every file system keeps a directory on demand; the files themselves are safe.
     with suppress(OSError):
         _settle_names(path.parent)
 
@@ -208,6 +210,7 @@ def tidy(path: Path) -> None:
 
 def is_alive(process: int) -> bool:
     """Whether a process of this machine lives, as far as can be told."""
+    # There a signal of 0 would end the process.
     if os.name == "nt":
         return True
     try:
@@ -215,6 +218,7 @@ def is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
+        # A process of another user, or a number that no process of today has: leave it alone.
         return True
     return True
 

@@ -18,6 +18,7 @@ from maury.errors import ConfigError, InputFileError
 
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _LONGEST_HEAD = 18
+"""Bytes: magic number 4, descriptor 1, window 1, dictionary 4, size 8."""
 
 
 def unpacked_bytes(file: Path) -> int | None:
@@ -45,6 +46,7 @@ def unpacked_bytes(file: Path) -> int | None:
     if not width or len(head) < place + width:
         return None
     size = int.from_bytes(head[place : place + width], "little")
+    # Sizes in two bytes begin at 256, as smaller ones take one byte.
     return size + 256 if width == 2 else size
 
 
@@ -120,6 +122,7 @@ def current() -> Limits:
 def _parsed(text: str) -> Limits:
     names = [field.name for field in fields(Limits)]
     changed: dict[str, int] = {}
+    # The variable comes from the environment, which may be anything as well.
     for word in re.split(r"[\s,;]+", text[:2000]):
         name, _, value = word.partition("=")
         if not word:

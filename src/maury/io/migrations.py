@@ -50,6 +50,7 @@ class Format:
         error : type of MauryError
         """
         found = header.get("format_version")
+        # True is an int to Python, and would pass as version 1.
         if not isinstance(found, int) or isinstance(found, bool) or found < 0:
             raise error(f"{what} has no format version but {found!r}; the file is damaged")
         if found > self.version:

@@ -25,10 +25,13 @@ logger = logging.getLogger(__name__)
 _GZIP = b"\x1f\x8b"
 _PACKED = {b"BZ": "bzip2", b"PK": "zip", b"\xfd7zXZ": "xz", b"\x1f\x9d": "compress"}
 _VOTABLE_HEAD = 65536
+"""Bytes in which the root element must begin; comments before it are rare and short."""
 _BLOCK, _CARD = 2880, 80
+"""Bytes of a block of FITS, and of a card of its header (FITS 4.0, sections 3.1 and 3.3)."""
 _SIZES = re.compile(rb"(BITPIX|[PG]COUNT|TFIELDS|Z?NAXIS[0-9]{0,3}|ZTILE[0-9]{1,3}) *=(.*)")
 _WHOLE = re.compile(rb" *[+-]?[0-9]{1,18} *(?:/.*)?")
 _MOST_AXES = 32
+"""FITS allows 999 axes; arrays of numpy had 32 until version 2, and data have five at most."""
 _TEXT_BLOCK = 2**20
 """Bytes of a text decoded at a time: reading is then bound by the disk, and memory by nothing."""
 
@@ -43,6 +46,7 @@ class Gunzipped(gzip.GzipFile):
 
     def read(self, size: int | None = -1) -> bytes:
         """Read, see `gzip.GzipFile`."""
+        # One byte beyond the limit is asked for, so that a file of exactly the limit is read.
         left = self._largest - self.tell()
         wanted = left + 1 if size is None or size < 0 else size
         data = super().read(min(wanted, left + 1))
@@ -154,6 +158,7 @@ def _check_headers(stream: Any, path: Path, size: int | None) -> None:
             raise _wrong_sizes(path, number, "axes that no data can have")
         if values.get("TFIELDS", 0) > limits.columns:
             raise exceeded(path, f"has {values['TFIELDS']} columns", "columns")
+        # Random groups have NAXIS1 = 0, and their data all the same (FITS 4.0, section 6).
         grouped = bool(lengths) and lengths[0] == 0 and number == 0
         pixels = math.prod(lengths[1:] if grouped else lengths) if lengths else 0
         width = abs(values.get("BITPIX", 8)) // 8
@@ -364,6 +369,7 @@ def files_of(folder: Path, pattern: str, *, deep: bool = False) -> list[Path]:
         ]
     except (ValueError, NotImplementedError, RecursionError, OSError) as error:
         raise InputFileError(f"{pattern!r} is no pattern of file names: {error}") from error
+    # A folder that came from elsewhere could make files of this machine part of a survey.
     if not current().outside_links:
         home = folder.resolve()
         for path in found:

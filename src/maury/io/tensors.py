@@ -18,7 +18,9 @@ from maury.io.limits import current
 SUMS = "SHA256SUMS"
 """File of the checksums of all files of a model, as ``sha256sum -c`` takes it."""
 _MAX_HEADER_BYTES = 2**20
+"""A header takes some hundred bytes a tensor, and a network has hundreds of these at most."""
 _MAX_SUMS_BYTES = 2**20
+"""A line is 66 bytes and a name: room for ten thousand files, of which a model has some tens."""
 _KINDS = frozenset({"F64", "F32", "I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 
@@ -51,6 +53,7 @@ def read_tensor_file(
     if not path.is_file():
         raise damaged(path, "it is missing")
     _check_size(path, shapes)
+    # Read once: what is checked and what is loaded are the same bytes, whoever writes meanwhile.
     data = path.read_bytes()
     _check_header(path, data, shapes)
     digest = hashlib.sha256(data).hexdigest()
@@ -120,6 +123,7 @@ def _check_header(path: Path, data: bytes, shapes: Mapping[str, tuple[int, ...]]
         header.pop("__metadata__", None)
         found = {name: tuple(entry["shape"]) for name, entry in header.items()}
         kinds = {entry["dtype"] for entry in header.values()}
+        # `operator.index` refuses texts and fractions, which would compare wrongly.
         end = max((operator.index(e["data_offsets"][1]) for e in header.values()), default=0)
     except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise damaged(path, "it is not a safetensors file") from error

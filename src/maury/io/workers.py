@@ -27,7 +27,9 @@ Report = Callable[[int], None]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _MOST_LOSSES = 3
+"""Times that workers may be killed while nothing is finished: once may be an accident."""
 _POLL_S = 0.2
+"""Progress is told so often; a task that ends is heard of at once."""
 
 
 def n_cores() -> int:
@@ -71,12 +73,14 @@ def run_tasks(
     left, losses = list(tasks), 0
     rows_done = 0
     while left:
+        # No lock: each task writes a count of its own, and this process only reads.
         counts: Any = multiprocessing.get_context("spawn").RawArray("q", len(left) + 1)
         try:
             _run_once(work, left, counts, n_workers=n_workers, progress=progress, base=rows_done)
             return
         except BrokenProcessPool:
             still = [task for task in left if unfinished(task)]
+            # A loss after progress is a new accident, and is counted anew.
             losses = losses + 1 if len(still) == len(left) else 1
             if losses >= _MOST_LOSSES:
                 raise WorkerLost(
@@ -98,6 +102,7 @@ def _run_once(
     progress: Report | None,
     base: int,
 ) -> None:
+    # A forked child would hold the locks of threads (BLAS, Arrow) that it does not have.
     context = multiprocessing.get_context("spawn")
     with (
         _one_thread_each(),
@@ -116,6 +121,7 @@ def _run_once(
                 if progress is not None:
                     progress(base + sum(counts[:-1]))
         except BaseException:
+            # Tasks look at this count when they report: a running one cannot be cancelled.
             counts[-1] = 1
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -161,6 +167,7 @@ def _free_new_pools(known: set[str], *, torch_is_new: bool) -> None:
 def _one_thread_each() -> Iterator[None]:
     """Let processes that start meanwhile compute on one thread."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    # Libraries read these variables once, when a worker imports them.
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
         yield
@@ -190,6 +197,7 @@ def _begin(counts: Any) -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
+        # A parent killed by SIGKILL cannot tell its workers, who would compute for nobody.
         connection.wait([parent.sentinel])
         os._exit(1)
 

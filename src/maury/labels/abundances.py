@@ -130,6 +130,7 @@ def scale_shift(label: str, source: Convention, target: Convention) -> float:
     old, new = solar_scale(source.solar_scale), solar_scale(target.solar_scale)
 
     def shift(what: str) -> float:
+        # log eps of hydrogen is 12 on every scale.
         if what == "h":
             return 0.0
         if what == "alpha":
@@ -199,6 +200,7 @@ def covariance_of(errors: ArrayLike, correlation: ArrayLike = 0.0) -> Float64Arr
     proper = matrix.shape == (n_label, n_label) and np.allclose(matrix, matrix.T)
     if not proper or not np.allclose(np.diagonal(matrix), 1.0):
         raise ConfigError("correlations must be one number, or a symmetric matrix with diagonal 1")
+    # Matrices of rank one have eigenvalues of -1e-16 by rounding.
     if np.linalg.eigvalsh(matrix).min(initial=1.0) < -1e-9:
         raise ConfigError("the assumed correlations contradict each other (negative eigenvalue)")
     return np.asarray(sigma[:, :, None] * matrix * sigma[:, None, :])
@@ -230,6 +232,7 @@ _UNDERIVED = "not derivable"
 
 def _route(start: str, end: str, edges: Mapping[str, tuple[str, str]]) -> _Terms | None:
     """Shortest signed sum of labels that gives [end/start]; None if there is none."""
+    # Breadth first: the fewest labels add the fewest errors.
     queue: deque[tuple[str, _Terms]] = deque([(start, {})])
     seen = {start}
     while queue:

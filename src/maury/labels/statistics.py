@@ -18,7 +18,9 @@ from maury.labels.definitions import Label
 MAD_TO_SIGMA = 1.482602218505602
 """Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
 NOMINAL_1SIGMA = 0.6826894921370859
+"""Share of a normal distribution within one standard deviation, erf(1 / sqrt(2))."""
 NOMINAL_2SIGMA = 0.9544997361036416
+"""Within two, erf(sqrt(2))."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def robust_scale(values: Float64Array) -> tuple[Float64Array, Float64Array]:
     centre, scale : (n_column,) float64
         A column without spread has scale 1, one without values centre 0 as well.
     """
+    # nanpercentile warns of columns without any value.
     present = np.isfinite(values).any(axis=0)
     safe = np.where(present, values, 0.0)
     if safe.size == 0:
@@ -215,6 +218,7 @@ def _quoted_errors(residual: Float64Array, error: Float64Array) -> dict[str, Any
 
 
 def _jeffreys_sigma(k: int, n: int) -> float:
+    # Jeffreys' prior: the error of a share is not 0 where all stars are inside.
     a, b = k + 0.5, n - k + 0.5
     return float(np.sqrt(a * b / (n + 1.0) ** 2 / (n + 2.0)))
 
