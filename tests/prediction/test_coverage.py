@@ -24,6 +24,7 @@ from maury.prediction.evidence import (
     TwoViews,
     nearest,
     robust_whitening,
+    same_star,
     whitening,
 )
 from maury.prediction.residual_tests import CALCIUM_AA, VelocityTest
@@ -555,3 +556,40 @@ def test_reference_stars_with_quick_labels(shared: Path, sky: Sky) -> None:
         assert auc(np.abs(getattr(clean, name)), np.abs(getattr(odd, name))) >= 0.95, name
     other = model.score(stars.evidence(held_out, partner=np.roll(held_out, 1)))
     assert auc(clean.disagreement, other.disagreement) >= 0.9
+
+
+def test_neighbours_of_ones_own_star_do_not_count() -> None:
+    rng = np.random.default_rng(41)
+    reference = rng.normal(size=(300, 4)).astype(np.float32)
+    star = rng.integers(1, 80, 300)
+    points, mine = rng.normal(size=(520, 4)), rng.integers(0, 90, 520)
+    points[:300] = reference
+    mine[:300] = star
+    found = nearest(points, reference, 7, own=same_star(mine, star))
+    apart = np.sqrt(np.square(points[:, None] - reference[None]).mean(axis=2))
+    apart[(mine[:, None] == star[None]) & (mine != 0)[:, None]] = np.inf
+    np.testing.assert_allclose(found, np.sort(apart, axis=1)[:, 6], atol=2e-3)
+    few = nearest(points[:2], reference[:9], 7, own=same_star(np.array([5, 6]), np.full(9, 5)))
+    assert np.isnan(few).tolist() == [True, False]
+
+
+def test_a_training_star_is_as_far_from_the_sample_as_its_threshold_says(clean: Evidence) -> None:
+    """With all its spectra left out of its neighbours, in training and in prediction alike."""
+    n = len(clean)
+    star = 1 + np.arange(n) // 4
+    labels = np.asarray(clean.labels).copy()
+    labels = labels[4 * (np.arange(n) // 4)] + 1e-6 * labels
+    known = dataclasses.replace(clean, star=star, labels=labels)
+    fitted = CoverageModel.fit(known, wave_aa=WAVE, label_names=NAMES)
+    own = fitted.score(known).label_distance
+    np.testing.assert_allclose(own, fitted._scored(known, left_out=True).label_distance)
+    scaled = (labels - fitted.label_centre) / fitted.label_scale
+    apart = np.sqrt(np.square(scaled[:, None] - fitted.reference_labels[None]).mean(axis=2))
+    apart[star[:, None] == star[None]] = np.inf
+    np.testing.assert_allclose(own, np.sort(apart, axis=1)[:, 9], atol=2e-3)
+    stranger = fitted.score(dataclasses.replace(known, star=None)).label_distance
+    assert np.mean(stranger) < 0.97 * np.mean(own)
+    arrays = fitted.to_arrays()
+    del arrays["reference_star"]
+    older = CoverageModel.from_arrays(arrays)
+    np.testing.assert_array_equal(older.score(known).label_distance, stranger)

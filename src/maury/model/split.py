@@ -229,6 +229,13 @@ def star_hashes(star_id: ArrayLike) -> StrArray:
     return np.array(digests, dtype=f"<U{_HASH_DIGITS}")
 
 
+def star_numbers(star_id: ArrayLike) -> Int64Array:
+    """Return a number of each star, shape (n_row,), from its hash; 0 without an identifier."""
+    ids = np.asarray(star_id).astype(np.str_)
+    numbers = np.array([int(text, 16) for text in star_hashes(ids).tolist()], dtype=np.uint64)
+    return np.where(ids == "", 0, numbers.view(np.int64))
+
+
 def held_out_fold(star_id: ArrayLike, *, n_fold: int, seed: int) -> Int64Array:
     """Fold of each star, (n_row,) from 0 to `n_fold` - 1: member m of an ensemble holds out fold m.
 

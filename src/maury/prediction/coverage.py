@@ -22,6 +22,7 @@ from maury.io.arrays import (
     BoolArray,
     Float32Array,
     Float64Array,
+    IndexArray,
     Int32Array,
     Int64Array,
     on_finite_rows,
@@ -35,6 +36,7 @@ from maury.prediction.evidence import (
     TwoViews,
     nearest,
     robust_whitening,
+    same_star,
     whitening,
 )
 from maury.prediction.residual_tests import CALCIUM_AA, PASCHEN_AA, VelocityTest
@@ -116,6 +118,8 @@ class CoverageModel:
         Per detector: d ln(score) / d ln(S/N), and the threshold at S/N 50.
     teff_limit_kelvin : (1,) float64
         Highest Teff among the training stars.
+    reference_star : (n_reference,) int64
+        Number of the star of each reference, 0 where unknown: no star is its own neighbour.
     """
 
     wave_aa: Float64Array
@@ -136,6 +140,7 @@ class CoverageModel:
     snr_slope: Float64Array = field(default_factory=lambda: np.zeros(len(DETECTORS)))
     threshold: Float64Array = field(default_factory=lambda: np.full(len(DETECTORS), np.inf))
     teff_limit_kelvin: Float64Array = field(default_factory=lambda: np.full(1, np.inf))
+    reference_star: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def fit(
@@ -210,6 +215,7 @@ class CoverageModel:
             feature_basis=basis,
             reference_features=((features - middle) @ basis).astype(np.float32),
             own_features=np.array([known.features is not None], dtype=np.int64),
+            reference_star=known.stars,
             continuum_centre=np.zeros(_CONTINUUM_DEGREE + 1),
             continuum_root=np.eye(_CONTINUUM_DEGREE + 1),
             filter_scale=np.array([[0.0, 1.0], [0.0, 1.0]]),
@@ -237,6 +243,10 @@ class CoverageModel:
         ModelFileError
             If an array is missing, unknown, of another shape, or not finite.
         """
+        if "reference_star" not in arrays and "reference_labels" in arrays:
+            # Of the first models, which did not know their stars.
+            unknown = np.zeros(len(arrays["reference_labels"]), dtype=np.int64)
+            arrays = {**arrays, "reference_star": unknown}
         names = {item.name for item in fields(cls)}
         if names != set(arrays):
             wrong = ", ".join(sorted(names.symmetric_difference(arrays)))
@@ -263,6 +273,7 @@ class CoverageModel:
             "feature_centre": (n_feature,),
             "feature_basis": (n_feature, n_dimension),
             "reference_features": (len(self.reference_features), n_dimension),
+            "reference_star": (len(self.reference_features),),
             "own_features": (1,),
             "continuum_centre": (n_term,),
             "continuum_root": (n_term, n_term),
@@ -321,12 +332,13 @@ class CoverageModel:
         emission, paschen = self._filters(residual, weight)
         (e_mid, e_scale), (p_mid, p_scale) = self.filter_scale
         shift, gain = self._velocities(evidence, usable)
+        own = self._own(evidence, left_out=left_out)
         worst = self.wave_aa[anomaly.worst_pixel(deviation, usable)]
         return CoverageScores(
-            label_distance=nearest(scaled, self.reference_labels, _NEIGHBOUR + left_out),
+            label_distance=nearest(scaled, self.reference_labels, _NEIGHBOUR, own=own),
             feature_distance=np.where(
                 some,
-                nearest(projected, self.reference_features, _NEIGHBOUR + left_out),
+                nearest(projected, self.reference_features, _NEIGHBOUR, own=own),
                 np.nan,
             ),
             chi2_reduced=anomaly.chi_square(
@@ -338,10 +350,19 @@ class CoverageModel:
             paschen=(paschen - p_mid) / p_scale,
             sb2=np.where(some, gain, np.nan),
             continuum=np.square(whitened).sum(axis=1),
-            disagreement=self._disagreement(evidence.views, len(labels)),
+            disagreement=self._disagreement(evidence.views, len(labels), own),
             snr=np.asarray(evidence.snr, dtype=np.float64),
             teff=self._teff(labels),
         )
+
+    def _own(self, evidence: Evidence, *, left_out: bool) -> tuple[IndexArray, IndexArray]:
+        """Pairs of stars and references that are one star; left out, row k is reference k."""
+        stars, reference = evidence.stars, self.reference_star
+        if left_out:
+            # A number of its own for each star that has none, in both places.
+            alone = -1 - np.arange(len(stars))
+            stars = reference = np.where(stars == 0, alone, stars)
+        return same_star(stars, reference)
 
     def _teff(self, labels: ArrayLike) -> Float64Array:
         values, column = np.asarray(labels, dtype=np.float64), self.label_columns[0]
@@ -394,7 +415,9 @@ class CoverageModel:
         shift, gain = self._velocity_test.measure(np.where(usable, flux, template), template)
         return shift, gain
 
-    def _disagreement(self, views: TwoViews | None, n_star: int) -> Float64Array:
+    def _disagreement(
+        self, views: TwoViews | None, n_star: int, own: tuple[IndexArray, IndexArray]
+    ) -> Float64Array:
         """Odds (n_star,) against one star behind both views.
 
         The evidence of one star is the integral of p1 p2 / prior over the labels, with p1 and p2
@@ -419,7 +442,10 @@ class CoverageModel:
         difference, total = difference[known], total[known]
         pull = np.linalg.solve(total, difference[..., None])
         between = spectrum[known] - (narrow[known] @ pull)[..., 0]
-        reach = nearest(between, self.reference_labels[:, columns], _PRIOR_NEIGHBOUR)
+        place = np.cumsum(known) - 1
+        chosen = np.take(known, own[0])
+        pairs = (place[own[0][chosen]], own[1][chosen])
+        reach = nearest(between, self.reference_labels[:, columns], _PRIOR_NEIGHBOUR, own=pairs)
         prior = 2.0 * _PRIOR_WEIGHT * columns.size * np.log(np.maximum(reach, 1e-6))
         distance = (difference * pull[..., 0]).sum(axis=1)
         odds[known] = distance + np.linalg.slogdet(total)[1] - prior

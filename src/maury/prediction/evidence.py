@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.errors import LengthMismatch
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, Int64Array
 from maury.labels.statistics import robust_scale
 
 _ROBUST_CLIP = 4.0
@@ -47,11 +47,29 @@ def whitening(features: Float64Array, n_dimension: int) -> tuple[Float64Array, F
     return centre, axes[:, chosen] / np.sqrt(strength[chosen])
 
 
-def nearest(points: Float64Array, reference: Float32Array, rank: int) -> Float64Array:
-    """Distance of points (n, k) to the `rank`-th nearest of the reference (m, k).
+def nearest(
+    points: Float64Array,
+    reference: Float32Array,
+    rank: int,
+    *,
+    own: tuple[IndexArray, IndexArray] | None = None,
+) -> Float64Array:
+    """Distance of points to the `rank`-th nearest of a reference.
 
-    Over the root of k, so that it is of order 1 in any number of whitened dimensions. NaN for a
-    point with NaN.
+    Over the root of k, so that it is of order 1 in any number of whitened dimensions.
+
+    Parameters
+    ----------
+    points : (n, k) float64
+    reference : (m, k) float32
+    rank : int
+    own : (rows of points, rows of the reference), optional
+        Pairs, in the order of the points, that are of one star and do not count.
+
+    Returns
+    -------
+    (n,) float64
+        NaN for a point with NaN, and where fewer than `rank` of the reference count.
     """
     n_dimension = max(reference.shape[1], 1)
     rank = min(rank, len(reference))
@@ -63,11 +81,14 @@ def nearest(points: Float64Array, reference: Float32Array, rank: int) -> Float64
     for start in range(0, len(points), _BLOCK):
         part = safe[start : start + _BLOCK]
         apart = np.hstack([np.float32(-2.0) * part, np.ones((len(part), 1), np.float32)])
-        squared = (apart @ grouped).reshape(len(part), size, -1)
-        smallest = _ranked(squared, rank)
+        product = apart @ grouped
+        if own is not None:
+            first, last = np.searchsorted(own[0], [start, start + _BLOCK])
+            product[own[0][first:last] - start, own[1][first:last]] = _FAR
+        smallest = _ranked(product.reshape(len(part), size, -1), rank)
         out[start : start + _BLOCK] = smallest + np.square(part).sum(axis=1)
     distance = np.sqrt(np.maximum(out, 0.0) / n_dimension)
-    return np.asarray(np.where(known, distance, np.nan))
+    return np.asarray(np.where(known & (out < 0.5 * _FAR), distance, np.nan))
 
 
 def _group_size(rank: int, n_reference: int) -> int:
@@ -135,6 +156,8 @@ class Evidence:
         Where spectra are compared: the network's embedding. By default the flux.
     views : TwoViews, optional
         Labels from parts of the inputs.
+    star : (n_star,) int64, optional
+        A number for each star, equal for all its spectra; 0 where unknown. By default all are.
 
     Raises
     ------
@@ -149,6 +172,7 @@ class Evidence:
     reconstruction: ArrayLike
     features: ArrayLike | None = None
     views: TwoViews | None = None
+    star: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         shape = np.shape(self.flux)
@@ -159,6 +183,8 @@ class Evidence:
             "snr": (np.shape(self.snr), shape[:1]),
             "labels": (np.shape(self.labels), (*shape[:1], n_label)),
         }
+        if self.star is not None:
+            expected["star"] = (np.shape(self.star), shape[:1])
         if self.features is not None:
             expected["features"] = (np.shape(self.features)[:1], shape[:1])
         if self.views is not None:
@@ -173,6 +199,11 @@ class Evidence:
 
     def __len__(self) -> int:
         return int(np.shape(self.flux)[0])
+
+    @property
+    def stars(self) -> Int64Array:
+        """Number of each star (n_star,), 0 where unknown."""
+        return np.asarray(np.zeros(len(self)) if self.star is None else self.star, dtype=np.int64)
 
     @property
     def compared(self) -> Float64Array:
@@ -249,3 +280,15 @@ class CoverageScores:
     disagreement: Float64Array
     snr: Float64Array
     teff: Float64Array
+
+
+def same_star(first: Int64Array, second: Int64Array) -> tuple[IndexArray, IndexArray]:
+    """Pairs (row of `first`, row of `second`) of equal numbers but 0, in the order of `first`."""
+    order = np.argsort(second, kind="stable")
+    low = np.searchsorted(second[order], first, side="left")
+    high = np.searchsorted(second[order], first, side="right")
+    count = np.where(first != 0, high - low, 0)
+    row = np.repeat(np.arange(first.size), count)
+    # Number of each pair among those of its row, counted from 0.
+    turn = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
+    return row, order[low[row] + turn]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from maury.io.arrays import Int32Array
+from maury.io.arrays import Int32Array, StrArray
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.methods.registry import MethodNetwork
 from maury.model.directory import Model
@@ -61,8 +61,20 @@ class Labeller(ABC):
         return Prediction(prediction.mean, prediction.sigma)
 
     @abstractmethod
-    def assess(self, inputs: Inputs, prediction: Prediction) -> Prediction:
-        """Return a prediction of `predict` with the errors and the flags of a catalogue."""
+    def assess(
+        self, inputs: Inputs, prediction: Prediction, star_id: StrArray | None = None
+    ) -> Prediction:
+        """Return a prediction of `predict` with the errors and the flags of a catalogue.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            Prepared by the preparation of the model.
+        prediction : Prediction
+            As `predict` gave it.
+        star_id : (n_star,) str, optional
+            Star of each spectrum, so that no training star is compared with itself.
+        """
 
 
 def open_labeller(
@@ -108,8 +120,11 @@ class PlainLabeller(Labeller):
     network: EnsembleNetwork
     likeness: Likeness | None
 
-    def assess(self, inputs: Inputs, prediction: Prediction) -> Prediction:
+    def assess(
+        self, inputs: Inputs, prediction: Prediction, star_id: StrArray | None = None
+    ) -> Prediction:
         """Flag spectra unlike those of the training sample."""
+        del star_id
         return replace(self.calibrate(inputs, prediction), flags=_unlike(self.likeness, inputs))
 
 
@@ -135,8 +150,11 @@ class MethodLabeller(Labeller):
             worst_wavelength_aa=unknown if worst is None else worst,
         )
 
-    def assess(self, inputs: Inputs, prediction: Prediction) -> Prediction:
+    def assess(
+        self, inputs: Inputs, prediction: Prediction, star_id: StrArray | None = None
+    ) -> Prediction:
         """Add the flags of the fit, and of spectra unlike those of the training sample."""
+        del star_id
         flags = _unlike(self.likeness, inputs)
         if prediction.flags is not None:
             flags = flags | prediction.flags

@@ -130,7 +130,7 @@ class Predictor:
 
     def _predict(self, batch: Batch, inputs: Inputs | None) -> dict[str, AnyArray]:
         inputs, bare = self.bare(batch, inputs)
-        found = self.labeller.assess(inputs, bare)
+        found = self.labeller.assess(inputs, bare, batch.columns.get("star_id"))
         if self.given:
             found = self._given(found, batch)
         # Ranges are those of the training labels, which no de-shrinkage has moved.

@@ -13,11 +13,17 @@ from typing import ClassVar, Self
 import numpy as np
 
 from maury.errors import ModelFileError, TrainingError
-from maury.io.arrays import BoolArray, Float32Array, Float64Array, StrArray
+from maury.io.arrays import (
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    StrArray,
+)
 from maury.labels.flags import FLAG_DTYPE
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, Prediction
-from maury.model.split import HELD_OUT_FOLDS, held_out_fold
+from maury.model.split import HELD_OUT_FOLDS, held_out_fold, star_numbers
 from maury.prediction.calibration import (
     LEAST_STARS,
     Calibration,
@@ -180,7 +186,9 @@ class UncertaintyModel(Labeller):
         own = self.calibration.own_errors(sigma, regime)
         return Prediction(mean, sigma, covariance, quantiles=quantiles, own=own)
 
-    def assess(self, inputs: Inputs, prediction: Prediction) -> Prediction:
+    def assess(
+        self, inputs: Inputs, prediction: Prediction, star_id: StrArray | None = None
+    ) -> Prediction:
         """Calibrate the errors of some stars and flag what is doubtful about them.
 
         Parameters
@@ -189,6 +197,8 @@ class UncertaintyModel(Labeller):
             Prepared by the preparation of the model.
         prediction : Prediction
             Of its networks for these inputs.
+        star_id : (n_star,) str, optional
+            Star of each: no training star is its own neighbour.
 
         Returns
         -------
@@ -200,7 +210,13 @@ class UncertaintyModel(Labeller):
         flags = np.zeros(n_star, FLAG_DTYPE)
         chi2 = worst = np.full(n_star, np.nan)
         if self.coverage is not None and n_star:
-            evidence = _evidence(self.network, self.star_simulator, inputs, prediction)
+            evidence = _evidence(
+                self.network,
+                self.star_simulator,
+                inputs,
+                prediction,
+                None if star_id is None else star_numbers(star_id),
+            )
             scores = self.coverage.score(evidence)
             flags = self.coverage.flags(scores).astype(FLAG_DTYPE)
             chi2, worst = scores.chi2_reduced, scores.worst_wavelength_aa
@@ -531,10 +547,11 @@ def _cover(
     stars: _Labelled,
 ) -> CoverageModel | None:
     inputs = take(stars.inputs, stars.training)
-    answer = Prediction(stars.answer.mean[stars.training], stars.answer.sigma[stars.training])
+    answer = stars.answer.rows(stars.training)
+    star = star_numbers(stars.star_id[stars.training])
     try:
         return CoverageModel.fit(
-            _evidence(network, star_simulator, inputs, answer),
+            _evidence(network, star_simulator, inputs, answer, star),
             wave_aa=star_simulator.wave_aa,
             label_names=model.label_names,
             noise_correlation=inputs.noise_correlation,
@@ -549,6 +566,7 @@ def _evidence(
     star_simulator: TrainingStarSimulator,
     inputs: Inputs,
     answer: Prediction,
+    star: Int64Array | None = None,
 ) -> Evidence:
     return Evidence(
         flux=inputs.flux,
@@ -557,6 +575,7 @@ def _evidence(
         labels=answer.mean,
         reconstruction=star_simulator.theory(answer.mean),
         views=_views(network, inputs),
+        star=star,
     )
 
 
