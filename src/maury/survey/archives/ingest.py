@@ -83,13 +83,20 @@ def open_recipe(
 
     Parameters
     ----------
-    recipe, path, arm, skip_bad
-        As of `ingest_recipe`.
+    recipe : str or Path
+        Name of a recipe, or the path of a TOML file with one.
+    path : Path or str
+        A file of spectra, or a folder of them.
+    arm : str, optional
+        Which of the recipe's arms; the first by default.
+    skip_bad : bool
+        Keep a file that cannot be read, as a row of bad pixels.
 
     Raises
     ------
     ConfigError, InputFileError, GridMismatch
-        As of `ingest_recipe`.
+        If the recipe is wrong, a file is missing or damaged, or spectra stand on different
+        grids without a common one to be put on.
     """
     found, place = load(recipe), Path(path).absolute()
     spectra, chosen = _spectra(found, arm)

@@ -247,7 +247,7 @@ class ArmFacts(Strict):
     Attributes
     ----------
     name : str
-        As ``--arm`` takes it.
+        What ``--arm`` takes.
     reader : str
         Reader of this arm, in place of that of the spectra.
     grid, resolving_power, at_rest

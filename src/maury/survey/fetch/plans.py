@@ -147,8 +147,16 @@ def fetch(
 
     Parameters
     ----------
-    sources, folder, only, overwrite, web
-        As in `plan`.
+    sources : sequence of Downloadable
+        Such as ``maury.survey.archives.load("apogee-dr17").file``.
+    folder : path-like
+        Where the files shall be.
+    only : sequence of str
+        Names of the files that are wanted; all by default.
+    overwrite : bool
+        Download anew what differs from its recorded or published checksum.
+    web : Web, optional
+        Session to ask with; its own by default.
     confirm : callable, optional
         Is shown the plan before anything is downloaded; nothing is, if it returns false.
     progress : callable, optional
@@ -162,7 +170,8 @@ def fetch(
     Raises
     ------
     UnknownName, OutputExists, FetchError
-        As `plan`, and if a server gives something else than it or the recipe promised.
+        If a name is not known, other content is in the way, a server does not have a file, or
+        gives something else than it or the recipe promised.
     OutputBusy
         If another run downloads to this folder.
     """

@@ -109,8 +109,10 @@ def run_query(
         Ask again where the answer is there.
     told : callable, optional
         Called with the state of the job.
-    progress, web
-        As in `maury.survey.fetch.fetch`.
+    progress : callable, optional
+        Called with a name, bytes done, and bytes in all (0 if not known).
+    web : Web, optional
+        Session to ask with; its own by default.
 
     Raises
     ------

@@ -128,7 +128,7 @@ class ArmConfig(Strict):
     name : str
         For messages.
     spectra, wavelength, resample
-        As of the whole file.
+        The files of the arm, their wavelengths, and the grid that they are put on.
     window : (float, float), optional
         First and last wavelength that are kept, in angstrom.
     """
@@ -177,7 +177,7 @@ class ObservableConfig(Strict):
     name : str
         Column of the survey; the error is ``<name>_error``.
     unit, ucd, description : str
-        As of `maury.labels.columns.Column`.
+        Unit as astropy writes it, IVOA's word for the kind, and a line of text.
     size : int, optional
         How many numbers a column of arrays gives; they become columns ``<name>_00``, ...
     """

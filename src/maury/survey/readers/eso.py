@@ -25,7 +25,7 @@ from maury.spectra.spectra import Medium
 from maury.survey.readers.grids import to_angstrom
 from maury.survey.readers.rows import to_ivar
 from maury.survey.readers.sources import Cards, header_facts
-from maury.survey.readers.star_files import StarFiles, StarSpectrum, by_name, open_star_files
+from maury.survey.readers.star_files import StarFiles, StarFormat, StarSpectrum
 
 logger = logging.getLogger(__name__)
 
@@ -85,16 +85,10 @@ def open_phase3(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> Star
     WavelengthError
         If files stand in different media.
     """
-    del stack
-    files = open_star_files(
-        path,
-        read=_read,
-        facts=_facts,
-        identify=by_name,
-        medium=partial(_one_medium, path),
-        units={"RA": "deg", "DEC": "deg"},
-        skip_bad=skip_bad,
+    phase3 = StarFormat(
+        _read, partial(_one_medium, path), _facts, units={"RA": "deg", "DEC": "deg"}
     )
+    files = phase3(path, stack, skip_bad=skip_bad)
     assert files.table is not None, "headers were read"
     _warn_of_frames(files.table, path)
     return files

@@ -10,14 +10,14 @@ from typing import Protocol
 from maury.errors import check_known
 from maury.survey.readers.eso import open_phase3
 from maury.survey.readers.gaia import open_rvs
-from maury.survey.readers.galah import open_galah
-from maury.survey.readers.lamost import open_lrs, open_mrs
+from maury.survey.readers.galah import galah
+from maury.survey.readers.lamost import mrs, open_lrs
 from maury.survey.readers.rave import open_rave
 from maury.survey.readers.sdss import (
+    mwmstar,
     open_apstar,
     open_apvisit,
     open_aspcapstar,
-    open_mwmstar,
     open_spec,
 )
 from maury.survey.readers.sources import FormatSource
@@ -38,15 +38,15 @@ FORMATS: Mapping[str, FormatReader] = MappingProxyType(
         "aspcapstar": open_aspcapstar,
         "eso-phase3": open_phase3,
         "gaia-rvs": open_rvs,
-        "galah-ccd1": partial(open_galah, camera=1),
-        "galah-ccd2": partial(open_galah, camera=2),
-        "galah-ccd3": partial(open_galah, camera=3),
-        "galah-ccd4": partial(open_galah, camera=4),
+        "galah-ccd1": galah(1),
+        "galah-ccd2": galah(2),
+        "galah-ccd3": galah(3),
+        "galah-ccd4": galah(4),
         "lamost-lrs": open_lrs,
-        "lamost-mrs-b": partial(open_mrs, arm="B"),
-        "lamost-mrs-r": partial(open_mrs, arm="R"),
-        "mwmstar-apogee": partial(open_mwmstar, instrument="APOGEE"),
-        "mwmstar-boss": partial(open_mwmstar, instrument="BOSS"),
+        "lamost-mrs-b": mrs("B"),
+        "lamost-mrs-r": mrs("R"),
+        "mwmstar-apogee": mwmstar("APOGEE"),
+        "mwmstar-boss": mwmstar("BOSS"),
         "rave-dr6": open_rave,
         "sdss-spec": open_spec,
         "weave-l1": open_weave,

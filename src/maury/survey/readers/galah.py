@@ -9,7 +9,6 @@ others.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ from maury.errors import InputFileError, LengthMismatch, WavelengthError
 from maury.survey.readers.grids import header_grid
 from maury.survey.readers.sources import Cards, header_facts, stem
 from maury.survey.readers.star_files import (
-    StarFiles,
+    StarFormat,
     StarSpectrum,
     line,
-    open_star_files,
-    primary_facts,
     relative_ivar,
 )
 
@@ -33,44 +30,6 @@ _NORMALISED = (
 )
 _RELATIVE_ERROR = ("relative_error", "input_sigma")
 _DR3_NORMALISED, _DR3_ERROR = 4, 1
-
-
-def open_galah(path: Path, stack: ExitStack, *, camera: int, skip_bad: bool = False) -> StarFiles:
-    """Open GALAH spectra of one camera; identifiers are ``sobject_id``.
-
-    Spectra that the release could not normalise are kept, all pixels bad.
-
-    Parameters
-    ----------
-    path : Path
-        A file, or a folder with files at any depth.
-    stack : ExitStack
-        Not needed: files are opened one at a time.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels.
-    camera : int
-        1, 2, 3 or 4.
-
-    Raises
-    ------
-    InputFileError
-        If there is no file of this camera, or one has no such extensions.
-    """
-    del stack
-
-    def identify(facts: Sequence[Cards], paths: Sequence[Path]) -> list[str]:
-        del facts
-        return [_sobject_id(item, camera) for item in paths]
-
-    return open_star_files(
-        path,
-        pattern=f"*[0-9]{camera}.fits*",
-        read=_read,
-        facts=primary_facts,
-        identify=identify,
-        medium="air",
-        skip_bad=skip_bad,
-    )
 
 
 def _sobject_id(path: Path, camera: int) -> str:
@@ -130,3 +89,21 @@ def _wavelengths(hdus: Any, hdu: Any, n_pixel: int, path: Path) -> Any:
         if wave is not None:
             return wave
     raise WavelengthError(f"{path} has no wavelength cards (CRVAL1, CDELT1)")
+
+
+def galah(camera: int) -> StarFormat:
+    """Return the format of GALAH spectra of one camera; identifiers are ``sobject_id``.
+
+    Spectra that the release could not normalise are kept, all pixels bad.
+
+    Parameters
+    ----------
+    camera : int
+        1, 2, 3 or 4.
+    """
+
+    def identify(facts: Sequence[Cards], paths: Sequence[Path]) -> list[str]:
+        del facts
+        return [_sobject_id(item, camera) for item in paths]
+
+    return StarFormat(_read, "air", identify=identify, pattern=f"*[0-9]{camera}.fits*")

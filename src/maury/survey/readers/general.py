@@ -56,7 +56,7 @@ def open_survey(path: Path | str) -> ReadableSurvey:
     SurveyFileError
         If there is neither.
     ConfigError, InputFileError
-        As of `maury.survey.readers.open_toml`.
+        If the TOML file is wrong, or a file that it describes is missing or damaged.
     """
     if str(path).lower().endswith(".toml") and Path(path).is_file():
         return open_toml(path)
@@ -141,13 +141,21 @@ def write_files(
     files : FileSurvey
     reopening : Reopening
         How a worker opens the same again.
-    out, overwrite, progress, cluster
-        As of `ingest_toml`.
+    out : Path or str
+        Store to make.
+    overwrite : bool
+        Replace an existing store.
+    progress : callable, optional
+        Called with the number of rows done, and of all.
+    cluster : Cluster, optional
+        Workers to read on, which must see the files.
 
     Raises
     ------
-    InputFileError, GridMismatch, OutputExists
-        As of `ingest_toml`.
+    InputFileError, GridMismatch
+        If a spectrum cannot be read, or stands on another grid than the others.
+    OutputExists
+        If `out` exists and `overwrite` is false.
     """
     target = Target(
         out,
@@ -188,14 +196,15 @@ def open_toml(config_path: Path | str, *, skip_bad: bool = False) -> FileSurvey:
     Parameters
     ----------
     config_path : Path or str
-        The TOML file, as of `ingest_toml`.
+        The TOML file; `maury.survey.readers.config` defines its keys.
     skip_bad : bool
         Keep a file that cannot be read, as a row of bad pixels; else as the TOML file says.
 
     Raises
     ------
     ConfigError, InputFileError, GridMismatch
-        As of `ingest_toml`.
+        If the description is wrong, a file is missing or damaged, or spectra stand on different
+        grids without a common one to be put on.
     """
     config_path = Path(config_path)
     stated, labels = load_config(config_path)
@@ -234,7 +243,8 @@ def open_config(
     Raises
     ------
     ConfigError, InputFileError, GridMismatch
-        As of `ingest_toml`.
+        If the description is wrong, a file is missing or damaged, or spectra stand on different
+        grids without a common one to be put on.
     """
     _existing(config)
     with ExitStack() as stack:

@@ -7,8 +7,6 @@ Medium resolution: tables ``COADD_B`` and ``COADD_R`` beside those of single exp
 (https://www.lamost.org/dr9/v1.0/doc/mr-data-production-description).
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,75 +19,14 @@ from maury.io.fits_values import column_floats
 from maury.io.opening import find_hdu
 from maury.survey.readers.grids import header_grid
 from maury.survey.readers.star_files import (
-    StarFiles,
+    StarFormat,
     StarSpectrum,
     by_card,
     line,
-    open_star_files,
-    primary_facts,
 )
 
 _COADD = "COADD"
 _MASKS = ("ANDMASK", "PIXMASK")
-
-
-def open_lrs(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
-    """Open low-resolution spectra, of either layout; identifiers are ``OBSID``.
-
-    A pixel that is masked in every exposure (``ANDMASK``) is bad.
-
-    Parameters
-    ----------
-    path : Path
-        A file, or a folder with files at any depth.
-    stack : ExitStack
-        Not needed: files are opened one at a time.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels.
-
-    Raises
-    ------
-    InputFileError
-        If there is no file, or one is of another layout.
-    """
-    del stack
-    return _open(path, _read_lrs, skip_bad=skip_bad)
-
-
-def open_mrs(path: Path, stack: ExitStack, *, arm: str, skip_bad: bool = False) -> StarFiles:
-    """Open coadded medium-resolution spectra of one arm; identifiers are ``OBSID``.
-
-    A star without a coadded spectrum in this arm is kept, all pixels bad.
-
-    Parameters
-    ----------
-    path : Path
-        A file, or a folder with files at any depth.
-    stack : ExitStack
-        Not needed: files are opened one at a time.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels.
-    arm : {"B", "R"}
-
-    Raises
-    ------
-    InputFileError
-        If there is no file, or none with this arm.
-    """
-    del stack
-    return _open(path, partial(_read_mrs, arm=arm), skip_bad=skip_bad)
-
-
-def _open(path: Path, read: Callable[[Any, Path], StarSpectrum], *, skip_bad: bool) -> StarFiles:
-    return open_star_files(
-        path,
-        read=read,
-        facts=primary_facts,
-        identify=by_card("OBSID"),
-        medium="vacuum",
-        units={"RA": "deg", "DEC": "deg"},
-        skip_bad=skip_bad,
-    )
 
 
 def _read_lrs(hdus: Any, path: Path) -> StarSpectrum:
@@ -146,3 +83,27 @@ def _table(hdu: Any, path: Path) -> StarSpectrum:
         assert log_wave is not None, "one of them was required"
         wave = np.asarray(10.0**log_wave)
     return StarSpectrum(wave, flux, ivar, {}, "vacuum")
+
+
+_DEGREES = {"RA": "deg", "DEC": "deg"}
+
+open_lrs = StarFormat(_read_lrs, "vacuum", identify=by_card("OBSID"), units=_DEGREES)
+"""Low-resolution spectra, of either layout; identifiers are ``OBSID``.
+
+A pixel that is masked in every exposure (``ANDMASK``) is bad.
+"""
+
+
+def mrs(arm: str) -> StarFormat:
+    """Return the format of coadded medium-resolution spectra of one arm.
+
+    A star without a coadded spectrum in this arm is kept, all pixels bad. Identifiers are
+    ``OBSID``.
+
+    Parameters
+    ----------
+    arm : {"B", "R"}
+    """
+    return StarFormat(
+        partial(_read_mrs, arm=arm), "vacuum", identify=by_card("OBSID"), units=_DEGREES
+    )

@@ -11,7 +11,6 @@ spectrum.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,10 @@ from maury.io.opening import find_hdu
 from maury.survey.readers.grids import ascending, header_grid, join_grids, linear_grid
 from maury.survey.readers.sources import Cards, header_facts, stem
 from maury.survey.readers.star_files import (
-    StarFiles,
+    StarFormat,
     StarSpectrum,
     by_card,
-    by_name,
     line,
-    open_star_files,
     primary_facts,
     without_bits,
 )
@@ -44,165 +41,6 @@ BADPIX, CRPIX, SATPIX, UNFIXABLE, BADDARK, BADFLAT, BADERR, NOSKY, SIG_SKYLINE, 
 
 _GRIDS = {"BOSS": (3.5523, 1e-4, 4648), "APOGEE": (4.179, 6e-6, 8575)}
 """log10 of the first wavelength, step and number of pixels of combined spectra (data models)."""
-
-
-def open_apstar(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
-    """Open apStar files: the combined spectrum (first row) of each, not normalised.
-
-    Identifiers are ``OBJID``; where a star was observed in several fields, with telescope and
-    field before it.
-
-    Parameters
-    ----------
-    path : Path
-        A file, or a folder with ``apStar-*`` and ``asStar-*`` at any depth.
-    stack : ExitStack
-        Not needed: files are opened one at a time.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels.
-
-    Raises
-    ------
-    InputFileError
-        If there is no file, or one is of another layout.
-    """
-    del stack
-    return open_star_files(
-        path,
-        pattern="a[ps]Star-*",
-        read=_read_apstar,
-        facts=primary_facts,
-        identify=_apogee_ids,
-        medium="vacuum",
-        skip_bad=skip_bad,
-    )
-
-
-def open_aspcapstar(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
-    """Open aspcapStar files: spectra as ASPCAP normalised them.
-
-    Parameters
-    ----------
-    path : Path
-        A file, or a folder with ``aspcapStar-*`` at any depth.
-    stack : ExitStack
-        Not needed: files are opened one at a time.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels.
-
-    Raises
-    ------
-    InputFileError
-        If there is no file, or one is of another layout.
-    """
-    del stack
-    return open_star_files(
-        path,
-        pattern="aspcapStar-*",
-        read=_read_aspcapstar,
-        facts=_aspcap_facts,
-        identify=_apogee_ids,
-        medium="vacuum",
-        skip_bad=skip_bad,
-    )
-
-
-def open_apvisit(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
-    """Open apVisit files: single visits, three detectors of descending wavelengths each.
-
-    Wavelengths are as observed: ``VRAD`` of the header is the velocity of the star on them, and
-    ``VHELIO`` = ``VRAD`` + ``BC`` the heliocentric one. Identifiers are the names of the files.
-
-    Parameters
-    ----------
-    path : Path
-        A file, or a folder with ``apVisit-*`` and ``asVisit-*`` at any depth.
-    stack : ExitStack
-        Not needed: files are opened one at a time.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels.
-
-    Raises
-    ------
-    InputFileError
-        If there is no file, or one is of another layout.
-    """
-    del stack
-    return open_star_files(
-        path,
-        pattern="a[ps]Visit-*",
-        read=_read_apvisit,
-        facts=primary_facts,
-        identify=by_name,
-        medium="vacuum",
-        skip_bad=skip_bad,
-    )
-
-
-def open_spec(path: Path, stack: ExitStack, *, skip_bad: bool = False) -> StarFiles:
-    """Open spec files of SDSS, SEGUE and BOSS: coadded spectra of single fibres, heliocentric.
-
-    Identifiers are the names of the files. Facts are the cards of the primary header, and the
-    single values of the table behind the spectrum (``Z``, ``CLASS``, ``ZWARNING``, ...).
-
-    Parameters
-    ----------
-    path : Path
-        A file, or a folder with ``spec-*`` at any depth.
-    stack : ExitStack
-        Not needed: files are opened one at a time.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels.
-
-    Raises
-    ------
-    InputFileError
-        If there is no file, or one is of another layout.
-    """
-    del stack
-    return open_star_files(
-        path,
-        pattern="spec-*",
-        read=_read_spec,
-        facts=_spec_facts,
-        identify=by_name,
-        medium="vacuum",
-        skip_bad=skip_bad,
-    )
-
-
-def open_mwmstar(
-    path: Path, stack: ExitStack, *, instrument: str, skip_bad: bool = False
-) -> StarFiles:
-    """Open mwmStar files: the combined spectrum of one instrument, not normalised.
-
-    Where both observatories have one, that of higher S/N is taken. Identifiers are ``sdss_id``.
-
-    Parameters
-    ----------
-    path : Path
-        A file, or a folder with ``mwmStar-*`` at any depth.
-    stack : ExitStack
-        Not needed: files are opened one at a time.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels.
-    instrument : {"BOSS", "APOGEE"}
-
-    Raises
-    ------
-    InputFileError
-        If there is no file, or one is of another layout.
-    """
-    del stack
-    return open_star_files(
-        path,
-        pattern="mwmStar-*",
-        read=partial(_read_mwmstar, instrument=instrument),
-        facts=partial(_mwm_facts, instrument=instrument),
-        identify=by_card("sdss_id"),
-        medium="vacuum",
-        skip_bad=skip_bad,
-    )
 
 
 def _apogee_ids(facts: Sequence[Cards], paths: Sequence[Path]) -> list[str]:
@@ -356,4 +194,50 @@ def _mwm_wave(hdu: Any, n_pixel: int, instrument: str) -> Float64Array:
     header = hdu.header
     return linear_grid(
         float(header.get("CRVAL", start)), float(header.get("CDELT", step)), n_pixel, log=True
+    )
+
+
+open_apstar = StarFormat(_read_apstar, "vacuum", identify=_apogee_ids, pattern="a[ps]Star-*")
+"""apStar files: the combined spectrum (first row) of each, not normalised.
+
+Identifiers are ``OBJID``; where a star was observed in several fields, with telescope and field
+before it.
+"""
+
+
+open_aspcapstar = StarFormat(_read_aspcapstar, "vacuum", _aspcap_facts, _apogee_ids, "aspcapStar-*")
+"""aspcapStar files: spectra as ASPCAP normalised them."""
+
+
+open_apvisit = StarFormat(_read_apvisit, "vacuum", pattern="a[ps]Visit-*")
+"""apVisit files: single visits, three detectors of descending wavelengths each.
+
+Wavelengths are as observed: ``VRAD`` of the header is the velocity of the star on them, and
+``VHELIO`` = ``VRAD`` + ``BC`` the heliocentric one.
+"""
+
+
+open_spec = StarFormat(_read_spec, "vacuum", _spec_facts, pattern="spec-*")
+"""spec files of SDSS, SEGUE and BOSS: coadded spectra of single fibres, heliocentric.
+
+Facts are the cards of the primary header, and the single values of the table behind the spectrum
+(``Z``, ``CLASS``, ``ZWARNING``, ...).
+"""
+
+
+def mwmstar(instrument: str) -> StarFormat:
+    """Return the format of mwmStar files: the combined spectrum of one instrument, not normalised.
+
+    Where both observatories have one, that of higher S/N is taken. Identifiers are ``sdss_id``.
+
+    Parameters
+    ----------
+    instrument : {"BOSS", "APOGEE"}
+    """
+    return StarFormat(
+        partial(_read_mwmstar, instrument=instrument),
+        "vacuum",
+        partial(_mwm_facts, instrument=instrument),
+        by_card("sdss_id"),
+        "mwmStar-*",
     )

@@ -17,7 +17,6 @@ from maury.spectra.spectra import Medium, check_wavelengths
 from maury.survey.readers.grids import ascending, header_medium, require_medium, same_grid
 from maury.survey.readers.pipeline import Piece, check_rows, complete_ids
 from maury.survey.readers.sources import (
-    FITS_SUFFIXES,
     UNREADABLE,
     Cards,
     Facts,
@@ -166,74 +165,6 @@ TellFacts = Callable[[Any, Path], dict[str, Any]]
 """``facts(hdus, path)`` gives the facts of an open file."""
 
 
-def open_star_files(
-    path: Path,
-    suffixes: Sequence[str] = FITS_SUFFIXES,
-    *,
-    pattern: str = "*",
-    read: ReadStar,
-    facts: TellFacts,
-    identify: Callable[[Sequence[Cards], Sequence[Path]], Sequence[str]],
-    medium: Medium | Callable[[Sequence[Cards], Sequence[Path]], Medium | None],
-    units: Mapping[str, str] | None = None,
-    skip_bad: bool = False,
-) -> StarFiles:
-    """Open a file of one spectrum, or a folder of such files; headers are read at once.
-
-    Parameters
-    ----------
-    path : Path
-    suffixes : sequence of str
-    pattern : str
-        Which files below a folder are spectra.
-    read, facts : callable
-        Of an open file.
-    identify : callable
-        ``identify(facts, paths)`` names all spectra.
-    medium : {"air", "vacuum"} or callable
-        What tells it from the facts and the paths of all files that could be read.
-    units : mapping, optional
-        Units of facts.
-    skip_bad : bool
-        Keep a file that cannot be read, as a row of bad pixels without facts.
-
-    Raises
-    ------
-    InputFileError
-        If there is no file, or one is damaged, unless such are skipped; if all are.
-    IdentifierError
-        If an identifier stands twice.
-    """
-    paths = list_files(path, suffixes, pattern=pattern)
-    check_rows(len(paths), path)
-    gathered, lost = Facts(), dict[Path, str]()
-    for item in paths:
-        # A lost file keeps its row, without facts: rows out = files in.
-        cards: Cards = {}
-        with tolerating(item, lost, skip=skip_bad), reading(item), ExitStack() as stack:
-            cards = facts(open_fits(item, stack), item)
-            if not callable(medium):
-                require_medium(header_medium(cards), medium, item)
-        gathered.add(cards)
-    if len(lost) == len(paths):
-        raise InputFileError(f"none of the {len(paths)} files can be read: {lost[paths[0]]}")
-    names = np.array(identify(gathered.rows, paths), dtype=np.str_)
-    ids = complete_ids(names, len(paths), path)
-    simulated = any(row.get("SIMULATE") is True for row in gathered.rows)
-    if callable(medium):
-        told = [k for k, item in enumerate(paths) if item not in lost]
-        known = medium([gathered.rows[k] for k in told], [paths[k] for k in told])
-    else:
-        known = medium
-
-    def opened(item: Path) -> StarSpectrum:
-        with reading(item), ExitStack() as stack:
-            return read(open_fits(item, stack), item)
-
-    table = gathered.table(path, units)
-    return StarFiles(paths, opened, ids, table, known, simulated, skip_bad, lost)
-
-
 def primary_facts(hdus: Any, path: Path) -> dict[str, Any]:
     """Return the cards of the primary header."""
     del path
@@ -289,3 +220,81 @@ def without_bits(ivar: Float64Array, mask: AnyArray, bits: Sequence[int]) -> Flo
     # Bit 63 is the sign of a signed integer: as unsigned it is a bit like all others.
     flagged = (np.asarray(mask).astype(np.int64).view(np.uint64) & bad) != 0
     return np.where(flagged, 0.0, ivar)
+
+
+@dataclass(frozen=True)
+class StarFormat:
+    """A published format of one spectrum a file; it opens a file, or a folder of such files.
+
+    Attributes
+    ----------
+    read : callable
+        Spectrum of an open file.
+    medium : {"air", "vacuum"} or callable
+        What tells it from the facts and the paths of all files that could be read.
+    facts : callable
+        Facts of an open file; the cards of the primary header by default.
+    identify : callable
+        ``identify(facts, paths)`` names all spectra; by their files by default.
+    pattern : str
+        Which files below a folder are spectra.
+    units : mapping
+        Units of facts.
+    """
+
+    read: ReadStar
+    medium: Medium | Callable[[Sequence[Cards], Sequence[Path]], Medium | None]
+    facts: TellFacts = primary_facts
+    identify: Callable[[Sequence[Cards], Sequence[Path]], Sequence[str]] = by_name
+    pattern: str = "*"
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, path: Path, stack: ExitStack, /, *, skip_bad: bool = False) -> StarFiles:
+        """Open files; headers are read at once.
+
+        Parameters
+        ----------
+        path : Path
+            A file, or a folder with files at any depth.
+        stack : ExitStack
+            Not needed: files are opened one at a time.
+        skip_bad : bool
+            Keep a file that cannot be read, as a row of bad pixels without facts.
+
+        Raises
+        ------
+        InputFileError
+            If there is no file, or one is damaged or of another layout, unless such are skipped;
+            if all are.
+        IdentifierError
+            If an identifier stands twice.
+        """
+        del stack
+        paths = list_files(path, pattern=self.pattern)
+        check_rows(len(paths), path)
+        gathered, lost = Facts(), dict[Path, str]()
+        for item in paths:
+            # A lost file keeps its row, without facts: rows out = files in.
+            cards: Cards = {}
+            with tolerating(item, lost, skip=skip_bad), reading(item), ExitStack() as opened:
+                cards = self.facts(open_fits(item, opened), item)
+                if not callable(self.medium):
+                    require_medium(header_medium(cards), self.medium, item)
+            gathered.add(cards)
+        if len(lost) == len(paths):
+            raise InputFileError(f"none of the {len(paths)} files can be read: {lost[paths[0]]}")
+        names = np.array(self.identify(gathered.rows, paths), dtype=np.str_)
+        ids = complete_ids(names, len(paths), path)
+        simulated = any(row.get("SIMULATE") is True for row in gathered.rows)
+        medium = self.medium
+        if callable(medium):
+            told = [k for k, item in enumerate(paths) if item not in lost]
+            known = medium([gathered.rows[k] for k in told], [paths[k] for k in told])
+        else:
+            known = medium
+        table = gathered.table(path, self.units)
+        return StarFiles(paths, self._opened, ids, table, known, simulated, skip_bad, lost)
+
+    def _opened(self, path: Path) -> StarSpectrum:
+        with reading(path), ExitStack() as stack:
+            return self.read(open_fits(path, stack), path)
