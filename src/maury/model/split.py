@@ -317,6 +317,7 @@ class SplitRecord:
         rows = {name: split.part(name)[kept[split.part(name)]] for name in PARTS}
         hashes = {name: np.unique(star_hashes(_named(ids[rows[name]]))) for name in PARTS}
         used = marks.take(np.unique(np.concatenate(list(rows.values()))))
+        # Whoever gives each visit its own star_id would test on stars that trained.
         trained = KnownStars(marks.take(rows["train"]))
         shared = (
             0 if split.rule == "published" else int(trained.among(marks.take(rows["test"])).sum())
@@ -442,6 +443,7 @@ def _star_numbers(star_id: ArrayLike) -> tuple[Int64Array, int]:
     ids = np.asarray(star_id).astype(np.str_)
     if ids.ndim != 1:
         raise LengthMismatch(f"star_id must be one row of identifiers, got shape {ids.shape}")
+    # Sorted: the split depends on which stars there are, not on the order of their rows.
     named, number = np.unique(ids, return_inverse=True)
     number = number.astype(np.int64).reshape(-1)
     blank = np.flatnonzero(ids == "")

@@ -113,6 +113,7 @@ class Positions:
         sa, ca, sd, cd = np.sin(ra), np.cos(ra), np.sin(dec), np.cos(dec)
         at = np.stack([cd * ca, cd * sa, sd], axis=1)
         moving = self.moving
+        # East is (-sin ra, cos ra, 0), north (-sin dec cos ra, -sin dec sin ra, cos dec).
         east = np.where(moving, np.asarray(self.pmra_masyr), 0.0) * _MAS
         north = np.where(moving, np.asarray(self.pmdec_masyr), 0.0) * _MAS
         return at, np.stack(

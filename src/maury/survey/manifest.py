@@ -27,6 +27,7 @@ def write_manifest(store: Path) -> None:
 
 
 def _group(content: dict[str, Any]) -> dict[str, Any]:
+    # Sorted keys: equal contents are equal texts, whatever order they were collected in.
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     attributes = {"maury": content, "sha256": digest}
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
@@ -65,6 +66,7 @@ def check_manifest(store: Path) -> None:
                 "has changed since the store was written",
                 f" (if it was changed on purpose, remove {store / MANIFEST})",
             )
+    # Lengths alone, as every opening compares them; what is in a chunk is guarded when it is read.
     found_chunks = _chunks(store)
     for array, sizes in recorded["chunks"].items():
         here = found_chunks.get(array, {})

@@ -350,6 +350,7 @@ class Survey:
 
     def _gather(self, name: str, index: Int64Array) -> Float32Array:
         out = np.empty((index.size, self.n_pixel), dtype=np.float32)
+        # Chunk by chunk: rows in any order would unpack a chunk once for each of its rows.
         for first in range(0, self.n_star, CHUNK_STARS):
             here = (index >= first) & (index < first + CHUNK_STARS)
             if here.any():
@@ -358,6 +359,7 @@ class Survey:
 
     def _columns_of(self, start: int, stop: int) -> dict[str, AnyArray]:
         """Return all columns of some rows, out of one block that serves many batches."""
+        # Small batches would unpack the same chunk of every column again and again.
         first = start // COLUMN_CHUNK_STARS * COLUMN_CHUNK_STARS
         last = max(stop, min(first + COLUMN_CHUNK_STARS, self.n_star))
         if (first, last) != self._block_rows:

@@ -236,6 +236,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         self._tell_of_labels()
         for torn in self.partial.rglob("*.partial"):  # Zarr's own, of writers that were killed.
             torn.unlink(missing_ok=True)
+        # It lists all files, so that no more may come; the stamp, by which a run that was killed is
+        # known, goes last.
         write_manifest(self.partial)
         (self.partial / _PROGRESS).unlink()
         publish(self.partial, self.path, overwrite=self._overwrite, settled=self._on_disk)
@@ -281,6 +283,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
                 shape=(n_star, n_pixel),
                 chunks=(rows, n_pixel),
                 dtype="float32",
+                # Rows that are not written yet read as bad pixels.
                 fill_value=float("nan") if name == "flux" else 0.0,
                 dimension_names=("star", "pixel"),
                 compressors=_codecs(),
@@ -297,6 +300,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         wave_array[:] = wave
         wave_array.attrs.update({"units": "Angstrom", "ucd": "em.wl", "medium": header["medium"]})
         for column in self._columns.values():
+            # Whole chunks of flux in each: stretches that processes write apart share no file.
             self._create_column(column, max(rows, COLUMN_CHUNK_STARS // rows * rows))
         self._note_progress()
 
@@ -325,6 +329,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         temporary = (self.partial / _PROGRESS).with_name(".progress.tmp")
         temporary.parent.mkdir(exist_ok=True)
         temporary.write_text(json.dumps(state), "utf-8")
+        # In one step: a torn stamp would lose what is known to be written.
         temporary.replace(self.partial / _PROGRESS)
 
     def _tell_of_labels(self) -> None:

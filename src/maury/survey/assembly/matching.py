@@ -69,6 +69,7 @@ def match_catalogue(
             positions,
             catalogue.positions(spectra.epoch_yr),
             wanted.radius,
+            # Several spectra of one star share a row rightly.
             ambiguous=wanted.ambiguous,
             duplicates="flag",
         )
@@ -80,6 +81,7 @@ def _via(catalogue: CutCatalogue, index: Int64Array, epoch_yr: float) -> Positio
     positions = catalogue.positions(epoch_yr)
     taken = positions.take(np.maximum(index, 0))
     return Positions(
+        # A spectrum without a row has no position, and is matched to nothing.
         np.where(index >= 0, taken.ra_deg, np.nan),
         taken.dec_deg,
         taken.epoch_yr,

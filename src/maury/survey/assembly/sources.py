@@ -92,6 +92,7 @@ class SpectraSource:
         for first in range(start // CHUNK_STARS * CHUNK_STARS, rows.size, CHUNK_STARS):
             chosen = rows[first : first + CHUNK_STARS]
             pieces = []
+            # Rows ascend, so that each stretch is read once, and those between are not held.
             for low in range(int(chosen[0]), int(chosen[-1]) + 1, CHUNK_STARS):
                 here = chosen[(chosen >= low) & (chosen < low + CHUNK_STARS)] - low
                 if here.size:

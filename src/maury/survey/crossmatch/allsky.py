@@ -245,6 +245,7 @@ def _near(
     """Rows of a data frame that are within the radius of a star."""
     if not len(frame):
         return frame
+    # The other way round, as each row of the file is to say whether it is near one of ours.
     found = match_positions(columns.positions(frame), left, radius_arcsec, epoch_yr=epoch_yr)
     return frame[found.matched]
 

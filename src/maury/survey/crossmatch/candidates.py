@@ -49,6 +49,7 @@ class _Side:
         chosen = positions if keep_all else positions.take(positions.usable)
         rows = np.arange(len(positions)) if keep_all else np.flatnonzero(positions.usable)
         at, velocity = chosen.start()
+        # A row of unknown epoch is compared as it was measured.
         years = np.nan_to_num(np.asarray(chosen.epoch_yr) - epoch_yr)
         at = unit(at - velocity * years[:, None])
         magnitude = np.asarray(chosen.magnitude)
@@ -56,6 +57,7 @@ class _Side:
 
     def margin(self, other: _Side) -> Float64Array:
         """Angle by which a row may have to move on to meet one that cannot move, (n,)."""
+        # A star that moves meets one that cannot at the epoch of that one, not at the common one.
         still = np.abs(other.years[~other.moving])
         return np.asarray(np.linalg.norm(self.velocity, axis=1) * still.max(initial=0.0))
 

@@ -143,6 +143,7 @@ class Match:
             )
         if self.n_right == 0:
             return np.full(len(self), missing)
+        # Row 0 stands in where there is no partner, and is replaced.
         return np.where(self.matched, column[np.maximum(self.index, 0)], missing)
 
     def reasons(self, row: int) -> list[str]:
@@ -182,6 +183,7 @@ def fill(first: Match, second: Match) -> Match:
     names = ("index", "separation_arcsec", "n_candidate", "next_arcsec", "flags")
     free = first.n_candidate == 0
     both = {name: np.where(free, getattr(second, name), getattr(first, name)) for name in names}
+    # Each match looked at its own rows; together they may give one partner twice.
     claimed = claims(both["index"], first.n_right) > 1
     both["flags"] = np.where(claimed, both["flags"] | MatchFlag.CLAIMED.value, both["flags"])
     both["flags"] = both["flags"].astype(np.int32)

@@ -133,7 +133,9 @@ def match_identifiers(
     if positions is not None:
         _check_lengths(codes, right_codes, positions)
         common = common_epoch(*positions)
+        # Identifiers decide here: a row without a position stays, its separation unknown.
         pairing = Pairing.of(*positions, common, keep_all=True)
+    # In blocks, as one identifier in very many rows makes very many pairs.
     for i, j in _equal(codes, right_codes):
         apart = np.full(i.size, np.nan) if pairing is None else pairing.separation_arcsec(i, j)
         best.enter(i, j, apart, pairing)
@@ -179,6 +181,7 @@ def _codes(left: ArrayLike, right: ArrayLike) -> tuple[Int64Array, Int64Array]:
         if array.dtype.kind in "SO" or not array.size:
             array = np.array([_text(value) for value in array], dtype=np.str_)
         texts.append(pa.array(plain_identifiers(pa.array(array).cast(pa.string()))))
+    # Both sides in one dictionary, so that equal texts are equal numbers, which sort faster.
     encoded = pa.concat_arrays(texts).dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     empty = compute.index(encoded.dictionary, pa.scalar("")).as_py()

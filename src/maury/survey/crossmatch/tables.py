@@ -219,6 +219,7 @@ def joined_columns(
 
     for name, values in left.items():
         out[free(name, "left")] = np.ma.asanyarray(values)
+    # Integers and truth values have no NaN, so that what is missing is masked.
     lost = ~match.matched
     for name, values in right.items():
         column = np.ma.asanyarray(values)
