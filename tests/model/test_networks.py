@@ -185,7 +185,7 @@ def test_astronn_has_the_three_dropouts_of_its_authors_and_four_in_earlier_model
     stored = {"name": "astronn", "dropout": 0.2, "mc_passes": 5}
     earlier = network_config_of(stored)
     assert earlier.head_dropout
-    older = build(earlier, 64, 0, 3)
+    older = build(earlier, 64, 0, 9)
     assert [layer.p for layer in older.modules() if isinstance(layer, PassDropout)] == [0.2] * 4
     older.load_state_dict(network.state_dict())
     with torch.no_grad():
