@@ -45,14 +45,20 @@ from maury.spectra.preparation import Inputs
 __all__ = ["Athos", "AthosSettings"]
 
 
+# Windows start so many pixels apart; the narrowest default window is as wide, so that all are
+# covered.
 _STEP_PIXELS = 3
+# Candidates of ratios in memory together: 4096 x 4000 stars x 8 bytes are 130 MB.
 _CHUNK = 4096
 _TINY = 1e-30
 """Replaces the noise of a label that no pixel moves."""
 _BLOCK = 128
 """Stars whose coefficients lie in memory together, 70 kB each for nine labels."""
+# Chosen: keeps 99.7 % of normal residuals and leaves out binaries and bad labels.
 _CLIP_SIGMA = 3.0
+# Rounds of clipping at most; chosen, not measured.
 _CLIP_ROUNDS = 4
+# Denominators are kept off zero; chosen, below the cores of strong lines.
 _LEAST_FLUX = 0.02
 
 

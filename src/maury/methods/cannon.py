@@ -36,7 +36,10 @@ from maury.spectra.preparation import Inputs
 __all__ = ["Cannon", "CannonForward", "CannonSettings"]
 
 
+# Stars fitted together, whose best fits and slopes lie in memory: 256 x 9 x 1000 floats are 9 MB.
 _BLOCK = 256
+# Training labels to start from, spread among them; more cost little, as they are one matrix
+# product.
 _N_START = 64
 
 

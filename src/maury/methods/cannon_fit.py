@@ -20,11 +20,17 @@ from maury.methods.fitting.polynomials import terms, terms_slope
 __all__ = ["Inversion", "QuadraticFit"]
 
 
+# Stars whose sums lie in memory: 54 x 54 doubles each for nine labels, 3 MB in all.
 _BLOCK = 128
+# Newton steps at most; chosen: a fit that has not converged by then is flagged.
 _STEPS = 40
+# Chi-square that a last step may still change: a thousandth of an error, squared.
 _CONVERGED = 1e-6
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-4, 1e-10, 1e8
+# How far beyond the training labels a fit may go, in their ranges: chosen; a quadratic is no guide
+# beyond.
 _MARGIN = 0.5
+# Distance to a bound, in ranges of the labels, that is rounding.
 _AT_BOUND = 1e-6
 
 

@@ -20,14 +20,23 @@ from maury.methods.fitting.polynomials import n_term, terms
 __all__ = ["QuadraticModel", "scatter_of"]
 
 
+# Relative to a unit diagonal: above rounding of doubles (2e-16), below any real curvature.
 _RIDGE = 1e-12
+# Bisection alone reaches 1e-18 in 60 steps; Newton ends far sooner.
 _ROOT_STEPS = 60
+# Relative; scatter is not known to better than a percent from thousands of stars.
 _ROOT_TOLERANCE = 1e-6
+# Scatter of a pixel is at most the whole continuum.
 _LARGEST_SCATTER = 1.0
+# Turns of coefficients and scatter at most; chosen, not measured.
 _ROUNDS = 12
+# Relative change of the scatter at which a pixel is done, far below its error.
 _TOLERANCE = 1e-4
+# Sweeps of coordinate descent at most; chosen: correlated terms make it slow.
 _SWEEPS = 400
+# Change of a coefficient, in flux, at which descent ends: far below any noise.
 _SPARSE_TOLERANCE = 1e-9
+# Pixels whose normal matrices lie in memory: 128 x 55 x 55 doubles are 3 MB.
 _PIXEL_BLOCK = 128
 
 

@@ -44,9 +44,12 @@ from maury.spectra.preparation import Inputs
 __all__ = ["DDPayne", "DDPayneSettings", "gradient_correlation"]
 
 
+# Stars whose derivatives lie in memory together: 128 x 9 x 1000 floats are 5 MB.
 _BLOCK = 128
+# About one RAVE pixel, as far as the Taylor series of `PixelShift` carries.
 _RV_BOUND_KMS = 15.0
 _METALS = ("m_h", "fe_h")
+# Least scatter of [M/H] - [Fe/H], dex: keeps the prior finite where both are one column.
 _LEAST_TIE = 0.005
 
 

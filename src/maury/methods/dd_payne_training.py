@@ -17,7 +17,9 @@ from maury.methods.dd_payne_network import SpectralNetwork
 __all__ = ["Guide", "NetworkTraining", "train_spectral_network"]
 
 
+# Adam's second moment over 50 steps instead of 1000: training is a few thousand steps in all.
 _BETAS = (0.9, 0.98)
+# Chosen, not measured: guards against single bad batches.
 _GRADIENT_NORM = 5.0
 
 

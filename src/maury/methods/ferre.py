@@ -21,15 +21,12 @@ from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid_files import read_ferre_grid
 from maury.methods.fitting.gridded import Foundation, GridFit, GridMethod, GridSettings
 from maury.methods.fitting.theory import draw_nuisances, finite_rows, in_air, shipped_emulator
-from maury.methods.fitting.windows import ELEMENTS, element_windows
+from maury.methods.fitting.windows import ELEMENTS, WINDOW_STARS, element_windows
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.methods.storage import stored
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Ferre", "FerreSettings"]
-
-
-_WINDOW_STARS = 60
 
 
 class FerreSettings(GridSettings):
@@ -78,7 +75,7 @@ class Ferre(GridMethod[FerreSettings]):
             return cls._of_file(training, settings)
         base = Foundation.lay(training, settings, seed)
         rng = np.random.default_rng(seed)
-        chosen = base.truth[rng.choice(len(base.truth), _WINDOW_STARS)]
+        chosen = base.truth[rng.choice(len(base.truth), WINDOW_STARS)]
         typical = draw_nuisances(base.theory, chosen, settings.rv_error_kms, rng)
         windows = element_windows(base.theory, typical) if settings.windows else {}
         windows = {

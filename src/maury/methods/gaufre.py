@@ -31,7 +31,10 @@ from maury.spectra.preparation import Inputs
 __all__ = ["Gaufre", "GaufreSettings", "cross_correlate"]
 
 
+# Nodes, evenly through the grid: the best of them is close in depth of lines, and that is enough
+# for a velocity.
 _TEMPLATES = 24
+# Under a pixel of RAVE, which the fit takes up without resampling.
 _SMALL_KMS = 12.0
 _LEAST_PART = 0.1
 """Part of a template below which what is seen of it is not scaled up further: noise would win."""

@@ -25,7 +25,7 @@ from maury.methods.fitting.grid import Grid, Interpolation
 from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
 from maury.methods.fitting.knowledge import Prior
 from maury.methods.fitting.theory import at_rest, draw_nuisances, finite_rows, shipped_emulator
-from maury.methods.fitting.windows import ELEMENTS, element_windows, lines_of
+from maury.methods.fitting.windows import ELEMENTS, WINDOW_STARS, element_windows, lines_of
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.methods.storage import Arrays, read_fields, stored, write_fields
 from maury.spectra.preparation import Inputs
@@ -33,10 +33,13 @@ from maury.spectra.preparation import Inputs
 __all__ = ["Family", "Gauguin", "GauguinSettings"]
 
 
-_WINDOW_STARS = 60
+# Pixels at each side of a line that hold its local continuum.
 _SIDE_PIXELS = 4
+# Coarser than the grid: abundances change lines smoothly with the atmosphere, and a family has one
+# grid a line.
 _CORE_STEPS = {"teff": 500.0, "logg": 0.9, "m_h": 0.5, "alpha_m": 0.3}
 _ABUNDANCES = np.array([-0.6, -0.3, 0.0, 0.3, 0.6, 0.8])
+# Stars fitted together: lines have few pixels, so that many fit into memory.
 _BLOCK = 256
 
 
@@ -262,7 +265,7 @@ def _families(
 ) -> list[tuple[str, tuple[Family, ...]]]:
     """Find the lines of each element, and synthesise their families."""
     rng = np.random.default_rng(seed)
-    chosen = base.truth[rng.choice(len(base.truth), _WINDOW_STARS)]
+    chosen = base.truth[rng.choice(len(base.truth), WINDOW_STARS)]
     typical = draw_nuisances(base.theory, chosen, settings.rv_error_kms, rng)
     windows = element_windows(base.theory, typical)
     axes = {}

@@ -32,7 +32,9 @@ GROUPS: dict[str, dict[str, float]] = {
 }
 """[X/M] of each group of lines, as sums of labels; ``alpha`` holds calcium, titanium and oxygen."""
 
+# Total degree of the polynomials, as of Boeche & Grebel (2016, A&A 587, A2).
 _DEGREE = 4
+# Teff, log g, [M/H] and [X/M].
 _VARIABLES = 4
 _EXPONENTS = np.array(
     [
@@ -44,12 +46,18 @@ _EXPONENTS = np.array(
 _SHARED = _EXPONENTS[:, 3] == 0
 _SCALE = np.array([1000.0, 1.2, 0.8, 0.3])
 _CENTRE = np.array([5200.0, 3.0, -0.4, 0.0])
+# Nearer lines of one group are one line at this sampling.
 _APART_PIXELS = 2
+# Least flux per dex of a line; chosen, a tenth of the noise at S/N 50.
 _WEAKEST = 0.002
+# Mean depth above which wings matter; meant for the Ca II triplet.
 _STRONG = 0.45
+# Wings of strong lines as a sum of widths; chosen to span core to wing in steps of three.
 _LORENTZ_AA = (0.05, 0.35, 1.2, 4.0)
 _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+# Relative to the number of spectra, against collinear monomials.
 _RIDGE = 1e-5
+# Relative to the mean square of profiles, against blended lines.
 _WIDTH_RIDGE = 1e-4
 
 

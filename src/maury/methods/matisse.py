@@ -39,10 +39,13 @@ __all__ = ["Matisse", "MatisseSettings"]
 
 _BLOCK = 128
 """Stars whose coefficients lie in memory together, 70 kB each for nine labels."""
+# With fewer stars leaving one out says little of a ridge.
 _LEAST_STARS = 30
+# Chosen: what has not settled by then goes to and fro between two nodes.
 _ROUNDS = 10
 _RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridges that are tried, in units of the noise variance of the training spectra."""
+# Noise of a pixel that is good in no training spectrum: 1e-4 of the continuum.
 _LEAST_VARIANCE = 1e-8
 
 

@@ -22,11 +22,12 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import LabelKnowledge, Prior, PriorKind, Start, with_external
-from maury.methods.fitting.residuals import residual_variance
+from maury.methods.fitting.residuals import RESIDUAL_STARS, residual_variance
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.fitting.theory import (
     LEAST_STARS,
+    TYPICAL_STARS,
     calibrate,
     in_air,
     learn_start,
@@ -52,8 +53,7 @@ __all__ = ["Payne", "PaynePhotometry", "PaynePhotometrySettings", "PayneSettings
 
 
 _N = len(LABEL_NAMES)
-_RESIDUAL_STARS = 400
-_TYPICAL = 2000
+# Chi-square: a third of an error at most in one direction, and the tangent step takes most of it.
 _TOLERANCE = 0.1
 
 
@@ -136,8 +136,8 @@ class Payne(Method[PayneSettings]):
         none = np.zeros(wave.size, dtype=np.float32)
         chain = observed_chain(wave, calibration, none, nuisances=settings.nuisances)
         few = len(stars) < LEAST_STARS
-        truth = typical_labels(_TYPICAL, seed) if few else stars.truth
-        seen = np.zeros((_TYPICAL, 0)) if few else stars.inputs.observables.astype(np.float64)
+        truth = typical_labels(TYPICAL_STARS, seed) if few else stars.truth
+        seen = np.zeros((TYPICAL_STARS, 0)) if few else stars.inputs.observables.astype(np.float64)
         method = cls(
             settings,
             tuple(name for name in LABEL_NAMES if name in training.label_names),
@@ -153,7 +153,7 @@ class Payne(Method[PayneSettings]):
 
     def _with_residuals(self, stars: Sample) -> Self:
         """Return the method with the variance that its best fits leave at the true labels."""
-        some = stars.rows(np.argsort(-stars.inputs.snr)[:_RESIDUAL_STARS])
+        some = stars.rows(np.argsort(-stars.inputs.snr)[:RESIDUAL_STARS])
         fitted = self._fit(some.inputs, NO_EXTERNAL, some.truth)
         assert fitted.flux is not None, "a fit has a best spectrum"
         own = residual_variance(some.inputs.flux, some.inputs.ivar, fitted.flux)

@@ -45,7 +45,9 @@ from maury.spectra.preparation import Inputs
 __all__ = ["Sme", "SmeSettings"]
 
 
+# Fewer stars do not hold the ridge regression that starts the fits.
 _LEAST_STARS = 30
+# Share of the range of the training labels by which fits may go beyond.
 _MARGIN = 0.1
 
 

@@ -21,11 +21,17 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain, Continuum, Modes, Operator, Shift
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import LabelKnowledge, Prior, Start, with_external
-from maury.methods.fitting.residuals import residual_modes, residual_variance
+from maury.methods.fitting.residuals import (
+    MODE_STARS,
+    RESIDUAL_STARS,
+    residual_modes,
+    residual_variance,
+)
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.starting import RidgeStart
 from maury.methods.fitting.theory import (
     LEAST_STARS,
+    TYPICAL_STARS,
     at_rest,
     calibrate,
     draw_nuisances,
@@ -55,13 +61,14 @@ __all__ = ["Space", "SpaceSettings"]
 
 
 _N = len(LABEL_NAMES)
-_TYPICAL = 2000
+# Synthetic spectra: some sixteen for each of 35 + 6 x 35 coefficients.
 _LIBRARY = 4000
+# Typical stars at which lines are looked for; derivatives are averaged over them.
 _FINDING = 80
-_RESIDUAL_STARS = 400
-_MODE_STARS = 1500
+# Chosen: the line model leaves more of a spectrum than a grid does.
 _MODES = 10
 _STAGE_1 = ("teff", "logg", "m_h", "alpha_m")
+# As Boeche & Grebel (2016, A&A 587, A2).
 _REJECT_SIGMA = 4.0
 _SPREAD = np.array([100.0, 0.1, 0.1, 0.1, 0.1, 0.15, 0.2, 0.15, 0.1])
 
@@ -130,7 +137,7 @@ class Space(Method[SpaceSettings]):
         wave = in_air(training)
         calibration = calibrate(stars) if settings.calibrate else None
         theory = observed_chain(wave, calibration, np.zeros(wave.size, dtype=np.float32))
-        truth = typical_labels(_TYPICAL, seed) if few else stars.truth
+        truth = typical_labels(TYPICAL_STARS, seed) if few else stars.truth
         rng = np.random.default_rng(seed)
         some = truth[rng.choice(len(truth), _FINDING)]
         found = find_lines(theory, draw_nuisances(theory, some, settings.rv_error_kms, rng))
@@ -160,7 +167,7 @@ class Space(Method[SpaceSettings]):
 
     def _with_residuals(self, stars: Sample) -> Self:
         """Return the method with the patterns and the variance that its fits leave at the truth."""
-        many = stars.rows(np.argsort(-stars.inputs.snr)[:_MODE_STARS])
+        many = stars.rows(np.argsort(-stars.inputs.snr)[:MODE_STARS])
         patterns = residual_modes(
             many.inputs.flux,
             many.inputs.ivar,
@@ -169,7 +176,7 @@ class Space(Method[SpaceSettings]):
             noise_correlation=self.noise_correlation,
         )
         shaped = replace(self, patterns=patterns)
-        best = many.rows(np.arange(min(len(many), _RESIDUAL_STARS)))
+        best = many.rows(np.arange(min(len(many), RESIDUAL_STARS)))
         own = residual_variance(best.inputs.flux, best.inputs.ivar, shaped._at_truth(best))
         return replace(shaped, lines=replace(self.lines, own_variance=own))
 

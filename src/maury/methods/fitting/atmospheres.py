@@ -16,10 +16,13 @@ from maury.io.arrays import AnyArray, Float64Array
 __all__ = ["LINE_COLUMNS", "Atmosphere", "AtmosphereNodes", "read_lines"]
 
 
+# erg / K, exact by definition of the SI (2019).
 _BOLTZMANN = 1.380649e-16
+# Atomic mass unit, g (CODATA 2018).
 _ATOMIC_MASS_G = 1.66053907e-24
 _MASS_PER_NUCLEUS = 1.25
 """Atomic masses per nucleus of the solar mixture (X = 0.738, Y = 0.249; Asplund et al. 2009)."""
+# A linear trend in three labels needs four; one more to say anything.
 _FEWEST_NODES = 5
 
 LINE_COLUMNS = (

@@ -94,11 +94,15 @@ def _derivative(flux: Float32Array) -> Float32Array:
 
 
 _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+# As in `maury.simulation.observing.rotation_transfer`, whose derivative is taken here.
 _LIMB_DARKENING = 0.6
 # Beyond this exponent a broadened spectrum holds nothing that float32 noise would not hide.
 _NEGLIGIBLE = 14.0
+# Below this argument the series to fourth order is exact to float32.
 _SMALL = 0.3
+# Typical widths are smooth in Teff: any step well below 100 K gives their derivative.
 _TEFF_STEP_K = 0.5
+# Strengths have unit scatter: six sigma are no star.
 _MODE_LIMIT = 6.0
 
 

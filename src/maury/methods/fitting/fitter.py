@@ -30,6 +30,7 @@ from maury.spectra.preparation import Inputs
 
 __all__ = ["Fitter", "Tie", "gain", "inverse", "solve"]
 
+# Curvature below this is none: the pixels do not depend on the label.
 _TINY = 1e-300
 
 
@@ -74,10 +75,12 @@ def gain(step: Float64Array, curvature: Float64Array, descent: Float64Array) -> 
 
 
 _FIRST_DAMPING, _LEAST_DAMPING, _LARGEST_DAMPING = 1e-3, 1e-9, 1e8
+# Float32 rounds a chi-square of 1000 pixels by some 3e-6; a few times that is no failure.
 _ROUNDING = 1e-5
 _PINNED = 1e2
 """Damping at which a label counts as standing at a kink: five bad steps in turn from the first
 damping, after which a step is a hundredth of the undamped one."""
+# Distance to a bound, in ranges of the label, that is rounding.
 _EDGE = 1e-6
 
 

@@ -24,7 +24,9 @@ __all__ = ["Grid", "Interpolation"]
 
 Interpolation = Literal["linear", "quadratic", "cubic"]
 
+# Spectra synthesised together, which keeps memory small while a grid is built.
 _BUILD_BLOCK = 256
+# Spectra of which components are computed: six times the pixels of RAVE, every k-th node.
 _COMPONENT_SPECTRA = 6000
 
 

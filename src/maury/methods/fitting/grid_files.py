@@ -39,7 +39,9 @@ LABEL_ALIASES: dict[str, str] = {
 }
 """Names that grid files give to labels, in lower case."""
 _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+# Far more lines than a header of this format has: what goes on is another file.
 _MAX_HEADER_LINES = 1000
+# Longest header line, characters: a damaged file is not read whole into memory.
 _LONGEST_LINE = 65536
 
 

@@ -19,10 +19,16 @@ from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid import Grid, Interpolation
 from maury.methods.fitting.knowledge import Prior, Start, with_external
 from maury.methods.fitting.polynomials import bounded_terms
-from maury.methods.fitting.residuals import residual_modes, residual_variance
+from maury.methods.fitting.residuals import (
+    MODE_STARS,
+    RESIDUAL_STARS,
+    residual_modes,
+    residual_variance,
+)
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.theory import (
     LEAST_STARS,
+    TYPICAL_STARS,
     at_rest,
     calibrate,
     finite_rows,
@@ -58,9 +64,14 @@ STEPS: dict[str, float] = {
     "ni_fe": 0.2,
 }
 """Greatest step of each axis of a grid."""
+# Scaled labels are kept within so many scatters, beyond which few training stars hold the
+# polynomial.
 _CLIP = 2.5
+# Relative to the number of stars: a thousandth of unit variance, against collinear terms.
 _RIDGE = 1e-3
+# 60 000 spectra of 1000 floats are 240 MB.
 _MOST_NODES = 60_000
+# Share of a scatter: the polynomial is smooth, and doubles resolve the difference.
 _STEP_SHARE = 1e-3
 
 
@@ -269,10 +280,9 @@ class GridFit:
         return np.stack(other)
 
 
-_RESIDUAL_STARS = 400
-_MODE_STARS = 1500
+# Chosen: velocity and continuum are fitted besides, and few patterns stand out of the noise.
 _MODES = 8
-_TYPICAL = 2000
+# Share of the range of each label added at its ends, so that training stars are inside.
 _MARGIN = 0.02
 _N = len(LABEL_NAMES)
 
@@ -304,7 +314,7 @@ class Foundation:
         calibration = calibrate(stars) if settings.calibrate else None
         wave = in_air(training)
         theory = observed_chain(wave, calibration, np.zeros(wave.size, dtype=np.float32))
-        truth = typical_labels(_TYPICAL, seed) if few else stars.truth
+        truth = typical_labels(TYPICAL_STARS, seed) if few else stars.truth
         pattern = Pattern.learn(settings.axes, truth)
         index = [LABEL_NAMES.index(name) for name in settings.axes]
         ends = np.array([truth[:, index].min(axis=0), truth[:, index].max(axis=0)]).T
@@ -333,7 +343,7 @@ class Foundation:
 
 def _with_modes(core: GridFit, stars: Sample, index: list[int]) -> GridFit:
     """Return the fit with the patterns in which stars differ from the grid at their own labels."""
-    some, fitted = _at_truth(core, stars.rows(np.argsort(-stars.inputs.snr)[:_MODE_STARS]), index)
+    some, fitted = _at_truth(core, stars.rows(np.argsort(-stars.inputs.snr)[:MODE_STARS]), index)
     flux, ivar = some.inputs.flux, some.inputs.ivar
     return replace(
         core,
@@ -345,7 +355,7 @@ def _with_modes(core: GridFit, stars: Sample, index: list[int]) -> GridFit:
 
 def _with_variance(core: GridFit, stars: Sample, index: list[int]) -> GridFit:
     """Return the fit with the variance that is left then."""
-    best = stars.rows(np.argsort(-stars.inputs.snr)[:_RESIDUAL_STARS])
+    best = stars.rows(np.argsort(-stars.inputs.snr)[:RESIDUAL_STARS])
     some, fitted = _at_truth(core, best, index)
     return core.with_variance(residual_variance(some.inputs.flux, some.inputs.ivar, fitted))
 

@@ -120,6 +120,7 @@ class Prior:
         return Prior(self.precision[index], self.pull[index])
 
 
+# An error below this is none: the label is exact.
 _EXACT = 1e-9
 
 
@@ -166,9 +167,13 @@ def with_external(start: Start, names: Sequence[str], external: Mapping[str, Ext
 
 PriorKind = Literal["wide", "sample", "photometry"]
 PRIORS: tuple[str, ...] = ("wide", "sample", "photometry")
+# Least scatter about the relation, dex: keeps the prior finite where both are one column.
 _LEAST_SIGMA = 0.005
+# Training stars alike whose errors make a covariance: 9 x 9 needs several times ten.
 _NEIGHBOURS = 100
+# Relative to the number of stars, against collinear observables.
 _RIDGE = 1e-3
+# Scaled observables are kept within so many scatters, where training stars hold the polynomial.
 _CLIP = 3.5
 _WIDTH = {label.name: label.range[1] - label.range[0] for label in LABELS}
 _MIDDLE = {label.name: 0.5 * (label.range[0] + label.range[1]) for label in LABELS}

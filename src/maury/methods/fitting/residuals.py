@@ -7,8 +7,12 @@ import numpy as np
 from maury.io.arrays import Float32Array
 from maury.methods.fitting.noise import Whitening
 
-__all__ = ["residual_modes", "residual_variance"]
+__all__ = ["MODE_STARS", "RESIDUAL_STARS", "residual_modes", "residual_variance"]
 
+RESIDUAL_STARS = 400
+"""Best training spectra of which the variance is measured: its median is then known to 12 %."""
+MODE_STARS = 1500
+"""Best training spectra of which patterns are learnt; chosen to be more than the pixels of RAVE."""
 _LEAST_VARIANCE = 1e-8
 """Least variance of a model: 1e-4 of the continuum, as small as no model of spectra errs."""
 WILD = 8.0

@@ -16,7 +16,9 @@ __all__ = ["Places", "complete_stars", "nodes_of", "spread_stars"]
 
 
 _ATMOSPHERE = ("teff", "logg", "m_h")
+# Lloyd's rounds at most; where nodes lie exactly does not matter.
 _ROUNDS = 30
+# Outliers are drawn in to so many scatters, so that no node is spent on one star.
 _REACH = 4.0
 
 

@@ -14,7 +14,9 @@ from maury.methods.storage import stored
 __all__ = ["RidgeStart"]
 
 
+# Relative to the number of spectra, against collinear products.
 _RIDGE = 1e-4
+# Scaled labels are kept within so many scatters: a start need not be far out.
 _CLIP = 3.0
 
 

@@ -23,6 +23,7 @@ from maury.spectra.operators import vacuum_to_air
 
 __all__ = [
     "OFFSETS",
+    "TYPICAL_STARS",
     "EmulatorSource",
     "at_rest",
     "calibrate",
@@ -118,10 +119,15 @@ class EmulatorSource:
 
 
 _N = len(LABEL_NAMES)
+TYPICAL_STARS = 2000
+"""Stars of the population that stand in for training stars where there are too few."""
 LEAST_STARS = 60
 """Stars with all labels below which theory is not calibrated."""
+# Chosen: smooth over some 60 angstrom in the window of RAVE, so that lines are left alone.
 _CONTINUUM_ORDERS = 7
+# Spectra that starts are learnt from; a start has only to lie in the right valley.
 _LIBRARY = 1500
+# Stars that give the scatter of offsets, to a percent.
 _SCATTERS = 4000
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from maury.io.arrays import Float64Array
 from maury.methods.protocols import ForwardModel
 
-__all__ = ["ELEMENTS", "element_windows", "lines_of"]
+__all__ = ["ELEMENTS", "WINDOW_STARS", "element_windows", "lines_of"]
 
 
 ELEMENTS: dict[str, str] = {
@@ -21,6 +21,8 @@ ELEMENTS: dict[str, str] = {
 As in the pipeline of APOGEE (Garcia Perez et al. 2016, AJ 151, 144, section 5).
 """
 
+# Scatter, dex, of other abundances among stars, against 0.1 of those measured; chosen after the
+# population of the simulator.
 _SCATTER = {
     "off_c": 0.1,
     "off_n": 0.1,
@@ -29,8 +31,13 @@ _SCATTER = {
     "off_o": 0.1,
     "off_cr": 0.08,
 }
+WINDOW_STARS = 60
+"""Typical stars at which windows are found; chosen: derivatives are averaged over them."""
+# An element rules a pixel if more than half of the squared derivatives are its own.
 _SHARE = 0.5
+# Weaker pixels, against the strongest, add noise of the continuum only.
 _LEAST = 0.08
+# Pixels of one line are not split by so many without weight.
 _GAP = 2
 
 
