@@ -45,7 +45,8 @@ FE_1: tuple[tuple[float, float], ...] = (
     (8763.97, 4.65),
 )
 """Wavelength (angstrom, air) and excitation energy (eV) of the lines, as in the NIST database."""
-# Nearly twice the sigma of a line at resolving power 7500 (.49 angstrom), where 93 % of it lie within.
+# Nearly twice the sigma of a line at resolving power 7500 (.49 angstrom), where 93 % of it lie
+# within.
 _HALF_WIDTH_AA = 0.9
 # Nodes of each label: curves of growth are smooth, and interpolated by cubics.
 _AXES = {"teff": 6, "logg": 5, "m_h": 8}

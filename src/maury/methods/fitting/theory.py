@@ -123,7 +123,7 @@ TYPICAL_STARS = 2000
 """Stars of the population that stand in for training stars where there are too few."""
 LEAST_STARS = 60
 """Stars with all labels below which theory is not calibrated."""
-# Chosen: smooth over some 60 angstrom in the window of RAVE, so that lines are left alone.
+# The seven orders of the continuum residuals of the observing model.
 _CONTINUUM_ORDERS = 7
 # Spectra that starts are learnt from; a start has only to lie in the right valley.
 _LIBRARY = 1500
