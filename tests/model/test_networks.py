@@ -1,8 +1,11 @@
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 
 from maury.errors import ConfigError, UnknownName
+from maury.model.engines.engine import TorchEngine
 from maury.model.networks.published import (
     PRESETS,
     PassDropout,
@@ -11,6 +14,7 @@ from maury.model.networks.published import (
     network_config_of,
     thinned,
 )
+from maury.training.member import TrainingConfig, TrainingTensors, train_member
 
 torch.set_num_threads(1)
 
@@ -193,3 +197,64 @@ def test_astronn_has_the_three_dropouts_of_its_authors_and_four_in_earlier_model
         torch.testing.assert_close(older.eval()(spectrum, none), network.eval()(spectrum, none))
     written = {"name": "astronn", **network_config("astronn").model_dump(mode="json")}
     assert not network_config_of(written).head_dropout
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_networks_are_float32_whatever_the_process_says(name):
+    config = network_config(name, {"photometry": True})
+    rng = np.random.default_rng(1)
+    flux, observables = (rng.random((6, n), dtype=np.float32) for n in (400, 4))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        with default_dtype(dtype):
+            torch.manual_seed(4)
+            network = build(config, 400, 4, 3).eval()
+            assert {p.dtype for p in network.parameters()} == {torch.float32}
+            found.append(TorchEngine(config, [network]).predict(flux, flux + 1, observables))
+    np.testing.assert_array_equal(found[0].mean, found[1].mean)
+    spreads = [one.variance for one in found if one.variance is not None]
+    assert len(spreads) in (0, 2)
+    assert not spreads or np.array_equal(*spreads)
+
+
+def test_weights_are_the_same_bits_whatever_the_process_says():
+    network = network_config("guiglion2020", {"filters": (4, 2), "kernel": 4})
+    generator = torch.Generator().manual_seed(1)
+    arrays = [torch.randn(24, n, generator=generator, dtype=torch.float32) for n in (60, 5, 2)]
+    stars = TrainingTensors(*arrays, torch.zeros(24, 2, dtype=torch.float32))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        with default_dtype(dtype):
+            config = TrainingConfig(epochs=2)
+            found.append(train_member(stars, stars, network, config=config, seed=3).weights)
+    for name, weight in found[0].items():
+        assert torch.equal(weight, found[1][name]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("maury", {"depth": 10**9}),
+        ("maury", {"width": 10**9}),
+        ("student", {"stem": 10**9}),
+        ("guiglion2020", {"filters": (10**9,)}),
+        ("guiglion2020", {"filters": (2,) * 1000}),
+        ("starnet", {"kernel": 10**9}),
+        ("starnet", {"units": (4, 10**9)}),
+        ("astronn", {"mc_passes": 10**9}),
+    ],
+)
+def test_a_network_beyond_all_measure_is_refused_before_it_is_built(name, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        network_config(name, options)

@@ -157,9 +157,10 @@ def _initial(n_label: int, hidden: int, start: Float32Array) -> list[Tensor]:
     layers = []
     for number, (n_in, n_out) in enumerate(sizes):
         gain = 0.1 if number == 2 else 1.0
-        layers.append(torch.randn(n_in, n_out) * (gain * math.sqrt(2.0 / n_in)))
-        layers.append(torch.zeros(n_out))
-    layers[1] = torch.rand(hidden) - 0.5
+        drawn = torch.randn(n_in, n_out, dtype=torch.float32)
+        layers.append(drawn * (gain * math.sqrt(2.0 / n_in)))
+        layers.append(torch.zeros(n_out, dtype=torch.float32))
+    layers[1] = torch.rand(hidden, dtype=torch.float32) - 0.5
     layers[5] = torch.from_numpy(start.copy())
     return [layer.requires_grad_() for layer in layers]
 

@@ -309,7 +309,7 @@ class _Run(Run):
         self._module.train()
         order = torch.randperm(len(self._train))
         batches = torch.split(order, self._config.batch_size)
-        total = torch.zeros(())
+        total = torch.zeros((), dtype=torch.float32)
         for number, index in enumerate(batches):
             done = (self.epoch + number / len(batches)) / self._config.epochs
             for group in self._optimizer.param_groups:

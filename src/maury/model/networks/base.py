@@ -3,10 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from maury.errors import ConfigError, check_known
@@ -36,6 +36,42 @@ def parse_settings(
     settings = validated(options, cls, found)
     problems += [f"[{section}] {problem}" for problem in found]
     return settings
+
+
+@dataclass(frozen=True)
+class LargestNetwork:
+    """Sizes beyond which a network is refused before anything of it is built.
+
+    Settings also come from model files of strangers, and a number with a few more digits would
+    fill the memory. Chosen, not measured: some ten times the largest published network of stellar
+    spectra or more.
+
+    Attributes
+    ----------
+    units, depth, rank : int
+        Of a dense layer; layers or blocks; columns of a covariance factor.
+    filters, kernel : int
+        Of a convolution; pooling widths are bounded as kernels are.
+    passes : int
+        Passes of dropout that are averaged.
+    """
+
+    units: int = 8192
+    depth: int = 32
+    rank: int = 64
+    filters: int = 512
+    kernel: int = 512
+    passes: int = 1000
+
+
+LARGEST = LargestNetwork()
+Filters = Annotated[int, Field(ge=1, le=LARGEST.filters)]
+Units = Annotated[int, Field(ge=1, le=LARGEST.units)]
+
+
+def linear(n_in: int, n_out: int) -> nn.Linear:
+    """Return a dense layer in float32, whatever the default dtype of the user's process is."""
+    return nn.Linear(n_in, n_out, dtype=torch.float32)
 
 
 PRESETS: dict[str, type["NetworkConfig"]] = {}

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maury.labels.columns import BANDS
-from maury.model.networks.base import NetworkConfig, NetworkOutput, ScalingRule, preset
+from maury.model.networks.base import (
+    LARGEST,
+    NetworkConfig,
+    NetworkOutput,
+    ScalingRule,
+    linear,
+    preset,
+)
 
 _LEAST_VARIANCE = 1e-4
 LARGEST_DEVIATION = 8.0
@@ -61,10 +68,10 @@ class DefaultConfig(NetworkConfig):
     takes_missing: ClassVar[bool] = True
     needs_spectrum: ClassVar[bool] = False
 
-    stem: int = Field(default=192, ge=1)
-    width: int = Field(default=256, ge=1)
-    depth: int = Field(default=2, ge=0)
-    rank: int = Field(default=3, ge=0)
+    stem: int = Field(default=192, ge=1, le=LARGEST.units)
+    width: int = Field(default=256, ge=1, le=LARGEST.units)
+    depth: int = Field(default=2, ge=0, le=LARGEST.depth)
+    rank: int = Field(default=3, ge=0, le=LARGEST.rank)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> DefaultNetwork:
         """Build the network, see `base.build`; its flux scale is still 0 and 1."""
@@ -132,9 +139,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.inner = nn.Linear(width, width)
-        self.outer = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, dtype=torch.float32)
+        self.inner = linear(width, width)
+        self.outer = linear(width, width)
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -166,18 +173,18 @@ class DefaultNetwork(nn.Module):
         self.n_label = n_label
         self.rank = config.rank
         width = config.width
-        self.register_buffer("flux_centre", torch.zeros(n_pixel))
-        self.register_buffer("flux_scale", torch.ones(n_pixel))
-        self.project = nn.Linear(n_pixel, config.stem)
-        self.join = nn.Linear(config.stem, width)
-        self.bend = nn.Linear(config.stem, width)
-        self.quality = nn.Linear(_N_QUALITY, width)
+        self.register_buffer("flux_centre", torch.zeros(n_pixel, dtype=torch.float32))
+        self.register_buffer("flux_scale", torch.ones(n_pixel, dtype=torch.float32))
+        self.project = linear(n_pixel, config.stem)
+        self.join = linear(config.stem, width)
+        self.bend = linear(config.stem, width)
+        self.quality = linear(_N_QUALITY, width)
         self.observables: nn.Linear | None = None
         if n_observable:
-            self.observables = nn.Linear(2 * n_observable, width)
+            self.observables = linear(2 * n_observable, width)
         self.body = nn.Sequential(*(ResidualBlock(width) for _ in range(config.depth)))
-        self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, n_label * (2 + config.rank))
+        self.norm = nn.LayerNorm(width, dtype=torch.float32)
+        self.out = linear(width, n_label * (2 + config.rank))
         nn.init.zeros_(self.out.weight)
         nn.init.normal_(self.out.bias, 0.0, 0.02)
 

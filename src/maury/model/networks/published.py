@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maury.model.networks.base import (
+    LARGEST,
     PRESETS,
+    Filters,
     NetworkConfig,
     NetworkOutput,
     ScalingRule,
+    Units,
     build,
+    linear,
     network_config,
     network_config_of,
     parse_settings,
@@ -88,7 +92,8 @@ class PassDropout(nn.Dropout):
         if self.training or self.mask_seed is None:
             return functional.dropout(signal, self.p, self.training)
         generator = torch.Generator().manual_seed(self.mask_seed)
-        kept = torch.rand(signal.shape[1:], generator=generator).to(signal.device) >= self.p
+        drawn = torch.rand(signal.shape[1:], generator=generator, dtype=torch.float32)
+        kept = drawn.to(signal.device) >= self.p
         return signal * kept / (1.0 - self.p)
 
 
@@ -112,7 +117,7 @@ class Centre(nn.Module):
 
     def __init__(self, n_pixel: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(n_pixel))
+        self.register_buffer("mean", torch.zeros(n_pixel, dtype=torch.float32))
 
     def forward(self, signal: Tensor) -> Tensor:
         """Return the difference, (n, channel, pixel)."""
@@ -168,13 +173,13 @@ class Guiglion2020(NetworkConfig):
         "patience": 40,
     }
 
-    filters: tuple[int, ...] = Field(default=(8, 4, 2), min_length=1)
-    kernel: int = Field(default=10, ge=1)
+    filters: tuple[Filters, ...] = Field(default=(8, 4, 2), min_length=1, max_length=LARGEST.depth)
+    kernel: int = Field(default=10, ge=1, le=LARGEST.kernel)
     negative_slope: float = Field(default=0.3, ge=0.0, lt=1.0)
     dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
-    spectrum_units: int = Field(default=32, ge=1)
-    photometry_units: int = Field(default=27, ge=1)
-    head_units: int = Field(default=16, ge=1)
+    spectrum_units: int = Field(default=32, ge=1, le=LARGEST.units)
+    photometry_units: int = Field(default=27, ge=1, le=LARGEST.units)
+    head_units: int = Field(default=16, ge=1, le=LARGEST.units)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
         """Build the network, see `build`."""
@@ -182,7 +187,10 @@ class Guiglion2020(NetworkConfig):
         n_channel = 1
         for index, n_filter in enumerate(self.filters, start=1):
             layers += [
-                (f"conv{index}", Convolution(n_channel, n_filter, self.kernel)),
+                (
+                    f"conv{index}",
+                    Convolution(n_channel, n_filter, self.kernel, dtype=torch.float32),
+                ),
                 (f"act{index}", self._activation()),
             ]
             n_channel = n_filter
@@ -191,18 +199,18 @@ class Guiglion2020(NetworkConfig):
             *layers,
             ("dropout", PassDropout(self.dropout)),
             ("flatten", ChannelsLast()),
-            ("dense", nn.Linear(n_flat, self.spectrum_units)),
+            ("dense", linear(n_flat, self.spectrum_units)),
             ("act", self._activation()),
         )
         photometry, n_photometry = None, 0
         if self.photometry:
             n_photometry = self.photometry_units
-            dense = nn.Linear(n_observable, n_photometry)
+            dense = linear(n_observable, n_photometry)
             photometry = _sequence(("dense", dense), ("act", self._activation()))
         head = _sequence(
-            ("hidden", nn.Linear(self.spectrum_units + n_photometry, self.head_units)),
+            ("hidden", linear(self.spectrum_units + n_photometry, self.head_units)),
             ("act", self._activation()),
-            ("out", nn.Linear(self.head_units, n_label)),
+            ("out", linear(self.head_units, n_label)),
         )
         return _initialise(TwoBranch(spectrum, photometry, head), nn.init.xavier_uniform_)
 
@@ -214,9 +222,9 @@ class _Pooled(NetworkConfig):
     """Two convolutions, max-pooling and two dense layers; observables join before the second."""
 
     photometry: bool = False
-    kernel: int = Field(default=8, ge=1)
-    pool: int = Field(default=4, ge=1)
-    photometry_units: int = Field(default=32, ge=1)
+    kernel: int = Field(default=8, ge=1, le=LARGEST.kernel)
+    pool: int = Field(default=4, ge=1, le=LARGEST.kernel)
+    photometry_units: int = Field(default=32, ge=1, le=LARGEST.units)
 
     def _branches(
         self, n_pixel: int, n_observable: int, filters: tuple[int, int], units: int, dropout: float
@@ -224,21 +232,21 @@ class _Pooled(NetworkConfig):
         """Spectrum branch, photometry branch and the number of features that both give."""
         n_flat = filters[1] * _positive((n_pixel - 2 * (self.kernel - 1)) // self.pool)
         spectrum = _sequence(
-            ("conv1", Convolution(1, filters[0], self.kernel)),
+            ("conv1", Convolution(1, filters[0], self.kernel, dtype=torch.float32)),
             ("act1", nn.ReLU()),
             ("dropout1", PassDropout(dropout)),
-            ("conv2", Convolution(filters[0], filters[1], self.kernel)),
+            ("conv2", Convolution(filters[0], filters[1], self.kernel, dtype=torch.float32)),
             ("act2", nn.ReLU()),
             ("pool", nn.MaxPool1d(self.pool)),
             ("dropout2", PassDropout(dropout)),
             ("flatten", nn.Flatten()),
-            ("dense", nn.Linear(n_flat, units)),
+            ("dense", linear(n_flat, units)),
             ("act", nn.ReLU()),
             ("dropout3", PassDropout(dropout)),
         )
         if not self.photometry:
             return spectrum, None, units
-        dense = nn.Linear(n_observable, self.photometry_units)
+        dense = linear(n_observable, self.photometry_units)
         photometry = _sequence(("dense", dense), ("act", nn.ReLU()))
         return spectrum, photometry, units + self.photometry_units
 
@@ -257,8 +265,8 @@ class StarNet(_Pooled):
         "patience": 10,
     }
 
-    filters: tuple[int, int] = (4, 16)
-    units: tuple[int, int] = (256, 128)
+    filters: tuple[Filters, Filters] = (4, 16)
+    units: tuple[Units, Units] = (256, 128)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
         """Build the network, see `build`."""
@@ -266,9 +274,9 @@ class StarNet(_Pooled):
             n_pixel, n_observable, self.filters, self.units[0], 0.0
         )
         head = _sequence(
-            ("hidden", nn.Linear(n_feature, self.units[1])),
+            ("hidden", linear(n_feature, self.units[1])),
             ("act", nn.ReLU()),
-            ("out", nn.Linear(self.units[1], n_label)),
+            ("out", linear(self.units[1], n_label)),
         )
         return _initialise(TwoBranch(spectrum, photometry, head), _he_normal)
 
@@ -295,11 +303,11 @@ class AstroNN(_Pooled):
         "patience": 20,
     }
 
-    filters: tuple[int, int] = (2, 4)
-    units: tuple[int, int] = (192, 96)
+    filters: tuple[Filters, Filters] = (2, 4)
+    units: tuple[Units, Units] = (192, 96)
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
     head_dropout: bool = False
-    mc_passes: int = Field(default=100, ge=0)
+    mc_passes: int = Field(default=100, ge=0, le=LARGEST.passes)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
         """Build the network, see `build`."""
@@ -309,10 +317,10 @@ class AstroNN(_Pooled):
         spectrum = _sequence(("centre", Centre(n_pixel)), *spectrum.named_children())
         last = self.dropout if self.head_dropout else 0.0
         head = _sequence(
-            ("hidden", nn.Linear(n_feature, self.units[1])),
+            ("hidden", linear(n_feature, self.units[1])),
             ("act", nn.ReLU()),
             ("dropout", PassDropout(last)),
-            ("out", nn.Linear(self.units[1], 2 * n_label)),
+            ("out", linear(self.units[1], 2 * n_label)),
         )
         return _initialise(TwoBranch(spectrum, photometry, head), _he_normal)
 

@@ -10,7 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maury.model.networks.base import NetworkConfig, NetworkOutput, ScalingRule, preset
+from maury.model.networks.base import (
+    LARGEST,
+    NetworkConfig,
+    NetworkOutput,
+    ScalingRule,
+    linear,
+    preset,
+)
 from maury.model.networks.default import (
     LARGEST_DEVIATION,
     NOISY_PIXEL,
@@ -53,10 +60,10 @@ class StudentConfig(NetworkConfig):
     takes_missing: ClassVar[bool] = True
     needs_spectrum: ClassVar[bool] = False
 
-    stem: int = Field(default=48, ge=1)
-    width: int = Field(default=128, ge=1)
-    depth: int = Field(default=2, ge=0)
-    rank: int = Field(default=4, ge=1)
+    stem: int = Field(default=48, ge=1, le=LARGEST.units)
+    width: int = Field(default=128, ge=1, le=LARGEST.units)
+    depth: int = Field(default=2, ge=0, le=LARGEST.depth)
+    rank: int = Field(default=4, ge=1, le=LARGEST.rank)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> StudentNetwork:
         """Build the network, see `base.build`; its flux scale is still 0 and 1."""
@@ -94,15 +101,13 @@ class StudentNetwork(nn.Module):
         super().__init__()
         self.n_label, self.n_observable, self.rank = n_label, n_observable, config.rank
         self.stride = max(1, n_pixel // _SAMPLED_PIXELS)
-        self.register_buffer("flux_centre", torch.zeros(n_pixel))
-        self.register_buffer("flux_scale", torch.ones(n_pixel))
+        self.register_buffer("flux_centre", torch.zeros(n_pixel, dtype=torch.float32))
+        self.register_buffer("flux_scale", torch.ones(n_pixel, dtype=torch.float32))
         n_other = _N_QUALITY + 2 * n_observable
-        self.project = nn.Linear(n_pixel, config.stem)
-        self.join = nn.Linear(2 * config.stem + n_other, config.width)
-        self.body = nn.ModuleList(
-            nn.Linear(config.width, config.width) for _ in range(config.depth)
-        )
-        self.out = nn.Linear(config.width, n_label * (2 + config.rank))
+        self.project = linear(n_pixel, config.stem)
+        self.join = linear(2 * config.stem + n_other, config.width)
+        self.body = nn.ModuleList(linear(config.width, config.width) for _ in range(config.depth))
+        self.out = linear(config.width, n_label * (2 + config.rank))
         nn.init.normal_(self.out.weight, 0.0, 0.02)
         nn.init.normal_(self.out.bias, 0.0, 0.02)
 
