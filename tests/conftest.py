@@ -1,6 +1,5 @@
 """Fixtures shared by all tests."""
 
-import importlib.util
 import os
 import signal
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from threadpoolctl import ThreadpoolController
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so every process that
 # they start; some tests are about Ctrl-C.
@@ -42,10 +42,8 @@ _limited: set[str] = set()
 def _share_of_the_cores() -> None:
     """Divide the cores among the processes of a run, whenever a test has loaded thread pools."""
     loaded = {name for name in _HEAVY if name in sys.modules}
-    if loaded <= _limited or not importlib.util.find_spec("threadpoolctl"):
+    if loaded <= _limited:
         return
-    from threadpoolctl import ThreadpoolController
-
     from maury.io.workers import n_cores
 
     share = n_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ from maury.survey.writer import SurveyWriter
 GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0" / "guiglion2020"
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     found = faults.compiled(tmp_path_factory.mktemp("faults"))
@@ -38,10 +42,10 @@ def library(tmp_path_factory):
     [
         ("ingest", {"most": 4}),
         ("ingest", {"most": 2, "exists": True}),
-        ("train", {"most": 2}),
-        ("predict", {"most": 3, "output": "labels.parquet"}),
-        ("predict", {"most": 2, "output": "labels.dataset", "exists": True}),
-        ("report", {"most": 2, "model": f"{GOLDEN}.model", "observed": f"{GOLDEN}.ecsv"}),
+        slow("train", {"most": 2}),
+        slow("predict", {"most": 3, "output": "labels.parquet"}),
+        slow("predict", {"most": 2, "output": "labels.dataset", "exists": True}),
+        slow("report", {"most": 2, "model": f"{GOLDEN}.model", "observed": f"{GOLDEN}.ecsv"}),
     ],
 )
 def test_kills_and_full_disks_leave_nothing_half_written(library, tmp_path, stage, settings):
