@@ -226,6 +226,7 @@ class Selection:
     @functools.cached_property
     def reasons(self) -> StrArray:
         """Name of the first cut that removes each row, shape (n_row,); empty if it is kept."""
+        # From the last cut to the first, so that the first one that removes a row names it.
         out = np.full(self.n_row, "", dtype=np.dtype("U64"))
         for cut, result in zip(reversed(self.cuts), reversed(self.results), strict=True):
             out[~result.passes] = cut.name
@@ -263,6 +264,7 @@ def apply_cuts(
         Naming every column that the table lacks, or one that holds values of another kind.
     """
     require_columns(cuts, table)
+    # Each cut looks at all rows, whatever others removed: the reasons of a row are known all.
     results = tuple(judge(cut, table, missing=missing) for cut in cuts)
     return Selection(tuple(cuts), results, table.n_row)
 
@@ -326,6 +328,7 @@ def _values(
         made = quantity.of(
             *(np.where(stands_for_missing(part, missing), np.nan, part) for part in parts)
         )
+        # A part that is missing leaves the whole quantity unknown.
         return made, np.isfinite(made)
     masked = table.plain(condition.column or "", index=condition.index)
     values, known = np.ma.getdata(masked), ~np.ma.getmaskarray(masked)

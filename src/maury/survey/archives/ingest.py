@@ -132,6 +132,7 @@ def _spectra(recipe: SurveyRecipe, arm: str | None) -> tuple[SpectraFacts, ArmFa
 
 def _document(spectra: SpectraFacts, arm: ArmFacts | None, place: Path) -> dict[str, Any]:
     grid = spectra.grid if arm is None or arm.grid is None else arm.grid
+    # What an arm says of itself comes before what is said of the spectra.
     own = None if arm is None else arm.resolving_power
     return {
         "spectra": {

@@ -352,6 +352,7 @@ class SurveyRecipe(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        # Told when the recipe is read, and not after an hour of downloads.
         if self.kind != "catalogue" and self.spectra is None:
             raise ValueError(f"a recipe of kind {self.kind!r} needs [spectra]")
         if self.kind != "spectra" and (self.id is None or not self.columns):

@@ -260,9 +260,7 @@ def open_config(
         columns = with_stars(columns, columns["id"], place)
         if config.exposures is not None and config.exposures.mode == "coadd":
             velocity = _velocity(columns, config.exposures, path)
-            groups = group_exposures(columns["star_id"])
-            columns = collapse(columns, groups, at_rest=velocity is not None)
-            source = CoaddedSource(source, gridder, groups, velocity)
+            source, columns = _coadded(source, columns, gridder, velocity)
             # What is added up stands on the common grid already.
             gridder = Gridder(gridder.wave_aa, resample=False, medium=arms[0].medium)
         hashed, files = _described(_existing(config), config, arms)
@@ -282,6 +280,17 @@ def open_config(
             fingerprint=fingerprint(files, options),
             stack=stack.pop_all(),
         )
+
+
+def _coadded(
+    source: Source,
+    columns: Mapping[str, AnyArray],
+    gridder: Gridder,
+    velocity_kms: Float64Array | None,
+) -> tuple[CoaddedSource, dict[str, AnyArray]]:
+    groups = group_exposures(columns["star_id"])
+    collapsed = collapse(columns, groups, at_rest=velocity_kms is not None)
+    return CoaddedSource(source, gridder, groups, velocity_kms), collapsed
 
 
 def _scales(arms: Sequence[Arm]) -> dict[str, Any]:
