@@ -304,6 +304,7 @@ def _choose(
     count: int,
 ) -> IndexArray:
     """Ratios of largest partial correlation with each label, none of them alike."""
+    # Means of windows are differences of running sums, whatever their width.
     sums = _sums(flux)
     strength = np.concatenate(list(_strengths(sums, truth, candidates, given)), axis=1)
     middle = np.stack([candidates[:, :2].mean(axis=1), candidates[:, 2:].mean(axis=1)], axis=1)
@@ -351,6 +352,7 @@ def _clipped_fit(
 ) -> Float64Array:
     """Least squares of a label by constant, ratio and other labels, outliers left out."""
     columns = np.column_stack([np.ones(len(truth)), ratio, truth[:, uses]])
+    # Kelvins beside ratios near one: columns of one size keep the solution exact.
     size = np.maximum(np.abs(columns).max(axis=0), 1e-12)
     kept = np.ones(len(truth), dtype=np.bool_)
     solved = np.zeros(columns.shape[1])

@@ -167,6 +167,7 @@ class Cannon(Method[CannonSettings]):
         )
 
     def _block(self, flux: Float32Array, ivar: Float32Array) -> FitResult:
+        # Chi-square is that of independent pixels (Ness et al. 2015); errors know the correlation.
         found = self._fit.fit(flux, ivar, runs=self.settings.runs)
         n_freedom = (ivar > 0).sum(axis=1) - len(self.label_names)
         answered = n_freedom > 0

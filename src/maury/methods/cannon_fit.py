@@ -87,6 +87,7 @@ class QuadraticFit:
 
     def _block(self, flux: FloatArray, ivar: FloatArray, runs: int) -> Inversion:
         sums = self._sums(flux, ivar)
+        # Chi-square at all starts costs one product, and puts the right valley first.
         order = np.argsort(self._chi2_of_starts(sums), axis=1)[:, :runs]
         best = _descend(sums, self._scaled_starts[order[:, 0]], *self._box)
         for run in range(1, order.shape[1]):
@@ -270,6 +271,7 @@ def _step(point: _Point, damping: Float64Array, blocked: BoolArray) -> Float64Ar
     free = ~blocked
     pair = free[:, :, None] & free[:, None]
     diagonal = np.einsum("nii->ni", point.fisher)
+    # Keeps the matrix regular where a star has no pixel of some label.
     least = 1e-12 * np.maximum(diagonal.max(axis=1, keepdims=True), 1e-30)
     index = np.arange(free.shape[1])
     right = (point.gradient * free)[:, :, None]

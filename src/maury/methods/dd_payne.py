@@ -8,7 +8,7 @@ a flag warns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -173,18 +173,12 @@ class DDPayne(Method[DDPayneSettings]):
         noise = float(np.median(1.0 / np.sqrt(ivar[ivar > 0])))
         guide_flux, slopes = theory.evaluate(points)
         assert slopes is not None, "derivatives were asked for"
-        config = learning.NetworkTraining(
-            settings.hidden,
-            settings.steps,
-            settings.batch_size,
-            settings.guide_size,
-            settings.learning_rate,
-            settings.penalty,
-            settings.warm,
-        )
+        names_of = (one.name for one in fields(learning.NetworkTraining))
+        config = learning.NetworkTraining(**{key: getattr(settings, key) for key in names_of})
         network = learning.train_spectral_network(
             truth,
             flux,
+            # A quarter of the typical noise keeps the brightest stars from ruling the loss.
             ivar / (1.0 + ivar * np.float32(0.25 * noise**2)),
             guide=learning.Guide(points, guide_flux, slopes, noise),
             config=config,

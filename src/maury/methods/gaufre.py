@@ -171,6 +171,7 @@ class Gaufre(GridMethod[GaufreSettings]):
         if self.settings.velocity_range_kms == 0.0 or not len(inputs):
             return inputs
         velocity = self.velocities(inputs)
+        # Resampling correlates the noise, which the fit would not know of.
         moving = np.flatnonzero(np.abs(velocity) > _SMALL_KMS)
         if not moving.size:
             return inputs

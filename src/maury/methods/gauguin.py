@@ -183,6 +183,7 @@ class Gauguin(GridMethod[GauguinSettings]):
         core = fitted.labels[good, : len(self.core.grid.label_names)]
         assert fitted.flux is not None, "a fit has a best spectrum"
         plain = self.core.grid.evaluate(core, jacobian=False).flux
+        # Velocity, continuum and patterns of the fit are taken off: families know none of them.
         flux = inputs.flux[good] - (fitted.flux[good] - plain)
         for name, lines in self.families.items():
             column = LABEL_NAMES.index(name)
@@ -304,24 +305,23 @@ def _lines(
         wave[used],
         interpolation="quadratic",
     )
-    families = []
-    offset = 0
-    for part in parts:
-        columns = slice(offset, offset + part.stop - part.start)
-        offset = columns.stop
-        weight = np.where(window[part] > 0, window[part], 1.0)
-        own = base.core.grid.own_variance[part]
-        families.append(
-            Family(
-                replace(
-                    whole,
-                    nodes=np.ascontiguousarray(whole.nodes[:, columns]),
-                    mean=whole.mean[columns],
-                    wave=whole.wave[columns],
-                    own_variance=own,
-                ),
-                part.start,
-                weight,
-            )
-        )
-    return families
+    ends = np.cumsum([part.stop - part.start for part in parts])
+    return [
+        _family(base, whole, part, slice(int(end) - (part.stop - part.start), int(end)), window)
+        for part, end in zip(parts, ends, strict=True)
+    ]
+
+
+def _family(
+    base: Foundation, whole: Grid, part: slice, columns: slice, window: Float64Array
+) -> Family:
+    """Cut the family of one line out of a grid of all lines of its element."""
+    grid = replace(
+        whole,
+        nodes=np.ascontiguousarray(whole.nodes[:, columns]),
+        mean=whole.mean[columns],
+        wave=whole.wave[columns],
+        own_variance=base.core.grid.own_variance[part],
+    )
+    # Pixels at the sides have no weight of the element, and hold the local continuum.
+    return Family(grid, part.start, np.where(window[part] > 0, window[part], 1.0))

@@ -176,6 +176,7 @@ def _response(labels: Float64Array, depth: Float64Array) -> list[Float64Array]:
 def _widths(response: Float64Array, profiles: Float64Array) -> Float64Array:
     """Equivalent widths (n_term, n_line) whose profiles add up to a response (n_term, n_pixel)."""
     gram = profiles @ profiles.T
+    # Blends share their width only through this ridge: they cannot be told apart.
     gram[np.diag_indices(len(gram))] += _WIDTH_RIDGE * np.trace(gram) / len(gram)
     return np.asarray(np.linalg.solve(gram, profiles @ response.T).T)
 

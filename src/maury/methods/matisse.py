@@ -191,6 +191,7 @@ class Matisse(Method[MatisseSettings]):
 
     def _labels(self, flux: Float32Array, node: IndexArray, kind: IndexArray) -> Float64Array:
         out = np.empty((len(flux), len(self.label_names)))
+        # Stars with the same vectors share one matrix product.
         for n, k, rows in _groups(node, kind):
             out[rows] = flux[rows] @ self.vectors[n, k] + self.offset[n, k]
         return out
@@ -258,6 +259,7 @@ def _project(
     centre, mean = truth.mean(axis=0), flux.mean(axis=0)
     spread = np.where(truth.std(axis=0) > 0, truth.std(axis=0), 1.0)
     target, apart = (truth - centre) / spread, flux - mean
+    # Noise of the training spectra is in them already: the ridge adds what a class has beyond it.
     own = np.where(ivar > 0, 1.0 / np.where(ivar > 0, ivar, np.inf), 0.0)
     noise = np.maximum(own.sum(axis=0) / np.maximum((ivar > 0).sum(axis=0), 1), _LEAST_VARIANCE)
     factor, _ = _best_ridge(apart / np.sqrt(noise), target)
@@ -280,6 +282,7 @@ def _project(
 def _spectrum(rows: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Eigenvalues and vectors of the products of stars, of the smaller of the two matrices."""
     n, p = rows.shape
+    # Of stars or pixels, the smaller matrix has the same eigenvalues.
     if n <= p:
         value, vector = eigh(rows @ rows.T, check_finite=False)
         return np.maximum(value, 0.0), vector
@@ -301,6 +304,7 @@ def _left_out(
 
 
 def _best_ridge(whitened: Float64Array, target: Float64Array) -> tuple[float, Float64Array]:
+    # Eigenvectors serve all ridges and all stars left out, so that nothing is solved anew.
     value, left = _spectrum(whitened)
     losses = [
         np.mean(_left_out(value, left, target, factor * len(target)) ** 2) for factor in _RIDGES

@@ -153,6 +153,7 @@ class Payne(Method[PayneSettings]):
 
     def _with_residuals(self, stars: Sample) -> Self:
         """Return the method with the variance that its best fits leave at the true labels."""
+        # Of the best spectra, where what the model lacks stands out of the noise.
         some = stars.rows(np.argsort(-stars.inputs.snr)[:RESIDUAL_STARS])
         fitted = self._fit(some.inputs, NO_EXTERNAL, some.truth)
         assert fitted.flux is not None, "a fit has a best spectrum"

@@ -145,6 +145,7 @@ class MethodNetwork:
 
 def as_prediction(result: FitResult, inputs: Inputs) -> Prediction:
     """Turn the result of a method into what a model says."""
+    # The preparation fills pixels: a method cannot see by the flux that there was no spectrum.
     blank = ~has_spectrum(inputs)
     labels = np.where(blank[:, None], np.nan, result.labels)
     covariance = np.where(blank[:, None, None], np.nan, result.covariance)

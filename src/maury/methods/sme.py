@@ -153,6 +153,7 @@ class Sme(Method[SmeSettings]):
         free = np.zeros(place.shape, dtype=np.bool_)
         known = Start(place, Prior.flat(*place.shape), free)
         fitted = self.fitter.fit_from(with_external(known, self.label_names, external), inputs)
+        # Errors of line data are not known, and show in chi-square alone.
         scale = np.maximum(np.nan_to_num(fitted.chi2_reduced, nan=1.0), 1.0)
         return replace(fitted, covariance=fitted.covariance * scale[:, None, None])
 

@@ -219,6 +219,7 @@ class Space(Method[SpaceSettings]):
             elements = known | first
             two = self.fitter.fit(inputs.flux, ivar, one.labels, prior=prior, frozen=elements)
             ivar, place = _reweighed(inputs, two), two.labels
+        # Two stages give labels but no joint errors: one fit of all labels from there does.
         whole = Fitter(self.chain, noise_correlation=self.noise_correlation, max_steps=2)
         joint = whole.fit(inputs.flux, ivar, place, prior=prior, frozen=known)
         result = FitResult(

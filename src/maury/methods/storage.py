@@ -109,11 +109,10 @@ def read_fields(
         known = given.get(one.name)
         if inner is not None and (known is None or isinstance(known, dict)):
             start = prefix + (f"{key}." if key else "")
-            there = any(name.startswith(start) for name in arrays)
-            absent = optional and not there
-            values[one.name] = (
-                None if absent else read_fields(inner, arrays, about, known or {}, start)
-            )
+            # An optional part was None when no array of it is there.
+            there = not optional or any(name.startswith(start) for name in arrays)
+            part = read_fields(inner, arrays, about, known or {}, start) if there else None
+            values[one.name] = part
         elif one.name in given:
             values[one.name] = known
         elif key == _NOWHERE:
@@ -123,16 +122,16 @@ def read_fields(
             found = arrays.get(prefix + key) if optional else arrays[prefix + key]
             values[one.name] = None if found is None else np.asarray(found)
         elif get_origin(kind) in (Mapping, dict):
-            start = f"{prefix}{key}."
-            values[one.name] = {
-                name.removeprefix(start): array
-                for name, array in arrays.items()
-                if name.startswith(start)
-            }
+            values[one.name] = _below(arrays, f"{prefix}{key}.")
         else:
             value = about[key]
             values[one.name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
+
+
+def _below(arrays: Mapping[str, AnyArray], start: str) -> Arrays:
+    """Arrays whose names begin so, by the rest of their names."""
+    return {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)}
 
 
 def _key(one: Field[Any]) -> str:

@@ -169,6 +169,7 @@ def collect(
             "ingest it with labels"
         )
     star_id = survey.star_id[labelled]
+    # Before unusable rows are dropped, so that every method of a survey has the same test stars.
     divided = split_rows(star_id, config=split, seed=seed)
     rows = labelled_rows(survey.star_id, np.isfinite(truth).any(axis=1))
     whole = LabelledSample.read(survey, preparation, rows)

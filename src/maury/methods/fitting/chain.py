@@ -255,6 +255,7 @@ class Broadening:
         frequency = 2.0 * np.pi * scipy.fft.rfftfreq(n_in, self.spectrograph.step_kms)
         least = max(float(variance.min(initial=np.inf)), 1e-9)
         kept = int(np.searchsorted(0.5 * least * frequency**2, _NEGLIGIBLE))
+        # Frequencies that broadening has erased are not transformed back.
         frequency = frequency[:kept].astype(np.float32)
         scale = frequency * rotation[:, None].astype(np.float32)
         gauss = np.exp(-0.5 * variance[:, None].astype(np.float32) * frequency**2)

@@ -12,10 +12,10 @@ a Jacobian at its own place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +40,7 @@ def solve(
     """Solve the damped normal equations with some labels held, in units of their own errors."""
     diagonal = np.einsum("nii->ni", curvature)
     held = held | (diagonal <= _TINY)
+    # Kelvins and dex differ by thousands: a unit diagonal conditions the matrix.
     unit = 1.0 / np.sqrt(np.where(held, 1.0, diagonal))
     both = unit[:, :, None] * unit[:, None, :]
     scaled = np.where(held[:, :, None] | held[:, None, :], 0.0, curvature * both)
@@ -48,6 +49,7 @@ def solve(
     right = np.where(held, 0.0, descent * unit)
     try:
         step = np.linalg.solve(scaled, right[:, :, None])[:, :, 0]
+    # Two labels that move all pixels alike: the step of least length will do.
     except np.linalg.LinAlgError:
         step = (np.linalg.pinv(scaled, hermitian=True) @ right[:, :, None])[:, :, 0]
     return np.asarray(np.where(held, 0.0, step * unit))
@@ -105,28 +107,13 @@ class _Normal(NamedTuple):
 
     def rows(self, chosen: BoolArray) -> _Normal:
         """Return those of some stars."""
-        return _Normal(
-            self.curvature[chosen],
-            self.descent[chosen],
-            self.objective[chosen],
-            self.chi2[chosen],
-            self.slopes[chosen],
-            self.flux[chosen],
-            self.jacobian[chosen],
-        )
+        arrays: tuple[Any, ...] = self
+        return _Normal(*(array[chosen] for array in arrays))
 
     def replaced(self, where: BoolArray, new: _Normal) -> _Normal:
         """Return those of `new` for some stars, and these for the others."""
-        one, two, three = where, where[:, None], where[:, None, None]
-        return _Normal(
-            np.where(three, new.curvature, self.curvature),
-            np.where(two, new.descent, self.descent),
-            np.where(one, new.objective, self.objective),
-            np.where(one, new.chi2, self.chi2),
-            np.where(three, new.slopes, self.slopes),
-            np.where(two, new.flux, self.flux),
-            np.where(three, new.jacobian, self.jacobian),
-        )
+        pairs: Iterable[tuple[Any, Any]] = zip(self, new, strict=True)
+        return _Normal(*(np.where(where.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in pairs))
 
 
 @dataclass(frozen=True)
@@ -151,11 +138,6 @@ class Fitter:
         taken along the tangent, without computing the model again.
     block : int
         Stars fitted together; their derivatives lie in memory.
-
-    Examples
-    --------
-    >>> fitter = Fitter(model, tied={"m_h": Tie({"fe_h": 1.0})})  # doctest: +SKIP
-    >>> fitter.fit(flux, ivar, start=start).labels  # doctest: +SKIP
     """
 
     model: ForwardModel
@@ -310,6 +292,7 @@ class _Problem:
     def solve(self, start: Float64Array) -> _Outcome:
         usable = self.seen & np.asarray(np.isfinite(start).all(axis=1), dtype=np.bool_)
         place = np.clip(start[:, self.free], *self.bounds.T)
+        # A label known from elsewhere may lie beyond the bounds, and stays there.
         place = np.where(self.frozen, start[:, self.free], place)
         self._weigh(np.where(usable[:, None], self._labels(place), self._labels(self._middle())))
         state = _State(place, np.flatnonzero(usable), self)
@@ -324,6 +307,7 @@ class _Problem:
 
     def _weigh(self, labels: Float64Array) -> None:
         """Weights of the pixels, with the model's own variance at the start."""
+        # Weights stay as at the start: chi-squares of two places would not compare otherwise.
         own = np.broadcast_to(self.model.variance(labels), self.ivar.shape)
         with np.errstate(divide="ignore"):
             weight = np.sqrt(self.ivar / (1 + self.ivar * own))
@@ -338,10 +322,12 @@ class _Problem:
         if self.fitter.tied:
             slopes = np.einsum("nkp,kf->nfp", slopes, self.matrix.astype(np.float32))
         weight = self.weight[rows]
+        # Residuals are one more row, so that one product gives curvature, descent and chi-square.
         stack = np.empty((len(rows), slopes.shape[1] + 1, flux.shape[1]), dtype=np.float32)
         np.multiply(slopes, weight[:, None], out=stack[:, :-1])
         np.multiply(self.flux[rows] - flux, weight, out=stack[:, -1])
         white = self.whiten.rows(rows)(stack)
+        # Pixels are summed in float32, which halves the time; all that follows is in float64.
         gram = (white @ white.transpose(0, 2, 1)).astype(np.float64)
         chi2 = gram[:, -1, -1]
         descent, objective = self._with_prior(gram[:, :-1, -1], chi2, free, rows)
@@ -429,6 +415,7 @@ class _State:
         """
         curvature, descent, damping = normal.curvature, normal.descent, self.damping[self.active]
         pinned = damping >= _PINNED
+        # Undamped, as damping would make any step look small.
         step = self._step(curvature, descent, np.zeros_like(damping), pinned)
         done = gain(step, curvature, descent) < self.problem.fitter.tolerance
         if pinned.any():

@@ -115,6 +115,7 @@ class Grid:
         The error that remains is part of `own_variance`.
         """
         assert self.basis is None, "the grid is compressed already"
+        # Neighbouring nodes are alike: components of a part serve the whole grid.
         some = self.nodes[:: max(1, len(self.nodes) // _COMPONENT_SPECTRA)]
         mean = some.mean(axis=0)
         _, _, axes = np.linalg.svd(some - mean, full_matrices=False)

@@ -404,6 +404,7 @@ class GridMethod(Method[GridSettingsT]):
         covariance = on_finite_rows(
             lambda known: slopes @ known @ slopes.transpose(0, 2, 1), axes.covariance
         )
+        # Stars scatter about the pattern; without this the labels beyond the axes would look exact.
         covariance += np.diag(self.pattern.scatter**2)
         labels = np.where(good[:, None], self.pattern.complete(core), np.nan)
         return replace(axes, label_names=LABEL_NAMES, labels=labels, covariance=covariance)

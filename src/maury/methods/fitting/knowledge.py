@@ -289,6 +289,7 @@ class LabelKnowledge:
             spread = self.predicted.std(axis=0)
             _, near = cKDTree(self.predicted / spread).query(mean[known] / spread, k=_NEIGHBOURS)
             local = self.error[near]
+            # Among stars alike the polynomial may be off in the mean, too.
             mean[known] += local.mean(axis=1)
             local = local - local.mean(axis=1, keepdims=True)
             covariance[known] = local.transpose(0, 2, 1) @ local / (_NEIGHBOURS - 1)

@@ -66,6 +66,7 @@ class RidgeStart:
         spread = np.where(spread > 0, spread, 1.0)
         apart = (flux - mean).astype(np.float64)
         scaled = (labels - centre) / spread
+        # Of stars or pixels, the smaller system gives the same weights.
         if len(flux) <= flux.shape[1]:
             gram = apart @ apart.T
             gram[np.diag_indices(len(gram))] += len(flux) * noise**2

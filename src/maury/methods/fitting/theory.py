@@ -264,6 +264,7 @@ def learn_start(
     Nine labels in all; each star is halfway, at random, between two labelled ones.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(3,)))
+    # Labels between labelled stars: dense where stars are, and nowhere that no star is.
     first, second = rng.integers(0, len(truth), (2, _LIBRARY))
     near = 0.3 * rng.random((_LIBRARY, 1))
     labels = truth[first] + near * (truth[second] - truth[first])
@@ -285,6 +286,7 @@ def at_rest(theory: Chain, nine: Float64Array) -> Float32Array:
     """Flux (n_star, n_pixel) of nine labels (n_star, 9), all nuisances zero."""
     whole = np.zeros((len(nine), len(theory.label_names)))
     whole[:, :_N] = nine
+    # Patterns may lead a little beyond the emulator, which does not extrapolate.
     whole = np.clip(whole, theory.bounds[:, 0], theory.bounds[:, 1])
     return theory.evaluate(whole, jacobian=False).flux
 
