@@ -121,6 +121,9 @@ def train(
     refuse_existing(path, overwrite=overwrite)
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    if source is None:
+        # Labels that no star can be simulated with come before the power to simulate it at.
+        _names(settings.ensemble.labels or survey.label_names, settings)
     settings = settings.seen_in(survey)
     stars = _collect(survey, settings, seed, source)
     key = _fingerprint(settings, seed, stars, source)
