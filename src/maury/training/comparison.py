@@ -147,6 +147,7 @@ def compare(
     config : mapping of str to mapping, or path of a TOML file, optional
         Settings by name of competitor, as `maury train --config` takes them.
     progress : callable, optional
+        Called with what is being done (str), steps done and steps in all.
     overwrite : bool
         Discard what another comparison left in `out`.
 

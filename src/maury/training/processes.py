@@ -301,7 +301,7 @@ def train_members(
     TrainingError
         If a member fails; the others are stopped, and can be resumed.
     ClusterError, WorkerLost
-        As of `maury.io.cluster.Cluster.run_tasks`.
+        If the scheduler of the cluster or worker after worker is lost.
     """
     todo = [job for job in jobs if not job.done]
     if cluster is not None:

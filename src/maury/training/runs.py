@@ -46,18 +46,62 @@ def train(
 ) -> Model:
     """Train an ensemble, calibrate its errors, learn what it covers, and audit it.
 
-    The arguments, the result and the errors are those of `maury.training.ensemble.train`. Models of
-    the default preset get a calibration (`maury.prediction.calibration`), a coverage
-    (`maury.prediction.coverage`) and an audit; others quote the spread of their networks. A card
-    (`maury.evaluation.card`) is written beside every model, with its figures on the validation
-    stars.
+    Everything in the making lies in ``<model>.part``: a run that was killed goes on from there when
+    it is started again, and ends with the same bits. Models of the default preset get a calibration
+    of their errors, a coverage and an audit report; others quote the spread of their networks. A
+    card with the figures of the validation stars is written into every model directory.
 
     Parameters
     ----------
-    survey, model, preset, members, seed, config, split, n_processes, cluster, progress, overwrite
-        As of `maury.training.ensemble.train`.
+    survey : Survey or path-like
+        Spectra, at least some of them with labels.
+    model : path-like
+        Model directory to write.
+    preset : str, optional
+        Architecture of the networks: ``maury`` (the default), ``guiglion2020``, ``starnet`` or
+        ``astronn``; in place of that of `config`.
     method : str, optional
-        A method of `maury.methods`, which has no members and learns in this process, or a preset.
+        A method instead of networks, such as ``cannon`` or ``payne``
+        (`maury.methods.registry.METHODS`), which has no members and is trained in this process; the
+        name of a preset is taken as `preset`.
+    members : int, optional
+        Number of networks of the ensemble, in place of that of `config`.
+    seed : int
+        Seed of the split and of every member. The same seed gives the same model.
+    config : EnsembleConfig, mapping or path of a TOML file, optional
+        Settings in the sections ``network``, ``training``, ``preparation``, ``split`` and
+        ``ensemble``; of a method, ``method``, ``preparation`` and ``split``. What is left out has
+        the default of the preset or method.
+    split : {"star", "published"}, optional
+        Rule by which stars are divided into training, validation and test, in place of that of
+        `config`: all spectra of a star on one side, or row by row as in the published work.
+    n_processes : int, optional
+        Members trained at a time, one thread each; as many as there are processors by default. The
+        result does not depend on it.
+    cluster : Cluster, optional
+        Workers to train the members on (`maury.io.cluster.connect`), in place of processes here.
+    progress : callable, optional
+        Called with a `maury.training.processes.MemberEvent` (member, epoch, losses) after each
+        epoch of each member.
+    overwrite : bool
+        Replace an existing model, and discard a partial one of other settings.
+
+    Returns
+    -------
+    Model
+        The model as written.
+
+    Raises
+    ------
+    ConfigError
+        If settings are wrong, all of them listed, or both a preset and a method are given; if the
+        preset ``maury`` cannot simulate stars like those of the survey.
+    UnknownName
+        If there is no such preset or method.
+    TrainingError
+        If too few stars have labels and inputs, or a member fails.
+    OutputExists, ResumeMismatch
+        If a model, or a partial one of other settings or data, is in the way.
 
     Examples
     --------

@@ -172,8 +172,12 @@ def train_on_simulated_stars(
         Seed of the member: initial weights, stars, noise, missing inputs.
     start : Start, optional
         Weights and scalings to begin with, instead of random ones and those of the simulator.
-    checkpoint, checkpoint_seconds, on_epoch
-        As of `maury.training.member.train_member`; an epoch is `STEPS_PER_EPOCH` steps.
+    checkpoint : Path, optional
+        File that keeps the state; training goes on from it if it exists.
+    checkpoint_seconds : float
+        Least time between two checkpoints.
+    on_epoch : callable, optional
+        Told about every epoch of `STEPS_PER_EPOCH` steps that is run now.
 
     Raises
     ------

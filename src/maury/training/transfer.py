@@ -52,7 +52,8 @@ def transfer(
 ) -> Model:
     """Fine-tune a trained model on the labelled stars of another survey.
 
-    Everything in the making lies in ``<out>.part``, as of `maury.training.ensemble.train`. A star
+    Everything in the making lies in ``<out>.part``: a run that was killed goes on from there when
+    it is started again, and ends with the same bits. A star
     that the source model knows keeps the part it had there, so that no star that trained either
     model tests the target model. Labels may be missing, one by one or whole columns, as long as a
     star has Teff, log g, and [M/H] or [Fe/H].
@@ -75,8 +76,16 @@ def transfer(
         Sections ``[training]``, ``[preparation]``, ``[split]`` and ``[ensemble]`` as of
         `maury.training.settings.EnsembleConfig`. What is left out is as for the source model,
         but for `TRAINING`, `SPLIT`, and the resolving power with its scatter.
-    n_processes, cluster, progress, overwrite
-        As of `maury.training.ensemble.train`.
+    n_processes : int, optional
+        Members trained at a time, one thread each; as many as there are processors by default. The
+        result does not depend on it.
+    cluster : Cluster, optional
+        Workers to train the members on (`maury.io.cluster.connect`), in place of processes here.
+    progress : callable, optional
+        Called with a `maury.training.processes.MemberEvent` (member, epoch, losses) after each
+        epoch of each member.
+    overwrite : bool
+        Replace an existing model, and discard a partial one of other settings.
 
     Returns
     -------

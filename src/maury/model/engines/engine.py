@@ -147,7 +147,7 @@ class CompiledEngine(Engine):
     Parameters
     ----------
     config, networks
-        As of `TorchEngine`.
+        The preset, and its members in evaluation mode.
     n_pixel, n_observable : int
         Columns of their inputs.
     n_thread : int, optional
@@ -203,7 +203,7 @@ def make_engine(
         else compiled. Networks with a part that the compiled engine lacks run on torch, and the
         log says why.
     config, networks, n_pixel, n_observable
-        As of `CompiledEngine`.
+        The preset, its members in evaluation mode, and the columns of their inputs.
 
     Raises
     ------
