@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maury.errors import ConfigError, LengthMismatch
+from maury.errors import ConfigError, LengthMismatch, WavelengthError
 from maury.labels.flags import Flag
 from maury.spectra.batch import Batch
 from maury.spectra.noise import (
@@ -147,6 +147,17 @@ def test_unknown_noise_is_state_and_not_a_value():
     assert stated.replace(ivar=2 * flux).noise_known.tolist() == [True, False, True, False]
     with pytest.raises(LengthMismatch):
         Spectra.from_arrays(WAVE, flux, flux, noise_known=[True])
+
+
+def test_a_grid_that_descends_is_turned_round():
+    rng = np.random.default_rng(0)
+    flux, ivar = rng.random((2, 3, 400))
+    expected = Spectra.from_arrays(WAVE, flux, ivar)
+    got = Spectra.from_arrays(WAVE[::-1], flux[:, ::-1], ivar[:, ::-1])
+    for name in ("wave_aa", "flux", "ivar", "noise_known"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+    with pytest.raises(WavelengthError, match="unsorted"):
+        Spectra.from_arrays(np.roll(WAVE, 3), flux, ivar)
 
 
 def made_up_batch(level, *, known, snr=50.0, n_star=60):

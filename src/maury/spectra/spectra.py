@@ -128,7 +128,7 @@ class Spectra:
         Parameters
         ----------
         wave_aa : (n_pixel,) array_like
-            Wavelengths in angstrom.
+            Wavelengths in angstrom; a grid that descends is turned round with its spectra.
         flux : (n_star, n_pixel) array_like
             One spectrum a row; a single spectrum may be given as (n_pixel,).
         ivar : (n_star, n_pixel) array_like, optional
@@ -147,13 +147,16 @@ class Spectra:
         CorrelationError
             If no noise has that correlation.
         WavelengthError
-            If the grid is not increasing and finite.
+            If the grid is neither increasing nor decreasing, or not finite.
         GridMismatch
             If flux has another number of pixels than the grid.
         LengthMismatch
             If flux and ivar differ in shape.
         """
-        wave = check_wavelengths(wave_aa)
+        given = np.asarray(wave_aa, dtype=np.float64)
+        # The order of pixels carries no information: red to blue is turned round.
+        falling = given.ndim == 1 and given.size > 1 and bool(np.all(np.diff(given) < 0))
+        wave = check_wavelengths(given[::-1] if falling else given)
         values = np.atleast_2d(np.array(flux, dtype=np.float32))
         if values.ndim != 2 or values.shape[1] != wave.size:
             raise GridMismatch(
@@ -178,8 +181,10 @@ class Spectra:
             known = np.array(noise_known, dtype=np.bool_)
         if known.shape != (len(values),):
             raise LengthMismatch(f"noise_known must be ({len(values)},), got {known.shape}")
-        given = None if noise_correlation is None else check_correlation(noise_correlation)
-        return cls(wave, values, weight, medium, known, given)
+        correlation = None if noise_correlation is None else check_correlation(noise_correlation)
+        if falling:
+            values, weight = (np.ascontiguousarray(one[:, ::-1]) for one in (values, weight))
+        return cls(wave, values, weight, medium, known, correlation)
 
     def __post_init__(self) -> None:
         shape = (self.flux.shape[0], self.wave_aa.size)
