@@ -51,7 +51,9 @@ Progress = Callable[[int, int], None]
 """Called with the work done and all work: batches of the distillation set, then passes over it."""
 
 CHECKPOINT_SECONDS = 20.0
+"""Least time between two checkpoints: what a kill costs at most; chosen."""
 _SLOPE_STARS = 600
+"""Stars whose derivatives span the start of the projection: many times its directions; chosen."""
 
 
 @one_at_a_time("out")

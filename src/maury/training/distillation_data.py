@@ -37,6 +37,7 @@ BATCH_STARS = 16384
 _REOBSERVED = 4
 """Spectra of a batch for each simulated star: noise differs, and so may what is missing."""
 _SURVEY_BLOCK = 128
+"""Neighbouring rows read together: a chunk of a store is not opened for every row; chosen."""
 
 
 @dataclass(frozen=True)

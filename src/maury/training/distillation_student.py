@@ -33,11 +33,17 @@ from maury.training.member import (
 )
 
 _SIGMA_WEIGHT = 1.0
+"""Errors count in the loss as much as labels do; chosen, not measured."""
 _CORRELATION_WEIGHT = 0.3
+"""Correlations count less than labels and errors; chosen, not measured."""
 _BALANCE = 0.75
+"""Power of its own loss by which a label counts: near 1, so that the worst label leads; chosen."""
 _PIXEL_RIDGE = 0.02
+"""Keeps pixels of hardly any variance from being blown up to noise by whitening; chosen."""
 _OTHER_RIDGE = 2e-4
+"""The same for the other inputs, which are fewer and hold little noise; chosen."""
 _STATISTICS_STARS = 30_000
+"""Stars that give a covariance of some 900 pixels: thirty times as many; chosen."""
 
 
 class DistilConfig(BaseModel):

@@ -42,11 +42,12 @@ from maury.version import __version__
 logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 20.0
 """Least time between two checkpoints of a member."""
-"""Attachment of a model: ``member_000`` and so on, (n_epoch, 2) float64, training and validation
-loss of each epoch, NaN where there is none."""
 _LEAST_STARS = 30
+"""Least training stars that calibrate theory; chosen, not measured."""
 _N_FOLD = 8
+"""Folds of which each member holds out one: seven eighths train it; chosen, not measured."""
 _LEAST_SHARED = 80
+"""Training stars below which no fold is held out: ten stars a fold; chosen."""
 
 
 @one_at_a_time("model")

@@ -47,7 +47,9 @@ PIXEL_WEIGHTS = "project.weight"
 FLUX_BUFFERS = ("flux_centre", "flux_scale")
 """Names of the centre and scale of each pixel."""
 _LEAST_FLUX_SCALE = 0.02
+"""Least scale of a pixel: one that hardly varies would blow its noise up; chosen."""
 _STATISTICS_ROWS = 8192
+"""Stars that give centre and scale of each pixel, to 1 %; chosen."""
 
 
 class Dropping(BaseModel):

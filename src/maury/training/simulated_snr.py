@@ -28,7 +28,9 @@ __all__ = ["fit_star_simulator", "resimulate"]
 
 
 _LEAST_STARS = 30
+"""As many training stars as the default preset needs to calibrate theory."""
 _BLOCK = 512
+"""Stars simulated at a time: bounds the memory of theory on the fine grid; chosen."""
 
 
 def fit_star_simulator(survey: Survey, rows: Int64Array) -> TrainingStarSimulator:
