@@ -43,7 +43,10 @@ from maury.spectra.preparation import Preparation
 from maury.spectra.spectra import Medium, check_wavelengths, describe_grid
 
 LOSSES = "losses"
+"""Attachment of a model: ``member_000`` and so on, (n_epoch, 2) float64, training and validation
+loss of each epoch, NaN where there is none."""
 MAX_MEMBERS = 1000
+"""Members that a model file may name; a hundred times the ten of the published ensemble; chosen."""
 METHOD = "method"
 """Attachment that a model has in place of networks, if `maury.methods` made it."""
 ScalingRule = Literal["min-max", "standard", "robust"]

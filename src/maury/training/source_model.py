@@ -35,7 +35,7 @@ LEAST_OVERLAP_AA = 10.0
 LEAST_STARS = 20
 """Least training stars that calibrate the theory of a new survey."""
 _N_DRAWN = 4000
-"""Simulated stars that fix the projections of some 900 pixels by least squares: four a pixel; chosen."""
+"""Simulated stars that fix the projections of some 900 pixels by least squares; chosen."""
 _N_NEIGHBOUR = 64
 """Nearest stars that give a plane in nine labels: seven a coefficient; chosen, not measured."""
 _RIDGE = 0.1
