@@ -106,6 +106,7 @@ def condition(
 LEVELS = (0.4, 0.55, 0.683, 0.8, 0.9, 0.954)
 """Central probabilities that are matched."""
 LEAST_STARS = 30
+"""Fewer fix a scale to no better than some 15 %: 1 / sqrt(2 n) is 13 %."""
 REGIME_PRIOR = 0.15
 """Standard deviation expected of each regime coefficient (of the logarithm of the factor)."""
 LABEL_PRIOR = 0.04
@@ -113,8 +114,11 @@ LABEL_PRIOR = 0.04
 DESHRINKAGE_COST = 0.005
 """By how much the scatter may rise for labels that are shrunk less."""
 _LARGEST_DESHRINKAGE = 0.25
+"""Bound of the de-shrinkage less 1, for labels that are hardly measured: chosen, not measured."""
 _LARGEST_LOG_FACTOR = 2.0
+"""Bound of the factor, e^2 either way, where the regime lies outside that of the calibration."""
 _SMOOTHING = 0.02
+"""Width in ln(ratio) over which the pinball loss is rounded, so that it has a gradient."""
 _INNER = slice(1, 4)
 """Tails of the first models, which had no others."""
 _N_TERM, _N_PLAIN = 10, 5

@@ -367,6 +367,7 @@ def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
 
 
 _FITS_BLOCK = 2880
+"""Bytes of a block of a FITS file (FITS standard 4.0, section 3.1)."""
 
 
 def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:

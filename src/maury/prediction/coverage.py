@@ -52,21 +52,28 @@ LEAST_SHIFT_KMS = 15.0
 """Radial velocity errors below this are never flagged."""
 
 _VIEW_LABELS = ("teff", "logg", "m_h")
-_NEIGHBOUR = 10
-_PRIOR_NEIGHBOUR = 30
+_NEIGHBOUR, _PRIOR_NEIGHBOUR = 10, 30
+"""Rank of the neighbour that distances are measured to, so that a few odd training stars do not
+make a place known; and that of the density of the prior, which asks for less noise."""
 # Full weight would count the prior, which shaped both views, as if its density were exact.
 _PRIOR_WEIGHT = 0.5
 _FEATURE_DIMENSIONS = 24
+"""Principal components in which spectra are compared: chosen, not measured."""
 _CONTINUUM_DEGREE = 5
-_CALCIUM_SIGMA_AA = 0.65
-_PASCHEN_SIGMA_AA = 5.0
+"""Of the Legendre polynomials of the residual: higher ones follow the wings of the Ca II lines."""
+_CALCIUM_SIGMA_AA, _PASCHEN_SIGMA_AA = 0.65, 5.0
+"""Widths of the filters: of a chromospheric core at R = 7500, and of a Stark-broadened line."""
 _LARGEST_FLOOR = 0.1
+"""Upper end of the search for the model error of a pixel, in units of the continuum."""
 _HALF_CHI2_MEDIAN = 0.454936423119572
+"""Median of chi-square with one degree of freedom."""
 _TYPICAL_SNR = 50.0
+"""S/N at which thresholds are stated."""
 _SNR_RANGE = (5.0, 500.0)
+"""Beyond these thresholds stay as they are at the ends, for few stars are there to learn from."""
 _RIVALS = ("rv_shift_kms", "sb2", "paschen")
-_SNR_GROUPS = 6
-_TAIL = 0.95
+_SNR_GROUPS, _TAIL = 6, 0.95
+"""Groups of S/N, and their quantile, by which a threshold's slope is fitted."""
 
 
 DETECTORS: dict[str, Flag] = {

@@ -36,12 +36,17 @@ N_STAR = 2000
 """Stars of either side that are compared, at most."""
 _REFERENCE = Path(__file__).parent / "data" / "simulated_spectra.safetensors"
 _BLOCK = 128
+"""Consecutive rows of a block; blocks are spread over the survey: reading single rows is slow."""
 _LEVELS = np.array([0.5, 5.0, 16.0, 25.0, 50.0, 75.0, 84.0, 95.0, 99.5])
-_N_COMPONENT = 6
-_LEAST_STARS = 20
+_N_COMPONENT, _LEAST_STARS = 6, 20
+"""Principal components of the flux that are compared, and stars that they need: chosen."""
 _REST = "flux beyond components (in units of noise)"
 _MARGIN, _BEYOND = 1.0, 1.5
+"""How far beyond 99 % of the training spectra one is unlike them: by the width of their range in a
+component, by half as much again in what components leave."""
 _SHIFT, _SPREAD, _OUTSIDE, _SHARE = 0.5, 1.5, 0.05, 0.10
+"""Findings: a median off by half the scatter, a scatter 1.5 times as large, 5 % outside the range,
+10 % more stars without a value or with a flag."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Ind
 from maury.labels.statistics import robust_scale
 
 _ROBUST_CLIP = 4.0
+"""In sigma: beyond, a value is an outlier that may not widen the covariance."""
 _BLOCK = 256
+"""Points whose distances are in memory together, so that they stay in the processor's cache."""
 _FAR = 1e30
 """Squared distance of references that fill up a group: beyond any, as points are clipped to 1e6,
 and finite, as BLAS multiplies lanes that it does not use, where infinity times 0 is invalid."""

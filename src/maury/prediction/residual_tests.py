@@ -37,9 +37,13 @@ PASCHEN_AA = (8467.25, 8598.39, 8750.47)
 
 
 _TAPER = 0.04
+"""Part of the spectrum at each end over which it fades, so that cut lines do not correlate."""
 _BLOCK = 1024
+"""Spectra correlated together, which bounds the memory."""
 _WHITENED_PIXELS = 48
+"""Pixels of a block of the whitening matrix, beyond whose band its elements are left out."""
 _NEGLIGIBLE = 1e-9
+"""Elements below this count as 0: less than the rounding of float32."""
 
 
 def chi_square(

@@ -49,6 +49,7 @@ _SPARE = 2
 _SLOW = frozenset({"sme", "synspec"})
 """Methods that synthesise spectra, which takes too long for a check."""
 _SEED_KEY = 11
+"""Key of the random numbers of these stars, which no other draw from the model's seed uses."""
 _INPUTS = ("flux", "ivar", "observables", "observable_errors", "flags", "snr")
 
 

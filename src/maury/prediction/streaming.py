@@ -75,6 +75,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
 _READ_ROWS = 8192
+"""Rows read at a time, which bounds the memory: some 60 MB of flux and ivar."""
 _DRIFT = "drift.json"
 PART_STARS = 16384
 """Rows of one part: what a killed run has to repeat at most."""

@@ -57,9 +57,10 @@ LEAST_PARENTS = 30
 """With fewer unseen stars of a network, those of its training sample are re-observed."""
 _REGIME_DRAW = DrawConfig(tail=0.5, widen=0.0, step=0.0)
 _REPEAT_PART, _REPEAT_KEY = 4, 13
-"""Of the simulated stars, the part that is observed twice: 3000 pairs fix a share to 2 %; and the
-key of their random numbers, which no other draw uses."""
+"""Of the simulated stars, the part that is observed twice: 3000 pairs fix a share to 1 / sqrt(2 n)
+= 1.3 %; and the key of their random numbers."""
 _FLOOR_SNR = 60.0
+"""S/N above which repeats give the floor: where noise adds little, what is left is the floor."""
 
 
 @dataclass(frozen=True, eq=False)

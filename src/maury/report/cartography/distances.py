@@ -26,8 +26,9 @@ LENGTH_KPC = 1.35
 
 
 _GRID, _ROWS = 240, 4096
-"""Steps of an integral over distance, some 13 a sigma: quantiles agree with adaptive quadrature to
-2e-3 (`test_cartography`); and stars integrated at once, which bounds the memory."""
+"""Steps of an integral over distance, some 24 a sigma: quantiles agree with adaptive quadrature to
+3e-3 of the probability (`test_cartography`); and stars integrated at once, which bounds the
+memory."""
 
 
 _WITHIN_SIGMA = 5.0
