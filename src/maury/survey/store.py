@@ -93,11 +93,13 @@ class Survey:
                 f"{path} is not a survey store; make one with 'maury ingest' or 'maury simulate'"
             )
         else:
+            # A store of somebody else could otherwise name any file of this machine as its data.
             _refuse_links(place)
             check_manifest(place)
         try:
             dataset = xr.open_zarr(str(place), consolidated=False, chunks=None)
         except Exception as error:
+            # Damage shows as whatever xarray, zarr or a codec raises; users are told one thing.
             raise SurveyFileError(f"cannot open the survey store {place}: {error}") from error
         _check_sizes(dataset, place)
         return cls(dataset, place)
@@ -381,6 +383,7 @@ class Survey:
                 _check_chunks(self.dataset[name], self.path, rows)
             return np.asarray(self.dataset[name][rows].values)
         except Exception as error:
+            # Which chunk it is, is looked for only now: it takes a second reading of each.
             raise SurveyFileError(self._damage(name, rows) or str(error)) from error
 
     def _plain(self, name: str, rows: slice) -> AnyArray:
@@ -439,15 +442,18 @@ def _check_chunks(array: "xr.DataArray", store: Path, rows: slice) -> None:
     limit = current().chunk_bytes
     kinds = [type(codec).__name__ for codec in array.encoding.get("compressors") or ()]
     packed = kinds.count("ZstdCodec")
+    # Of other codecs, or of one inside another, no header tells how much they unfold to.
     if packed > 1 or not set(kinds) <= {"ZstdCodec", "Crc32cCodec"} or array.encoding.get("shards"):
         raise ValueError(f"it is packed by {', '.join(kinds)}, which no survey store is")
     first, stop, _ = rows.indices(array.shape[0])
     step = (array.encoding.get("chunks") or array.shape)[0]
     for number in range(first // step, -(-stop // step)):
         place = store / str(array.name) / "c" / str(number)
+        # Of two axes a chunk is a file in a folder, c/0/0; of one axis it is c/0 itself.
         for file in place.iterdir() if place.is_dir() else [place]:
             if file.is_symlink() or place.is_symlink():
                 raise ValueError(f"{file} is a link, and a survey store may hold none")
+            # A chunk that holds nothing but the fill value is not written.
             if not file.is_file():
                 continue
             size = unpacked_bytes(file) if packed else file.stat().st_size

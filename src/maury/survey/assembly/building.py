@@ -98,6 +98,7 @@ def build_survey(
     """
     out = Path(out)
     flow_path = out.with_suffix(".flow.ecsv")
+    # Asked before anything is read, which may take long and would be in vain.
     for path in (out, flow_path):
         refuse_existing(path, overwrite=overwrite)
     recipe = load_recipe(recipe_path)
@@ -106,6 +107,7 @@ def build_survey(
         spectra = open_spectra(recipe.spectra, stack)
         plan = _plan(recipe, spectra, flow, stack)
         _write(recipe, Path(recipe_path), spectra, plan, out, overwrite, progress)
+    # After the store: a flow table on disk is always that of a finished one.
     flow.write(flow_path, title=recipe.title, overwrite=overwrite)
     survey = Survey.open(out)
     if "unread" in plan.columns:
@@ -137,6 +139,7 @@ def _plan(recipe: BuildRecipe, spectra: SpectraSource, flow: Flow, stack: ExitSt
     keep = _cut_spectra(recipe, spectra, flow)
     matched, keep = _match_all(recipe, spectra, keep, flow, stack)
     columns = _columns(recipe, spectra, matched)
+    # Splits are by star: spectra that a catalogue knows as one must not be trained and tested on.
     columns |= _stars(spectra, matched)
     _note_stars(spectra, columns["star_id"], flow)
     references = None
@@ -225,6 +228,7 @@ def _columns(
         stated = catalogue.entry.take
         for name in stated if stated is not None else catalogue.column_names:
             check_known(f"column of {title}", name, catalogue.column_names)
+            # A catalogue fills gaps; only an explicit `take` replaces what the spectra say.
             if stated is None and (name in _OF_ITS_OWN_SPECTRA or _has(columns, name)):
                 continue
             if stated is not None and taken.get(name):
@@ -257,6 +261,7 @@ def _has(columns: Columns, name: str) -> bool:
 
 def _of_rows(values: AnyArray, rows: Int64Array) -> AnyArray:
     missing: Any = "" if values.dtype.kind == "U" else np.nan
+    # -1 would take the last row without a word: row 0 is read in its place, and replaced.
     return np.where(rows >= 0, values[np.maximum(rows, 0)], missing)
 
 
@@ -315,6 +320,7 @@ def _record(
         "title": recipe.title,
         "spectra": dict(spectra.spectra.provenance),
         "files": describe_files(files),
+        # In the order of first mention; a set of texts has another order in every process.
         "citation": list(dict.fromkeys(citation)),
         **({**references.notes} if references else {}),
         "offsets": {n: o.to_dict() for n, o in references.offsets.items()} if references else {},
@@ -351,6 +357,8 @@ def _write(
         labels=plan.definitions,
         provenance=plan.record,
         overwrite=overwrite,
+        # A partial store goes on only if recipe, catalogues and spectra are the same: rows of two
+        # different builds must not stand in one store.
         resume_key=fingerprint(files, spectra.spectra.fingerprint),
         resolving_power=spectra.spectra.resolving_power,
         noise_correlation=spectra.spectra.noise_correlation,

@@ -99,12 +99,14 @@ class CutCatalogue:
 
     @cached_property
     def _arrays(self) -> Callable[[str, int], Float64Array]:
+        # A column of arrays fills many columns, and is unpacked once for all of them.
         return cache(self.table.vectors)
 
     def floats(self, name: str, *, unit: str | None = None) -> Float64Array:
         """Return a column of the catalogue as numbers, shape (n,), in its unit or the one given."""
         values = self.table.floats(name)[self.rows]
         bad = stands_for_missing(values, self.recipe.table.missing)
+        # Before units are converted, after which -9999 is a number that nobody recognises.
         known = np.where(bad, np.nan, values)
         return known if unit is None else self.table.converted(known, name, unit)
 
@@ -218,6 +220,7 @@ def open_catalogue(entry: CatalogueEntry, flow: Flow, stack: ExitStack) -> CutCa
 
 def _tell_lacking(recipe: SurveyRecipe, table: SourceTable) -> None:
     lacking = [c.name for c in recipe.columns.values() if c.name not in table.names]
+    # Releases of a catalogue differ by some columns; a file with none of them is of another one.
     if len(lacking) == len(recipe.columns):
         raise ColumnError(
             f"{table.path} has none of the columns of {recipe.name} (it has "
@@ -233,9 +236,11 @@ def _preferred(catalogue: CutCatalogue, flow: Flow) -> CutCatalogue:
     assert match.prefer is not None
     ids = catalogue.identifiers(match.catalogue)
     rank = catalogue.floats(match.prefer)
+    # NaN sorts last, and would win over every known value.
     order = np.lexsort((np.where(np.isfinite(rank), rank, -np.inf), ids))
     last = np.ones(order.size, dtype=np.bool_)
     last[:-1] = ids[order][1:] != ids[order][:-1]
+    # Rows without an identifier are no copies of each other: all of them stay.
     keep = ids == ""
     keep[order[last]] = True
     flow.add(

@@ -52,6 +52,7 @@ class Flow:
 
     def add(self, of: str, step: str, n_in: int, n_out: int, *, why: str, source: str = "") -> None:
         """Take down a step; what comes out of one must go into the next of the same kind."""
+        # Counts come as numpy's integers, which JSON does not write.
         self.steps.append(FlowStep(of, step, int(n_in), int(n_out), why, source))
 
     def __len__(self) -> int:

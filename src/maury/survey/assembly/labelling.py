@@ -116,6 +116,7 @@ def prepare_references(
     offsets: dict[str, Offsets] = {}
     if recipe.offsets.fit:
         for number in range(1, len(labels)):
+            # Each is tied to the first itself: offsets in a chain would add up their errors.
             pair = _overlap(recipe, catalogues[0], catalogues[number])
             one, two = _taken(labels[0], pair[0]), _taken(labels[number], pair[1])
             flow.add(
@@ -140,12 +141,15 @@ def _target(
     facts = catalogues[0].recipe.abundances
     first = facts.convention if facts is not None else Convention()
     scales = {c.recipe.abundances.solar_scale if c.recipe.abundances else None for c in catalogues}
+    # Teff and log g know no solar scale; only abundances must state theirs.
     abundant = any(conventions.parse(name) for name in wanted)
+    # Two solar scales differ by a constant for each element, which a fitted offset takes up.
     if stated.solar_scale is None and len(scales) > 1 and abundant and not recipe.offsets.fit:
         raise ConfigError(
             f"the references are on different solar scales ({', '.join(map(str, scales))}); state "
             "'solar_scale' in [labels]"
         )
+    # A single reference stays as it is published: there is nothing to bring it in line with.
     several = len(catalogues) > 1 and None not in scales
     scale = stated.solar_scale or (first.solar_scale if several else None)
     return Convention(scale, stated.alpha)
@@ -206,9 +210,11 @@ def _overlap(
         if second.recipe.id and kind in second.recipe.id.other
     ]
     for kind in shared:
+        # A wrong pair falsifies an offset, a lost one costs little: what is doubtful is dropped.
         match = match_identifiers(
             second.identifiers(kind), first.identifiers(kind), ambiguous="drop", duplicates="drop"
         )
+        # Both may name a kind of identifier and yet share no star by it: the next one is tried.
         if match.matched.any():
             break
     else:

@@ -154,6 +154,9 @@ def one_star(star_id: StrArray, matches: Sequence[Int64Array]) -> StrArray:
         ones.append(known)
         others.append(nodes + group[known])
         nodes += int(group.max(initial=-1)) + 1
+    # Chains count: spectra 1 and 2 share a row of one catalogue, 2 and 3 of another, and all three
+    # are of one star.
     component = linked(nodes, np.concatenate(ones), np.concatenate(others))[:n_star]
     _, first, member = np.unique(component, return_index=True, return_inverse=True)
+    # An identifier that one of them had, as a new one could be looked up nowhere.
     return star_id[first[member]]

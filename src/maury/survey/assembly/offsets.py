@@ -190,6 +190,7 @@ class Offsets:
         x = {name: given.column(name)[0] for offset in self.labels for name in offset.terms}
         moved = dict(x)
         values, errors = np.full(given.values.shape, np.nan), np.full(given.values.shape, np.nan)
+        # Offsets are at moved labels, which depend on the offsets: found by going round.
         for _ in range(FIT.rounds):
             for offset in self.labels:
                 if offset.label in moved:
@@ -327,9 +328,11 @@ def merge(surveys: Sequence[ReferenceLabels], offsets: Mapping[str, Offsets]) ->
     names = tuple(dict.fromkeys(name for survey in surveys for name in survey.names))
     n_star = len(surveys[0].values)
     values, errors = np.full((2, n_star, len(names)), np.nan)
+    # The width is stated, as numpy would cut every name to that of the empty text.
     origin = np.full(n_star, "", dtype=f"U{max(len(s.survey) for s in surveys)}")
     for survey in surveys:
         moved = offsets[survey.survey].apply(survey) if survey.survey in offsets else survey
+        # All labels of a star are from one survey: those of one analysis fit each other.
         rows = (origin == "") & np.isfinite(moved.values).any(axis=1)
         index = [names.index(name) for name in survey.names]
         values[np.ix_(rows, index)] = moved.values[rows]
@@ -375,6 +378,7 @@ def _means(
             b = b - offsets[name].at(x)[0]
             scatter = offsets[name].scatter
         variances = np.array([_known(e) ** 2, _known(f) ** 2 + scatter**2])
+        # A survey that gives no errors would have all the weight: both then count alike.
         equal = (variances <= 0).any(axis=0)
         weights = np.where(equal, 1.0, 1.0 / np.where(variances > 0, variances, 1.0))
         out[:, k] = (weights[0] * a + weights[1] * b) / weights.sum(axis=0)
@@ -394,6 +398,7 @@ def _fit_label(
     difference = (b - a)[rows]
     variance = (_known(e) ** 2 + _known(f) ** 2)[rows]
     units = np.array([_UNITS.get(name, 1.0) for name in terms])
+    # The constant is thus the offset of a typical star, and hardly correlates with the slopes.
     pivots = np.median(x[rows], axis=0)
     phi = np.hstack([np.ones((rows.size, 1)), (x[rows] - pivots) / units])
     fit = _mixture(difference, variance, phi)
@@ -413,6 +418,7 @@ def _fit_label(
     residual = np.full(len(first.values), np.nan)
     total = np.maximum(variance + fit.scatter2, 1e-24)
     scaled = (difference - phi @ fit.coefficients) / np.sqrt(total)
+    # A few outliers would rule the correlations.
     residual[rows] = np.where(fit.inlier > 0.5, scaled, np.nan)
     return offset, residual
 
@@ -435,17 +441,20 @@ def _mixture(y: Float64Array, variance: Float64Array, phi: Float64Array) -> _Fit
     beta: Float64Array = np.zeros(phi.shape[1])
     beta[0] = middle
     scatter2 = max(width2 - float(np.median(variance)), 0.0)
+    # Where the iteration starts; chosen, not measured: both are fitted.
     share, wide2 = 0.05, 25.0 * width2
     inlier: Float64Array = np.ones(y.size)
     for _ in range(FIT.steps):
         narrow, wide = np.maximum(variance + scatter2, 1e-12 * width2), variance + wide2
         residual2 = (y - phi @ beta) ** 2
+        # Hogg et al. (2010), eq. 17, in logarithms: of far outliers both densities underflow to 0.
         log_in = np.log(1 - share) - 0.5 * (residual2 / narrow + np.log(narrow))
         log_out = np.log(share) - 0.5 * (residual2 / wide + np.log(wide))
         inlier = np.asarray(np.exp(log_in - np.logaddexp(log_in, log_out)))
         weight = inlier / narrow + (1 - inlier) / wide
         old = (*beta, scatter2)
         normal = phi.T @ (weight[:, None] * phi)
+        # No plain inverse: a term that is alike in all stars makes the matrix singular.
         beta = np.asarray(np.linalg.pinv(normal) @ (phi.T @ (weight * y)))
         residual2 = (y - phi @ beta) ** 2
         scatter2 = _scatter2(residual2, variance, inlier, phi.shape[1])
@@ -456,6 +465,7 @@ def _mixture(y: Float64Array, variance: Float64Array, phi: Float64Array) -> _Fit
             break
     total = np.maximum(variance + scatter2, 1e-12 * width2)
     covariance = np.asarray(np.linalg.pinv(phi.T @ ((inlier / total)[:, None] * phi)))
+    # Fisher information of the variance of a Gaussian: half the sum of 1 / variance^2.
     information = float(np.sum(inlier / total**2)) / 2.0
     error2 = 1.0 / np.sqrt(information)
     scatter = np.sqrt(scatter2)
@@ -473,13 +483,16 @@ def _scatter2(
     n_free = float(inlier.sum())
     residual2 = residual2 * n_free / max(n_free - n_coefficient, 1.0)
 
+    # The derivative of the log likelihood but for a factor; its root is the maximum.
     def slope(scatter2: float) -> float:
         total = variance + scatter2
         return float(np.sum(inlier * (residual2 - total) / total**2))
 
+    # Beyond the largest residual no term is positive, so that the root lies below.
     top = float(residual2.max(initial=0.0))
     if top <= 0:
         return 0.0
+    # A star with an error of 0 would be divided by 0.
     low = 0.0 if np.all(variance > 0) else 1e-12 * top
     return float(brentq(slope, low, top)) if slope(low) > 0 else 0.0
 

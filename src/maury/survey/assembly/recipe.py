@@ -96,6 +96,7 @@ class MatchEntry(Strict):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
+        # A key without effect is refused: whoever wrote it believes that it has one.
         used = self.model_fields_set
         if self.by == "position" and used & {"spectra", "catalogue", "prefer"}:
             raise ValueError("'spectra', 'catalogue' and 'prefer' are for by = \"id\"")
@@ -212,9 +213,11 @@ class BuildRecipe(Strict):
     def _in_order(cls, given: tuple[CatalogueEntry, ...]) -> tuple[CatalogueEntry, ...]:
         titles = [entry.title for entry in given]
         twice = sorted({title for title in titles if titles.count(title) > 1})
+        # The flow table counts the spectra themselves under that name.
         if twice or "spectra" in titles:
             raise ValueError(f"catalogue {(twice or ['spectra'])[0]!r}: give it another 'name'")
         for number, entry in enumerate(given):
+            # Catalogues are matched in order: a later one has no rows yet to go by.
             if entry.match.via is not None and entry.match.via not in titles[:number]:
                 raise ValueError(
                     f"{entry.title}: 'via' must name a catalogue before it, got {entry.match.via!r}"
@@ -227,6 +230,7 @@ class BuildRecipe(Strict):
         try:
             labels.parse(given)
         except ConfigError as error:
+            # Of this kind, which pydantic collects: all mistakes of a file are told at once.
             raise ValueError(str(error)) from error
         return given
 
@@ -250,6 +254,7 @@ def load_recipe(path: Path | str) -> BuildRecipe:
     recipe = validated(document, BuildRecipe, problems)
     if recipe is None:
         raise ConfigError(f"{path} is wrong: {'; '.join(problems)}")
+    # Relative to the recipe, not to where the command runs: it moves with its files.
     base = path.absolute().parent
     return recipe.model_copy(
         update={
@@ -275,8 +280,10 @@ def load_recipe(path: Path | str) -> BuildRecipe:
 
 def _rooted(entry: Strict, base: Path, names: tuple[str, ...]) -> dict[str, Any]:
     given = {name: getattr(entry, name) for name in names}
+    # An absolute path stays what it is: pathlib drops the base before one.
     return {name: None if value is None else base / value for name, value in given.items()}
 
 
 def _recipe_at(name: str | None, base: Path) -> str | None:
+    # Anything else is the name of a recipe of the package, and no path.
     return str(base / name) if name is not None and name.endswith(".toml") else name

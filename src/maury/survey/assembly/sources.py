@@ -89,6 +89,7 @@ class SpectraSource:
 
     def chunks(self, rows: IndexArray, start: int) -> Iterator[tuple[int, Chunk]]:
         """Yield the chosen rows from output row `start` on, a chunk of a store at a time."""
+        # From the edge of a chunk: where a killed run left half of one, it is written again whole.
         for first in range(start // CHUNK_STARS * CHUNK_STARS, rows.size, CHUNK_STARS):
             chosen = rows[first : first + CHUNK_STARS]
             pieces = []
@@ -124,6 +125,7 @@ def open_spectra(entry: SpectraEntry, stack: ExitStack) -> SpectraSource:
     else:
         files, citation, epoch = _open_recipe(entry)
     stack.enter_context(files)
+    # Known only once spectra are read, but a store must declare all its columns at the start.
     columns = {"snr": np.full(len(files), np.nan), **files.columns}
     if files.source.skip_bad:
         columns["unread"] = np.full(len(files), "")
