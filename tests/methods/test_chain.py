@@ -20,7 +20,7 @@ from maury.methods.fitting.theory import (
 )
 from maury.methods.protocols import ForwardModel
 from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS, Spectrograph
-from maury.simulation.theory import TheoryCalibration
+from maury.simulation.theory_calibration import TheoryCalibration
 
 WAVE = RAVE_WAVE_AA[200:500]
 STEPS = {

@@ -19,7 +19,7 @@ from maury.model.split import (
     split_stars,
     star_hashes,
 )
-from maury.spectra.stars import StarMarks
+from maury.spectra.star_identity import StarMarks
 
 ids = st.lists(st.sampled_from([f"star {k}" for k in range(30)]), min_size=3, max_size=120)
 fractions = st.tuples(st.floats(0.01, 0.4), st.floats(0.01, 0.4)).map(

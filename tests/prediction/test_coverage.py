@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from maury.errors import LengthMismatch, ModelFileError, TrainingError
 from maury.labels.flags import Flag
-from maury.prediction import residual_tests as anomaly
+from maury.prediction import peculiar_spectra as anomaly
 from maury.prediction.coverage import DETECTORS, LEAST_STARS, CoverageModel
 from maury.prediction.evidence import (
     CoverageScores,
@@ -27,7 +27,7 @@ from maury.prediction.evidence import (
     same_star,
     whitening,
 )
-from maury.prediction.residual_tests import CALCIUM_AA, VelocityTest
+from maury.prediction.peculiar_spectra import CALCIUM_AA, VelocityTest
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import RAVE_WAVE_AA, ObservingModel, Spectrograph
 from maury.simulation.population import Population

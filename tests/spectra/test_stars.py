@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maury.labels.columns import BANDS
-from maury.spectra.stars import KnownStars, StarMarks, group_stars, linked, plain_identifiers
+from maury.spectra.star_identity import (
+    KnownStars,
+    StarMarks,
+    group_stars,
+    linked,
+    plain_identifiers,
+)
 
 BAND_COLUMNS = [band.column for band in BANDS]
 

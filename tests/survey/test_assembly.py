@@ -479,7 +479,7 @@ def test_a_build_that_was_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatc
     catalogue(tmp_path, "ref", range(20))
     path = write_recipe(tmp_path, ONE)
     whole = build_survey(path, tmp_path / "whole.zarr").survey
-    monkeypatch.setattr("maury.survey.assembly.sources.CHUNK_STARS", 16)
+    monkeypatch.setattr("maury.survey.assembly.build_spectra.CHUNK_STARS", 16)
     done = []
 
     def stop(n, total):
@@ -674,7 +674,7 @@ def test_columns_of_the_store_that_only_it_knows_are_kept(tmp_path) -> None:
 def test_spectra_that_lie_far_apart_are_read_piece_by_piece(tmp_path, monkeypatch) -> None:
     source = simulated_spectra(tmp_path)
     catalogue(tmp_path, "ref", [0, 19])
-    monkeypatch.setattr("maury.survey.assembly.sources.CHUNK_STARS", 4)
+    monkeypatch.setattr("maury.survey.assembly.build_spectra.CHUNK_STARS", 4)
     survey = build_survey(write_recipe(tmp_path, ONE), tmp_path / "out.zarr").survey
     rows = [0, 1, 38, 39]
     assert survey.id.tolist() == source.id[rows].tolist()

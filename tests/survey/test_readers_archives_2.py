@@ -25,9 +25,9 @@ from maury.errors import (
 from maury.io.source_table import parse_array
 from maury.spectra.spectra import arm_slices
 from maury.survey.archives.ingest import ingest_recipe
-from maury.survey.assembly.catalogues import open_catalogue
+from maury.survey.assembly.build_catalogues import open_catalogue
+from maury.survey.assembly.build_file import CatalogueEntry
 from maury.survey.assembly.flow import Flow
-from maury.survey.assembly.recipe import CatalogueEntry
 from maury.survey.readers import ingest_toml
 
 RNG = np.random.default_rng(11)

@@ -17,9 +17,9 @@ from maury.io.tables import open_table
 from maury.spectra.preparation import Preparation
 from maury.survey.archives import apply_cuts, load
 from maury.survey.archives.ingest import ingest_recipe
-from maury.survey.assembly.catalogues import open_catalogue
+from maury.survey.assembly.build_catalogues import open_catalogue
+from maury.survey.assembly.build_file import CatalogueEntry
 from maury.survey.assembly.flow import Flow
-from maury.survey.assembly.recipe import CatalogueEntry
 from maury.survey.readers import ingest_toml, open_toml
 
 C_KMS = 299792.458

@@ -12,9 +12,9 @@ from maury.labels.abundances import Convention, convert
 from maury.survey import archives
 from maury.survey.archives.quantities import QUANTITIES, flux_excess_sigmas
 from maury.survey.archives.recipe import EpochFacts
-from maury.survey.assembly.catalogues import open_catalogue
+from maury.survey.assembly.build_catalogues import open_catalogue
+from maury.survey.assembly.build_file import CatalogueEntry
 from maury.survey.assembly.flow import Flow
-from maury.survey.assembly.recipe import CatalogueEntry
 from maury.survey.crossmatch import Positions
 from maury.survey.crossmatch.matching import match_positions
 from maury.survey.readers import ingest_toml

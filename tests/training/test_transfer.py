@@ -24,9 +24,9 @@ from maury.simulation.mismatch import REALISTIC_MISMATCH
 from maury.simulation.observing import ObservingModel, Spectrograph
 from maury.simulation.population import Population
 from maury.simulation.surveys import Simulation, Simulator
-from maury.simulation.theory import TheoryCalibration
+from maury.simulation.theory_calibration import TheoryCalibration
 from maury.simulation.training_stars import TrainingStarSimulator
-from maury.spectra.stars import StarMarks
+from maury.spectra.star_identity import StarMarks
 from maury.survey.store import Survey, SurveyWriter
 from maury.training.simulated import SimulatedTraining, train_on_simulated_stars
 from maury.training.source_model import SourceModel

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import (
+    archives,
     build,
     catalogue,
     crossmatch,
@@ -17,7 +18,6 @@ from maury.cli import (
     publish,
     quality,
     survey,
-    surveys,
     terminal,
     transfer,
 )
@@ -33,19 +33,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 ingest_app = typer.Typer(
-    cls=surveys.IngestGroup,
+    cls=archives.IngestGroup,
     help="Read files of spectra and tables into a survey store.",
     epilog="For a public survey give its name: maury ingest rave-dr6 PATH OUT.zarr.",
 )
 
 ingest_app.command("released")(survey.ingest_released)
 ingest_app.command("toml")(survey.ingest_toml)
-ingest_app.command("recipe")(surveys.ingest_recipe)
+ingest_app.command("recipe")(archives.ingest_recipe)
 app.add_typer(ingest_app, name="ingest", no_args_is_help=True)
 app.command("import-keras")(model.import_keras)
 for command in (
     # In the order of `maury --help`: a survey, a model, its quality, a catalogue, its publication.
-    *(model.demo, surveys.surveys, fetch.fetch, crossmatch.crossmatch, build.build),
+    *(model.demo, archives.surveys, fetch.fetch, crossmatch.crossmatch, build.build),
     *(survey.simulate, model.train, model.methods, transfer.transfer, model.distil, model.info),
     *(quality.validate, quality.audit, quality.coverage, quality.compare, drift.drift),
     *(catalogue.predict, catalogue.explore, quality.report),

@@ -46,7 +46,7 @@ from maury.methods.protocols import (
     Sample,
 )
 from maury.methods.storage import Arrays, stored
-from maury.simulation.theory import TheoryCalibration
+from maury.simulation.theory_calibration import TheoryCalibration
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Payne", "PaynePhotometry", "PaynePhotometrySettings", "PayneSettings"]
@@ -64,7 +64,7 @@ class PayneSettings(MethodSettings):
     ----------
     calibrate : bool
         Whether theory is calibrated on the training stars
-        (`maury.simulation.theory.TheoryCalibration`).
+        (`maury.simulation.theory_calibration.TheoryCalibration`).
     prior : {"wide", "sample", "photometry"}
         See `maury.methods.fitting.knowledge.LabelKnowledge`; the last needs observables in the
         preparation.

@@ -1,9 +1,10 @@
 """The model directory, and the networks in it.
 
 `Model` is a directory of safetensors and JSON: weights, preparation, scaling, split, attachments,
-citations. `networks` are the architectures (a new one goes there), `engines` compute them,
-`inference` runs an ensemble, `split` divides stars into training, validation and test, `keras`
-imports published networks.
+citations. `networks` are the architectures (a new one goes there), `engines` compute them fast,
+`inference` runs an ensemble on prepared inputs (a whole prediction, with errors and flags, is
+`maury.prediction`). `split` decides which stars train, validate and test; `keras` imports published
+networks.
 """
 
 import lazy_loader as lazy

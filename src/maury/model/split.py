@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maury.errors import ConfigError, LengthMismatch, check_known
 from maury.io.arrays import BoolArray, Int64Array, StrArray
-from maury.spectra.stars import KnownStars, StarMarks, plain_identifiers
+from maury.spectra.star_identity import KnownStars, StarMarks, plain_identifiers
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,12 @@
 """A trained model applied to a survey: labels, calibrated errors, flags, and a catalogue.
 
-`predictor` takes a batch to labels with errors (`calibration`, `uncertainty`) and raises the flags
-of a prediction (`coverage`: unlike the training sample; `residual_tests`: emission, second lines,
-velocity); `streaming` runs it over a survey, resumable and in parallel; `catalogue` holds and
-writes the result. Before a run, `self_check` compares the model with itself and `drift` the survey
-with the training sample.
+`predictor` takes a batch to labels with errors, by the `Labeller` of its kind of model
+(`labellers`), and raises the flags of a prediction: `coverage` says what is unlike the training
+sample, `peculiar_spectra` what has emission, second lines or another velocity. `calibration`,
+`conformal` and `uncertainty` are how errors are learnt on held-out stars (by `training`) and given
+to new ones. `streaming` runs it over a survey, resumable and in parallel, `by_star` combines the
+spectra of a star, `catalogue` holds and writes the result. Before a run, `self_check` compares the
+model with itself and `drift` the survey with the training sample.
 """
 
 import lazy_loader as lazy

@@ -2,7 +2,7 @@
 
 `CoverageModel.fit` learns on training stars what is normal: neighbours among labels and among
 features, how well spectra computed from the labels fit, and what the tests of
-`maury.prediction.residual_tests` give. Every threshold is a quantile of the training stars' own
+`maury.prediction.peculiar_spectra` give. Every threshold is a quantile of the training stars' own
 scores, each star scored without itself, so that a known and small share of good stars is warned of.
 """
 
@@ -29,7 +29,7 @@ from maury.io.arrays import (
 )
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.labels.statistics import robust_scale
-from maury.prediction import residual_tests as anomaly
+from maury.prediction import peculiar_spectra as anomaly
 from maury.prediction.evidence import (
     CoverageScores,
     Evidence,
@@ -39,7 +39,7 @@ from maury.prediction.evidence import (
     same_star,
     whitening,
 )
-from maury.prediction.residual_tests import CALCIUM_AA, PASCHEN_AA, VelocityTest
+from maury.prediction.peculiar_spectra import CALCIUM_AA, PASCHEN_AA, VelocityTest
 
 __all__ = ["CoverageModel", "CoverageScores", "Evidence", "TwoViews"]
 

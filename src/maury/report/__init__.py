@@ -1,8 +1,8 @@
 """What a person looks at: figures, pages, the explorer, files to publish.
 
-`figures` are functions of data; `page` sets them into one report; `explorer` is a catalogue in the
-browser, flags and spectra included; `galaxy` places stars in the Galaxy and measures gradients;
-`publish` converts, cites and maps a catalogue.
+`figures` are functions of data; `page` sets them into one offline report; `explorer` serves a
+catalogue to the browser, star by star, flags and spectra included; `cartography` places stars in
+the Galaxy and measures gradients; `publish` converts, cites and maps a catalogue.
 """
 
 import lazy_loader as lazy

@@ -1,9 +1,10 @@
 """Simulated stars and spectra, marked as such everywhere, and what follows from theory.
 
-The emulator gives a spectrum for labels, the population gives labels and magnitudes, `observing`
-adds what a spectrograph does. `surveys` makes whole simulated surveys. `theory` calibrates the
-emulator on labelled spectra, `drawing` draws labels around the labelled stars, `training_stars`
-simulates spectra of these to train on. `bound` is the Cramer-Rao bound on every label.
+The `emulator` gives a spectrum for labels, the `population` gives labels and magnitudes,
+`observing` adds what a spectrograph does; `surveys` makes whole simulated surveys of them. For
+training, `theory_calibration` fits the emulator to labelled spectra, `drawing` draws labels around
+the labelled stars, and `training_stars` simulates their spectra. `bound` is the Cramer-Rao bound on
+every label. The data of emulator and population are in `data`.
 """
 
 import lazy_loader as lazy

@@ -26,7 +26,7 @@ from maury.simulation.emulator import Emulator
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
 from maury.simulation.population import Population
 from maury.simulation.rest_frame import RestFrameTheory
-from maury.simulation.theory import (
+from maury.simulation.theory_calibration import (
     TheoryCalibration,
 )
 from maury.spectra.operators import vacuum_to_air

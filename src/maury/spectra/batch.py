@@ -15,7 +15,7 @@ from maury.labels.columns import known as known_columns
 from maury.labels.columns import unknown_column
 from maury.spectra.rows import row_numbers
 from maury.spectra.spectra import Medium, Spectra
-from maury.spectra.stars import StarMarks
+from maury.spectra.star_identity import StarMarks
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """The survey store, and every way into it.
 
-`Survey` opens a Zarr store of spectra and columns lazily, `SurveyWriter` writes one. Files of the
-world (FITS spectra, tables, text) come in through `readers`, one module a format; public surveys
-are recipes in `archives`, fetched by `fetch`; `crossmatch` finds the same star in two catalogues;
-`assembly` builds a labelled survey of spectra and catalogues. A new survey is a TOML file in
-`archives/recipes`, with a module in `readers` only if its files are of a new format.
+A survey is spectra and columns of one instrument: `Survey` (`store`) opens a Zarr store of it
+lazily, `SurveyWriter` (`writer`) writes one, `plausibility` doubts values that cannot be, `summary`
+says what is there. Files of the world (FITS spectra, tables, text) come in through `readers`;
+published surveys are described in `archives` and downloaded by `fetch`; `crossmatch` finds the same
+star in two catalogues; `assembly` is `maury build`, which makes a labelled survey of spectra and
+catalogues. A new public survey is a TOML file in `archives/recipes`, with a module in `readers`
+only if its files are of a new format.
 """
 
 import lazy_loader as lazy

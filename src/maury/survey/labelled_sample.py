@@ -15,7 +15,7 @@ from maury.io.arrays import AnyArray, Int64Array
 from maury.spectra.batch import Batch
 from maury.spectra.preparation import Inputs, Preparation, join_inputs, take
 from maury.spectra.spectra import Spectra
-from maury.spectra.stars import plain_identifiers
+from maury.spectra.star_identity import plain_identifiers
 from maury.survey.store import Survey
 
 __all__ = ["LabelledSample", "labelled_rows"]

@@ -28,7 +28,7 @@ from maury.spectra.batch import Batch
 from maury.spectra.noise import check_correlation, side_weight_correlation
 from maury.spectra.rows import row_numbers, row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths, describe_grid
-from maury.spectra.stars import StarMarks
+from maury.spectra.star_identity import StarMarks
 from maury.survey.manifest import check_manifest, manifest_digest
 from maury.survey.writer import CHUNK_STARS as CHUNK_STARS
 from maury.survey.writer import COLUMN_CHUNK_STARS

@@ -1,9 +1,10 @@
 """From a labelled survey to a model.
 
 `train` (in `runs`) is the way in: it splits the stars, trains the members of an ensemble
-(`ensemble`, `member`) on observed or simulated spectra (`simulated`), and calibrates their errors.
-`transfer` moves a model to another survey, `distillation` makes a small network of a large model,
-and `comparison` trains every method on the same folds.
+(`ensemble`; one member on observed spectra in `member`, on simulated ones in `simulated`; each in a
+process of its own, `processes`), and has `maury.prediction` learn how large their errors are.
+`transfer` moves a model to another survey, `distillation` makes a small network (the student) of a
+large model, and `comparison` trains every method on the same folds.
 """
 
 import lazy_loader as lazy

@@ -26,7 +26,7 @@ from maury.simulation.population import Population
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.spectra import describe_grid
-from maury.spectra.stars import StarMarks
+from maury.spectra.star_identity import StarMarks
 from maury.survey.store import Survey
 from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS, Start
 

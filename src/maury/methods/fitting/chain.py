@@ -21,7 +21,7 @@ from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.protocols import Evaluation, ForwardModel
 from maury.simulation.broadening import rotation_transfer
 from maury.simulation.observing import Spectrograph
-from maury.simulation.theory import TheoryCalibration
+from maury.simulation.theory_calibration import TheoryCalibration
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
 __all__ = [

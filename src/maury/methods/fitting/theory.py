@@ -17,7 +17,7 @@ from maury.simulation.emulator import Emulator
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
 from maury.simulation.population import NUISANCE_NAMES, Population
 from maury.simulation.quantities import EMULATOR_LABELS
-from maury.simulation.theory import TheoryCalibration
+from maury.simulation.theory_calibration import TheoryCalibration
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import vacuum_to_air
 

@@ -1,7 +1,7 @@
 """From spectra and public catalogues to a labelled survey store, with every cut on record.
 
-`build_survey` follows a TOML file (`maury.survey.assembly.recipe`): it opens the spectra, applies
-the cuts of the catalogues, matches them, puts their labels on one scale, and writes the store. What
+`build_survey` follows a TOML file (`build_file`): it opens the spectra, applies the cuts of the
+catalogues, matches them (`pairing`), puts their labels on one scale, and writes the store. What
 each step let through, and why, is the flow table.
 """
 

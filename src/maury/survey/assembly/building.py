@@ -17,15 +17,15 @@ from maury.labels import columns as columns_module
 from maury.labels import definitions as labels_module
 from maury.labels.columns import STAR_ID_FROM, Column
 from maury.labels.definitions import Label
-from maury.spectra.stars import IDENTIFIER, SPECTRUM
+from maury.spectra.star_identity import IDENTIFIER, SPECTRUM
 from maury.survey.archives import apply_cuts, load
-from maury.survey.assembly.catalogues import CutCatalogue, open_catalogue
+from maury.survey.assembly.build_catalogues import CutCatalogue, open_catalogue
+from maury.survey.assembly.build_file import BuildRecipe, load_recipe
+from maury.survey.assembly.build_spectra import Columns, SpectraSource, open_spectra
 from maury.survey.assembly.flow import KEY, Flow
 from maury.survey.assembly.labelling import References, prepare_references
-from maury.survey.assembly.matching import match_catalogue, one_star
 from maury.survey.assembly.offsets import Offsets
-from maury.survey.assembly.recipe import BuildRecipe, load_recipe
-from maury.survey.assembly.sources import Columns, SpectraSource, open_spectra
+from maury.survey.assembly.pairing import match_catalogue, one_star
 from maury.survey.readers.pipeline import describe_files, fingerprint
 from maury.survey.readers.writing import report_unread
 from maury.survey.store import Survey
@@ -77,7 +77,7 @@ def build_survey(
     Parameters
     ----------
     recipe_path : Path or str
-        The TOML file (`maury.survey.assembly.recipe`, ``docs/guides/build.md``).
+        The TOML file (`maury.survey.assembly.build_file`, ``docs/guides/build.md``).
     out : Path or str
         Store to make.
     overwrite : bool

@@ -14,7 +14,8 @@ from maury.labels import definitions as labels_module
 from maury.labels.abundances import Convention
 from maury.labels.definitions import Label
 from maury.labels.solar import SCALES
-from maury.survey.assembly.catalogues import CutCatalogue
+from maury.survey.assembly.build_catalogues import CutCatalogue
+from maury.survey.assembly.build_file import BuildRecipe
 from maury.survey.assembly.flow import Flow
 from maury.survey.assembly.offsets import (
     MIXTURE_KEY,
@@ -24,7 +25,6 @@ from maury.survey.assembly.offsets import (
     fit_offsets,
     merge,
 )
-from maury.survey.assembly.recipe import BuildRecipe
 from maury.survey.crossmatch import match_identifiers, match_positions
 
 logger = logging.getLogger(__name__)

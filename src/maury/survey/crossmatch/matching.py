@@ -13,7 +13,7 @@ from maury.errors import ConfigError, IdentifierError, LengthMismatch
 from maury.io.arrays import Int64Array
 from maury.spectra.positions import Positions as Positions
 from maury.spectra.positions import common_epoch
-from maury.spectra.stars import plain_identifiers
+from maury.spectra.star_identity import plain_identifiers
 from maury.survey.crossmatch.candidates import MOST_CANDIDATES, Best, Pairing
 from maury.survey.crossmatch.matches import Match, MatchFlag
 

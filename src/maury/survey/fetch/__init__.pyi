@@ -1,5 +1,5 @@
 from .download import Downloader as Downloader
-from .manifest import MANIFEST as MANIFEST
+from .download_record import MANIFEST as MANIFEST
 from .plans import DownloadPlan as DownloadPlan
 from .plans import Planned as Planned
 from .plans import fetch as fetch

@@ -19,7 +19,7 @@ from maury.survey.fetch.download import (
     Remote,
     sha256_of,
 )
-from maury.survey.fetch.manifest import Manifest, Record
+from maury.survey.fetch.download_record import Manifest, Record
 from maury.survey.fetch.web import Web
 
 State = Literal["there", "partial", "missing"]

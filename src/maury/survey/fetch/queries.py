@@ -23,7 +23,7 @@ from maury.errors import ConfigError, FetchError, MissingExtra, OutputExists
 from maury.io.arrays import AnyArray
 from maury.io.files import making, remove, writing
 from maury.survey.fetch.download import Downloader, Progress, Received, Remote
-from maury.survey.fetch.manifest import Manifest
+from maury.survey.fetch.download_record import Manifest
 from maury.survey.fetch.plans import session
 from maury.survey.fetch.web import Interrupted, Web
 

@@ -78,7 +78,7 @@ def ingest_toml(
     Paths in the file are relative to it. S/N comes from the column ``snr``, else from ivar, else
     from the spectrum; without ivar or errors, ivar follows from S/N. Spectra are of one star if
     ``star_id`` says so, else if their positions are equal, else if parallax and magnitudes are
-    (`maury.spectra.stars`); the column ``star_id_from`` says which.
+    (`maury.spectra.star_identity`); the column ``star_id_from`` says which.
 
     Parameters
     ----------

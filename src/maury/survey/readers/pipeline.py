@@ -26,7 +26,7 @@ from maury.labels.columns import STAR_ID_FROM
 from maury.labels.definitions import LABEL_NAMES
 from maury.spectra.operators import estimate_snr, ivar_from_snr
 from maury.spectra.pixels import continuum_level
-from maury.spectra.stars import SPECTRUM, StarMarks, group_stars
+from maury.spectra.star_identity import SPECTRUM, StarMarks, group_stars
 from maury.survey.readers.grids import Gridder, ascending
 from maury.survey.writer import require_unique
 from maury.version import __version__
@@ -138,7 +138,7 @@ def complete_ids(ids: StrArray | None, n_star: int, what: Path) -> StrArray:
 def with_stars(columns: Columns, ids: StrArray, place: Path) -> dict[str, AnyArray]:
     """Return columns with the star of every spectrum, and by what it was identified.
 
-    A ``star_id`` that the columns have stays; others are found by `maury.spectra.stars`.
+    A ``star_id`` that the columns have stays; others are found by `maury.spectra.star_identity`.
 
     Parameters
     ----------

@@ -15,8 +15,8 @@ from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
 from maury.survey.archives import SurveyRecipe, apply_cuts, load
 from maury.survey.archives.recipe import EpochFacts
+from maury.survey.assembly.build_file import CatalogueEntry
 from maury.survey.assembly.flow import Flow
-from maury.survey.assembly.recipe import CatalogueEntry
 from maury.survey.crossmatch import Positions
 from maury.survey.readers.values import converted, stands_for_missing, without_missing
 

@@ -13,7 +13,7 @@ from maury.labels.columns import Column
 from maury.labels.definitions import Label
 from maury.survey.archives import load
 from maury.survey.archives.ingest import open_recipe
-from maury.survey.assembly.recipe import SpectraEntry
+from maury.survey.assembly.build_file import SpectraEntry
 from maury.survey.crossmatch import Positions
 from maury.survey.readers import FileSurvey, open_toml
 from maury.survey.store import Survey

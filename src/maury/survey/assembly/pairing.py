@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from maury.io.arrays import Int64Array, StrArray
-from maury.spectra.stars import linked
-from maury.survey.assembly.catalogues import CutCatalogue
+from maury.spectra.star_identity import linked
+from maury.survey.assembly.build_catalogues import CutCatalogue
+from maury.survey.assembly.build_spectra import SpectraSource
 from maury.survey.assembly.flow import Flow
-from maury.survey.assembly.sources import SpectraSource
 from maury.survey.crossmatch import (
     Match,
     MatchFlag,
