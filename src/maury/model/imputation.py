@@ -15,8 +15,11 @@ import numpy as np
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 
 LEAST_STARS = 200
+"""Least training stars for a quadratic regression: several for each of its terms; chosen."""
 _RIDGE = 1e-4
+"""Holds coefficients of nearly dependent terms down, in scaled units; chosen, not measured."""
 _LARGEST_DEVIATION = 5.0
+"""Nothing is filled in for stars beyond this many deviations from the training stars; chosen."""
 _DEPENDENT = 1e-5
 """Relative size below which a direction is a rounding error: colours follow from magnitudes."""
 

@@ -21,6 +21,7 @@ from maury.model.output import has_spectrum as has_spectrum
 from maury.spectra.preparation import FurtherColumns, Inputs
 
 _PREDICT_ROWS = 512
+"""Stars computed together: PyTorch was best in batches of 64 to 512 (docs, engines)."""
 _BAND_NAMES = frozenset(band.name for band in BANDS)
 
 

@@ -36,9 +36,13 @@ from maury.version import __version__
 
 logger = logging.getLogger(__name__)
 MAX_FILES = 1000
+"""Networks read at once; the release has ten."""
 MAX_FILE_BYTES = 64 * 2**20
+"""Largest file that is opened, far beyond a released network; chosen."""
 _MAX_WEIGHT_BYTES = 4 * 2**20
+"""Largest array of weights in such a file; chosen."""
 _MAX_GRAPH_BYTES = 2**20
+"""Largest description of a network in such a file; chosen."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,7 @@ def _read_apart(paths: Sequence[Path]) -> list[dict[str, Float32Array]]:
 
 
 _REFUSED = 3
+"""Exit status of the reading process for a file that it refuses; 1 and 2 are those of Python."""
 _READING, _REFUSAL = "maury reads ", "maury refuses: "
 
 

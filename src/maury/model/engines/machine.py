@@ -21,7 +21,9 @@ from maury.model.engines.llvm import Code, Processor
 _CACHE_BYTES = 800 * 1024
 """Largest arena of a block of more than one vector; a level-2 cache of today holds 1 MiB."""
 _MOST_VECTORS = 4
+"""Vectors of stars in a block: enough to hide the latency of a chain of sums; chosen."""
 _ALIGNMENT = 64
+"""Bytes of a cache line, and of the widest vector register (AVX-512)."""
 
 
 class Machine:

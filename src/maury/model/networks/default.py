@@ -23,11 +23,17 @@ from maury.model.networks.base import (
 )
 
 _LEAST_VARIANCE = 1e-4
+"""Least variance of a scaled label: a predicted error of zero would end the likelihood."""
 LARGEST_DEVIATION = 8.0
-_OBSERVABLE_KNEE = 3.0
+"""Pixels are cut off at this many scales, so that a cosmic ray does not rule; chosen."""
+OBSERVABLE_KNEE = 3.0
+"""Scaled observables beyond this grow by their logarithm only; chosen."""
 NOISY_PIXEL = 0.25
+"""Pixels of less than this share of the typical inverse variance are scaled down; chosen."""
 _TYPICAL_SNR = 55.0
-_N_QUALITY = 3
+"""Unit of the S/N that the network takes, so that it is near 1 for RAVE-like spectra; chosen."""
+N_QUALITY = 3
+"""Columns of `noise_quality`: two measures of the noise, and whether there is any."""
 
 
 @preset
@@ -178,7 +184,7 @@ class DefaultNetwork(nn.Module):
         self.project = linear(n_pixel, config.stem)
         self.join = linear(config.stem, width)
         self.bend = linear(config.stem, width)
-        self.quality = linear(_N_QUALITY, width)
+        self.quality = linear(N_QUALITY, width)
         self.observables: nn.Linear | None = None
         if n_observable:
             self.observables = linear(2 * n_observable, width)
@@ -245,5 +251,5 @@ def with_presence(observables: Tensor) -> Tensor:
     """Bent observables, then their presence bits."""
     present = torch.isfinite(observables)
     scaled = torch.where(present, observables, 0.0)
-    bent = _OBSERVABLE_KNEE * torch.asinh(scaled / _OBSERVABLE_KNEE)
+    bent = OBSERVABLE_KNEE * torch.asinh(scaled / OBSERVABLE_KNEE)
     return torch.cat([bent, present.to(bent)], dim=1)

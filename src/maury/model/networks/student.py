@@ -20,16 +20,18 @@ from maury.model.networks.base import (
 )
 from maury.model.networks.default import (
     LARGEST_DEVIATION,
+    N_QUALITY,
     NOISY_PIXEL,
+    OBSERVABLE_KNEE,
     DefaultConfig,
     LabelPosterior,
     noise_quality,
 )
 
-_OBSERVABLE_KNEE = 3.0
 _SAMPLED_PIXELS = 32
+"""Pixels whose median gives the noise: over all it would cost more than the network; chosen."""
 _LARGEST_LOG_SIGMA = 8.0
-_N_QUALITY = 3
+"""Bound of the logarithm of a scaled error, far outside any, so that exp stays finite."""
 
 
 @preset
@@ -103,7 +105,7 @@ class StudentNetwork(nn.Module):
         self.stride = max(1, n_pixel // _SAMPLED_PIXELS)
         self.register_buffer("flux_centre", torch.zeros(n_pixel, dtype=torch.float32))
         self.register_buffer("flux_scale", torch.ones(n_pixel, dtype=torch.float32))
-        n_other = _N_QUALITY + 2 * n_observable
+        n_other = N_QUALITY + 2 * n_observable
         self.project = linear(n_pixel, config.stem)
         self.join = linear(2 * config.stem + n_other, config.width)
         self.body = nn.ModuleList(linear(config.width, config.width) for _ in range(config.depth))
@@ -147,11 +149,11 @@ class StudentNetwork(nn.Module):
         """Quality of the spectrum, observables and their presence bits, (n, n_other)."""
         quality = noise_quality(typical, present)
         present = torch.isfinite(observables)
-        scaled = torch.where(present, observables, 0.0) / _OBSERVABLE_KNEE
+        scaled = torch.where(present, observables, 0.0) / OBSERVABLE_KNEE
         size = scaled.abs()
         # asinh, in functions that are vectorised.
         bent = torch.copysign((size + (size.square() + 1.0).sqrt()).log(), scaled)
-        return torch.cat([quality, _OBSERVABLE_KNEE * bent, present.to(bent)], dim=1)
+        return torch.cat([quality, OBSERVABLE_KNEE * bent, present.to(bent)], dim=1)
 
     def outputs(self, pixels: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled means and errors (n, n_label), and a factor (n, n_label, rank).
