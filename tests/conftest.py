@@ -20,7 +20,7 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 REFERENCE = Path(os.environ.get("MAURY_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 MOST_PROCESSES = 8
-"""Processes of `pytest` at most: each holds torch and a model, up to 1.2 GB (measured)."""
+"""Processes of `pytest` at most: each holds torch and a model, up to 1.7 GB (measured)."""
 LEAST_THREADS = 2
 """Threads that each may use, however many processes there are: results that depend on the number
 of threads show only where there are two."""

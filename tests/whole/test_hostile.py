@@ -20,6 +20,7 @@ import pytest
 from astropy.io import fits
 from pyarrow import parquet
 
+from builders import keras_networks
 from builders.untrained_model import untrained
 from maury.errors import (
     ConfigError,
@@ -684,9 +685,7 @@ def test_frames_tell_their_size(tmp_path, n_byte):
 
 
 def keras_file(path: Path, make) -> Path:
-    import test_keras_import
-
-    test_keras_import.write(path)
+    keras_networks.write(path)
     with h5py.File(path, "r+") as file:
         make(file)
     return path
