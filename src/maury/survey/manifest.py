@@ -54,6 +54,7 @@ def check_manifest(store: Path) -> None:
         return
     recorded = _read(manifest)
     for name, digest in recorded["metadata"].items():
+        # A manifest of somebody else must not have files outside of the store opened.
         if not _is_inside(name):
             raise _damaged(manifest, f"names {name!r}")
         try:

@@ -96,12 +96,14 @@ def check_range_of_wavelengths(wave_aa: Float64Array, *, what: str) -> None:
 
 def _other_units(first: float, last: float) -> str:
     """Return which keys would bring a grid to where spectra are taken."""
+    # Ten to the power of a wavelength overflows: that reading then just does not fit.
     with np.errstate(over="ignore"):
         readings = {
             "log = true": np.power(10.0, [first, last]),
             'unit = "nm"': np.array([first, last]) * 10.0,
             'unit = "um"': np.array([first, last]) * 1e4,
             'unit = "m"': np.array([first, last]) * 1e10,
+            # Where "nm" was stated of angstrom.
             "no unit": np.array([first, last]) / 10.0,
         }
     fitting = [
@@ -182,6 +184,7 @@ def _outliers(label: Label, values: Float64Array) -> str | None:
     if not outside.size:
         return None
     distinct, counts = np.unique(outside, return_counts=True)
+    # The most frequent ones: what stands for missing is one number, many times.
     order = np.argsort(-counts, kind="stable")[:_LISTED]
     listed = ", ".join(f"{distinct[k]:.6g}" for k in sorted(order))
     more = f" and {distinct.size - _LISTED} others" if distinct.size > _LISTED else ""
@@ -189,6 +192,7 @@ def _outliers(label: Label, values: Float64Array) -> str | None:
         f"{outside.size} of {values.size} values of {label.name} lie outside of anything a star "
         f"has ({low:g} to {high:g} {label.unit}): {listed}{more}; "
     )
+    # A wrong unit moves most values, a number that stands for missing ones only some.
     hint = _other_scale(label, outside) if 2 * outside.size > values.size else None
     return text + (hint or _as_missing(label.name, distinct[order]))
 
@@ -243,6 +247,7 @@ def _logg_per_si(teff: Float64Array, logg: Float64Array) -> str | None:
     warm = logg[(teff > low) & (teff < high) & np.isfinite(logg)]
     if warm.size < PLAUSIBLE.least_rows or np.quantile(warm, 0.9) > PLAUSIBLE.warm_logg_dex:
         return None
+    # In m/s2 log g is lower by 2, some 2.3 for such stars: values below 1 have another fault.
     if np.median(warm) < 1.0:
         return None
     return (

@@ -177,6 +177,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         self._rows = merged
         with explaining(self.path):
             new = self.n_written - sum(last - first for first, last in self._settled)
+            # Not after every chunk, as waiting for the disk takes time: this bounds what may be
+            # lost.
             if new >= self.stretch:
                 settle(self.partial, self._on_disk)
                 self._settled = merged
@@ -232,6 +234,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
             raise LengthMismatch(
                 f"{self.path}: {self.n_written} rows written of {self.n_star} declared"
             )
+        # Only now: of a run that was resumed, or shared by processes, none has seen all rows.
         self._check_ids()
         self._tell_of_labels()
         for torn in self.partial.rglob("*.partial"):  # Zarr's own, of writers that were killed.
@@ -269,6 +272,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         import zarr
 
         self.partial.mkdir(parents=True)
+        # First of all: a folder without this stamp is not taken for ours, and never removed.
         self._put_progress({})
         self._group = zarr.create_group(str(self.partial), zarr_format=3)
         self._group.attrs["maury"] = header
@@ -384,6 +388,7 @@ def _codecs() -> list[Any]:
     """Return what compresses a chunk, and the checksum of what comes out."""
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
+    # The checksum is of the bytes on disk: damage is found before anything is unpacked.
     return [ZstdCodec(level=0), Crc32cCodec()]
 
 

@@ -84,6 +84,7 @@ def _spectra(recipe: SurveyRecipe) -> Rows:
     if spectra is None:
         return []
     states: list[str] = [spectra.medium or "air or vacuum as the files say"]
+    # What is not stated is not the same as not at rest: nothing is said then.
     states += {True: ["at rest"], False: ["not at rest"], None: []}[spectra.at_rest]
     states += ["normalised"] if spectra.normalised else ["not normalised"]
     states += [f"R = {spectra.resolving_power:g}"] if spectra.resolving_power else []

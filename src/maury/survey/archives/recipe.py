@@ -189,6 +189,7 @@ class PositionFacts(Strict):
 
     @model_validator(mode="after")
     def _both(self) -> Self:
+        # A star that is moved along one axis alone ends at a wrong place.
         if (self.pmra is None) != (self.pmdec is None):
             raise ValueError("'pmra' and 'pmdec' go together")
         return self
@@ -463,6 +464,7 @@ def _recipe_of(document: dict[str, Any], what: str) -> SurveyRecipe:
     problems += unknown_columns(document, labels)
     spectra = document.get("spectra")
     if isinstance(spectra, Mapping):
+        # Columns of spectra may fill observables, which stand at the top of the file.
         own = {**spectra, "observable": document.get("observable")}
         problems += [f"spectra.{p}" for p in unknown_columns(own, labels)]
     if problems or recipe is None:

@@ -180,6 +180,7 @@ def match_side(
         epoch: str | float = float(named.pop("epoch", "nan"))
     except ValueError:
         epoch = keys["epoch"]
+    # Those of `HatsColumns` are Gaia's: what is not named is not guessed for another catalogue.
     defaults: dict[str, Any] = {"pmra": None, "pmdec": None, **named, "epoch": epoch}
     match, found = match_hats(
         left.positions, right, radius_arcsec, columns=HatsColumns(**defaults), also=take, **options
@@ -220,6 +221,7 @@ def candidates(
         ) from error
     usable = left.take(left.usable)
     try:
+        # A catalogue may name fewer as its default ones, without what is wanted here.
         catalogue = lsdb.open_catalog(str(right), columns="all")
     except (OSError, ValueError) as error:
         raise InputFileError(f"{right} is no HATS catalogue: {error}") from error
@@ -233,6 +235,7 @@ def candidates(
     if not len(usable):
         return catalogue.meta.iloc[:0]
     moc = MOC.from_lonlat(*_lonlat(usable), max_norder=_ORDER).add_neighbours()
+    # Whole files alone are left out by it: rows are judged once they are moved to the epoch.
     near = catalogue.search(lsdb.MOCSearch(moc, fine=False))
     return near.map_partitions(
         _near, usable, radius_arcsec, columns, epoch_yr, meta=near.meta

@@ -105,6 +105,7 @@ class Pairing:
         if on.any():
             b[on] = unit(b[on] + right.velocity[j[on]] * left.years[i[on], None])
         chord = np.linalg.norm(a - b, axis=1)
+        # By the chord, which keeps its digits at arcseconds, where cosines are 1 but for rounding.
         return np.asarray(2.0 * np.arcsin(np.minimum(chord / 2.0, 1.0)) / ARCSEC)
 
     def unmoved(self, i: Int64Array, j: Int64Array) -> BoolArray:
@@ -149,6 +150,8 @@ class Best:
         tolerance: float | None = None,
     ) -> None:
         """Enter all candidates of some left rows, as pairs."""
+        # At equal distance the lower row is first: the result must not depend on the order of
+        # pairs.
         order = np.lexsort((j, separation, i))
         i, j, separation = i[order], j[order], separation[order]
         rows, right_rows = i, j
@@ -184,6 +187,7 @@ class Best:
         several = self.count > 1
         flags[several] |= MatchFlag.SEVERAL.value
         lead = settings["lead_arcsec"]
+        # Not `<`: an unknown distance, NaN, must leave a match in doubt.
         doubtful = several if lead is None else several & ~(self.second - self.first >= lead)
         if settings["ambiguous"] != "nearest":
             flags[doubtful] |= MatchFlag.AMBIGUOUS.value

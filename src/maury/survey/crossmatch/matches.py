@@ -141,6 +141,7 @@ class Match:
                 f"the column has {len(column)} rows, the right catalogue {self.n_right}; "
                 "give a column of the right catalogue"
             )
+        # There is no row 0 to stand in for a missing one.
         if self.n_right == 0:
             return np.full(len(self), missing)
         # Row 0 stands in where there is no partner, and is replaced.
@@ -181,6 +182,7 @@ def fill(first: Match, second: Match) -> Match:
             f"{second.n_right}; match the same catalogues"
         )
     names = ("index", "separation_arcsec", "n_candidate", "next_arcsec", "flags")
+    # Not every row without a partner: what a policy dropped must not get another one.
     free = first.n_candidate == 0
     both = {name: np.where(free, getattr(second, name), getattr(first, name)) for name in names}
     # Each match looked at its own rows; together they may give one partner twice.

@@ -75,6 +75,7 @@ def match_positions(
     best = Best.empty(len(left))
     for i, j in pairing.near(radius_arcsec):
         separation = pairing.separation_arcsec(i, j)
+        # The search was wider than the radius, by as much as stars may move.
         inside = separation <= radius_arcsec
         best.enter(i[inside], j[inside], separation[inside], pairing, magnitude_tolerance)
     settings = {
@@ -211,7 +212,9 @@ def _equal(left: Int64Array, right: Int64Array) -> Iterator[tuple[Int64Array, In
     order = np.argsort(right, kind="stable")
     ranked = right[order]
     first = np.searchsorted(ranked, left, side="left")
+    # -1 is "none" on both sides: missing identifiers must not match each other.
     count = np.where(left < 0, 0, np.searchsorted(ranked, left, side="right") - first)
+    # What stands in thousands of rows identifies nothing, and makes pairs by its square.
     count = np.minimum(count, MOST_CANDIDATES)
     block = np.cumsum(count) // _PAIRS_AT_ONCE
     edges = np.flatnonzero(np.diff(block, prepend=0)).tolist()

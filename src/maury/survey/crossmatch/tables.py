@@ -136,6 +136,7 @@ def table_positions(table: SourceTable, keys: Mapping[str, str]) -> Positions:
 
 def _named_unit(table: SourceTable, text: str) -> tuple[str, str | None]:
     name, colon, unit = text.rpartition(":")
+    # A column whose own name has a colon in it is taken as it is called.
     return (name, unit) if colon and text not in table.names else (text, table.units.get(text))
 
 
@@ -338,6 +339,7 @@ def _standard(unit: str | None) -> Any:
     """Return a unit that astropy knows, or none."""
     from astropy import units
 
+    # A unit that astropy does not know is kept as the catalogue writes it.
     return None if unit is None else units.Unit(unit, parse_strict="silent")
 
 

@@ -77,6 +77,7 @@ class Manifest:
     def of(self, source: Downloadable) -> Record | None:
         """Return the record of a file, if it came from this address."""
         record = self.records.get(source.name)
+        # From another address it is another file of the same name, with another checksum.
         return record if record is not None and record.url == source.url else None
 
     def write(self, folder: Path) -> None:

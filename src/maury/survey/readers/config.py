@@ -47,6 +47,7 @@ class ArrayRef(Strict):
     def _short(cls, given: Any) -> Any:
         if isinstance(given, str):
             return {"name": given}
+        # `true` is a whole number in Python, and would be HDU 1.
         if isinstance(given, int) and not isinstance(given, bool):
             return {"hdu": given}
         return given
@@ -77,6 +78,7 @@ class SpectraConfig(Strict):
             raise ValueError("give either 'file' or 'folder'")
         if self.ivar is not None and self.error is not None:
             raise ValueError("give either 'ivar' or 'error'")
+        # A key that the format settles would be ignored without a word.
         settled = sorted(self.model_fields_set - {"reader", "file", "folder", "pattern"})
         if self.reader is not None and settled:
             raise ValueError(f"'reader' settles the format: leave out {', '.join(settled)}")
@@ -191,6 +193,7 @@ class ObservableConfig(Strict):
     @field_validator("name")
     @classmethod
     def _free(cls, name: str) -> str:
+        # The ending marks the column of an error, which another observable may need.
         if name.endswith("_error"):
             raise ValueError("an observable's name may not end in '_error'")
         if name in columns_module.known():
@@ -315,6 +318,8 @@ class IngestConfig(Strict):
     @model_validator(mode="after")
     def _distinct_observables(self) -> Self:
         names = [c.name for entry in self.observable for c in entry.parts(entry.name)]
+        # An array fills numbered columns, but `[columns]` calls it by this name, which must be free
+        # too.
         names += [entry.name for entry in self.observable if entry.size is not None]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -351,6 +356,7 @@ class IngestConfig(Strict):
         if twice:
             raise ValueError(f"two tables are called {twice[0]!r}; give one a 'name'")
         for name, column in self.columns.items():
+            # The file of the spectra may be a table itself, and needs no [[table]] then.
             if column.table is not None and column.table not in [*titles, "spectra"]:
                 hint = suggestion(column.table, [*titles, "spectra"])
                 raise ValueError(f"columns.{name}: no table is called {column.table!r}{hint}")
@@ -370,6 +376,7 @@ def _require_wavelength(spectra: SpectraConfig, wavelength: WavelengthConfig | N
 
 def _check_windows(windows: Sequence[Window]) -> None:
     edges = [edge for window in windows for edge in window]
+    # All edges in one row: order within windows and between them is one condition.
     if any(one >= other for one, other in pairwise(edges)):
         raise ValueError(f"windows must increase and not overlap, got {[*windows]}")
 
@@ -386,6 +393,7 @@ def load_config(path: Path) -> tuple[IngestConfig, tuple[Label, ...]]:
     problems: list[str] = []
     labels = labels_of(document, problems)
     config = validated(document, IngestConfig, problems)
+    # Of the document, not the model, so that it is told even where that refuses something else.
     problems += unknown_columns(document, labels)
     if problems or config is None:
         raise ConfigError(f"{path} is wrong: " + "; ".join(problems))

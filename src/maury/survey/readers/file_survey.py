@@ -149,4 +149,5 @@ class FileSurvey:
     def _stored(self, name: str, values: AnyArray) -> AnyArray:
         """Values of the type that a store gives them."""
         kind = self._kinds[name]
+        # A model must answer alike whether spectra are read from files or from a store of them.
         return values.astype(np.str_ if kind == "str" else kind)

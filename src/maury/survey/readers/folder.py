@@ -79,6 +79,7 @@ def open_folder(
             return _ascii_star(path, spectra, wavelength)
 
     ids = np.array(names, dtype=np.str_)
+    # The first tells for all: a folder may hold a million files, which would all be opened for it.
     simulated = _simulated(paths[0], spectra)
     return StarFiles(paths, read, ids, None, wavelength.medium, simulated, skip_bad, lost)
 
@@ -110,6 +111,7 @@ def _is_prose(path: Path) -> bool:
         head = stream.read(_HEAD_BYTES)
     try:
         rows = head.decode("utf-8").splitlines()
+    # In doubt it is a spectrum: its reader tells what is wrong, whereas one left out is missed.
     except UnicodeDecodeError:
         return False
     rows = [row for row in rows if row.strip() and not row.lstrip().startswith("#")]
@@ -147,6 +149,7 @@ def _fits_star(
     hdus = open_fits(path, stack)
     hdu = _spectrum_hdu(hdus, spectra, path)
     noise = spectra.ivar or spectra.error
+    # A stated grid replaces that of the header, whose medium is then of no account.
     if wavelength.start is None:
         for header in (hdu.header, hdus[0].header):
             require_medium(header_medium(header), wavelength.medium, path)

@@ -118,6 +118,7 @@ def ingest_toml(
     return write_files(
         open_toml(config_path, skip_bad=skip_bad),
         out,
+        # As a text: workers open the files themselves, since open ones cannot be sent.
         reopening=Reopening(_open_again, json.dumps([str(place), skip_bad]), place),
         overwrite=overwrite,
         progress=progress,
@@ -209,6 +210,7 @@ def open_toml(config_path: Path | str, *, skip_bad: bool = False) -> FileSurvey:
     config_path = Path(config_path)
     stated, labels = load_config(config_path)
     stated = stated.model_copy(update={"skip_bad": True}) if skip_bad else stated
+    # The record keeps paths as they are written: absolute ones are of one machine alone.
     config = _rooted(stated, config_path.absolute().parent)
     return open_config(config, config_path, labels=labels, options=_options(stated))
 
@@ -278,6 +280,7 @@ def open_config(
             at_rest=True if isinstance(source, CoaddedSource) and source.moves else config.at_rest,
             provenance=provenance(reader, hashed, {**options, **_scales(arms)}),
             fingerprint=fingerprint(files, options),
+            # From here on the survey closes the files; after any error before they are closed here.
             stack=stack.pop_all(),
         )
 
@@ -333,6 +336,7 @@ def _stored_correlation(config: IngestConfig, arm: Arm, source: Source) -> tuple
         widths = [np.median(np.diff(grid)) for grid in (arm.gridder.wave_aa, arm.first_aa)]
         found = resampled_correlation(found, round(float(widths[0] / abs(widths[1])), 4))
     moved = isinstance(source, CoaddedSource) and source.moves
+    # A shift by parts of a pixel interpolates, and so correlates neighbours at equal steps too.
     return resampled_correlation(found, 1.0) if moved else found
 
 

@@ -279,6 +279,7 @@ def _identify(
 
 def _match(ids: StrArray, here: StrArray, paths: tuple[Path, Path]) -> IndexArray:
     sorting = np.argsort(here)
+    # What is greater than all is placed beyond the end; the comparison finds that it is absent.
     place = np.minimum(np.searchsorted(here[sorting], ids), ids.size - 1)
     absent = here[sorting[place]] != ids
     if absent.any():
@@ -305,6 +306,7 @@ def _source_names() -> dict[str, str]:
         error = f"{column}_error"
         if error in known:
             for alias in (f"{name}_error", f"{name}_err", f"e_{name}", f"err_{name}"):
+                # A name that is a column already keeps its meaning.
                 names.setdefault(alias, error)
     return names
 

@@ -116,9 +116,11 @@ class RowsSource:
 
 def to_ivar(values: AnyArray, *, is_error: bool) -> Float64Array:
     """Return inverse variance from itself or from 1 sigma errors; 0 where it means nothing."""
+    # Errors of fluxes in physical units, 1e-20 or so, have squares that float32 does not hold.
     data = np.asarray(values, dtype=np.float64)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         ivar = 1.0 / (data * data) if is_error else data
+    # Bad pixels have errors of 0, of NaN or below 0: none of these may weigh anything.
     return np.where((data > 0) & np.isfinite(ivar), ivar, 0.0)
 
 
@@ -164,6 +166,7 @@ def _assemble(
     if not file.oriented:
         known = (n_pixel, None if ids is None else ids.size)
         flux = _oriented(flux, spectra.orientation, known, path)
+    # By the header, before anything is read: a damaged one may promise any size.
     check_rows(flux.n_star, path)
     check_pixels(flux.n_pixel, path)
     noise = spectra.ivar or spectra.error
@@ -247,6 +250,7 @@ def _grid(
             )
         grid = linear_grid(config.start, config.step, flux.n_pixel, log=bool(config.log))
         return grid * angstrom_per(config.unit)
+    # FITS counts axes from the fastest: numpy's last one is its first.
     axis = 1 if flux.pixel_axis == 1 else 2
     require_medium(header_medium(flux.header or {}, axis), config.medium, path)
     grid_or_none = (
@@ -294,6 +298,7 @@ def _open_numpy(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
         values = npz_array(path, name)
         if values.ndim != 1 or values.dtype.kind not in "SUiu":
             raise ColumnError(f"{path}: {name!r} must be one row of text or whole numbers")
+        # numpy takes four bytes for each character of the longest text, in every row.
         if values.dtype.itemsize > 4 * current().text_characters:
             raise exceeded(path, f"has texts of {values.dtype.itemsize} bytes", "text_characters")
         return np.char.strip(values.astype(np.str_))
@@ -303,6 +308,7 @@ def _open_numpy(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
 
 
 def _open_fits_table(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
+    # Mapped, as a table of all spectra of a survey may be larger than memory.
     hdus = open_fits(path, stack, memmap=True)
     holding = [h for h in hdus if spectra.flux in getattr(getattr(h, "columns", None), "names", ())]
     hdu = holding[0] if holding and spectra.hdu is None else None

@@ -84,6 +84,7 @@ def list_files(
 
 def stem(path: Path) -> str:
     """Return the name of a file without its suffixes."""
+    # A packed file is the same spectrum as the plain one, under the same name.
     name = path.name.removesuffix(".gz").removesuffix(".fz")
     return name.rsplit(".", 1)[0] if "." in name else name
 
@@ -105,6 +106,7 @@ class Facts:
 
     def _column(self, name: str) -> AnyArray:
         values = [row.get(name) for row in self.rows]
+        # Whole numbers stay so: a float64 does not hold the 19 digits of an identifier of Gaia.
         if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
             return np.array(values)
         if all(v is None or isinstance(v, int | float) for v in values):

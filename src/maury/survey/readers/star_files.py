@@ -281,10 +281,12 @@ class StarFormat:
                 if not callable(self.medium):
                     require_medium(header_medium(cards), self.medium, item)
             gathered.add(cards)
+        # A few bad files may be skipped; where all are bad, folder or reader are the wrong ones.
         if len(lost) == len(paths):
             raise InputFileError(f"none of the {len(paths)} files can be read: {lost[paths[0]]}")
         names = np.array(self.identify(gathered.rows, paths), dtype=np.str_)
         ids = complete_ids(names, len(paths), path)
+        # One simulated spectrum marks all of them: the mark must never get lost.
         simulated = any(row.get("SIMULATE") is True for row in gathered.rows)
         medium = self.medium
         if callable(medium):
