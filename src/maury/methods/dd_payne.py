@@ -185,6 +185,7 @@ class DDPayne(Method[DDPayneSettings]):
             seed=seed,
         )
         residual = flux - network.evaluate(truth, jacobian=False).flux
+        # It has only to lie in the right valley of chi-square: a coarse one is enough.
         quick = MatisseSettings(labels=names, nodes=12, snr_classes=(40.0,))
         return cls(
             settings=settings,
@@ -213,6 +214,7 @@ class DDPayne(Method[DDPayneSettings]):
         """Fit spectra; see `maury.methods.protocols.Method.apply`."""
         start = self.starter.apply(inputs).labels
         start = np.clip(start, self.network.lowest, self.network.highest)
+        # The velocity, last in the chain: spectra are at rest but for its error.
         start = np.concatenate([start, np.zeros((len(start), 1))], axis=1)
         names = self._fitter.model.label_names
         prior = Prior.of(names, len(inputs), {"rv_kms": (0.0, self.settings.rv_sigma_kms)})
@@ -315,6 +317,7 @@ class _Theory:
         """All labels of the chain: those not chosen as of a star of solar composition."""
         out = np.zeros((len(labels), len(self._chain.label_names)))
         out[:, self._index] = labels
+        # Iron follows the metals of a star of solar pattern; left at 0 it would contradict them.
         for name, other in (_METALS, _METALS[::-1]):
             here, there = LABEL_NAMES.index(name), LABEL_NAMES.index(other)
             if here not in self._index and there in self._index:

@@ -62,6 +62,7 @@ class SpectralNetwork:
         flux = second @ self.weight_2 + self.bias_2
         if not jacobian:
             return Evaluation(flux, None)
+        # Inputs are scaled: by the chain rule derivatives become those per kelvin and dex.
         per_unit = (1.0 / (self.highest - self.lowest)).astype(np.float32)
         slope = np.asarray((self.weight_0 * per_unit[:, None])[None] * gate_0[:, None], np.float32)
         hidden = self.bias_0.size
@@ -73,6 +74,7 @@ class SpectralNetwork:
 
 def _silu(x: Float32Array, *, slope: bool) -> tuple[Float32Array, Float32Array]:
     """X times its logistic function, and the derivative."""
+    # The logistic function by tanh, as exp(-x) overflows where x is far below 0.
     gate = np.float32(0.5) * (np.float32(1.0) + np.tanh(np.float32(0.5) * x))
     out = x * gate
     return out, gate + out * (np.float32(1.0) - gate) if slope else gate

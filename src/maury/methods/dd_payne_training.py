@@ -115,6 +115,8 @@ def _train(
     high = np.maximum(labels.max(axis=0), guide.labels.max(axis=0))
     width = np.where(high > low, high - low, 1.0)
     mean = np.where(weight > 0, flux, np.nan)
+    # The last bias begins as the mean spectrum, so that only differences are to be learnt; a pixel
+    # that is bad in all stars begins at the continuum.
     start = np.nan_to_num(np.nanmean(mean, axis=0), nan=1.0).astype(np.float32)
     layers = _initial(labels.shape[1], config.hidden, start)
     stars = [
@@ -156,10 +158,12 @@ def _initial(n_label: int, hidden: int, start: Float32Array) -> list[Tensor]:
     sizes = [(n_label, hidden), (hidden, hidden), (hidden, start.size)]
     layers = []
     for number, (n_in, n_out) in enumerate(sizes):
+        # Small in the last layer: the network begins close to the mean spectrum.
         gain = 0.1 if number == 2 else 1.0
         drawn = torch.randn(n_in, n_out, dtype=torch.float32)
         layers.append(drawn * (gain * math.sqrt(2.0 / n_in)))
         layers.append(torch.zeros(n_out, dtype=torch.float32))
+    # Spread, so that units bend at different labels and not all in the middle of the range.
     layers[1] = torch.rand(hidden, dtype=torch.float32) - 0.5
     layers[5] = torch.from_numpy(start.copy())
     return [layer.requires_grad_() for layer in layers]

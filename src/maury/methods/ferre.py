@@ -81,6 +81,7 @@ class Ferre(GridMethod[FerreSettings]):
         windows = {
             name: window
             for name, window in windows.items()
+            # An element with an axis of its own is fitted already.
             if name not in settings.axes and ELEMENTS[name] in settings.axes
         }
         names = tuple(n for n in cls.known_labels or () if n in training.label_names)
@@ -156,6 +157,9 @@ class Ferre(GridMethod[FerreSettings]):
             assert slopes is not None, "derivatives were asked for"
             weighted = slopes[:, column] * inputs.ivar[rows] * window.astype(np.float32)
             cross = np.einsum("nkp,np->nk", slopes, weighted).astype(np.float64)
+            # A window without a good pixel has no slope at all.
             own = np.maximum(cross[:, column], 1e-30)
+            # At the least chi-square s_axis . residual = 0; moving a frozen label k moves the axis
+            # by -(s_axis . s_k) / (s_axis . s_axis), products over pixels with their weights.
             out[rows] = -cross / own[:, None]
         return out

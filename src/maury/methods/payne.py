@@ -135,6 +135,7 @@ class Payne(Method[PayneSettings]):
         wave = in_air(training)
         none = np.zeros(wave.size, dtype=np.float32)
         chain = observed_chain(wave, calibration, none, nuisances=settings.nuisances)
+        # Theory is not calibrated by so few either: stars of the population stand in for them.
         few = len(stars) < LEAST_STARS
         truth = typical_labels(TYPICAL_STARS, seed) if few else stars.truth
         seen = np.zeros((TYPICAL_STARS, 0)) if few else stars.inputs.observables.astype(np.float64)
@@ -197,6 +198,7 @@ class Payne(Method[PayneSettings]):
     def _prior(self, inputs: Inputs, labels: bool) -> Prior:
         n, names = len(inputs), self.chain.label_names
         prior = Prior.of(names, n, nuisance_sigmas(names, self.settings.rv_error_kms))
+        # Labels that are frozen at the truth need no prior.
         if labels:
             kind = self.settings.prior
             observables = np.asarray(inputs.observables, dtype=np.float64)

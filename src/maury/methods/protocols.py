@@ -174,6 +174,7 @@ class FitResult:
     @property
     def chi2_reduced(self) -> Float64Array:
         """Chi-square over degrees of freedom (n_star,); NaN where there are none."""
+        # With as many parameters as pixels nothing is left to judge a fit by.
         freedom = np.where(self.n_freedom > 0, self.n_freedom, np.nan)
         return np.asarray(self.chi2 / freedom)
 
@@ -190,6 +191,7 @@ class FitResult:
             self,
             label_names=tuple(names),
             labels=self.labels[:, index],
+            # In two steps: numpy pairs two lists of indices up, and would give a diagonal.
             covariance=self.covariance[:, index][:, :, index],
         )
 
@@ -202,6 +204,7 @@ class FitResult:
             name: np.concatenate([getattr(part, name) for part in parts]) for name in columns
         }
         fluxes = [part.flux for part in parts if part.flux is not None]
+        # Spectra of some parts alone would no longer stand in the rows of their labels.
         flux = np.concatenate(fluxes) if len(fluxes) == len(parts) else None
         return cls(first.label_names, **joined, flux=flux)
 
@@ -271,6 +274,7 @@ class MethodSettings(BaseModel):
         Labels to give; empty means all that the survey has values of and the method can give.
     """
 
+    # A mistyped key would otherwise be ignored, and the default trained without a word.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labels: tuple[str, ...] = ()
@@ -291,11 +295,13 @@ class External:
     error: Float64Array
 
 
+# Read-only, as all calls share it as their default.
 NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
 SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 
 @dataclass(frozen=True, eq=False)
+# eq=False: fields are arrays, whose `==` is an array and no truth value.
 class Method(ABC, Generic[SettingsT]):
     """A way from spectra to labels, trained on a survey, saved as arrays and plain JSON.
 

@@ -100,6 +100,7 @@ def read_fields(
         If something is missing, or does not fit.
     """
     values: dict[str, Any] = {}
+    # Annotations are texts where a module imports them from `__future__`.
     hints = get_type_hints(cls)
     for one in fields(cls):
         key, kind = _key(one), hints[one.name]

@@ -59,6 +59,7 @@ class Synspec(GridMethod[SynspecSettings]):
     paper: ClassVar[str] = "Hubeny & Lanz (2017, arXiv 1706.01859)"
     bibtex_key: ClassVar[str] = "2017arXiv170601859H"
     settings_class: ClassVar[type[MethodSettings]] = SynspecSettings
+    # The axes are whatever the user's grid has.
     known_labels: ClassVar[tuple[str, ...] | None] = None
 
     @classmethod
@@ -105,6 +106,7 @@ def _synthesised(training: Sample, settings: SynspecSettings, wave: Float64Array
             "the method synspec needs spectra: give directory = '<path>' or command = '...' in "
             "[method]"
         )
+    # Without the closing brace, as a format may follow the name: {teff:.0f}.
     unused = [name for name in settings.axes if f"{{{name}" not in settings.command]
     if unused:
         raise ConfigError(
@@ -115,6 +117,7 @@ def _synthesised(training: Sample, settings: SynspecSettings, wave: Float64Array
     if missing:
         raise ConfigError(f"the training stars have no {', '.join(missing)}")
     truth = training.truth[:, [training.label_names.index(name) for name in settings.axes]]
+    # A missing label would make the ends of its axis NaN.
     truth = truth[finite_rows(truth)]
     ends = np.array([truth.min(axis=0), truth.max(axis=0)]).T
     model = SynthesiserModel(CommandSynthesiser(settings.command), settings.axes, ends, wave)

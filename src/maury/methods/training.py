@@ -81,6 +81,7 @@ class MethodConfig:
                     f"there is no section [{section}]{hint} (known: {', '.join(_SECTIONS)})"
                 )
         options = dict(_plain(given.get("method", {})))
+        # Settings name their method, so that they cannot be given to another one by mistake.
         if options.pop("name", name) != name:
             raise ConfigError(f"the settings are not those of the method {name}")
         preparation = {**found.preparation_defaults, **_plain(given.get("preparation", {}))}
@@ -161,6 +162,7 @@ def collect(
         If no row has a label, or no training or validation star can be used.
     """
     definitions = labels_module.select(names, survey.label_definitions)
+    # Of all labels, not only those wanted: the split is then the same, whatever is learnt.
     truth = survey.labels(survey.label_names)
     labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
     if not names or labelled.size == 0:
@@ -198,9 +200,11 @@ def collect(
 
 
 def _parts(divided: Split, usable: BoolArray, survey: Survey) -> dict[str, Int64Array]:
+    # Parts are drawn before unusable rows go: this is where each row is among the usable ones.
     number = np.cumsum(usable) - 1
     parts = {name: divided.part(name) for name in PARTS}
     parts = {name: number[rows[usable[rows]]] for name, rows in parts.items()}
+    # A test part without a star is no error here, as nothing is learnt from it.
     for name in ("train", "validation"):
         if parts[name].size == 0:
             raise TrainingError(
@@ -258,6 +262,7 @@ def train_method(
         If `model` exists and `overwrite` is false.
     """
     path = Path(model)
+    # Before training, which may take long and would be in vain.
     refuse_existing(path, overwrite=overwrite)
     settings = MethodConfig.resolve(method, config, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
@@ -297,6 +302,7 @@ def as_model(
 ) -> Model:
     """Put a trained method into a model, which is not saved yet."""
     sample = stars.part("train")
+    # A method may give fewer labels than were asked for, and in an order of its own.
     index = [sample.label_names.index(name) for name in trained.label_names]
     truth = sample.truth[:, index]
     arrays, about = trained.to_arrays()
@@ -307,6 +313,7 @@ def as_model(
         scaling=Scaling(Affine.measure(sample.inputs.observables), Affine.measure(truth)),
         wave_aa=sample.wave_aa,
         medium=sample.medium,
+        # Those are of networks; the arrays of a method are an attachment of the model.
         tensors={},
         members=(),
         split=stars.split,

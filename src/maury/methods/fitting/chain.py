@@ -165,6 +165,7 @@ class Chain:
     def bounds(self) -> Float64Array:
         """Bounds (n_label, 2)."""
         known = dict.fromkeys(self.label_names, (-np.inf, np.inf))
+        # Backwards, so that of operators that share a parameter the first one sets the bounds.
         for operator in reversed(self.operators):
             known |= operator.parameters
         ends = np.asarray(self.source.bounds)
@@ -195,6 +196,7 @@ class Chain:
             if slopes is not None:
                 old = rows.shape[1] - 1
                 for position, place in enumerate(places):
+                    # A label that the chain already has, as Teff: the ways in which it acts add up.
                     if place < old:
                         rows[:, 1 + place] += slopes[:, position]
                 fresh = [position for position, place in enumerate(places) if place >= old]
@@ -263,6 +265,7 @@ class Broadening:
         shifted = (gauss * np.exp(-1j * phase)).astype(np.complex64)
         transfer = shifted * rotation_transfer(scale)
         rows = rows.copy()
+        # Depths, not flux: float32 then rounds lines, and not the continuum.
         rows[:, 0] -= np.float32(1.0)
         transform = scipy.fft.rfft(rows, axis=2)[:, :, :kept]
         out = transform * transfer[:, None]

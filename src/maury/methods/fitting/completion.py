@@ -133,6 +133,7 @@ class SpectrumStatistics:
             level = np.where(good, self.mean, 0.0)
             square = np.maximum((level * self.mean).sum(axis=1), _LEAST_WEIGHT)
             scale = ((np.where(good, flux, 0.0) * self.mean).sum(axis=1) / square)[:, None]
+            # Pixels that scatter about zero tell no scale.
             scale = np.where(scale > 0, scale, 1.0)
         noise = 1.0 / (np.where(good, ivar, 1.0) * scale**2)
         weight = np.where(good, 1.0 / (noise + self.rest), 0.0)
@@ -150,6 +151,8 @@ class SpectrumStatistics:
         covariance = np.empty((len(weight), count, count))
         for start in range(0, len(weight), _BLOCK):
             rows = slice(start, start + _BLOCK)
+            # Patterns are scaled to strengths of unit scatter, whose prior precision is the unit
+            # matrix.
             normal = (weight[rows] @ self._products)[:, self._unfold] + np.eye(count)
             covariance[rows] = np.linalg.inv(normal)
             seen = np.where(weight[rows] > 0, apart[rows], 0.0) * weight[rows]

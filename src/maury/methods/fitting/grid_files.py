@@ -78,6 +78,7 @@ def read_ferre_grid(
         )
     except InputFileError:
         raise
+    # A damaged header gives sizes of any kind, which numpy refuses in all these ways.
     except (ValueError, ArithmeticError, IndexError, MemoryError) as error:
         raise InputFileError(f"the header of {path} is damaged: {error}") from error
 
@@ -195,6 +196,7 @@ def _read_lines(path: Path) -> tuple[dict[str, str], Float32Array]:
                 raise InputFileError(f"{path} does not begin with &SYNTH, so it is no FERRE grid")
             for _ in range(_MAX_HEADER_LINES):
                 line = file.readline(_LONGEST_LINE)
+                # A slash ends a namelist of Fortran.
                 if not line or line.strip() == "/":
                     break
                 key, _, value = line.partition("=")
@@ -246,6 +248,7 @@ def _on_pixels(
         raise InputFileError(f"{path}: {error}") from error
     before, after = powers
     if after > 0:
+        # Widths of Gaussians add in squares; a grid that is broad already cannot be sharpened.
         spectra = _broaden(wave, spectra, np.sqrt(max(after**-2.0 - before**-2.0, 0.0)))
     flux, ivar = resampler(spectra, np.ones_like(spectra))
     if not (ivar > 0).all():
@@ -260,6 +263,7 @@ def _broaden(wave: Float64Array, spectra: Float32Array, inverse_power: float) ->
     """Convolve with a Gaussian whose FWHM is the wavelength times `inverse_power`."""
     if inverse_power == 0.0:
         return spectra
+    # Even in ln(lambda), where a constant resolving power is one kernel for all pixels.
     even = np.geomspace(wave[0], wave[-1], 2 * wave.size)
     sigma = inverse_power / _FWHM_PER_SIGMA / np.log(even[1] / even[0])
     reach = max(1, int(np.ceil(4 * sigma)))

@@ -34,5 +34,6 @@ def terms_slope(scaled: Float64Array) -> Float64Array:
     out[:, 1 + np.arange(k), np.arange(k)] = 1.0
     pair = 1 + k + np.arange(first.size)
     out[:, pair, first] += scaled[:, second]
+    # Added, not set: where both are one label, the slope of x^2 is 2 x.
     out[:, pair, second] += scaled[:, first]
     return out

@@ -101,6 +101,7 @@ def nodes_of(labels: Float64Array, names: Sequence[str], count: int, *, seed: in
     counts = np.array([name in _ATMOSPHERE for name in names])
     counts |= not counts.any()
     centre, scale = robust_scale(labels)
+    # An infinite scale takes a label out of the distance.
     metric = np.where(counts, scale, np.inf)
     place = np.clip((labels - centre) / metric, -_REACH, _REACH)
     rng = np.random.default_rng(seed)

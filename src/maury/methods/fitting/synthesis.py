@@ -127,6 +127,7 @@ class CommandSynthesiser:
             If what it writes is no spectrum, or does not reach over the pixels.
         """
         try:
+            # Split before values go in, and run without a shell: no value can become a command.
             words = [word.format(**labels) for word in shlex.split(self.command)]
             done = subprocess.run(words, capture_output=True, timeout=_SECONDS, check=True)
         except (KeyError, IndexError, ValueError) as error:
@@ -224,6 +225,7 @@ class PySmeSynthesiser:
             _embed(sme, self._nodes.at(sme.teff, sme.logg, sme.monh))
         sme.wave = np.asarray(wave_aa)
         sme.iptype, sme.ipres = "gauss", self.resolving_power
+        # The fit has a velocity and a continuum of its own.
         sme.cscale_flag = sme.vrad_flag = "none"
         sme.normalize_by_continuum = True
         try:
@@ -256,6 +258,7 @@ def composition(labels: Mapping[str, float]) -> dict[str, float]:
     for name, value in labels.items():
         element, _, reference = name.partition("_")
         if reference == "fe":
+            # [X/M] = [X/Fe] + [Fe/M].
             out[element.capitalize()] = iron + value
         elif name not in _SYNTHESISED:
             unknown.append(name)
