@@ -92,12 +92,16 @@ def combine_stars(rows: Mapping[str, AnyArray], labels: Sequence[Label]) -> dict
     snr = np.asarray(rows["snr"], np.float64)[groups.row]
     out["snr"] = np.where(groups.total(np.isfinite(snr)) > 0, np.sqrt(groups.total(snr**2)), np.nan)
     flags = np.zeros(len(groups.first), FLAG_DTYPE)
+    # `flags[star] |= ...` would keep only the last spectrum of each star, as numpy buffers repeated
+    # indices.
     np.bitwise_or.at(flags, groups.star, np.asarray(rows["flags"], FLAG_DTYPE)[groups.row])
     out |= {"flags": flags, "warn": warn(flags)}
     if CHI2.name in rows:
         chi2 = np.asarray(rows[CHI2.name], np.float64)[groups.row]
         out[CHI2.name] = _mean(chi2, groups)
         worst = np.asarray(rows[WORST_WAVELENGTH.name], np.float64)[groups.row]
+        # Sorted by star and then by chi-square, the last row of each star is the one that fits
+        # worst; unknown counts as best.
         order = np.lexsort((np.nan_to_num(chi2, nan=-1.0), groups.star))
         last = np.append(groups.start[1:], len(order)) - 1
         out[WORST_WAVELENGTH.name] = worst[order[last]]
@@ -106,6 +110,8 @@ def combine_stars(rows: Mapping[str, AnyArray], labels: Sequence[Label]) -> dict
 
 def _grouped(rows: Mapping[str, AnyArray]) -> _Groups:
     names: StrArray = np.asarray(rows["star_id"]).astype(np.str_)
+    # No identifier begins with a null character, so that no spectrum without a star joins one that
+    # has a name.
     alone = np.array([f"\0{number}" for number in range(len(names))])
     _, first, star = np.unique(
         np.where(names == "", alone, names), return_index=True, return_inverse=True
@@ -141,6 +147,8 @@ def _combined(
     value, error = column(label.name), column(error_name)
     common = column(f"{error_name}_{_COMMON}")
     own = np.maximum(column(f"{error_name}_{_OWN}"), _LEAST_SHARE * error)
+    # Weights are those of the own errors alone: what all spectra of a star share no weights average
+    # down.
     known = np.isfinite(value) & np.isfinite(own) & (own > 0)
     weight = np.where(known, 1.0 / np.where(known, own, 1.0) ** 2, 0.0)
     total = groups.total(weight)
@@ -150,6 +158,7 @@ def _combined(
     def weighted(values: Float64Array) -> Float64Array:
         return np.where(some, groups.total(weight * values), np.nan)
 
+    # Common errors are fully correlated, so that they are averaged as they are, not in squares.
     mean, shared = weighted(value), weighted(common)
     alone = np.where(some, 1.0 / np.sqrt(np.where(some, total, 1.0)), np.nan)
     whole = np.hypot(alone, shared)
@@ -158,5 +167,7 @@ def _combined(
     for suffix, _ in QUANTILES:
         name = f"{label.name}_{suffix}"
         if name in rows:
+            # In units of the error, as the shape of the distribution is kept while its width
+            # shrinks.
             out[name] = mean + whole * weighted((column(name) - value) / error)
     return out

@@ -96,6 +96,8 @@ def condition(
     rows = np.flatnonzero(np.isfinite(given) & np.isfinite(sigma) & (total > 0))
     gain = spread[rows, :, position] / total[rows, None]
     centre[rows] += gain * (given[rows] - centre[rows, position])[:, None]
+    # The Joseph form of the Kalman update: C - k h^T C loses symmetry, and may turn negative, by
+    # rounding where the measurement is much better than the prediction.
     keep = np.repeat(np.eye(n_label)[None], rows.size, axis=0)
     keep[:, :, position] -= gain
     noise = sigma[rows, None, None] ** 2 * gain[:, :, None] * gain[:, None, :]
@@ -103,6 +105,8 @@ def condition(
     return centre, spread
 
 
+# Intervals narrower than 40 % say little of a width, and beyond 95 % few of a hundred stars are
+# left: chosen, not measured.
 LEVELS = (0.4, 0.55, 0.683, 0.8, 0.9, 0.954)
 """Central probabilities that are matched."""
 LEAST_STARS = 30
@@ -143,7 +147,11 @@ class Regime:
 
     def design(self) -> Float64Array:
         """Terms of the logarithm of the factor, ``(n_star, 10)``; unknown counts as typical."""
+        # Clipped, so that a factor fitted at the S/N of the survey is not extrapolated as a
+        # parabola.
         depth = np.log(np.clip(np.nan_to_num(self.snr, nan=50.0), 5.0, 200.0) / 50.0)
+        # A step from giants to dwarfs, which differ in their lines, and not a slope that runs on at
+        # either end.
         dwarf = np.tanh((np.nan_to_num(self.logg, nan=3.5) - 3.5) / 0.4)
         poor = np.clip(-np.nan_to_num(self.m_h, nan=-0.2) - 0.2, -0.5, 1.5)
         plain = [np.ones(depth.size), depth, depth**2, dwarf, poor]
@@ -188,6 +196,7 @@ class HeldOutResiduals:
         coefficients : (n_label, 10) float64
             Of `Regime.design`.
         """
+        # The same stars both times, so that what these stars are like drops out of the difference.
         single = _global_scales(self.control, coefficients)
         return single - _global_scales(simulated, coefficients)
 
@@ -282,6 +291,7 @@ class Calibration:
                 "needed: enlarge the validation part of the split, or give more labelled stars"
             )
         start = cls.none(n_label)
+        # Simulated spectra of stars that trained the networks would have errors that are too small.
         reobserved = simulated if held_out is None else held_out.reobserved
         coefficients = start.regime_coefficients
         if reobserved is not None:
@@ -295,6 +305,8 @@ class Calibration:
                     "held-out stars of single networks need simulated ones as their control"
                 )
             alone = _log_ratios(held_out.residual, held_out.error, held_out.regime, coefficients)
+            # A single network errs more than the mean of several; unless that is taken off,
+            # catalogues of the ensemble would have errors that are too large.
             apart = held_out.excess(simulated, coefficients)
             pairs = zip(ratios, alone, apart, strict=True)
             ratios = [np.concatenate([ours, one - shift]) for ours, one, shift in pairs]
@@ -345,6 +357,7 @@ class Calibration:
         if self.own_coefficients is None:
             return None
         error = np.asarray(calibrated, np.float64)
+        # No part is larger than the whole, whatever a regression says at the edge of its regimes.
         share = np.exp(np.minimum(regime.design() @ self.own_coefficients.T, 0.0))
         # Repeated observations scatter by no less than the floor.
         return np.minimum(np.maximum(error * share, self.floor), error)
@@ -373,6 +386,7 @@ class Calibration:
             Factor on the errors, as `excess_of` gives it for single networks.
         """
         assert prediction.covariance is not None, "networks that are calibrated predict one"
+        # Only the sizes of the errors are calibrated; the correlations stay those of the networks.
         sigma = self.errors(prediction.sigma * np.asarray(more, np.float64), regime)
         factor = sigma / prediction.sigma
         covariance = prediction.covariance * factor[:, :, None] * factor[:, None, :]
@@ -393,6 +407,8 @@ class Calibration:
             Of these pairs.
         """
         columns = zip(difference.T, calibrated.T, strict=True)
+        # The difference of two spectra over sqrt(2) is as wide as the own error of one, as what
+        # they have in common cancels.
         own = np.stack([_fit_coefficients(r, e, regime) for r, e in columns])
         return replace(self, own_coefficients=own)
 
@@ -472,10 +488,12 @@ def deshrinkage_factors(
     mean, residual = np.asarray(mean, np.float64), np.asarray(residual, np.float64)
     known = np.isfinite(mean) & np.isfinite(residual)
     centre, spread, rms = np.zeros(mean.shape[1]), np.zeros(mean.shape[1]), np.zeros(mean.shape[1])
+    # A label with too few stars keeps a spread of 0, and with it a factor of 1.
     for k in np.flatnonzero(known.sum(axis=0) >= LEAST_STARS):
         values = mean[known[:, k], k]
         centre[k], spread[k] = values.mean(), values.std()
         rms[k] = np.sqrt(np.mean(residual[known[:, k], k] ** 2))
+    # Solved from sqrt(R^2 + (factor - 1)^2 S^2) = (1 + cost) R.
     room = np.sqrt((1.0 + cost) ** 2 - 1.0)
     ratio = np.divide(rms, spread, out=np.zeros_like(rms), where=spread > 0)
     return centre, 1.0 + np.minimum(room * ratio, _LARGEST_DESHRINKAGE)
@@ -503,6 +521,8 @@ def repeat_scatter(
     """
     values, stars = np.asarray(values, np.float64), np.asarray(star_id)
     order = np.argsort(stars, kind="stable")
+    # Consecutive pairs alone, so that a star with a hundred spectra does not count by its 4950
+    # pairs.
     same = np.flatnonzero((stars[order][1:] == stars[order][:-1]) & (stars[order][1:] != ""))
     pairs = np.abs(values[order[same + 1]] - values[order[same]])
     known = np.isfinite(pairs)
@@ -522,12 +542,16 @@ def _log_ratio(residual: Float64Array, error: Float64Array) -> tuple[Float64Arra
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.abs(residual) / error
     known = np.isfinite(ratio) & (error > 0)
+    # A residual of exactly 0, as of labels on a grid, has no logarithm; far below the lowest level
+    # matched any value does.
     return np.log(np.maximum(ratio, 1e-6, where=known, out=np.ones_like(ratio))), known
 
 
 def _fit_coefficients(residual: Float64Array, error: Float64Array, regime: Regime) -> Float64Array:
     ratio, known = _log_ratio(residual, error)
     design = regime.design()[known]
+    # The constant is left free: the global scale of real stars takes its place, and a prior would
+    # draw the other coefficients to make up for it.
     precision = np.r_[0.0, np.full(design.shape[1] - 1, REGIME_PRIOR**-2)]
     return _quantile_regression(ratio[known], design, precision, np.zeros(design.shape[1]))
 
@@ -547,6 +571,8 @@ def _global_scales(evaluated: Evaluated, coefficients: Float64Array) -> Float64A
 
 def _fit_global_scales(ratios: Sequence[Float64Array]) -> Float64Array:
     """Logarithm of one factor per label, drawn towards their median by `LABEL_PRIOR`."""
+    # Labels lean on each other where few stars fix a scale: a hundred fix it to some 7 %, and
+    # factors are expected to differ by 4 %.
     centre = float(np.median([_global_scale(ratio) for ratio in ratios]))
     return np.array([_global_scale(ratio, LABEL_PRIOR**-2, centre) for ratio in ratios])
 
@@ -576,6 +602,8 @@ def _quantile_regression(
 
     def loss(b: Float64Array) -> tuple[float, Float64Array]:
         rest = ratio[:, None] - (design @ b)[:, None] - offsets
+        # A softplus is the integral of a logistic step, so that the loss has the gradient that
+        # L-BFGS needs; the plain pinball loss has a kink at every star.
         soft = np.logaddexp(0.0, -rest / _SMOOTHING)
         value = (levels * rest + _SMOOTHING * soft).sum()
         slope = levels - 1.0 / (1.0 + np.exp(np.clip(rest / _SMOOTHING, -500, 500)))

@@ -203,6 +203,7 @@ def write_part(path: Path, spec: CatalogueSpec, rows: Rows) -> None:
     """
     import pyarrow.parquet as pq
 
+    # A part is done once its file exists, so that it may never be there half written.
     with writing(path, overwrite=True) as partial:
         pq.write_table(_arrow(spec, rows), partial, write_page_checksum=True)
 
@@ -212,6 +213,8 @@ def is_whole(part: Path, n_row: int) -> bool:
     import pyarrow.parquet as pq
 
     try:
+        # All of it is read: the footer alone would not show a page that a full disk or a crash has
+        # damaged.
         return len(pq.read_table(part, page_checksum_verification=True)) == n_row
     except (OSError, ValueError) as error:
         logger.warning("%s is made again: %s", part, error)
@@ -280,6 +283,8 @@ def _schema(spec: CatalogueSpec, kinds: Mapping[str, tuple[str, str]]) -> "pa.Sc
         fields,
         metadata={
             "maury": json.dumps(dict(spec.metadata)),
+            # VOParquet 1.0: units and UCDs that Parquet has no place for travel as a VOTable
+            # without rows.
             "IVOA.VOTable-Parquet.version": "1.0",
             "IVOA.VOTable-Parquet.content": declared,
             # astropy reads the widths of strings here.
@@ -375,6 +380,8 @@ def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
     import pyarrow.parquet as pq
 
     widths = _string_widths(spec, parts)
+    # FITS is big-endian, and a logical is the letter T or F in one byte (standard 4.0, section
+    # 7.3).
     kinds = {"float64": ">f8", "int32": ">i4", "bool": "S1"}
     forms = [kinds.get(c.kind) or f"S{widths[c.name]}" for c in spec.columns]
     record = np.dtype([(c.name, form) for c, form in zip(spec.columns, forms, strict=True)])
@@ -389,6 +396,7 @@ def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
                 rows[column.name] = _fits_values(data[column.name], column.kind)
             file.write(rows.tobytes())
             size += rows.nbytes
+        # A data unit is filled up to whole blocks, else readers call the file truncated.
         file.write(b"\0" * (-size % _FITS_BLOCK))
 
 
@@ -426,6 +434,8 @@ def _fits_text(values: Any) -> NDArray[np.bytes_]:
 
     text = values.to_numpy().astype(np.str_)
     plain = pc.all(pc.string_is_ascii(values)).as_py()
+    # A backslash in plain text would be taken for an escape when it is read, so that it is escaped
+    # as well.
     if plain is not False and not pc.any(pc.match_substring(values, "\\")).as_py():
         return np.asarray(text.astype(np.bytes_))
     return np.asarray(np.char.encode(text, "unicode_escape"))
@@ -465,6 +475,8 @@ def _primary_header(spec: CatalogueSpec) -> bytes:
         kind = "warns" if about["warns"] else "informs"
         header.add_comment(f"flags bit {about['bit']} ({kind}) {name}: {about['text']}")
     text = json.dumps(dict(spec.metadata), ensure_ascii=True)
+    # A HISTORY card holds 72 characters, of which trailing blanks are lost: hence the bar at its
+    # end.
     for first in range(0, len(text), 60):
         header.add_history("maury:" + text[first : first + 60] + "|")
     return bytes(header.tostring().encode("ascii"))

@@ -43,6 +43,7 @@ def conformal_quantiles(score: Float64Array, simulated: Float64Array | None = No
     out = np.empty((score.shape[1], len(TAIL_PROBABILITIES)))
     for k, column in enumerate(score.T):
         shape = NORMAL_QUANTILES
+        # Networks have wilder stars than a normal distribution, on simulated spectra as well.
         if simulated is not None:
             shape = _ranked(simulated[:, k], shape)
         known = column[np.isfinite(column)]
@@ -52,6 +53,8 @@ def conformal_quantiles(score: Float64Array, simulated: Float64Array | None = No
         for outer, side in zip(_OUTER, (_LOW, _HIGH), strict=True):
             unit = shape[side] - shape[_MIDDLE]
             if known.size and unit != 0.0:
+                # Each side by itself: one ratio for both would spread the skewness of one tail over
+                # the other.
                 ratio = (out[k, side] - out[k, _MIDDLE]) / unit
                 out[k, outer] = out[k, _MIDDLE] + ratio * (shape[outer] - shape[_MIDDLE])
     return out

@@ -44,10 +44,14 @@ from maury.prediction.peculiar_spectra import CALCIUM_AA, PASCHEN_AA, VelocityTe
 __all__ = ["CoverageModel", "CoverageScores", "Evidence", "TwoViews"]
 
 
+# A quantile of 0.4 % above needs hundreds of stars; with a hundred it is the largest score of all:
+# chosen, not measured.
 LEAST_STARS = 100
 """Training stars below which nothing is learnt."""
 MOST_STARS = 4096
 """Training stars used at most, evenly chosen: so many bound the size and the cost of a model."""
+# About the width of a pixel of RAVE: a training sample that is well at rest would put the quantile
+# far below.
 LEAST_SHIFT_KMS = 15.0
 """Radial velocity errors below this are never flagged."""
 
@@ -71,6 +75,7 @@ _TYPICAL_SNR = 50.0
 """S/N at which thresholds are stated."""
 _SNR_RANGE = (5.0, 500.0)
 """Beyond these thresholds stay as they are at the ends, for few stars are there to learn from."""
+# Their residuals resemble one another: without a leader one fault would set all three flags.
 _RIVALS = ("rv_shift_kms", "sb2", "paschen")
 _SNR_GROUPS, _TAIL = 6, 0.95
 """Groups of S/N, and their quantile, by which a threshold's slope is fitted."""
@@ -89,6 +94,7 @@ DETECTORS: dict[str, Flag] = {
 }
 """Scores that have a threshold, and the flag that each sets."""
 
+# Filters are in units of their noise already, and two views in units of their errors.
 _SNR_DEPENDENT = ("label_distance", "feature_distance", "chi2_reduced", "sb2", "continuum")
 
 
@@ -187,10 +193,13 @@ class CoverageModel:
                 f"{usable.size}; label more stars"
             )
         if usable.size > MOST_STARS:
+            # Evenly and not at random, so that the same survey gives the same model.
             usable = usable[np.linspace(0, usable.size - 1, MOST_STARS).astype(int)]
         known = evidence.rows(usable)
         wave = np.asarray(wave_aa, dtype=np.float64)
         blank = cls._learn(known, wave, label_names, noise_correlation)
+        # Scored as a star among the others: with itself among its neighbours each would look nearer
+        # than new stars do.
         slope, threshold = _thresholds(blank._scored(known, left_out=True), false_alarm)
         limit = _largest(blank._teff(evidence.labels))
         return blank._with(snr_slope=slope, threshold=threshold, teff_limit_kelvin=limit)
@@ -331,6 +340,8 @@ class CoverageModel:
         )
         residual, weight, usable = self._residual(evidence)
         deviation = residual * np.sqrt(weight)
+        # Rows without a usable pixel have a residual of 0 throughout, which would look like a
+        # perfect fit.
         some = usable.any(axis=1)
         terms = anomaly.continuum_terms(residual, weight, degree=_CONTINUUM_DEGREE)
         whitened = on_finite_rows(
@@ -443,16 +454,22 @@ class CoverageModel:
             np.asarray(x, dtype=np.float64)[:, columns[:, None], columns] / np.outer(scale, scale)
             for x in (views.spectrum_covariance, views.photometry_covariance)
         )
+        # The term of 1e-9 keeps a covariance of rank one, as of labels that move together,
+        # solvable.
         difference, total = spectrum - photometry, narrow + wide + 1e-9 * np.eye(columns.size)
         known = np.isfinite(difference).all(axis=1) & np.isfinite(total).all(axis=(1, 2))
         odds = np.full(n_star, np.nan)
         difference, total = difference[known], total[known]
         pull = np.linalg.solve(total, difference[..., None])
+        # Where the product of both normal densities peaks: their mean, weighted by inverse
+        # covariances.
         between = spectrum[known] - (narrow[known] @ pull)[..., 0]
         place = np.cumsum(known) - 1
         chosen = np.take(known, own[0])
         pairs = (place[own[0][chosen]], own[1][chosen])
         reach = nearest(between, self.reference_labels[:, columns], _PRIOR_NEIGHBOUR, own=pairs)
+        # The density of neighbours goes with 1 / reach^k, so that -2 ln(prior) is 2 k ln(reach) but
+        # for a constant.
         prior = 2.0 * _PRIOR_WEIGHT * columns.size * np.log(np.maximum(reach, 1e-6))
         distance = (difference * pull[..., 0]).sum(axis=1)
         odds[known] = distance + np.linalg.slogdet(total)[1] - prior
@@ -465,9 +482,11 @@ class CoverageModel:
         looks like emission as well. Of the three, only the one furthest over its threshold is
         flagged, and emission only where none of them is.
         """
+        # A score that could not be measured accuses no star.
         excess = {k: np.nan_to_num(v, nan=-np.inf) for k, v in self.excess(scores).items()}
         over = {name: value > 1.0 for name, value in excess.items()}
         leader = np.maximum.reduce([excess[name] for name in _RIVALS])
+        # A filled-in core is fitted well by two shifted templates with a gap between them.
         over["sb2"] &= excess["sb2"] > excess["emission"]
         for name in _RIVALS:
             over[name] &= excess[name] >= leader
@@ -485,6 +504,7 @@ class CoverageModel:
         """
         trend = _snr_ratio(scores.snr)[:, None] ** self.snr_slope
         limits = dict(zip(DETECTORS, (self.threshold * trend).T, strict=True))
+        # A logarithm has no natural zero, so that a ratio to its threshold would mean nothing.
         logarithm = 1.0 + scores.disagreement - limits.pop("disagreement")
         ratios = {name: _one_sided(scores, name) / limit for name, limit in limits.items()}
         return ratios | {"disagreement": logarithm}
@@ -512,6 +532,7 @@ def _thresholds(scores: CoverageScores, false_alarm: float) -> tuple[Float64Arra
         if name in _SNR_DEPENDENT:
             slope[k] = _tail_slope(ratio, value)
         normal = value[found] / ratio[found] ** slope[k]
+        # The method "higher" leaves no more than the stated share of training stars above.
         threshold[k] = np.quantile(normal, 1.0 - false_alarm, method="higher")
     shift = list(DETECTORS).index("rv_shift_kms")
     threshold[shift] = max(threshold[shift], LEAST_SHIFT_KMS)
@@ -526,6 +547,8 @@ def _tail_slope(ratio: Float64Array, value: Float64Array) -> float:
     order = np.argsort(ratio[used])
     groups = np.array_split(order, _SNR_GROUPS)
     x = np.array([np.log(ratio[used][group]).mean() for group in groups])
+    # The tail and not the median: a threshold lies there, and tails need not change with S/N as
+    # medians do.
     y = np.log([np.quantile(value[used][group], _TAIL) for group in groups])
     x -= x.mean()
     return float(x @ y / (x @ x))
@@ -547,8 +570,11 @@ def _model_error(known: Evidence) -> tuple[Float64Array, Float64Array]:
     empty = ~usable.any(axis=0)
     residual[:, empty] = 0.0
     bias = np.nanmedian(residual, axis=0)
+    # Medians, as a maximum of the likelihood would take the few peculiar stars for errors of
+    # theory.
     squared = np.square(residual - bias)
     low, high = np.zeros_like(bias), np.full_like(bias, _LARGEST_FLOOR)
+    # 14 halvings of 0.1 leave 6e-6, far below the noise of any pixel.
     for _ in range(14):
         middle = 0.5 * (low + high)
         short = np.nanmedian(squared / (variance + middle**2), axis=0) > _HALF_CHI2_MEDIAN

@@ -37,6 +37,8 @@ N_STAR = 2000
 _REFERENCE = Path(__file__).parent / "data" / "simulated_spectra.safetensors"
 _BLOCK = 128
 """Consecutive rows of a block; blocks are spread over the survey: reading single rows is slow."""
+# The ends are the range of 99 % of the stars; the extremes themselves would be those of single odd
+# spectra.
 _LEVELS = np.array([0.5, 5.0, 16.0, 25.0, 50.0, 75.0, 84.0, 95.0, 99.5])
 _N_COMPONENT, _LEAST_STARS = 6, 20
 """Principal components of the flux that are compared, and stars that they need: chosen."""
@@ -83,6 +85,8 @@ class Quantity:
         if self.median is not None and self.median_training is not None:
             unit = self.scatter_training or 0.0
             shift = self.median - self.median_training
+            # A quantity without scatter in training, such as a constant S/N, differs wherever it
+            # differs at all.
             if abs(shift) > _SHIFT * unit and shift != 0.0:
                 found.append(
                     f"{'higher' if shift > 0 else 'lower'} (median {self.median:.4g}, in training "
@@ -208,6 +212,8 @@ class Likeness:
         """
         arrays = _reference()
         wave = arrays["wave_aa"]
+        # Components are per pixel: on another grid they would compare unlike wavelengths without
+        # any error.
         if wave.shape != wave_aa.shape or not np.allclose(wave, wave_aa, rtol=0.0, atol=1e-3):
             return None
         low, high = arrays["component_range"].T
@@ -221,6 +227,7 @@ class Likeness:
         coefficients, rest = _projected(take(inputs, good), self.centre, self.basis)
         far = (coefficients < self.lowest) | (coefficients > self.highest)
         out = np.zeros(len(inputs), dtype=np.bool_)
+        # Written as "not below", so that a rest of NaN counts as unlike.
         out[good] = far.any(axis=1) | ~(rest <= self.beyond)
         return out
 
@@ -228,6 +235,7 @@ class Likeness:
 def with_sample(model: Model, sample: LabelledSample) -> Model:
     """Return a trained model with the marks of its training stars, for `Model.save` to write."""
     rows = np.flatnonzero(model.split.contains("train", sample.survey.star_id))
+    # Spread over all rows, as the first ones of a survey may be one field or one night.
     rows = rows[:: max(1, -(-rows.size // N_STAR))]
     if rows.size < _LEAST_STARS:
         return model
@@ -291,6 +299,7 @@ def drift(model: Model, survey: Readable, *, n_star: int = N_STAR) -> Drift:
     """
     n_block = max(1, n_star // _BLOCK)
     step = max(_BLOCK, -(-len(survey) // n_block))
+    # An empty survey gives one empty block, which has the columns of the others.
     starts = range(0, max(len(survey), 1), step)
     inputs = join_inputs(
         [model.preparation.apply(survey.batch(k, min(k + _BLOCK, len(survey)))) for k in starts]
@@ -351,6 +360,7 @@ def _quantity(name: str, values: AnyArray, known: Float64Array, missing: float) 
     finite = values[np.isfinite(values)]
     here = _quantiles(values)
     span = known[-1] - known[0]
+    # float32 values of the training stars themselves may round to just outside their range.
     margin = 1e-6 * span if np.isfinite(span) else 0.0
     outside = (finite < known[0] - margin) | (finite > known[-1] + margin)
     return Quantity(

@@ -31,8 +31,10 @@ def robust_whitening(values: Float64Array) -> tuple[Float64Array, Float64Array]:
     """
     centre, scale = robust_scale(values)
     known = values[np.isfinite(values).all(axis=1)]
+    # Clipped and not left out: a row with one wild value still tells of the others.
     clipped = np.clip((known - centre) / scale, -_ROBUST_CLIP, _ROBUST_CLIP)
     strength, axes = np.linalg.eigh(np.cov(clipped, rowvar=False))
+    # An axis along which nothing varies would otherwise turn rounding into a large distance.
     root = axes / np.sqrt(np.maximum(strength, 1e-6 * strength[-1]))
     return centre, root / scale[:, None]
 
@@ -45,6 +47,7 @@ def whitening(features: Float64Array, n_dimension: int) -> tuple[Float64Array, F
     centre = features.mean(axis=0)
     strength, axes = np.linalg.eigh(np.cov(features, rowvar=False).reshape(centre.size, -1))
     chosen = np.argsort(strength)[::-1][:n_dimension]
+    # Components of no variance, as of pixels that are constant, have no unit to be scaled to.
     chosen = chosen[strength[chosen] > 1e-9 * max(float(strength[-1]), 1e-30)]
     return centre, axes[:, chosen] / np.sqrt(strength[chosen])
 
@@ -82,6 +85,7 @@ def nearest(
     out = np.empty(len(points))
     for start in range(0, len(points), _BLOCK):
         part = safe[start : start + _BLOCK]
+        # |p - r|^2 = |p|^2 - 2 p r + |r|^2: one product of matrices in place of all differences.
         apart = np.hstack([np.float32(-2.0) * part, np.ones((len(part), 1), np.float32)])
         product = apart @ grouped
         if own is not None:
@@ -89,6 +93,7 @@ def nearest(
             product[own[0][first:last] - start, own[1][first:last]] = _FAR
         smallest = _ranked(product.reshape(len(part), size, -1), rank)
         out[start : start + _BLOCK] = smallest + np.square(part).sum(axis=1)
+    # Rounding of the three terms may leave a squared distance just below 0.
     distance = np.sqrt(np.maximum(out, 0.0) / n_dimension)
     return np.asarray(np.where(known & (out < 0.5 * _FAR), distance, np.nan))
 

@@ -70,6 +70,7 @@ def chi_square(
     correlation = tuple(float(value) for value in noise_correlation)
     whole = used.all(axis=1)
     total = np.empty(len(used))
+    # Spectra without gaps share one C, which is factorised once; gaps make it each star's own.
     total[whole] = _whole_chi_square(residual[whole], correlation)
     total[~whole] = _cut_chi_square(residual[~whole], used[~whole], correlation)
     count = used.sum(axis=1)
@@ -117,6 +118,7 @@ def _cut_chi_square(
     bands = np.tile(_bands(residual.shape[1], correlation), len(residual))
     joined, right = used.ravel(), residual.ravel().astype(np.float64)
     for lag in range(1, len(bands)):
+        # A pixel that is cut keeps its diagonal of 1, and with a residual of 0 adds nothing.
         bands[len(bands) - 1 - lag, lag:] *= joined[lag:] & joined[:-lag]
     solved = solveh_banded(bands, right, overwrite_ab=True, check_finite=False)
     return np.asarray((right * solved).reshape(residual.shape).sum(axis=1))
@@ -189,6 +191,7 @@ def continuum_terms(residual: AnyArray, weight: AnyArray, *, degree: int) -> Flo
     normal = np.empty((len(residual), degree + 1, degree + 1))
     normal[:, first, second] = products
     normal[:, second, first] = products
+    # Four pixels a term: with hardly more pixels than terms a polynomial follows the noise.
     enough = (weight > 0).sum(axis=1) > 4 * (degree + 1)
     normal[~enough] = np.eye(degree + 1)
     # A millionth of the weight keeps a spectrum with a wide gap solvable.
@@ -231,6 +234,8 @@ class VelocityTest:
         run, its first left neighbour, and the weight of the right one.
         """
         n_pixel = self.wave_aa.size
+        # A velocity shifts ln(lambda) by the same step everywhere, so that one correlation serves
+        # all lines.
         target = np.geomspace(self.wave_aa[0], self.wave_aa[-1], n_pixel)
         position = np.interp(target, self.wave_aa, np.arange(n_pixel))
         left = np.clip(np.floor(position).astype(int), 0, n_pixel - 2)
@@ -273,6 +278,7 @@ class VelocityTest:
     def _measure(self, flux: Float32Array, template: Float32Array) -> tuple[Float64Array, ...]:
         reach = min(int(self.reach_kms / self.step_kms), self.wave_aa.size // 4)
         pair = min(int(self.pair_reach_kms / self.step_kms), reach)
+        # Padded by the reach on both sides, else the correlation would wrap around the ends.
         size = scipy.fft.next_fast_len(self.wave_aa.size + 2 * reach, real=True)
         depth, model = (self._depth(x, size) for x in (flux, template))
         seen, known = (scipy.fft.rfft(x, axis=1) for x in (depth, model))
@@ -281,12 +287,14 @@ class VelocityTest:
         strength = np.square(known.view(np.float32), out=known.view(np.float32))
         auto = strength @ _inverse_transform(size, 0, 2 * pair, squared=True)
         power = np.where(auto[:, 0] > 0, auto[:, 0], np.float32(np.nan))
+        # The added 0 makes the shift NaN where the template has no lines to correlate with.
         shift = self.step_kms * (_peak(cross) - reach) + 0.0 * power
         cross = cross[:, reach - pair : reach + pair + 1] / np.sqrt(power)[:, None]
         one = np.square(np.clip(cross.max(axis=1), 0.0, None))
         least = int(np.ceil(self.least_separation_kms / self.step_kms))
         two = _best_pair(cross.T, (auto / power[:, None]).T, least)
         total = np.einsum("np,np->n", depth, depth).astype(np.float64)
+        # A template that fits to the rounding would otherwise divide by 0.
         left = np.maximum(total - np.maximum(one, two), 1e-6 * total + 1e-12)
         return shift.astype(np.float64), np.maximum(two - one, 0.0) / left
 
@@ -313,6 +321,8 @@ def _inverse_transform(size: int, first: int, last: int, *, squared: bool = Fals
     """
     frequency = np.arange(size // 2 + 1)
     angle = 2.0 * np.pi / size * frequency[:, None] * np.arange(first, last + 1)
+    # A real transform leaves out the negative frequencies: all but the first and the Nyquist one
+    # count twice.
     weight = np.where((frequency == 0) | (2 * frequency == size), 1.0, 2.0)[:, None] / size
     real = weight * np.cos(angle)
     imaginary = real if squared else -weight * np.sin(angle)
@@ -323,6 +333,7 @@ def _peak(cross: Float32Array) -> Float64Array:
     """Position (n_star,) of the maximum, between the samples by a parabola."""
     row = np.arange(len(cross))
     top = np.argmax(cross, axis=1)
+    # At the ends of the search no parabola can be drawn: the sample itself is taken.
     middle = np.clip(top, 1, cross.shape[1] - 2)
     left, centre, right = (cross[row, middle + k] for k in (-1, 0, 1))
     bend = left - 2.0 * centre + right
@@ -343,6 +354,7 @@ def _best_pair(cross: Float32Array, auto: Float32Array, least: int) -> Float32Ar
         a, b = first - like * second, second - like * first
         explained = a * first
         explained += b * second
+        # A second set of lines in emission is no second star.
         explained *= np.minimum(a, b) > 0
         np.maximum(best, explained.max(axis=0) / (np.float32(1.0) - np.square(like)), out=best)
     return best

@@ -164,6 +164,8 @@ class Predictor:
     ) -> Int32Array:
         unanswered = np.asarray(np.isnan(mean).all(axis=1), dtype=np.bool_)
         if self.labeller.network.needs_spectrum:
+            # A star without a spectrum has a flag that says so; a second one would blame other
+            # inputs.
             unanswered &= (flags & Flag.NO_SPECTRUM.value) == 0
         scaling = self.model.scaling
         checks = (
@@ -213,6 +215,7 @@ def _correlations(labels: Sequence[Label], covariance: Float64Array) -> dict[str
 
 def _outside(values: AnyArray, scaling: Any) -> BoolArray:
     """Whether any value of a row lies outside the training range (with a rounding margin)."""
+    # Observables are float32: the extreme training star must not lie outside by rounding.
     margin = 1e-5 * (scaling.maximum - scaling.minimum)
     below = values < scaling.minimum - margin
     above = values > scaling.maximum + margin

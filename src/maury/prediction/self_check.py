@@ -141,6 +141,7 @@ class SelfCheck:
             known, unit = np.isfinite(before), np.fmax(error, least)
             with np.errstate(invalid="ignore"):
                 move = np.where(known, np.abs(after - before) / unit, 0.0)
+            # A label that was lost, or gained, is no small move: NaN would pass every comparison.
             move[known != np.isfinite(after)] = np.inf
             worst = np.maximum(worst, move)
         return worst
@@ -207,6 +208,7 @@ def with_self_check(
         logger.info("%s gets no self-check stars: there are none to take", model.path)
         return model
     found = SelfCheck.record(inputs, labeller)
+    # The seed is fixed: which stars are steady belongs to the model, not to the day.
     noise = np.random.default_rng(0).standard_normal(inputs.flux.shape)
     nudged = replace(inputs, flux=(inputs.flux * (1.0 + _NUDGE * noise)).astype(np.float32))
     steady = np.flatnonzero(found.steady(SelfCheck.record(nudged, labeller), model))

@@ -248,6 +248,7 @@ def plan(
     refuse_existing(out, overwrite=overwrite)
     survey = open_survey(survey) if isinstance(survey, Path | str) else survey
     model = model if isinstance(model, Model) else Model.open(model)
+    # Parts name their model by its path, so that any process can open it.
     if model.path is None:
         raise ModelFileError("the model is not saved; save it, and predict with what is saved")
     paths = (str(model.path.absolute()), str(survey.path.absolute()))
@@ -273,6 +274,8 @@ def plan(
     )
     more = {"by_star": {"spectra": len(survey)}} if options.by_star else {}
     spec = replace(spec, metadata={**spec.metadata, **_drift(model, survey, work), **more})
+    # A run that goes on keeps the size of its parts, as those that are done would else not fit
+    # between the others.
     step = int(json.loads((work / STAMP).read_text("utf-8"))["part_stars"])
     parts = tuple(
         Part(
@@ -324,6 +327,8 @@ def predict_part(part: Part, report: Callable[[int], None] | None = None) -> Pat
         correlations=part.options.correlations,
         given=part.options.given,
     )
+    # The drift was measured once, at the plan: each part measuring it anew would state its own rows
+    # only.
     spec = replace(spec, metadata={**spec.metadata, **read_stamp(path.with_name(_DRIFT))})
     names = [column.name for column in spec.columns]
     pieces: list[dict[str, AnyArray]] = []
@@ -413,6 +418,8 @@ def write_catalogue(
             progress=report,
         )
     else:
+        # Workers have one thread each; so has this process, as another order of sums would give
+        # other bits.
         with one_thread():
             for number, part in enumerate(missing):
                 predict_part(part, partial(_after, sum(map(len, missing[:number])), report))
@@ -574,6 +581,7 @@ def _predictor(model: str, options: Options, checksum: str) -> Predictor:
     predictor = Predictor(
         model, without=options.without, given=options.given, engine=options.engine
     )
+    # A path may hold another model by now, and parts of two models must not make one catalogue.
     if predictor.model.checksum != checksum:
         raise ModelFileError(f"{model} is another model than when the work was planned; start anew")
     return predictor
@@ -583,6 +591,7 @@ def _survey(path: str) -> Readable:
     place = parse(path)
     if isinstance(place, Address):
         return _open_survey(path, place.fingerprint("zarr.json"))
+    # The time of change is part of the key: a survey written anew at the same path is opened anew.
     store = place / "zarr.json"
     return _open_survey(path, str((store if store.exists() else place).stat().st_mtime_ns))
 
@@ -596,7 +605,9 @@ def _open_survey(path: str, stamp: str) -> Readable:
 def _batches(survey: Readable, part: Part) -> Iterator[Batch]:
     """Yield the batches of a part, each read while the one before is predicted."""
     step = -(-part.options.batch_size // BLOCK_STARS) * BLOCK_STARS
+    # An empty part still gives one empty batch, of which the columns are made.
     starts = list(range(part.start, max(part.stop, part.start + 1), step))
+    # One batch ahead and no more: reading overlaps with predicting, and memory stays bounded.
     with ThreadPoolExecutor(1) as reader:
         ahead = None
         for start in starts:

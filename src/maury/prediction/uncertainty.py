@@ -139,6 +139,8 @@ class UncertaintyModel(Labeller):
         """
         network, star_simulator = network or EnsembleNetwork(model), _star_simulator(model)
         stars = _Labelled.read(model, network, survey, sample)
+        # Validation stars chose nothing: training on simulated stars ends after a fixed number of
+        # steps.
         validation = model.split.contains("validation", stars.star_id)
         try:
             calibration = _calibrate(model, network, star_simulator, stars, validation)
@@ -360,6 +362,7 @@ class _Labelled:
         whole = chosen & np.isfinite(self.truth).all(axis=1)
         if whole.sum() < LEAST_PARENTS:
             return star_simulator
+        # The first columns are those that were simulated; further ones of the survey follow them.
         observables = self.inputs.observables[whole, : star_simulator.observables.shape[1]]
         return star_simulator.of(self.truth[whole], observables.astype(np.float64))
 
@@ -378,10 +381,13 @@ def _calibrate(
     )
     answer = network.predict(drawn.inputs)
     known, label = stars.answer.mean[chosen], stars.truth[chosen]
+    # Before the errors, as de-shrinking adds scatter, which the errors must contain.
     centre, deshrinkage = deshrinkage_factors(known, known - label)
 
     def evaluate(answer: Prediction, snr: Float64Array, truth: Float64Array) -> Evaluated:
         mean = deshrunk(answer.mean, centre, deshrinkage)
+        # The regime is that of the labels as predicted, as in `calibrate`: there the true ones are
+        # unknown.
         return mean - truth, answer.sigma, _regime(model, snr, answer.mean)
 
     bright = stars.inputs.snr >= _FLOOR_SNR
@@ -419,6 +425,8 @@ def _with_repeats(
     rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(_REPEAT_KEY,)))
     pool = star_simulator.pool(n_star, rng, draw=REOBSERVED, noise=_quiet(model))
     row = np.arange(n_star)
+    # The second spectrum has the S/N and the observables of the first, else their differences would
+    # count as own errors.
     flux, ivar, observables, _ = pool.observe(row, rng)
     first = _as_inputs(model, flux, ivar, observables)
     flux, ivar, _, _ = pool.observe(row, rng, snr=first.snr)
@@ -445,8 +453,12 @@ def _held_out(
     n_fold = model.training.get(HELD_OUT_FOLDS, 0)
     if not n_fold:
         return None, []
+    # The rule of training, repeated from its seed: another one would evaluate networks on stars
+    # that they know.
     fold = held_out_fold(stars.star_id, n_fold=n_fold, seed=model.seed or 0)
     n_evaluated = min(len(model.kept), n_fold)
+    # Each control star is evaluated by one network, so that the sample is as large as that of the
+    # ensemble, and weighs all networks alike.
     turn = np.arange(len(drawn.truth)) % n_evaluated
     real: list[Evaluated] = []
     reobserved: list[Evaluated] = []
@@ -528,6 +540,8 @@ def _as_inputs(
     if observables.shape[1] != n_observable:
         # Networks without photometry have a simulator without observables.
         observables = np.full((n_star, n_observable), np.nan)
+    # With photon noise the variance goes with the flux, so that flux x ivar is alike in lines and
+    # continuum: its median is that of the continuum.
     signal = np.sqrt(ivar * np.maximum(flux, np.float32(0.05)), dtype=np.float64)
     return Inputs(
         flux=flux,
@@ -582,6 +596,8 @@ def _evidence(
 
 def _views(network: EnsembleNetwork, inputs: Inputs) -> TwoViews:
     """Labels from each half of the inputs; NaN where a star has only one of them."""
+    # The same network for both views: it was trained with inputs missing, so that it answers from
+    # either half alone.
     nothing = np.full_like(inputs.observables, np.nan)
     spectrum = network.predict(replace(inputs, observables=nothing))
     photometry = network.predict(replace(inputs, ivar=np.zeros_like(inputs.ivar)))
@@ -591,6 +607,7 @@ def _views(network: EnsembleNetwork, inputs: Inputs) -> TwoViews:
     assert photometry.covariance is not None, (
         "the two views need a network that predicts a covariance"
     )
+    # A view of a few bands would differ for want of knowledge, not because it is of another star.
     seen = np.isfinite(inputs.observables).sum(axis=1) > inputs.observables.shape[1] // 2
     both = seen & (inputs.ivar > 0).any(axis=1)
     return TwoViews(

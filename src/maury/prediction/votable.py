@@ -91,6 +91,8 @@ def write_votable(
                     columns, pq.read_table(part, page_checksum_verification=True), kinds
                 ).tobytes()
             )
+            # Only whole lines are encoded: base64 of pieces joins to that of the whole at multiples
+            # of three bytes.
             whole = len(rows) - len(rows) % _BASE64_LINE
             file.write(base64.encodebytes(rows[:whole]))
             rest = rows[whole:]
@@ -166,6 +168,7 @@ def _field(column: Column, kind: tuple[str, str] | None) -> str:
 
 
 def _quoted(value: str) -> str:
+    # XML 1.0 forbids these characters even as references.
     return quoteattr(_CONTROL.sub(" ", value))
 
 
@@ -183,6 +186,8 @@ def string_kinds(
             if pc.all(pc.string_is_ascii(table[name])).as_py() is False:
                 plain[name] = False
                 texts = table[name].to_pylist()
+                # unicodeChar counts units of UTF-16, of which a character beyond the basic plane
+                # takes two.
                 longest = max(len(text.encode("utf-16-be")) // 2 for text in texts)
             width[name] = max(width[name], longest)
     return {n: ("char" if plain[n] else "unicodeChar", str(width[n])) for n in names}
@@ -257,6 +262,8 @@ def _table(fields: "Sequence[Field]", rows: NDArray[np.void]) -> "Table":
         if field.datatype == "char":
             table[name] = np.char.decode(values, "utf-8")
         elif field.datatype == "unicodeChar":
+            # numpy strips trailing null bytes, and the last byte of a character such as U+0100 is
+            # one.
             texts = [t + b"\0" * (len(t) % 2) for t in values.tolist()]
             table[name] = np.array([t.decode("utf-16-be") for t in texts], dtype=np.str_)
         elif field.datatype == "boolean":
