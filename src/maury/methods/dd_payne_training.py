@@ -119,18 +119,7 @@ def _train(
     # that is bad in all stars begins at the continuum.
     start = np.nan_to_num(np.nanmean(mean, axis=0), nan=1.0).astype(np.float32)
     layers = _initial(labels.shape[1], config.hidden, start)
-    stars = [
-        torch.from_numpy(a.astype(np.float32))
-        for a in ((labels - low) / width - 0.5, np.where(weight > 0, flux, 0.0), weight)
-    ]
-    theory = [
-        torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
-        for a in (
-            (guide.labels - low) / width - 0.5,
-            guide.flux,
-            guide.slopes * width[:, None].astype(np.float32),
-        )
-    ]
+    stars, theory = _tensors((labels, flux, weight), guide, low, width)
     optimizer = torch.optim.Adam(layers, lr=config.learning_rate, betas=_BETAS, fused=True)
     rng = np.random.default_rng(seed)
     for step in range(config.steps):
@@ -152,6 +141,30 @@ def _train(
     names = ("weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
     arrays = {n: a.detach().numpy() for n, a in zip(names, layers, strict=True)}
     return SpectralNetwork(low, low + width, **arrays)
+
+
+def _tensors(
+    seen: tuple[Float64Array, Float32Array, Float32Array],
+    guide: Guide,
+    low: Float64Array,
+    width: Float64Array,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what is seen and what theory says, of labels scaled to -0.5 to 0.5."""
+    labels, flux, weight = seen
+    stars = [
+        torch.from_numpy(a.astype(np.float32))
+        # Flux of a bad pixel may be NaN, which a weight of 0 does not take out of a sum.
+        for a in ((labels - low) / width - 0.5, np.where(weight > 0, flux, 0.0), weight)
+    ]
+    theory = [
+        torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
+        for a in (
+            (guide.labels - low) / width - 0.5,
+            guide.flux,
+            guide.slopes * width[:, None].astype(np.float32),
+        )
+    ]
+    return stars, theory
 
 
 def _initial(n_label: int, hidden: int, start: Float32Array) -> list[Tensor]:

@@ -300,8 +300,8 @@ NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
 SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 
-@dataclass(frozen=True, eq=False)
 # eq=False: fields are arrays, whose `==` is an array and no truth value.
+@dataclass(frozen=True, eq=False)
 class Method(ABC, Generic[SettingsT]):
     """A way from spectra to labels, trained on a survey, saved as arrays and plain JSON.
 

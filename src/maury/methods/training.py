@@ -162,18 +162,12 @@ def collect(
         If no row has a label, or no training or validation star can be used.
     """
     definitions = labels_module.select(names, survey.label_definitions)
-    # Of all labels, not only those wanted: the split is then the same, whatever is learnt.
-    truth = survey.labels(survey.label_names)
-    labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
-    if not names or labelled.size == 0:
-        raise TrainingError(
-            f"{survey.path} has no labels to learn ({', '.join(names) or 'none'} asked for); "
-            "ingest it with labels"
-        )
+    has_label = _has_label(survey, names)
+    labelled = np.flatnonzero(has_label)
     star_id = survey.star_id[labelled]
     # Before unusable rows are dropped, so that every method of a survey has the same test stars.
     divided = split_rows(star_id, config=split, seed=seed)
-    rows = labelled_rows(survey.star_id, np.isfinite(truth).any(axis=1))
+    rows = labelled_rows(survey.star_id, has_label)
     whole = LabelledSample.read(survey, preparation, rows)
     inputs = whole.prepared(labelled)
     values = survey.labels(names)[labelled]
@@ -197,6 +191,18 @@ def collect(
         SplitRecord.of(divided, survey.stars.take(labelled), usable=usable),
         {"no label": len(survey) - labelled.size, "not usable": int((~usable).sum())},
     )
+
+
+def _has_label(survey: Survey, names: Sequence[str]) -> BoolArray:
+    """Which rows (n_star,) have any label; raise if there is nothing to learn."""
+    # Of all labels, not only those wanted: the split is then the same, whatever is learnt.
+    found = np.isfinite(survey.labels(survey.label_names)).any(axis=1)
+    if not names or not found.any():
+        raise TrainingError(
+            f"{survey.path} has no labels to learn ({', '.join(names) or 'none'} asked for); "
+            "ingest it with labels"
+        )
+    return np.asarray(found, dtype=np.bool_)
 
 
 def _parts(divided: Split, usable: BoolArray, survey: Survey) -> dict[str, Int64Array]:

@@ -245,8 +245,7 @@ class Broadening:
         count = values.shape[1]
         padded = np.pad(values, [(0, 0), (0, 4 - count)])
         teff, velocity, ln_power, ln_rotation = padded.T
-        typical = self.spectrograph.typical_broadening
-        rotation, macroturbulence = typical(teff)
+        rotation, macroturbulence = self.spectrograph.typical_broadening(teff)
         rotation = rotation * np.exp(ln_rotation)
         conditions = self.spectrograph.model
         power = conditions.resolving_power * np.exp(ln_power)
@@ -278,14 +277,21 @@ class Broadening:
         extra = np.stack([by_velocity, by_variance, by_rotation], axis=1).astype(np.complex64)
         seen = self._to_pixels(np.concatenate([out, extra], axis=1), n_in)
         broadened, moved = seen[:, :-3], seen[:, -3:]
+        return broadened, self._mixing(teff, per_power)[:, :count] @ moved
+
+    def _mixing(self, teff: Float64Array, per_power: Float64Array) -> Float32Array:
+        """Return what each parameter changes (n_star, 4, 3): velocity, variance, ln of rotation."""
+        typical = self.spectrograph.typical_broadening
         ends = [typical(teff + sign * _TEFF_STEP_K) for sign in (1.0, -1.0)]
         ln_rise = np.log(ends[0][0] / ends[1][0]) / (2 * _TEFF_STEP_K)
+        # Half the square of macroturbulence is variance: hence 4 steps, not 2.
         macro_rise = (ends[0][1] ** 2 - ends[1][1] ** 2) / (4 * _TEFF_STEP_K)
         mixing = np.zeros((len(teff), 4, 3), dtype=np.float32)
         mixing[:, 0, 1], mixing[:, 0, 2] = macro_rise, ln_rise
         mixing[:, 1, 0] = mixing[:, 3, 2] = 1.0
+        # The variance goes as R^-2, so that its derivative by ln R is -2 times itself.
         mixing[:, 2, 1] = -2.0 * per_power
-        return broadened, mixing[:, :count] @ moved
+        return mixing
 
     def _to_pixels(self, transform: NDArray[np.complex64], n_in: int) -> Float32Array:
         """Spectra (n_star, n_row, n_pixel) of their transforms, the first plus one."""

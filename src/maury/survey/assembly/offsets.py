@@ -250,7 +250,7 @@ def fit_offsets(
     terms: Sequence[str] = (),
     fewest: int = FEWEST_STARS,
 ) -> Offsets:
-    """Fit the offsets of the labels that two surveys share.
+    """Fit the offset of every label that enough stars have in both surveys.
 
     Parameters
     ----------
@@ -261,11 +261,6 @@ def fit_offsets(
         constant offsets.
     fewest : int
         Least number of common stars; each term needs ten more.
-
-    Returns
-    -------
-    offsets : Offsets
-        Of every label that enough stars have in both surveys.
 
     Raises
     ------
@@ -332,7 +327,6 @@ def merge(surveys: Sequence[ReferenceLabels], offsets: Mapping[str, Offsets]) ->
     origin = np.full(n_star, "", dtype=f"U{max(len(s.survey) for s in surveys)}")
     for survey in surveys:
         moved = offsets[survey.survey].apply(survey) if survey.survey in offsets else survey
-        # All labels of a star are from one survey: those of one analysis fit each other.
         rows = (origin == "") & np.isfinite(moved.values).any(axis=1)
         index = [names.index(name) for name in survey.names]
         values[np.ix_(rows, index)] = moved.values[rows]
@@ -418,7 +412,6 @@ def _fit_label(
     residual = np.full(len(first.values), np.nan)
     total = np.maximum(variance + fit.scatter2, 1e-24)
     scaled = (difference - phi @ fit.coefficients) / np.sqrt(total)
-    # A few outliers would rule the correlations.
     residual[rows] = np.where(fit.inlier > 0.5, scaled, np.nan)
     return offset, residual
 
@@ -488,11 +481,9 @@ def _scatter2(
         total = variance + scatter2
         return float(np.sum(inlier * (residual2 - total) / total**2))
 
-    # Beyond the largest residual no term is positive, so that the root lies below.
     top = float(residual2.max(initial=0.0))
     if top <= 0:
         return 0.0
-    # A star with an error of 0 would be divided by 0.
     low = 0.0 if np.all(variance > 0) else 1e-12 * top
     return float(brentq(slope, low, top)) if slope(low) > 0 else 0.0
 

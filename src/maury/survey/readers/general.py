@@ -16,7 +16,7 @@ from maury.labels.definitions import Label
 from maury.spectra.batch import Readable as ReadableSurvey
 from maury.spectra.noise import resampled_correlation
 from maury.spectra.spectra import Medium, check_wavelengths
-from maury.survey.readers.arms import Arm, ArmsSource, join_arms
+from maury.survey.readers.arms import Arm, join_arms
 from maury.survey.readers.config import (
     ArmConfig,
     ExposuresConfig,
@@ -251,10 +251,7 @@ def open_config(
     _existing(config)
     with ExitStack() as stack:
         arms = [_arm(arm, config, stack) for arm in config.arms]
-        source: Source = arms[0].source if len(arms) == 1 else join_arms(arms)
-        gridder = arms[0].gridder
-        if isinstance(source, ArmsSource):
-            gridder = Gridder(source.wave_aa, resample=False, medium=arms[0].medium)
+        source, gridder = _whole(arms)
         place = _place(config.arms[0].spectra)
         spectra = Spectrograph(place, source.n_star, source.ids, arms[0].table)
         columns = join(config, spectra, labels, stack)
@@ -283,6 +280,15 @@ def open_config(
             # From here on the survey closes the files; after any error before they are closed here.
             stack=stack.pop_all(),
         )
+
+
+def _whole(arms: Sequence[Arm]) -> tuple[Source, Gridder]:
+    """Return the spectra of all arms in one, and the grid that they are put on."""
+    if len(arms) == 1:
+        return arms[0].source, arms[0].gridder
+    joined = join_arms(arms)
+    # Each arm is put on its own grid before it is joined.
+    return joined, Gridder(joined.wave_aa, resample=False, medium=arms[0].medium)
 
 
 def _coadded(
