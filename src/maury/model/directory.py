@@ -83,6 +83,7 @@ class Affine:
         """
         table = np.asarray(values, dtype=np.float64)
         present = np.isfinite(table)
+        # Not nanmin and nanmax, which warn of columns without a value.
         count = present.sum(axis=0)
         low = np.where(present, table, np.inf).min(axis=0, initial=np.inf)
         high = np.where(present, table, -np.inf).max(axis=0, initial=-np.inf)
@@ -101,6 +102,7 @@ class Affine:
 
     def forward(self, values: ArrayLike) -> Float32Array:
         """Scaled values, shape (n_star, n), from physical ones."""
+        # The difference in float64: rounding 5000 K to float32 first would cost digits of it.
         scaled = (np.asarray(values, dtype=np.float64) - self.offset) / self.scale
         return scaled.astype(np.float32)
 
@@ -146,6 +148,7 @@ class Member(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    # No other path: a model file of a stranger may not name a file outside its directory.
     file: Annotated[str, StringConstraints(pattern=r"^members/[0-9]{3}\.safetensors$")]
     seed: Annotated[int, Field(ge=0)] | None = None
     validation_loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -177,6 +180,7 @@ class Attachment(BaseModel):
     sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
+# It becomes the name of a file: neither separators nor dots, which could lead elsewhere.
 AttachmentName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
@@ -254,6 +258,7 @@ class Model:
     @cached_property
     def checksum(self) -> str:
         """SHA-256 of everything that determines the predictions, weights included."""
+        # The document holds the checksums of all files of weights, so that it stands for them.
         text = json.dumps(_document(self), sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -304,10 +309,12 @@ class Model:
             IndexError,
         ) as error:
             raise damaged(path / "model.json", str(error)) from error
+        # All files now, not when they are first asked for: a model that opens can be used.
         for member in model.members:
             model.weights(member)
         for name in model.attachments:
             model.arrays(name)
+        # Last, as the checks above say what is wrong, and this one only that something is.
         check_sum(path / "model.json")
         return model
 
@@ -405,6 +412,7 @@ class Model:
         path = Path(path)
         refuse_existing(path, overwrite=overwrite)
         if weights is None:
+            # Read before the old directory goes: a model may be saved over itself.
             weights = [self.weights(member) for member in self.members]
         assert len(weights) == len(self.members), "one set of weights per member"
         with writing(path, overwrite=overwrite) as partial:
@@ -426,6 +434,7 @@ class Model:
             )
             (partial / "model.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
             write_sums(partial)
+        # As anyone will read it: what cannot be read again fails here, while the weights are at hand.
         return Model.open(path)
 
 
@@ -434,6 +443,7 @@ Size = Annotated[int, Field(ge=0, le=2**31)]
 
 
 class _Strict(BaseModel):
+    # Strict: a text "1" is no number 1, and a misspelt key no silent default.
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -498,6 +508,7 @@ def _fields(document: _ModelDocument) -> dict[str, Any]:
     labels = labels_module.parse(document.labels)
     preparation = Preparation.from_json(document.preparation)
     files = [member.file for member in document.members]
+    # The same network twice would count twice, and make the spread of the ensemble too small.
     if len(set(files)) != len(files):
         raise ValueError("two members have the same file")
     if not document.members and METHOD not in document.attachments:
@@ -543,6 +554,7 @@ def _read_document(path: Path) -> _ModelDocument:
         raise ModelFileError(f"{path} is not a model directory; train one with 'maury train'")
     file = path / "model.json"
     for part in (file, path / "members", path / "attachments"):
+        # What is checked must be what lies here, not what a link points to at another time.
         if part.is_symlink():
             raise damaged(part, "it is a link, and a model directory may hold none")
     if not file.is_file():
@@ -560,6 +572,7 @@ def _read_document(path: Path) -> _ModelDocument:
         return _ModelDocument.model_validate(content)
     except ValidationError as error:
         problems = [
+            # A file of another kind is wrong in thousands of places; five tell which kind of damage it is.
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
         ]
         raise damaged(file, "; ".join(problems)) from error
@@ -571,6 +584,7 @@ def _read_member(
     path = directory / member.file
     weights = read_tensor_file(path, sha256=member.sha256, shapes=tensors)
     for name, array in weights.items():
+        # One NaN makes every label NaN, which would look like stars without an answer.
         if not np.all(np.isfinite(array)):
             raise damaged(path, f"the tensor {name!r} has values that are not finite")
     return weights

@@ -14,10 +14,12 @@ import numpy as np
 
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 
+# Eight directions, as of seven bands and A_V, make 45 terms: four stars each.
 LEAST_STARS = 200
 """Least training stars for a quadratic regression: several for each of its terms; chosen."""
 _RIDGE = 1e-4
 """Holds coefficients of nearly dependent terms down, in scaled units; chosen, not measured."""
+# A quadratic goes astray beyond its data, where a missing band does less harm than a wrong one.
 _LARGEST_DEVIATION = 5.0
 """Nothing is filled in for stars beyond this many deviations from the training stars; chosen."""
 _DEPENDENT = 1e-5
@@ -51,6 +53,8 @@ class Imputer:
         depends : (n_band, n_observable) bool
             Which observable is made of which band.
         """
+        # The normal equations square what is small beside what is large; float32 has too few digits
+        # for it.
         whole = observables[np.isfinite(observables).all(axis=1)].astype(np.float64)
         if len(whole) < LEAST_STARS:
             n_observable = depends.shape[1]
@@ -58,6 +62,7 @@ class Imputer:
         centre = np.median(whole, axis=0)
         scale = np.maximum(whole.std(axis=0), 1e-6)
         scaled = _scaled(whole, centre, scale)
+        # A band on which all observables depend leaves nothing to predict it from.
         useful = [lost for lost in depends if lost.any() and not lost.all()]
         return cls(centre, scale, tuple(Regression.fit(scaled, lost) for lost in useful))
 
@@ -72,12 +77,14 @@ class Imputer:
         missing = np.isnan(observables)
         filled = observables
         for one in self.regressions:
+            # Equal, not just covered: a star that lacks two bands fits neither regression.
             rows = np.flatnonzero((missing == one.lost).all(axis=1))
             if rows.size == 0:
                 continue
             scaled = _scaled(observables[rows].astype(np.float64), self.centre, self.scale)
             usual = one.inside(scaled)
             values = one.predict(scaled[usual]) * self.scale[one.lost] + self.centre[one.lost]
+            # The caller's array stays as it is, and is not copied where no star lacks a band.
             filled = filled.copy() if filled is observables else filled
             filled[np.ix_(rows[usual], np.flatnonzero(one.lost))] = values.astype(np.float32)
         return filled
@@ -104,11 +111,15 @@ class Regression:
         """Learn from scaled observables (n_star, n_observable); wild stars are left out."""
         kept, target = scaled[:, ~lost], scaled[:, lost]
         _, size, direction = np.linalg.svd(kept / np.sqrt(len(kept)), full_matrices=False)
+        # Colours are differences of the magnitudes beside them: dividing by their singular values
+        # of zero would blow rounding errors up.
         real = size > _DEPENDENT * size[0]
         projection = direction[real].T / size[real]
         terms = _terms(kept @ projection)
         weights = _ridge(terms, target)
         residual = np.abs(target - terms @ weights).max(axis=1)
+        # One variable star or wrong match bends a quadratic fit; so far out, hardly any of normal
+        # errors is lost.
         sound = residual <= 6.0 * np.median(residual)
         return cls(lost, projection, _ridge(terms[sound], target[sound]))
 

@@ -20,6 +20,9 @@ from maury.model.output import Prediction as Prediction
 from maury.model.output import has_spectrum as has_spectrum
 from maury.spectra.preparation import FurtherColumns, Inputs
 
+# Products of matrices round differently by their number of rows, so that it is fixed, for equal
+# bits whatever is read at a time. Torch ran the published networks fastest with 64 to 512
+# (docs/explanation/engines.md).
 _PREDICT_ROWS = 512
 """Stars computed together: PyTorch was best in batches of 64 to 512 (docs, engines)."""
 _BAND_NAMES = frozenset(band.name for band in BANDS)
@@ -39,6 +42,8 @@ def load_members(model: Model) -> list[nn.Module]:
     for member in model.kept:
         weights = {name: torch.from_numpy(array) for name, array in model.weights(member).items()}
         try:
+            # Building draws weights, which are then replaced: opening a model may not move the
+            # user's generator.
             with torch.random.fork_rng(devices=[]):
                 network = build(config, model.n_pixel, n_observable, len(model.labels))
             network.load_state_dict(weights)
@@ -139,12 +144,14 @@ class EnsembleNetwork:
         """
         spectrum = has_spectrum(inputs)
         rows = np.flatnonzero(self._usable(inputs, spectrum))
+        # One empty block where no star is usable: the shapes of the outputs come from the networks.
         starts = range(0, max(rows.size, 1), _PREDICT_ROWS)
         parts = [self._answer(inputs, spectrum, rows[k : k + _PREDICT_ROWS], only) for k in starts]
         n = len(inputs.flux)
 
         def whole(name: str) -> Any:
             pieces = [getattr(part, name) for part in parts]
+            # All blocks lack a part or none does, for the networks decide that.
             if any(piece is None for piece in pieces):
                 return None
             joined = np.concatenate(pieces)
@@ -157,6 +164,8 @@ class EnsembleNetwork:
     def _usable(self, inputs: Inputs, spectrum: BoolArray) -> BoolArray:
         if self._config.needs_spectrum:
             return spectrum & has_observables(inputs, self._config)
+        # An extinction alone says nothing of a star: without a magnitude or colour there is no
+        # answer.
         seen = np.isfinite(inputs.observables[:, self._is_photometry]).any(axis=1)
         return np.asarray(spectrum | (seen & self._config.photometry), dtype=np.bool_)
 
@@ -195,6 +204,7 @@ class EnsembleNetwork:
         means = outputs.mean
         variance = None if outputs.variance is None else outputs.variance.mean(axis=0)
         if len(means) > 1:
+            # n - 1: of four members, dividing by n would make the spread 13 % too small.
             spread = means.var(axis=0, ddof=1)
             variance = spread if variance is None else variance + spread
         if variance is None:
@@ -204,6 +214,7 @@ class EnsembleNetwork:
             if len(means) > 1:
                 apart = (means - means.mean(axis=0)).transpose(1, 2, 0)
                 covariance += apart @ apart.transpose(0, 2, 1) / (len(means) - 1)
+            # Scaled labels become physical ones by a diagonal matrix S, covariances by S C S.
             covariance *= scaling.scale[:, None] * scaling.scale
         return Prediction(
             mean=scaling.inverse(means.mean(axis=0)),
@@ -222,6 +233,7 @@ def _imputer_of(model: Model) -> Imputer | None:
     observables, depends = model.arrays("sky")["observables"], depends[is_band]
     further = model.preparation.is_further
     if further.any():
+        # A quadratic regression on a hundred columns more would have thousands of terms.
         observables, depends = observables[:, ~further], depends[:, ~further]
     return Imputer.fit(observables, depends)
 
@@ -262,12 +274,14 @@ def flux_gradient(
     device = next(networks[0].parameters()).device
     ivar = torch.from_numpy(inputs.ivar).to(device)
     seen = torch.from_numpy(observables).to(device)
+    # A copy, for torch shares the memory of arrays.
     flux = torch.from_numpy(inputs.flux.copy()).to(device).requires_grad_()
     shape = (len(inputs), len(model.labels), inputs.flux.shape[1])
     total = np.zeros(shape)
     for network in networks:
         mean = config.predict(network, flux, ivar, seen).mean
         for position in range(shape[1]):
+            # No star sees another one, so that the gradient of the sum holds that of each.
             (slope,) = torch.autograd.grad(mean[:, position].sum(), flux, retain_graph=True)
             total[:, position] += slope.double().cpu().numpy()
         total[~torch.isfinite(mean).all(dim=1).cpu().numpy()] = np.nan

@@ -35,12 +35,16 @@ from maury.spectra.preparation import RAVE_GRID, Preparation
 from maury.version import __version__
 
 logger = logging.getLogger(__name__)
+# A hundred times the ten that were released. Chosen.
 MAX_FILES = 1000
 """Networks read at once; the release has ten."""
+# A released network has 58 549 weights, 0.23 MB in float32; this leaves room for optimiser states and double precision a hundred times over.
 MAX_FILE_BYTES = 64 * 2**20
 """Largest file that is opened, far beyond a released network; chosen."""
+# The largest weight, the dense layer of 1770 x 32, takes 0.23 MB; a chunk of a damaged file may claim gigabytes.
 _MAX_WEIGHT_BYTES = 4 * 2**20
 """Largest array of weights in such a file; chosen."""
+# The graph of a dozen layers is some kilobytes of JSON; a parser needs many times the length of its text.
 _MAX_GRAPH_BYTES = 2**20
 """Largest description of a network in such a file; chosen."""
 
@@ -174,22 +178,26 @@ def read_keras(path: Path) -> dict[str, Float32Array]:
 
 
 _CHILD = "import sys; from maury.model.keras import answer; sys.exit(answer(sys.argv[1:]))"
+# Reading takes a small part of a second, importing most of the rest: what runs longer hangs in the HDF5 library. The second bound is of the clock, for a process that waits. Chosen.
 _CPU_SECONDS, _SECONDS = 8, 120
 
 
 def _read_apart(paths: Sequence[Path]) -> list[dict[str, Float32Array]]:
     """Read files in another process: damaged ones can hang the HDF5 library, or crash it."""
+    # The child finds the package where this process has it, installed or not.
     search = os.pathsep.join(
         filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")])
     )
     command = [sys.executable, "-c", _CHILD, *(str(path.absolute()) for path in paths)]
     environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+    # HDF5 loads the libraries of filters that a file names from there: a file could run code.
     environment.pop("HDF5_PLUGIN_PATH", None)
     try:
         done = subprocess.run(
             command, capture_output=True, timeout=_SECONDS, check=False, env=environment
         )
         code, out = done.returncode, done.stdout
+        # The child names a file before it reads it, so that the last name is that of the culprit.
         said = done.stderr.decode("utf-8", "replace").strip()
     except subprocess.TimeoutExpired:
         code, out, said = -1, b"", ""
@@ -208,6 +216,7 @@ def _read_apart(paths: Sequence[Path]) -> list[dict[str, Float32Array]]:
     return weights
 
 
+# Python itself ends with 1 after a traceback and 2 after a wrong option: those are no refusals.
 _REFUSED = 3
 """Exit status of the reading process for a file that it refuses; 1 and 2 are those of Python."""
 _READING, _REFUSAL = "maury reads ", "maury refuses: "
@@ -216,9 +225,11 @@ _READING, _REFUSAL = "maury reads ", "maury refuses: "
 def answer(paths: Sequence[str]) -> int:
     """Read files in this process, and write their weights to the standard output as tensors."""
     weights: dict[str, Float32Array] = {}
+    # A tenth of a second for each file more.
     _limit_this_process(_CPU_SECONDS + len(paths) // 10)
     for number, path in enumerate(paths):
         sys.stderr.write(f"{_READING}{path}\n")
+        # A crash of the library would lose what is still in the buffer.
         sys.stderr.flush()
         try:
             found = read_here(Path(path))
@@ -233,10 +244,12 @@ def answer(paths: Sequence[str]) -> int:
 def _limit_this_process(seconds: int) -> None:
     try:
         import resource
+    # Windows has no such limits; the bound of the clock holds there.
     except ImportError:
         return
     most = current().unfolded_bytes
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    # The interpreter and its libraries take a share before any file is read.
     resource.setrlimit(resource.RLIMIT_DATA, (2 * most, 2 * most))
 
 
@@ -263,6 +276,7 @@ def _converted(graph: "_Graph", layers: Mapping[str, _Layer]) -> dict[str, Float
     weights: dict[str, Float32Array] = {}
     for keras_name, layer in layers.items():
         kernel = graph.weight(keras_name, "kernel:0", layer.kernel_shape)
+        # Keras keeps (tap, in, out) and (in, out), torch (out, in, tap) and (out, in).
         order = (2, 1, 0) if layer.kind == "Conv1D" else (1, 0)
         weights[f"{layer.name}.weight"] = np.ascontiguousarray(kernel.transpose(order))
         weights[f"{layer.name}.bias"] = graph.weight(keras_name, "bias:0", layer.kernel_shape[-1:])
@@ -276,6 +290,7 @@ class _Graph:
         self._file = file
         self._path = path
         text = file.attrs["model_config"]
+        # Before it is parsed.
         if len(text) > _MAX_GRAPH_BYTES:
             raise self._other("a small graph of layers", f"{len(text)} bytes")
         config = parse_json(text)["config"]
@@ -321,11 +336,13 @@ class _Graph:
     def _through_activation(self, name: str) -> str:
         config = self._config(name)
         slope = config.get("alpha", -1.0)
+        # Keras wrote the slope as a float32, which is not 0.3.
         if self._kind(name) != "LeakyReLU" or not abs(float(slope) - 0.3) < 1e-6:
             raise self._other("a LeakyReLU layer of slope 0.3", self._describe(name))
         return self._parents(name, 1)[0]
 
     def _through_inactive(self, name: str) -> str:
+        # At most once a layer: a graph that is damaged may run in a circle.
         for _ in self._layers:
             if self._kind(name) == "Flatten":
                 self._check(name, {"data_format": "channels_last"})
@@ -337,6 +354,7 @@ class _Graph:
     def _check(self, name: str, settings: Mapping[str, Any]) -> None:
         config = self._config(name)
         for key, value in settings.items():
+            # Older versions of Keras leave out what has its default, such as the groups.
             if config.get(key, value) != value:
                 raise self._other(f"{key} = {value} in layer {name!r}", repr(config[key]))
 
@@ -368,6 +386,7 @@ class _Graph:
         group: Any = self._file
         for part in ("model_weights", layer, layer, name):
             link = group.get(part, getlink=True)
+            # Soft and external links would read another place, or any file of this machine.
             if not isinstance(link, h5py.HardLink):
                 raise InputFileError(f"{self._path}: {part!r} is a link or missing; it is refused")
             group = group[part]
@@ -378,6 +397,7 @@ class _Graph:
             raise self._other(f"weights {name!r} of shape {shape}", str(data))
         if data.external or data.is_virtual:
             raise InputFileError(f"{self._path}: {name!r} lies in another file; it is refused")
+        # HDF5 unpacks whole chunks, which may be larger than the array that is in them.
         chunk = data.dtype.itemsize * math.prod(data.chunks or (0,))
         if max(data.nbytes, chunk) > _MAX_WEIGHT_BYTES:
             raise self._other(f"small weights {name!r}", f"{max(data.nbytes, chunk)} bytes")

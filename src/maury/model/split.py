@@ -150,6 +150,7 @@ def split_stars(star_id: ArrayLike, *, fractions: tuple[float, float, float], se
         raise ConfigError(
             f"a split into training, validation and test stars needs at least 3 stars, got {n_star}"
         )
+    # Rounding may leave a part of few stars without any; each gets one.
     n_test = min(max(1, round(fractions[2] * n_star)), n_star - 2)
     n_validation = min(max(1, round(fractions[1] * n_star)), n_star - n_test - 1)
     part = np.zeros(n_star, dtype=np.int8)
@@ -214,6 +215,7 @@ def split_published(star_id: ArrayLike) -> Split:
     star, _ = _star_numbers(star_id)
     if star.size < 2:
         raise ConfigError(f"the published split needs at least 2 rows, got {star.size}")
+    # Numpy keeps this old generator as it was, so that the rows are those of the publication.
     order = np.random.RandomState(42).permutation(star.size).astype(np.int64)
     n_test = ceil(0.06 * star.size)
     test, train = order[:n_test], order[n_test:]
@@ -248,6 +250,7 @@ def held_out_fold(star_id: ArrayLike, *, n_fold: int, seed: int) -> Int64Array:
     star_id : (n_row,) str
     n_fold, seed : int
     """
+    # With the seed in the text, folds of two seeds have nothing to do with each other.
     salted = [f"{seed}:{text}" for text in np.asarray(star_id).astype(np.str_).tolist()]
     numbers = [int(text, 16) % n_fold for text in star_hashes(salted).tolist()]
     return np.array(numbers, dtype=np.int64)

@@ -22,6 +22,7 @@ _CACHE_BYTES = 800 * 1024
 """Largest arena of a block of more than one vector; a level-2 cache of today holds 1 MiB."""
 _MOST_VECTORS = 4
 """Vectors of stars in a block: enough to hide the latency of a chain of sums; chosen."""
+# The code says of every row that it is aligned so, and would crash on one that is not.
 _ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector register (AVX-512)."""
 
@@ -48,11 +49,15 @@ class Machine:
         self, members: Sequence[Graph], *, n_thread: int = 1, lanes: int | None = None
     ) -> None:
         first = members[0]
+        # One function serves all members, with a pointer to other numbers: a step that one has and
+        # another lacks cannot be told to it.
         for one, other in pairwise(members):
             assert (one.shared, one.steps) == (other.shared, other.steps), "members are alike"
         self._inputs, self._n_out = tuple(first.inputs), first.n_out
         self._n_member, self._n_thread = len(members), n_thread
         self._weights = _aligned(np.stack([np.concatenate(one.numbers) for one in members]))
+        # Threads share weights and inputs, which are read only; in one arena they would overwrite
+        # each other's rows.
         self._local = threading.local()
         target = Processor(lanes)
         self._lanes = target.lanes
@@ -61,6 +66,7 @@ class Machine:
         self._n_arena = self._n_vector * target.lanes * first.n_row
         code = Code(target, n_row=first.n_row, n_out=first.n_out, n_vector=self._n_vector)
         _write_program(code, first, self._weights.shape)
+        # Kept as an attribute, for the address below points into its memory.
         self._engine = target.compile(code.text())
         self._run = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_int64)(
             self._engine.get_function_address("run")
@@ -90,12 +96,17 @@ class Machine:
         """
         n = len(inputs[0])
         n_block = -(-n // self.block)
+        # The last block is computed whole. Stars are independent, so those made of zeros disturb
+        # none, and are cut off in the end.
         padded = [self._padded(array, n_block * self.block) for array in inputs]
         out = _aligned(
+            # Lanes last, so that the generated code stores a row by one instruction; numpy puts the
+            # stars in order when all is done.
             np.zeros((self._n_member, n_block * self._n_vector, self._n_out, self._lanes), "f4")
         )
         bounds = np.linspace(0, n_block, min(self._n_thread, max(n_block, 1)) + 1).astype(int)
         parts = [(int(a), int(b)) for a, b in pairwise(bounds) if b > a]
+        # A foreign function runs without the lock of the interpreter, so that threads do gain.
         if len(parts) > 1:
             with ThreadPoolExecutor(len(parts)) as pool:
                 list(pool.map(lambda part: self._part(padded, out, part), parts))
@@ -147,6 +158,7 @@ def _write_program(code: Code, graph: Graph, weights: tuple[int, ...]) -> None:
         code.function(
             f"step{number}",
             "ptr noalias %arena, ptr noalias readonly %w, ptr noalias %io",
+            # Bound as a default, or every function would emit the last step of the loop.
             lambda step=step: step.emit(code),  # type: ignore[misc]
         )
     n_member, n_number = weights
@@ -157,11 +169,13 @@ def _write_program(code: Code, graph: Graph, weights: tuple[int, ...]) -> None:
 
     def block(index: str) -> None:
         for number, step in enumerate(graph.shared):
+            # Steps other than Load neither read nor write it; the pointer must only be valid.
             io = "%arena"
             if isinstance(step, Load):
                 place = code.op(f"getelementptr ptr, ptr %inputs, i64 {step.number}")
                 base = code.op(f"load ptr, ptr {place}")
                 io = code.at(base, code.op(f"mul i64 {index}, {n_star * step.n_column}"))
+            # Shared steps hold no numbers of a member, so that those of the first serve.
             call(number, "%weights", io)
         start = code.op(f"mul i64 {index}, {n_star * graph.n_out}")
 

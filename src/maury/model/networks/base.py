@@ -71,6 +71,7 @@ Units = Annotated[int, Field(ge=1, le=LARGEST.units)]
 
 def linear(n_in: int, n_out: int) -> nn.Linear:
     """Return a dense layer in float32, whatever the default dtype of the user's process is."""
+    # A process in float64 would make networks that no file of weights fits.
     return nn.Linear(n_in, n_out, dtype=torch.float32)
 
 
@@ -163,6 +164,7 @@ class NetworkConfig(BaseModel, ABC):
         """
         present = torch.isfinite(target)
         residual = torch.where(present, output - target, 0.0)
+        # By the labels that are there, not by rows: a batch of half-labelled stars weighs less, not wrong. A batch without any label has loss 0, not NaN.
         return residual.square().sum() / present.sum().clamp(min=1)
 
     def moments(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -210,6 +212,7 @@ def build(config: NetworkConfig, n_pixel: int, n_observable: int, n_label: int) 
         )
     try:
         return config.assemble(n_pixel, n_observable, n_label)
+    # Torch says which product of matrices failed; the user needs to know which setting to change.
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the network '{config.name}' does not fit spectra of {n_pixel} pixels ({error}); "

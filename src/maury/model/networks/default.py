@@ -22,6 +22,8 @@ from maury.model.networks.base import (
     preset,
 )
 
+# The numbers below are not in the files of models: another one would change what models answer that
+# were trained with it.
 _LEAST_VARIANCE = 1e-4
 """Least variance of a scaled label: a predicted error of zero would end the likelihood."""
 LARGEST_DEVIATION = 8.0
@@ -60,6 +62,8 @@ class DefaultConfig(NetworkConfig):
     preparation_defaults: ClassVar[Mapping[str, Any]] = {
         "steps": [{"step": "noise"}],
         "observables": [
+            # Colours follow from magnitudes, yet are given: the parallax error cancels in them, and
+            # they stay where the parallax is missing.
             {"observable": "absolute_magnitudes"},
             {
                 "observable": "colours",
@@ -68,6 +72,8 @@ class DefaultConfig(NetworkConfig):
             {"observable": "a_v"},
         ],
     }
+    # All members: choosing by the validation stars would spend them, and they are to calibrate
+    # errors.
     ensemble_defaults: ClassVar[Mapping[str, Any]] = {"percentile": 100.0}
     scaling: ClassVar[ScalingRule] = "robust"
     simulates: ClassVar[bool] = True
@@ -125,11 +131,14 @@ class LabelPosterior:
             Shapes (n, n_label); scaled labels and the variance of their errors.
         """
         present = torch.isfinite(target)
+        # Residual 0, variance 1 and factor 0 make a missing label a factor of one in the
+        # likelihood.
         residual = torch.where(present, target - self.mean, 0.0)
         variance = torch.where(present, self.variance + target_variance, 1.0)
         factor = self.factor * present.unsqueeze(-1)
         weighted = factor / variance.unsqueeze(-1)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        # The identity is added, so that it is positive definite whatever the network says.
         root = torch.linalg.cholesky(identity + factor.transpose(1, 2) @ weighted)
         pull = weighted.transpose(1, 2) @ residual.unsqueeze(-1)
         explained = torch.linalg.solve_triangular(root, pull, upper=False).square().sum((1, 2))
@@ -192,12 +201,15 @@ class DefaultNetwork(nn.Module):
         self.norm = nn.LayerNorm(width, dtype=torch.float32)
         self.out = linear(width, n_label * (2 + config.rank))
         nn.init.zeros_(self.out.weight)
+        # Not zero: the gradient of F F^T vanishes at F = 0, and correlations would never be learnt.
         nn.init.normal_(self.out.bias, 0.0, 0.02)
 
     def embed(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> Tensor:
         """Features (n, width) before the last layer; arguments as of `forward`."""
         pixels, quality = self._spectrum(flux, ivar)
         projected = self.project(pixels)
+        # Sums of layers are one layer of the joined inputs, as the compiled engine computes it. The
+        # straight way spares a label that is linear in the flux the bend.
         features = self.join(projected) + self.bend(functional.silu(projected))
         features = features + self.quality(quality)
         if self.observables is not None:
@@ -213,6 +225,7 @@ class DefaultNetwork(nn.Module):
         """Posterior of scaled labels, from what the last layer gave."""
         sizes = [self.n_label, self.n_label, self.n_label * self.rank]
         mean, raw, factor = torch.split(output, sizes, dim=1)
+        # softplus(-2) = 0.13: training starts with errors of a third of a label's scatter.
         variance = _LEAST_VARIANCE + functional.softplus(raw - 2.0)
         factor = 0.3 * factor.reshape(len(output), self.n_label, self.rank)
         return LabelPosterior(mean, variance, factor)
@@ -231,6 +244,8 @@ class DefaultNetwork(nn.Module):
 
     def _spectrum(self, flux: Tensor, ivar: Tensor) -> tuple[Tensor, Tensor]:
         good = ivar > 0
+        # Torch takes the lower of two middle values, not their mean; the compiled engine copies
+        # that.
         typical = torch.where(good, ivar, torch.nan).nanmedian(dim=1, keepdim=True).values
         present = good.any(dim=1, keepdim=True)
         typical = torch.where(present, typical, torch.ones_like(typical))
@@ -242,6 +257,7 @@ class DefaultNetwork(nn.Module):
 
 def noise_quality(typical: Tensor, present: Tensor) -> Tensor:
     """Two measures of the noise and a presence bit (n, 3), from inverse variances (n, 1)."""
+    # S/N 3 to 1100: whatever noise a survey quotes, no input is above 20.
     relative = (typical.sqrt() / _TYPICAL_SNR).clamp(0.05, 20.0)
     noise = torch.cat([relative.log(), 1.0 / relative - 1.0], dim=1)
     return torch.cat([torch.where(present, noise, 0.0), present.to(noise)], dim=1)
@@ -250,6 +266,7 @@ def noise_quality(typical: Tensor, present: Tensor) -> Tensor:
 def with_presence(observables: Tensor) -> Tensor:
     """Bent observables, then their presence bits."""
     present = torch.isfinite(observables)
+    # The median of the training stars; the bit beside it tells a missing value from a common one.
     scaled = torch.where(present, observables, 0.0)
     bent = OBSERVABLE_KNEE * torch.asinh(scaled / OBSERVABLE_KNEE)
     return torch.cat([bent, present.to(bent)], dim=1)

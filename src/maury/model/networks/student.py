@@ -28,6 +28,7 @@ from maury.model.networks.default import (
     noise_quality,
 )
 
+# Not in the files of models: another number would change what old students answer.
 _SAMPLED_PIXELS = 32
 """Pixels whose median gives the noise: over all it would cost more than the network; chosen."""
 _LARGEST_LOG_SIGMA = 8.0
@@ -130,6 +131,7 @@ class StudentNetwork(nn.Module):
             Shape (n, n_observable), scaled, NaN where missing.
         """
         typical, present = self.noise(ivar)
+        # One division a star instead of one a pixel; the compiled engine multiplies likewise.
         pixel_weight = (ivar * (1.0 / (NOISY_PIXEL * typical))).clamp_(max=1.0)
         per_scale = 1.0 / self.flux_scale
         pixels = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
@@ -141,6 +143,7 @@ class StudentNetwork(nn.Module):
         """Typical inverse variance of good pixels (n, 1), and whether there is any."""
         some = ivar[:, :: self.stride]
         typical = torch.where(some > 0, some, torch.nan).nanmedian(dim=1, keepdim=True).values
+        # All pixels that were looked at may be bad in a spectrum that has good ones.
         typical = torch.where(typical > 0, typical, ivar.amax(dim=1, keepdim=True))
         present = typical > 0
         return torch.where(present, typical, 1.0), present
@@ -171,8 +174,11 @@ class StudentNetwork(nn.Module):
         sizes = [self.n_label, self.n_label, self.n_label * self.rank]
         mean, log_sigma, raw = torch.split(output, sizes, dim=1)
         bound = _LARGEST_LOG_SIGMA
+        # Smooth, for a clamp has no gradient beyond; -1 starts the errors at a third of a label's
+        # scatter.
         sigma = (bound * torch.tanh((log_sigma - 1.0) / bound)).exp()
         raw = raw.reshape(-1, self.n_label, self.rank)
+        # Rows shorter than one: what a label has on its own, 1 - |row|^2, stays positive.
         factor = raw / (1.01 + raw.square().sum(dim=2, keepdim=True)).sqrt()
         return mean, sigma, factor
 
