@@ -298,6 +298,8 @@ class Model:
         path = Path(path)
         document = _read_document(path)
         try:
+            # A file of a stranger may be wrong in any place and any way: whatever fails means that
+            # it is damaged.
             model = cls(**_fields(document), path=path)
         except (
             MauryError,
@@ -434,7 +436,8 @@ class Model:
             )
             (partial / "model.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
             write_sums(partial)
-        # As anyone will read it: what cannot be read again fails here, while the weights are at hand.
+        # As anyone will read it: what cannot be read again fails here, while the weights are at
+        # hand.
         return Model.open(path)
 
 
@@ -572,7 +575,6 @@ def _read_document(path: Path) -> _ModelDocument:
         return _ModelDocument.model_validate(content)
     except ValidationError as error:
         problems = [
-            # A file of another kind is wrong in thousands of places; five tell which kind of damage it is.
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
         ]
         raise damaged(file, "; ".join(problems)) from error
@@ -584,7 +586,7 @@ def _read_member(
     path = directory / member.file
     weights = read_tensor_file(path, sha256=member.sha256, shapes=tensors)
     for name, array in weights.items():
-        # One NaN makes every label NaN, which would look like stars without an answer.
+        # One NaN makes all labels NaN, which would look like stars without an answer.
         if not np.all(np.isfinite(array)):
             raise damaged(path, f"the tensor {name!r} has values that are not finite")
     return weights

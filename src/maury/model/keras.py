@@ -35,16 +35,17 @@ from maury.spectra.preparation import RAVE_GRID, Preparation
 from maury.version import __version__
 
 logger = logging.getLogger(__name__)
-# A hundred times the ten that were released. Chosen.
 MAX_FILES = 1000
 """Networks read at once; the release has ten."""
-# A released network has 58 549 weights, 0.23 MB in float32; this leaves room for optimiser states and double precision a hundred times over.
+# A released network has 58 549 weights, 0.23 MB in float32.
 MAX_FILE_BYTES = 64 * 2**20
 """Largest file that is opened, far beyond a released network; chosen."""
-# The largest weight, the dense layer of 1770 x 32, takes 0.23 MB; a chunk of a damaged file may claim gigabytes.
+# The largest weight, the dense layer of 1770 x 32, takes 0.23 MB; a chunk of a damaged file may
+# claim gigabytes.
 _MAX_WEIGHT_BYTES = 4 * 2**20
 """Largest array of weights in such a file; chosen."""
-# The graph of a dozen layers is some kilobytes of JSON; a parser needs many times the length of its text.
+# The graph of a dozen layers is some kilobytes of JSON; a parser needs many times the length of its
+# text.
 _MAX_GRAPH_BYTES = 2**20
 """Largest description of a network in such a file; chosen."""
 
@@ -178,7 +179,8 @@ def read_keras(path: Path) -> dict[str, Float32Array]:
 
 
 _CHILD = "import sys; from maury.model.keras import answer; sys.exit(answer(sys.argv[1:]))"
-# Reading takes a small part of a second, importing most of the rest: what runs longer hangs in the HDF5 library. The second bound is of the clock, for a process that waits. Chosen.
+# Files of 0.23 MB take no seconds: what runs longer hangs in the HDF5 library. The second bound is of
+# the clock, for a process that waits and uses no processor. Chosen, not measured.
 _CPU_SECONDS, _SECONDS = 8, 120
 
 
@@ -216,7 +218,6 @@ def _read_apart(paths: Sequence[Path]) -> list[dict[str, Float32Array]]:
     return weights
 
 
-# Python itself ends with 1 after a traceback and 2 after a wrong option: those are no refusals.
 _REFUSED = 3
 """Exit status of the reading process for a file that it refuses; 1 and 2 are those of Python."""
 _READING, _REFUSAL = "maury reads ", "maury refuses: "
@@ -225,7 +226,6 @@ _READING, _REFUSAL = "maury reads ", "maury refuses: "
 def answer(paths: Sequence[str]) -> int:
     """Read files in this process, and write their weights to the standard output as tensors."""
     weights: dict[str, Float32Array] = {}
-    # A tenth of a second for each file more.
     _limit_this_process(_CPU_SECONDS + len(paths) // 10)
     for number, path in enumerate(paths):
         sys.stderr.write(f"{_READING}{path}\n")
@@ -354,7 +354,7 @@ class _Graph:
     def _check(self, name: str, settings: Mapping[str, Any]) -> None:
         config = self._config(name)
         for key, value in settings.items():
-            # Older versions of Keras leave out what has its default, such as the groups.
+            # A key that a file lacks has its default: Keras got groups only later.
             if config.get(key, value) != value:
                 raise self._other(f"{key} = {value} in layer {name!r}", repr(config[key]))
 

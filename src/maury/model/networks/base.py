@@ -164,7 +164,8 @@ class NetworkConfig(BaseModel, ABC):
         """
         present = torch.isfinite(target)
         residual = torch.where(present, output - target, 0.0)
-        # By the labels that are there, not by rows: a batch of half-labelled stars weighs less, not wrong. A batch without any label has loss 0, not NaN.
+        # By the labels that are there, not by rows: a batch of half-labelled stars weighs less, not
+        # wrong. A batch without any label has loss 0, not NaN.
         return residual.square().sum() / present.sum().clamp(min=1)
 
     def moments(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
