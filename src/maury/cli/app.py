@@ -29,10 +29,13 @@ app = typer.Typer(
     help="Stellar labels that can be trusted, from spectra, photometry and astrometry.",
     no_args_is_help=True,
     add_completion=False,
+    # A traceback that goes into a bug report is plain text, without the values of variables.
     pretty_exceptions_enable=False,
+    # Markup would take words in brackets, such as [alpha/M], for styles, and drop them.
     rich_markup_mode=None,
 )
 ingest_app = typer.Typer(
+    # So that `maury ingest rave-dr6` needs no word more than the name of the survey.
     cls=archives.IngestGroup,
     help="Read files of spectra and tables into a survey store.",
     epilog="For a public survey give its name: maury ingest rave-dr6 PATH OUT.zarr.",
@@ -56,6 +59,7 @@ for command in (
 
 def main() -> None:
     """Run the command line; an error that `maury` raises on purpose is one line, exit code 1."""
+    # Imports stand in the functions throughout: a help text must not wait for torch and astropy.
     from maury.errors import MauryError
 
     for stream in (sys.stdout, sys.stderr):
@@ -64,6 +68,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    # Only these: a traceback of anything else shows a fault of maury itself.
     except MauryError as error:
         terminal.say(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -94,5 +99,6 @@ def _options(
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
     handler = logging.StreamHandler()
+    # Messages quote file names and headers of strangers, which could steer a terminal.
     handler.setFormatter(terminal.PlainFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])

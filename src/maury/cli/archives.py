@@ -15,6 +15,7 @@ class IngestGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Return the command that the first word means, and the words after it."""
+        # A recipe that has the name of a command, such as toml, needs the word 'recipe' before it.
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             return "recipe", self.commands["recipe"], args
         return super().resolve_command(ctx, args)
@@ -63,6 +64,8 @@ def _show(rows: list[tuple[str, ...]]) -> None:
     """Print rows of text in columns; the last one is as long as it is."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for row in rows:
+        # The last column is not padded, so that a long text leaves no blanks at the end of other
+        # lines.
         cells = (cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False))
         terminal.say(f"  {'  '.join(cells)}  {row[-1]}")
 
@@ -90,6 +93,7 @@ def ingest_recipe(
     from maury.survey.archives.ingest import ingest_recipe
 
     with (
+        # Without --workers this process reads by itself: starting others takes longer than few files.
         terminal.cluster(scheduler, workers, local=True) as cluster,
         terminal.bar("ingesting") as progress,
     ):

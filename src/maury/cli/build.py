@@ -25,6 +25,7 @@ def build(
 
     with terminal.bar("building") as progress:
         built = build_survey(recipe, out, overwrite=overwrite, progress=progress)
+    # Always shown: a cut that takes most stars away must not go by unseen.
     terminal.show_flow(built.flow)
     for offsets in built.offsets.values():
         terminal.show_offsets(offsets)

@@ -54,6 +54,7 @@ def predict(
     With --by-star a row for each star, in the order in which they first appear. A run that was
     killed goes on when the same command is given again.
     """
+    # Not the default of the option: a help text would then differ from machine to machine.
     from maury.io.workers import n_cores
     from maury.prediction.streaming import Options, write_catalogue
 
@@ -73,6 +74,7 @@ def predict(
             cluster=cluster,
             progress=progress,
         )
+    # Nobody may take made-up stars for observed ones, in a log read a year later either.
     mark = " SIMULATED" if written.simulated else ""
     terminal.say(
         f"{written.n_star}{mark} rows in {out}, {written.n_warned} of them with a warning flag"
@@ -106,6 +108,7 @@ def explore(
         terminal.say(
             f"{len(explorer.content)} {mark}rows of {catalogue} at {explorer.link}", flush=True
         )
+        # Flushed: the server does not return, and a pipe would keep the link to itself.
         terminal.say("Ctrl-C ends it", flush=True)
 
     explore(catalogue, survey=survey, model=model, port=port, browser=not no_browser, ready=ready)

@@ -9,6 +9,7 @@ import typer
 from maury.cli import terminal
 from maury.cli.common import Overwrite
 
+# For the checker of types alone: at run time they would bring astropy into every command.
 if TYPE_CHECKING:
     from maury.survey.crossmatch import Match
     from maury.survey.crossmatch.tables import Side
@@ -72,16 +73,20 @@ def crossmatch(
     from maury.io.tables import open_table
     from maury.survey.crossmatch import tables
 
+    # What is wrong with the output is said before the matching, not after it.
     tables.check_format(out)
     refuse_existing(out, overwrite=overwrite)
     keys = tables.parse_keys(left_columns), tables.parse_keys(right_columns)
     policy: dict[str, Any] = {"ambiguous": ambiguous, "duplicates": duplicates}
     wanted = None if take is None else [name.strip() for name in take.split(",")]
+    # Tables are read column by column, so that their files stay open until the result is written.
     with ExitStack() as stack:
         a = tables.Side.of(open_table(left, stack), keys[0])
         if hats:
             from maury.survey.crossmatch.allsky import match_side
 
+            # A catalogue of the whole sky is partitioned by place, and cannot be searched by
+            # identifier.
             by_place = {"lead_arcsec": lead, "magnitude_tolerance": tolerance, **policy}
             match, b = match_side(a, right, radius, keys=keys[1], take=wanted, **by_place)
         else:
@@ -89,6 +94,7 @@ def crossmatch(
             match = _match(a, b, radius, lead, tolerance, policy)
         tables.write_match(match, a, b, out, take=wanted, overwrite=overwrite)
         report = match.report()
+        # No match may be true, but a wrong unit, epoch or column looks the same.
         if not report.n_matched:
             logger.warning("%s", tables.why_none(match, a, b))
     terminal.show_match(report)
@@ -107,10 +113,12 @@ def _match(
     from maury.survey.crossmatch import match_identifiers, match_positions
 
     if a.ids is not None and b.ids is not None:
+        # They would be ignored, and the user would think that they were applied.
         if lead is not None or tolerance is not None:
             raise ConfigError("--lead and --magnitudes are for matches by position; name no 'id'")
         positions = None
         if a.positions is not None and b.positions is not None:
+            # Identifiers decide; positions only tell which of them are mistaken.
             positions, policy = (a.positions, b.positions), {**policy, "radius_arcsec": radius}
         return match_identifiers(a.ids, b.ids, positions=positions, **policy)
     if a.positions is None or b.positions is None:

@@ -33,6 +33,7 @@ Stage = Callable[[str], AbstractContextManager[Any]]
 """Called with the text of a stage; its context yields that stage's progress callback."""
 
 REDUCED: dict[str, dict[str, Any]] = {
+    # Minutes on a laptop: it shows how the program is used, and claims no precision. Chosen.
     "training": {"steps": 3000, "stars": 30_000},
     "ensemble": {"members": 2},
 }
@@ -99,13 +100,16 @@ def run_demo(
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
+    # A stopped run goes on only with these equal: pieces of two runs must not end in one report.
     settings = {"version": __version__, "stars": [n_star, n_observed], "seed": seed}
     work = _work_directory(out, settings)
     with stage(f"simulating {n_star} labelled stars") as progress:
         labelled = _survey(work / "labelled.zarr", n_star, seed, False, progress)
     with stage(f"simulating {n_observed} observed stars in the discs of the Galaxy") as progress:
+        # Another seed, or the observed stars would be the labelled ones again.
         observed = _survey(work / "observed.zarr", n_observed, seed + 1, True, progress)
     with stage("training the ensemble") as progress:
+        # The training is the long part and is kept; what follows is made anew.
         path = work / "model"
         model = (
             Model.open(path)
@@ -128,6 +132,7 @@ def run_demo(
             n_processes=n_processes,
             overwrite=True,
         )
+    # Under its name only when all is there: a half-made directory is never taken for a result.
     publish(work, out, overwrite=overwrite)
     return DemoResult(out, report, _summary(out, catalogue, seed))
 
@@ -137,6 +142,7 @@ def _work_directory(out: Path, settings: dict[str, Any]) -> Path:
     work = out.with_name(out.name + ".part")
     stamp = work / "demo.json"
     if work.exists() or work.is_symlink():
+        # It is about to be removed: a directory that somebody else named so stays.
         require_ours(work, stamp.name)
         if read_stamp(stamp) == settings:
             return work
@@ -157,6 +163,7 @@ def _survey(path: Path, n_star: int, seed: int, observed: bool, progress: Any) -
 
 def _draw(work: Path, catalogue: Catalogue, report: ValidationReport) -> None:
     labels = Model.open(work / "model").labels
+    # As a user should: rows with a warning are no measurements.
     table = catalogue.table[~catalogue.table["warn"]]
     values = np.column_stack([table[label.name] for label in labels])
     overview = figures.demo_banner(values, report.statistics, labels=labels, simulated=True)

@@ -25,6 +25,7 @@ def drift(
     from maury.survey.readers.general import open_survey
 
     if json_file is not None:
+        # Before the work, so that it is not lost to a name that is taken.
         refuse_existing(json_file, overwrite=overwrite)
     found = drift(Model.open(model), open_survey(survey), n_star=stars)
     if json_file is not None:
@@ -35,5 +36,6 @@ def drift(
     )
     for line in found.findings or ("nothing differs",):
         terminal.say(f"  {line}")
+    # Nothing found is no proof where the model cannot see: this is said in so many words.
     if found.unjudged:
         terminal.say(found.blindness)

@@ -52,6 +52,7 @@ def fetch(
     from maury.survey.archives import load
 
     recipe = load(survey)
+    # A folder of its own: files of two surveys may have the same name.
     folder = Path(recipe.name) if to is None else to
     if not recipe.file and recipe.query is None:
         raise ConfigError(
@@ -59,6 +60,7 @@ def fetch(
             "in a recipe of your own"
         )
     names = [one.name for one in recipe.file] + ([recipe.query.name] if recipe.query else [])
+    # All names are checked before the first byte is downloaded.
     wanted = [_known(name, names) for name in file or names]
     if any(one.name in wanted for one in recipe.file):
         _files(recipe, folder, wanted, dry_run=dry_run, yes=yes, most=ask_above, new=overwrite)
@@ -72,6 +74,8 @@ def _agreed() -> bool:
     try:
         return typer.confirm("download?")
     except typer.Abort:
+        # Ctrl-C at the question stays one; at the end of a script's input there is nobody to
+        # answer.
         if sys.stdin.isatty():
             raise
         raise ConfigError("nobody is there to ask; pass --yes to download that much") from None
@@ -99,6 +103,7 @@ def _files(
 
     def confirm(plan: "DownloadPlan") -> bool:
         terminal.say(plan)
+        # A file of unknown size may be any size, and is asked about.
         small = not plan.n_unknown and plan.to_come <= most * 1e6
         return yes or small or _agreed()
 
@@ -112,6 +117,7 @@ def _files(
         )
     for path in paths:
         terminal.say(path)
+    # Whoever uses the files owes it; it is easily forgotten at the time of the paper.
     if paths and (recipe.acknowledgement or recipe.licence):
         terminal.say("\n".join(filter(None, (recipe.acknowledgement, recipe.licence))))
 
@@ -129,6 +135,7 @@ def _query(
             f"asks {query.service}, answer to {folder / query.name}:\n{query.adql.strip()}"
         )
         return
+    # Before the archive is asked: its own message would come late, and speak of ADQL.
     if (query.upload is None) != (upload is None):
         raise ConfigError(
             f"the query of {recipe.name} joins no table; leave --upload out"
@@ -138,6 +145,8 @@ def _query(
         )
     uploads = {}
     if query.upload is not None and upload is not None:
+        # Only the columns that are joined: the table may be large, and hold what is not to be
+        # published.
         uploads = {query.upload.table: _columns(upload, query.upload.columns)}
     with terminal.stages() as told, terminal.bytes_bar() as progress:
         path = run_query(
@@ -165,6 +174,7 @@ def _columns(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
                 columns[name] = table.floats(name)
                 continue
             try:
+                # Gaia identifiers have 19 digits: as float64 they would lose the last three.
                 columns[name] = texts.astype(np.int64)
             except ValueError:
                 columns[name] = texts

@@ -179,8 +179,8 @@ def read_keras(path: Path) -> dict[str, Float32Array]:
 
 
 _CHILD = "import sys; from maury.model.keras import answer; sys.exit(answer(sys.argv[1:]))"
-# Files of 0.23 MB take no seconds: what runs longer hangs in the HDF5 library. The second bound is of
-# the clock, for a process that waits and uses no processor. Chosen, not measured.
+# Files of 0.23 MB take no seconds: what runs longer hangs in the HDF5 library. The second bound is
+# of the clock, for a process that waits and uses no processor. Chosen, not measured.
 _CPU_SECONDS, _SECONDS = 8, 120
 
 
