@@ -93,7 +93,7 @@ def ingest_recipe(
     from maury.survey.archives.ingest import ingest_recipe
 
     with (
-        # Without --workers this process reads by itself: starting others takes longer than few files.
+        # Without --workers this process reads by itself: few files are read before others start.
         terminal.cluster(scheduler, workers, local=True) as cluster,
         terminal.bar("ingesting") as progress,
     ):

@@ -118,7 +118,8 @@ def _match(
             raise ConfigError("--lead and --magnitudes are for matches by position; name no 'id'")
         positions = None
         if a.positions is not None and b.positions is not None:
-            # Identifiers decide; positions only tell which of them are mistaken.
+            # Identifiers decide; positions settle equal ones, and a radius flags pairs too far
+            # apart.
             positions, policy = (a.positions, b.positions), {**policy, "radius_arcsec": radius}
         return match_identifiers(a.ids, b.ids, positions=positions, **policy)
     if a.positions is None or b.positions is None:

@@ -90,6 +90,8 @@ def distil(
     A run that was killed goes on when the same command is given again.
     """
     if len(paths) > 2:
+        # The survey stands before the output as in all commands, though it may be left out: so one
+        # list.
         raise typer.BadParameter("give a model, at most one survey, and the directory to write")
     from maury.training.distillation import distil
 
@@ -132,6 +134,7 @@ def info(
     from maury.survey.store import Survey
     from maury.survey.summary import summarize
 
+    # Told by content: all three may be directories, of any name.
     if (path / "model.json").is_file():
         _show_model(Model.open(path))
     elif path.is_dir() and path.suffix.lower() != ".dataset":
@@ -171,6 +174,7 @@ def _show_catalogue(catalogue: "Catalogue") -> None:
     if "flags" in table.colnames:
         flags = np.asarray(table["flags"])
         for name, about in catalogue.metadata.get("flags", {}).items():
+            # Bits as the catalogue itself states them, which may be of another version.
             n = int(np.sum((flags & (1 << about["bit"])) != 0))
             if n:
                 terminal.say(f"  {name:<24} {n:>9}  {about['text']}")

@@ -55,6 +55,7 @@ def audit(
     from maury.evaluation.audit import audit
     from maury.io.files import refuse_existing, writing
 
+    # Every output is checked before the work, which would be lost to a name that is taken.
     for path in (json_file, figure and figure.with_suffix(".png")):
         if path is not None:
             refuse_existing(path, overwrite=overwrite)
@@ -89,6 +90,7 @@ def coverage(
     from maury.io.files import refuse_existing
 
     if out is not None:
+        # A file was asked for, so that a list is wanted; its length is chosen, not measured.
         number = number or 200
         refuse_existing(adviser.check_suffix(out), overwrite=overwrite)
     if map_file is not None:
@@ -209,6 +211,7 @@ def compare(
             progress=progress,
             overwrite=overwrite,
         )
+    # Before the table, so that what is printed last is what to look at.
     draw(found, out)
     terminal.show_ranking(found)
     terminal.say(f"tables and figures are in {out}")

@@ -31,12 +31,14 @@ class PlainFormatter(logging.Formatter):
 @contextmanager
 def cluster(scheduler: str | None, workers: int | None, *, local: bool = False) -> Iterator[Any]:
     """Yield the workers of a scheduler, or None without one; `local` may start one for workers."""
+    # A cluster is started only where it was asked for: its processes take memory and time to start.
     if scheduler is None and not (local and workers):
         yield None
         return
     from maury.io.cluster import LOCAL, connect
 
     with connect(scheduler or LOCAL, workers=workers) as cluster:
+        # Dask sets its own level: its log would not heed --verbose.
         logging.getLogger("distributed").setLevel(logging.getLogger().level)
         yield cluster
 
@@ -163,6 +165,8 @@ def show_ranking(found: Any) -> None:
     _show_table(found.summary_rows(), fixed=1)
     for name, reason in found.not_run.items():
         say(f"{name} was not run: {reason}")
+    # The preset of this package is named with what it loses: whoever compares it must not be
+    # flattered.
     for name in found.methods:
         if name.split("-")[0] == "maury":
             losses = found.losses(name)
@@ -195,6 +199,7 @@ def member_bars() -> Iterator[Callable[[Any], None]]:
                     "", total=event.n_epochs, member=event.member, loss=float("nan")
                 )
             loss = event.validation_loss
+            # Networks trained on simulated stars have no validation loss.
             loss = event.training_loss if loss is None else loss
             bars.update(tasks[event.member], completed=event.epoch, loss=loss)
 
@@ -216,6 +221,7 @@ def demo_stage(text: str) -> Iterator[Any]:
 def _console() -> "Console":
     from rich.console import Console
 
+    # Standard output is for results, so that it can be piped.
     return Console(stderr=True)
 
 
@@ -359,7 +365,9 @@ def _show_table(rows: Sequence[Sequence[str]], *, fixed: int = 0) -> None:
         left = name in _LEFT
         table.add_column(_plain(name), justify="left" if left else "right", no_wrap=number < fixed)
     for row in rows[1:]:
+        # Reports write +-, which every encoding has.
         table.add_row(*(_plain(cell.replace("+-", "\N{PLUS-MINUS SIGN}")) for cell in row))
+    # Rich measures the terminal itself; into a pipe it writes no colours.
     Console().print(table)
 
 

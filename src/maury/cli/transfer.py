@@ -17,6 +17,7 @@ def transfer(
         Path, typer.Argument(metavar="SURVEY", help="New survey, some of its stars with labels.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Model directory to write.")],
+    # A wrong one would be learnt as broader or narrower lines, so that it is never guessed.
     resolving_power: Annotated[
         float | None,
         typer.Option("--resolving-power", min=1.0, help="Of the new survey, if it does not say."),

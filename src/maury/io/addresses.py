@@ -45,7 +45,9 @@ class Address:
 
         try:
             system, root = url_to_fs(self.url)
+            # The tag or time of the object: reading it all for a checksum would download the store.
             return str(system.ukey(f"{root}/{file}"))
+        # fsspec imports what a scheme needs only now, and names the package.
         except ImportError as error:
             raise MissingExtra(
                 f"{self.url} needs a package of fsspec: {error}; "
@@ -55,6 +57,7 @@ class Address:
             raise SurveyFileError(
                 f"{self.url} has no {file}: it is not a survey store, or may not be read"
             ) from error
+        # Each file system raises errors of its own library, of which none is a requirement here.
         except Exception as error:
             raise SurveyFileError(f"cannot reach {self.url}: {error}") from error
 
@@ -69,6 +72,7 @@ def parse(place: Path | str) -> Path | Address:
     >>> str(parse(Path("s3://bucket/survey.zarr")))
     's3://bucket/survey.zarr'
     """
+    # Two letters at least: C:/ is a drive of Windows.
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)$", str(place))
     if found is None:
         return Path(place)

@@ -97,6 +97,8 @@ class ArrayCsv:
         with self._text() as stream:
             rows = _rows(stream)
             next(rows)
+            # Checked row by row: a download that broke off ends amid a row, and zip would shorten
+            # it silently.
             for number, cells in enumerate(rows, start=1):
                 # A comma at the end of a row is an empty cell more.
                 if len(cells) == len(self.names) + 1 and not cells[-1].strip():
@@ -111,6 +113,7 @@ class ArrayCsv:
     def _text(self) -> IO[str]:
         if not self.path.name.lower().endswith(".gz"):
             return self.path.open("rt", encoding=self._encoding, newline="")
+        # Not gzip.open: a small file may unfold to more than the memory holds.
         return _Unpacked(self.path, self._encoding)
 
     def _texts(self, name: str) -> StrArray:
@@ -137,6 +140,7 @@ class ArrayCsv:
 def _rows(stream: IO[str]) -> Iterator[list[str]]:
     """Cells of each line, the header first; comments, such as those of ECSV, are left out."""
     lines = (line for line in _lines(stream) if not line.startswith("#") and line.strip())
+    # 131 072 characters of a cell by default, which ten thousand fluxes exceed.
     csv.field_size_limit(_LARGEST_LINE)
     return iter(csv.reader(lines, strict=True))
 

@@ -17,6 +17,7 @@ from maury.io.units import to_unit
 
 _MISSING_TEXT = ("", "NA", "N/A", "null", "NULL", "None", "--", "-", "masked")
 _NO_ARRAY = (*_MISSING_TEXT, "NaN", "nan", "[]", "()")
+# As Gaia identifiers of 19 digits do: two stars become one.
 _LARGEST_EXACT = 2.0**53
 """Beyond, a float64 skips whole numbers, so that an identifier has lost digits."""
 # Whole numbers that went through floating point; 4102.5 may be a name.

@@ -48,6 +48,7 @@ def read_tensor_file(
     ModelFileError
         If it is missing, too large, damaged, or not what it should be.
     """
+    # A link could name any file of this machine, or change its aim after the check.
     if path.is_symlink() or path.parent.is_symlink():
         raise damaged(path, "it is a link, and a model directory may hold none")
     if not path.is_file():
@@ -137,5 +138,6 @@ def _check_header(path: Path, data: bytes, shapes: Mapping[str, tuple[int, ...]]
             f"the shape of {odd[0]!r} is {found.get(odd[0])} where model.json says "
             f"{shapes.get(odd[0])}",
         )
+    # Bytes behind the tensors are none of the model's: a file may carry no stowaways.
     if 8 + length + end != len(data):
         raise damaged(path, f"it has {len(data)} bytes where its header says {8 + length + end}")

@@ -56,6 +56,7 @@ def parse(label: str) -> tuple[str, str] | None:
     (('mg', 'fe'), ('m', 'h'), None)
     """
     found = _NAME.match(label)
+    # [Fe/Fe] is zero by definition, and no label.
     if found is None or found[1] == found[2]:
         return None
     return (found[1], found[2]) if found[1] in _KNOWN | {"m", "alpha"} else None
@@ -83,6 +84,7 @@ class Convention:
             if element not in _KNOWN:
                 hint = suggestion(element, _KNOWN)
                 raise ConfigError(f"alpha: {element!r} is no element known here{hint}")
+            # Written so that a weight that is NaN is refused too.
             if not weight > 0:
                 raise ConfigError(f"alpha: the weight of {element!r} must be positive")
 
@@ -120,6 +122,7 @@ def scale_shift(label: str, source: Convention, target: Convention) -> float:
         If the source's scale (or its alpha elements) is not known, or an element not on a scale.
     """
     parts = parse(label)
+    # Teff and log g do not depend on the mixture of the Sun.
     if parts is None or target.solar_scale is None or target.solar_scale == source.solar_scale:
         return 0.0
     if source.solar_scale is None:
@@ -329,6 +332,7 @@ def convert(
     """
     given = np.array(values, dtype=np.float64, ndmin=2)
     if errors is not None and covariance is not None:
+        # Both would be two statements of the same errors, of which one would be ignored.
         raise ConfigError("give either errors or covariances, not both")
     source, target = source or Convention(), target or Convention()
     assumed = ""
@@ -338,12 +342,15 @@ def convert(
         sigma = np.full(given.shape, np.nan) if errors is None else np.asarray(errors)
         spread = covariance_of(sigma, correlation)
         assumed = _assumption(errors is not None, correlation)
+    # A label that cannot be moved is no error yet: it may not be needed for any that is wanted.
     shifts, unmoved = _shifts(names, source, target)
     given = given + shifts
     out = np.full((given.shape[0], len(wanted)), np.nan)
     jacobian = np.zeros((given.shape[0], len(wanted), len(names)))
     how: dict[str, dict[str, int]] = {name: {} for name in wanted}
     known = np.isfinite(given)
+    # A way is found once for all stars that lack the same labels: there are few such patterns, and
+    # many stars.
     for pattern in np.unique(known, axis=0):
         rows = np.flatnonzero((known == pattern).all(axis=1))
         deriver = _Deriver(
@@ -352,6 +359,7 @@ def convert(
         for k, label in enumerate(wanted):
             text = _derive(deriver, label, names, rows, given, out[:, k], jacobian[:, k])
             how[label][text] = how[label].get(text, 0) + rows.size
+    # Stars may come to a label by several ways; one is named, which most of them took.
     usual = {name: max(ways, key=ways.__getitem__) for name, ways in how.items() if ways}
     if unmoved and _UNDERIVED in usual.values():
         raise ConfigError(unmoved[0])
@@ -419,10 +427,12 @@ def _derive_salaris(
         vector = np.zeros(len(names))
         vector[[names.index(name) for name in terms]] = list(terms.values())
         vectors.append(vector)
+    # Labels outside the sum have weight 0, but 0 times NaN is NaN.
     clean = np.where(np.isfinite(given[rows]), given[rows], 0.0)
     fe_h, alpha_fe = clean @ vectors[0], clean @ vectors[1]
     out[rows] = metallicity_from_alpha(fe_h, alpha_fe)
     a, b = SALARIS_1993
+    # d[M/H] / d[alpha/Fe]; that by [Fe/H] is one.
     slope = a * 10.0**alpha_fe / (a * 10.0**alpha_fe + b)
     jacobian[rows] = vectors[0] + slope[:, None] * vectors[1]
     return SALARIS_WAY
@@ -431,6 +441,7 @@ def _derive_salaris(
 def _in_words(terms: _Terms) -> str:
     parts = []
     for name, weight in terms.items():
+        # Shares of alpha elements add up with rounding errors.
         size = "" if abs(abs(weight) - 1.0) < 1e-12 else f"{abs(weight):.3g} "
         parts.append(f"{'-' if weight < 0 else '+'} {size}{name}")
     return " ".join(parts).removeprefix("+ ")
@@ -439,6 +450,8 @@ def _in_words(terms: _Terms) -> str:
 def _propagate(jacobian: Float64Array, spread: Float64Array, values: Float64Array) -> Float64Array:
     """C' = A C A^T, NaN where a label has no value or depends on one without error."""
     unknown = ~np.isfinite(np.diagonal(spread, axis1=1, axis2=2))
+    # As zero here, for a label that is not used must not spoil the others; those that use it become
+    # NaN below.
     clean = np.where(np.isfinite(spread), spread, 0.0)
     out = np.einsum("sij,sjk,slk->sil", jacobian, clean, jacobian, optimize=True)
     bad = ~np.isfinite(values) | ((jacobian != 0) & unknown[:, None, :]).any(axis=2)

@@ -45,6 +45,7 @@ class Band:
         return f"M_{self.name}"
 
 
+# The order matters: a default colour is the earlier band less the later one.
 BANDS: tuple[Band, ...] = (
     Band("G", "phot_g_mean_mag", 0.622, "phot.mag;em.opt"),
     Band("BP", "phot_bp_mean_mag", 0.511, "phot.mag;em.opt.B"),
@@ -114,6 +115,7 @@ OBSERVED: tuple[Column, ...] = (
 """What a survey may know of each spectrum besides its pixels and labels."""
 
 QUANTILES: tuple[tuple[str, float], ...] = (
+    # 2.3 and 97.7 %: two standard deviations of a normal distribution, as 16 and 84 % are one.
     ("q02", 2.3),
     ("q16", 16.0),
     ("q50", 50.0),
@@ -199,6 +201,7 @@ def for_true_label(label: Label) -> Column:
 
 def part_names(name: str, size: int) -> tuple[str, ...]:
     """Return the columns of an array of `size` numbers a row: ``bp_00``, ``bp_01``, ..."""
+    # Digits in front, so that columns sorted by name stay in order.
     width = max(2, len(str(size - 1)))
     return tuple(f"{name}_{number:0{width}d}" for number in range(size))
 

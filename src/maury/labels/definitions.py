@@ -53,12 +53,14 @@ class Label(BaseModel):
     @field_validator("name")
     @classmethod
     def _free_suffix(cls, name: str) -> str:
+        # Its column would be that of the error of another label.
         if name.endswith("_error"):
             raise ValueError("a label's name may not end in '_error'")
         return name
 
     @model_validator(mode="after")
     def _increasing_range(self) -> "Label":
+        # Written so that NaN is refused too.
         if not self.range[0] < self.range[1]:
             raise ValueError(f"range must increase, got {self.range}")
         return self
@@ -137,6 +139,7 @@ def parse(rows: Iterable[Mapping[str, object]]) -> tuple[Label, ...]:
         try:
             labels.append(Label.model_validate(row))
         except ValidationError as error:
+            # All mistakes in one go, not one a run.
             problems += [f"label {number}, {mistake}" for mistake in mistakes(error, Label)]
     names = [label.name for label in labels]
     twice = sorted({name for name in names if names.count(name) > 1})

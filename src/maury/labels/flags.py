@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from maury.io.arrays import BoolArray, Int32Array
 
+# Signed, for FITS and VOTable have no unsigned columns of their own; bit 31 would be the sign.
 FLAG_DTYPE = np.int32
 
 
@@ -29,6 +30,7 @@ class Flag(IntFlag):
         flag.text = text
         return flag
 
+    # Bit numbers are part of all catalogues that were ever written: never reuse or move one.
     NO_SPECTRUM = 0, True, "no usable pixel, or the same flux in all of them"
     BAD_PIXELS = 1, True, "more than 10 % of the pixels are bad and were interpolated over"
     SPIKES = 2, False, "pixels with a cosmic ray or spike were found and interpolated over"

@@ -63,6 +63,7 @@ def parse(text: str, *, name: str = "bibliography") -> tuple[Entry, ...]:
         if fields is None and opening:
             fields = {}
             entries.append(Entry(opening[1].lower(), opening[2], MappingProxyType(fields)))
+        # One unbalanced brace would make BibTeX swallow the entries that follow.
         elif fields is not None and field and field[1] not in fields and balanced(field[2]):
             fields[field[1]] = field[2]
         elif fields is not None and line == "}":
@@ -84,6 +85,7 @@ def parse(text: str, *, name: str = "bibliography") -> tuple[Entry, ...]:
 def balanced(value: str) -> bool:
     """Whether every brace of a value has its partner."""
     depth = 0
+    # An escaped brace is a sign of the text.
     for brace in re.findall(r"(?<!\\)[{}]", value):
         depth += 1 if brace == "{" else -1
         if depth < 0:
@@ -129,6 +131,7 @@ def plain(text: str) -> str:
     import unicodedata
 
     def accented(match: re.Match[str]) -> str:
+        # LaTeX puts accents on an i without dot; a composed letter has lost its dot already.
         letter = "i" if match[2] == r"\i" else match[2]
         return unicodedata.normalize("NFC", letter + _ACCENTS[match[1]])
 

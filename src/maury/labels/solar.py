@@ -47,6 +47,7 @@ def _scale(name: str, citation: str, key: str, text: str) -> SolarScale:
     return SolarScale(name, citation, key, {symbol.lower(): float(v) for symbol, v in pairs})
 
 
+# Only what the labels of surveys need; a value that is not here is refused, never guessed.
 SCALES: Mapping[str, SolarScale] = {
     scale.name: scale
     for scale in (

@@ -174,6 +174,8 @@ def _one_label(
     predicted: Float64Array,
     error: Float64Array | None,
 ) -> LabelStatistics:
+    # Rows where one is missing are counted, not dropped silently: a model that answers few stars
+    # must not look better for it.
     used = np.isfinite(truth) & np.isfinite(predicted)
     true, given = truth[used], predicted[used]
     residual = given - true
@@ -199,6 +201,7 @@ def _one_label(
 def _quoted_errors(residual: Float64Array, error: Float64Array) -> dict[str, Any]:
     from scipy.stats import rankdata
 
+    # An error of 0 is a missing one in many catalogues, and would make the ratio infinite.
     known = np.isfinite(error) & (error > 0)
     residual, error = residual[known], error[known]
     n = int(error.size)
@@ -232,6 +235,7 @@ def _slope(x: Float64Array, y: Float64Array) -> float:
 
 
 def _correlation(x: Float64Array, y: Float64Array) -> float:
+    # Equal values have no correlation; numpy would warn and divide by zero.
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     # A spread below the root of the smallest number has no variance to divide by.
