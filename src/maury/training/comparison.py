@@ -87,6 +87,8 @@ class Competitor:
     def model(self) -> str:
         """Identity of the model, which competitors may share."""
         settings = json.dumps(self.config, sort_keys=True, default=str)
+        # Settings are part of the name of a model: another configuration of a method must not find
+        # the weights of the first.
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         return f"{self.method}-{digest}" if self.config else self.method
 
@@ -177,6 +179,7 @@ def compare(
         try:
             run.answer(one)
         except (MauryError, ImportError) as error:
+            # A model that the user gave by hand is never left out without a word.
             if isinstance(error, ResumeMismatch) or one.model in run.reuse:
                 raise
             logger.warning("%s is not compared: %s", one.name, error)
@@ -241,6 +244,7 @@ class _Run:
             self.progress(what, done, total)
 
     def open(self, *, overwrite: bool) -> None:
+        # One model can have left out the test stars of one fold only.
         if self.reuse and self.folds > 1:
             raise ConfigError("trained models can be reused with one fold only")
         stamp = self.out / "run.json"
@@ -282,6 +286,8 @@ class _Run:
         for fold in range(self.folds):
             wanted = [
                 (part, view)
+                # The validation stars are answered too: from their residuals the consensus learns
+                # its weights, never from test stars.
                 for part, view in [("validation", GIVEN), *(("test", v) for v in self._views())]
                 if not self._file(one, fold, part, view).exists()
             ]
@@ -306,6 +312,7 @@ class _Run:
     def _model(self, one: Competitor, fold: int) -> Model:
         if one.model in self.reuse:
             model = Model.open(self.reuse[one.model])
+            # Stars that stopped or chose a network early flatter it as training stars do.
             met = model.split.is_known(self.survey.star_id[self.rows(fold, "test")])
             if met.any():
                 raise ConfigError(
@@ -317,6 +324,8 @@ class _Run:
         path = self.out / "models" / one.model / str(fold)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
+            # CPU time and not wall time: it does not depend on how many processors train, or on
+            # what else runs.
             begin = _cpu_seconds()
             rule = self._rule(fold)
             config = {**one.config, **({"split": rule} if rule else {})}
@@ -347,6 +356,8 @@ class _Run:
         if fold not in self._star_simulators:
             self._star_simulators[fold] = fit_star_simulator(self.survey, self.rows(fold, "train"))
         snr = next(value for value in self.snr if f"S/N {value:g}" == view)
+        # Of seed, fold and S/N alone: every method is asked about the same noise, whenever it joins
+        # the comparison.
         rng = np.random.default_rng([self.seed, fold, int(1000 * snr)])
         return resimulate(batch, self._star_simulators[fold], snr, rng=rng)
 
@@ -360,6 +371,7 @@ class _Run:
             cramer_rao,
             nine,
             resimulated.column("snr"),
+            # The emulator, of which the bound takes its derivatives, is in air.
             wave_aa=wave_aa if medium == "air" else vacuum_to_air(wave_aa),
             modes=ObservedModes(calibration.continuum_modes, calibration.core_modes),
         )
@@ -424,6 +436,7 @@ class _Run:
                     )
             means.append(mean)
             sigmas.append(sigma)
+            # Warned of only where all methods are: one without a warning can carry the answer.
             warned.append(np.all([one["warned"] for one in part], axis=0))
         inputs = _BOTH if any(one.inputs == _BOTH for one in done) else "spectrum"
         return MethodPredictions(
@@ -478,4 +491,5 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
 def _cpu_seconds() -> float:
     """CPU seconds of this process and of those that it has waited for."""
     spent = os.times()
+    # Members train in processes of their own, whose time counts once they have been waited for.
     return spent.user + spent.system + spent.children_user + spent.children_system

@@ -120,11 +120,15 @@ def distil(
     work = work_folder(out, key, holds=holds, overwrite=overwrite)
     total = training.n_batch + training.passes
     tell = progress or (lambda done, total: None)
+    # Other sums with more threads would give other bits, and the caller's random state is left as
+    # it was.
     with one_thread(), torch.random.fork_rng(devices=[]):
         student = _blank(teacher, network, seed)
         folder = DistillationSet(work)
         for number in range(training.n_batch):
             if not folder.has(number):
+                # Drawn from its number alone, so that a batch that is made again after a kill is
+                # the same.
                 rng = np.random.default_rng([seed, number])
                 folder.put(number, _batch(teacher, student, survey, training, rng))
             tell(number + 1, total)
@@ -165,10 +169,13 @@ def _settings(
 
 def _blank(teacher: TeacherModel, config: StudentConfig, seed: int) -> StudentNetwork:
     model = teacher.model
+    # Before the layers are built, as building them draws the initial weights.
     torch.manual_seed(epoch_seed(seed, 0))
     n_observable = len(model.preparation.observable_names) if teacher.photometry else 0
     student = build(config, model.n_pixel, n_observable, len(model.labels))
     assert isinstance(student, StudentNetwork)
+    # The scaling of the teacher: its derivatives, at which the projections start, are by pixels
+    # scaled so.
     for name, values in teacher.flux_scale().items():
         student.get_buffer(name).copy_(values)
     return student
@@ -190,6 +197,7 @@ def _batch(
 
 
 def _slopes(teacher: TeacherModel, config: DistilConfig, seed: int) -> Tensor:
+    # The number after that of the last batch, so that no star of the set is drawn again.
     rng = np.random.default_rng([seed, config.n_batch])
     return teacher.slopes(teacher.simulated(min(_SLOPE_STARS, config.stars), rng))
 
@@ -226,6 +234,8 @@ def _assemble(
         seed=seed,
         training={**history, "settings": settings},
         provenance={**model.provenance, **versions, "distilled_from": origin},
+        # None of the teacher's is taken over unseen: `_complete` decides what still holds of a
+        # student.
         attachments=MappingProxyType({}),
         path=None,
     )
@@ -239,6 +249,7 @@ def _labelled(student: Model, survey: Survey | None) -> LabelledSample | None:
     if survey is None or not survey.label_names:
         return None
     wanted = np.isfinite(survey.labels(student.labels)).any(axis=1)
+    # Coverage and audit need the stars of the split whether the survey repeats their labels or not.
     wanted |= student.split.is_known(survey.star_id)
     return LabelledSample.read(survey, student.preparation, np.flatnonzero(wanted))
 
@@ -282,5 +293,7 @@ def _fingerprint(
     if survey is not None:
         real = survey.fingerprint
     settings = (network.model_dump(mode="json"), training.model_dump(mode="json"))
+    # The version of torch is part of it: kernels that round otherwise give other weights, and a
+    # resumed run promises the same bits.
     identity = [teacher.checksum, real, settings, seed, torch.__version__]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()

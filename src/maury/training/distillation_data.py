@@ -97,6 +97,7 @@ class TeacherModel:
             )
         self.model = model
         self.star_simulator = TrainingStarSimulator.of_model(model)
+        # Photometry is the default, so that a model that does not say was trained with it.
         self.photometry = model.network.get("photometry") is not False
         self._network = EnsembleNetwork(model)
         self._uncertainty = UncertaintyModel.load(model, self._network)
@@ -105,6 +106,7 @@ class TeacherModel:
     def flux_scale(self) -> Mapping[str, Tensor]:
         """Centre and scale of each pixel, as of the first network."""
         weights = self.model.weights(self.model.kept[0])
+        # Members differ in it by sampling alone, as each measures it on stars of its own.
         return {name: torch.from_numpy(weights[name]) for name in ("flux_centre", "flux_scale")}
 
     def simulated(self, n_star: int, rng: np.random.Generator) -> Inputs:
@@ -116,6 +118,8 @@ class TeacherModel:
         n_observable = len(self.model.preparation.observable_names)
         if observables.shape[1] != n_observable:
             observables = np.full((n_star, n_observable), np.nan)
+        # With photon noise flux x ivar is alike in lines and continuum, so that a cool star is not
+        # called noisy for its lines.
         signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)))
         snr = np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
         inputs = Inputs(
@@ -145,6 +149,7 @@ class TeacherModel:
         rows = np.sort((first[:, None] + np.arange(_SURVEY_BLOCK)).ravel())
         rows = rows[rows < len(survey)]
         split, stars = self.model.split, survey.stars.take(rows)
+        # These stars test and calibrate the student as well, so that it must not learn from them.
         held = split.contains("test", stars) | split.contains("validation", stars)
         return np.asarray(rows[~held], dtype=np.int64)
 
@@ -171,6 +176,8 @@ class TeacherModel:
         assert covariance is not None, "networks of the preset maury predict a covariance"
         known = np.isfinite(output.mean).all(axis=1) & np.isfinite(sigma).all(axis=1)
         first, second = np.triu_indices(sigma.shape[1], 1)
+        # Correlations and not covariances, as these would be ruled by the labels with the largest
+        # errors.
         pairs = covariance[:, first, second] / (sigma[:, first] * sigma[:, second])
         scaling = self.model.scaling
         observables = scaling.observables.forward(inputs.observables)[known]
@@ -179,6 +186,8 @@ class TeacherModel:
             pixels, other = student.network_inputs(*(torch.from_numpy(array) for array in seen))
         predicted = (scaling.labels.forward(output.mean), sigma / scaling.labels.scale, pairs)
         rest = (torch.from_numpy(array[known].astype(np.float32)) for array in predicted)
+        # Pixels are scaled to order 1, where float16 rounds by 5e-4, below their noise; it halves
+        # memory and disk.
         return DistillationBatch(pixels.half(), other, *rest)
 
     def slopes(self, inputs: Inputs) -> Tensor:
@@ -203,6 +212,8 @@ class TeacherModel:
         mean = sum(member(flux, ivar, seen).mean for member in members) / len(members)
         scale = self.flux_scale()["flux_scale"]
         slopes = [
+            # Stars are independent, so that the gradient of the sum over stars is that of each
+            # star.
             torch.autograd.grad(label.sum(), flux, retain_graph=True)[0] * scale
             for label in (mean / error).T
         ]
@@ -237,6 +248,7 @@ class DistillationSet:
             array = np.ascontiguousarray(getattr(batch, name).numpy())
             with writing(self._file(number, name), overwrite=True) as partial:
                 np.save(partial, array)
+            # A CRC finds what a disk or a kill damages; nobody forges a work folder.
             sums[name] = zlib.crc32(array.data)
         with writing(self._sums(number), overwrite=True) as partial:
             partial.write_text(json.dumps(sums), "utf-8")
@@ -258,6 +270,7 @@ class DistillationSet:
     def _read(self, number: int) -> dict[str, AnyArray]:
         try:
             sums = json.loads(self._sums(number).read_text("utf-8"))
+            # Mapped, so that joining the batches does not take them into memory twice.
             arrays = {name: np.load(self._file(number, name), "r") for name in _FIELDS}
             whole = all(zlib.crc32(arrays[name].data) == sums[name] for name in _FIELDS)
         except (OSError, ValueError, KeyError, TypeError):

@@ -90,6 +90,7 @@ class DistilConfig(BaseModel):
     def factor(self, progress: float) -> float:
         """Factor of the step sizes when a fraction `progress` (0 to 1) of the steps is done."""
         if progress < self.rise:
+            # The rise starts at 4 %, as a first step of size 0 would be lost: chosen, not measured.
             return 0.04 + 0.96 * progress / self.rise
         fall = (progress - self.rise) / (1.0 - self.rise)
         return max(0.5 * (1.0 + math.cos(math.pi * fall)), 1e-3)
@@ -116,13 +117,17 @@ class InputWhitening:
         values = values[:_STATISTICS_STARS].float()
         centre = values.mean(dim=0)
         apart = values - centre
+        # In double precision: neighbouring pixels are so alike that the least eigenvalues are below
+        # the rounding of float32.
         covariance = (apart.T @ apart / len(apart)).double()
         strength, axes = torch.linalg.eigh(covariance)
         scale = (strength.clamp(min=0.0) + ridge * strength.mean() + 1e-12).sqrt()
+        # Not rotated back: the layer behind is dense, so that any rotation of its inputs serves.
         return cls(centre, (axes / scale).float(), (axes * scale).T.float())
 
     def apply(self, values: Tensor) -> Tensor:
         """Whitened values (n_star, n), in the precision of `values`."""
+        # Part by part, as float32 copies of the whole set would take twice its memory.
         parts = torch.split(values, BATCH_STARS)
         return torch.cat([((part.float() - self.centre) @ self.matrix).to(part) for part in parts])
 
@@ -174,6 +179,7 @@ class StudentTraining(Run):
 
     def advance(self) -> tuple[float, float | None]:
         """Pass over all stars once; return the mean loss."""
+        # Of the number of the pass alone, so that a resumed run meets the stars in the same order.
         generator = torch.Generator().manual_seed(epoch_seed(0, self.epoch))
         order = torch.randperm(len(self._stars), generator=generator)
         batches = torch.split(order, self._config.batch_size)
@@ -190,6 +196,8 @@ class StudentTraining(Run):
         loss = distillation_loss(self.student, self._stars.rows(batch))
         self.student.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        # One star far from the teacher would otherwise move the layers that AdamW trains; Muon does
+        # not see the size of a gradient.
         nn.utils.clip_grad_norm_(self.student.parameters(), self._config.gradient_norm)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
@@ -242,11 +250,14 @@ _OPTIMIZERS = ("muon", "adam")
 def _optimizers(student: StudentNetwork, config: DistilConfig) -> list[torch.optim.Optimizer]:
     inner = [layer.weight for layer in _inner_layers(student)]
     chosen = {id(weight) for weight in inner}
+    # Muon is for matrices between hidden layers; outputs and constants are left to AdamW, as its
+    # author advises.
     outer = [p for p in student.parameters() if id(p) not in chosen]
     decay = config.weight_decay
     muon = torch.optim.Muon(
         [{"params": inner, "largest": config.inner_rate}],
         weight_decay=decay,
+        # Scales updates to the rms of those of AdamW, so that one weight decay serves both.
         adjust_lr_fn="match_rms_adamw",
     )
     groups = [{"params": outer, "largest": config.outer_rate}]
@@ -287,7 +298,10 @@ def distillation_loss(student: StudentNetwork, stars: DistillationBatch) -> Tens
         With pixels in float32.
     """
     mean, sigma, factor = student.outputs(stars.pixels, stars.other)
+    # In the teacher's errors: where it does not know a label, the student need not copy it to the
+    # digit.
     label = ((mean - stars.mean) / stars.sigma).square().mean(dim=0)
+    # The logarithm counts an error twice too large as much as one half as large.
     error = (sigma / stars.sigma).log().square().mean(dim=0)
     loss = _balanced(label) + _SIGMA_WEIGHT * _balanced(error)
     first, second = torch.triu_indices(student.n_label, student.n_label, 1)
@@ -300,5 +314,6 @@ def distillation_loss(student: StudentNetwork, stars: DistillationBatch) -> Tens
 
 def _balanced(terms: Tensor) -> Tensor:
     """Mean of one term per label, the larger ones counting more."""
+    # Detached, else the gradient would favour making the weight itself small.
     weight = terms.detach() ** _BALANCE
     return (terms * weight).mean() / weight.mean().clamp(min=1e-30)

@@ -137,6 +137,8 @@ def train(
         _put_star_simulators(folder, stars, settings, seed, source)
     n_members = settings.ensemble.members
     seeds = [
+        # Spawned, not counted: seeds of neighbouring numbers would share members between runs. The
+        # shift keeps them within a signed integer.
         int(stream.generate_state(1, np.uint64)[0] >> 1)
         for stream in np.random.SeedSequence(seed).spawn(n_members)
     ]
@@ -197,6 +199,7 @@ class _Stars:
         variance = np.where(np.isfinite(error), error, 0.0).astype(np.float32) ** 2
         return (
             inputs.flux,
+            # Empty columns, not NaN: a network without photometry has no input for them.
             observables if self.takes_observables else observables[:, :0],
             self.scaling.labels.forward(self.truth[rows]),
             variance,
@@ -222,6 +225,7 @@ def _collect(
             "ingest it with labels, or name others in [ensemble] labels"
         )
     star_id = survey.star_id[labelled]
+    # Before unusable rows are dropped, so that every preset has the same held-out stars.
     split = split_rows(star_id, config=settings.split, seed=seed)
     if source is not None:
         split = source.divide(split, survey.stars.take(labelled))
@@ -257,6 +261,8 @@ def _collect(
     kept = labelled[usable]
     truth = truth[kept]
     for part in needed:
+        # Missing labels are left out of the loss, so that an output without any value would stay
+        # random.
         _require_values(names, truth[parts[part]], part)
     least = _LEAST_STARS if source is None else LEAST_STARS
     if settings.network.simulates and parts["train"].size < least:
@@ -265,6 +271,8 @@ def _collect(
             f"{parts['train'].size}; left out are {_counts(dropped)}"
         )
     observables = inputs.observables[places[usable][parts["train"]]].astype(np.float64)
+    # Measured on training stars alone: held-out stars shape nothing. Start weights of a source
+    # model fit its own scaling only.
     scaling = (
         source.model.scaling
         if source
@@ -302,6 +310,7 @@ def _names(names: Sequence[str], settings: EnsembleConfig) -> tuple[str, ...]:
     """Labels to learn, in the order of the network's outputs."""
     if not settings.network.simulates or not names:
         return tuple(names)
+    # Each of the nine is an input of the emulator, whose further ones the population draws.
     if set(names) != set(LABEL_NAMES):
         raise ConfigError(
             f"the preset 'maury' simulates stars by the labels {', '.join(LABEL_NAMES)}, got "
@@ -323,6 +332,7 @@ def _put_star_simulators(
     if not folder.has_star_simulator():
         star_simulator = _fit_star_simulator(stars, rows, settings, source)
         if source is not None:
+            # Starts are written before the simulator, whose presence says that both are there.
             for number, start in enumerate(source.starts(star_simulator, n_members, seed)):
                 folder.put_start(number, start)
         folder.put_star_simulator(star_simulator, _sources(settings))
@@ -331,6 +341,8 @@ def _put_star_simulators(
     fold = held_out_fold(stars.star_id[rows], n_fold=n_fold, seed=seed)
     for member in range(n_members):
         if not folder.has_star_simulator(member):
+            # The theory of a member is calibrated without its fold as well, else it would know the
+            # spectra that it holds out.
             known = rows[fold != member % n_fold]
             folder.put_star_simulator(
                 _fit_star_simulator(stars, known, settings, source), _sources(settings), member
@@ -384,6 +396,7 @@ def _usable(inputs: Inputs, settings: EnsembleConfig, dropped: dict[str, int]) -
     lacking = ~blank & ~has_observables(inputs, settings.network)
     # Simulated stars have the noise of labelled ones, which must hence be known.
     unknown = ~(blank | lacking) & ((inputs.flags & Flag.NOISE_UNKNOWN.value) != 0)
+    # Published networks take the flux alone, and can train without knowing its noise.
     unknown &= settings.network.simulates
     dropped |= {
         "no usable pixel": int(blank.sum()),
@@ -413,9 +426,11 @@ def _fingerprint(
     identity = settings.to_json()
     if source is not None:
         identity["parent"] = source.model.checksum
+    # More members may be added to a run: each depends on its own seed, not on how many there are.
     del identity["ensemble"]
     digest = hashlib.sha256(json.dumps([identity, seed, torch.__version__]).encode())
     if settings.network.simulates:
+        # Another emulator simulates other stars from the same settings.
         digest.update(Emulator.load().spec.checksum.encode())
         arrays = [*stars.scaled("train"), stars.inputs(stars.parts["train"]).ivar]
     else:
@@ -442,6 +457,7 @@ def choose(losses: Float64Array, choice: ChoiceConfig) -> BoolArray:
     if np.isnan(losses).any():
         return np.ones(losses.size, dtype=np.bool_)
     kept = losses <= np.percentile(losses, choice.percentile)
+    # A percentile of two or three losses may keep a single one, whose spread would be 0.
     kept[np.argsort(losses, kind="stable")[: choice.keep_at_least]] = True
     return np.asarray(kept, dtype=np.bool_)
 
@@ -472,6 +488,7 @@ def _assemble(
     )
     weights = [{name: t.numpy() for name, t in result.weights.items()} for result in results]
     recorded = settings.to_json()
+    # Recorded, as the calibration must know later which stars each member has not seen.
     folds = _n_fold(stars, source) if settings.network.simulates else 0
     origin = {"transferred_from": source.record()} if source else {}
     model = Model(
@@ -494,6 +511,8 @@ def _assemble(
         provenance=_provenance(settings.network, survey) | origin,
     )
     if settings.network.simulates:
+        # That of all training stars, whatever each member held out: it serves the model from now
+        # on.
         arrays, about = folder.star_simulator()[0].to_arrays()
         model = model.with_arrays("sky", arrays, metadata=about)
     recorded_losses = {f"member_{job.member:03d}": folder.losses(job.member) for job in jobs}

@@ -79,6 +79,8 @@ class TrainingConfig(BaseModel):
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
         if self.schedule == "one_cycle":
+            # The share of the one-cycle policy as torch.optim.lr_scheduler.OneCycleLR has it by
+            # default.
             rise = 0.3
             if progress < rise:
                 return self.learning_rate * (0.04 + 0.96 * progress / rise)
@@ -181,6 +183,8 @@ def train_member(
     TrainingError
         If a loss is no longer finite.
     """
+    # Sums on several threads come in another order, and with them other bits; the caller's random
+    # state is left alone.
     with one_thread(), torch.random.fork_rng(devices=[]):
         run = run_to_the_end(
             lambda: _Run(train, validation, network, config, seed),
@@ -321,6 +325,7 @@ class _Run(Run):
             loss = self._loss(stars)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
+            # Weighted by stars, as the last batch is smaller than the others.
             total += loss.detach() * len(stars)
         return float(total) / len(self._train)
 
@@ -393,10 +398,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     noted = {"state": json.dumps(dict(state)), "sha256": _digest(plain)}
     data = save(plain, metadata=noted)
+    # The process is part of the name: two that write the same file must not mix their bytes.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
+        # Without it a crash of the machine may leave the new name on a file that is not written
+        # yet.
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
@@ -413,6 +421,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         noted = file.metadata() or {}
     state = json.loads(noted["state"])
+    # Files of before the checksum have none, and are taken as they are.
     if noted.get("sha256", digest := _digest(tensors)) != digest:
         raise ValueError(f"{path} is damaged: its checksum differs")
     return tensors, state
@@ -420,6 +429,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
+    # A file may order tensors otherwise than the mapping that was written, and a checksum must not
+    # depend on that.
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].cpu().numpy().tobytes())

@@ -71,12 +71,14 @@ class WorkFolder:
         for name, array in zip(_SAMPLE, arrays, strict=True):
             file = self.path / f"{part}-{name}.npy"
             temporary = file.with_suffix(".tmp")
+            # Given a name, numpy would add .npy to it.
             with temporary.open("wb") as stream:
                 np.save(stream, np.ascontiguousarray(array, dtype=np.float32))
             os.replace(temporary, file)
 
     def sample(self, part: str) -> TrainingTensors:
         """Map the stars of a part; processes share the pages."""
+        # Copy on write: torch wants arrays that it could write to, and nothing reaches the file.
         files = (self.path / f"{part}-{name}.npy" for name in _SAMPLE)
         return TrainingTensors.from_numpy(*(np.load(file, mmap_mode="c") for file in files))
 
@@ -170,6 +172,7 @@ class WorkFolder:
             "n_epochs": result.n_epochs,
         }
         write_tensors(self.result_file(member), result.weights, state)
+        # After the result is whole: killed in between, the member is done all the same.
         self.checkpoint(member).unlink(missing_ok=True)
 
     def result(self, member: int) -> TrainedMember:
@@ -328,12 +331,15 @@ def train_members(
                 raise TrainingError(f"member {job.member} failed: {_last_line(log)} (see {log})")
     finally:
         for process in running.values():
+            # Killed without asking: what a member has not written yet it makes again from its
+            # checkpoint.
             process.kill()
             process.wait()
 
 
 def _train_on(cluster: Cluster, jobs: Sequence[MemberJob], progress: Progress) -> None:
     jobs = [job.model_copy(update={"folder": job.folder.absolute()}) for job in jobs]
+    # A worker that does not see the folder would train, and write where nobody looks.
     cluster.require_paths({job.folder for job in jobs})
     cluster.run_tasks(
         _train_there,
@@ -350,6 +356,7 @@ def _train_there(job: MemberJob, tell: Callable[[Any], None]) -> None:
 
 def _start(job: MemberJob, events: "queue.Queue[tuple[MemberJob, str]]") -> "subprocess.Popen[str]":
     package_root = str(Path(__file__).resolve().parents[2])
+    # The child must find the package where this process found it, installed or not.
     search = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     code = (
         "import sys; from maury.training.processes import run_job; sys.exit(run_job(sys.argv[1]))"
@@ -360,6 +367,7 @@ def _start(job: MemberJob, events: "queue.Queue[tuple[MemberJob, str]]") -> "sub
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            # Set before numpy and torch are loaded, which read it once.
             env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
         )
 
@@ -370,6 +378,8 @@ def _start(job: MemberJob, events: "queue.Queue[tuple[MemberJob, str]]") -> "sub
                 events.put((job, line))
         events.put((job, ""))
 
+    # A thread for each pipe, as one that is not read fills up and stops its process; none of them
+    # keeps this process alive.
     threading.Thread(target=listen, daemon=True).start()
     return process
 

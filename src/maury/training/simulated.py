@@ -123,6 +123,7 @@ class SimulatedTraining(BaseModel):
         if progress < self.rise:
             return self.learning_rate * (0.04 + 0.96 * progress / self.rise)
         fall = (progress - self.rise) / (1.0 - self.rise)
+        # Not down to 0, where the last steps would change nothing.
         return self.learning_rate * max(0.5 * (1.0 + math.cos(math.pi * fall)), 4e-4)
 
 
@@ -226,7 +227,10 @@ def drop_inputs(
     lost[single, rng.integers(0, n_source, single.size)] = False
     choice = rng.random(n_star)
     lost[choice < dropping.observables] = True
+    # From the other end of the same number, so that these two losses never meet in one star.
     blind = choice > 1.0 - dropping.spectrum
+    # Half of what a star without a spectrum would lose besides stays with it, as nothing else is
+    # left to learn from.
     lost[blind] &= rng.random((int(blind.sum()), n_source)) < 0.5
     gone = lost.astype(np.float32) @ sources.astype(np.float32) > 0
     dark = np.where(blind[:, None], np.float32(0), ivar)
@@ -263,6 +267,8 @@ class _Run(Run):
             self._module.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
+            # A shorter memory of squared gradients than the usual 0.999, which lags behind in a run
+            # of some thousand steps; chosen, not measured.
             betas=(0.9, 0.98),
             fused=True,
         )
@@ -280,6 +286,7 @@ class _Run(Run):
         last = min(first + STEPS_PER_EPOCH, self._config.steps)
         try:
             loss = sum(self._step(step) for step in range(first, last)) / (last - first)
+        # A covariance that has become NaN fails in its factorisation, before any loss is returned.
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             loss = math.nan
         if not math.isfinite(loss):
@@ -354,6 +361,7 @@ class _Scale:
 
 def _set_flux_scale(module: nn.Module, pool: SimulatedPool) -> None:
     flux = pool.flux[:_STATISTICS_ROWS].astype(np.float64)
+    # The pool is free of noise, which is part of the scatter of a pixel as the network meets it.
     noise = 1.0 / float(np.median(pool.survey_snr))
     scale = np.maximum(np.sqrt(flux.var(axis=0) + noise**2), _LEAST_FLUX_SCALE)
     state: dict[str, Any] = {"flux_centre": flux.mean(axis=0), "flux_scale": scale}
@@ -364,10 +372,12 @@ def _set_flux_scale(module: nn.Module, pool: SimulatedPool) -> None:
 def _load(module: nn.Module, start: Start) -> None:
     """Take up all weights; those on the pixels come per unit of flux, and are scaled here."""
     weights = {name: torch.from_numpy(np.array(value)) for name, value in start.weights.items()}
+    # Per unit of flux they hold for any scaling; here the pixels have that of the new survey.
     weights[PIXEL_WEIGHTS] = weights[PIXEL_WEIGHTS] * module.get_buffer("flux_scale")
     kept = {name: module.get_buffer(name).clone() for name in FLUX_BUFFERS}
     module.load_state_dict(weights | kept)
 
 
 def _generator(seed: int, step: int) -> np.random.Generator:
+    # A new generator for each step makes resuming exact; SFC64 is cheap to seed and fast.
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, step])))

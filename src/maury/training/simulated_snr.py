@@ -53,6 +53,7 @@ def fit_star_simulator(survey: Survey, rows: Int64Array) -> TrainingStarSimulato
     observing = survey_conditions(SimulatedTraining().observing, survey, preparation)
     inputs = preparation.apply(survey.rows(whole))
     TrainingStarSimulator.require_grid(inputs.wave_aa, inputs.medium, observing)
+    # A spectrum with most pixels missing says little of theory.
     good = (inputs.ivar > 0).mean(axis=1) > 0.5
     return TrainingStarSimulator.fit(
         inputs.wave_aa,
@@ -98,6 +99,8 @@ def resimulate(
         out[rows] = full[:, : len(LABEL_NAMES)]
         theory = star_simulator.spectrograph.disperse(emulator.flux(full), full, rng).flux
         sharp = star_simulator.calibration.apply(theory, out[rows])
+        # Chromospheres add light in the cores of Ca II; an error of the continuum multiplies all of
+        # it.
         for modes, relative in (
             (star_simulator.calibration.core_modes, False),
             (star_simulator.calibration.continuum_modes, True),

@@ -147,6 +147,8 @@ class SourceModel:
             NaN where missing.
         """
         known = np.isfinite(labels)
+        # [M/H] and [Fe/H] hardly differ: one gives the other, and neither can be had from Teff and
+        # log g.
         enough = known[:, 0] & known[:, 1] & (known[:, 2] | known[:, 3])
         filled = np.where(enough[:, None], labels, np.nan)
         lacking = enough & ~known.all(axis=1)
@@ -195,8 +197,10 @@ class SourceModel:
         n_member, seed : int
         """
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8,)))
+        # Spread a little around the labelled stars: a few hundred of them could not fix 900 pixels.
         labels, _ = draw_around(star_simulator.labels, star_simulator.observables, _N_DRAWN, rng)
         full = Emulator.load().clip(Population.load().complete(labels, rng))
+        # One seed for both surveys, so that a star rotates alike in its two spectra.
         broadening = int(rng.integers(2**32))
         old, new = (
             s.spectra(full, np.random.default_rng(broadening))
@@ -208,17 +212,21 @@ class SourceModel:
         calibration = star_simulator.calibration
         for modes in (calibration.core_modes, calibration.continuum_modes * mean_new):
             covariance += modes.T.astype(np.float64) @ modes
+        # White noise at the survey's S/N is a ridge: weights on pixels that noise rules are held
+        # down.
         covariance[np.diag_indices(len(covariance))] += np.median(star_simulator.snr) ** -2.0
         factor = cho_factor(covariance)
         kept = self.model.kept
         starts = []
         for number in range(n_member):
+            # More members than the source model has start alike, and part by their seeds.
             weights = self.model.weights(kept[number % len(kept)])
             centre, scale = (weights.pop(name) for name in FLUX_BUFFERS)
             per_flux = weights[PIXEL_WEIGHTS] / scale
             wanted = (old - mean_old) @ per_flux.T
             solution = cho_solve(factor, new.T @ wanted / np.float32(len(new)))
             weights[PIXEL_WEIGHTS] = np.ascontiguousarray(solution.T, dtype=np.float32)
+            # Of the mean spectrum the new projection gives what the old one gave.
             bias = weights["project.bias"] + per_flux @ (mean_old - centre)
             weights["project.bias"] = bias.astype(np.float32)
             scaling = self.model.scaling
@@ -256,6 +264,7 @@ def _local_means(known: Float64Array, wanted: Float64Array, target: Float64Array
     out = np.empty((len(target), wanted.shape[1]))
     for row, index in enumerate(near):
         design = np.column_stack([np.ones(count), known[index] - target[row]])
+        # The constant is free: a ridge on it would draw the value to the centre of the sample.
         normal = design.T @ design + np.diag(np.r_[0.0, np.full(known.shape[1], _RIDGE)])
         out[row] = np.linalg.solve(normal, design.T @ wanted[index])[0]
     return out

@@ -166,6 +166,7 @@ def _settings(
     power = _resolving_power(stated or survey.resolving_power)
     own = source.star_simulator.observing.model_dump(mode="json")
     ratio = power / source.star_simulator.observing.resolving_power
+    # Scatter and range are taken to be relative, so that they go with the resolving power.
     own["resolving_power_scatter"] *= ratio
     own["resolving_power_range"] = [ratio * limit for limit in own["resolving_power_range"]]
     preparation = model.preparation.to_json()
@@ -187,6 +188,7 @@ def _settings(
             "training": training,
             "preparation": preparation,
             "split": {**SPLIT, **sections["split"]},
+            # Nothing ranks these members, as no validation star steers them; all are kept.
             "ensemble": {"percentile": 100.0, **choice},
         }
     )
@@ -217,6 +219,7 @@ def _check(source: SourceModel, settings: EnsembleConfig) -> None:
             f"{', '.join(got.observable_names) or 'none'}; leave them out of [preparation], and "
             "let those that the survey lacks be missing"
         )
+    # Row by row a star could train the source model and test the target model.
     if settings.split.rule != "star":
         raise ConfigError("a transfer divides whole stars; leave out rule in [split]")
     labels = set(settings.ensemble.labels)
