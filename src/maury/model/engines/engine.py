@@ -131,8 +131,11 @@ class TorchEngine(Engine):
             return self._config.predict(network, *tensors)
         passes = []
         for index in range(n_passes):
+            # Another mask for each member and pass: there are at most a thousand passes.
             with thinned(network, number * 100_003 + index):
                 passes.append(self._config.predict(network, *tensors))
+        # Passes differ little: their variance in float32 would be rounding errors where they all
+        # but agree.
         means = torch.stack([one.mean for one in passes]).double()
         variance = means.var(dim=0, correction=0)
         predicted = [one.variance for one in passes if one.variance is not None]
@@ -219,6 +222,7 @@ def make_engine(
     if name == "compiled":
         try:
             return CompiledEngine(config, networks, n_pixel=n_pixel, n_observable=n_observable)
+        # Not an error, though it was asked for: the labels are the same, they only take longer.
         except NotLowered as reason:
             logger.info("the compiled engine cannot run the networks: %s; torch does", reason)
     return TorchEngine(config, networks)
@@ -227,6 +231,7 @@ def make_engine(
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
     """All parts in one tensor; None if a network does not predict them."""
     known = [part for part in parts if part is not None]
+    # All or none: a mean over the members that have a variance would be that of another ensemble.
     return torch.stack(known) if len(known) == len(parts) else None
 
 

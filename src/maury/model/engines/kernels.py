@@ -56,6 +56,7 @@ class Graph:
     def rows(self, n: int) -> int:
         """Reserve `n` rows of the arena; return the first."""
         first = self.n_row
+        # Rows of padding are never written: they stay 0, and 0 times a weight of padding is no NaN.
         self.n_row += -(-n // _ROW_MULTIPLE) * _ROW_MULTIPLE
         return first
 
@@ -89,6 +90,8 @@ class Graph:
     ) -> int:
         """Add ``activation(W x + b) + plus``; `weight` is (out, in). Return its first row."""
         n_out, n_in = weight.shape
+        # As a convolution of eight taps at one position, so that its inner loop is unrolled
+        # eightfold.
         taps = min(_ROW_MULTIPLE, n_in)
         n_channel = -(-n_in // taps)
         padded = np.zeros((n_out, taps * n_channel), dtype=np.float32)
@@ -116,6 +119,8 @@ class Graph:
         n_out, n_in, n_tap = kernel.shape
         target = self.rows(n_position * n_out) if target is None else target
         width = tile_width(n_out)
+        # The last tile overlaps the one before: some outputs are computed twice, and no code is
+        # needed for a rest.
         starts = [min(k, n_out - width) for k in range(0, n_out, width)]
         packed = [kernel[k : k + width].transpose(1, 2, 0) for k in starts]
         offset = self.put(*packed)
@@ -141,6 +146,7 @@ def tile_width(n_out: int, most: int = 24, least: int = 12) -> int:
     """Return how many outputs to compute at a time: the most of those that waste least."""
     if n_out <= most:
         return n_out
+    # Wide first, as `min` takes the first of equals: a wide tile loads each input for more outputs.
     return min(range(most, least - 1, -1), key=lambda width: -(-n_out // width) * width)
 
 
@@ -156,6 +162,7 @@ class Load(Operation):
         """See `Operation.emit`."""
 
         def column(star: str, index: str) -> None:
+            # All lanes are written before any is read.
             vector = "poison"
             for lane in range(code.lanes):
                 line = code.op(f"add i64 {star}, {lane * self.n_column}")
@@ -222,6 +229,8 @@ class Convolve(Operation):
             start = code.bounded(position, depth, self.n_position - depth)
             self._tile(code, (number, first, start), width, depth)
 
+        # A dense layer has many weights: each tile of them serves all vectors while it is in the
+        # cache. A convolution has few, and its many positions stay in the cache instead.
         if self.n_position == 1:
             code.loop(n_tile, lambda number: code.each_vector(lambda _: tile(number, "0")))
         else:
@@ -244,6 +253,7 @@ class Convolve(Operation):
             xs = code.at(x, code.op(f"mul i64 {index}, {lanes}"))
             ws = code.at(w, code.op(f"mul i64 {index}, {size}"))
             step = self.n_in * lanes
+            # Neighbouring positions share all but one of their taps: each input is loaded once.
             seen = [code.load(code.at(xs, p * step)) for p in range(depth - 1)]
             for tap in range(self.n_tap):
                 seen.append(code.load(code.at(xs, (depth - 1 + tap) * step)))
@@ -261,6 +271,7 @@ class Convolve(Operation):
             for k in range(width):
                 value = code.activate(sums[p * width + k], self.activation)
                 row = p * self.n_out + k
+                # From other rows than the target: overlapping tiles would add it twice.
                 if self.plus is not None:
                     other = code.load(code.at(code.row(self.plus, place), row * lanes))
                     value = code.op(f"fadd {code.vector} {value}, {other}")
@@ -335,6 +346,7 @@ class PixelWeight(Operation):
             def one(index: str) -> None:
                 ivar = code.load(code.row(self.source, index))
                 value = code.op(f"fmul {code.vector} {ivar}, {pull}")
+                # An inverse variance that is NaN is not above 0, so that its pixel weighs nothing.
                 value = code.least(code.most(value, code.constant(0.0)), code.constant(1.0))
                 code.store(code.row(self.target, index), value)
 
@@ -365,6 +377,8 @@ class Standardise(Operation):
                 f"fsub {code.vector} {code.load(code.row(self.source, index))}, {centre}"
             )
             value = code.op(f"fmul {code.vector} {value}, {factor}")
+            # First the upper bound: a flux that is NaN is not below it and becomes it, and its
+            # weight of 0 takes it off.
             value = code.least(value, code.constant(self.bound))
             value = code.most(value, code.constant(-self.bound))
             weight = code.load(code.row(self.weight, index))
@@ -439,6 +453,7 @@ class Gate(Operation):
             place = code.row(self.gradient, index)
             gradient, value = code.load(place), code.load(code.row(self.value, index))
             lower = code.op(f"fmul {code.vector} {gradient}, {code.constant(self.slope)}")
+            # The value after tells the side as well as that before, for the slope is not negative.
             code.store(place, code.where_positive(value, gradient, lower))
 
         code.each_vector(lambda _: code.loop(self.n, one))
@@ -461,6 +476,7 @@ class Correlate(Operation):
 
     def emit(self, code: Code) -> None:
         """See `Operation.emit`."""
+        # So many taps that the sums of all outputs fill the registers set aside for sums.
         depth = max(1, min(code.n_sum // self.n_out, self.n_tap))
         n_depth = -(-self.n_tap // depth)
 

@@ -41,6 +41,8 @@ class Code:
 
     def function(self, name: str, arguments: str, body: Callable[[], Any]) -> None:
         """Write a function; its arguments are names of pointers, or typed."""
+        # For some processors LLVM prefers vectors of half the width, and would split each operation
+        # in two.
         bits, kind = 32 * self.lanes, "" if name == "run" else "internal "
         self._lines.append(
             f"define {kind}void @{name}({arguments}) noinline nounwind "
@@ -83,6 +85,7 @@ class Code:
     ) -> list[str]:
         """Repeat `body` (index[, carried values]); return the last of what it carries."""
         takes = () if carried is None else (list(carried),)
+        # No loop: constants of the index then fold into the addresses.
         if n == 1:
             return body("0", *takes) or []
         entry, self._count = self._block, self._count + 1
@@ -90,6 +93,8 @@ class Code:
         self.do(f"br label %{head}")
         self._label(head)
         index, names = self._name(), [self._name() for _ in carried or ()]
+        # The first instructions of a loop name its last values, which are known only after its
+        # body: they are put in there afterwards.
         here = len(self._lines)
         last = body(index, *(() if carried is None else (list(names),))) or []
         following = self.op(f"add nuw nsw i64 {index}, 1")
@@ -154,6 +159,8 @@ class Code:
 
     def constant(self, value: float) -> str:
         """Return a constant for all stars."""
+        # LLVM takes a float as the bits of a double, and refuses one that float32 does not hold
+        # exactly.
         exact = struct.unpack("<Q", struct.pack("<d", float(np.float32(value))))[0]
         return f"<{', '.join([f'float 0x{exact:016X}'] * self.lanes)}>"
 
@@ -164,6 +171,7 @@ class Code:
 
     def fma(self, a: str, b: str, c: str) -> str:
         """Return ``a b + c``."""
+        # Fused where the processor can; `llvm.fma` would call a slow function where it cannot.
         return self.call("fmuladd", a, b, c)
 
     def most(self, a: str, b: str) -> str:
@@ -180,6 +188,8 @@ class Code:
         return self.op(f"select <{self.lanes} x i1> {wins}, {self.vector} {a}, {self.vector} {b}")
 
     def _select(self, order: str, a: str, b: str) -> str:
+        # Not `llvm.maxnum`, whose rules for NaN cost instructions: if `a` is NaN the result is `b`,
+        # on which `Standardise` builds.
         wins = self.op(f"fcmp {order} {self.vector} {a}, {b}")
         return self.op(f"select <{self.lanes} x i1> {wins}, {self.vector} {a}, {self.vector} {b}")
 
@@ -197,6 +207,8 @@ class Code:
     def _exp_minus(self, value: str) -> str:
         """``exp(-x)`` as 2^n 2^f, with the Taylor series of 2^f for |f| <= 1/2 (to 1e-7)."""
         scaled = self.op(f"fmul {self.vector} {value}, {self.constant(-1.0 / np.log(2.0))}")
+        # The exponents of normal numbers in float32; beyond, the shift below would write into the
+        # sign.
         bounded = self.least(self.most(scaled, self.constant(-126.0)), self.constant(126.0))
         whole = self.call("rint", bounded)
         rest = self.op(f"fsub {self.vector} {bounded}, {whole}")
@@ -208,6 +220,7 @@ class Code:
             power = self.fma(power, rest, self.constant(term))
         integers = f"<{self.lanes} x i32>"
         exponent = self.op(f"fptosi {self.vector} {whole} to {integers}")
+        # A float32 has 23 bits of mantissa: adding n to the bits above multiplies by 2^n.
         shift = f"<{', '.join(['i32 23'] * self.lanes)}>"
         exponent = self.op(f"shl {integers} {exponent}, {shift}")
         bits = self.op(f"bitcast {self.vector} {power} to {integers}")
@@ -237,6 +250,7 @@ class Processor:
         self._features = features.flatten()
         widest = 16 if features.get("avx512f") else 8 if features.get("avx") else 4
         self.lanes = widest if lanes is None else lanes
+        # Half of the registers: AVX has 16, AVX-512 and ARM have 32.
         self.n_sum = 8 if widest == 8 else 16
 
     def compile(self, text: str) -> Any:
@@ -248,6 +262,8 @@ class Processor:
         module = llvm.parse_assembly(text)
         module.verify()
         options = llvm.create_pipeline_tuning_options(speed_level=2)
+        # The code is vectors already and unrolled where that pays: these passes would cost time,
+        # and registers.
         options.loop_vectorization = options.slp_vectorization = False
         options.loop_unrolling = False
         builder = llvm.create_pass_builder(machine, options)

@@ -60,6 +60,7 @@ def lower(
     NotLowered
         If one of them has a part that the compiled engine lacks.
     """
+    # Masks come from torch's generator, and the compiled engine would draw others.
     if config.n_passes:
         raise NotLowered("it draws dropout masks at prediction")
     if isinstance(config, DefaultConfig):
@@ -94,6 +95,7 @@ class _BranchedEnsemble(LoweredEnsemble):
         """See `LoweredEnsemble.inputs`."""
         del ivar
         if self._centre is not None:
+            # Once for all members; a Centre layer is therefore left out of their chains.
             flux = flux - self._centre
         return (flux, observables) if self._photometry else (flux,)
 
@@ -115,6 +117,7 @@ def _common_centre(networks: Sequence[TwoBranch]) -> Float32Array | None:
     ]
     if not centres:
         return None
+    # Members trained on other stars have another mean spectrum.
     if len(centres) != len(networks) or any(np.any(one != centres[0]) for one in centres):
         raise NotLowered("its members centre spectra differently")
     return centres[0]
@@ -126,6 +129,7 @@ def _branched(network: TwoBranch, n_pixel: int, n_observable: int) -> Graph:
     if network.photometry is not None:
         branches.append((network.photometry, n_observable))
     widths = [_width(branch) for branch, _ in branches]
+    # Branches write side by side into it, which spares the step that joins them.
     join = graph.rows(sum(widths))
     firsts = [graph.load(n) for _, n in branches]
     for number, (branch, n) in enumerate(branches):
@@ -173,6 +177,8 @@ class _Chain:
         weight, bias = _numbers(layer.weight), _bias(layer)
         if isinstance(layer, nn.Linear):
             if self.by_channel is not None:
+                # Torch flattens channel by channel, rows lie position by position: weights are put
+                # in order once, not data for each star.
                 weight = weight.reshape(len(weight), *self.by_channel).transpose(0, 2, 1)
                 weight, self.by_channel = weight.reshape(len(weight), -1), None
             self.n_position, self.n_channel = 1, len(weight)
@@ -207,6 +213,7 @@ class _Chain:
 
 def _require_plain(layer: nn.Conv1d) -> None:
     settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    # The kernels lack them; to ignore one would give wrong labels without a word.
     if settings != ((1,), (0,), (1,), 1):
         raise NotLowered("it has a convolution with a stride, padding, dilation or groups")
 
@@ -242,10 +249,13 @@ class _DefaultEnsemble(LoweredEnsemble):
         self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
     ) -> tuple[Float32Array, ...]:
         """See `LoweredEnsemble.inputs`."""
+        # Medians are sorted by numpy: a sort has no vector code here, and is the same for all
+        # members.
         typical, present = _typical(ivar)
         parts = [noise_quality(torch.from_numpy(typical), torch.from_numpy(present))]
         if self._network.observables is not None:
             parts.append(with_presence(torch.from_numpy(observables)))
+        # One division a star; the kernel multiplies each pixel by it.
         pull = (1.0 / (NOISY_PIXEL * typical)).astype(np.float32)
         return flux, ivar, pull, torch.cat(parts, dim=1).numpy()
 
@@ -265,6 +275,8 @@ def _typical(ivar: Float32Array) -> tuple[Float32Array, BoolArray]:
     good = ivar > 0
     n_good = good.sum(axis=1)
     typical = np.ones((len(ivar), 1), dtype=np.float32)
+    # Stars with equally many good pixels together: where most have all of them there are few
+    # groups, and `partition` sorts no more than it must.
     for n in np.unique(n_good[n_good > 0]):
         rows = np.flatnonzero(n_good == n)
         values = ivar[rows]
@@ -291,6 +303,7 @@ def _default(network: DefaultNetwork) -> Graph:
     graph.steps.append(Standardise(flux, ivar, pixels, n_pixel, numbers, LARGEST_DEVIATION))
     graph.dense(pixels, _numbers(network.project.weight), _bias(network.project), target=projected)
     graph.steps.append(Apply(projected, projected + stem, stem, SILU))
+    # A sum of layers is one layer of their joined inputs, with the sum of their biases.
     weight = np.concatenate([_numbers(layer.weight) for layer in layers], axis=1)
     bias = np.sum([_bias(layer) for layer in layers], axis=0)
     features = graph.dense(join, weight, bias)

@@ -79,6 +79,8 @@ def compiled_forward(config: NetworkConfig, network: nn.Module, n_pixel: int) ->
     def forward(flux: Tensor, observables: Tensor) -> Tensor:
         signal: Tensor = _Convolutions.apply(stack, flux, *weights)  # type: ignore[no-untyped-call]
         if network.training and config.dropout:
+            # Before the dense layer, as the dropout of the PyTorch module; that one is passed by
+            # here.
             signal = signal * _mask(signal.shape, config.dropout)
         features = layers["act"](layers["dense"](signal))
         if network.photometry is not None:
@@ -95,7 +97,9 @@ _MOST_FILTERS = 16
 
 def _mask(shape: Sequence[int], share: float) -> Tensor:
     """Draw what dropout multiplies by, seeded by torch, by a generator ten times as fast."""
+    # Seeded by torch's generator, so that the seed of a training still decides all.
     rng = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, (1,)))))
+    # 16 bits are enough for a share: it is met to 1 in 65 536.
     drawn = rng.integers(0, 2**16, size=tuple(shape), dtype=np.uint16)
     kept = (drawn >= round(share * 2**16)).astype(np.float32)
     kept *= np.float32(1.0 / (1.0 - share))
@@ -114,6 +118,7 @@ class _Convolutions(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         flux, *weights = ctx.saved_tensors
+        # Neither the stack nor the flux is learnt.
         return (None, None, *ctx.stack.backward(flux, weights, gradients[0]))
 
 
@@ -144,6 +149,8 @@ class _Stack:
             for shape in self._shapes
             for size in ((shape.n_out, shape.n_in, config.kernel), (shape.n_out,))
         ]
+        # Compiled once: the code depends on the sizes alone, and each step only puts other numbers
+        # in.
         self._forward = Machine([self._forward_graph(blank)])
         self._backward = Machine([self._backward_graph(blank)])
 
@@ -187,6 +194,8 @@ class _Stack:
     def _backward_graph(self, weights: Sequence[Float32Array]) -> Graph:
         graph = Graph()
         values = self._values(graph, weights)
+        # The gradient before a convolution is that after it, padded with zeros, convolved with the
+        # kernel turned round. Nothing writes to the margins, so that they stay 0.
         margin = self._n_tap - 1
         padded = [
             graph.rows((shape.n_position + 2 * margin) * shape.n_out) for shape in self._shapes
@@ -206,6 +215,7 @@ class _Stack:
             targets.append((target, n_weight))
             sizes = (shape.n_in, self._n_tap, shape.n_position, shape.n_out)
             graph.steps.append(Correlate(values[number], inner[number], target, *sizes))
+            # Nobody asks for the gradient of the spectrum itself.
             if number:
                 turned = weights[2 * number].transpose(1, 0, 2)[:, :, ::-1]
                 none = np.zeros(shape.n_in, dtype=np.float32)

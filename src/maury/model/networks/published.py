@@ -91,6 +91,7 @@ class PassDropout(nn.Dropout):
         """Drop features; none in evaluation unless `mask_seed` is set."""
         if self.training or self.mask_seed is None:
             return functional.dropout(signal, self.p, self.training)
+        # On the processor wherever the network is: a GPU draws other numbers from the same seed.
         generator = torch.Generator().manual_seed(self.mask_seed)
         drawn = torch.rand(signal.shape[1:], generator=generator, dtype=torch.float32)
         kept = drawn.to(signal.device) >= self.p
@@ -103,6 +104,7 @@ def thinned(network: nn.Module, seed: int) -> Iterator[None]:
     layers = [layer for layer in network.modules() if isinstance(layer, PassDropout)]
     try:
         for index, layer in enumerate(layers):
+            # Layers of one network must not share a mask; torch takes seeds of 64 bits.
             layer.mask_seed = (seed * 1_000_003 + index) % 2**63
         yield
     finally:
@@ -151,6 +153,7 @@ def _initialise(network: nn.Module, weights: Callable[[Tensor], Tensor]) -> nn.M
         if isinstance(layer, nn.Linear | nn.Conv1d):
             weights(layer.weight)
             assert layer.bias is not None
+            # As Keras does, in which these networks were published; PyTorch would draw biases.
             nn.init.zeros_(layer.bias)
     return network
 
@@ -212,6 +215,7 @@ class Guiglion2020(NetworkConfig):
             ("act", self._activation()),
             ("out", linear(self.head_units, n_label)),
         )
+        # The default of Keras, named after Glorot there.
         return _initialise(TwoBranch(spectrum, photometry, head), nn.init.xavier_uniform_)
 
     def _activation(self) -> nn.Module:
@@ -314,7 +318,10 @@ class AstroNN(_Pooled):
         spectrum, photometry, n_feature = self._branches(
             n_pixel, n_observable, self.filters, self.units[0], self.dropout
         )
+        # Among the layers, so that the mean spectrum is saved with the weights.
         spectrum = _sequence(("centre", Centre(n_pixel)), *spectrum.named_children())
+        # The authors have no dropout here; a model that was trained with one needs it for its
+        # passes.
         last = self.dropout if self.head_dropout else 0.0
         head = _sequence(
             ("hidden", linear(n_feature, self.units[1])),
@@ -337,6 +344,7 @@ class AstroNN(_Pooled):
         """
         mean, log_variance = output.chunk(2, dim=1)
         present = torch.isfinite(target)
+        # exp(20) is far beyond any scaled label; without a bound an early step may overflow to NaN.
         variance = log_variance.clamp(-20.0, 20.0).exp() + target_variance
         residual = torch.where(present, mean - target, 0.0)
         terms = 0.5 * (residual.square() / variance + variance.log())
