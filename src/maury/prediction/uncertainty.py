@@ -362,7 +362,7 @@ class _Labelled:
         whole = chosen & np.isfinite(self.truth).all(axis=1)
         if whole.sum() < LEAST_PARENTS:
             return star_simulator
-        # The first columns are those that were simulated; further ones of the survey follow them.
+        # All columns or none: a network without photometry has a simulator without observables.
         observables = self.inputs.observables[whole, : star_simulator.observables.shape[1]]
         return star_simulator.of(self.truth[whole], observables.astype(np.float64))
 

@@ -97,7 +97,7 @@ class TeacherModel:
             )
         self.model = model
         self.star_simulator = TrainingStarSimulator.of_model(model)
-        # Photometry is the default, so that a model that does not say was trained with it.
+        # Photometry is the default of this preset: a model that does not say was trained with it.
         self.photometry = model.network.get("photometry") is not False
         self._network = EnsembleNetwork(model)
         self._uncertainty = UncertaintyModel.load(model, self._network)
