@@ -290,7 +290,6 @@ class _Graph:
         self._file = file
         self._path = path
         text = file.attrs["model_config"]
-        # Before it is parsed.
         if len(text) > _MAX_GRAPH_BYTES:
             raise self._other("a small graph of layers", f"{len(text)} bytes")
         config = parse_json(text)["config"]
