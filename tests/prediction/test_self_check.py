@@ -8,6 +8,7 @@ import pytest
 from builders.faulty_stages import QUICK
 from builders.training_survey import write_survey
 from maury.errors import ModelFileError, SelfCheckFailed
+from maury.methods.cannon import Cannon
 from maury.model.directory import Model
 from maury.model.engines.engine import TorchEngine
 from maury.model.inference import EnsembleNetwork
@@ -120,7 +121,7 @@ def test_models_without_self_check_work_and_say_so(model, survey, tmp_path, capl
     assert "has no self-check stars" in caplog.text
 
 
-def test_a_method_carries_a_self_check(survey, tmp_path):
+def test_a_method_carries_a_self_check_of_its_revision(survey, tmp_path, monkeypatch, caplog):
     trained = learning.train(survey, tmp_path / "m", method="cannon")
     assert SELF_CHECK in trained.attachments
     Predictor(trained)
@@ -133,6 +134,10 @@ def test_a_method_carries_a_self_check(survey, tmp_path):
     ).save(tmp_path / "wrong")
     with pytest.raises(SelfCheckFailed):
         Predictor(wrong)
+    # A method that was mended since cannot be held to what it said before.
+    monkeypatch.setattr(Cannon, "revision", Cannon.revision + 1)
+    Predictor(wrong)
+    assert f"was made by revision {Cannon.revision - 1} of cannon" in caplog.text
 
 
 @pytest.mark.parametrize("change", ["drop", "shorten", "type"])

@@ -99,6 +99,8 @@ class Athos(Method[AthosSettings]):
         Of training spectra, for masked pixels; None in models that were trained before it was.
     """
 
+    # 2: masked pixels are missing, no residuals known to be zero.
+    revision: ClassVar[int] = 2
     name: ClassVar[str] = "athos"
     paper: ClassVar[str] = "Hanke et al. (2018, A&A 619, A134)"
     bibtex_key: ClassVar[str] = "2018A&A...619A.134H"

@@ -131,6 +131,8 @@ class DDPayne(Method[DDPayneSettings]):
         Mean and scatter of [M/H] - [Fe/H] among the training stars.
     """
 
+    # 2: masked pixels are missing, no residuals known to be zero.
+    revision: ClassVar[int] = 2
     name: ClassVar[str] = "dd-payne"
     paper: ClassVar[str] = "Xiang et al. (2019, ApJS 245, 34); Ting et al. (2017, ApJ 849, L9)"
     bibtex_key: ClassVar[str] = "2019ApJS..245...34X"

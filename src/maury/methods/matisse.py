@@ -88,6 +88,8 @@ class Matisse(Method[MatisseSettings]):
         Of training spectra, for masked pixels; None in models that were trained before it was.
     """
 
+    # 2: masked pixels are missing, no residuals known to be zero.
+    revision: ClassVar[int] = 2
     name: ClassVar[str] = "matisse"
     paper: ClassVar[str] = "Recio-Blanco et al. (2006, MNRAS 370, 141)"
     bibtex_key: ClassVar[str] = "2006MNRAS.370..141R"

@@ -107,6 +107,8 @@ class Payne(Method[PayneSettings]):
         Checksum of the emulator with which it was trained.
     """
 
+    # 2: masked pixels are missing, no residuals known to be zero.
+    revision: ClassVar[int] = 2
     name: ClassVar[str] = "payne"
     paper: ClassVar[str] = "Ting, Conroy, Rix & Cargile (2019, ApJ 879, 69)"
     bibtex_key: ClassVar[str] = "2019ApJ...879...69T"

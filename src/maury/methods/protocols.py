@@ -318,6 +318,9 @@ class Method(ABC, Generic[SettingsT]):
     settings_class : type of MethodSettings
     known_labels : tuple of str or None
         Labels that it can give; None if it learns any.
+    revision : int
+        Raised when a mended fault moves the labels that a fitted method gives: a model of an
+        earlier revision predicts as the method does now, and its self-check says so.
     settings : MethodSettings
         With which it was trained.
     label_names : tuple of str
@@ -333,6 +336,7 @@ class Method(ABC, Generic[SettingsT]):
     )
     settings_class: ClassVar[type[MethodSettings]] = MethodSettings
     known_labels: ClassVar[tuple[str, ...] | None] = None
+    revision: ClassVar[int] = 1
 
     settings: SettingsT = field(metadata=stored(None))
     label_names: tuple[str, ...] = field(metadata=stored(None))

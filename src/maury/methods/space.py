@@ -110,6 +110,8 @@ class Space(Method[SpaceSettings]):
         Checksum of the emulator with which it was trained.
     """
 
+    # 2: masked pixels are missing, no residuals known to be zero.
+    revision: ClassVar[int] = 2
     name: ClassVar[str] = "space"
     paper: ClassVar[str] = "Boeche & Grebel (2016, A&A 587, A2)"
     bibtex_key: ClassVar[str] = "2016A&A...587A...2B"

@@ -41,6 +41,11 @@ class Labeller(ABC):
     network: EnsembleNetwork | MethodNetwork
     calibrated: ClassVar[bool] = False
 
+    @property
+    def revision(self) -> int:
+        """Revision of what gives the labels (`Method.revision`); networks are their weights."""
+        return 1
+
     def predict(self, inputs: Inputs, batch: Batch | None = None) -> Prediction:
         """Predict labels and errors as the networks or the method give them.
 
@@ -134,6 +139,11 @@ class MethodLabeller(Labeller):
 
     network: MethodNetwork
     likeness: Likeness | None
+
+    @property
+    def revision(self) -> int:
+        """Revision of the method."""
+        return self.network.method.revision
 
     def predict(self, inputs: Inputs, batch: Batch | None = None) -> Prediction:
         """Fit, with the labels that the method takes from columns of the batch."""

@@ -65,6 +65,8 @@ class SelfCheck:
         Predicted by the networks or the method, before calibration.
     label, error : (n_star, n_label) float64
         What a catalogue holds: calibrated, where the model is.
+    revision : int
+        Of the method that gave them (`Method.revision`); 1 for networks.
     """
 
     inputs: Inputs
@@ -72,13 +74,14 @@ class SelfCheck:
     sigma: Float64Array
     label: Float64Array
     error: Float64Array
+    revision: int = 1
 
     @classmethod
     def record(cls, inputs: Inputs, labeller: Labeller) -> Self:
         """Record the predictions of some prepared stars."""
         bare = labeller.predict(inputs)
         found = labeller.calibrate(inputs, bare)
-        return cls(inputs, bare.mean, bare.sigma, found.mean, found.sigma)
+        return cls(inputs, bare.mean, bare.sigma, found.mean, found.sigma, labeller.revision)
 
     @classmethod
     def load(cls, model: Model) -> Self | None:
@@ -95,7 +98,7 @@ class SelfCheck:
         try:
             per_star: dict[str, Any] = {name: arrays[name] for name in _INPUTS}
             inputs = Inputs(**per_star, wave_aa=model.wave_aa, medium=model.medium)
-            answers = [
+            mean, sigma, label, quoted = answers = [
                 np.asarray(arrays[n], np.float64) for n in ("mean", "sigma", "label", "error")
             ]
             shape = (len(inputs), len(model.labels))
@@ -103,9 +106,13 @@ class SelfCheck:
                 raise ValueError(f"its answers are not of the shape {shape}")
             if any(len(per_star[name]) != shape[0] for name in _INPUTS):
                 raise ValueError("its inputs differ in length")
+            # Models of before methods had revisions are of the first.
+            revision = model.attachments[SELF_CHECK].metadata.get("revision", 1)
+            if not isinstance(revision, int):
+                raise TypeError("the revision of its method is no whole number")
         except (KeyError, ValueError, TypeError) as error:
             raise ModelFileError(f"{model.path}: the self-check is damaged: {error}") from error
-        return cls(inputs, *answers)
+        return cls(inputs, mean, sigma, label, quoted, revision)
 
     def to_arrays(self) -> dict[str, AnyArray]:
         """Return the arrays of the attachment."""
@@ -125,7 +132,8 @@ class SelfCheck:
     def rows(self, chosen: IndexArray) -> SelfCheck:
         """Return some of the stars."""
         answers = (self.mean, self.sigma, self.label, self.error)
-        return SelfCheck(take(self.inputs, chosen), *(array[chosen] for array in answers))
+        mean, sigma, label, error = (array[chosen] for array in answers)
+        return SelfCheck(take(self.inputs, chosen), mean, sigma, label, error, self.revision)
 
     def _moves(self, now: SelfCheck, model: Model) -> Float64Array:
         """How far each label of each star moved, (n_star, n_label)."""
@@ -158,6 +166,14 @@ class SelfCheck:
         worst = int(np.argmax(moved))
         if moved[worst] <= TOLERANCE:
             logger.info("self-check stars moved by %.2g of their errors at most", moved[worst])
+            return
+        if self.revision != labeller.revision:
+            logger.warning(
+                "%s was made by revision %d of %s and is used by revision %d, which mended a fault:"
+                " %s of a self-check star moved by %.2g quoted errors; train it again to check it",
+                *(model.path, self.revision, model.network["name"], labeller.revision),
+                *(model.label_names[worst], moved[worst]),
+            )
             return
         made_with = ", ".join(
             f"{name} {model.provenance[name]}"
@@ -219,7 +235,8 @@ def with_self_check(
         )
         return model
     wanted = N_FITTED if model.is_method else N_STAR
-    return model.with_arrays(SELF_CHECK, found.rows(steady[:wanted]).to_arrays())
+    arrays = found.rows(steady[:wanted]).to_arrays()
+    return model.with_arrays(SELF_CHECK, arrays, metadata={"revision": found.revision})
 
 
 def _simulated(model: Model) -> Inputs:

@@ -383,6 +383,8 @@ class GridMethod(Method[GridSettingsT]):
         Checksum of the emulator with which it was trained; it matters where there is a pattern.
     """
 
+    # 2: masked pixels are missing, no residuals known to be zero.
+    revision: ClassVar[int] = 2
     settings_class: ClassVar[type[MethodSettings]] = GridSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
 
