@@ -14,6 +14,8 @@ from astropy.table import Table
 
 import maury.cli
 from maury.cli import terminal
+from maury.prediction.catalogue import Catalogue
+from maury.survey.store import Survey
 
 HOSTILE = "a\x1b]0;title\x07b\x9b31m\u202e c"
 SHOWN = r"a\x1b]0;title\x07b\x9b31m\u202e c"
@@ -100,3 +102,16 @@ def test_commands_run_with_warnings_as_errors(tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert len(Table.read(tmp_path / name)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["labels.fits", "labels.vot", "labels.parquet", "labels.dataset"])
+def test_catalogues_are_written_where_the_locale_cannot_decode_their_path(tmp_path, name):
+    """A broken locale in ASCII: every byte beyond it comes as a surrogate, which UTF-8 lacks."""
+    (tmp_path / "síde").mkdir()
+    out, broken = tmp_path / "síde" / name, {"LC_ALL": "xx_YY.broken", "PYTHONUTF8": "0"}
+    survey, model = GOLDEN / "observed.zarr", GOLDEN / "maury.model"
+    for command in (("predict", model, survey, out), ("info", out)):
+        done = maury_command(*command, **broken, PYTHONCOERCECLOCALE="0")
+        assert done.returncode == 0, (command[0], done.stderr[-2000:])
+    assert len(Catalogue.read(out).table) == len(Survey.open(survey))

@@ -157,14 +157,24 @@ def write_votable_combined(folder):
     file.to_xml(str(folder / "RVS_COMBINED.xml"))
 
 
-def write_long_fits(folder):
+def write_long(folder, name, **options):
+    """One table with a row per wavelength, as DataLink serves it: each row names its source."""
     stacked = {
         name: np.concatenate([one_source(k)[name] for k in range(3)])
         for name in ("flux", "flux_error")
     }
-    Table(
-        {"source_id": np.repeat(SOURCES, N_RVS), "wavelength": np.tile(RVS_WAVE_NM, 3), **stacked}
-    ).write(folder / "RVS_COMBINED.fits")
+    facts = raw_table()["source_id", "ra", "dec", "combined_transits"]
+    of_source = {name: np.repeat(facts[name], N_RVS) for name in facts.colnames}
+    wave = {"wavelength": np.tile(RVS_WAVE_NM, 3)}
+    Table({**of_source, **wave, **stacked}).write(folder / name, **options)
+
+
+def write_long_fits(folder):
+    write_long(folder, "RVS_COMBINED.fits")
+
+
+def write_long_csv(folder):
+    write_long(folder, "RVS_COMBINED.csv", format="ascii.csv")
 
 
 RVS_TOML = '[spectra]\nreader = "gaia-rvs"\nfolder = "rvs"\n'
@@ -182,6 +192,7 @@ RVS_TOML = '[spectra]\nreader = "gaia-rvs"\nfolder = "rvs"\n'
         write_csv_individual,
         write_votable_combined,
         write_long_fits,
+        write_long_csv,
     ],
 )
 def test_rvs_in_every_structure(tmp_path, write):
@@ -202,7 +213,17 @@ def test_rvs_in_every_structure(tmp_path, write):
     np.testing.assert_allclose(survey.column("snr"), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("write", [write_fits_raw, write_votable_raw, write_bulk, write_csv_raw])
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_fits_raw,
+        write_votable_raw,
+        write_bulk,
+        write_csv_raw,
+        write_long_fits,
+        write_long_csv,
+    ],
+)
 def test_rvs_columns_beside_the_spectra(tmp_path, write):
     (tmp_path / "rvs").mkdir()
     write(tmp_path / "rvs")

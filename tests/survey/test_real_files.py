@@ -106,6 +106,8 @@ def test_rvs_spectra_are_at_rest(real, tmp_path):
     assert survey.id.tolist() == names
     assert (survey.n_pixel, survey.medium, survey.at_rest) == (2401, "vacuum", True)
     np.testing.assert_allclose(survey.wave_aa[[0, -1]], [8460.0, 8700.0])
+    np.testing.assert_allclose(survey.column("ra"), [285.297683, 286.808527, 293.679207], atol=1e-6)
+    np.testing.assert_allclose(survey.column("dec"), [2.481279, 49.316421, 46.852733], atol=1e-6)
     for row, tolerance in enumerate((1.0, 3.0, 1.0)):
         found = velocities(survey.batch(0, 3).spectra, CALCIUM, 2.5, row)
         assert abs(np.mean(found)) < tolerance

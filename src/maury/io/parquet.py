@@ -1,4 +1,4 @@
-"""The footer of a Parquet file, read here before the library reads it.
+"""Parquet files: tables to and from pyarrow, and the footer, read here before the library reads it.
 
 A footer is the only place that says how many values a column unfolds to. Asked for that, pyarrow
 ends the process on some damaged footers where it should raise an error: `RowGroupMetaData.column`
@@ -9,10 +9,13 @@ compact protocol.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maury.errors import InputFileError
 from maury.io.limits import current, exceeded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MAGIC = b"PAR1"
 _MOST_DEPTH = 24
@@ -21,6 +24,40 @@ the schema, logical type, timestamp, its unit, its kind."""
 # Types of values in the compact protocol, then numbers of the fields that are read.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 _ROW_GROUPS, _COLUMNS, _META, _PATH, _N_VALUES, _UNPACKED = 4, 1, 3, 3, 5, 6
+
+
+# pyarrow encodes a path as UTF-8, and fails on one that the locale could not decode: it gets open
+# files instead.
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
+    """Read a file, or some of its columns, comparing the checksums of its pages.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it is damaged.
+    """
+    from pyarrow import parquet
+
+    with path.open("rb") as file:
+        return parquet.read_table(file, columns=columns, page_checksum_verification=True)
+
+
+def write_table(path: Path, table: "pa.Table") -> None:
+    """Write a file, each page with its checksum."""
+    from pyarrow import parquet
+
+    with path.open("wb") as file:
+        parquet.write_table(table, file, write_page_checksum=True)
+
+
+def n_rows(path: Path) -> int:
+    """Return how many rows a file has, by its footer."""
+    from pyarrow import parquet
+
+    with path.open("rb") as file:
+        return int(parquet.read_metadata(file).num_rows)
 
 
 @dataclass(frozen=True)

@@ -183,9 +183,10 @@ def open_parquet(path: Path, stack: ExitStack, *, dictionaries: Any = None) -> A
     """Open a Parquet file until `stack` closes; its metadata may hold so many columns at most."""
     from pyarrow import parquet
 
+    file = stack.enter_context(path.open("rb"))
     return stack.enter_context(
         parquet.ParquetFile(
-            path,
+            file,
             read_dictionary=dictionaries,
             thrift_container_size_limit=64 * current().columns,
             thrift_string_size_limit=16 * current().head_bytes,

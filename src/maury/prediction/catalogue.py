@@ -25,7 +25,7 @@ from maury.io.arrays import AnyArray
 from maury.io.files import writing
 from maury.io.limits import check_columns
 from maury.io.opening import check_ecsv, check_votable, open_fits
-from maury.io.parquet import column_sizes
+from maury.io.parquet import column_sizes, n_rows, read_table, write_table
 from maury.io.source_table import check_text_width
 from maury.io.tables import check_parquet_column, open_parquet
 from maury.io.units import described, written
@@ -201,21 +201,17 @@ def write_part(path: Path, spec: CatalogueSpec, rows: Rows) -> None:
     rows : mapping of str to (n,) array
         Values of every column.
     """
-    import pyarrow.parquet as pq
-
     # A part is done once its file exists, so that it may never be there half written.
     with writing(path, overwrite=True) as partial:
-        pq.write_table(_arrow(spec, rows), partial, write_page_checksum=True)
+        write_table(partial, _arrow(spec, rows))
 
 
 def is_whole(part: Path, n_row: int) -> bool:
     """Whether a part can be read, agrees with its checksums, and has this number of rows."""
-    import pyarrow.parquet as pq
-
     try:
         # All of it is read: the footer alone would not show a page that a full disk or a crash has
         # damaged.
-        return len(pq.read_table(part, page_checksum_verification=True)) == n_row
+        return len(read_table(part)) == n_row
     except (OSError, ValueError) as error:
         logger.warning("%s is made again: %s", part, error)
         return False
@@ -224,18 +220,16 @@ def is_whole(part: Path, n_row: int) -> bool:
 def read_parts(parts: Sequence[Path]) -> dict[str, AnyArray]:
     """Read the columns of some parts, in order, into memory."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    whole = pa.concat_tables(pq.read_table(part, page_checksum_verification=True) for part in parts)
+    whole = pa.concat_tables(read_table(part) for part in parts)
     return {name: whole[name].to_numpy() for name in whole.column_names}
 
 
 def count_true(part: Path, name: str) -> int:
     """Count the rows of a part whose boolean column is true."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    return pc.sum(pq.read_table(part, columns=[name])[name]).as_py() or 0
+    return pc.sum(read_table(part, [name])[name]).as_py() or 0
 
 
 def assemble(
@@ -303,10 +297,8 @@ def _arrow(spec: CatalogueSpec, rows: Rows) -> "pa.Table":
 
 def _tables(spec: CatalogueSpec, parts: Iterable[Path]) -> Iterator["Table"]:
     """Yield parts as astropy tables with units, UCDs and descriptions."""
-    import pyarrow.parquet as pq
-
     for part in parts:
-        yield _astropy_table(spec.columns, pq.read_table(part, page_checksum_verification=True))
+        yield _astropy_table(spec.columns, read_table(part))
 
 
 def _astropy_table(columns: Sequence[Column], data: "pa.Table") -> "Table":
@@ -331,9 +323,12 @@ def _write_parquet(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> No
 
     kinds = votable.string_kinds(spec.columns, votable.strings_of(spec.columns, parts))
     schema = _schema(spec, kinds)
-    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+    with (
+        path.open("wb") as file,
+        pq.ParquetWriter(file, schema, write_page_checksum=True) as writer,
+    ):
         for part in parts:
-            writer.write_table(pq.read_table(part, schema=schema, page_checksum_verification=True))
+            writer.write_table(read_table(part).cast(schema))
 
 
 def _write_dataset(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
@@ -343,9 +338,13 @@ def _write_dataset(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> No
         shutil.copyfile(part, path / f"part-{number:06d}.parquet")
 
 
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+
 def _check_parts(path: Path) -> None:
     """Refuse Parquet files that unfold to absurdly many bytes in memory."""
-    for part in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+    for part in _files(path):
         with ExitStack() as stack:
             sizes = column_sizes(part)
             check_columns(sizes, part)
@@ -354,10 +353,11 @@ def _check_parts(path: Path) -> None:
 
 
 def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
     _check_parts(path)
-    data = pq.read_table(path, page_checksum_verification=True)
+    tables = [read_table(part) for part in _files(path)]
+    data = pa.concat_tables(tables) if tables else pa.table({})
     for name in data.column_names:
         check_text_width(data[name], f"{path}, column {name!r}")
     header = (data.schema.metadata or {}).get(b"maury")
@@ -377,8 +377,6 @@ _FITS_BLOCK = 2880
 
 def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
     """Write a binary table part by part: only one part is in memory."""
-    import pyarrow.parquet as pq
-
     widths = _string_widths(spec, parts)
     # FITS is big-endian, and a logical is the letter T or F in one byte (standard 4.0, section
     # 7.3).
@@ -388,9 +386,9 @@ def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
     size = 0
     with path.open("wb") as file:
         file.write(_primary_header(spec))
-        file.write(_table_header(spec, record, sum(map(_n_rows, parts))))
+        file.write(_table_header(spec, record, sum(map(n_rows, parts))))
         for part in parts:
-            data = pq.read_table(part, page_checksum_verification=True)
+            data = read_table(part)
             rows = np.empty(len(data), dtype=record)
             for column in spec.columns:
                 rows[column.name] = _fits_values(data[column.name], column.kind)
@@ -400,20 +398,12 @@ def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
         file.write(b"\0" * (-size % _FITS_BLOCK))
 
 
-def _n_rows(part: Path) -> int:
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(part).num_rows)
-
-
 def _string_widths(spec: CatalogueSpec, parts: Sequence[Path]) -> dict[str, int]:
     """Longest string of each column of strings, at least 1, as FITS encodes it."""
-    import pyarrow.parquet as pq
-
     names = [column.name for column in spec.columns if column.kind == "str"]
     widths = dict.fromkeys(names, 1)
     for part in parts:
-        data = pq.read_table(part, columns=names)
+        data = read_table(part, names)
         for name in names:
             widths[name] = max(widths[name], _fits_text(data[name]).itemsize)
     return widths

@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
+from maury.io.parquet import n_rows, read_table
 from maury.io.units import written
 from maury.labels.columns import Column
 
@@ -76,21 +77,14 @@ def write_votable(
     parts : sequence of Path
         Parquet files.
     """
-    import pyarrow.parquet as pq
-
     kinds = string_kinds(columns, strings_of(columns, parts))
-    total = sum(int(pq.read_metadata(part).num_rows) for part in parts)
+    total = sum(n_rows(part) for part in parts)
     head = _declaration(columns, metadata, kinds, n_row=total)
     rest = b""
     with path.open("wb") as file:
         file.write(f"{head}   <DATA>\n    <BINARY2>\n     ".encode() + _STREAM + b"\n")
         for part in parts:
-            rows = (
-                rest
-                + _binary(
-                    columns, pq.read_table(part, page_checksum_verification=True), kinds
-                ).tobytes()
-            )
+            rows = rest + _binary(columns, read_table(part), kinds).tobytes()
             # Only whole lines are encoded: base64 of pieces joins to that of the whole at multiples
             # of three bytes.
             whole = len(rows) - len(rows) % _BASE64_LINE
@@ -195,11 +189,9 @@ def string_kinds(
 
 def strings_of(columns: Sequence[Column], parts: Iterable[Path]) -> "Iterator[pa.Table]":
     """Yield the columns of strings of Parquet files."""
-    import pyarrow.parquet as pq
-
     names = [column.name for column in columns if column.kind == "str"]
     for part in parts if names else ():
-        yield pq.read_table(part, columns=names)
+        yield read_table(part, names)
 
 
 def _record(columns: Sequence[Column], kinds: Mapping[str, tuple[str, str]]) -> np.dtype[Any]:

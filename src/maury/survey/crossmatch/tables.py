@@ -14,6 +14,7 @@ import numpy as np
 from maury.errors import ColumnError, ConfigError, check_known
 from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.io.files import writing
+from maury.io.parquet import write_table
 from maury.io.source_table import SourceTable
 from maury.io.units import written
 from maury.spectra.positions import Positions
@@ -347,7 +348,6 @@ def _write_parquet(
     partial: Path, columns: Mapping[str, Any], units: Mapping[str, str], meta: str, kind: str
 ) -> None:
     import pyarrow as pa
-    from pyarrow import parquet
 
     del kind
     arrays, fields, about = [], [], {"MATCH": meta}
@@ -361,4 +361,4 @@ def _write_parquet(
             about[f"table::len::{name}"] = str(data.dtype.itemsize // 4)
         fields.append(pa.field(name, array.type, metadata=unit))
     schema = pa.schema(fields, metadata=about)
-    parquet.write_table(pa.Table.from_arrays(arrays, schema=schema), partial)
+    write_table(partial, pa.Table.from_arrays(arrays, schema=schema))

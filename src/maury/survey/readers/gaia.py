@@ -185,6 +185,7 @@ def _sampled(table: SourceTable, facts: Mapping[str, Any]) -> Block:
         owners, first = _runs(table.texts(_ID))
     else:
         owners, first = np.array([_source_id(facts, path)], dtype=np.str_), np.array([0])
+    of_source = _first_rows(table, first)
     # A source cut short must not borrow pixels from the next.
     sizes = np.diff([*first, table.n_row])
     if np.any(sizes != sizes[0]):
@@ -204,7 +205,7 @@ def _sampled(table: SourceTable, facts: Mapping[str, Any]) -> Block:
 
     error = plane("flux_error") if "flux_error" in table.names else None
     read = _reader(plane("flux"), error)
-    return Block(owners, _facts_table(facts, owners, path), read, waves[0], path)
+    return Block(owners, _facts_table(facts, owners, of_source), read, waves[0], path)
 
 
 def _runs(ids: StrArray) -> tuple[StrArray, IndexArray]:
@@ -227,12 +228,29 @@ def _source_id(facts: Mapping[str, Any], path: Path) -> str:
     )
 
 
-def _facts_table(facts: Mapping[str, Any], owners: StrArray, path: Path) -> SourceTable:
-    """Facts of a file of one source; of many, their identifiers alone are known."""
-    columns: dict[str, AnyArray] = {_ID: owners}
+def _first_rows(table: SourceTable, first: IndexArray) -> SourceTable:
+    """Return what a table with a row per wavelength says of its sources: one row each."""
+    names = tuple(name for name in table.names if name not in ("wavelength", *_ARRAYS))
+
+    def raw(name: str) -> Any:
+        values = table.raw(name)
+        return values.take(first) if hasattr(values, "take") else values[first]
+
+    return SourceTable(table.path, names, first.size, table.units, raw)
+
+
+def _facts_table(facts: Mapping[str, Any], owners: StrArray, of_source: SourceTable) -> SourceTable:
+    """Columns of the sources, and the facts of a file where it is of one source."""
+    known: dict[str, AnyArray] = {} if _ID in of_source.names else {_ID: owners}
     if owners.size == 1:
-        columns |= {name: np.array([v]) for name, v in facts.items() if name not in _ID_CARDS}
-    return SourceTable(path, tuple(columns), owners.size, {}, columns.__getitem__)
+        own = {*of_source.names, *_ID_CARDS}
+        known |= {name: np.array([v]) for name, v in facts.items() if name not in own}
+
+    def raw(name: str) -> Any:
+        return known[name] if name in known else of_source.raw(name)
+
+    names = (*of_source.names, *known)
+    return SourceTable(of_source.path, names, owners.size, of_source.units, raw)
 
 
 def _plain(value: Any) -> Any:
