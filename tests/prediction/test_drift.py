@@ -19,6 +19,7 @@ from maury.prediction.predictor import Predictor
 from maury.prediction.streaming import predict
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 from maury.spectra.preparation import Preparation
+from maury.survey.store import Survey
 from maury.training import runs as learning
 
 N = 400
@@ -118,6 +119,8 @@ def test_models_without_a_sample_know_the_range_of_observables(model, survey, tm
     assert [q.name for q in found.quantities] == list(model.preparation.observable_names)
     assert found.n_training == 0
     assert found.findings == ()
+    assert "the training sample is not known" in found.summary
+    assert "look like" not in found.summary
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,9 @@ def test_simulated_spectra_tell_what_is_no_star_of_the_rave_window(tmp_path):
     assert Likeness.simulated(batch.spectra.wave_aa + 1.0) is None
 
 
-def test_imported_networks_flag_what_they_can_and_say_what_they_cannot(imported, tmp_path):
+def test_imported_networks_flag_what_they_can_and_say_what_they_cannot(
+    imported, tmp_path, monkeypatch
+):
     store = simulate_survey(tmp_path / "s.zarr", n_star=40, seed=3)
     batch, predictor = store.batch(0, 40), Predictor(imported)
     for name, flux in spoilt(batch.spectra.flux, batch.spectra.wave_aa).items():
@@ -165,6 +170,11 @@ def test_imported_networks_flag_what_they_can_and_say_what_they_cannot(imported,
     catalogue = predict(imported, store, tmp_path / "c.fits")
     assert catalogue.metadata["unjudged"] == list(blind)
     assert "cannot tell" in drift(imported, store).summary
+    shifted = spoilt(batch.spectra.flux, batch.spectra.wave_aa)["100 km/s off"]
+    assert drift(imported, store).findings == ()
+    off = changed(batch, flux=shifted.astype(np.float32))
+    monkeypatch.setattr(Survey, "batch", lambda *_: off)
+    assert "SPECTRUM_UNLIKE: 100% of the stars" in drift(imported, store).summary
 
 
 def test_an_import_says_what_the_model_cannot_judge(shared, tmp_path, caplog):

@@ -113,7 +113,8 @@ class Drift:
         Stars compared.
     quantities : tuple of Quantity
     flags : mapping of str to (float, float)
-        Share of the stars with a flag of the preparation, in the survey and in training.
+        Share of the stars with a flag of the preparation, in the survey and in training; where no
+        training sample is known (`n_training` is 0), of those unlike simulated spectra alone.
     unjudged : tuple of str
         Names of the flags that the model cannot raise, see `unjudged`.
     """
@@ -139,6 +140,9 @@ class Drift:
     def summary(self) -> str:
         """One line."""
         line = f"{self.n_star} spectra look like the training sample"
+        if not self.n_training:
+            known = ", ".join(q.name for q in self.quantities) or "nothing"
+            line = f"the training sample is not known, but for the range of {known}"
         if self.findings:
             line = "the survey differs from the training sample: " + "; ".join(self.findings)
         return f"{line}; {self.blindness}" if self.unjudged else line
@@ -345,14 +349,17 @@ def _texts(names: Any) -> list[str]:
 
 
 def _by_range(model: Model, inputs: Inputs) -> Drift:
-    """Compare the observables alone with the range of the training stars."""
+    """Compare observables with the range of the training stars, spectra with simulated ones."""
     scaling = model.scaling.observables
     quantities = []
     for k, name in enumerate(model.preparation.observable_names):
         levels = np.full(_LEVELS.size, np.nan)
         levels[[0, -1]] = scaling.minimum[k], scaling.maximum[k]
         quantities.append(_quantity(name, inputs.observables[:, k], levels, 0.0))
-    return Drift(len(inputs), 0, tuple(quantities), {})
+    flags = {}
+    if (likeness := Likeness.load(model)) is not None:
+        flags[str(Flag.SPECTRUM_UNLIKE.name)] = (float(likeness.unlike(inputs).mean()), 0.0)
+    return Drift(len(inputs), 0, tuple(quantities), flags)
 
 
 def _quantity(name: str, values: AnyArray, known: Float64Array, missing: float) -> Quantity:
