@@ -123,8 +123,9 @@ def test_a_visit_of_apogee_is_shifted_by_its_velocity_as_observed(real, tmp_path
     assert np.all(survey.batch(0, 1).spectra.ivar[0][gaps] == 0)
 
 
-def test_a_spectrum_of_sdss(real, tmp_path):
+def test_a_spectrum_of_sdss(real, tmp_path, caplog):
     survey = ingest_recipe("sdss-spec", real / "sdss", tmp_path / "o.zarr")
+    assert not caplog.records, "the data model says which table is the spectrum"
     assert survey.id.tolist() == ["spec-0266-51602-0031"]
     assert (survey.medium, survey.at_rest) == ("vacuum", False)
     assert survey.column("radial_velocity")[0] == pytest.approx(-3.6914502e-05 * C_KMS, abs=1e-3)

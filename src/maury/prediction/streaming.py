@@ -562,7 +562,7 @@ def _check_by_star(model: Model, survey: Readable, spec: CatalogueSpec) -> None:
     if not any(column.name.endswith("_error_own") for column in spec.columns):
         raise ConfigError(
             f"{model.path} does not know which part of its errors the spectra of a star share; "
-            "train it again, with the preset maury"
+            "train the preset maury, on enough stars that its errors are calibrated"
         )
 
 

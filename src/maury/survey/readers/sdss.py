@@ -104,7 +104,9 @@ def _spec_facts(hdus: Any, path: Path) -> dict[str, Any]:
 
 
 def _read_spec(hdus: Any, path: Path) -> StarSpectrum:
-    hdu = find_hdu(hdus, None, path, image=False)
+    # By the data model the first table is the spectrum; those behind it are the fit and the lines.
+    first = next((k for k, hdu in enumerate(hdus) if hasattr(hdu, "columns")), None)
+    hdu = find_hdu(hdus, first, path, image=False)
     columns = {str(name).lower(): name for name in hdu.columns.names}
     lacking = [name for name in ("flux", "loglam", "ivar") if name not in columns]
     if lacking:
