@@ -1,6 +1,9 @@
 """CSV files as spreadsheets and archives write them."""
 
 import gzip
+import os
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import numpy as np
@@ -79,3 +82,23 @@ def test_packed_fits_by_its_suffix(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     with ExitStack() as stack:
         assert open_table(tmp_path / name, stack).floats("teff").tolist() == [5000.0]
+
+
+def test_ecsv_is_utf8_in_a_locale_of_ascii(tmp_path):
+    code = (
+        "import sys; from contextlib import ExitStack; from pathlib import Path\n"
+        "from astropy.table import Table; from maury.io.tables import open_table, write_ecsv\n"
+        "path = Path(sys.argv[1])\n"
+        "write_ecsv(path, Table({'who': ['Gr\\xfcn \\u2013 1']}))\n"
+        "with ExitStack() as stack: print(ascii(str(open_table(path, stack).texts('who')[0])))\n"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "t.ecsv")],
+        env={**os.environ, **plain},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == r"'Gr\xfcn \u2013 1'", done.stderr[-1000:]
+    assert "Gr\xfcn \u2013 1" in (tmp_path / "t.ecsv").read_text("utf-8")

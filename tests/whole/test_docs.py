@@ -185,7 +185,7 @@ def test_the_check_of_names_finds_what_does_not_exist() -> None:
     with pytest.raises(ImportError):
         check_names("from maury import nothing_of_the_kind")
     with pytest.raises(AssertionError, match=r"flags\.names_of"):
-        check_names("from maury import flags\nflags.names_of(3)")
+        check_names("from maury.labels import flags\nflags.names_of(3)")
 
 
 def parse_command(command: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from maury.io.arrays import BoolArray, Float64Array
 from maury.io.files import writing
+from maury.io.tables import write_ecsv
 from maury.labels.definitions import Label
 from maury.labels.statistics import MAD_TO_SIGMA, LabelStatistics, residual_statistics, robust_sigma
 
@@ -358,7 +359,7 @@ class Ranking:
         with writing(folder / "comparison.json", overwrite=overwrite) as partial:
             partial.write_text(self.to_json(), "utf-8")
         with writing(folder / "comparison.ecsv", overwrite=overwrite) as partial:
-            self.to_table().write(partial, format="ascii.ecsv", overwrite=True)
+            write_ecsv(partial, self.to_table())
 
     def scatter_rows(self, *, view: str = GIVEN, stars: str = ALL) -> list[tuple[str, ...]]:
         """Robust scatter of each method in each label as text, the header first."""

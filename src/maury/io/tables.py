@@ -156,7 +156,7 @@ def _ecsv(path: Path) -> Any:
     from astropy.table import Table
 
     check_ecsv(path)
-    return Table.read(str(path), format="ascii.ecsv")
+    return Table.read(str(path), format="ascii.ecsv", encoding="utf-8")
 
 
 def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
@@ -177,6 +177,12 @@ def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
         return lean.read([name])[name]
 
     return SourceTable(path, names, file.metadata.num_rows, units, raw)
+
+
+def write_ecsv(path: Path, table: Any, *, delimiter: str = " ") -> None:
+    """Write an astropy table as ECSV, which is UTF-8 by its standard (APE 6), in any locale."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table.write(file, format="ascii.ecsv", delimiter=delimiter)
 
 
 def open_parquet(path: Path, stack: ExitStack, *, dictionaries: Any = None) -> Any:

@@ -517,7 +517,7 @@ def _read_ecsv(path: Path) -> "tuple[Table, dict[str, Any]]":
     from astropy.table import Table
 
     check_ecsv(path)
-    table = Table.read(path, format="ascii.ecsv")
+    table = Table.read(path, format="ascii.ecsv", encoding="utf-8")
     if "maury" not in table.meta:
         raise InputFileError(f"{path} is an ECSV file, but not a catalogue written by maury")
     return _filled(table), dict(table.meta["maury"])

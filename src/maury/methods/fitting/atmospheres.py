@@ -152,7 +152,9 @@ def read_lines(path: Path) -> dict[str, AnyArray]:
     from astropy.table import Table
 
     try:
-        table = Table.read(path, format="ascii.ecsv" if path.suffix == ".ecsv" else "ascii.csv")
+        table = Table.read(
+            path, format="ascii.ecsv" if path.suffix == ".ecsv" else "ascii.csv", encoding="utf-8"
+        )
         table.sort("wavelength_aa")
         return {
             name: np.asarray(table[name], dtype=np.str_ if name == "species" else np.float64)

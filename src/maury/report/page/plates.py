@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from maury.io.files import writing
+from maury.io.tables import write_ecsv
 from maury.report.figures import save
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Plate:
         """Write PNG, PDF and ECSV into a folder; return the PNG."""
         png, _ = save(self.figure, folder / self.name, overwrite=True)
         with writing(folder / f"{self.name}.ecsv", overwrite=True) as partial:
-            self.table(simulated=simulated).write(partial, format="ascii.ecsv")
+            write_ecsv(partial, self.table(simulated=simulated))
         return png
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from maury.errors import SurveyFileError
 from maury.io.files import writing
+from maury.io.tables import write_ecsv
 from maury.survey.store import Survey
 
 KEY = "flow"
@@ -110,4 +111,4 @@ class Flow:
         columns = [[getattr(step, name) for step in self.steps] for name in names]
         table = Table(columns, names=names, meta={"title": title})
         with writing(Path(path), overwrite=overwrite) as partial:
-            table.write(partial, format="ascii.ecsv", delimiter=",")
+            write_ecsv(partial, table, delimiter=",")
