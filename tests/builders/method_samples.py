@@ -12,8 +12,8 @@ CENTRE = np.array([5000.0, 3.0, -0.3])
 SCALE = np.array([800.0, 1.0, 0.5])
 
 
-def inputs_of(flux, ivar, snr=None):
-    """Prepared spectra on pixels of 0.4 angstrom."""
+def inputs_of(flux, ivar, snr=None, noise_correlation=()):
+    """Prepared spectra on pixels of 0.4 angstrom, of white noise unless it is given."""
     n, n_pixel = flux.shape
     none = np.zeros((n, 0), dtype=np.float32)
     return Inputs(
@@ -25,17 +25,19 @@ def inputs_of(flux, ivar, snr=None):
         snr=np.sqrt(np.median(ivar, axis=1)) if snr is None else snr,
         wave_aa=8420.0 + 0.4 * np.arange(n_pixel),
         medium="air",
+        noise_correlation=noise_correlation,
     )
 
 
-def sample_of(truth, flux, ivar, *, names=NAMES, noise_correlation=()):
+def sample_of(truth, flux, ivar, *, names=NAMES, noise_correlation=(), resolving_power=7500.0):
     return Sample(
         labels=labels_module.select(names),
         truth=truth,
         truth_error=np.full(truth.shape, np.nan),
-        inputs=inputs_of(flux, ivar),
+        inputs=inputs_of(flux, ivar, noise_correlation=noise_correlation),
         star_id=np.array([f"s{k}" for k in range(len(truth))]),
         noise_correlation=noise_correlation,
+        resolving_power=resolving_power,
         simulated=True,
     )
 

@@ -9,7 +9,7 @@ WAVE = 8420.0 + 0.4 * np.arange(64)
 LABELS = ("teff", "logg")
 
 
-def write_survey(path, n=240, seed=0, **changes):
+def write_survey(path, n=240, seed=0, resolving_power=None, **changes):
     """Write a survey of `n` spectra of n / 2 stars; `changes` replace columns."""
     rng = np.random.default_rng(seed)
     star = np.arange(n) // 2
@@ -36,6 +36,7 @@ def write_survey(path, n=240, seed=0, **changes):
         medium="air",
         columns=[name for name in columns if name not in ("id", "star_id", "flux", "ivar")],
         simulated=True,
+        resolving_power=resolving_power,
     ) as writer:
         writer.write(
             0,

@@ -202,7 +202,8 @@ def test_errors_account_for_correlated_noise():
     sample = sample_of(truth, observed(800, clean), same, noise_correlation=correlation)
     method = Cannon.train(sample, sample, settings=CannonSettings(), seed=0)
     test_truth, _, _, test_clean = made(1500, 12)
-    seen = inputs_of(observed(1500, test_clean), np.full(test_clean.shape, 3600.0))
+    ivar = np.full(test_clean.shape, 3600.0)
+    seen = inputs_of(observed(1500, test_clean), ivar, noise_correlation=correlation)
     found = method.apply(seen)
     z = (found.labels - test_truth) / found.sigma
     assert all(0.92 < robust_sigma(column) < 1.08 for column in z.T)

@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale
 from maury.methods.fitting.chain import Broadening, Calibrated, Chain, Continuum, Modes, Shift
+from maury.methods.fitting.residuals import residual_modes, residual_variance
 from maury.methods.fitting.theory import (
     OFFSETS,
     EmulatorSource,
     draw_nuisances,
     observed_chain,
-    residual_modes,
-    residual_variance,
     shipped_emulator,
     typical_labels,
 )

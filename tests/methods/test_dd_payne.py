@@ -14,7 +14,7 @@ from maury.labels.statistics import robust_sigma
 from maury.methods.dd_payne import DDPayne, DDPayneSettings, _Theory, gradient_correlation
 from maury.methods.dd_payne_network import SpectralNetwork
 from maury.methods.fitting.chain import PixelShift
-from maury.simulation.observing import RAVE_WAVE_AA
+from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS
 
 NAMES = ("teff", "logg", "m_h", "mg_fe", "al_fe")
 SNR = 150.0
@@ -88,7 +88,7 @@ def stars(n, seed):
         ]
     )
     truth[:, 4] = truth[:, 3] + 0.02 * rng.standard_normal(n)
-    flux = _Theory(RAVE_WAVE_AA, "air", NAMES).evaluate(truth).flux
+    flux = _Theory(RAVE_WAVE_AA, "air", NAMES, TRAINING_CONDITIONS).evaluate(truth).flux
     flux = flux + rng.standard_normal(flux.shape).astype(np.float32) / SNR
     return truth, flux, np.full(flux.shape, SNR**2, dtype=np.float32)
 
@@ -169,6 +169,6 @@ def test_it_survives_saving(trained):
 
 def test_theory_knows_its_labels_and_pixels():
     with pytest.raises(ConfigError, match="no label c_fe"):
-        _Theory(RAVE_WAVE_AA, "air", ("teff", "c_fe"))
+        _Theory(RAVE_WAVE_AA, "air", ("teff", "c_fe"), TRAINING_CONDITIONS)
     with pytest.raises(ConfigError, match="lacks pixels"):
-        _Theory(RAVE_WAVE_AA + 500.0, "air", NAMES)
+        _Theory(RAVE_WAVE_AA + 500.0, "air", NAMES, TRAINING_CONDITIONS)

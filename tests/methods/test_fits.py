@@ -35,6 +35,7 @@ from maury.methods.training import MethodConfig, collect, fit_method
 from maury.model.directory import Model
 from maury.prediction.streaming import predict, predict_rows
 from maury.simulation.bound import cramer_rao
+from maury.spectra.noise import RAVE_CORRELATION
 from maury.survey.store import Survey
 from maury.training.runs import train
 
@@ -70,7 +71,7 @@ def own_spectra(chain, nine, *, snr, seed, rv=1.3):
     unit = (white[:, 1:-1] + 0.247 * (white[:, 2:] + white[:, :-2])) / np.sqrt(1 + 2 * 0.247**2)
     ivar = snr**2 / np.maximum(clean, 0.05)
     flux = clean + unit * np.sqrt(1 / ivar + chain.own_variance)
-    return inputs_of(flux, ivar)
+    return inputs_of(flux, ivar, noise_correlation=RAVE_CORRELATION)
 
 
 def test_all_methods_are_known_by_name():

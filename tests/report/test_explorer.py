@@ -38,7 +38,7 @@ from maury.report.explorer.exporting import FORMATS, selected_rows
 from maury.report.explorer.stars import Stars, TrainingStars
 from maury.simulation.observing import ObservingModel
 from maury.simulation.training_stars import TrainingStarSimulator
-from maury.survey.store import Survey
+from maury.survey.store import Survey, SurveyWriter
 
 N = 60
 
@@ -587,10 +587,41 @@ def test_a_spectrum_without_a_model_is_shown_as_it_stands(tmp_path, tiny_survey)
     assert (lost["fit"], lost["origin"]) == (None, "no fit: the emulator needs all nine labels")
 
 
+def test_the_emulator_is_shown_at_the_resolving_power_of_the_survey(tmp_path, tiny_survey) -> None:
+    survey = Survey.open(tiny_survey)
+    spectra = survey.batch(0, len(survey)).spectra
+    for name, power in (("sharp", 11_500.0), ("same", 7500.0), ("unknown", None)):
+        (tmp_path / name).mkdir()
+        with SurveyWriter(
+            tmp_path / name / "survey.zarr",
+            n_star=len(survey),
+            wave_aa=survey.wave_aa,
+            medium=survey.medium,
+            columns=["snr"],
+            simulated=True,
+            resolving_power=power,
+        ) as writer:
+            columns = {key: survey.column(key) for key in ("id", "star_id", "snr")}
+            writer.write(0, spectra.flux, spectra.ivar, **columns)
+    fits = {}
+    for name in ("sharp", "same", "unknown"):
+        folder = tmp_path / name
+        got = stars_of(folder, Survey.open(folder / "survey.zarr")).spectrum(4)
+        fits[name], origin = got["fit"], got["origin"]
+    assert (fits["unknown"], origin) == (
+        None,
+        "no fit: the survey does not say its resolving power",
+    )
+    # Lines are deeper where they are narrower.
+    depth = {name: 1 - np.array(fits[name]) for name in ("sharp", "same")}
+    assert depth["sharp"].max() > depth["same"].max() + 0.01
+    assert depth["sharp"].sum() == pytest.approx(depth["same"].sum(), rel=0.01)
+
+
 @pytest.mark.parametrize("start", [5000.0, 8420.0])
 def test_the_fit_reaches_as_far_as_the_emulator(tmp_path, monkeypatch, start) -> None:
     monkeypatch.setattr("builders.training_survey.WAVE", start + 0.4 * np.arange(64))
-    survey = write_survey(tmp_path / "far.zarr", n=40)
+    survey = write_survey(tmp_path / "far.zarr", n=40, resolving_power=7500.0)
     got = stars_of(tmp_path, survey).spectrum(3)
     assert len(got["flux"]) == 64
     assert (got["fit"] is None) == (start == 5000.0)

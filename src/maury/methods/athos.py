@@ -104,6 +104,8 @@ class Athos(Method[AthosSettings]):
     name: ClassVar[str] = "athos"
     paper: ClassVar[str] = "Hanke et al. (2018, A&A 619, A134)"
     bibtex_key: ClassVar[str] = "2018A&A...619A.134H"
+    # Errors are the scatter among ratios, as it was at the noise of the training spectra.
+    follows_noise: ClassVar[bool] = False
     settings_class: ClassVar[type[MethodSettings]] = AthosSettings
 
     order: Int64Array

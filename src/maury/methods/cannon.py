@@ -31,6 +31,7 @@ from maury.methods.protocols import (
     Sample,
 )
 from maury.methods.storage import stored
+from maury.spectra.noise import noise_seen
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Cannon", "CannonForward", "CannonSettings"]
@@ -161,12 +162,13 @@ class Cannon(Method[CannonSettings]):
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit spectra; see `maury.methods.protocols.Method.apply`."""
-        blocks = range(0, max(len(inputs), 1), _BLOCK)
-        return FitResult.join(
-            [self._block(inputs.flux[k : k + _BLOCK], inputs.ivar[k : k + _BLOCK]) for k in blocks]
-        )
+        blocks = [slice(k, k + _BLOCK) for k in range(0, max(len(inputs), 1), _BLOCK)]
+        noise = noise_seen(self.noise_correlation, inputs.noise_correlation)
+        return FitResult.join([self._block(inputs.flux[k], inputs.ivar[k], noise) for k in blocks])
 
-    def _block(self, flux: Float32Array, ivar: Float32Array) -> FitResult:
+    def _block(
+        self, flux: Float32Array, ivar: Float32Array, noise_correlation: tuple[float, ...]
+    ) -> FitResult:
         # Chi-square is that of independent pixels (Ness et al. 2015); errors know the correlation.
         found = self._fit.fit(flux, ivar, runs=self.settings.runs)
         n_freedom = (ivar > 0).sum(axis=1) - len(self.label_names)
@@ -177,7 +179,9 @@ class Cannon(Method[CannonSettings]):
         flags = set_where(flags, Flag.AT_BOUND, answered & found.at_bound)
         covariance = np.full(found.fisher.shape, np.nan)
         rows = np.flatnonzero(answered)
-        covariance[rows] = self._covariance(found.labels[rows], found.fisher[rows], ivar[rows])
+        covariance[rows] = self._covariance(
+            found.labels[rows], found.fisher[rows], ivar[rows], noise_correlation
+        )
         best = self.model.flux32(found.labels)
         best[~answered] = np.nan
         return FitResult(
@@ -195,16 +199,20 @@ class Cannon(Method[CannonSettings]):
         return QuadraticFit(self.model, self.starts)
 
     def _covariance(
-        self, labels: Float64Array, fisher: Float64Array, ivar: Float32Array
+        self,
+        labels: Float64Array,
+        fisher: Float64Array,
+        ivar: Float32Array,
+        noise_correlation: tuple[float, ...],
     ) -> Float64Array:
         # By scaled labels, so that kelvins and dex are of one size.
         scale = self.model.scale
         square = np.outer(scale, scale)
         slopes, noise = np.zeros((0, 0, 0), np.float32), ivar
-        if any(self.noise_correlation):
+        if any(noise_correlation):
             slopes = self.model.scaled_slopes(labels)
             noise = np.sqrt(ivar) / (1.0 + ivar * (self.model.scatter**2).astype(np.float32))
-        return square * sandwich(slopes, noise, fisher * square, correlation=self.noise_correlation)
+        return square * sandwich(slopes, noise, fisher * square, correlation=noise_correlation)
 
 
 def _windows(

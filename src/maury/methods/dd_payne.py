@@ -25,7 +25,7 @@ from maury.methods.fitting.chain import Broadening, Chain, PixelShift
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import Prior
 from maury.methods.fitting.stars import complete_stars
-from maury.methods.fitting.theory import EmulatorSource, shipped_emulator
+from maury.methods.fitting.theory import EmulatorSource, conditions_of, shipped_emulator
 from maury.methods.matisse import Matisse, MatisseSettings
 from maury.methods.protocols import (
     NO_EXTERNAL,
@@ -37,7 +37,7 @@ from maury.methods.protocols import (
     Sample,
 )
 from maury.methods.storage import Arrays, stored
-from maury.simulation.observing import ObservingModel, Spectrograph
+from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.preparation import Inputs
 
@@ -138,6 +138,7 @@ class DDPayne(Method[DDPayneSettings]):
     bibtex_key: ClassVar[str] = "2019ApJS..245...34X"
     settings_class: ClassVar[type[MethodSettings]] = DDPayneSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
+    earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
 
     network: SpectralNetwork = field(metadata=stored(""))
     scatter: Float64Array
@@ -169,7 +170,8 @@ class DDPayne(Method[DDPayneSettings]):
         stars = complete_stars(training, settings.labels)
         names, truth, flux = stars.label_names, stars.truth, stars.inputs.flux
         ivar = stars.inputs.ivar
-        theory = _Theory(training.wave_aa, training.medium, names)
+        observing = conditions_of(training)
+        theory = _Theory(training.wave_aa, training.medium, names, observing)
         rng = np.random.default_rng(seed)
         points = theory.points(truth, settings.guides, settings.guide_step, rng)
         noise = float(np.median(1.0 / np.sqrt(ivar[ivar > 0])))
@@ -198,6 +200,7 @@ class DDPayne(Method[DDPayneSettings]):
             wave_aa=training.wave_aa,
             medium=training.medium,
             noise_correlation=tuple(training.noise_correlation),
+            resolving_power=observing.resolving_power,
             tie=_tie(truth, names),
         )
 
@@ -210,7 +213,9 @@ class DDPayne(Method[DDPayneSettings]):
 
     @cached_property
     def _theory(self) -> _Theory:
-        return _Theory(self.wave_aa, self.medium, self.label_names)
+        assert self.resolving_power is not None, "theory is not seen at an unknown one"
+        observing = TRAINING_CONDITIONS.at_power(self.resolving_power)
+        return _Theory(self.wave_aa, self.medium, self.label_names, observing)
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit spectra; see `maury.methods.protocols.Method.apply`."""
@@ -223,7 +228,8 @@ class DDPayne(Method[DDPayneSettings]):
         if self.settings.tie_metals and set(_METALS) <= set(names):
             tie = np.array([1.0 if n == "m_h" else -1.0 if n == "fe_h" else 0.0 for n in names])
             prior = prior + Prior.relation(tie, *self.tie, n_star=len(inputs))
-        found = self._fitter.fit(inputs.flux, inputs.ivar, start, prior=prior)
+        fitter = self._fitter.seen_with(inputs.noise_correlation)
+        found = fitter.fit(inputs.flux, inputs.ivar, start, prior=prior)
         return self._checked(found.select(self.label_names))
 
     def _checked(self, found: FitResult) -> FitResult:
@@ -259,7 +265,8 @@ class DDPayne(Method[DDPayneSettings]):
     ) -> dict[str, Any]:
         """Return what follows from other fields; see `Method`."""
         quick = MatisseSettings.model_validate(about["starter"]["settings"])
-        return {"starter": {"settings": quick, "label_names": quick.labels}}
+        starter = {"settings": quick, "label_names": quick.labels, "resolving_power": None}
+        return {"starter": starter}
 
 
 def _tie(truth: Float64Array, names: tuple[str, ...]) -> tuple[float, float]:
@@ -280,13 +287,19 @@ def gradient_correlation(first: Float32Array, second: Float32Array) -> Float64Ar
 class _Theory:
     """The shipped emulator at the pixels of a survey, by some of its nine labels."""
 
-    def __init__(self, wave_aa: Float64Array, medium: str, names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        wave_aa: Float64Array,
+        medium: str,
+        names: tuple[str, ...],
+        observing: ObservingModel,
+    ) -> None:
         unknown = [name for name in names if name not in LABEL_NAMES]
         if unknown:
             raise ConfigError(
                 f"theory has no label {', '.join(unknown)}; it has {', '.join(LABEL_NAMES)}"
             )
-        emulator, observing = shipped_emulator(), ObservingModel()
+        emulator = shipped_emulator()
         wave = wave_aa if medium == "air" else vacuum_to_air(wave_aa)
         try:
             instrument = Spectrograph(

@@ -24,6 +24,7 @@ from maury.methods.fitting.theory import draw_nuisances, finite_rows, in_air, sh
 from maury.methods.fitting.windows import ELEMENTS, WINDOW_STARS, element_windows
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.methods.storage import stored
+from maury.spectra.noise import noise_seen
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Ferre", "FerreSettings"]
@@ -136,9 +137,8 @@ class Ferre(GridMethod[FerreSettings]):
         chain = self.core.chain
         column = chain.label_names.index(axis)
         free = np.arange(len(chain.label_names)) == column
-        fitter = Fitter(
-            chain, window=window, noise_correlation=self.core.noise_correlation, tolerance=0.05
-        )
+        noise = noise_seen(self.core.noise_correlation, inputs.noise_correlation)
+        fitter = Fitter(chain, window=window, noise_correlation=noise, tolerance=0.05)
         found = fitter.fit(inputs.flux, inputs.ivar, fitted.labels, frozen=~free)
         change = found.labels[:, column] - fitted.labels[:, column]
         follows = self._follows(inputs, fitted, column, window)

@@ -25,6 +25,7 @@ from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
 from maury.methods.fitting.theory import finite_rows, shipped_emulator
 from maury.methods.iron import IronLines
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
+from maury.spectra.noise import noise_seen
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS, to_rest_frame
 from maury.spectra.preparation import Inputs
 
@@ -178,7 +179,12 @@ class Gaufre(GridMethod[GaufreSettings]):
         flux, ivar = inputs.flux.copy(), inputs.ivar.copy()
         wave = self.core.grid.wave
         flux[moving], ivar[moving] = to_rest_frame(
-            flux[moving], ivar[moving], velocity[moving], wave_in_aa=wave, wave_out_aa=wave
+            flux[moving],
+            ivar[moving],
+            velocity[moving],
+            wave_in_aa=wave,
+            wave_out_aa=wave,
+            noise_correlation=inputs.noise_correlation,
         )
         return replace(inputs, flux=flux, ivar=ivar)
 
@@ -192,9 +198,8 @@ class Gaufre(GridMethod[GaufreSettings]):
         assert fitted.flux is not None, "a fit has a best spectrum"
         plain = self.core.grid.evaluate(fitted.labels[good, : len(axes)], jacobian=False).flux
         flux = inputs.flux[good] - (fitted.flux[good] - plain)
-        found = self.iron.balance(
-            flux, inputs.ivar[good], start, noise_correlation=self.core.noise_correlation
-        )
+        noise = noise_seen(self.core.noise_correlation, inputs.noise_correlation)
+        found = self.iron.balance(flux, inputs.ivar[good], start, noise_correlation=noise)
         # Where too few lines are left, the labels stay those of the library.
         enough = found.enough
         rows = good[enough]

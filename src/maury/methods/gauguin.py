@@ -28,6 +28,7 @@ from maury.methods.fitting.theory import at_rest, draw_nuisances, finite_rows, s
 from maury.methods.fitting.windows import ELEMENTS, WINDOW_STARS, element_windows, lines_of
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.methods.storage import Arrays, read_fields, stored, write_fields
+from maury.spectra.noise import noise_seen
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Family", "Gauguin", "GauguinSettings"]
@@ -185,10 +186,11 @@ class Gauguin(GridMethod[GauguinSettings]):
         plain = self.core.grid.evaluate(core, jacobian=False).flux
         # Velocity, continuum and patterns of the fit are taken off: families know none of them.
         flux = inputs.flux[good] - (fitted.flux[good] - plain)
+        noise = noise_seen(self.core.noise_correlation, inputs.noise_correlation)
         for name, lines in self.families.items():
             column = LABEL_NAMES.index(name)
             value, variance, limit = self._combine(
-                lines, (flux, inputs.ivar[good]), core, fitted.covariance[good]
+                lines, (flux, inputs.ivar[good]), core, fitted.covariance[good], noise
             )
             labels[good, column] = value
             covariance[good, column] = covariance[good, :, column] = 0.0
@@ -203,6 +205,7 @@ class Gauguin(GridMethod[GauguinSettings]):
         spectra: tuple[Float32Array, Float32Array],
         core: Float64Array,
         core_covariance: Float64Array,
+        noise_correlation: tuple[float, ...],
     ) -> tuple[Float64Array, Float64Array, BoolArray]:
         """Weighted mean over lines, its variance, and whether all lines end at the lowest value."""
         count = core.shape[1]
@@ -215,7 +218,7 @@ class Gauguin(GridMethod[GauguinSettings]):
                 *spectra,
                 core,
                 pseudo_continuum=self.settings.pseudo_continuum,
-                noise_correlation=self.core.noise_correlation,
+                noise_correlation=noise_correlation,
             )
             variance = result.covariance[:, count, count]
             usable = np.isfinite(variance) & (variance > 0)

@@ -16,6 +16,7 @@ from pydantic import Field
 from scipy.linalg import eigh
 
 from maury.io.arrays import Float32Array, Float64Array, IndexArray
+from maury.labels.statistics import MAD_TO_SIGMA
 from maury.methods.fitting.completion import (
     Completed,
     SpectrumStatistics,
@@ -32,6 +33,7 @@ from maury.methods.protocols import (
     MethodSettings,
     Sample,
 )
+from maury.spectra.noise import noise_seen
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Matisse", "MatisseSettings"]
@@ -209,34 +211,36 @@ class Matisse(Method[MatisseSettings]):
         good = inputs.ivar > 0
         sigma = np.where(good, 1.0 / np.sqrt(np.where(good, inputs.ivar, 1.0)), 0.0)
         variance = np.empty_like(labels)
+        lags = noise_seen(tuple(self.noise_correlation.tolist()), inputs.noise_correlation)
         for n, k, rows in _groups(node, kind):
-            noise = weighted_variance(self.vectors[n, k], sigma[rows], correlation=self._lags)
+            noise = weighted_variance(self.vectors[n, k], sigma[rows], correlation=lags)
             variance[rows] = noise + self.floor[n, k] ** 2
         if self.spectra is None:
             for n, k, rows in _groups(node[gap], kind[gap]):
                 bad = ~good[gap[rows]]
                 variance[gap[rows]] += guessed_variance(bad, self.vectors[n, k])
         else:
-            variance[gap] = self._variance(found, sigma[gap], node[gap], kind[gap])
+            groups = _groups(node[gap], kind[gap])
+            variance[gap] = self._variance(found, sigma[gap], groups, lags)
         blank = ~good.any(axis=1)
         labels[blank] = variance[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=np.sqrt(variance))
 
-    @property
-    def _lags(self) -> list[float]:
-        return [float(value) for value in self.noise_correlation]
-
     def _variance(
-        self, found: Completed, sigma: Float64Array, node: IndexArray, kind: IndexArray
+        self,
+        found: Completed,
+        sigma: Float64Array,
+        groups: list[tuple[int, int, IndexArray]],
+        lags: tuple[float, ...],
     ) -> Float64Array:
         """Variance (n_star, n_label) of labels of completed spectra."""
         assert self.spectra is not None, "spectra were completed"
         out = np.empty((len(sigma), len(self.label_names)))
-        for n, k, rows in _groups(node, kind):
+        for n, k, rows in groups:
             for start in range(0, rows.size, _BLOCK):
                 some = rows[start : start + _BLOCK]
                 seen = self.spectra.effective(found.rows(some), self.vectors[n, k])
-                noise = weighted_variance(seen.coefficients, sigma[some], correlation=self._lags)
+                noise = weighted_variance(seen.coefficients, sigma[some], correlation=lags)
                 out[some] = noise + seen.variance + self.floor[n, k] ** 2
         return out
 
@@ -274,7 +278,7 @@ def _project(
         vector = (whitened.T @ alpha) / np.sqrt(variance)[:, None] * spread
         missing = _left_out(value, left, target, float(n)) * spread
         through = weighted_variance(vector, np.sqrt(own), correlation=correlation.tolist())
-        robust = (1.4826 * np.median(np.abs(missing), axis=0)) ** 2
+        robust = (MAD_TO_SIGMA * np.median(np.abs(missing), axis=0)) ** 2
         vectors.append(vector)
         offset.append(centre - mean @ vector)
         floor.append(np.sqrt(np.maximum(robust - np.median(through, axis=0), 0.0)))

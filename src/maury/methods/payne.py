@@ -29,6 +29,7 @@ from maury.methods.fitting.theory import (
     LEAST_STARS,
     TYPICAL_STARS,
     calibrate,
+    conditions_of,
     in_air,
     learn_start,
     nuisance_sigmas,
@@ -46,6 +47,7 @@ from maury.methods.protocols import (
     Sample,
 )
 from maury.methods.storage import Arrays, stored
+from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.simulation.theory_calibration import TheoryCalibration
 from maury.spectra.preparation import Inputs
 
@@ -114,6 +116,7 @@ class Payne(Method[PayneSettings]):
     bibtex_key: ClassVar[str] = "2019ApJ...879...69T"
     settings_class: ClassVar[type[MethodSettings]] = PayneSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
+    earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
 
     wave_aa: Float64Array
     own_variance: Float32Array
@@ -133,10 +136,13 @@ class Payne(Method[PayneSettings]):
         """Calibrate theory, measure its residuals, and learn where to start; see `Method`."""
         del validation
         stars = complete_stars(training, LABEL_NAMES, least=0)
-        calibration = calibrate(stars) if settings.calibrate else None
+        observing = conditions_of(training)
+        calibration = calibrate(stars, observing) if settings.calibrate else None
         wave = in_air(training)
         none = np.zeros(wave.size, dtype=np.float32)
-        chain = observed_chain(wave, calibration, none, nuisances=settings.nuisances)
+        chain = observed_chain(
+            wave, calibration, none, observing=observing, nuisances=settings.nuisances
+        )
         # Theory is not calibrated by so few either: stars of the population stand in for them.
         few = len(stars) < LEAST_STARS
         truth = typical_labels(TYPICAL_STARS, seed) if few else stars.truth
@@ -151,6 +157,7 @@ class Payne(Method[PayneSettings]):
             learn_start(chain, truth, settings.rv_error_kms, seed),
             training.noise_correlation,
             shipped_emulator().spec.checksum,
+            resolving_power=observing.resolving_power,
         )
         return method if few else method._with_residuals(stars)
 
@@ -166,8 +173,13 @@ class Payne(Method[PayneSettings]):
     @cached_property
     def chain(self) -> Chain:
         """The emulator as the survey sees it, with all that a fit leaves open."""
+        assert self.resolving_power is not None, "theory is not seen at an unknown one"
         return observed_chain(
-            self.wave_aa, self.calibration, self.own_variance, nuisances=self.settings.nuisances
+            self.wave_aa,
+            self.calibration,
+            self.own_variance,
+            observing=TRAINING_CONDITIONS.at_power(self.resolving_power),
+            nuisances=self.settings.nuisances,
         )
 
     @cached_property

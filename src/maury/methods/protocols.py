@@ -224,6 +224,8 @@ class Sample:
     star_id : (n_star,) str
     noise_correlation : tuple of float
         Correlation of the noise between pixels 1, 2, ... apart.
+    resolving_power : float or None
+        Typical lambda / FWHM of the spectra; None if it is not known.
     simulated : bool
         Whether the spectra are simulated.
     """
@@ -234,6 +236,7 @@ class Sample:
     inputs: Inputs
     star_id: StrArray
     noise_correlation: tuple[float, ...] = ()
+    resolving_power: float | None = None
     simulated: bool = False
 
     def __len__(self) -> int:
@@ -325,6 +328,13 @@ class Method(ABC, Generic[SettingsT]):
         With which it was trained.
     label_names : tuple of str
         Labels that it gives, in order.
+    resolving_power : float or None
+        Of the spectra that it was trained on; None if it is not known.
+    earlier_power : float or None
+        That of methods in files written before they held it.
+    follows_noise : bool
+        Whether its errors are those of the noise correlation of the spectra to predict, and not of
+        that of the training spectra.
     """
 
     name: ClassVar[str]
@@ -337,9 +347,12 @@ class Method(ABC, Generic[SettingsT]):
     settings_class: ClassVar[type[MethodSettings]] = MethodSettings
     known_labels: ClassVar[tuple[str, ...] | None] = None
     revision: ClassVar[int] = 1
+    earlier_power: ClassVar[float | None] = None
+    follows_noise: ClassVar[bool] = True
 
     settings: SettingsT = field(metadata=stored(None))
     label_names: tuple[str, ...] = field(metadata=stored(None))
+    resolving_power: float | None = field(default=None, kw_only=True)
 
     @classmethod
     @abstractmethod
@@ -404,8 +417,9 @@ class Method(ABC, Generic[SettingsT]):
         KeyError, ValueError, TypeError
             If something is missing or damaged.
         """
-        given = cls.not_stored(arrays, about, settings)
-        given = {**given, "settings": settings, "label_names": label_names}
+        power = about.get("resolving_power", cls.earlier_power)
+        given = {"resolving_power": power, **cls.not_stored(arrays, about, settings)}
+        given |= {"settings": settings, "label_names": label_names}
         made: Self = read_fields(cls, arrays, about, given)
         return made
 

@@ -30,7 +30,7 @@ from maury.methods.fitting.synthesis import (
     SynthesiserModel,
     composition,
 )
-from maury.methods.fitting.theory import in_air
+from maury.methods.fitting.theory import in_air, known_power
 from maury.methods.protocols import (
     NO_EXTERNAL,
     External,
@@ -69,6 +69,7 @@ class SmeSettings(MethodSettings):
         Grid of model atmospheres: a name that PySME knows, or the path of an NPZ file
         (`maury.methods.fitting.atmospheres`).
     resolving_power : float
+        At which spectra are synthesised; 0 takes that of the training survey.
     """
 
     labels: tuple[str, ...] = ("teff", "logg", "m_h")
@@ -76,7 +77,7 @@ class SmeSettings(MethodSettings):
     max_steps: int = Field(default=8, ge=1)
     line_list: str = ""
     atmosphere: str = "marcs2012.sav"
-    resolving_power: float = Field(default=7500.0, gt=0.0)
+    resolving_power: float = Field(default=0.0, ge=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +123,21 @@ class Sme(Method[SmeSettings]):
                 f"{list(names)}; add them to labels in [method]"
             )
         composition(dict.fromkeys(names, 0.0))
+        power = training.resolving_power if settings.resolving_power else known_power(training)
         stars = complete_stars(training, names, least=_LEAST_STARS)
         start = RidgeStart.learn(names, stars.inputs.flux, stars.truth, noise=0.0)
         ends = np.array([stars.truth.min(axis=0), stars.truth.max(axis=0)]).T
         ends += _MARGIN * np.ptp(ends, axis=1, keepdims=True) * np.array([-1.0, 1.0])
-        made = cls(settings, names, in_air(training), ends, start, training.noise_correlation, "")
+        made = cls(
+            settings,
+            names,
+            in_air(training),
+            ends,
+            start,
+            training.noise_correlation,
+            "",
+            resolving_power=power,
+        )
         return replace(made, source=made.checksum())
 
     @cached_property
@@ -168,9 +179,9 @@ class Sme(Method[SmeSettings]):
     def synthesiser(self) -> Synthesiser:
         """Return PySME with the line list and atmospheres of the settings."""
         settings = self.settings
-        return PySmeSynthesiser(
-            Path(settings.line_list), settings.atmosphere, settings.resolving_power
-        )
+        power = settings.resolving_power or self.resolving_power
+        assert power is not None, "training refuses an unknown resolving power"
+        return PySmeSynthesiser(Path(settings.line_list), settings.atmosphere, power)
 
     def checksum(self) -> str:
         """Return the checksum of the line list.

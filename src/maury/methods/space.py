@@ -34,6 +34,7 @@ from maury.methods.fitting.theory import (
     TYPICAL_STARS,
     at_rest,
     calibrate,
+    conditions_of,
     draw_nuisances,
     in_air,
     learn_start,
@@ -117,6 +118,7 @@ class Space(Method[SpaceSettings]):
     bibtex_key: ClassVar[str] = "2016A&A...587A...2B"
     settings_class: ClassVar[type[MethodSettings]] = SpaceSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
+    earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
 
     lines: LineModel
     patterns: Float32Array | None
@@ -137,8 +139,10 @@ class Space(Method[SpaceSettings]):
         stars = complete_stars(training, LABEL_NAMES, least=0)
         few = len(stars) < LEAST_STARS
         wave = in_air(training)
-        calibration = calibrate(stars) if settings.calibrate else None
-        theory = observed_chain(wave, calibration, np.zeros(wave.size, dtype=np.float32))
+        observing = conditions_of(training)
+        calibration = calibrate(stars, observing) if settings.calibrate else None
+        none = np.zeros(wave.size, dtype=np.float32)
+        theory = observed_chain(wave, calibration, none, observing=observing)
         truth = typical_labels(TYPICAL_STARS, seed) if few else stars.truth
         rng = np.random.default_rng(seed)
         some = truth[rng.choice(len(truth), _FINDING)]
@@ -152,7 +156,7 @@ class Space(Method[SpaceSettings]):
             labels,
             np.concatenate(blocks),
             wave=wave,
-            resolving_power=TRAINING_CONDITIONS.resolving_power,
+            resolving_power=observing.resolving_power,
             limits=theory.bounds[:_N],
         )
         method = cls(
@@ -216,13 +220,14 @@ class Space(Method[SpaceSettings]):
         place, prior, known = with_external(Start(place, prior, none), names, external)
         ivar = inputs.ivar
         first = np.array([name in _STAGE_1 or name not in LABEL_NAMES for name in names])
+        fitter = self.fitter.seen_with(inputs.noise_correlation)
         for _ in range(self.settings.rounds):
-            one = self.fitter.fit(inputs.flux, ivar, place, prior=prior, frozen=~first | known)
+            one = fitter.fit(inputs.flux, ivar, place, prior=prior, frozen=~first | known)
             elements = known | first
-            two = self.fitter.fit(inputs.flux, ivar, one.labels, prior=prior, frozen=elements)
+            two = fitter.fit(inputs.flux, ivar, one.labels, prior=prior, frozen=elements)
             ivar, place = _reweighed(inputs, two), two.labels
         # Two stages give labels but no joint errors: one fit of all labels from there does.
-        whole = Fitter(self.chain, noise_correlation=self.noise_correlation, max_steps=2)
+        whole = Fitter(self.chain, noise_correlation=fitter.noise_correlation, max_steps=2)
         joint = whole.fit(inputs.flux, ivar, place, prior=prior, frozen=known)
         result = FitResult(
             names, place, joint.covariance, two.chi2, two.n_freedom, one.flags | two.flags, two.flux

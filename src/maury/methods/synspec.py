@@ -22,6 +22,7 @@ from maury.methods.fitting.synthesis import CommandSynthesiser, SynthesiserModel
 from maury.methods.fitting.theory import (
     finite_rows,
     in_air,
+    known_power,
     shipped_emulator,
     smooth_patterns,
 )
@@ -41,14 +42,15 @@ class SynspecSettings(GridSettings):
         Spectra and ``index.csv``; see `maury.methods.fitting.grid_files.read_synspec_grid`.
     command : str
         See `maury.methods.fitting.synthesis.CommandSynthesiser`; run at each node of `axes`.
-    resolving_power : float
-        To which the spectra of the directory are broadened; 0 leaves them as they are.
+    resolving_power : float or None
+        To which the spectra of the directory are broadened; None takes that of the training
+        survey, and 0 leaves them as they are. A command broadens its spectra itself.
     """
 
     axes: tuple[str, ...] = ("teff", "logg", "m_h")
     directory: str = ""
     command: str = ""
-    resolving_power: float = 0.0
+    resolving_power: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +71,12 @@ class Synspec(GridMethod[SynspecSettings]):
         """Read the grid, or synthesise it; see `Method`."""
         del validation, seed
         wave = in_air(training)
+        power = settings.resolving_power
         if settings.directory:
             grid = read_synspec_grid(
                 Path(settings.directory),
                 wave_aa=wave,
-                resolving_power=settings.resolving_power,
+                resolving_power=known_power(training) if power is None else power,
                 interpolation=settings.interpolation,
                 components=settings.components,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,7 @@ def collect(
         inputs=take(inputs, kept),
         star_id=star_id[kept],
         noise_correlation=inputs.noise_correlation,
+        resolving_power=survey.resolving_power,
         simulated=survey.simulated,
     )
     return Collected(
@@ -272,6 +273,8 @@ def train_method(
     refuse_existing(path, overwrite=overwrite)
     settings = MethodConfig.resolve(method, config, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    seen = settings.preparation.seen_in(survey.noise_correlation)
+    settings = replace(settings, preparation=seen)
     names = _names(method_class(method), settings.method, survey)
     stars = collect(
         survey, names, preparation=settings.preparation, split=settings.split, seed=seed
@@ -300,7 +303,8 @@ def fit_method(settings: MethodConfig, stars: Collected, *, seed: int) -> Method
     """
     found = method_class(settings.name)
     training, validation = stars.part("train"), stars.part("validation")
-    return found.train(training, validation, settings=settings.method, seed=seed)
+    trained = found.train(training, validation, settings=settings.method, seed=seed)
+    return replace(trained, resolving_power=training.resolving_power)
 
 
 def as_model(

@@ -47,6 +47,7 @@ from maury.prediction.catalogue import (
     read_parts,
     write_part,
 )
+from maury.prediction.conditions import tell_of_conditions
 from maury.prediction.drift import drift
 from maury.prediction.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
 from maury.spectra.batch import Batch, Readable
@@ -254,6 +255,7 @@ def plan(
     paths = (str(model.path.absolute()), str(survey.path.absolute()))
     predictor = _predictor(paths[0], options, model.checksum)
     _check_grid(model, survey)
+    tell_of_conditions(model, predictor.labeller, survey)
     _check_given(survey, options.given)
     spec = catalogue_spec(
         model,
@@ -546,6 +548,7 @@ def predict_rows(
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     predictor = Predictor(model, without=without)
     _check_grid(predictor.model, survey)
+    tell_of_conditions(predictor.model, predictor.labeller, survey)
     index = np.asarray(rows, dtype=np.int64)
     blocks = [index[k : k + _READ_ROWS] for k in range(0, max(index.size, 1), _READ_ROWS)]
     tables = [predictor.predict(survey.rows(block)) for block in blocks]

@@ -23,7 +23,12 @@ from scipy.special import ndtr, ndtri
 from maury.io.arrays import Float32Array, Float64Array
 from maury.simulation.broadening import interpolation, transfer
 from maury.simulation.mismatch import TheoryMismatch
-from maury.spectra.noise import Correlation, noise_kernel, side_weight_correlation
+from maury.spectra.noise import (
+    Correlation,
+    noise_kernel,
+    same_correlation,
+    side_weight_correlation,
+)
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS, ivar_from_snr
 from maury.spectra.pixels import FLUX_FLOOR
 
@@ -36,8 +41,6 @@ _FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 _NEGLIGIBLE = 14.0
 # Stars at a time, whose Fourier transforms of thousands of points stay in the cache.
 _BLOCK = 64
-_SAME_CORRELATION = 0.01
-"""Correlations that differ by less are one: .44 rounded is .4403, that of the default weight."""
 
 
 class ObservingModel(BaseModel):
@@ -124,12 +127,7 @@ class ObservingModel(BaseModel):
 
     def with_noise(self, correlation: Sequence[float]) -> ObservingModel:
         """Return the same conditions with noise of this correlation, unless it is theirs."""
-        lags = max(len(correlation), len(self.correlation))
-        ours, other = (
-            np.pad(np.array(one, dtype=np.float64), (0, lags - len(one)))
-            for one in (self.correlation, correlation)
-        )
-        if np.all(np.abs(ours - other) < _SAME_CORRELATION):
+        if same_correlation(self.correlation, correlation):
             return self
         return self.model_copy(update={"noise_correlation": tuple(correlation)})
 

@@ -111,6 +111,14 @@ class Readable(Protocol):
         """Where it comes from."""
 
     @property
+    def resolving_power(self) -> float | None:
+        """Typical lambda / FWHM of the spectra; None if it is not known."""
+
+    @property
+    def noise_correlation(self) -> tuple[float, ...] | None:
+        """Autocorrelation of the noise at lags of 1, 2, ... pixels; None if it is not known."""
+
+    @property
     def fingerprint(self) -> str:
         """Equal if the content is."""
 

@@ -22,7 +22,9 @@ __all__ = [
     "check_correlation",
     "known_noise",
     "noise_kernel",
+    "noise_seen",
     "resampled_correlation",
+    "same_correlation",
     "side_weight_correlation",
 ]
 
@@ -30,6 +32,8 @@ RAVE_CORRELATION = (0.44, 0.05)
 """Autocorrelation of the noise of the RAVE-like reference spectra, measured on them."""
 _N_FREQUENCY = 2048
 """Enough to see a dip of the power spectrum of a hundred lags; exact for one and two lags."""
+_SAME_CORRELATION = 0.01
+"""Correlations that differ by less are one: .44 rounded is .4403, that of the default weight."""
 _NEGATIVE_POWER = 1e-6
 """Power below zero by less is rounding of a correlation written with six digits."""
 _NEGLIGIBLE = 0.005
@@ -102,6 +106,22 @@ def side_weight_correlation(side_weight: float) -> tuple[float, ...]:
         return ()
     norm = 1.0 + 2.0 * side_weight**2
     return (2.0 * side_weight / norm, side_weight**2 / norm)
+
+
+def same_correlation(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two autocorrelations, at lags of 1, 2, ... pixels, are one but for rounding."""
+    lags = max(len(one), len(other))
+    first, second = (np.pad(np.array(x, np.float64), (0, lags - len(x))) for x in (one, other))
+    return bool(np.all(np.abs(first - second) < _SAME_CORRELATION))
+
+
+def noise_seen(own: tuple[float, ...], seen: Sequence[float]) -> tuple[float, ...]:
+    """Correlation of the noise of the spectra to predict: `seen`, or `own` of a method if the same.
+
+    Those that differ by rounding alone are one, so that models of earlier versions give the labels
+    that they gave.
+    """
+    return own if same_correlation(own, seen) else tuple(float(value) for value in seen)
 
 
 @lru_cache(maxsize=32)

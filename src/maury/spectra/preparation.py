@@ -195,6 +195,13 @@ class Preparation(Config):
             _check_tags(values.get("observables"), "observable", _OBSERVABLE_NAMES)
         return values
 
+    def seen_in(self, noise_correlation: tuple[float, ...] | None) -> Self:
+        """Return the same steps with what a survey says of its noise, unless it is stated here."""
+        # What the user wrote, even if it equals the default, is not replaced.
+        if noise_correlation is None or "noise_correlation" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"noise_correlation": noise_correlation})
+
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = self.observable_names

@@ -127,13 +127,8 @@ class EnsembleConfig(BaseModel):
         ConfigError
             If stars are simulated, and the resolving power is not known.
         """
-        settings, known = self, survey.noise_correlation
-        preparation = self.preparation
-        # What the user wrote, even if it equals the default, is not replaced by what the survey
-        # says.
-        if known is not None and "noise_correlation" not in preparation.model_fields_set:
-            preparation = preparation.model_copy(update={"noise_correlation": known})
-            settings = self.model_copy(update={"preparation": preparation})
+        preparation = self.preparation.seen_in(survey.noise_correlation)
+        settings = self.model_copy(update={"preparation": preparation})
         training = settings.training
         if not isinstance(training, SimulatedTraining):
             return settings

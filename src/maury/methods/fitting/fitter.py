@@ -13,9 +13,9 @@ a Jacobian at its own place.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,6 +26,7 @@ from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.methods.fitting.knowledge import Prior, Start
 from maury.methods.fitting.noise import Whitening
 from maury.methods.protocols import FitResult, ForwardModel
+from maury.spectra.noise import noise_seen
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Fitter", "Tie", "gain", "inverse", "solve"]
@@ -223,9 +224,15 @@ class Fitter:
             parts.append(_best(found))
         return FitResult.join([part.result for part in parts])
 
+    def seen_with(self, noise_correlation: tuple[float, ...]) -> Self:
+        """Return the fitter of spectra with noise of this correlation; itself if it is its own."""
+        noise = noise_seen(self.noise_correlation, noise_correlation)
+        # The same object keeps what it has computed of its noise.
+        return self if noise is self.noise_correlation else replace(self, noise_correlation=noise)
+
     def fit_from(self, known: Start, inputs: Inputs) -> FitResult:
-        """Fit prepared spectra from what is known of their labels."""
-        return self.fit(
+        """Fit prepared spectra, with their own noise, from what is known of their labels."""
+        return self.seen_with(inputs.noise_correlation).fit(
             inputs.flux, inputs.ivar, known.place, prior=known.prior, frozen=known.frozen
         )
 

@@ -31,6 +31,7 @@ from maury.methods.fitting.theory import (
     TYPICAL_STARS,
     at_rest,
     calibrate,
+    conditions_of,
     finite_rows,
     in_air,
     nuisance_sigmas,
@@ -264,7 +265,8 @@ class GridFit:
         places[:, :, :count] = self._starts(flux, ivar) if truth is None else truth
         known = [with_external(Start(one, prior, frozen), names, external) for one in places]
         places = np.stack([one.place for one in known])
-        return self.fitter.fit(flux, ivar, places, prior=known[0].prior, frozen=known[0].frozen)
+        fitter = self.fitter.seen_with(inputs.noise_correlation)
+        return fitter.fit(flux, ivar, places, prior=known[0].prior, frozen=known[0].frozen)
 
     def _starts(self, flux: Float32Array, ivar: Float32Array) -> Float64Array:
         """Labels (n_start, n_star, n_axis) of good nodes."""
@@ -311,9 +313,11 @@ class Foundation:
         """Calibrate theory, build the grid, and measure what it leaves of training spectra."""
         stars = complete_stars(training, LABEL_NAMES, least=0)
         few = len(stars) < LEAST_STARS
-        calibration = calibrate(stars) if settings.calibrate else None
+        observing = conditions_of(training)
+        calibration = calibrate(stars, observing) if settings.calibrate else None
         wave = in_air(training)
-        theory = observed_chain(wave, calibration, np.zeros(wave.size, dtype=np.float32))
+        none = np.zeros(wave.size, dtype=np.float32)
+        theory = observed_chain(wave, calibration, none, observing=observing)
         truth = typical_labels(TYPICAL_STARS, seed) if few else stars.truth
         pattern = Pattern.learn(settings.axes, truth)
         index = [LABEL_NAMES.index(name) for name in settings.axes]
@@ -329,7 +333,7 @@ class Foundation:
         )
         continuum = None
         if settings.nuisances:
-            continuum = smooth_patterns(wave, TRAINING_CONDITIONS.continuum_rms)
+            continuum = smooth_patterns(wave, observing.continuum_rms)
             continuum = continuum if calibration is None else calibration.continuum_modes
         core = GridFit(
             grid, continuum, training.noise_correlation, settings.rv_error_kms, settings.starts
@@ -387,6 +391,7 @@ class GridMethod(Method[GridSettingsT]):
     revision: ClassVar[int] = 2
     settings_class: ClassVar[type[MethodSettings]] = GridSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
+    earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
 
     core: GridFit = field(metadata=stored(""))
     pattern: Pattern | None
@@ -427,4 +432,8 @@ class GridMethod(Method[GridSettingsT]):
             arrays, "grid", label_names=about["axes"], interpolation=settings.interpolation
         )
         core = {"grid": grid, "rv_error_kms": settings.rv_error_kms, "starts": settings.starts}
-        return {"core": core, "pattern": {"core": tuple(about["axes"])}}
+        given = {"core": core, "pattern": {"core": tuple(about["axes"])}}
+        if about["pattern"] or "resolving_power" in about:
+            return given
+        # A grid of other origin was never convolved to a survey's resolving power.
+        return {**given, "resolving_power": None}

@@ -27,9 +27,11 @@ __all__ = [
     "EmulatorSource",
     "at_rest",
     "calibrate",
+    "conditions_of",
     "draw_nuisances",
     "finite_rows",
     "in_air",
+    "known_power",
     "learn_start",
     "nuisance_sigmas",
     "observed_chain",
@@ -196,9 +198,7 @@ def in_air(sample: Sample) -> Float64Array:
     return np.asarray(vacuum_to_air(sample.wave_aa))
 
 
-def calibrate(
-    stars: Sample, *, observing: ObservingModel = TRAINING_CONDITIONS
-) -> TheoryCalibration | None:
+def calibrate(stars: Sample, observing: ObservingModel) -> TheoryCalibration | None:
     """Fit theory to stars of which all nine labels are known; None if they are too few."""
     if len(stars) < LEAST_STARS:
         return None
@@ -212,6 +212,34 @@ def calibrate(
         medium=stars.medium,
     )
     return simulator.calibration
+
+
+def conditions_of(sample: Sample) -> ObservingModel:
+    """Conditions under which theory is seen as the spectra of a sample are.
+
+    Raises
+    ------
+    ConfigError
+        If their resolving power is not known, or not below that of the emulator.
+    """
+    power, limit = known_power(sample), shipped_emulator().spec.resolving_power
+    if not power < limit:
+        raise ConfigError(
+            f"the resolving power {power:g} of the survey is not below the emulator's {limit:g}, "
+            "so that theory cannot be fitted to it; train a method that learns from spectra alone, "
+            "such as cannon"
+        )
+    return TRAINING_CONDITIONS.at_power(power).with_noise(sample.noise_correlation)
+
+
+def known_power(sample: Sample) -> float:
+    """Return the resolving power of a sample's spectra; `ConfigError` if it is not known."""
+    if sample.resolving_power is None:
+        raise ConfigError(
+            "the survey does not say its resolving power, at which theory is seen: write "
+            "'resolving_power = ...' at the top of the TOML file that it is ingested with"
+        )
+    return sample.resolving_power
 
 
 def typical_labels(n_star: int, seed: int) -> Float64Array:

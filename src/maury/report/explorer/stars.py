@@ -24,7 +24,7 @@ from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
 from maury.report.explorer.content import Content
-from maury.simulation.observing import TRAINING_CONDITIONS
+from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.survey.store import Survey
@@ -265,10 +265,20 @@ class Stars:
             return self._star_simulator.theory(labels)[0].astype(
                 np.float64
             ), "the model's calibrated theory"
-        flux = _emulated(labels, inputs.wave_aa, inputs.medium)
+        if self._conditions is None:
+            return None, "no fit: the survey does not say its resolving power"
+        flux = _emulated(labels, inputs.wave_aa, inputs.medium, self._conditions.resolving_power)
         if flux is None:
             return None, "no fit: the emulator does not reach over these wavelengths"
         return flux[0], "the emulator, not calibrated"
+
+    @cached_property
+    def _conditions(self) -> ObservingModel | None:
+        """Conditions under which theory is seen; None if the resolving power is not known."""
+        if self._star_simulator is not None:
+            return self._star_simulator.observing
+        power = None if self._survey is None else self._survey.resolving_power
+        return None if power is None else TRAINING_CONDITIONS.at_power(power)
 
     @cached_property
     def _star_simulator(self) -> TrainingStarSimulator | None:
@@ -292,20 +302,21 @@ class Stars:
             "lines": {name: LINES_OF.get(name, ()) for name in model.label_names},
         }
         labels = self._predicted(row, LABEL_NAMES)[None]
-        if not (can_compare(model) and np.isfinite(labels).all() and np.isfinite(gradient).all()):
+        known = can_compare(model) and np.isfinite(labels).all() and np.isfinite(gradient).all()
+        conditions = self._conditions if known else None
+        if conditions is None:
             return found
         place = [model.label_names.index(name) for name in LABEL_NAMES]
         # Only the shape of the best weights is shown, which hardly depends on the S/N; 50 is
         # typical.
         snr = np.where(np.isfinite(inputs.snr), inputs.snr, 50.0)
-        simulator = self._star_simulator
         best = compare_with_optimal(
             "this star",
             gradient[:, place],
             labels,
             snr,
             model=model,
-            observing=TRAINING_CONDITIONS if simulator is None else simulator.observing,
+            observing=conditions,
             noise_correlation=inputs.noise_correlation,
         )
         found["optimal"] = dict(zip(LABEL_NAMES, map(_numbers, best.optimal), strict=True))
@@ -376,28 +387,31 @@ def _from_catalogue(catalogue: Catalogue, content: Content) -> TrainingStars | N
 
 
 @cache
-def _spectrograph(wave: bytes, medium: str) -> Any:
-    """Return emulator and RAVE-like instrument for these pixels; None out of their reach."""
+def _spectrograph(wave: bytes, medium: str, resolving_power: float) -> Any:
+    """Return emulator and instrument for these pixels; None out of their reach."""
     from maury.simulation.emulator import Emulator
-    from maury.simulation.observing import ObservingModel, Spectrograph
+    from maury.simulation.observing import Spectrograph
     from maury.spectra.operators import vacuum_to_air
 
     emulator = Emulator.load()
     pixels = np.frombuffer(wave)
     pixels = pixels if medium == "air" else vacuum_to_air(pixels)
     try:
-        instrument = Spectrograph(
-            emulator.wave_aa, pixels, emulator.spec.resolving_power, ObservingModel()
-        )
+        observing = TRAINING_CONDITIONS.at_power(resolving_power)
+        power = emulator.spec.resolving_power
+        instrument = Spectrograph(emulator.wave_aa, pixels, power, observing)
     except ValueError:
         return None
     return emulator, instrument
 
 
-def _emulated(labels: Float64Array, wave_aa: Float64Array, medium: str) -> Float64Array | None:
+def _emulated(
+    labels: Float64Array, wave_aa: Float64Array, medium: str, resolving_power: float
+) -> Float64Array | None:
     from maury.simulation.population import Population
 
-    found = _spectrograph(np.ascontiguousarray(wave_aa, np.float64).tobytes(), medium)
+    pixels = np.ascontiguousarray(wave_aa, np.float64).tobytes()
+    found = _spectrograph(pixels, medium, resolving_power)
     if found is None:
         return None
     emulator, instrument = found
