@@ -14,6 +14,7 @@ from maury.methods.dd_payne import DDPayne
 from maury.methods.registry import load_method, method_class, method_settings
 from maury.methods.sme import Sme
 from maury.methods.training import MethodConfig, collect, fit_method
+from maury.prediction.self_check import SELF_CHECK, SelfCheck
 from maury.prediction.streaming import predict, predict_rows
 from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.simulation.surveys import Simulation, simulate_survey
@@ -165,3 +166,21 @@ def test_a_method_that_cannot_follow_the_noise_says_so(tmp_path, default_survey,
         predict_rows(model, other, np.arange(3))
     assert "correlation (0.2)" in caplog.text
     assert "(0.44, 0.0544)" in caplog.text
+
+
+def test_the_self_check_is_made_with_the_noise_of_its_survey(tmp_path):
+    observing = TRAINING_CONDITIONS.with_noise((-0.2,))
+    survey = simulate_survey(
+        tmp_path / "s.zarr", n_star=160, seed=2, simulation=Simulation(observing=observing)
+    )
+    labels = {"labels": ["teff", "logg", "m_h"]}
+    for name in ("cannon", "matisse"):
+        model = train(survey, tmp_path / name, method=name, config={"method": labels})
+        stated = model.attachments[SELF_CHECK].metadata
+        assert stated["noise_correlation"] == [-0.2]
+        # Checks of earlier versions do not say it: it was the method's own.
+        arrays, revision = model.arrays(SELF_CHECK), {"revision": stated["revision"]}
+        earlier = model.with_arrays(SELF_CHECK, arrays, metadata=revision)
+        assert SelfCheck.load(earlier).inputs.noise_correlation == (-0.2,)
+        table = predict_rows(model, survey, np.arange(5))
+        assert np.isfinite(table["teff"]).all()

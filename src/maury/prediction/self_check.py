@@ -9,6 +9,7 @@ Degenerate fits, whose labels rounding decides, are not taken.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,10 +17,11 @@ import numpy as np
 
 from maury.errors import ModelFileError, SelfCheckFailed
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray
-from maury.model.directory import Model
+from maury.model.directory import METHOD, Model
 from maury.model.output import has_spectrum
 from maury.prediction.labellers import Labeller, open_labeller
 from maury.simulation.training_stars import TrainingStarSimulator
+from maury.spectra.noise import RAVE_CORRELATION
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample
 
@@ -97,7 +99,9 @@ class SelfCheck:
         arrays = model.arrays(SELF_CHECK)
         try:
             per_star: dict[str, Any] = {name: arrays[name] for name in _INPUTS}
-            inputs = Inputs(**per_star, wave_aa=model.wave_aa, medium=model.medium)
+            noise = tuple(map(float, _noise_of(model)))
+            grid = {"wave_aa": model.wave_aa, "medium": model.medium}
+            inputs = Inputs(**per_star, **grid, noise_correlation=noise)
             mean, sigma, label, quoted = answers = [
                 np.asarray(arrays[n], np.float64) for n in ("mean", "sigma", "label", "error")
             ]
@@ -236,7 +240,22 @@ def with_self_check(
         return model
     wanted = N_FITTED if model.is_method else N_STAR
     arrays = found.rows(steady[:wanted]).to_arrays()
-    return model.with_arrays(SELF_CHECK, arrays, metadata={"revision": found.revision})
+    about = {"revision": found.revision, "noise_correlation": list(inputs.noise_correlation)}
+    return model.with_arrays(SELF_CHECK, arrays, metadata=about)
+
+
+def _noise_of(model: Model) -> Sequence[float]:
+    """Return the noise correlation of the self-check stars."""
+    stated = model.attachments[SELF_CHECK].metadata
+    if "noise_correlation" in stated:
+        found: Sequence[float] = stated["noise_correlation"]
+        return found
+    if not model.is_method:
+        return RAVE_CORRELATION
+    # Methods of earlier versions fitted all spectra with the noise of those of the training.
+    known = {**model.arrays(METHOD), **model.attachments[METHOD].metadata}
+    earlier: Sequence[float] = known.get("noise_correlation", RAVE_CORRELATION)
+    return earlier
 
 
 def _simulated(model: Model) -> Inputs:
