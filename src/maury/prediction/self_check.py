@@ -9,7 +9,6 @@ Degenerate fits, whose labels rounding decides, are not taken.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -99,9 +98,8 @@ class SelfCheck:
         arrays = model.arrays(SELF_CHECK)
         try:
             per_star: dict[str, Any] = {name: arrays[name] for name in _INPUTS}
-            noise = tuple(map(float, _noise_of(model)))
-            grid = {"wave_aa": model.wave_aa, "medium": model.medium}
-            inputs = Inputs(**per_star, **grid, noise_correlation=noise)
+            per_star["noise_correlation"] = _noise_of(model)
+            inputs = Inputs(**per_star, wave_aa=model.wave_aa, medium=model.medium)
             mean, sigma, label, quoted = answers = [
                 np.asarray(arrays[n], np.float64) for n in ("mean", "sigma", "label", "error")
             ]
@@ -244,18 +242,13 @@ def with_self_check(
     return model.with_arrays(SELF_CHECK, arrays, metadata=about)
 
 
-def _noise_of(model: Model) -> Sequence[float]:
+def _noise_of(model: Model) -> tuple[float, ...]:
     """Return the noise correlation of the self-check stars."""
-    stated = model.attachments[SELF_CHECK].metadata
-    if "noise_correlation" in stated:
-        found: Sequence[float] = stated["noise_correlation"]
-        return found
-    if not model.is_method:
-        return RAVE_CORRELATION
-    # Methods of earlier versions fitted all spectra with the noise of those of the training.
-    known = {**model.arrays(METHOD), **model.attachments[METHOD].metadata}
-    earlier: Sequence[float] = known.get("noise_correlation", RAVE_CORRELATION)
-    return earlier
+    known: dict[str, Any] = dict(model.attachments[SELF_CHECK].metadata)
+    if "noise_correlation" not in known and model.is_method:
+        # Methods of earlier versions fitted all spectra with the noise of those of the training.
+        known = {**model.arrays(METHOD), **model.attachments[METHOD].metadata}
+    return tuple(map(float, known.get("noise_correlation", RAVE_CORRELATION)))
 
 
 def _simulated(model: Model) -> Inputs:
