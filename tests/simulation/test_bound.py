@@ -21,6 +21,7 @@ from maury.simulation.bound import (
     cramer_rao,
     cramer_rao_covariance,
 )
+from maury.simulation.catalogues import colours_from_magnitudes
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import (
     RAVE_WAVE_AA,
@@ -28,7 +29,7 @@ from maury.simulation.observing import (
     ObservingModel,
     Spectrograph,
 )
-from maury.simulation.population import ALL_NAMES, Population, colours_from_magnitudes
+from maury.simulation.population import ALL_NAMES, Population
 from maury.simulation.prior import TIED, population_prior
 from maury.simulation.quantities import EMULATOR_LABELS
 from maury.spectra.observables import absolute_magnitude

@@ -338,6 +338,7 @@ def seismic_survey(tmp_path_factory, tiny_survey):
         medium=source.medium,
         columns=[*(n for n in batch.columns if n not in ("id", "star_id")), definition],
         simulated=True,
+        resolving_power=source.resolving_power,
         labels=source.label_definitions,
     ) as writer:
         writer.write(0, batch.spectra.flux, batch.spectra.ivar, **batch.columns, logg_seismic=logg)
