@@ -652,6 +652,7 @@ def test_training_stars_are_those_whose_labels_are_known_best(
         tiny_survey, tmp_path / "others.zarr", rows=np.arange(30),
         id=np.array([f"elsewhere {k}" for k in range(30)]), ra=np.arange(30.0),
         star_id=np.array([f"nobody {k}" for k in range(30)]),
+        parallax=1.01 * survey.column("parallax")[:30],
     )  # fmt: skip
     origins = {}
     for name, one in (("same", survey), ("bare", unlabelled), ("others", Survey.open(others))):
