@@ -97,3 +97,22 @@ def test_columns_of_a_batch_by_name(batch):
     assert np.isnan(batch.get("My_Index")).all()
     with pytest.raises(ColumnError, match="no column 'My_Index'; did you mean 'my_index'"):
         batch.column("My_Index")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([True, 2], "truth values among numbers"),
+        ((np.True_, 0, 1), "truth values among numbers"),
+        (np.ma.array([0, 1], mask=[False, True]), "masked rows"),
+    ],
+)
+def test_rows_that_numpy_would_misread_are_refused(rows, said):
+    with pytest.raises(RowError, match=said):
+        row_numbers(rows, N, what="the batch")
+
+
+@pytest.mark.parametrize("ends", [(None, 4), (0, None), (0.5, 4), ("0", 4)])
+def test_ranges_without_whole_ends_are_refused(ends):
+    with pytest.raises(RowError, match="from one whole number to another"):
+        row_range(*ends, N, what="the batch")

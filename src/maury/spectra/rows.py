@@ -1,5 +1,7 @@
 """How rows of a survey, a batch or a match are addressed: as numpy does, or with a clear error."""
 
+from operator import index
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -35,6 +37,13 @@ def row_numbers(rows: ArrayLike | slice, n_row: int, *, what: str) -> Int64Array
     if isinstance(rows, slice):
         return np.arange(*rows.indices(n_row), dtype=np.int64)
     numbers = np.atleast_1d(np.asarray(rows))
+    # numpy would take True among numbers for 1, and what a mask hides for a row like any other.
+    mixed = (
+        isinstance(rows, list | tuple) and len({isinstance(r, bool | np.bool_) for r in rows}) > 1
+    )
+    if mixed or np.ma.is_masked(rows):
+        what_else = "truth values among numbers" if mixed else "masked rows"
+        raise RowError(f"rows of {what} are whole numbers, a mask or a slice, got {what_else}")
     # An empty list has the type of floats in numpy.
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iub"):
         raise RowError(
@@ -74,7 +83,12 @@ def row_range(start: int, stop: int, n_row: int, *, what: str) -> tuple[int, int
     RowError
         If the range is not inside the rows, or ends before it starts.
     """
-    first, last = (n_row + row if row < 0 else row for row in (start, stop))
+    try:
+        first, last = (n_row + row if row < 0 else row for row in (index(start), index(stop)))
+    except TypeError:
+        raise RowError(
+            f"a range of {what} goes from one whole number to another, got {start!r} and {stop!r}"
+        ) from None
     if not 0 <= first <= last <= n_row:
         raise RowError(
             f"rows {start} to before {stop} of {what}, which has {n_row} rows: give a range inside "

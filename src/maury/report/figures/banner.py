@@ -106,5 +106,7 @@ def demo_banner(
         kiel(left, teff, logg, m_h, label=labels[columns[2]], simulated=simulated)
         pair = (labels[columns[2]], labels[columns[3]])
         abundance(middle, m_h, alpha_m, labels=pair, simulated=simulated)
+        # A third of a page is too narrow for the ticks of a column: their numbers would touch.
+        middle.locator_params(axis="x", nbins=4)
         quoted_errors(right, statistics, simulated=simulated)
     return figure

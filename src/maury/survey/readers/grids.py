@@ -126,24 +126,27 @@ def header_grid(
     return linear_grid(value + offset[0], step, n, log=log) * angstrom_per(unit)
 
 
-_MEDIA: Mapping[str, Medium] = MappingProxyType(
-    {"air": "air", "vac": "vacuum", "true": "vacuum", "false": "air"}
-)
-_SAYS_MEDIUM = ("VACUUM", "AIRORVAC", "WAVEMED")
+_MEDIA: Mapping[str, Medium] = MappingProxyType({"air": "air", "vac": "vacuum"})
+_SAYS_MEDIUM = ("VACUUM", "AIRORVAC", "WAVEMED", "WAVETYPE")
+# A logical card of FITS is T or F; files write numbers and texts in its place.
+_YES, _NO = frozenset({"true", "t", "1", "yes"}), frozenset({"false", "f", "0", "no"})
 
 
 def header_medium(header: Mapping[str, Any], axis: int = 1) -> Medium | None:
     """Return whether a header says that its wavelengths are in air or in vacuum.
 
     Understood are ``CTYPE = AWAV`` (Greisen et al. 2006, A&A 446, 747) and the cards ``VACUUM``
-    (SDSS, LAMOST), ``AIRORVAC`` (DESI, IRAF) and ``WAVEMED``. ``CTYPE = WAVE`` says nothing: by
-    the standard it means vacuum, and files write it for air as well.
+    (SDSS, LAMOST; true or false), ``AIRORVAC`` (DESI, IRAF), ``WAVEMED`` and ``WAVETYPE``.
+    ``CTYPE = WAVE`` says nothing: by the standard it means vacuum, and files write it for air as
+    well.
     """
     if str(header.get(f"CTYPE{axis}", "")).strip().upper().startswith("AWAV"):
         return "air"
     for name in _SAYS_MEDIUM:
         if name in header:
             said = str(header[name]).strip().lower()
+            if name == "VACUUM" and said in _YES | _NO:
+                return "vacuum" if said in _YES else "air"
             return next((m for word, m in _MEDIA.items() if said.startswith(word)), None)
     return None
 
