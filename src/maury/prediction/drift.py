@@ -357,7 +357,8 @@ def _by_range(model: Model, inputs: Inputs) -> Drift:
         levels[[0, -1]] = scaling.minimum[k], scaling.maximum[k]
         quantities.append(_quantity(name, inputs.observables[:, k], levels, 0.0))
     flags = {}
-    if (likeness := Likeness.load(model)) is not None:
+    # A share of no spectra is no number.
+    if len(inputs) and (likeness := Likeness.load(model)) is not None:
         flags[str(Flag.SPECTRUM_UNLIKE.name)] = (float(likeness.unlike(inputs).mean()), 0.0)
     return Drift(len(inputs), 0, tuple(quantities), flags)
 
