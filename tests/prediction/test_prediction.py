@@ -208,6 +208,22 @@ def test_a_stopped_process_leaves_no_workers_and_is_resumed(
     assert_equal_tables(resumed, predict(tiny_model, tiny_survey, tmp_path / "b.parquet").table)
 
 
+def test_parts_of_a_published_catalogue_go_with_the_next_run(
+    tmp_path, monkeypatch, tiny_model, observed_survey
+):
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "a.parquet"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(maury.prediction.streaming, "discard", killed)
+        predict(tiny_model, observed_survey, out)
+    assert sorted(path.name for path in tmp_path.glob("a*")) == ["a.parquet", "a.parquet.part"]
+    with pytest.raises(OutputExists):
+        predict(tiny_model, observed_survey, out)
+    assert [path.name for path in tmp_path.glob("a*")] == ["a.parquet"]
+
+
 def test_workers_killed_again_and_again_are_one_clear_error(
     tmp_path, monkeypatch, tiny_model, observed_survey
 ):

@@ -27,6 +27,7 @@ from maury.io.cluster import Cluster
 from maury.io.files import (
     STAMP,
     discard,
+    explaining,
     one_at_a_time,
     read_stamp,
     refuse_existing,
@@ -78,6 +79,8 @@ Progress = Callable[[int, int], None]
 _READ_ROWS = 8192
 """Rows read at a time, which bounds the memory: some 60 MB of flux and ivar."""
 _DRIFT = "drift.json"
+_JOINED = "joined"
+"""File in a folder of parts from when on they are joined under the name of the catalogue."""
 PART_STARS = 16384
 """Rows of one part: what a killed run has to repeat at most."""
 CLUSTER_PART_STARS = 4096
@@ -246,6 +249,8 @@ def plan(
     out = Path(out)
     options = options or Options()
     check_suffix(out)
+    if not overwrite:
+        _discard_joined(out)
     refuse_existing(out, overwrite=overwrite)
     survey = open_survey(survey) if isinstance(survey, Path | str) else survey
     model = model if isinstance(model, Model) else Model.open(model)
@@ -358,11 +363,22 @@ def finish(plan: Plan) -> Written:
         stars = combine_stars(read_parts(parts), Model.open(plan.parts[0].model).labels)
         parts, n_row = [plan.work / "stars.parquet"], len(stars["id"])
         write_part(parts[0], plan.spec, stars)
+    with explaining(plan.out):
+        (plan.work / _JOINED).touch()
     assemble(parts, plan.out, spec=plan.spec, overwrite=plan.overwrite)
     n_warned = sum(count_true(part, "warn") for part in parts)
     discard(plan.work, plan.out)
     simulated = bool(plan.spec.metadata["simulated"])
     return Written(plan.out, n_row, n_warned, simulated)
+
+
+def _discard_joined(out: Path) -> None:
+    """Remove the parts of a catalogue that a run published, and was killed before it tidied up."""
+    work = out.with_name(f"{out.name}.part")
+    # Parts that were joined without leave to replace can only have become what is there now.
+    if out.exists() and (work / _JOINED).is_file() and read_stamp(work / STAMP).get("key"):
+        with explaining(out):
+            discard(work, out)
 
 
 @one_at_a_time("out")
