@@ -6,9 +6,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists at the output.")]
+from maury.cli.common import ModelPath, Overwrite
 
 
 def convert(

@@ -40,6 +40,7 @@ from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
 from maury.prediction.labellers import Labeller
 from maury.simulation.drawing import DrawConfig
 from maury.simulation.training_stars import BatchNoise, TrainingStarSimulator
+from maury.spectra.pixels import FLUX_FLOOR
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
@@ -542,7 +543,7 @@ def _as_inputs(
         observables = np.full((n_star, n_observable), np.nan)
     # With photon noise the variance goes with the flux, so that flux x ivar is alike in lines and
     # continuum: its median is that of the continuum.
-    signal = np.sqrt(ivar * np.maximum(flux, np.float32(0.05)), dtype=np.float64)
+    signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)), dtype=np.float64)
     return Inputs(
         flux=flux,
         ivar=ivar,
