@@ -199,7 +199,8 @@ def add_companions(
     # Bands far from the spectrum may be missing: only those that give the light ratio may not.
     near = weights > 0
     bright = magnitudes[:, near] @ weights[near] if near.any() else np.full(len(labels), np.nan)
-    wanted = np.exp(rng.uniform(*np.log(ratio), np.size(chosen)))
+    least, most = np.log(ratio)
+    wanted = np.exp(rng.uniform(least, most, np.size(chosen)))
     primary, companion = _pair_up(
         np.asarray(chosen, dtype=np.int64), wanted, labels, bright=bright, a_v=a_v, limits=ratio
     )
