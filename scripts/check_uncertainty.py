@@ -10,15 +10,17 @@ giant or dwarf, and [M/H] (with simulated spectra of the held-out stars added un
 
 import argparse
 import sys
-from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
+from maury.evaluation.library import Library
+from maury.evaluation.pool import Pool
+from maury.evaluation.stress_lines import FAULTS, Scene
 from maury.evaluation.validation import held_out_rows
-from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array, StrArray
-from maury.labels.columns import QUANTILES
+from maury.io.arrays import BoolArray, Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import WARNING_MASK
 from maury.labels.statistics import robust_sigma
@@ -27,10 +29,8 @@ from maury.model.inference import EnsembleNetwork
 from maury.prediction.streaming import Predictor, predict_rows
 from maury.prediction.uncertainty import REOBSERVED, UncertaintyModel, simulated_stars
 from maury.spectra.batch import Batch
-from maury.spectra.operators import to_rest_frame
 from maury.survey.store import Survey
 
-(LOWEST, _), *_, (HIGHEST, _) = QUANTILES
 CELL_STARS = 1000
 GROUP_SPECTRA = 4000
 """Simulated of the held-out stars of each group, by each model."""
@@ -41,51 +41,11 @@ DETECTOR = {
     "continuum off by 2-8 %": "continuum",
     "photometry of another star": "disagreement",
 }
-CALCIUM = ((8498.02, 0.25), (8542.09, 0.41), (8662.14, 0.34))
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Residuals, errors, whether the outer quantiles hold, (n, 9); truth, S/N and star, (n,)."""
-
-    residual: Float64Array
-    error: Float64Array
-    held: BoolArray
-    truth: Float64Array
-    snr: Float64Array
-    star: StrArray
-
-    @classmethod
-    def join(cls, pools: "list[Pool]") -> "Pool":
-        """Return all stars of some pools."""
-        return cls(*(np.concatenate([getattr(p, f.name) for p in pools]) for f in fields(cls)))
-
-    def rows(self, chosen: BoolArray | Int64Array) -> "Pool":
-        """Return some of the stars."""
-        return Pool(*(getattr(self, f.name)[chosen] for f in fields(self)))
-
-    def cells(self) -> Int64Array:
-        """Return the number of each star's cell: 3 of S/N x 4 groups."""
-        return np.asarray(4 * np.digitize(self.snr, [40.0, 70.0]) + group(self.truth))
-
-    def inside(self, sigma: float) -> tuple[Float64Array, Float64Array]:
-        """Return the `share` within so many errors."""
-        return self.share(np.abs(self.residual) < sigma * self.error)
-
-    def numbers(self) -> Int64Array:
-        """Return the number of each spectrum's star, from 0."""
-        return np.asarray(np.unique(self.star, return_inverse=True)[1])
-
-    def share(self, within: BoolArray) -> tuple[Float64Array, Float64Array]:
-        """Return the share of stars, (9,), and its sampling error.
-
-        The spectra of one star count as one draw.
-        """
-        share = within.mean(axis=0)
-        number = self.numbers()
-        excess = np.zeros((number.max() + 1, within.shape[1]))
-        np.add.at(excess, number, within - share)
-        return share, np.sqrt((excess**2).sum(axis=0)) / len(within)
+def cells(pool: Pool) -> Int64Array:
+    """Return the number of each star's cell: 3 of S/N x 4 groups."""
+    return np.asarray(4 * np.digitize(pool.snr, [40.0, 70.0]) + group(pool.truth))
 
 
 def group(truth: Float64Array) -> Int64Array:
@@ -98,15 +58,7 @@ def held_out(model: Model, survey: Survey) -> Pool:
     rows = held_out_rows(model, survey)
     table = predict_rows(model, survey, rows)
     truth = survey.labels(LABEL_NAMES)[rows]
-    mean = np.column_stack([table[n] for n in LABEL_NAMES])
-    error = np.column_stack([table[f"{n}_error"] for n in LABEL_NAMES])
-    held = np.zeros(mean.shape, dtype=bool)
-    if f"{LABEL_NAMES[0]}_{LOWEST}" in table:
-        low, high = (
-            np.column_stack([table[f"{n}_{end}"] for n in LABEL_NAMES]) for end in (LOWEST, HIGHEST)
-        )
-        held = (low < truth) & (truth < high)
-    return Pool(mean - truth, error, held, truth, table["snr"], survey.star_id[rows])
+    return Pool.of(table, truth, labels=LABEL_NAMES, star=survey.star_id[rows])
 
 
 def simulated(model: Model, survey: Survey, seed: int) -> Pool:
@@ -145,13 +97,13 @@ def simulated(model: Model, survey: Survey, seed: int) -> Pool:
 def filled(pool: Pool, spare: Pool) -> list[Pool]:
     """Return the stars of each of the 12 cells, with spare ones added up to `CELL_STARS`."""
     spare = spare.rows(np.random.default_rng(0).permutation(len(spare.snr)))
-    mine, theirs = pool.cells(), spare.cells()
-    cells = []
+    mine, theirs = cells(pool), cells(spare)
+    found = []
     for cell in range(12):
         real, extra = pool.rows(mine == cell), spare.rows(theirs == cell)
         need = max(CELL_STARS - len(real.snr), 0)
-        cells.append(Pool.join([real, extra.rows(np.arange(len(extra.snr)) < need)]))
-    return cells
+        found.append(Pool.join([real, extra.rows(np.arange(len(extra.snr)) < need)]))
+    return found
 
 
 def show_scatter(pool: Pool, baseline: Pool | None) -> None:
@@ -165,7 +117,7 @@ def show_scatter(pool: Pool, baseline: Pool | None) -> None:
     weights = rng.multinomial(n_star, np.full(n_star, 1 / n_star), 200)
     draws = [np.repeat(np.arange(number.size), w[number]) for w in weights]
     print(head)
-    shares = (pool.inside(1.0), pool.inside(2.0), pool.share(pool.held))
+    shares = [pool.share(w) for w in (pool.inside(1.0), pool.inside(2.0), pool.held)]
     for k, name in enumerate(LABEL_NAMES):
         r, e, t = pool.residual[:, k], pool.error[:, k], pool.truth[:, k]
         rms = np.sqrt(np.mean(r**2))
@@ -184,16 +136,16 @@ def show_scatter(pool: Pool, baseline: Pool | None) -> None:
         )
 
 
-def show_cells(pool: Pool, cells: list[Pool]) -> None:
+def show_cells(pool: Pool, filled: list[Pool]) -> None:
     """Print the coverage of each cell."""
     print(f"\n1 sigma coverage (%) per cell; simulated spectra fill each up to {CELL_STARS};")
     print("below, its sampling error (each star one draw)")
     print("S/N      kind   [M/H]    n held out  " + " ".join(f"{n:>8s}" for n in LABEL_NAMES))
     kinds, within, explained = ("giant", "dwarf"), 0, 0
-    n_held_out = np.bincount(pool.cells(), minlength=len(cells))
-    for cell, both in enumerate(cells):
+    n_held_out = np.bincount(cells(pool), minlength=len(filled))
+    for cell, both in enumerate(filled):
         depth, dwarf, poor = ("< 40", "40-70", "> 70")[cell // 4], cell // 2 % 2, cell % 2
-        cover, error = both.inside(1.0)
+        cover, error = both.share(both.inside(1.0))
         print(
             f"{depth:6s}  {kinds[dwarf]:6s} {'< -0.4' if poor else '>= -0.4':8s} "
             f"{n_held_out[cell]:5d}/{len(both.snr):5d}  "
@@ -204,7 +156,7 @@ def show_cells(pool: Pool, cells: list[Pool]) -> None:
         within += int((np.abs(cover - 0.683) < 0.05).sum())
         explained += int((np.abs(cover - 0.683) < 0.05 + error).sum())
     print(
-        f"within 5 points: {within} of {9 * len(cells)}; "
+        f"within 5 points: {within} of {9 * len(filled)}; "
         f"within 5 points and a sampling error: {explained}"
     )
 
@@ -253,48 +205,6 @@ def _squares(models: list[Model], survey: Survey, without: tuple[str, ...]) -> F
     return np.concatenate(squares)
 
 
-def faults(batch: Batch, rng: np.random.Generator) -> dict[str, Batch]:
-    """Return the same stars with one fault each."""
-    spectra, n = batch.spectra, len(batch)
-    wave = spectra.wave_aa
-
-    def shifted(speed: Float64Array) -> Float32Array:
-        moved, _ = to_rest_frame(
-            spectra.flux, spectra.ivar, speed, wave_in_aa=wave, wave_out_aa=wave
-        )
-        return np.where(np.isfinite(moved), moved, 1.0).astype(np.float32)
-
-    sign = rng.choice([-1.0, 1.0], n)
-    width = rng.uniform(0.4, 1.5, n)[:, None]
-    bump = sum(
-        share * np.exp(-0.5 * ((wave - line) / 0.65) ** 2) / (0.65 * np.sqrt(2 * np.pi))
-        for line, share in CALCIUM
-    )
-    x = np.linspace(-1, 1, wave.size)
-    shape = np.polynomial.legendre.legvander(x, 5)[:, 1:] @ rng.normal(size=(5, n))
-    shape = (shape / shape.std(axis=0)).T * rng.uniform(0.02, 0.08, n)[:, None]
-    light = rng.uniform(0.5, 1.0, n)[:, None]
-    partner = rng.permutation(n)
-    second = shifted(sign * rng.uniform(60, 200, n))[partner]
-    swap = {
-        name: values[partner]
-        if name.startswith(("phot_", "j_", "h_", "ks_", "w1", "w2", "para", "a_v"))
-        else values
-        for name, values in batch.columns.items()
-    }
-
-    def flux(values: Float64Array) -> Batch:
-        return replace(batch, spectra=spectra.replace(flux=values.astype(np.float32)))
-
-    return {
-        "radial velocity wrong by 50-300 km/s": flux(shifted(sign * rng.uniform(50, 300, n))),
-        "Ca II emission of 0.4-1.5 A": flux(spectra.flux + width * bump),
-        "double lines, light ratio 0.5-1": flux((spectra.flux + light * second) / (1 + light)),
-        "continuum off by 2-8 %": flux(spectra.flux * (1 + shape)),
-        "photometry of another star": replace(batch, columns=swap),
-    }
-
-
 def show_faults(models: list[Model], survey: Survey) -> None:
     """Print how well injected faults are told from clean stars, by their own detector."""
     print("\ninjected faults in held-out stars: area under the ROC, and share warned of")
@@ -303,8 +213,10 @@ def show_faults(models: list[Model], survey: Survey) -> None:
         rng = np.random.default_rng(number)
         rows = held_out_rows(model, survey)
         batch, predictor = survey.rows(rows[survey.column("parallax")[rows] > 0]), Predictor(model)
-        for name, stars in {"clean stars": batch, **faults(batch, rng)}.items():
-            excess, warn = scored(predictor, stars)
+        scene = Scene(partial(Library.of, survey), rng)
+        stars = {name: change(batch, scene) for name, change in FAULTS.items()}
+        for name, changed in {"clean stars": batch, **stars}.items():
+            excess, warn = scored(predictor, changed)
             warned.setdefault(name, []).append(warn)
             scores.setdefault(name, []).append(excess)
     for name, parts in warned.items():
@@ -349,10 +261,10 @@ def main() -> int:
     print(f"\n{len(pool.snr)} held-out spectra of all models pooled")
     show_scatter(pool, Pool.join(baseline) if baseline else None)
     spare = Pool.join([simulated(model, survey, k) for k, model in enumerate(models)])
-    cells = filled(pool, spare)
+    full = filled(pool, spare)
     print(f"\nthe same with simulated spectra of them added, {CELL_STARS} in each cell below")
-    show_scatter(Pool.join(cells), None)
-    show_cells(pool, cells)
+    show_scatter(Pool.join(full), None)
+    show_cells(pool, full)
     show_missing(models, survey)
     show_faults(models, survey)
     return 0
