@@ -50,8 +50,8 @@ for command in (
     # In the order of `maury --help`: a survey, a model, its quality, a catalogue, its publication.
     *(model.demo, archives.surveys, fetch.fetch, crossmatch.crossmatch, build.build),
     *(survey.simulate, model.train, model.methods, transfer.transfer, model.distil, model.info),
-    *(quality.validate, quality.audit, quality.coverage, quality.compare, drift.drift),
-    *(catalogue.predict, catalogue.explore, quality.report),
+    *(quality.validate, quality.audit, quality.coverage, quality.suspects, quality.compare),
+    *(drift.drift, catalogue.predict, catalogue.explore, quality.report),
     *(publish.convert, publish.footprint, publish.card, publish.cite),
 ):
     app.command()(command)

@@ -28,6 +28,12 @@ def train(
         int | None, typer.Option("--members", min=1, help="Networks in the ensemble (default 4).")
     ] = None,
     config: Settings = None,
+    leave_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--leave-out", metavar="FILE", help="Table of ids not to learn from (maury suspects)."
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option("--split", help="star (the default) or published (no independent test)."),
@@ -55,6 +61,7 @@ def train(
             members=members,
             seed=seed,
             config=config,
+            leave_out=leave_out,
             split=split,
             n_processes=processes or workers,
             cluster=cluster,

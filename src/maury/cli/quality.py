@@ -111,6 +111,37 @@ def coverage(
         save(drawn, map_file, overwrite=overwrite)
 
 
+def suspects(
+    model: ModelPath,
+    survey: SurveyPath,
+    errors: Annotated[
+        float, typer.Option("--errors", min=0.0, help="How many errors any label must be off.")
+    ] = 5.0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Their list: .csv, .ecsv, .parquet or .fits."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """List labelled stars whose labels contradict their spectra and photometry.
+
+    Wrong cross-matches, above all. 'maury train --leave-out FILE' trains without them.
+    """
+    from maury.evaluation.adviser import check_suffix
+    from maury.evaluation.suspects import find_suspects
+    from maury.io.files import refuse_existing
+
+    if out is not None:
+        refuse_existing(check_suffix(out), overwrite=overwrite)
+    found = find_suspects(model, survey, n_sigma=errors)
+    # A table without rows is refused where tables are read.
+    if out is not None and len(found):
+        found.write(out, overwrite=overwrite)
+    terminal.show_suspects(found)
+    if out is not None and not len(found):
+        terminal.say(f"no suspects, so that {out} is not written")
+
+
 def report(
     model: ModelPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")],

@@ -354,6 +354,24 @@ def show_suggestions(suggestions: Any, most: int = 20) -> None:
     _show_table([("rank", "id", "gain", "reason"), *rows[:most]])
 
 
+def show_suspects(found: Any, most: int = 20) -> None:
+    """Print labelled stars whose labels are doubted."""
+    mark = "SIMULATED " if found.simulated else ""
+    rest = f", the first {most} of them" if len(found) > most else ""
+    say(f"{len(found)} suspects among {found.n_star} {mark}labelled rows{rest}")
+    shown = zip(
+        *(found.id, found.label, found.given, found.predicted, found.n_sigma, found.reason),
+        strict=True,
+    )
+    rows = [
+        (str(name), label, f"{given:.5g}", f"{predicted:.5g}", f"{off:+.1f}", reason)
+        for name, label, given, predicted, off, reason in shown
+    ]
+    if rows:
+        header = ("id", "label", "given", "predicted", "errors off", "likely reason")
+        _show_table([header, *rows[:most]], fixed=2)
+
+
 def _show_table(rows: Sequence[Sequence[str]], *, fixed: int = 0) -> None:
     """Print a table, its header first; cells of the first `fixed` columns are never broken."""
     from rich.box import SIMPLE

@@ -56,7 +56,7 @@ MOST_ON_MAP = 1000
 SUFFIXES = MappingProxyType(
     {".csv": "ascii.csv", ".ecsv": "ascii.ecsv", ".parquet": "parquet", ".fits": "fits"}
 )
-"""Formats of a list of suggestions, and what astropy calls them."""
+"""Formats of a list of stars, and what astropy calls them."""
 _LACKING = (Flag.NO_PARALLAX | Flag.MAGNITUDE_MISSING | Flag.A_V_MISSING).value
 _UNLIKE = (
     Flag.SPECTRUM_UNLIKE
@@ -156,7 +156,7 @@ def check_suffix(path: Path | str) -> Path:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
-            f"suggestions are written as {', '.join(SUFFIXES)}, got {path.name!r}; "
+            f"lists of stars are written as {', '.join(SUFFIXES)}, got {path.name!r}; "
             "choose one of these suffixes"
         )
     return path

@@ -20,9 +20,9 @@ from maury.methods.protocols import Method, MethodSettings, Sample
 from maury.methods.registry import method_class, method_settings
 from maury.model.directory import METHOD, Affine, Model, Scaling
 from maury.model.output import has_spectrum
-from maury.model.split import PARTS, Split, SplitConfig, SplitRecord, split_rows
+from maury.model.split import PARTS, Split, SplitConfig, SplitRecord, kept_rows, split_rows
 from maury.spectra.preparation import Preparation, take
-from maury.survey.labelled_sample import LabelledSample, labelled_rows
+from maury.survey.labelled_sample import LabelledSample, labelled_rows, listed_rows
 from maury.survey.plausibility import tell_of_constants
 from maury.survey.store import Survey
 from maury.version import __version__
@@ -143,6 +143,7 @@ def collect(
     preparation: Preparation,
     split: SplitConfig,
     seed: int,
+    left_out: BoolArray | None = None,
 ) -> Collected:
     """Prepare the labelled rows of a survey and divide them, as for networks of the same seed.
 
@@ -155,6 +156,8 @@ def collect(
         Settings.
     seed : int
         Of the split.
+    left_out : (n_star,) bool, optional
+        Rows of the survey that are not learnt from.
 
     Raises
     ------
@@ -173,6 +176,9 @@ def collect(
     values = survey.labels(names)[labelled]
     tell_of_constants(values, names, what=str(survey.path))
     usable = has_spectrum(inputs) & np.isfinite(values).any(axis=1)
+    dropped = {"no label": len(survey) - labelled.size, "not usable": int((~usable).sum())}
+    if left_out is not None:
+        usable &= kept_rows(divided, left_out[labelled], dropped)
     kept = np.flatnonzero(usable)
     sample = Sample(
         labels=definitions,
@@ -190,7 +196,7 @@ def collect(
         labelled[kept],
         _parts(divided, usable, survey),
         SplitRecord.of(divided, survey.stars.take(labelled), usable=usable),
-        {"no label": len(survey) - labelled.size, "not usable": int((~usable).sum())},
+        dropped,
     )
 
 
@@ -228,6 +234,7 @@ def train_method(
     method: str,
     seed: int = 0,
     config: Mapping[str, Any] | Path | str | None = None,
+    leave_out: Path | str | None = None,
     split: str | None = None,
     overwrite: bool = False,
     complete: Callable[[Model, LabelledSample], Model] = lambda model, sample: model,
@@ -246,6 +253,8 @@ def train_method(
         Of the split and of the method.
     config : mapping or path of a TOML file, optional
         Sections ``method``, ``preparation``, ``split``.
+    leave_out : path-like, optional
+        Table of the spectra whose stars are not learnt from (`listed_rows`).
     split : {"star", "published"}, optional
         Rule of the split, in place of that of `config`.
     overwrite : bool
@@ -277,7 +286,12 @@ def train_method(
     settings = replace(settings, preparation=seen)
     names = _names(method_class(method), settings.method, survey)
     stars = collect(
-        survey, names, preparation=settings.preparation, split=settings.split, seed=seed
+        survey,
+        names,
+        preparation=settings.preparation,
+        split=settings.split,
+        seed=seed,
+        left_out=listed_rows(survey, leave_out),
     )
     trained = fit_method(settings, stars, seed=seed)
     model_here = as_model(trained, settings, stars, survey, seed)

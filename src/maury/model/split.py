@@ -224,6 +224,25 @@ def split_published(star_id: ArrayLike) -> Split:
     return Split("published", train, test, test, int(shared.size))
 
 
+def kept_rows(split: Split, left_out: BoolArray, dropped: dict[str, int]) -> BoolArray:
+    """Return which rows (n_row,) stay of those that somebody wants left out of training.
+
+    Test rows stay: a list that was made with a model must not choose what tests the next one.
+
+    Parameters
+    ----------
+    split : Split
+    left_out : (n_row,) bool
+    dropped : dict of str to int
+        Rows that were left out, by reason; takes the number of these.
+    """
+    tested = np.zeros(left_out.size, dtype=np.bool_)
+    tested[split.test] = split.rule != "published"
+    if n_left_out := int((left_out & ~tested).sum()):
+        dropped["left out by name"] = n_left_out
+    return np.asarray(~left_out | tested, dtype=np.bool_)
+
+
 def star_hashes(star_id: ArrayLike) -> StrArray:
     """Short hash of each identifier, shape (n_row,): 16 hexadecimal digits of its SHA-256."""
     ids = np.asarray(star_id).astype(np.str_)

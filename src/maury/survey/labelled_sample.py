@@ -4,21 +4,25 @@ Training, calibration, drift, self-check, audit and card take their stars from o
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from maury.io.arrays import AnyArray, Int64Array
+from maury.errors import IdentifierError
+from maury.io.arrays import AnyArray, BoolArray, Int64Array
+from maury.io.tables import open_table
 from maury.spectra.batch import Batch
 from maury.spectra.preparation import Inputs, Preparation, join_inputs, take
 from maury.spectra.spectra import Spectra
 from maury.spectra.star_identity import plain_identifiers
 from maury.survey.store import Survey
 
-__all__ = ["LabelledSample", "labelled_rows"]
+__all__ = ["LabelledSample", "labelled_rows", "listed_rows"]
 
 _READ_ROWS = 2048
 """Rows prepared at a time: two chunks of a store, some 15 MB of spectra; chosen, not measured."""
@@ -116,6 +120,38 @@ def labelled_rows(star_id: AnyArray, labelled: ArrayLike) -> Int64Array:
     star_id = plain_identifiers(np.asarray(star_id))
     same = (star_id != "") & np.isin(star_id, star_id[labelled])
     return np.flatnonzero(labelled | same)
+
+
+def listed_rows(survey: Survey, path: Path | str | None) -> BoolArray:
+    """Return the rows (n_star,) of a survey whose stars a table lists by a spectrum of theirs.
+
+    Parameters
+    ----------
+    survey : Survey
+    path : path-like or None
+        Table with the column ``id``, of any format that ingest reads; None lists nothing.
+
+    Raises
+    ------
+    InputFileError, ColumnError
+        If the file cannot be read, or has no such column.
+    IdentifierError
+        If it lists spectra that the survey has not.
+    """
+    if path is None:
+        return np.zeros(len(survey), dtype=np.bool_)
+    with ExitStack() as stack:
+        wanted = open_table(Path(path), stack).texts("id")
+    unknown = np.setdiff1d(wanted, survey.id)
+    if unknown.size:
+        raise IdentifierError(
+            f"{path} lists {unknown.size} spectra that {survey.path} has not, such as "
+            f"{str(unknown[0])!r}; give a list that was made of this survey"
+        )
+    listed = np.isin(survey.id, wanted)
+    # A label belongs to the star, so that one bad spectrum of it casts doubt on all.
+    star_id = plain_identifiers(survey.star_id)
+    return np.asarray(listed | ((star_id != "") & np.isin(star_id, star_id[listed])))
 
 
 def _none(survey: Survey, preparation: Preparation) -> Inputs:

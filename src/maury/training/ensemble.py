@@ -24,11 +24,19 @@ from maury.labels.flags import Flag
 from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
 from maury.model.networks.base import NetworkConfig, ScalingRule
-from maury.model.split import HELD_OUT_FOLDS, PARTS, Split, SplitRecord, held_out_fold, split_rows
+from maury.model.split import (
+    HELD_OUT_FOLDS,
+    PARTS,
+    Split,
+    SplitRecord,
+    held_out_fold,
+    kept_rows,
+    split_rows,
+)
 from maury.simulation.emulator import Emulator
 from maury.simulation.training_stars import ADVICE, TrainingStarSimulator
 from maury.spectra.preparation import Inputs, take
-from maury.survey.labelled_sample import LabelledSample, labelled_rows
+from maury.survey.labelled_sample import LabelledSample, labelled_rows, listed_rows
 from maury.survey.plausibility import tell_of_constants
 from maury.survey.store import Survey
 from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
@@ -59,6 +67,7 @@ def train(
     members: int | None = None,
     seed: int = 0,
     config: EnsembleConfig | Mapping[str, Any] | Path | str | None = None,
+    leave_out: Path | str | None = None,
     split: str | None = None,
     n_processes: int | None = None,
     cluster: Cluster | None = None,
@@ -86,6 +95,8 @@ def train(
         Seed of the split and of every member.
     config : EnsembleConfig, mapping or path of a TOML file, optional
         All other settings.
+    leave_out : path-like, optional
+        Table of the spectra whose stars are not learnt from (`listed_rows`).
     split : {"star", "published"}, optional
         Rule of the split, in place of that of `config`.
     n_processes : int, optional
@@ -126,7 +137,8 @@ def train(
         # Labels that no star can be simulated with come before the power to simulate it at.
         _names(settings.ensemble.labels or survey.label_names, settings)
     settings = settings.seen_in(survey)
-    stars = _collect(survey, settings, seed, source)
+    left_out = listed_rows(survey, leave_out)
+    stars = _collect(survey, settings, seed, source, left_out)
     key = _fingerprint(settings, seed, stars, source)
     holds = "a training of other settings or data"
     folder = WorkFolder(work_folder(path, key, holds=holds, overwrite=overwrite))
@@ -207,7 +219,11 @@ class _Stars:
 
 
 def _collect(
-    survey: Survey, settings: EnsembleConfig, seed: int, source: SourceModel | None
+    survey: Survey,
+    settings: EnsembleConfig,
+    seed: int,
+    source: SourceModel | None,
+    left_out: BoolArray,
 ) -> _Stars:
     """Prepare the labelled rows of a survey and divide them; rows that cannot train are counted."""
     if source is not None:
@@ -237,6 +253,7 @@ def _collect(
     )
     inputs, places = sample.inputs, sample.positions(labelled)
     usable = _usable(take(inputs, places), settings, dropped)
+    usable &= kept_rows(split, left_out[labelled], dropped)
     if settings.network.simulates:
         TrainingStarSimulator.require_grid(
             inputs.wave_aa, inputs.medium, _simulated(settings).observing

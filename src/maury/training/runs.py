@@ -38,6 +38,7 @@ def train(
     members: int | None = None,
     seed: int = 0,
     config: EnsembleConfig | Mapping[str, Any] | Path | str | None = None,
+    leave_out: Path | str | None = None,
     split: str | None = None,
     n_processes: int | None = None,
     cluster: Cluster | None = None,
@@ -72,6 +73,9 @@ def train(
         Settings in the sections ``network``, ``training``, ``preparation``, ``split`` and
         ``ensemble``; of a method, ``method``, ``preparation`` and ``split``. What is left out has
         the default of the preset or method.
+    leave_out : path-like, optional
+        Table with a column ``id``, such as `maury.evaluation.suspects` lists: the stars of these
+        spectra neither train networks nor calibrate errors. Test stars among them stay test stars.
     split : {"star", "published"}, optional
         Rule by which stars are divided into training, validation and test, in place of that of
         `config`: all spectra of a star on one side, or row by row as in the published work.
@@ -119,6 +123,7 @@ def train(
             method=method,
             seed=seed,
             config=_sections(config),
+            leave_out=leave_out,
             split=split,
             overwrite=overwrite,
             complete=completion,
@@ -133,6 +138,7 @@ def train(
         model,
         seed=seed,
         config=settings,
+        leave_out=leave_out,
         n_processes=n_processes,
         cluster=cluster,
         progress=progress,
