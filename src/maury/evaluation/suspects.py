@@ -263,7 +263,7 @@ def _reasons(
     by_photometry = _agrees(labeller, dark, truth)
     bare = ~np.isfinite(inputs.observables).any(axis=1)
     apart = (flags & Flag.PHOTOMETRY_DISAGREES.value) != 0
-    cases: dict[str, BoolArray] = {
+    cases = {
         "unknown": bare,
         "fault": ((flags & _FAULTS.value) != 0) & by_photometry,
         "photometry": apart & by_spectrum,
