@@ -12,6 +12,10 @@ from itertools import islice
 class MauryError(Exception):
     """Base of every error that `maury` raises on purpose: read the message, it says what to do."""
 
+    def __str__(self) -> str:
+        # Messages quote names of strangers, and reach notebooks and logs without the command line.
+        return printable(super().__str__())
+
 
 class ConfigError(MauryError):
     """A configuration is wrong: correct the keys that the message lists."""

@@ -31,9 +31,9 @@ def maury_command(*arguments, **options):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys, maury.cli.app as cli; sys.argv = ['maury', '--help']\n"
+        "import sys, maury.__main__ as program; sys.argv = ['maury', '--help']\n"
         "try:\n"
-        "    cli.main()\n"
+        "    program.main()\n"
         "finally:\n"
         "    heavy = {'torch', 'numpy', 'scipy', 'astropy', 'matplotlib', 'pyarrow', 'zarr'}\n"
         "    print(sorted(heavy & set(sys.modules)))"
@@ -115,11 +115,10 @@ def test_errors_are_one_line_without_a_traceback(tmp_path, arguments, message):
 
 
 def test_the_bar_of_bytes_shows_one_file_at_a_time(monkeypatch):
-    from rich.console import Console
-
     shown = io.StringIO()
-    console = Console(file=shown, force_terminal=True, width=100)
-    monkeypatch.setattr("maury.cli.terminal._console", lambda: console)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
     with terminal.bytes_bar() as progress:
         progress("a.fits", 10, 4_000)
         progress("a.fits", 4_000, 4_000)

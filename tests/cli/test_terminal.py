@@ -1,7 +1,6 @@
 """What reaches a terminal: nothing that steers it, in any encoding, and a word after Ctrl-C."""
 
 import ast
-import logging
 import os
 import shutil
 import subprocess
@@ -33,11 +32,6 @@ def test_what_could_steer_a_terminal_is_written_out(capsys):
     assert "[red]x[/red]" in out
 
 
-def test_lines_of_the_log_are_written_out():
-    record = logging.LogRecord("x", logging.WARNING, "", 0, "%s\n%s", (HOSTILE, "next"), None)
-    assert terminal.PlainFormatter("%(message)s").format(record) == f"{SHOWN}\nnext"
-
-
 def test_commands_print_by_one_door_only():
     for path in Path(maury.cli.__file__).parent.glob("*.py"):
         calls = [
@@ -67,21 +61,6 @@ def test_a_terminal_in_ascii_shows_other_letters_as_escapes(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: ")
     assert rb"miss\xedng" in done.stderr
-
-
-@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "SystemExit(130)"])
-def test_ctrl_c_says_how_to_go_on(raised):
-    code = (
-        "from maury.cli import app\n"
-        "@app.app.command('stop')\n"
-        f"def stop() -> None:\n    raise {raised}\n"
-        "app.main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "stop"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 130
-    assert done.stderr == "stopped; run the same command again, it goes on where it can\n"
 
 
 @pytest.mark.slow

@@ -280,3 +280,23 @@ def test_verdicts_of_an_audit_are_among_the_limits(trained, audited, inferred):
     assert said == (
         ["Inferred from photometry or other labels rather than measured: teff."] if inferred else []
     )
+
+
+def test_a_model_that_is_stopped_before_its_card_is_not_there(tmp_path, monkeypatch):
+    """Else it would be without a card for ever: the same command would say that it exists."""
+    write_survey(tmp_path / "survey.zarr", n=80)
+    out = tmp_path / "cannon.model"
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("maury.evaluation.card.write_card", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            maury.train(tmp_path / "survey.zarr", out, method="cannon")
+    assert not out.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"survey.zarr"}
+    maury.train(tmp_path / "survey.zarr", out, method="cannon")
+    card = read_card(Model.open(out))
+    assert card.name == "cannon.model"
+    assert [one["model"] for one in card.metrics] == ["cannon.model"]

@@ -1,8 +1,6 @@
-"""The command line as a whole: every command by name, and what a failed one says."""
+"""The command line as a whole: every command by name, and the options of all."""
 
-import io
 import logging
-import sys
 from typing import Annotated
 
 import typer
@@ -22,8 +20,6 @@ from maury.cli import (
     transfer,
 )
 
-_INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C ends, as shells have it: 128 + SIGINT."""
 app = typer.Typer(
     name="maury",
     help="Stellar labels that can be trusted, from spectra, photometry and astrometry.",
@@ -57,31 +53,6 @@ for command in (
     app.command()(command)
 
 
-def main() -> None:
-    """Run the command line; an error that `maury` raises on purpose is one line, exit code 1."""
-    # Imports stand in the functions throughout: a help text must not wait for torch and astropy.
-    from maury.errors import MauryError
-
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal or a pipe in ASCII shows a name in other letters as escapes, and no traceback.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        app()
-    # Only these: a traceback of anything else shows a fault of maury itself.
-    except MauryError as error:
-        terminal.say(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (KeyboardInterrupt, SystemExit) as ended:
-        # typer makes a silent exit of Ctrl-C.
-        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
-            raise
-        terminal.say(
-            "stopped; run the same command again, it goes on where it can", file=sys.stderr
-        )
-        sys.exit(_INTERRUPTED)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         from maury.version import __version__
@@ -98,7 +69,4 @@ def _options(
     ] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
-    handler = logging.StreamHandler()
-    # Messages quote file names and headers of strangers, which could steer a terminal.
-    handler.setFormatter(terminal.PlainFormatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")

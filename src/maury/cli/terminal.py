@@ -1,15 +1,17 @@
 """What the command line shows: progress bars on standard error, tables on standard output."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maury.errors import printable
+from maury.io.printing import raw_stream
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.progress import Progress
 
 
 def say(*values: Any, **options: Any) -> None:
@@ -18,14 +20,6 @@ def say(*values: Any, **options: Any) -> None:
     Names, units, identifiers and citations come from files of strangers.
     """
     print(*(printable(str(value)) for value in values), **options)
-
-
-class PlainFormatter(logging.Formatter):
-    """Log lines in which what could steer a terminal is written out."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        return printable(super().format(record))
 
 
 @contextmanager
@@ -49,11 +43,7 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    console = _console()
-    # A bar in a file or a pipe would be a line for each step.
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
+    with _bars(*columns) as bars:
         task = bars.add_task(text, total=None)
 
         def update(done: int, total: int) -> None:
@@ -65,8 +55,11 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
     """Yield a callback that shows on the terminal what is done."""
-    with _console().status("") as status:
-        yield lambda text: status.update(_plain(text))
+    from rich.progress import SpinnerColumn, TextColumn
+
+    with _bars(SpinnerColumn(), TextColumn("{task.description}")) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda text: bars.update(task, description=_plain(text))
 
 
 @contextmanager
@@ -75,10 +68,7 @@ def named_bar() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import Progress, TimeElapsedColumn
 
     columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn())
-    console = _console()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
+    with _bars(*columns) as bars:
         task = bars.add_task("", total=None)
 
         def update(what: str, done: int, total: int) -> None:
@@ -93,22 +83,17 @@ def bytes_bar() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    console = _console()
-    bars = Progress(
+    bars = _bars(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
     )
     tasks: dict[str, Any] = {}
 
@@ -178,7 +163,7 @@ def show_ranking(found: Any) -> None:
 @contextmanager
 def member_bars() -> Iterator[Callable[[Any], None]]:
     """Yield a callback of training events that draws one bar per member."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("member {task.fields[member]}"),
@@ -187,10 +172,7 @@ def member_bars() -> Iterator[Callable[[Any], None]]:
         TextColumn("loss {task.fields[loss]:.5f}"),
         TimeElapsedColumn(),
     )
-    console = _console()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
+    with _bars(*columns) as bars:
         tasks: dict[int, Any] = {}
 
         def update(event: Any) -> None:
@@ -218,11 +200,22 @@ def demo_stage(text: str) -> Iterator[Any]:
             yield progress
 
 
-def _console() -> "Console":
+def _bars(*columns: Any) -> "Progress":
+    """Return bars for standard error: standard output is for results, so that it can be piped."""
     from rich.console import Console
+    from rich.progress import Progress
 
-    # Standard output is for results, so that it can be piped.
-    return Console(stderr=True)
+    console = Console(file=raw_stream(sys.stderr))
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        # A bar in a file or a pipe would be a line for each step.
+        disable=not console.is_terminal,
+        # rich would read what others print meanwhile for its colours, and draw these.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 _SHOWN = (
@@ -386,7 +379,7 @@ def _show_table(rows: Sequence[Sequence[str]], *, fixed: int = 0) -> None:
         # Reports write +-, which every encoding has.
         table.add_row(*(_plain(cell.replace("+-", "\N{PLUS-MINUS SIGN}")) for cell in row))
     # Rich measures the terminal itself; into a pipe it writes no colours.
-    Console().print(table)
+    Console(file=raw_stream(sys.stdout)).print(table)
 
 
 def _plain(text: str) -> str:

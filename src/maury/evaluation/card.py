@@ -268,7 +268,10 @@ def write_card(card: ModelCard, model: Path | str, *, overwrite: bool = False) -
 
 
 def add_card(
-    model: Model, measure: Callable[[Model], Mapping[str, Any]] | None = None
+    model: Model,
+    measure: Callable[[Model], Mapping[str, Any]] | None = None,
+    *,
+    name: str | None = None,
 ) -> ModelCard:
     """Write the card of a model that was trained just now; what cannot be measured is left out.
 
@@ -278,6 +281,8 @@ def add_card(
         Saved.
     measure : callable, optional
         Returns the figures of the validation stars (`figures_of`).
+    name : str, optional
+        That the directory of the model will have, if it has another one still.
     """
     assert model.path is not None, "a card is written beside a saved model"
     # Their fits would take hours here, where nobody asked for figures.
@@ -287,8 +292,10 @@ def add_card(
         card = card_of(model, reports=() if measure is None else [measure(model)])
     except (MauryError, ValueError, ArithmeticError) as error:
         # The model is made, and stays.
-        logger.warning("the card of %s has no figures: %s", model.path, error)
+        logger.warning("the card of %s has no figures: %s", name or model.path, error)
         card = ModelCard.of(model)
+    if name is not None:
+        card = replace(card, name=name, metrics=[{**one, "model": name} for one in card.metrics])
     write_card(card, model.path, overwrite=True)
     return card
 

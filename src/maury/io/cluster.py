@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +28,8 @@ from maury.errors import (
     MissingExtra,
     WorkerLost,
 )
-from maury.io.workers import n_cores, one_thread
+from maury.io.printing import clean_streams
+from maury.io.workers import n_cores, one_thread, starting_processes
 from maury.version import __version__
 
 if TYPE_CHECKING:
@@ -91,11 +92,12 @@ def connect(
         count = workers or n_cores()
         options = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
         # Dask's profiler looks at every task a hundred times a second, which costs the task time.
-        with (
-            dask.config.set({"distributed.worker.profile.enabled": False}),
-            LocalCluster(**options) as local,
-            Client(local, set_as_default=False) as client,
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(dask.config.set({"distributed.worker.profile.enabled": False}))
+            with starting_processes():
+                local = stack.enter_context(LocalCluster(**options))
+            client = stack.enter_context(Client(local, set_as_default=False))
+            client.run(clean_streams)
             yield _checked(client, count, timeout_s)
         return
     with _client(str(scheduler), timeout_s) as client:

@@ -8,16 +8,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
+from types import ModuleType
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 from maury.errors import WorkerLost
+from maury.io.printing import clean_streams
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +112,11 @@ def _run_once(
             min(n_workers, len(tasks)), context, initializer=_begin, initargs=(counts,)
         ) as pool,
     ):
-        pending: set[Future[None]] = {
-            pool.submit(_call, work, task, slot) for slot, task in enumerate(tasks)
-        }
+        pending: set[Future[None]] = set()
         try:
+            # Those that lose this one while they start would show a traceback.
+            with starting_processes((signal.SIGINT, signal.SIGTERM)):
+                pending |= {pool.submit(_call, work, task, k) for k, task in enumerate(tasks)}
             while pending:
                 finished, pending = wait(pending, _POLL_S, FIRST_COMPLETED)
                 for future in finished:
@@ -125,6 +128,28 @@ def _run_once(
             counts[-1] = 1
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def starting_processes(held_back: Iterable[int] = (signal.SIGINT,)) -> Iterator[None]:
+    """Start processes meanwhile that neither run the caller's script again nor heed Ctrl-C.
+
+    Processes that are spawned import the main module of their parent. What is done here lies in
+    packages, and a script that is not guarded by ``if __name__ == "__main__"`` would begin anew in
+    each of them. Ctrl-C goes to all processes of a terminal, and would show a traceback in those
+    that are just starting; it reaches this one afterwards.
+    """
+    main = sys.modules["__main__"]
+    mask = getattr(signal, "pthread_sigmask", None)
+    # Signals that are held back stay so in the processes that are started, and in their threads.
+    held = mask(signal.SIG_BLOCK, held_back) if mask else None
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if mask:
+            mask(signal.SIG_SETMASK, held)
 
 
 @contextmanager
@@ -189,8 +214,11 @@ _counts: Any = None
 def _begin(counts: Any) -> None:
     global _counts
     _counts = counts
-    # The parent alone answers Ctrl-C, and says when to stop.
+    clean_streams()
+    # The parent alone answers Ctrl-C, and says when to stop; it ends workers by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

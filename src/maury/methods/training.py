@@ -238,6 +238,7 @@ def train_method(
     split: str | None = None,
     overwrite: bool = False,
     complete: Callable[[Model, LabelledSample], Model] = lambda model, sample: model,
+    finish: Callable[[Model, str], object] | None = None,
 ) -> Model:
     """Train a method on the labelled spectra of a survey and write its model directory.
 
@@ -262,6 +263,8 @@ def train_method(
     complete : callable
         Given the trained model before it is written, and the prepared labelled rows; what it
         returns is written.
+    finish : callable, optional
+        See `Model.save`.
 
     Returns
     -------
@@ -295,7 +298,7 @@ def train_method(
     )
     trained = fit_method(settings, stars, seed=seed)
     model_here = as_model(trained, settings, stars, survey, seed)
-    return complete(model_here, stars.labelled).save(path, overwrite=overwrite)
+    return complete(model_here, stars.labelled).save(path, overwrite=overwrite, finish=finish)
 
 
 def _names(found: type[Method[Any]], settings: MethodSettings, survey: Survey) -> tuple[str, ...]:

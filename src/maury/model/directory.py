@@ -8,7 +8,7 @@ data: nothing in it is executed, and every file is checked before it is used.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -387,6 +387,7 @@ class Model:
         *,
         weights: Sequence[Mapping[str, Float32Array]] | None = None,
         overwrite: bool = False,
+        finish: Callable[["Model", str], object] | None = None,
     ) -> "Model":
         """Write the model directory; it appears under its name only when it is complete.
 
@@ -398,6 +399,9 @@ class Model:
             Weights of each member; read from the directory of this model by default.
         overwrite : bool
             Replace an existing directory.
+        finish : callable, optional
+            Called with the model, as it is read from where it lies before it gets its name, and
+            with that name; what it writes beside it, such as a card, appears in the same step.
 
         Returns
         -------
@@ -436,6 +440,8 @@ class Model:
             )
             (partial / "model.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
             write_sums(partial)
+            if finish is not None:
+                finish(Model.open(partial), path.name)
         # As anyone will read it: what cannot be read again fails here, while the weights are at
         # hand.
         return Model.open(path)

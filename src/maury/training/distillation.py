@@ -146,8 +146,7 @@ def distil(
     saved = assembled.save(work / "model", weights=[weights], overwrite=True)
     completion = Completion()
     whole = _complete(saved, teacher.model, _labelled(saved, survey), completion)
-    result = whole.save(out, overwrite=overwrite)
-    completion.describe(result)
+    result = whole.save(out, overwrite=overwrite, finish=completion.describe)
     discard(work, out)
     return result
 

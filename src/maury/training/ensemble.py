@@ -74,6 +74,7 @@ def train(
     progress: Progress | None = None,
     overwrite: bool = False,
     complete: Callable[[Model, LabelledSample], Model] = lambda model, sample: model,
+    finish: Callable[[Model, str], object] | None = None,
     source: SourceModel | None = None,
 ) -> Model:
     """Train an ensemble on the labelled spectra of a survey and write its model directory.
@@ -110,6 +111,8 @@ def train(
     complete : callable
         Given the trained model before it gets its name, and the prepared labelled rows; what it
         returns is written.
+    finish : callable, optional
+        See `Model.save`.
     source : SourceModel, optional
         A model to start from (`maury.training.transfer`); for settings of the preset ``maury``
         only.
@@ -174,7 +177,7 @@ def train(
         cluster=cluster,
     )
     trained = _assemble(folder, settings, stars, jobs, survey, seed, source)
-    result = complete(trained, stars.sample).save(path, overwrite=overwrite)
+    result = complete(trained, stars.sample).save(path, overwrite=overwrite, finish=finish)
     discard(folder.path, path)
     return result
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maury.errors import ConfigError, MauryError, OutputError, check_known
+from maury.errors import ConfigError, MauryError, check_known
 from maury.evaluation.audit import audit
 from maury.evaluation.audit_report import audit_metadata
 from maury.evaluation.card import add_card, figures_of
@@ -117,7 +117,7 @@ def train(
             raise ConfigError(f"give a preset or a method, got {preset!r} and {method!r}")
         _check_method(method)
         completion = Completion()
-        trained = train_method(
+        return train_method(
             survey,
             model,
             method=method,
@@ -127,13 +127,12 @@ def train(
             split=split,
             overwrite=overwrite,
             complete=completion,
+            finish=completion.describe,
         )
-        completion.describe(trained)
-        return trained
     preset = method or preset
     settings = resolve(config, preset=preset, members=members, split=split)
     completion = Completion()
-    trained = ensemble.train(
+    return ensemble.train(
         survey,
         model,
         seed=seed,
@@ -144,9 +143,8 @@ def train(
         progress=progress,
         overwrite=overwrite,
         complete=completion,
+        finish=completion.describe,
     )
-    completion.describe(trained)
-    return trained
 
 
 def _check_method(name: str) -> None:
@@ -201,13 +199,10 @@ class Completion:
             self._opened = sample, network
         return self._opened[1]
 
-    def describe(self, model: Model) -> None:
-        """Write the card of the saved model, which stays whether it has a card or not."""
+    def describe(self, model: Model, name: str) -> None:
+        """Write the card of a model that is about to get its name."""
         measure = None
         if self._opened is not None:
             sample, network = self._opened
             measure = partial(figures_of, sample=sample, network=network)
-        try:
-            add_card(model, measure)
-        except OutputError as error:
-            logger.warning("%s has no card, write it with 'maury card': %s", model.path, error)
+        add_card(model, measure, name=name)

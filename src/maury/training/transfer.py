@@ -118,7 +118,7 @@ def transfer(
     if "calibration" in source.model.attachments:
         inherited = Calibration.from_arrays(source.model.arrays("calibration"))
     completion = Completion(inherited=inherited)
-    target = ensemble.train(
+    return ensemble.train(
         survey,
         out,
         seed=seed,
@@ -128,10 +128,9 @@ def transfer(
         progress=progress,
         overwrite=overwrite,
         complete=completion,
+        finish=completion.describe,
         source=source,
     )
-    completion.describe(target)
-    return target
 
 
 def _sections(config: Mapping[str, Any] | Path | str | None) -> dict[str, dict[str, Any]]:
