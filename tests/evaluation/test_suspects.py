@@ -47,10 +47,10 @@ def test_exchanged_labels_are_found_and_a_clean_survey_has_few(
     survey = Survey.open(path)
     assert set(rows) <= set(found.row)
     assert len(found) <= len(rows) + 0.02 * len(survey)
-    assert (np.diff(np.abs(found.n_sigma)) <= 0).all()
-    assert (np.abs(found.n_sigma) > 5).all()
+    assert (np.diff(found.n_sigma) <= 0).all()
+    assert (found.n_sigma > 5).all()
     expected = (found.given - found.predicted) / found.error
-    np.testing.assert_allclose(found.n_sigma, expected)
+    np.testing.assert_allclose(found.off, expected)
     given = [survey.column(name)[row] for name, row in zip(found.label, found.row, strict=True)]
     np.testing.assert_array_equal(found.given, given)
     assert found.id.tolist() == survey.id[found.row].tolist()
@@ -112,12 +112,31 @@ def _inputs(n_star, n_observable):
 def test_errors_are_widened_to_the_scatter_of_all_stars():
     rng = np.random.default_rng(0)
     truth = np.zeros((400, 2))
-    found = Prediction(rng.normal(0, (3.0, 0.5), (400, 2)), np.ones((400, 2)))
+    covariance = np.tile(np.eye(2), (400, 1, 1))
+    found = Prediction(rng.normal(0, (3.0, 0.5), (400, 2)), np.ones((400, 2)), covariance)
     number = np.r_[np.full(380, -1), np.zeros(20, int)]
-    error = suspects._widened(found, truth, number)
-    assert error[0] == pytest.approx([3.0, 1.0], rel=0.15)
+    wide = suspects._widened(found, truth, number)
+    assert wide.sigma[0] == pytest.approx([3.0, 1.0], rel=0.15)
+    np.testing.assert_allclose(np.diagonal(wide.covariance[0]), wide.sigma[0] ** 2)
     # Of twenty stars the scatter says too little.
-    assert error[-1].tolist() == [1.0, 1.0]
+    assert wide.sigma[-1].tolist() == [1.0, 1.0]
+
+
+def test_three_labels_count_together_and_others_alone(default_model):
+    """Errors of 1, correlated by .8: (3, -3) is sqrt(90) off, (3, 3) is sqrt(10)."""
+    model = Model.open(default_model)
+    covariance = np.tile(np.eye(9), (5, 1, 1))
+    covariance[:, 0, 1] = covariance[:, 1, 0] = 0.8
+    mean = np.zeros((5, 9))
+    truth = np.zeros((5, 9))
+    truth[0, :2] = 3, -3
+    truth[1, :2] = 3, 3
+    truth[2, 6] = 6
+    truth[3] = np.nan
+    covariance[4] = np.nan
+    size = np.where(np.isfinite(truth), np.abs(truth), 0.0)
+    far = suspects._doubt(model, Prediction(mean, np.ones((5, 9)), covariance), truth, size)
+    np.testing.assert_allclose(far, [np.sqrt(90), np.sqrt(10), 5, 0, 0])
 
 
 def test_models_without_calibrated_errors_and_surveys_without_labels_are_refused(

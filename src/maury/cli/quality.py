@@ -115,7 +115,7 @@ def suspects(
     model: ModelPath,
     survey: SurveyPath,
     errors: Annotated[
-        float, typer.Option("--errors", min=0.0, help="How many errors any label must be off.")
+        float, typer.Option("--errors", min=0.0, help="How many errors off a star is listed from.")
     ] = 5.0,
     out: Annotated[
         Path | None,

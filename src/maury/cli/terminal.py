@@ -353,16 +353,24 @@ def show_suspects(found: Any, most: int = 20) -> None:
     rest = f", the first {most} of them" if len(found) > most else ""
     say(f"{len(found)} suspects among {found.n_star} {mark}labelled rows{rest}")
     shown = zip(
-        *(found.id, found.label, found.given, found.predicted, found.n_sigma, found.reason),
+        *(
+            found.id,
+            found.n_sigma,
+            found.label,
+            found.given,
+            found.predicted,
+            found.off,
+            found.reason,
+        ),
         strict=True,
     )
     rows = [
-        (str(name), label, f"{given:.5g}", f"{predicted:.5g}", f"{off:+.1f}", reason)
-        for name, label, given, predicted, off, reason in shown
+        (str(name), f"{far:.1f}", label, f"{given:.5g}", f"{predicted:.5g}", f"{off:+.1f}", reason)
+        for name, far, label, given, predicted, off, reason in shown
     ]
     if rows:
-        header = ("id", "label", "given", "predicted", "errors off", "likely reason")
-        _show_table([header, *rows[:most]], fixed=2)
+        header = ("id", "far", "worst", "given", "predicted", "errors off", "likely reason")
+        _show_table([header, *rows[:most]], fixed=1)
 
 
 def _show_table(rows: Sequence[Sequence[str]], *, fixed: int = 0) -> None:

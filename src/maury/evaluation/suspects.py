@@ -22,6 +22,7 @@ from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
 from maury.model.output import Prediction
 from maury.model.split import HELD_OUT_FOLDS, PARTS, held_out_fold
+from maury.prediction.conformal import mahalanobis2
 from maury.prediction.labellers import open_labeller
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample
@@ -36,6 +37,11 @@ __all__ = ["Suspects", "find_suspects"]
 
 N_SIGMA = 5.0
 """Errors from which a label is doubted: of normal errors one in two million stars is so far off."""
+_ATMOSPHERE = ("teff", "logg", "m_h")
+"""Labels that another star hardly shares."""
+_TAIL = 1.2
+"""Residuals of abundances have wilder tails, so that each must be as much further off alone: with
+that 93 % of exchanged labels were found at .3 % false alarms, without it at .6 %."""
 _AGREES = 3.0
 """Errors within which a half of the inputs agrees with the labels."""
 _LEAST_STARS = 100
@@ -77,8 +83,10 @@ class Suspects:
         The label that is furthest off.
     given, predicted, error : (n,) float64
         Its value in the survey, its prediction, and the 1 sigma error of that.
-    n_sigma : (n,) float64
+    off : (n,) float64
         Their difference in errors; positive where the survey's value is too large.
+    n_sigma : (n,) float64
+        How far the star is off in all, see `find_suspects`.
     flags : (n,) int32
         Bits of `maury.labels.flags.Flag`.
     reason : (n,) str
@@ -97,6 +105,7 @@ class Suspects:
     given: Float64Array
     predicted: Float64Array
     error: Float64Array
+    off: Float64Array
     n_sigma: Float64Array
     flags: Int32Array
     reason: StrArray
@@ -136,15 +145,16 @@ def find_suspects(
 ) -> Suspects:
     """List the labelled stars of a survey whose labels lie far off their predictions.
 
-    Where the errors are too small for a survey, as the scatter of all its stars in a label says,
-    they are enlarged first.
+    How far is the Mahalanobis distance of Teff, log g and [M/H], of which a wrong star has more
+    than one wrong, or the number of errors of any other label, over 1.2. Where the errors are too
+    small for a survey, as the scatter of all its stars in a label says, they are enlarged first.
 
     Parameters
     ----------
     model, survey
         A calibrated model of the preset ``maury``, and a survey with labels, or their paths.
     n_sigma : float
-        How many errors any label must be off.
+        From how far off a star is listed.
 
     Raises
     ------
@@ -166,12 +176,12 @@ def find_suspects(
     star_id = survey.star_id[rows]
     found = labeller.assess(inputs, labeller.predict(inputs), star_id)
     found, number = _out_of_fold(model, labeller, inputs, star_id, found)
-    error = _widened(found, truth[rows], number)
-    off = (truth[rows] - found.mean) / error
+    found = _widened(found, truth[rows], number)
+    off = (truth[rows] - found.mean) / found.sigma
     # Where nothing was predicted, nothing is doubted.
     size = np.abs(np.where(np.isfinite(off), off, 0.0))
     worst = size.argmax(axis=1)
-    largest = size[np.arange(rows.size), worst]
+    largest = _doubt(model, found, truth[rows], size)
     listed = np.argsort(-largest, kind="stable")[: int((largest > n_sigma).sum())]
     column = worst[listed]
     assert found.flags is not None, "a calibrated model gives flags"
@@ -186,8 +196,9 @@ def find_suspects(
         label=np.array(model.label_names)[column],
         given=truth[rows][listed, column],
         predicted=found.mean[listed, column],
-        error=error[listed, column],
-        n_sigma=off[listed, column],
+        error=found.sigma[listed, column],
+        off=off[listed, column],
+        n_sigma=largest[listed],
         flags=flags,
         reason=reasons,
         n_star=rows.size,
@@ -225,26 +236,43 @@ def _out_of_fold(
         fold = held_out_fold(star_id, n_fold=n_fold, seed=model.seed or 0)
         training = model.split.contains("train", star_id)
         number = np.where(training & (fold < len(model.kept)), fold, -1)
-    mean, sigma = found.mean.copy(), found.sigma.copy()
+    assert found.covariance is not None, "a calibrated model gives covariances"
+    mean, sigma, covariance = found.mean.copy(), found.sigma.copy(), found.covariance.copy()
     for member in np.unique(number[number >= 0]):
         held_out = number == member
         own = take(inputs, held_out)
         single = labeller.calibrate(own, labeller.network.predict(own, only=int(member)))
         mean[held_out], sigma[held_out] = single.mean, single.sigma
-    return replace(found, mean=mean, sigma=sigma), number
+        covariance[held_out] = single.covariance
+    return replace(found, mean=mean, sigma=sigma, covariance=covariance), number
 
 
-def _widened(found: Prediction, truth: Float64Array, number: Int64Array) -> Float64Array:
-    """Errors (n_star, n_label), as large as the stars of each network scatter, if that is more."""
-    error = found.sigma.copy()
+def _doubt(
+    model: Model, found: Prediction, truth: Float64Array, size: Float64Array
+) -> Float64Array:
+    """How far each star (n_star,) is off, see `find_suspects`; 0 where nothing is known."""
+    own = [model.label_names.index(name) for name in _ATMOSPHERE if name in model.label_names]
+    apart = np.where(size[:, own] > 0, truth[:, own] - found.mean[:, own], 0.0)
+    assert found.covariance is not None, "a calibrated model gives covariances"
+    distance2 = mahalanobis2(apart, found.covariance[:, own][:, :, own])
+    distance = np.sqrt(np.nan_to_num(distance2))
+    others = np.delete(size, own, axis=1).max(axis=1, initial=0.0)
+    return np.maximum(np.maximum(distance, size[:, own].max(axis=1, initial=0.0)), others / _TAIL)
+
+
+def _widened(found: Prediction, truth: Float64Array, number: Int64Array) -> Prediction:
+    """Return it with errors as large as the stars of each network scatter, if that is more."""
+    wider = np.ones_like(found.sigma)
     for member in np.unique(number):
         of_it = number == member
-        off = (truth[of_it] - found.mean[of_it]) / error[of_it]
+        off = (truth[of_it] - found.mean[of_it]) / found.sigma[of_it]
         enough = np.isfinite(off).sum(axis=0) >= _LEAST_STARS
         # Robust: the stars that are looked for do not widen the errors that they are measured in.
         _, scatter = robust_scale(off)
-        error[of_it] *= np.where(enough, np.maximum(scatter, 1.0), 1.0)
-    return error
+        wider[of_it] = np.where(enough, np.maximum(scatter, 1.0), 1.0)
+    assert found.covariance is not None, "a calibrated model gives covariances"
+    covariance = found.covariance * wider[:, :, None] * wider[:, None, :]
+    return replace(found, sigma=found.sigma * wider, covariance=covariance)
 
 
 def _reasons(
