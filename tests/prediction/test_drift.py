@@ -105,7 +105,7 @@ def test_quantiles_are_those_of_numpy_and_order_changes_nothing(model, survey, t
 def test_predict_tells_and_records_it(model, tmp_path, caplog):
     odd = write_survey(tmp_path / "s.zarr", n=N, seed=9, snr=np.full(N, 20.0))
     catalogue = predict(model, odd, tmp_path / "labels.dataset")
-    assert "differs from the training sample: S/N: lower" in caplog.text
+    assert "differs from the training sample:\n  S/N: lower" in caplog.text
     assert catalogue.metadata["drift"]["stars"] == N
     assert catalogue.metadata["drift"]["findings"][0].startswith("S/N: lower")
 

@@ -22,12 +22,15 @@ def drift(
     from maury.io.files import refuse_existing, writing
     from maury.model.directory import Model
     from maury.prediction.drift import drift
+    from maury.prediction.labellers import open_labeller
     from maury.survey.readers.general import open_survey
 
     if json_file is not None:
         # Before the work, so that it is not lost to a name that is taken.
         refuse_existing(json_file, overwrite=overwrite)
-    found = drift(Model.open(model), open_survey(survey), n_star=stars)
+    opened = Model.open(model)
+    labeller = open_labeller(opened).with_theory
+    found = drift(opened, open_survey(survey), n_star=stars, labeller=labeller)
     if json_file is not None:
         with writing(json_file, overwrite=overwrite) as partial:
             partial.write_text(found.to_json(), "utf-8")
@@ -39,3 +42,5 @@ def drift(
     # Nothing found is no proof where the model cannot see: this is said in so many words.
     if found.unjudged:
         terminal.say(found.blindness)
+    if found.unlike:
+        terminal.say("labels of all its stars are doubtful: see 'maury adapt'")

@@ -257,7 +257,8 @@ def _doubt(
     distance2 = mahalanobis2(apart, found.covariance[:, own][:, :, own])
     distance = np.sqrt(np.nan_to_num(distance2))
     others = np.delete(size, own, axis=1).max(axis=1, initial=0.0)
-    return np.maximum(np.maximum(distance, size[:, own].max(axis=1, initial=0.0)), others / _TAIL)
+    single = size[:, own].max(axis=1, initial=0.0)
+    return np.asarray(np.maximum(np.maximum(distance, single), others / _TAIL))
 
 
 def _widened(found: Prediction, truth: Float64Array, number: Int64Array) -> Prediction:

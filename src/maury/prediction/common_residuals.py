@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from maury.errors import ModelFileError
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
 from maury.simulation.mismatch import CALCIUM_AA
 from maury.simulation.training_stars import TrainingStarSimulator
@@ -131,7 +131,7 @@ class CommonResiduals:
         return cls(np.zeros(size), np.eye(size) * np.inf, zero, unknown, zero, np.nan, 0)
 
     def beside(self, training: CommonResiduals) -> tuple[Float64Array, Float64Array]:
-        """Changes (n_term,) beside those of the training stars, and their 1 sigma errors."""
+        """Return changes (n_term,) beside those of the training stars, and their 1 sigma errors."""
         variance = np.diagonal(self.covariance) + np.diagonal(training.covariance)
         return self.change - training.change, np.sqrt(variance)
 
@@ -209,7 +209,7 @@ class _Block:
         inner = (own_weighted @ own.transpose(0, 2, 1)).astype(np.float64)
         # Own coefficients have a scatter of 1, as their curves are in units of it.
         inner += np.eye(own.shape[1])
-        gain = np.linalg.inv(inner)
+        gain = np.asarray(np.linalg.inv(inner), dtype=np.float64)
         ours = (weighted @ residual[:, :, None]).astype(np.float64)[:, :, 0]
         theirs = (own_weighted @ residual[:, :, None]).astype(np.float64)[:, :, 0]
         outer = (weighted @ common.transpose(0, 2, 1)).astype(np.float64)
@@ -222,7 +222,7 @@ class _Block:
         return cls(matrix, right, chi2 / count, depth, weight, residual, common, own, gain)
 
     def left(self, change: Float64Array) -> Float32Array:
-        """What is left (n_star, n_pixel) once common changes and own curves are taken off."""
+        """Return residuals (n_star, n_pixel) less common changes and own curves."""
         left = self.residual - np.einsum("k,nkp->np", change.astype(np.float32), self.common)
         theirs = np.einsum("nkp,np->nk", self.own, self.weight * left).astype(np.float64)
         own = np.einsum("nij,nj->ni", self.gain, theirs).astype(np.float32)
@@ -260,9 +260,7 @@ def _own(
         moved[:, column] += _STEPS * size
         slopes.append((simulator.theory(moved) - theory) / np.float32(_STEPS))
     calibration = simulator.calibration
-    cores = np.broadcast_to(
-        calibration.core_modes, (len(theory), *calibration.core_modes.shape)
-    )
+    cores = np.broadcast_to(calibration.core_modes, (len(theory), *calibration.core_modes.shape))
     continuum = theory[:, None] * calibration.continuum_modes
     return np.concatenate([np.stack(slopes, axis=1), cores, continuum], axis=1)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -23,9 +23,13 @@ from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.model.output import has_spectrum
 from maury.prediction.coverage import DETECTORS
+from maury.prediction.survey_check import SurveyCheck, check_survey
 from maury.spectra.batch import Readable
 from maury.spectra.preparation import Inputs, join_inputs, take
 from maury.survey.labelled_sample import LabelledSample
+
+if TYPE_CHECKING:
+    from maury.prediction.uncertainty import UncertaintyModel
 
 __all__ = ["SAMPLE", "Drift", "Quantity", "drift", "with_sample"]
 
@@ -43,6 +47,8 @@ _LEVELS = np.array([0.5, 5.0, 16.0, 25.0, 50.0, 75.0, 84.0, 95.0, 99.5])
 _N_COMPONENT, _LEAST_STARS = 6, 20
 """Principal components of the flux that are compared, and stars that they need: chosen."""
 _REST = "flux beyond components (in units of noise)"
+_WORST = 3
+"""Findings that `predict` shows: as many as are read; `maury drift` lists all."""
 _MARGIN, _BEYOND = 1.0, 1.5
 """How far beyond 99 % of the training spectra one is unlike them: by the width of their range in a
 component, by half as much again in what components leave."""
@@ -77,6 +83,15 @@ class Quantity:
     outside: float
     missing: float
     missing_training: float
+
+    @property
+    def excess(self) -> float:
+        """How much it differs: in scatters, or in shares of the stars; 0 where nothing is known."""
+        shift = 0.0
+        if self.median is not None and self.median_training is not None:
+            unit = self.scatter_training or np.inf
+            shift = abs(self.median - self.median_training) / unit
+        return max(shift, self.outside, self.missing - self.missing_training)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -117,6 +132,8 @@ class Drift:
         training sample is known (`n_training` is 0), of those unlike simulated spectra alone.
     unjudged : tuple of str
         Names of the flags that the model cannot raise, see `unjudged`.
+    common : SurveyCheck
+        What all stars of the survey have in common beside those in training.
     """
 
     n_star: int
@@ -124,11 +141,14 @@ class Drift:
     quantities: tuple[Quantity, ...]
     flags: Mapping[str, tuple[float, float]]
     unjudged: tuple[str, ...] = ()
+    common: SurveyCheck = field(default_factory=SurveyCheck.none)
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What differs, in words, each with the name of its quantity or flag."""
-        found = [f"{q.name}: {', '.join(q.findings)}" for q in self.quantities if q.findings]
+        """What differs, in words, each with the name of its quantity or flag, the worst first."""
+        ranked = sorted(self.quantities, key=lambda quantity: -quantity.excess)
+        found = [*self.common.findings]
+        found += [f"{q.name}: {', '.join(q.findings)}" for q in ranked if q.findings]
         found += [
             f"{name}: {here:.0%} of the stars (in training {there:.0%})"
             for name, (here, there) in self.flags.items()
@@ -137,14 +157,23 @@ class Drift:
         return tuple(found)
 
     @property
+    def unlike(self) -> bool:
+        """Whether the labels of all stars are doubtful."""
+        return self.common.unlike
+
+    @property
     def summary(self) -> str:
-        """One line."""
+        """A line, and below it the worst three findings, if there are any."""
         line = f"{self.n_star} spectra look like the training sample"
         if not self.n_training:
             known = ", ".join(q.name for q in self.quantities) or "nothing"
             line = f"the training sample is not known, but for the range of {known}"
         if self.findings:
-            line = "the survey differs from the training sample: " + "; ".join(self.findings)
+            worst, more = self.findings[:_WORST], len(self.findings) - _WORST
+            line = "the survey differs from the training sample:\n  " + "\n  ".join(worst)
+            line += f"\n  and {more} more, which 'maury drift' lists" if more > 0 else ""
+        if self.unlike:
+            line += "\nlabels of all its stars are doubtful"
         return f"{line}; {self.blindness}" if self.unjudged else line
 
     @property
@@ -281,7 +310,13 @@ def flux_sample(inputs: Inputs) -> dict[str, AnyArray]:
     }
 
 
-def drift(model: Model, survey: Readable, *, n_star: int = N_STAR) -> Drift:
+def drift(
+    model: Model,
+    survey: Readable,
+    *,
+    n_star: int = N_STAR,
+    labeller: UncertaintyModel | None = None,
+) -> Drift:
     """Compare some rows of a survey, in blocks spread over all of it, with the training sample.
 
     Parameters
@@ -293,6 +328,8 @@ def drift(model: Model, survey: Readable, *, n_star: int = N_STAR) -> Drift:
         On the grid that the model's preparation takes.
     n_star : int
         Rows, about.
+    labeller : UncertaintyModel, optional
+        That of the model, if it has one: what all stars have in common is then measured as well.
 
     Raises
     ------
@@ -308,8 +345,9 @@ def drift(model: Model, survey: Readable, *, n_star: int = N_STAR) -> Drift:
     inputs = join_inputs(
         [model.preparation.apply(survey.batch(k, min(k + _BLOCK, len(survey)))) for k in starts]
     )
+    common = SurveyCheck.none() if labeller is None else check_survey(labeller, inputs)
     if SAMPLE not in model.attachments:
-        return replace(_by_range(model, inputs), unjudged=unjudged(model))
+        return replace(_by_range(model, inputs), unjudged=unjudged(model), common=common)
     arrays, about = model.arrays(SAMPLE), model.attachments[SAMPLE].metadata
     try:
         found = _values(inputs, model, (arrays["flux_centre"], arrays["flux_basis"]))
@@ -322,7 +360,7 @@ def drift(model: Model, survey: Readable, *, n_star: int = N_STAR) -> Drift:
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ModelFileError(f"{model.path}: its sample is damaged: {error}") from error
     flags = {n: (share, shares.get(n, 0.0)) for n, share in _flag_shares(inputs).items()}
-    return Drift(len(inputs), n_training, quantities, flags, unjudged(model))
+    return Drift(len(inputs), n_training, quantities, flags, unjudged(model), common)
 
 
 def unjudged(model: Model) -> tuple[str, ...]:

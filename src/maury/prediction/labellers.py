@@ -23,6 +23,7 @@ from maury.spectra.preparation import Inputs
 
 if TYPE_CHECKING:
     from maury.model.inference import EnsembleNetwork
+    from maury.prediction.uncertainty import UncertaintyModel
 
 __all__ = ["Labeller", "open_labeller"]
 
@@ -64,6 +65,11 @@ class Labeller(ABC):
         del inputs
         # A covariance that nothing has calibrated stays out of the catalogue.
         return Prediction(prediction.mean, prediction.sigma)
+
+    @property
+    def with_theory(self) -> UncertaintyModel | None:
+        """Itself, if it knows the spectrum that labels should have; else None."""
+        return None
 
     @abstractmethod
     def assess(

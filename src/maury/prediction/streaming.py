@@ -280,7 +280,7 @@ def plan(
         notes={"part_stars": part_stars or PART_STARS},
     )
     more = {"by_star": {"spectra": len(survey)}} if options.by_star else {}
-    spec = replace(spec, metadata={**spec.metadata, **_drift(model, survey, work), **more})
+    spec = replace(spec, metadata={**spec.metadata, **_drift(predictor, survey, work), **more})
     # A run that goes on keeps the size of its parts, as those that are done would else not fit
     # between the others.
     step = int(json.loads((work / STAMP).read_text("utf-8"))["part_stars"])
@@ -646,12 +646,15 @@ def _check_grid(model: Model, survey: Readable) -> None:
     require_same_grid(model.wave_aa, Spectra(wave_aa, none, none, medium), medium=model.medium)
 
 
-def _drift(model: Model, survey: Readable, work: Path) -> dict[str, Any]:
+def _drift(predictor: Predictor, survey: Readable, work: Path) -> dict[str, Any]:
     """Compare the survey with the training sample, once for a run and those that go on with it."""
     known = work / _DRIFT
     if not known.exists():
-        found = drift(model, survey)
+        # Of inputs that count as missing nothing is to be told.
+        labeller = None if predictor.without else predictor.labeller.with_theory
+        found = drift(predictor.model, survey, labeller=labeller)
         note = {"drift": {"stars": found.n_star, "findings": list(found.findings)}}
+        note["drift"]["unlike"] = found.unlike
         with writing(known, overwrite=True) as partial:
             partial.write_text(json.dumps(note), "utf-8")
         level = logging.WARNING if found.findings or found.unjudged else logging.INFO

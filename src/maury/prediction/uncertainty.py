@@ -84,6 +84,11 @@ class UncertaintyModel(Labeller):
     coverage: CoverageModel | None
     calibrated: ClassVar[bool] = True
 
+    @property
+    def with_theory(self) -> "UncertaintyModel":
+        """Itself, which knows the spectrum that labels should have."""
+        return self
+
     @classmethod
     def load(cls, model: Model, network: EnsembleNetwork) -> Self | None:
         """Read from the model directory; None if the model has no calibration.

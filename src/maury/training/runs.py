@@ -19,7 +19,8 @@ from maury.model.networks.published import PRESETS
 from maury.prediction.calibration import Calibration
 from maury.prediction.drift import with_sample
 from maury.prediction.self_check import with_self_check
-from maury.prediction.uncertainty import complete
+from maury.prediction.survey_check import with_common
+from maury.prediction.uncertainty import UncertaintyModel, complete
 from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 from maury.training import ensemble
@@ -182,6 +183,8 @@ class Completion:
         if isinstance(network, MethodNetwork):
             return with_self_check(with_sample(model, sample), sample, network=network)
         whole = complete(model, network, sample, inherited=self._inherited)
+        if labeller := UncertaintyModel.load(whole, network):
+            whole = with_common(whole, labeller, sample)
         whole = with_self_check(with_sample(whole, sample), sample, network=network)
         if "calibration" not in whole.attachments:
             return whole
