@@ -128,7 +128,7 @@ class CommonResiduals:
     def _none(cls, n_pixel: int) -> Self:
         size, zero = len(TERMS), np.zeros(n_pixel)
         unknown = np.full(n_pixel, np.inf)
-        return cls(np.zeros(size), np.eye(size) * np.inf, zero, unknown, zero, np.nan, 0)
+        return cls(np.zeros(size), np.diag(np.full(size, np.inf)), zero, unknown, zero, np.nan, 0)
 
     def beside(self, training: CommonResiduals) -> tuple[Float64Array, Float64Array]:
         """Return changes (n_term,) beside those of the training stars, and their 1 sigma errors."""
