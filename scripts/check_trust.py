@@ -1,7 +1,7 @@
 """Measure whether labels can be trusted on stars that are not as the training sample was.
 
     python scripts/check_trust.py SURVEY.zarr MODEL [MODEL ...] [--part validation|test]
-        [--only NAME ...] [--json OUT]
+        [--only NAME ...] [--further] [--json OUT]
     python scripts/check_trust.py --compare before=BEFORE.json after=AFTER.json
 
 The first form predicts held-out stars changed in one thing at a time (`maury.evaluation.stress`)
@@ -42,7 +42,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the report of each model, by its path."""
     reports = {}
     for model in arguments.models:
-        report = stress(model, arguments.survey, split=arguments.part, only=arguments.only)
+        report = stress(
+            model,
+            arguments.survey,
+            split=arguments.part,
+            only=arguments.only,
+            further=arguments.further,
+        )
         print(f"{report.title}; {report.model}, {report.survey}", file=sys.stderr)
         for name, why in report.omitted.items():
             print(f"omitted: {name}: {why}", file=sys.stderr)
@@ -57,6 +63,7 @@ def main() -> int:
     parser.add_argument("models", type=Path, nargs="*")
     parser.add_argument("--part", choices=("validation", "test", "unseen"), default="test")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--further", action="store_true", help="other strengths, other inputs")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--compare", nargs="+", metavar="NAME=FILE")
     arguments = parser.parse_args()

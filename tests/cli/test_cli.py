@@ -78,6 +78,7 @@ def test_the_whole_journey(tmp_path):
         ("simulate", observed, "--stars", 20, "--seed", 3, "--observed"),
         ("train", labelled, tmp_path / "m", "--config", config),
         ("validate", tmp_path / "m", labelled, "--json", tmp_path / "v.json"),
+        ("validate", tmp_path / "m", labelled, "--stress", "--json", tmp_path / "s.json"),
         ("predict", tmp_path / "m", observed, tmp_path / "labels.vot"),
         ("predict", tmp_path / "m", observed, tmp_path / "a.fits", "--without", "Ks"),
         ("info", tmp_path / "m"),
@@ -90,6 +91,7 @@ def test_the_whole_journey(tmp_path):
         assert re.search("simulated", result.output, re.IGNORECASE), step
     assert len(Catalogue.read(tmp_path / "labels.vot")) == 20
     assert json.loads((tmp_path / "v.json").read_text())["simulated"] is True
+    assert json.loads((tmp_path / "s.json").read_text())["lines"][0]["name"] == "nothing"
 
 
 @pytest.mark.parametrize(

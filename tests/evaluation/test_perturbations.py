@@ -155,16 +155,15 @@ def test_a_lower_resolving_power_is_reached_by_its_gaussian():
     assert np.hypot(extra, width / 7500.0) == pytest.approx(width / 6750.0)
 
 
-def test_line_strengths_are_one_field_for_all_stars(rng):
-    flux = np.repeat(1.0 - 0.3 * np.ones((1, 912)), 3, axis=0)
-    off = change.line_strengths(WAVE, flux, rng, 0.15)
-    factor = (1.0 - off) / 0.3
-    assert factor.mean() == pytest.approx(1.0)
-    assert factor.std() == pytest.approx(0.15)
-    assert np.ptp(factor, axis=0) == pytest.approx(np.zeros(912))
-    calcium = np.abs(WAVE - 8542.09) < 12.0
-    assert np.ptp(factor[0, calcium]) == pytest.approx(0.0)
-    assert np.ptp(factor[0, np.abs(WAVE - 8600.0) < 12.0]) > 0.05
+def test_line_strengths_are_fields_that_many_stars_share(rng):
+    flux = np.full((16, 912), 0.7)
+    factor = (1.0 - change.line_strengths(WAVE, flux, rng, 0.15)) / 0.3
+    near = np.min(np.abs(WAVE - np.array(change.CALCIUM_AA)[:, None]), axis=0)
+    assert factor[:, near > 9.0].mean() == pytest.approx(1.0, abs=0.02)
+    assert factor[:, near > 9.0].std() == pytest.approx(0.15, rel=0.1)
+    assert factor[:, near < 6.0] == pytest.approx(np.ones((16, np.sum(near < 6.0))))
+    assert factor[:8] == pytest.approx(factor[8:])
+    assert not np.allclose(factor[0], factor[1])
 
 
 def test_scattered_light_fills_lines_and_leaves_the_continuum():
@@ -197,6 +196,20 @@ def test_photometry_gets_the_noise_that_is_told(batch, rng):
     assert again.columns["j_m_error"] == pytest.approx(np.full(N, 0.05 * np.sqrt(2.0)))
     silent = change.noisier_bands(batch, rng, ("J",), rms=0.05, told=False)
     assert "j_m_error" not in silent.columns
+
+
+def test_each_input_is_lost_by_itself_in_the_share_that_is_asked(batch, rng):
+    lost = change.without_some(batch, rng, 0.5)
+    gone = np.isnan([lost.columns[one.column] for one in BANDS])
+    assert gone.mean() == pytest.approx(0.5, abs=0.1)
+    assert len({tuple(star) for star in gone.T}) > N / 2
+
+
+def test_one_band_of_each_star_is_off(batch, rng):
+    off = change.one_band_off(batch, rng, -0.3)
+    shift = np.array([off.columns[b.column] - batch.columns[b.column] for b in BANDS])
+    assert np.sum(np.abs(shift) > 1e-9, axis=0).tolist() == [1] * N
+    assert shift.sum(axis=0) == pytest.approx(np.full(N, -0.3))
 
 
 def test_parallaxes_scatter_by_the_share_that_is_told(batch, rng):

@@ -12,7 +12,7 @@ from maury.errors import ConfigError
 from maury.evaluation import stress as stress_module
 from maury.evaluation.pool import Pool
 from maury.evaluation.stress import StressReport, measure, stress, table
-from maury.evaluation.stress_lines import LINES
+from maury.evaluation.stress_lines import FURTHER_LINES, LINES
 from maury.evaluation.validation import held_out_rows
 from maury.labels.definitions import select
 from maury.labels.flags import Flag
@@ -116,14 +116,14 @@ def test_a_line_by_itself_is_what_it_is_among_others(report, tiny_model, tiny_su
     name = "20 % of the pixels missing at random"
     alone = stress(tiny_model, tiny_survey, only=["20 % of the pixels"])
     assert alone.lines == tuple(line for line in report.lines if line.name == name)
-    with pytest.raises(ConfigError, match="no line is named bananas; there are: nothing;"):
+    with pytest.raises(ConfigError, match="no line is named bananas; there are: 20 %"):
         stress(tiny_model, tiny_survey, only=["bananas"])
 
 
 def test_reports_stand_side_by_side(report):
     plain = json.loads(report.to_json())
     header, *rows = table({"before": plain, "after": plain | {"lines": plain["lines"][1:]}})
-    assert header[1:3] == ("teff logg m_h alpha_m before", "teff logg m_h alpha_m after")
+    assert header[1:3] == tuple(f"within: teff logg m_h alpha_m {n}" for n in ("before", "after"))
     assert rows[0][0] == "nothing"
     assert rows[0][2] == "-"
     assert rows[1][1] == rows[1][2]
@@ -138,6 +138,14 @@ def test_a_survey_that_is_not_at_rest_has_lines_without_spectra_of_others(
     found = stress(tiny_model, moving, only=["rotation of 30", "no parallax"])
     assert [line.name for line in found.lines] == ["no parallax"]
     assert "not at rest" in found.omitted["rotation of 30 km/s"]
+
+
+def test_further_lines_are_measured_after_the_unchanged_stars(tiny_model, tiny_survey):
+    found = stress(tiny_model, tiny_survey, further=True)
+    names = [line.name for line in found.lines]
+    assert names[0] == "nothing"
+    assert names[1:] == [line.name for line in FURTHER_LINES if line.name not in found.omitted]
+    assert not {line.name for line in FURTHER_LINES} & {line.name for line in LINES}
 
 
 def test_progress_is_told(tiny_model, tiny_survey):

@@ -1,7 +1,7 @@
 """Commands that judge a model: validation, audit, coverage, comparison, report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,19 +19,34 @@ def validate(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
     ] = None,
+    stressed: Annotated[
+        bool, typer.Option("--stress", help="Change the stars in one thing at a time, and compare.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare predictions with the known labels of stars that the model kept out of training."""
-    from maury.evaluation.validation import validate
     from maury.io.files import refuse_existing, writing
 
     if json_file is not None:
         refuse_existing(json_file, overwrite=overwrite)
-    report = validate(model, survey, split=stars)
+    report = _stress(model, survey, stars) if stressed else _validate(model, survey, stars)
     if json_file is not None:
         with writing(json_file, overwrite=overwrite) as partial:
             partial.write_text(report.to_json(), "utf-8")
-    terminal.show_report(report)
+    (terminal.show_stress if stressed else terminal.show_report)(report)
+
+
+def _validate(model: Path, survey: Path, stars: str) -> Any:
+    from maury.evaluation.validation import validate
+
+    return validate(model, survey, split=stars)
+
+
+def _stress(model: Path, survey: Path, stars: str) -> Any:
+    from maury.evaluation.stress import stress
+
+    with terminal.bar("lines") as progress:
+        return stress(model, survey, split=stars, progress=progress)
 
 
 def audit(

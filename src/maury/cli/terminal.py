@@ -256,6 +256,14 @@ def show_report(report: Any) -> None:
     )
 
 
+def show_stress(report: Any) -> None:
+    """Print what became of stars that were changed in one thing at a time."""
+    say(report.title)
+    _show_table(report.rows())
+    for name, why in report.omitted.items():
+        say(f"omitted: {name}: {why}")
+
+
 def show_flow(flow: Any) -> None:
     """Print how many stars each step of a build took in and let through, and why."""
     header, *rows = flow.rows()
@@ -272,6 +280,7 @@ def show_offsets(offsets: Any) -> None:
 
 _LEFT = (
     "label",
+    "changed",
     "method",
     "inputs",
     "star",

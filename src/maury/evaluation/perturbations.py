@@ -37,11 +37,13 @@ _EMISSION_SIGMA_AA = 0.65
 """Of an emission core, some 50 km/s wide with the line spread at a resolving power of 7500."""
 _CORE_SIGMA_AA = 0.8
 """Of the part of a Ca II line that forms in the chromosphere, as of `TheoryMismatch`."""
-_KNOT_AA = 3.0
+_KNOT_AA = 2.0
 """Apart are the knots of a field of line strengths: a line at R = 7500 is 1.2 angstrom wide, so
 that each line has a strength of its own."""
-_CALCIUM_WING_AA = 12.0
-"""To either side of a Ca II line, which has one strength: there its wings are 5 to 10 % deep."""
+_CALCIUM_AA = (6.0, 3.0)
+"""Around a Ca II line strengths stay, and then rise: its wings would turn into a bad continuum."""
+_N_FIELD = 8
+"""Fields of line strengths: one alone may happen to look like metals, or not at all."""
 _PAD = 64
 """Pixels beyond each end of an arm, so that the two ends do not meet in a Fourier transform."""
 
@@ -199,21 +201,21 @@ def resolution_sigma_kms(resolving_power: float, factor: float) -> float:
 def line_strengths(
     wave_aa: Float64Array, flux: AnyArray, rng: np.random.Generator, rms: float
 ) -> Float64Array:
-    """Scale the depth of each line by a factor of its own, the same in all stars.
+    """Scale the depth of each line by a factor of its own, the same in an eighth of the stars.
 
-    The factors are linear between independent normal deviates 3 angstrom apart, but for one of each
-    Ca II line with its wings; over the pixels they have mean 1 and standard deviation `rms`.
-    Wavelengths are in air.
+    The factors are linear between independent normal deviates 2 angstrom apart; over the pixels
+    they have mean 1 and standard deviation `rms`, but near the Ca II lines, which stay. Wavelengths
+    are in air.
     """
     knots = np.arange(wave_aa[0], wave_aa[-1] + _KNOT_AA, _KNOT_AA)
-    calcium = np.array(CALCIUM_AA)
-    knots = knots[np.abs(knots[:, None] - calcium).min(axis=1) > _CALCIUM_WING_AA]
-    wings = np.repeat(calcium, 2) + np.tile([-_CALCIUM_WING_AA, _CALCIUM_WING_AA], 3)
-    values = np.r_[rng.standard_normal(knots.size), np.repeat(rng.standard_normal(3), 2)]
-    order = np.argsort(np.r_[knots, wings])
-    field = np.interp(wave_aa, np.r_[knots, wings][order], values[order])
-    field = 1.0 + rms * (field - field.mean()) / field.std()
-    return np.asarray(1.0 - field * (1.0 - flux))
+    drawn = rng.standard_normal((_N_FIELD, knots.size))
+    field = np.array([np.interp(wave_aa, knots, values) for values in drawn])
+    field -= field.mean(axis=1, keepdims=True)
+    field /= field.std(axis=1, keepdims=True)
+    apart = np.abs(wave_aa[:, None] - np.array(CALCIUM_AA)).min(axis=1)
+    field *= np.clip((apart - _CALCIUM_AA[0]) / _CALCIUM_AA[1], 0.0, 1.0)
+    strength = 1.0 + rms * field[np.arange(len(flux)) % _N_FIELD]
+    return np.asarray(1.0 - strength * (1.0 - flux))
 
 
 def fringes(
@@ -284,6 +286,23 @@ def noisier_parallax(
     if told:
         columns["parallax_error"] = np.abs(relative * true)
     return with_columns(batch, columns)
+
+
+def without_some(batch: Batch, rng: np.random.Generator, share: float) -> Batch:
+    """Lose each magnitude, the parallax and A_V of a share of the stars, each by itself."""
+    names = [*(one.column for one in BANDS), "parallax", "a_v"]
+    lost = rng.random((len(names), len(batch))) < share
+    return with_columns(
+        batch,
+        {n: np.where(gone, np.nan, column(batch, n)) for n, gone in zip(names, lost, strict=True)},
+    )
+
+
+def one_band_off(batch: Batch, rng: np.random.Generator, shift_mag: float) -> Batch:
+    """Add to the magnitude of one band of each star, drawn at random."""
+    chosen = rng.integers(0, len(BANDS), len(batch))
+    shift = {one.name: shift_mag * (chosen == k) for k, one in enumerate(BANDS)}
+    return shifted_bands(batch, shift)
 
 
 def reddened(batch: Batch, a_v: float, *, told: bool) -> Batch:

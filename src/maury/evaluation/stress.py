@@ -153,6 +153,7 @@ def stress(
     *,
     split: str = "test",
     only: Sequence[str] = (),
+    further: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> StressReport:
     """Predict stars whose labels are known, changed in one thing at a time, and compare.
@@ -165,6 +166,8 @@ def stress(
         Which stars, as of `maury.evaluation.validation.held_out_rows`.
     only : sequence of str
         Names of lines, or parts of names; all lines if it is empty.
+    further : bool
+        Take the lines of other strengths and other sets of inputs, after the unchanged stars.
     progress : callable, optional
         Called with (lines done, lines in all).
 
@@ -177,12 +180,7 @@ def stress(
     """
     model = model if isinstance(model, Model) else Model.open(model)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    chosen = [line for line in LINES if not only or any(_names(part, line.name) for part in only)]
-    if not chosen:
-        raise ConfigError(
-            f"no line is named {', '.join(only)}; there are: "
-            + "; ".join(line.name for line in LINES)
-        )
+    chosen = _chosen((LINES[0], *FURTHER_LINES) if further else LINES, only)
     batch = survey.rows(held_out_rows(model, survey, split=split))
     predictor, library = Predictor(model), cache(partial(Library.of, survey))
     results, omitted = [], {}
@@ -209,9 +207,19 @@ def stress(
     )
 
 
-def _names(part: str, name: str) -> bool:
-    """Whether a line is meant by its name, or by a part of it that is no name itself."""
-    return part == name or (part in name and all(part != line.name for line in LINES))
+def _chosen(lines: Sequence[Line], only: Sequence[str]) -> list[Line]:
+    """Lines of these names, or with such parts in their names where no line has that name."""
+    names = {line.name for line in lines}
+
+    def meant(part: str, name: str) -> bool:
+        return part == name or (part not in names and part in name)
+
+    chosen = [line for line in lines if not only or any(meant(part, line.name) for part in only)]
+    if not chosen:
+        raise ConfigError(
+            f"no line is named {', '.join(only)}; there are: {'; '.join(sorted(names))}"
+        )
+    return chosen
 
 
 def measure(name: str, predictor: Predictor, batch: Batch) -> LineResult:
@@ -291,7 +299,7 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """
     first = next(iter(reports.values()))
     labels = [label for label in SHOWN if label in first["labels"]] or list(first["labels"])
-    heads = (" ".join(labels), *_SHARES)
+    heads = (f"within: {' '.join(labels)}", *_SHARES)
     by_name = {
         name: {line["name"]: line for line in report["lines"]} for name, report in reports.items()
     }
