@@ -21,7 +21,7 @@ import numpy as np
 from maury.errors import ColumnError, ConfigError, MissingExtra
 from maury.evaluation.library import Library, star_names
 from maury.evaluation.pool import Pool
-from maury.evaluation.stress_lines import LINES, Scene
+from maury.evaluation.stress_lines import FURTHER_LINES, LINES, Line, Scene
 from maury.evaluation.validation import STARS, held_out_rows
 from maury.io.arrays import AnyArray, BoolArray, Float64Array
 from maury.labels.columns import for_correlation
