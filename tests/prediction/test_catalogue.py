@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from astropy.table import Table
 
 from maury.errors import ConfigError, InputFileError, OutputExists
 from maury.labels.definitions import LABELS
-from maury.labels.flags import Flag
+from maury.labels.flags import Flag, warn
 from maury.prediction.catalogue import SUFFIXES, Catalogue, CatalogueSpec, assemble, write_part
 
 METADATA = {"simulated": True, "model": {"preset": "guiglion2020", "note": "quote ' é \" " * 9}}
@@ -28,8 +29,9 @@ def make_rows(start, n, rng, *, identifier="star-{}"):
     for column in SPEC.columns:
         if column.kind == "str":
             rows[column.name] = np.array([identifier.format(start + i) for i in range(n)])
-        elif column.kind == "int32":
-            rows[column.name] = rng.integers(0, 2**15, n).astype(np.int32)
+        elif column.kind == "int64":
+            # Beyond 32 bits, which catalogues of the first versions had.
+            rows[column.name] = rng.integers(0, 2**40, n)
         elif column.kind == "bool":
             rows[column.name] = rng.random(n) > 0.5
         else:
@@ -162,3 +164,21 @@ def test_tables_of_others_are_refused(tmp_path):
         table.write(path, format=form)
         with pytest.raises(InputFileError, match="not a catalogue written by maury"):
             Catalogue.read(path)
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".parquet", ".vot", ".ecsv"])
+def test_flags_of_32_bits_as_earlier_versions_wrote_them_are_read(tmp_path, suffix):
+    columns = tuple(replace(c, kind="int32") if c.name == "flags" else c for c in SPEC.columns)
+    rows = make_rows(0, 5, np.random.default_rng(1))
+    flags = np.array([0, 1, 2**18, 2**30, 2**20 | 1], np.int32)
+    rows["flags"] = flags
+    write_part(tmp_path / "part.parquet", CatalogueSpec(columns, SPEC.metadata), rows)
+    out = tmp_path / f"old{suffix}"
+    assemble([tmp_path / "part.parquet"], out, spec=CatalogueSpec(columns, SPEC.metadata))
+    found = Catalogue.read(out).table["flags"]
+    np.testing.assert_array_equal(found, flags)
+    assert found.dtype.kind == "i"
+    assert found.dtype.itemsize == 8
+    assert found.description == "Quality flags, a bit mask"
+    assert not warn(np.asarray(found) & Flag.SPIKES).any()
+    assert (np.asarray(found) & Flag.BINARY_SUSPECTED == 0).all()

@@ -72,9 +72,11 @@ class Client:
         return json.loads(self.get(path))
 
     def column(self, name):
-        planes = np.frombuffer(self.get(f"/api/column/{name}"), np.uint8).reshape(4, -1)
-        words = np.ascontiguousarray(planes.T).reshape(-1)
-        return words.view("<i4" if name == "flags" else "<f4")
+        body = np.frombuffer(self.get(f"/api/column/{name}"), np.uint8)
+        if name != "flags":
+            return np.ascontiguousarray(body.reshape(4, -1).T).reshape(-1).view("<f4")
+        low, high = body.reshape(2, 4, -1)
+        return np.ascontiguousarray(np.vstack([low, high]).T).reshape(-1).view("<i8")
 
     def raw(self, data: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self.explorer.port), timeout=60) as one:

@@ -24,7 +24,7 @@ from maury.errors import ColumnError, ConfigError, MissingExtra, OutputExists
 from maury.labels.columns import Column
 from maury.labels.definitions import LABELS
 from maury.prediction.catalogue import SUFFIXES, Catalogue, CatalogueSpec, assemble, write_part
-from maury.prediction.votable import INT_NULL
+from maury.prediction.votable import NULLS
 from maury.report.publish import cds
 from maury.report.publish.cds import Heading
 from maury.report.publish.convert import OUTPUTS, convert, spec_of
@@ -99,7 +99,7 @@ def test_votable_passes_validator_and_schema(tmp_path, source):
         assert check_ucd(field.ucd, check_controlled_vocabulary=True), field.ucd
         assert field.description
     flags = next(field for field in table.fields if field.name == "flags")
-    assert flags.values.null == INT_NULL
+    assert flags.values.null == NULLS["int64"]
     assert {i.name: i.value for i in document.resources[0].infos}["simulated"] == "true"
     assert "SIMULATED" in document.resources[0].description
 
@@ -148,7 +148,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters
 @given(
     names=st.lists(TEXT, min_size=1, max_size=5),
     number=st.floats(allow_nan=True, width=64),
-    bits=st.integers(-(2**31) + 1, 2**31 - 1),
+    bits=st.integers(-(2**63) + 1, 2**63 - 1),
     truth=st.booleans(),
     description=st.text(min_size=1, max_size=40),
 )
@@ -157,14 +157,14 @@ def test_any_row_survives_votable_and_parquet(tmp_path, names, number, bits, tru
     columns = (
         Column("id", "", "meta.id", "Name", "str"),
         Column("x", "km/s", "phys.veloc", description, "float64"),
-        Column("flags", "", "meta.code.qual", "Bits", "int32"),
+        Column("flags", "", "meta.code.qual", "Bits", "int64"),
         Column("warn", "", "meta.code.qual", "Warned", "bool"),
     )
     spec = CatalogueSpec(columns, {"simulated": False, "note": description})
     rows = {
         "id": np.array(names, dtype=np.str_),
         "x": np.full(n, number),
-        "flags": np.full(n, bits, dtype=np.int32),
+        "flags": np.full(n, bits),
         "warn": np.full(n, truth),
     }
     part = tmp_path / "part.parquet"
@@ -193,8 +193,8 @@ def test_fits_has_ucds_units_nulls_and_the_mark_of_simulated_spectra(tmp_path, s
         for number, column in enumerate(columns, start=1):
             assert check_ucd(header[f"TUCD{number}"], check_controlled_vocabulary=True)
             assert header[f"TCOMM{number}"]
-            assert (f"TNULL{number}" in header) == (column.format == "J")
-        assert columns["flags"].null == INT_NULL
+            assert (f"TNULL{number}" in header) == (column.format == "K")
+        assert columns["flags"].null == NULLS["int64"]
         assert columns["parallax"].unit == "mas"
 
 

@@ -31,7 +31,6 @@ from maury.io.arrays import (
     BoolArray,
     Float32Array,
     Float64Array,
-    Int32Array,
     Int64Array,
     StrArray,
 )
@@ -87,7 +86,7 @@ class Suggestions:
         multiplied.
     density_ratio, error_ratio, diversity : (n,) float64
         See `maury.evaluation.adviser`; diversity is 1 where no star near was chosen before.
-    flags : (n,) int32
+    flags : (n,) int64
         Bits of `maury.labels.flags.Flag`.
     excluded : mapping of str to int
         Stars that were not considered, by reason.
@@ -101,7 +100,7 @@ class Suggestions:
     density_ratio: Float64Array
     error_ratio: Float64Array
     diversity: Float64Array
-    flags: Int32Array
+    flags: Int64Array
     excluded: Mapping[str, int]
     simulated: bool
 
@@ -283,14 +282,14 @@ def density_ratio(
     return np.asarray(share / (min(NEIGHBOURS, n_training) / n_training))
 
 
-def error_ratio(error: Float64Array, snr: Float64Array, lacking: Int32Array) -> Float64Array:
+def error_ratio(error: Float64Array, snr: Float64Array, lacking: Int64Array) -> Float64Array:
     """Errors over those typical of stars with the same inputs at the same S/N.
 
     Parameters
     ----------
     error : (n, n_label) float64
     snr : (n,) float64
-    lacking : (n,) int32
+    lacking : (n,) int64
         Equal for stars that lack the same inputs: their errors are larger for that alone.
 
     Returns

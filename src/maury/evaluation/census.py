@@ -14,7 +14,7 @@ from maury.io.arrays import (
     BoolArray,
     Float32Array,
     Float64Array,
-    Int32Array,
+    Int64Array,
     StrArray,
 )
 from maury.labels.flags import Flag
@@ -64,7 +64,7 @@ class Census:
     error : (n_star, n_label) float64
         Calibrated errors, scaled alike.
     snr : (n_star,) float64
-    flags : (n_star,) int32
+    flags : (n_star,) int64
         Bits of `maury.labels.flags.Flag`.
     labelled : (n_star,) bool
         Stars that have all labels already, or that the model's split knows.
@@ -79,7 +79,7 @@ class Census:
     place: Float64Array
     error: Float64Array
     snr: Float64Array
-    flags: Int32Array
+    flags: Int64Array
     labelled: BoolArray
     training: Float32Array
     simulated: bool

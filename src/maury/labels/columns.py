@@ -5,6 +5,9 @@ Survey stores, catalogues and documentation tables derive from these definitions
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from maury.errors import ColumnError, suggestion
 from maury.labels.definitions import LABELS, Label
@@ -19,8 +22,8 @@ class Column:
     name, unit, ucd, description : str
         An empty unit means a pure number.
     kind : str
-        ``"float32"``, ``"float64"``, ``"int32"``, ``"bool"`` or ``"str"``. NaN (or an empty
-        string) means missing.
+        ``"float32"``, ``"float64"``, ``"int32"``, ``"int64"``, ``"bool"`` or ``"str"``. NaN (or
+        an empty string) means missing.
     """
 
     name: str
@@ -28,6 +31,13 @@ class Column:
     ucd: str
     description: str
     kind: str = "float64"
+
+
+def kind_of(dtype: np.dtype[Any]) -> str:
+    """Kind of the column (`Column.kind`) that holds values of a numpy type."""
+    if dtype.kind in "iu":
+        return "int32" if dtype.itemsize <= 4 else "int64"
+    return {"U": "str", "S": "str", "O": "str", "b": "bool"}.get(dtype.kind, "float64")
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ WORST_WAVELENGTH = Column(
 COVERAGE: tuple[Column, ...] = (CHI2, WORST_WAVELENGTH)
 """What a catalogue says of the reconstruction, where the model can make one."""
 
-FLAGS = Column("flags", "", "meta.code.qual", "Quality flags, a bit mask", "int32")
+FLAGS = Column("flags", "", "meta.code.qual", "Quality flags, a bit mask", "int64")
 WARN = Column("warn", "", "meta.code.qual", "True if any warning flag is set", "bool")
 
 IN_CATALOGUE: tuple[str, ...] = ("star_id", "ra", "dec", "parallax", "parallax_error")

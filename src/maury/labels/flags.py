@@ -10,10 +10,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from maury.io.arrays import BoolArray, Int32Array
+from maury.io.arrays import BoolArray, Int64Array
 
-# Signed, for FITS and VOTable have no unsigned columns of their own; bit 31 would be the sign.
-FLAG_DTYPE = np.int32
+# Signed, for FITS and VOTable have no unsigned columns of their own. Catalogues of earlier versions
+# have 32 bits, whose flags keep their numbers.
+FLAG_DTYPE = np.int64
 
 
 class Flag(IntFlag):
@@ -62,6 +63,15 @@ class Flag(IntFlag):
     UPPER_LIMIT = 28, False, "an abundance is an upper limit"
     COLUMN_MISSING = 29, False, "a further column that the model takes is missing"
     NOISE_UNKNOWN = 30, False, "the noise is not given, and the preparation did not set it"
+    BINARY_SUSPECTED = 31, True, "too bright for its spectrum, as with an unresolved companion"
+    FAST_ROTATION = (
+        32,
+        True,
+        "lines broader than in the training sample, as of a fast rotator",
+    )
+    ZERO_LEVEL = 33, True, "all lines too weak or too deep, as of a wrong zero level of the flux"
+    COOL_STAR = 34, True, "bands of TiO, or Teff, beyond those of the training sample"
+    OBSERVABLES_UNLIKE = 35, True, "no training star has observables like these together"
 
 
 WARNING_MASK: int = sum(flag.value for flag in Flag if flag.warns)
@@ -76,13 +86,14 @@ def warn(flags: NDArray[np.integer]) -> BoolArray:
     flags : (n,) int
         Bit masks of `Flag`.
     """
-    warned: BoolArray = (np.asarray(flags) & WARNING_MASK) != 0
+    warned: BoolArray = (np.asarray(flags, FLAG_DTYPE) & WARNING_MASK) != 0
     return warned
 
 
-def set_where(flags: Int32Array, flag: Flag, where: BoolArray) -> Int32Array:
+def set_where(flags: Int64Array, flag: Flag, where: BoolArray) -> Int64Array:
     """Return `flags` with the bit of `flag` set in the rows `where` is true."""
-    return np.where(where, flags | flag.value, flags).astype(FLAG_DTYPE)
+    wide = np.asarray(flags, FLAG_DTYPE)
+    return np.where(where, wide | flag.value, wide)
 
 
 def names(mask: int) -> list[str]:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
 from maury.errors import check_known
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array, StrArray
+from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.labels.definitions import Label
 from maury.labels.flags import FLAG_DTYPE
 from maury.methods.storage import Arrays, read_fields, stored, write_fields
@@ -106,7 +106,7 @@ class FitResult:
         Chi-square of the spectrum against its best fit; NaN for a method without one.
     n_freedom : (n_star,) int64
         Pixels used less parameters fitted; 0 where there is no chi-square.
-    flags : (n_star,) int32
+    flags : (n_star,) int64
         Bits of `maury.labels.flags.Flag` that the method adds to those of the preparation.
     flux : (n_star, n_pixel) float32 or None
         Best-fit spectrum; None for a method without one.
@@ -117,7 +117,7 @@ class FitResult:
     covariance: Float64Array
     chi2: Float64Array
     n_freedom: Int64Array
-    flags: Int32Array
+    flags: Int64Array
     flux: Float32Array | None = None
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.flags import Flag
 from maury.spectra.preparation import Inputs
 
@@ -22,7 +22,7 @@ class Prediction:
         Of the labels of each star; None if the networks predict none.
     features : (n_star, width) float32 or None
         What the last layer of the first network sees; None if it tells nothing of it.
-    flags : (n_star,) int32 or None
+    flags : (n_star,) int64 or None
         Bits of `maury.labels.flags.Flag` besides those of the preparation.
     chi2_reduced, worst_wavelength_aa : (n_star,) float64 or None
         Of the spectrum against its best fit, where a forward model was fitted.
@@ -36,7 +36,7 @@ class Prediction:
     sigma: Float64Array
     covariance: Float64Array | None = None
     features: Float32Array | None = None
-    flags: Int32Array | None = None
+    flags: Int64Array | None = None
     chi2_reduced: Float64Array | None = None
     worst_wavelength_aa: Float64Array | None = None
     quantiles: Float64Array | None = None

@@ -32,7 +32,7 @@ from maury.io.units import described, written
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column
 from maury.labels.definitions import Label
-from maury.labels.flags import Flag
+from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.prediction import votable
 
 if TYPE_CHECKING:
@@ -165,6 +165,11 @@ class Catalogue:
             raise InputFileError(f"cannot read the catalogue {path}: {error}") from error
         if not isinstance(metadata, dict):
             raise InputFileError(f"{path} has metadata that maury did not write")
+        if "flags" in table.colnames and table["flags"].dtype.kind in "iu":
+            # Those of earlier versions have 32 bits, too few for what their flags are asked for.
+            about = table["flags"].info
+            table["flags"] = table["flags"].astype(FLAG_DTYPE)
+            table["flags"].info = about
         return cls(table, metadata)
 
     def __len__(self) -> int:
@@ -255,9 +260,12 @@ def assemble(
 def _arrow_type(column: Column) -> "pa.DataType":
     import pyarrow as pa
 
-    return {"str": pa.string(), "bool": pa.bool_(), "int32": pa.int32()}.get(
-        column.kind, pa.float64()
-    )
+    return {
+        "str": pa.string(),
+        "bool": pa.bool_(),
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+    }.get(column.kind, pa.float64())
 
 
 def _schema(spec: CatalogueSpec, kinds: Mapping[str, tuple[str, str]]) -> "pa.Schema":
@@ -352,6 +360,9 @@ def _check_parts(path: Path) -> None:
                 check_parquet_column(sizes, name, part)
 
 
+_ARROW_KINDS = {"string": "str", "bool": "bool", "int32": "int32", "int64": "int64"}
+
+
 def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
     import pyarrow as pa
 
@@ -366,7 +377,7 @@ def _read_parquet(path: Path) -> "tuple[Table, dict[str, Any]]":
     columns = []
     for field in data.schema:
         about = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
-        kind = {"string": "str", "bool": "bool", "int32": "int32"}.get(str(field.type), "float64")
+        kind = _ARROW_KINDS.get(str(field.type), "float64")
         columns.append(Column(field.name, about["unit"], about["ucd"], about["description"], kind))
     return _astropy_table(columns, data), json.loads(header)
 
@@ -380,7 +391,7 @@ def _write_fits(path: Path, spec: CatalogueSpec, parts: Sequence[Path]) -> None:
     widths = _string_widths(spec, parts)
     # FITS is big-endian, and a logical is the letter T or F in one byte (standard 4.0, section
     # 7.3).
-    kinds = {"float64": ">f8", "int32": ">i4", "bool": "S1"}
+    kinds = {"float64": ">f8", "int32": ">i4", "int64": ">i8", "bool": "S1"}
     forms = [kinds.get(c.kind) or f"S{widths[c.name]}" for c in spec.columns]
     record = np.dtype([(c.name, form) for c, form in zip(spec.columns, forms, strict=True)])
     size = 0
@@ -435,13 +446,13 @@ def _table_header(spec: CatalogueSpec, record: np.dtype[Any], n_row: int) -> byt
     """Return the header of the binary table of rows of the type `record`."""
     from astropy.io import fits
 
-    codes = {"float64": "D", "int32": "J", "bool": "L"}
+    codes = {"float64": "D", "int32": "J", "int64": "K", "bool": "L"}
     columns = [
         fits.Column(
             column.name,
             codes.get(column.kind) or f"{record[column.name].itemsize}A",
             unit=written(column.unit, "fits")[0] or None,
-            null=votable.INT_NULL if column.kind == "int32" else None,
+            null=votable.NULLS.get(column.kind),
         )
         for column in spec.columns
     ]

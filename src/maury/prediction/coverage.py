@@ -23,7 +23,6 @@ from maury.io.arrays import (
     Float32Array,
     Float64Array,
     IndexArray,
-    Int32Array,
     Int64Array,
     on_finite_rows,
 )
@@ -475,7 +474,7 @@ class CoverageModel:
         odds[known] = distance + np.linalg.slogdet(total)[1] - prior
         return odds
 
-    def flags(self, scores: CoverageScores) -> Int32Array:
+    def flags(self, scores: CoverageScores) -> Int64Array:
         """Return the flags (n_star,) that the scores set.
 
         A wrong velocity, a second set of lines and a hot star resemble one another, and each

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from maury.io.arrays import Int32Array, StrArray
+from maury.io.arrays import Int64Array, StrArray
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.methods.registry import MethodNetwork
 from maury.model.directory import Model
@@ -177,7 +177,7 @@ class MethodLabeller(Labeller):
         return replace(self.calibrate(inputs, prediction), flags=flags)
 
 
-def _unlike(likeness: Likeness | None, inputs: Inputs) -> Int32Array:
+def _unlike(likeness: Likeness | None, inputs: Inputs) -> Int64Array:
     flags = np.zeros(len(inputs), FLAG_DTYPE)
     if likeness is None:
         return flags

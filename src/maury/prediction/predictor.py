@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maury.errors import ConfigError, check_known
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.columns import (
     BANDS,
     CHI2,
@@ -158,10 +158,10 @@ class Predictor:
     def _flags(
         self,
         batch: Batch,
-        flags: Int32Array,
+        flags: Int64Array,
         observables: Float32Array,
         mean: Float64Array,
-    ) -> Int32Array:
+    ) -> Int64Array:
         unanswered = np.asarray(np.isnan(mean).all(axis=1), dtype=np.bool_)
         if self.labeller.network.needs_spectrum:
             # A star without a spectrum has a flag that says so; a second one would blame other

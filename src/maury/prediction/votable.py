@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from astropy.io.votable.tree import Field
     from astropy.table import Table
 
-INT_NULL = -(2**31)
-"""What stands for a missing integer, in VOTable and FITS."""
+NULLS = {"int32": -(2**31), "int64": -(2**63)}
+"""What stands for a missing integer of a kind, in VOTable and FITS."""
 
 _HEAD = """<?xml version="1.0" encoding="utf-8"?>
 <VOTABLE version="1.4" xmlns="http://www.ivoa.net/xml/VOTable/v1.3"
@@ -38,8 +38,8 @@ _STREAM = b'<STREAM encoding="base64">'
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _BASE64_LINE = 57
 """Bytes of a line of base64, as the standard library writes it."""
-_TYPES = {"bool": "boolean", "int32": "int"}
-_FORMS = {"boolean": "S1", "int": ">i4", "double": ">f8"}
+_TYPES = {"bool": "boolean", "int32": "int", "int64": "long"}
+_FORMS = {"boolean": "S1", "int": ">i4", "long": ">i8", "double": ">f8"}
 _POSITIONS = ("pos.eq.ra", "pos.eq.dec")
 
 
@@ -156,7 +156,8 @@ def _field(column: Column, kind: tuple[str, str] | None) -> str:
     if column.ucd.startswith(_POSITIONS):
         attributes["ref"] = "icrs"
     text = " ".join(f"{k}={_quoted(v)}" for k, v in attributes.items())
-    null = f'\n    <VALUES null="{INT_NULL}"/>' if datatype == "int" else ""
+    missing = NULLS.get(column.kind)
+    null = "" if missing is None else f'\n    <VALUES null="{missing}"/>'
     described = escape(_CONTROL.sub(" ", column.description + note))
     return f"   <FIELD {text}>\n    <DESCRIPTION>{described}</DESCRIPTION>{null}\n   </FIELD>"
 

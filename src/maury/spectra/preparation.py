@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import ValidationError, model_validator
 
 from maury.errors import ColumnError, ConfigError, suggestion
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int32Array
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.spectra import observables as obs
 from maury.spectra import operators as ops
@@ -133,7 +133,7 @@ class Inputs:
         NaN where missing.
     observable_errors : (n_star, n_observable) float32
         1 sigma; NaN where unknown. Absolute magnitudes of one star share their parallax error.
-    flags : (n_star,) int32
+    flags : (n_star,) int64
         Bits of `maury.labels.flags.Flag`.
     snr : (n_star,) float64
         S/N per pixel of the spectrum as it came, given or estimated; NaN where unknown.
@@ -149,7 +149,7 @@ class Inputs:
     ivar: Float32Array
     observables: Float32Array
     observable_errors: Float32Array
-    flags: Int32Array
+    flags: Int64Array
     snr: Float64Array
     wave_aa: Float64Array
     medium: Medium
@@ -387,7 +387,7 @@ class Preparation(Config):
             snr[rows] = ops.estimate_snr(scaled, ivar, correlation=correlation)
         return snr
 
-    def _flag_observables(self, batch: Batch, flags: Int32Array) -> Int32Array:
+    def _flag_observables(self, batch: Batch, flags: Int64Array) -> Int64Array:
         groups = self.observables
         checks: list[tuple[Flag, BoolArray]] = []
         astrometric = [g for g in groups if isinstance(g, AbsoluteMagnitudes | ParallaxSnr)]
@@ -429,7 +429,7 @@ def _parallax_checks(batch: Batch, *, zero_point: bool) -> list[tuple[Flag, Bool
     ]
 
 
-def _flag_spectra(state: State) -> Int32Array:
+def _flag_spectra(state: State) -> Int64Array:
     flux, good = state.spectra.flux, state.spectra.good
     share = 1.0 - np.mean(good, axis=1)
     if good.all():

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from maury.errors import ColumnError, suggestion
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, Int32Array
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, Int64Array
 from maury.labels.flags import Flag, set_where
 from maury.spectra import operators as ops
 from maury.spectra.batch import Batch
@@ -99,7 +99,7 @@ class State:
     ----------
     spectra : Spectra
         Spectra so far.
-    flags : (n_star,) int32
+    flags : (n_star,) int64
         Flags so far.
     snr : (n_star,) float64
         S/N per pixel, given or estimated; NaN where unknown.
@@ -110,7 +110,7 @@ class State:
     """
 
     spectra: Spectra
-    flags: Int32Array
+    flags: Int64Array
     snr: Float64Array
     batch: Batch
     assumed_correlation: tuple[float, ...] = RAVE_CORRELATION

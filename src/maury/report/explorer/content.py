@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from maury.io.arrays import AnyArray, Float64Array, Int32Array
+from maury.io.arrays import AnyArray, Float64Array, Int64Array
 from maury.labels.columns import OBSERVED, QUANTILES
 from maury.labels.definitions import LABELS
-from maury.labels.flags import Flag
+from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.prediction.catalogue import Catalogue
 from maury.report.cartography.places import galactic, galactocentric
 from maury.version import __version__
@@ -90,11 +90,11 @@ class Content:
         return {shown.name: shown for shown in self._shown()}
 
     @cached_property
-    def flags(self) -> Int32Array:
+    def flags(self) -> Int64Array:
         """Bit masks (n_star,); zero without such a column."""
         if "flags" not in self.catalogue.table.colnames:
-            return np.zeros(len(self), np.int32)
-        return np.asarray(self.catalogue.table["flags"]).astype(np.int32)
+            return np.zeros(len(self), FLAG_DTYPE)
+        return np.asarray(self.catalogue.table["flags"]).astype(FLAG_DTYPE)
 
     def values(self, name: str) -> Float64Array:
         """Return a column of `columns` as (n_star,) float64, NaN where missing."""
@@ -103,7 +103,10 @@ class Content:
         return np.asarray(self.catalogue.table[name]).astype(np.float64)
 
     def encoded(self, name: str) -> bytes:
-        """Return a column as the browser takes it: float32 (``flags``: int32), gzip.
+        """Return a column as the browser takes it: float32, gzip.
+
+        Of ``flags``, which have more bits than JavaScript combines, the low 32 of all rows come
+        before the high ones.
 
         The lowest bytes of all rows come first, then the next: so the bytes of the exponents lie
         together and compress.
@@ -159,8 +162,10 @@ class Content:
         return (first, second) if {first, second} <= set(self.columns) else None
 
     def _planes(self, name: str) -> bytes:
-        values: AnyArray = self.flags.astype("<i4") if name == "flags" else self._single(name)
-        return np.ascontiguousarray(values.view(np.uint8).reshape(-1, 4).T).tobytes()
+        if name != "flags":
+            return _by_byte(self._single(name))
+        words = self.flags.astype("<i8").view("<i4").reshape(-1, 2)
+        return b"".join(_by_byte(np.ascontiguousarray(half)) for half in words.T)
 
     def _single(self, name: str) -> AnyArray:
         values = self.values(name)
@@ -238,3 +243,8 @@ _PLACES = {
     "z_kpc": ("kpc", "Height above the Galactic plane, of the median distance by the parallax"),
 }
 _NAMES = {"glon": "l", "glat": "b", "r_kpc": "R", "z_kpc": "Z", "snr": "S/N"}
+
+
+def _by_byte(words: AnyArray) -> bytes:
+    """Return the lowest bytes of all words of four, then the next."""
+    return np.ascontiguousarray(words.view(np.uint8).reshape(-1, 4).T).tobytes()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maury.io.arrays import AnyArray, Int64Array
-from maury.labels.columns import Column
+from maury.labels.columns import Column, kind_of
 from maury.prediction.catalogue import Catalogue, CatalogueSpec, assemble, write_part
 
 FORMATS: Mapping[str, tuple[str, str]] = {
@@ -17,8 +17,6 @@ FORMATS: Mapping[str, tuple[str, str]] = {
     "parquet": (".parquet", "application/vnd.apache.parquet"),
 }
 """Suffix and media type of the formats of a download."""
-
-_KINDS = {"U": "str", "S": "str", "O": "str", "b": "bool", "i": "int32", "u": "int32"}
 
 
 def selected_rows(bits: bytes, n_row: int) -> Int64Array:
@@ -74,7 +72,7 @@ def _column(column: Any) -> Column:
         str(column.unit or ""),
         str(column.meta.get("ucd", "")),
         str(column.description or ""),
-        _KINDS.get(column.dtype.kind, "float64"),
+        kind_of(column.dtype),
     )
 
 

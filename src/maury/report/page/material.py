@@ -14,7 +14,7 @@ from maury.errors import ColumnError, ConfigError, InputFileError, MauryError, c
 from maury.evaluation.audit import audit
 from maury.evaluation.audit_report import AuditReport
 from maury.evaluation.validation import held_out_rows
-from maury.io.arrays import BoolArray, Float64Array, IndexArray, Int32Array, StrArray
+from maury.io.arrays import BoolArray, Float64Array, IndexArray, Int64Array, StrArray
 from maury.io.opening import check_ecsv, check_votable, open_fits
 from maury.labels.definitions import Label
 from maury.labels.flags import warn
@@ -56,7 +56,7 @@ class PageStars:
     truth : (n, n_label) float64
         Reference labels; NaN where there are none.
     snr : (n,) float64
-    flags : (n,) int32
+    flags : (n,) int64
     """
 
     name: str
@@ -66,7 +66,7 @@ class PageStars:
     error: Float64Array
     truth: Float64Array
     snr: Float64Array
-    flags: Int32Array
+    flags: Int64Array
 
     def __len__(self) -> int:
         return len(self.id)

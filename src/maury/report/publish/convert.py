@@ -9,7 +9,7 @@ import numpy as np
 from maury.errors import ConfigError
 from maury.io.arrays import AnyArray
 from maury.io.files import refuse_existing, writing
-from maury.labels.columns import Column
+from maury.labels.columns import Column, kind_of
 from maury.prediction.catalogue import (
     SUFFIXES,
     Catalogue,
@@ -24,7 +24,6 @@ from maury.report.publish.cds import Heading
 CDS_SUFFIX = ".cds"
 """A directory that holds ``ReadMe`` and ``labels.dat``."""
 OUTPUTS = (*SUFFIXES, CDS_SUFFIX)
-_KINDS = {"b": "bool", "i": "int32", "U": "str"}
 
 
 def convert(
@@ -96,7 +95,7 @@ def spec_of(catalogue: Catalogue) -> CatalogueSpec:
             str(table[name].unit or ""),
             str(table[name].meta.get("ucd", "")),
             str(table[name].description or ""),
-            _KINDS.get(table[name].dtype.kind, "float64"),
+            kind_of(table[name].dtype),
         )
         for name in table.colnames
     ]

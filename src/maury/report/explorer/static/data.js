@@ -17,6 +17,13 @@ export const json = async (path, options) => (await ask(path, options)).json();
 export async function column(name) {
   const answer = await ask(`/api/column/${encodeURIComponent(name)}`);
   const planes = new Uint8Array(await answer.arrayBuffer());
+  if (name !== "flags") return new Float32Array(joined(planes).buffer);
+  // More bits than JavaScript combines: two words a row.
+  const half = planes.length >> 1;
+  return [planes.subarray(0, half), planes.subarray(half)].map(joined);
+}
+
+function joined(planes) {
   const n = planes.length >> 2;
   const words = new Uint32Array(n);
   const second = n, third = 2 * n, fourth = 3 * n;
@@ -24,7 +31,7 @@ export async function column(name) {
     words[i] = planes[i] | (planes[second + i] << 8) | (planes[third + i] << 16)
       | (planes[fourth + i] << 24);
   }
-  return name === "flags" ? new Int32Array(words.buffer) : new Float32Array(words.buffer);
+  return words;
 }
 
 // One bit per row, the first row in the lowest bit of the first byte.

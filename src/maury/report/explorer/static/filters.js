@@ -73,7 +73,7 @@ function flagList(store, resets) {
       select,
       make("p", { id: `${id}-why` }, `${flag.text} (${count(flag.count)})`));
   };
-  resets.push(() => { store.without = store.only = 0; });
+  resets.push(() => store.clearFlags());
   const set = store.about.flags.filter((flag) => flag.count);
   const clean = make("button", { type: "button", id: "no-warnings", onclick: (event) => {
     for (const [flag, select] of selects) {

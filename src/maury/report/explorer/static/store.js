@@ -12,8 +12,7 @@ export class Store {
     this.filtered = new Uint8Array(this.n).fill(1);
     this.selected = new Uint8Array(this.n).fill(1);
     this.ranges = new Map();
-    this.without = 0;
-    this.only = 0;
+    this.clearFlags();
     this.regions = new Map();
     this.nFiltered = this.n;
     this.nSelected = this.n;
@@ -53,10 +52,16 @@ export class Store {
   }
 
   setFlag(bit, demand, stamp) {
-    const mask = 1 << bit;
-    this.without = demand === "without" ? this.without | mask : this.without & ~mask;
-    this.only = demand === "only" ? this.only | mask : this.only & ~mask;
+    const word = bit >> 5, mask = 1 << (bit & 31), { without, only } = this;
+    without[word] = demand === "without" ? without[word] | mask : without[word] & ~mask;
+    only[word] = demand === "only" ? only[word] | mask : only[word] & ~mask;
     this.touch("filters", stamp);
+  }
+
+  clearFlags() {
+    // Two words of 32 bits, as JavaScript combines no more.
+    this.without = [0, 0];
+    this.only = [0, 0];
   }
 
   setRegion(id, mask, stamp) {
@@ -91,9 +96,11 @@ export class Store {
     const { n, filtered, without, only } = this;
     filtered.fill(1);
     const flags = this.columns.get("flags");
-    if (flags && (without || only)) {
+    for (const [word, bits] of (flags || []).entries()) {
+      const none = without[word], all = only[word];
+      if (!none && !all) continue;
       for (let i = 0; i < n; i++) {
-        if ((flags[i] & without) !== 0 || (flags[i] & only) !== only) filtered[i] = 0;
+        if ((bits[i] & none) !== 0 || (bits[i] & all) !== all) filtered[i] = 0;
       }
     }
     for (const [name, { min = -Infinity, max = Infinity }] of this.ranges) {
