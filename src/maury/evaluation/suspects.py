@@ -15,7 +15,7 @@ import numpy as np
 
 from maury.errors import ConfigError, TrainingError
 from maury.evaluation.adviser import SUFFIXES, check_suffix
-from maury.io.arrays import BoolArray, Float64Array, Int32Array, Int64Array, StrArray
+from maury.io.arrays import BoolArray, Float64Array, Int64Array, StrArray
 from maury.io.files import writing
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.labels.statistics import robust_scale
@@ -87,7 +87,7 @@ class Suspects:
         Their difference in errors; positive where the survey's value is too large.
     n_sigma : (n,) float64
         How far the star is off in all, see `find_suspects`.
-    flags : (n,) int32
+    flags : (n,) int64
         Bits of `maury.labels.flags.Flag`.
     reason : (n,) str
         What is the likeliest, in words.
@@ -107,7 +107,7 @@ class Suspects:
     error: Float64Array
     off: Float64Array
     n_sigma: Float64Array
-    flags: Int32Array
+    flags: Int64Array
     reason: StrArray
     n_star: int
     simulated: bool
@@ -280,7 +280,7 @@ def _reasons(
     labeller: UncertaintyModel,
     inputs: Inputs,
     truth: Float64Array,
-    flags: Int32Array,
+    flags: Int64Array,
     size: Float64Array,
 ) -> StrArray:
     """Likeliest reason of each suspect, from what each half of its inputs says by itself."""
