@@ -103,6 +103,7 @@ COMMANDS = [
     ["distil", MODEL, SURVEY, "new.model"],
     *(["info", path] for path in (SURVEY, MODEL, LABELS, CATALOGUE, "bad.toml", HOSTILE)),
     ["validate", MODEL, SURVEY],
+    ["suspects", MODEL, SURVEY],
     ["audit", MODEL, SURVEY],
     ["coverage", MODEL, SURVEY, "--suggest", "5"],
     ["compare", SURVEY, "--methods", HOSTILE],

@@ -120,6 +120,15 @@ def number(text: str) -> float:
     return float(text.replace("\N{MINUS SIGN}", "-"))
 
 
+def test_the_private_file_opens_the_page(browser, explorer) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(explorer.opening_file.as_uri())
+    page.wait_for_selector("body[data-ready]", timeout=60_000)
+    assert page.url == explorer.address
+    context.close()
+
+
 def test_the_header_calls_simulated_data_simulated(browser, explorer) -> None:
     with Sight(browser, explorer) as sight:
         assert sight.page.inner_text("#mark") == "SIMULATED spectra"

@@ -15,6 +15,7 @@ from maury.labels.definitions import LABELS
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.prediction.catalogue import Catalogue
 from maury.report.cartography.places import galactic, galactocentric
+from maury.report.explorer.plain import plain
 from maury.version import __version__
 
 _SYMBOLS = {label.name: label.symbol for label in LABELS}
@@ -68,7 +69,7 @@ class Content:
     """
 
     def __init__(self, catalogue: Catalogue, *, name: str) -> None:
-        self.catalogue = catalogue
+        self.catalogue = plain(catalogue, name)
         self.name = name
         self._encoded: dict[str, bytes] = {}
         self._lock = Lock()
@@ -81,8 +82,15 @@ class Content:
         """Names of the labels: columns that have an error and that no survey measures."""
         # A magnitude has an error, too; what a survey measures is no label.
         observed = {column.name for column in OBSERVED}
-        names = self.catalogue.table.colnames
-        return tuple(n for n in names if f"{n}_error" in names and n not in observed)
+        return tuple(
+            n for n in self._numeric if f"{n}_error" in self._numeric and n not in observed
+        )
+
+    @cached_property
+    def _numeric(self) -> list[str]:
+        """Names of the columns of numbers."""
+        table = self.catalogue.table
+        return [name for name in table.colnames if table[name].dtype.kind in "fiu"]
 
     @cached_property
     def columns(self) -> dict[str, Shown]:
@@ -94,7 +102,7 @@ class Content:
         """Bit masks (n_star,); zero without such a column."""
         if "flags" not in self.catalogue.table.colnames:
             return np.zeros(len(self), FLAG_DTYPE)
-        return np.asarray(self.catalogue.table["flags"]).astype(FLAG_DTYPE)
+        return np.asarray(self.catalogue.table["flags"])
 
     def values(self, name: str) -> Float64Array:
         """Return a column of `columns` as (n_star,) float64, NaN where missing."""
@@ -168,9 +176,7 @@ class Content:
         return b"".join(_by_byte(np.ascontiguousarray(half)) for half in words.T)
 
     def _single(self, name: str) -> AnyArray:
-        values = self.values(name)
-        # JavaScript has one NaN to test for; infinity would stretch an axis without end.
-        return np.where(np.isfinite(values), values, np.nan).astype("<f4")
+        return _drawable(self.values(name)).astype("<f4")
 
     def _flag_list(self) -> list[dict[str, Any]]:
         return [
@@ -186,9 +192,8 @@ class Content:
 
     def _shown(self) -> Iterator[Shown]:
         table = self.catalogue.table
-        for name in table.colnames:
-            numeric = table[name].dtype.kind in "fiu" and table[name].ndim == 1
-            if not numeric or name == "flags" or name.endswith(_HIDDEN_SUFFIXES):
+        for name in self._numeric:
+            if name == "flags" or name.endswith(_HIDDEN_SUFFIXES):
                 continue
             group = "label" if name in self.label_names else "other"
             if name.endswith("_error") and name.removesuffix("_error") in self.label_names:
@@ -200,7 +205,7 @@ class Content:
                 yield self._describe(name, unit, text, "place")
 
     def _describe(self, name: str, unit: str, description: str, group: str) -> Shown:
-        values = self.values(name)
+        values = _drawable(self.values(name))
         known = values[np.isfinite(values)]
         odd = _FAR if group == "place" else _ODD
         ends = [odd, 1 - odd, _FAINT, 1 - _FAINT]
@@ -220,20 +225,26 @@ class Content:
     @cached_property
     def _places(self) -> dict[str, Float64Array]:
         table = self.catalogue.table
-        if not {"ra", "dec"} <= set(table.colnames):
+        if not {"ra", "dec"} <= set(self._numeric):
             return {}
         longitude, latitude = galactic(table["ra"], table["dec"])
         # A panel of nothing is worse than none.
         if not np.isfinite(longitude).any() and len(self):
             return {}
         places = {"glon": longitude, "glat": latitude}
-        if "parallax" in table.colnames:
+        if "parallax" in self._numeric:
             ra, dec, parallax = (np.asarray(table[name]) for name in ("ra", "dec", "parallax"))
-            error = table["parallax_error"] if "parallax_error" in table.colnames else None
+            error = table["parallax_error"] if "parallax_error" in self._numeric else None
             radius, height = galactocentric(ra, dec, parallax, error_mas=error)
             if np.isfinite(radius).any() or not len(self):
                 places |= {"r_kpc": radius, "z_kpc": height}
         return places
+
+
+def _drawable(values: Float64Array) -> Float64Array:
+    """Return values that the page can draw: NaN for what single precision cannot hold."""
+    # JavaScript has one NaN to test for; infinity would stretch an axis without end.
+    return np.where(np.abs(values) <= np.finfo(np.float32).max, values, np.nan)
 
 
 _PLACES = {

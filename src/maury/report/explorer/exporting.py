@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from maury.errors import OutputError
 from maury.io.arrays import AnyArray, Int64Array
 from maury.labels.columns import Column, kind_of
 from maury.prediction.catalogue import Catalogue, CatalogueSpec, assemble, write_part
@@ -54,6 +55,11 @@ def write_rows(catalogue: Catalogue, rows: Int64Array, path: Path) -> None:
         In the order in which they are written.
     path : Path
         Its suffix names the format; replaced if it exists.
+
+    Raises
+    ------
+    OutputError
+        If the format cannot hold a name or a value.
     """
     table = catalogue.table
     metadata = {**catalogue.metadata, "selection": {"rows": len(rows), "of": len(catalogue)}}
@@ -62,8 +68,13 @@ def write_rows(catalogue: Catalogue, rows: Int64Array, path: Path) -> None:
     # The catalogue's own writer, so that a selection has its units, descriptions and UCDs.
     with TemporaryDirectory(dir=path.parent) as directory:
         part = Path(directory) / "rows.parquet"
-        write_part(part, spec, values)
-        assemble([part], path, spec=spec, overwrite=True)
+        try:
+            write_part(part, spec, values)
+            assemble([part], path, spec=spec, overwrite=True)
+        except (ValueError, TypeError) as error:
+            raise OutputError(
+                f"a selection cannot be written as {path.suffix}: {error}; choose another format"
+            ) from error
 
 
 def _column(column: Any) -> Column:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import os
 import re
 import secrets
 import shutil
@@ -50,6 +51,10 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+_OPENING = """<!doctype html>
+<meta charset="utf-8"><title>maury</title><meta name="referrer" content="no-referrer">
+<meta http-equiv="refresh" content="0;url={link}"><a href="{link}">maury</a>
+"""
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -129,6 +134,10 @@ class Explorer:
         self.files = _static_files()
         self._server = _listen(port, self)
         self._sent = TemporaryDirectory(prefix="maury-explore-")
+        self.opening_file = self.folder / "open.html"
+        """Private file that leads a browser to the link: arguments of programs are seen by all."""
+        with os.fdopen(os.open(self.opening_file, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+            file.write(_OPENING.format(link=self.link))
         self._thread = Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -207,7 +216,7 @@ def explore(
         if browser:
             import webbrowser
 
-            webbrowser.open(explorer.link)
+            webbrowser.open(explorer.opening_file.as_uri())
         explorer.wait()
 
 
@@ -264,7 +273,8 @@ class _Handler(TimedHandler):
     def _answer(self, handle: Callable[[str, dict[str, str]], None]) -> None:
         try:
             path, query = self._checked()
-            handle(path, query)
+            with self.answering():
+                handle(path, query)
         except Refusal as refusal:
             self._refuse(refusal.status, refusal.text)
         except NotKnown as error:
@@ -310,10 +320,14 @@ class _Handler(TimedHandler):
         query = {name: values[-1] for name, values in parse_qs(target.query).items()}
         # The link itself brings the key; everything after it needs the cookie.
         if target.path != "/" or "key" not in query:
-            self._require_key()
+            self._require_cookie()
+        elif not hmac.compare_digest(
+            query["key"].encode("utf-8", "replace"), self.server.explorer.key.encode()
+        ):
+            raise Refusal(HTTPStatus.FORBIDDEN, "open the link that maury explore printed")
         return target.path, query
 
-    def _require_key(self) -> None:
+    def _require_cookie(self) -> None:
         wanted = f"{self._cookie_name}={self.server.explorer.key}".encode()
         given = [part.strip() for part in self.headers.get("Cookie", "").split(";")]
         # In constant time, so that answers do not tell how much of a guess was right.
@@ -375,8 +389,6 @@ class _Handler(TimedHandler):
             body, kind = explorer.files["index.html"]
             self._send(body, kind)
             return
-        if not hmac.compare_digest(query["key"].encode("utf-8", "replace"), explorer.key.encode()):
-            raise Refusal(HTTPStatus.FORBIDDEN, "open the link that maury explore printed")
         # Lax, not Strict: the first request comes from wherever the link was clicked.
         cookie = f"{self._cookie_name}={explorer.key}; Path=/; HttpOnly; SameSite=Lax"
         self._send(b"", "text/plain", HTTPStatus.SEE_OTHER, {"Location": "/", "Set-Cookie": cookie})

@@ -1,17 +1,30 @@
 """Connections that may be held up on purpose: each has its time, and there are so many at most."""
 
 import io
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import BoundedSemaphore
+from threading import Lock
 from typing import Any
 
 IDLE_SECONDS = 60.0
-"""How long a connection may wait for its next request."""
+"""How long a connection that has shown the key may wait for its next request."""
 REQUEST_SECONDS = 20.0
-"""How long a request may take to arrive whole, once it has begun."""
+"""How long a request may take to arrive whole, once it has begun; one of a stranger, once the
+connection is there."""
 # A browser opens six to a host; so many leave room for ten pages, and bound the threads.
 MOST_CONNECTIONS = 64
+
+
+class Standing(Enum):
+    """What a connection has shown, and whether it may be ended to make room for another."""
+
+    STRANGER = "has not shown the key"
+    WAITING = "has shown it, and asks nothing now"
+    ANSWERED = "has shown it, and is being answered"
 
 
 class TimedReader(io.RawIOBase):
@@ -50,6 +63,8 @@ class TimedReader(io.RawIOBase):
 class TimedHandler(BaseHTTPRequestHandler):
     """A handler whose requests must arrive in time."""
 
+    server: "BoundedServer"
+
     def setup(self) -> None:
         """Take the connection, see `socketserver.StreamRequestHandler`."""
         super().setup()
@@ -61,14 +76,25 @@ class TimedHandler(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         """Wait for a request, then for the whole of it, see `BaseHTTPRequestHandler`."""
-        self._reader.allow(IDLE_SECONDS)
+        known = self.server.standing(self.connection) is not Standing.STRANGER
+        self._reader.allow(IDLE_SECONDS if known else REQUEST_SECONDS)
         try:
             self._buffer.peek(1)
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):
             self.close_connection = True
             return
-        self._reader.allow(REQUEST_SECONDS)
+        if known:
+            self._reader.allow(REQUEST_SECONDS)
         super().handle_one_request()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answer meanwhile a request that has shown the key."""
+        self.server.stand(self.connection, Standing.ANSWERED)
+        try:
+            yield
+        finally:
+            self.server.stand(self.connection, Standing.WAITING)
 
     def answer_in(self, seconds: float | None) -> None:
         """Give each part of the answer so much time to be taken."""
@@ -76,25 +102,62 @@ class TimedHandler(BaseHTTPRequestHandler):
 
 
 class BoundedServer(ThreadingHTTPServer):
-    """A server that closes connections beyond so many at once."""
+    """A server that holds so many connections at once.
+
+    Whoever may connect can open any number of them and be silent, and the port tells nobody whose
+    they are. So a new one is always let in, in place of the oldest that has not shown the key, or
+    else has nothing to ask.
+    """
 
     request_queue_size = MOST_CONNECTIONS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._free = BoundedSemaphore(MOST_CONNECTIONS)
+        self._held: dict[Any, Standing] = {}
+        self._lock = Lock()
+
+    @property
+    def n_held(self) -> int:
+        """Number of connections that are held."""
+        return len(self._held)
+
+    def standing(self, connection: Any) -> Standing:
+        """Return what a connection has shown."""
+        return self._held.get(connection, Standing.STRANGER)
+
+    def stand(self, connection: Any, standing: Standing) -> None:
+        """Note what a connection has shown, unless it was ended meanwhile."""
+        with self._lock:
+            # Put last: the first is the one that has been idle for longest.
+            if self._held.pop(connection, None) is not None:
+                self._held[connection] = standing
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread, see `socketserver.ThreadingMixIn`."""
-        # Refused, not queued: a queue of held connections would lock the owner out.
-        if not self._free.acquire(blocking=False):
+        with self._lock:
+            let_in = len(self._held) < MOST_CONNECTIONS or self._make_room()
+            if let_in:
+                self._held[request] = Standing.STRANGER
+        if let_in:
+            super().process_request(request, client_address)
+        else:
             self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
+
+    def _make_room(self) -> bool:
+        for standing in (Standing.STRANGER, Standing.WAITING):
+            for connection, now in self._held.items():
+                if now is standing:
+                    del self._held[connection]
+                    # Its thread reads the end of the connection, and closes it.
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+                    return True
+        return False
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer, see `socketserver.ThreadingMixIn`."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            with self._lock:
+                self._held.pop(request, None)
