@@ -35,8 +35,9 @@ def main() -> None:
         _run()
     # Whatever comes after a signal comes of it: libraries make errors of their own of a Ctrl-C
     # during their import, and typer an exit.
-    except BaseException:
-        if not asked:
+    except BaseException as ended:
+        # A command that Ctrl-C ends, such as the explorer, ended well.
+        if not asked or (isinstance(ended, SystemExit) and not ended.code):
             raise
         sys.stderr.write(f"{_STOPPED}\n")
         sys.exit(_SIGNALLED + asked[0])
