@@ -5,7 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
-from maury.model.networks.default import DefaultConfig, LabelPosterior, ResidualBlock
+from maury.model.networks.default import (
+    DefaultConfig,
+    LabelPosterior,
+    ResidualBlock,
+    lower_median,
+)
 from maury.model.networks.published import PRESETS, build, network_config
 
 torch.set_num_threads(1)
@@ -144,3 +149,16 @@ def test_it_is_the_preset_maury_with_observables_from_all_pairs_of_bands():
     assert PRESETS["maury"] is DefaultConfig
     colours = DefaultConfig.preparation_defaults["observables"][1]["pairs"]
     assert len({tuple(sorted(pair)) for pair in colours}) == len(colours) == 28
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+def test_the_lower_median_is_that_of_torch(holes):
+    generator = torch.Generator().manual_seed(2)
+    ivar = torch.rand((40, 33), generator=generator)
+    ivar[torch.rand(ivar.shape, generator=generator) < holes] = 0.0
+    ivar[3], ivar[4, 1:] = 0.0, 0.0
+    typical, present = lower_median(ivar)
+    expected = torch.where(ivar > 0, ivar, torch.nan).nanmedian(dim=1).values
+    expected[3] = 1.0
+    assert torch.equal(typical[:, 0], expected)
+    assert present[:, 0].tolist() == [row != 3 for row in range(40)]

@@ -7,8 +7,6 @@ import torch
 from maury.errors import ConfigError, OutputExists, ResumeMismatch
 from maury.evaluation.validation import validate
 from maury.model.directory import Model
-from maury.model.engines.engine import CompiledEngine, TorchEngine
-from maury.model.engines.llvm import available
 from maury.model.inference import EnsembleNetwork
 from maury.model.networks.published import build, network_config
 from maury.prediction import uncertainty
@@ -155,22 +153,6 @@ def test_the_kept_out_stars_teach_nothing(default_model, default_survey):
     assert np.array_equal(rows, np.flatnonzero(~held)), "all others, when so many are asked for"
     few = teacher.rows(survey, 128, np.random.default_rng(0))
     assert 0 < few.size <= 128
-
-
-def test_the_compiled_engine_gives_the_same():
-    if not available():
-        pytest.skip("llvmlite is not installed")
-    config, net = network(n_pixel=130)
-    with torch.no_grad():
-        net.out.weight.mul_(40)
-    flux, ivar, observables = (tensor.numpy().copy() for tensor in inputs(n=70, n_pixel=130))
-    flux[3], ivar[3] = np.nan, 0.0
-    ivar[5, 40:90], ivar[6, 7], observables[8] = 0.0, 1e9, np.nan
-    engines = TorchEngine(config, [net]), CompiledEngine(config, [net], n_pixel=130, n_observable=3)
-    plain, compiled = (engine.predict(flux, ivar, observables) for engine in engines)
-    assert np.isfinite(plain.mean).all()
-    assert np.allclose(plain.mean, compiled.mean, atol=1e-4)
-    assert np.allclose(plain.covariance, compiled.covariance, rtol=1e-3, atol=1e-4)
 
 
 class Killed(Exception):

@@ -13,18 +13,15 @@ from maury.errors import ConfigError, ModelFileError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.columns import BANDS
 from maury.model.directory import Model
-from maury.model.engines.engine import EnsembleOutput, make_engine
+from maury.model.engines.engine import BLOCK_ROWS, EnsembleOutput, make_engine
 from maury.model.imputation import Imputer
 from maury.model.networks.published import NetworkConfig, build, network_config_of
 from maury.model.output import Prediction as Prediction
 from maury.model.output import has_spectrum as has_spectrum
 from maury.spectra.preparation import FurtherColumns, Inputs
 
-# Products of matrices round differently by their number of rows, so that it is fixed, for equal
-# bits whatever is read at a time. Torch ran the published networks fastest with 64 to 512
-# (docs/explanation/engines.md).
-_PREDICT_ROWS = 512
-"""Stars computed together: PyTorch was best in batches of 64 to 512 (docs, engines)."""
+_PREDICT_ROWS = 3 * BLOCK_ROWS
+"""Stars whose outputs are joined together: enough to be quick, few enough for the cache; chosen."""
 _BAND_NAMES = frozenset(band.name for band in BANDS)
 
 

@@ -42,8 +42,9 @@ WITHOUT = ("spectrum", "photometry", *SOURCES)
 
 _NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 _ORIGIN = ("distilled_from",)
-BLOCK_STARS = 512
-"""Rows computed together, counted from the first of a batch; batches of whole blocks are equal
+BLOCK_STARS = 576
+"""Rows computed together, counted from the first of a batch (three blocks of `maury.model.engines`,
+none of which is then filled up in vain); batches of whole blocks are equal
 to the last bit, however long they are."""
 
 

@@ -1,21 +1,22 @@
 """What computes the networks of an ensemble: PyTorch, or vector code compiled for them.
 
 Both give the same outputs but for rounding. PyTorch is the reference and runs every preset, on a
-GPU if there is one; the compiled engine (`maury.model.engines.machine`) is the faster one on a
-processor.
+GPU if there is one; the compiled engine (`maury.model.engines.machine`) is the faster one for the
+published convolutions on a processor.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
 
 from maury.errors import check_known
 from maury.io.arrays import Float32Array, Float64Array
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "torch", "compiled")
 """Names that `make_engine` takes."""
+# Rows of a rest take another way, and would have other bits than the same rows elsewhere: products
+# of matrices (MKL) take 6 rows at a time (AVX2) or up to 48 (AVX-512), functions up to 64 numbers.
+BLOCK_ROWS = 192
+"""Stars that torch computes together: near the fastest of 32 to 512 (docs, engines)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ class Engine(ABC):
 class TorchEngine(Engine):
     """The reference: PyTorch, on a GPU if there is one.
 
+    Stars are computed in blocks of one length, the last of which is filled up with zeros: on a
+    processor the bits of a star's output depend neither on its block nor on its place in it.
+
     Parameters
     ----------
     config : NetworkConfig
@@ -106,25 +114,33 @@ class TorchEngine(Engine):
         self.device = torch.device(device)
         self._config = config
         self._networks = [network.to(self.device) for network in networks]
+        stacks = config.stacks and len(networks) > 1
+        self._members = _stacked(config, self._networks) if stacks else self._one_by_one
 
     def predict(
         self, flux: Float32Array, ivar: Float32Array, observables: Float32Array
     ) -> EnsembleOutput:
         """See `Engine.predict`."""
-        arrays = (np.asarray(array, dtype=np.float32) for array in (flux, ivar, observables))
+        arrays = (flux, ivar, observables)
+        # One block of zeros where there is no star: its output has the shapes.
+        starts = range(0, max(len(flux), 1), BLOCK_ROWS)
         with torch.inference_mode():
-            tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
-            outputs = [self._member(k, net, tensors) for k, net in enumerate(self._networks)]
-            return _to_numpy(
-                NetworkOutput(
-                    torch.stack([one.mean for one in outputs]),
-                    _stacked([one.variance for one in outputs]),
-                    _stacked([one.covariance for one in outputs]),
-                    outputs[0].features,
-                )
-            )
+            return _joined([self._block(*(x[k : k + BLOCK_ROWS] for x in arrays)) for k in starts])
 
-    def _member(self, number: int, network: nn.Module, tensors: list[Tensor]) -> NetworkOutput:
+    def _block(self, *arrays: Float32Array) -> EnsembleOutput:
+        tensors = [torch.from_numpy(_filled_up(array)).to(self.device) for array in arrays]
+        return _to_numpy(self._members(*tensors), len(arrays[0]))
+
+    def _one_by_one(self, *block: Tensor) -> NetworkOutput:
+        outputs = [self._member(k, net, block) for k, net in enumerate(self._networks)]
+        return NetworkOutput(
+            torch.stack([one.mean for one in outputs]),
+            _all_of([one.variance for one in outputs]),
+            _all_of([one.covariance for one in outputs]),
+            outputs[0].features,
+        )
+
+    def _member(self, number: int, network: nn.Module, tensors: Sequence[Tensor]) -> NetworkOutput:
         """Output of one network; dropout passes are joined by the law of total variance."""
         n_passes = self._config.n_passes
         if not n_passes:
@@ -186,7 +202,7 @@ class CompiledEngine(Engine):
         with torch.inference_mode():
             rows = self._machine(*self._lowered.inputs(flux, ivar, observables))
             output = self._lowered.unpack(torch.from_numpy(rows))
-            return _to_numpy(output)
+            return _to_numpy(output, len(flux))
 
 
 def make_engine(
@@ -202,9 +218,9 @@ def make_engine(
     Parameters
     ----------
     name : {"auto", "torch", "compiled"}
-        ``auto`` is torch where it finds a GPU, or where the compiled engine is not installed;
-        else compiled. Networks with a part that the compiled engine lacks run on torch, and the
-        log says why.
+        ``auto`` is torch for networks whose members it stacks, where it finds a GPU, or where
+        the compiled engine is not installed; else compiled. Networks with a part that the compiled
+        engine lacks run on torch, and the log says why.
     config, networks, n_pixel, n_observable
         The preset, its members in evaluation mode, and the columns of their inputs.
 
@@ -217,7 +233,7 @@ def make_engine(
     """
     check_known("engine", name, ENGINES)
     if name == "auto":
-        lacking = torch.cuda.is_available() or not available()
+        lacking = config.stacks or torch.cuda.is_available() or not available()
         name = "torch" if lacking else "compiled"
     if name == "compiled":
         try:
@@ -228,16 +244,74 @@ def make_engine(
     return TorchEngine(config, networks)
 
 
-def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+class _Predicting(nn.Module):
+    """A network whose forward gives the parts of a `NetworkOutput` that its preset predicts."""
+
+    def __init__(self, config: NetworkConfig, network: nn.Module) -> None:
+        super().__init__()
+        self._config, self.network = config, network
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Return the parts by name."""
+        output = self._config.predict(self.network, *inputs)
+        parts = {field.name: getattr(output, field.name) for field in fields(output)}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def _stacked(config: NetworkConfig, networks: Sequence[nn.Module]) -> Callable[..., NetworkOutput]:
+    """Return what computes all members at once, as one network of stacked weights."""
+    members = [_Predicting(config, network) for network in networks]
+    weights, buffers = stack_module_state(members)  # type: ignore[arg-type]
+    # Left as one: what follows from the inputs and from it is then computed once for all members.
+    common = {name: stack[0] for name, stack in buffers.items() if torch.all(stack == stack[0])}
+    apart = {**weights, **{name: buffers[name] for name in buffers.keys() - common.keys()}}
+
+    def member(state: dict[str, Tensor], *block: Tensor) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = functional_call(members[0], {**common, **state}, block)
+        return parts
+
+    at_once = torch.vmap(member, in_dims=(0, None, None, None))
+
+    def predict(*block: Tensor) -> NetworkOutput:
+        parts = at_once(apart, *block)
+        features = parts.pop("features", None)
+        return NetworkOutput(**parts, features=None if features is None else features[0])
+
+    return predict
+
+
+def _filled_up(array: Float32Array) -> Float32Array:
+    """Return `array` with rows of zeros up to a whole block."""
+    if len(array) == BLOCK_ROWS and array.flags.writeable:
+        return np.ascontiguousarray(array, dtype=np.float32)
+    whole = np.zeros((BLOCK_ROWS, array.shape[1]), dtype=np.float32)
+    whole[: len(array)] = array
+    return whole
+
+
+def _joined(blocks: Sequence[EnsembleOutput]) -> EnsembleOutput:
+    def whole(name: str, axis: int) -> Any:
+        parts = [getattr(block, name) for block in blocks]
+        # All blocks have a part or none: the preset decides that.
+        return None if parts[0] is None else np.concatenate(parts, axis)
+
+    return EnsembleOutput(
+        whole("mean", 1), whole("variance", 1), whole("covariance", 1), whole("features", 0)
+    )
+
+
+def _all_of(parts: Sequence[Tensor | None]) -> Tensor | None:
     """All parts in one tensor; None if a network does not predict them."""
     known = [part for part in parts if part is not None]
     # All or none: a mean over the members that have a variance would be that of another ensemble.
     return torch.stack(known) if len(known) == len(parts) else None
 
 
-def _to_numpy(output: NetworkOutput) -> EnsembleOutput:
+def _to_numpy(output: NetworkOutput, n: int) -> EnsembleOutput:
+    """Return the first `n` stars of an output."""
+
     def double(tensor: Tensor | None) -> Float64Array | None:
-        return None if tensor is None else tensor.double().cpu().numpy()
+        return None if tensor is None else tensor[:, :n].double().cpu().numpy()
 
     mean = double(output.mean)
     assert mean is not None
@@ -246,5 +320,5 @@ def _to_numpy(output: NetworkOutput) -> EnsembleOutput:
         mean,
         double(output.variance),
         double(output.covariance),
-        None if features is None else features.float().cpu().numpy(),
+        None if features is None else features[:n].float().cpu().numpy(),
     )

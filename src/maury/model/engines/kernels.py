@@ -86,9 +86,8 @@ class Graph:
         *,
         target: int | None = None,
         activation: Activation = NONE,
-        plus: int | None = None,
     ) -> int:
-        """Add ``activation(W x + b) + plus``; `weight` is (out, in). Return its first row."""
+        """Add ``activation(W x + b)``; `weight` is (out, in). Return its first row."""
         n_out, n_in = weight.shape
         # As a convolution of eight taps at one position, so that its inner loop is unrolled
         # eightfold.
@@ -98,7 +97,7 @@ class Graph:
         padded[:, :n_in] = weight
         kernel = padded.reshape(n_out, taps, n_channel).transpose(0, 2, 1)
         return self.convolve(
-            source, kernel, bias, n_position=1, target=target, activation=activation, plus=plus
+            source, kernel, bias, n_position=1, target=target, activation=activation
         )
 
     def convolve(
@@ -110,7 +109,6 @@ class Graph:
         n_position: int,
         target: int | None = None,
         activation: Activation = NONE,
-        plus: int | None = None,
     ) -> int:
         """Add a valid convolution with `kernel` (out, in, tap) over rows (position, channel).
 
@@ -136,7 +134,6 @@ class Graph:
                 offset,
                 bias_offset,
                 activation,
-                plus,
             )
         )
         return target
@@ -215,7 +212,6 @@ class Convolve(Operation):
     weight: int
     bias: int
     activation: Activation
-    plus: int | None
 
     def emit(self, code: Code) -> None:
         """See `Operation.emit`."""
@@ -271,10 +267,6 @@ class Convolve(Operation):
             for k in range(width):
                 value = code.activate(sums[p * width + k], self.activation)
                 row = p * self.n_out + k
-                # From other rows than the target: overlapping tiles would add it twice.
-                if self.plus is not None:
-                    other = code.load(code.at(code.row(self.plus, place), row * lanes))
-                    value = code.op(f"fadd {code.vector} {value}, {other}")
                 code.store(code.at(code.row(self.target, place), row * lanes), value)
 
 
@@ -307,134 +299,6 @@ class Pool(Operation):
                 lambda place: code.loop(self.n_channel, lambda channel: one(place, channel)),
             )
         )
-
-
-@dataclass(frozen=True)
-class Apply(Operation):
-    """An activation of `n` rows."""
-
-    source: int
-    target: int
-    n: int
-    activation: Activation
-
-    def emit(self, code: Code) -> None:
-        """See `Operation.emit`."""
-
-        def one(index: str) -> None:
-            value = code.load(code.row(self.source, index))
-            code.store(code.row(self.target, index), code.activate(value, self.activation))
-
-        code.each_vector(lambda _: code.loop(self.n, one))
-
-
-@dataclass(frozen=True)
-class PixelWeight(Operation):
-    """Weight of each pixel, between 0 and 1: inverse variance times the value of row `pull`."""
-
-    source: int
-    pull: int
-    target: int
-    n: int
-
-    def emit(self, code: Code) -> None:
-        """See `Operation.emit`."""
-
-        def block(vector: str) -> None:
-            pull = code.load(code.row(self.pull, "0"))
-
-            def one(index: str) -> None:
-                ivar = code.load(code.row(self.source, index))
-                value = code.op(f"fmul {code.vector} {ivar}, {pull}")
-                # An inverse variance that is NaN is not above 0, so that its pixel weighs nothing.
-                value = code.least(code.most(value, code.constant(0.0)), code.constant(1.0))
-                code.store(code.row(self.target, index), value)
-
-            code.loop(self.n, one)
-
-        code.each_vector(block)
-
-
-@dataclass(frozen=True)
-class Standardise(Operation):
-    """``clip((x - centre) factor, -bound, bound) weight``; numbers: the centres, the factors."""
-
-    source: int
-    weight: int
-    target: int
-    n: int
-    numbers: int
-    bound: float
-
-    def emit(self, code: Code) -> None:
-        """See `Operation.emit`."""
-
-        def one(index: str) -> None:
-            place = code.op(f"add i64 {index}, {self.numbers}")
-            centre = code.splat(code.at("%w", place))
-            factor = code.splat(code.at("%w", code.op(f"add i64 {place}, {self.n}")))
-            value = code.op(
-                f"fsub {code.vector} {code.load(code.row(self.source, index))}, {centre}"
-            )
-            value = code.op(f"fmul {code.vector} {value}, {factor}")
-            # First the upper bound: a flux that is NaN is not below it and becomes it, and its
-            # weight of 0 takes it off.
-            value = code.least(value, code.constant(self.bound))
-            value = code.most(value, code.constant(-self.bound))
-            weight = code.load(code.row(self.weight, index))
-            value = code.op(f"fmul {code.vector} {value}, {weight}")
-            code.store(code.row(self.target, index), value)
-
-        code.each_vector(lambda _: code.loop(self.n, one))
-
-
-@dataclass(frozen=True)
-class Normalise(Operation):
-    """Layer normalisation of `n` rows, and an activation; numbers: the scales, the shifts."""
-
-    source: int
-    target: int
-    n: int
-    numbers: int
-    epsilon: float
-    activation: Activation
-
-    def emit(self, code: Code) -> None:
-        """See `Operation.emit`."""
-        zero, share = code.constant(0.0), code.constant(1.0 / self.n)
-
-        def block(_: str) -> None:
-            def add(index: str, total: list[str]) -> list[str]:
-                value = code.load(code.row(self.source, index))
-                return [code.op(f"fadd {code.vector} {total[0]}, {value}")]
-
-            total = code.loop(self.n, add, carried=[zero])[0]
-            mean = code.op(f"fmul {code.vector} {total}, {share}")
-
-            def deviation(index: str) -> str:
-                value = code.load(code.row(self.source, index))
-                return code.op(f"fsub {code.vector} {value}, {mean}")
-
-            def square(index: str, total: list[str]) -> list[str]:
-                value = deviation(index)
-                return [code.fma(value, value, total[0])]
-
-            total = code.loop(self.n, square, carried=[zero])[0]
-            variance = code.fma(total, share, code.constant(self.epsilon))
-            root = code.call("sqrt", variance)
-            inverse = code.op(f"fdiv {code.vector} {code.constant(1.0)}, {root}")
-
-            def one(index: str) -> None:
-                place = code.op(f"add i64 {index}, {self.numbers}")
-                scale = code.splat(code.at("%w", place))
-                shift = code.splat(code.at("%w", code.op(f"add i64 {place}, {self.n}")))
-                value = code.op(f"fmul {code.vector} {deviation(index)}, {inverse}")
-                value = code.activate(code.fma(value, scale, shift), self.activation)
-                code.store(code.row(self.target, index), value)
-
-            code.loop(self.n, one)
-
-        code.each_vector(block)
 
 
 @dataclass(frozen=True)

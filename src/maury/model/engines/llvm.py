@@ -15,14 +15,13 @@ from maury.errors import MissingExtra
 
 @dataclass(frozen=True)
 class Activation:
-    """What follows a layer: nothing, ``max(x, slope x)`` or ``x / (1 + exp(-x))``."""
+    """What follows a layer: nothing (``none``), or ``max(x, slope x)`` (``leaky``)."""
 
     kind: str = "none"
     slope: float = 0.0
 
 
 NONE = Activation()
-SILU = Activation("silu")
 
 
 class Code:
@@ -54,13 +53,9 @@ class Code:
 
     def text(self) -> str:
         """Return all that was written."""
-        names = (("fma", 3), ("sqrt", 1), ("rint", 1))
-        declared = [
-            f"declare {self.vector} @llvm.{'fmuladd' if name == 'fma' else name}.v{self.lanes}f32"
-            f"({', '.join([self.vector] * n)})"
-            for name, n in names
-        ]
-        return "\n".join([*declared, "declare i64 @llvm.umin.i64(i64, i64)", *self._lines])
+        fma = f"declare {self.vector} @llvm.fmuladd.v{self.lanes}f32"
+        fma += f"({', '.join([self.vector] * 3)})"
+        return "\n".join([fma, "declare i64 @llvm.umin.i64(i64, i64)", *self._lines])
 
     def _name(self) -> str:
         self._count += 1
@@ -164,68 +159,29 @@ class Code:
         exact = struct.unpack("<Q", struct.pack("<d", float(np.float32(value))))[0]
         return f"<{', '.join([f'float 0x{exact:016X}'] * self.lanes)}>"
 
-    def call(self, name: str, *values: str) -> str:
-        """Call an intrinsic function of vectors."""
-        arguments = ", ".join(f"{self.vector} {value}" for value in values)
-        return self.op(f"call {self.vector} @llvm.{name}.v{self.lanes}f32({arguments})")
-
     def fma(self, a: str, b: str, c: str) -> str:
         """Return ``a b + c``."""
         # Fused where the processor can; `llvm.fma` would call a slow function where it cannot.
-        return self.call("fmuladd", a, b, c)
+        arguments = ", ".join(f"{self.vector} {value}" for value in (a, b, c))
+        return self.op(f"call {self.vector} @llvm.fmuladd.v{self.lanes}f32({arguments})")
 
     def most(self, a: str, b: str) -> str:
         """Larger of two."""
-        return self._select("ogt", a, b)
-
-    def least(self, a: str, b: str) -> str:
-        """Smaller of two."""
-        return self._select("olt", a, b)
+        # Not `llvm.maxnum`, whose rules for NaN cost instructions.
+        wins = self.op(f"fcmp ogt {self.vector} {a}, {b}")
+        return self.op(f"select <{self.lanes} x i1> {wins}, {self.vector} {a}, {self.vector} {b}")
 
     def where_positive(self, value: str, a: str, b: str) -> str:
         """Return `a` where `value` > 0, else `b`."""
         wins = self.op(f"fcmp ogt {self.vector} {value}, {self.constant(0.0)}")
         return self.op(f"select <{self.lanes} x i1> {wins}, {self.vector} {a}, {self.vector} {b}")
 
-    def _select(self, order: str, a: str, b: str) -> str:
-        # Not `llvm.maxnum`, whose rules for NaN cost instructions: if `a` is NaN the result is `b`,
-        # on which `Standardise` builds.
-        wins = self.op(f"fcmp {order} {self.vector} {a}, {b}")
-        return self.op(f"select <{self.lanes} x i1> {wins}, {self.vector} {a}, {self.vector} {b}")
-
     def activate(self, value: str, activation: Activation) -> str:
         """Apply an activation."""
         if activation.kind == "none":
             return value
-        if activation.kind == "leaky":
-            slope = self.constant(activation.slope)
-            return self.most(value, self.op(f"fmul {self.vector} {value}, {slope}"))
-        one = self.constant(1.0)
-        bottom = self.op(f"fadd {self.vector} {self._exp_minus(value)}, {one}")
-        return self.op(f"fdiv {self.vector} {value}, {bottom}")
-
-    def _exp_minus(self, value: str) -> str:
-        """``exp(-x)`` as 2^n 2^f, with the Taylor series of 2^f for |f| <= 1/2 (to 1e-7)."""
-        scaled = self.op(f"fmul {self.vector} {value}, {self.constant(-1.0 / np.log(2.0))}")
-        # The exponents of normal numbers in float32; beyond, the shift below would write into the
-        # sign.
-        bounded = self.least(self.most(scaled, self.constant(-126.0)), self.constant(126.0))
-        whole = self.call("rint", bounded)
-        rest = self.op(f"fsub {self.vector} {bounded}, {whole}")
-        series = [1.0]
-        for order in range(1, 8):
-            series.append(series[-1] * float(np.log(2.0)) / order)
-        power = self.constant(series[-1])
-        for term in reversed(series[:-1]):
-            power = self.fma(power, rest, self.constant(term))
-        integers = f"<{self.lanes} x i32>"
-        exponent = self.op(f"fptosi {self.vector} {whole} to {integers}")
-        # A float32 has 23 bits of mantissa: adding n to the bits above multiplies by 2^n.
-        shift = f"<{', '.join(['i32 23'] * self.lanes)}>"
-        exponent = self.op(f"shl {integers} {exponent}, {shift}")
-        bits = self.op(f"bitcast {self.vector} {power} to {integers}")
-        bits = self.op(f"add {integers} {bits}, {exponent}")
-        return self.op(f"bitcast {integers} {bits} to {self.vector}")
+        slope = self.constant(activation.slope)
+        return self.most(value, self.op(f"fmul {self.vector} {value}, {slope}"))
 
 
 class Processor:

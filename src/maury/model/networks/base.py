@@ -125,6 +125,9 @@ class NetworkConfig(BaseModel, ABC):
         Whether observables may be NaN; otherwise a star that lacks one gets no prediction.
     needs_spectrum : bool
         Whether a star without a spectrum gets no prediction.
+    stacks : bool
+        Whether members are computed at once, as one network of stacked weights (`torch.vmap`):
+        faster for dense layers, slower for convolutions.
     photometry : bool
         Whether the observables (magnitudes, extinction, ...) enter through a branch of their own.
     """
@@ -144,6 +147,7 @@ class NetworkConfig(BaseModel, ABC):
     simulates: ClassVar[bool] = False
     takes_missing: ClassVar[bool] = False
     needs_spectrum: ClassVar[bool] = True
+    stacks: ClassVar[bool] = False
 
     photometry: bool = True
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maury.io.arrays import Float32Array, Int64Array
 from maury.labels.columns import BANDS
 from maury.model.networks.base import (
     LARGEST,
@@ -79,6 +81,7 @@ class DefaultConfig(NetworkConfig):
     simulates: ClassVar[bool] = True
     takes_missing: ClassVar[bool] = True
     needs_spectrum: ClassVar[bool] = False
+    stacks: ClassVar[bool] = True
 
     stem: int = Field(default=192, ge=1, le=LARGEST.units)
     width: int = Field(default=256, ge=1, le=LARGEST.units)
@@ -208,8 +211,7 @@ class DefaultNetwork(nn.Module):
         """Features (n, width) before the last layer; arguments as of `forward`."""
         pixels, quality = self._spectrum(flux, ivar)
         projected = self.project(pixels)
-        # Sums of layers are one layer of the joined inputs, as the compiled engine computes it. The
-        # straight way spares a label that is linear in the flux the bend.
+        # The straight way spares a label that is linear in the flux the bend.
         features = self.join(projected) + self.bend(functional.silu(projected))
         features = features + self.quality(quality)
         if self.observables is not None:
@@ -243,16 +245,39 @@ class DefaultNetwork(nn.Module):
         return self.posterior(self.embed(flux, ivar, observables))
 
     def _spectrum(self, flux: Tensor, ivar: Tensor) -> tuple[Tensor, Tensor]:
-        good = ivar > 0
-        # Torch takes the lower of two middle values, not their mean; the compiled engine copies
-        # that.
-        typical = torch.where(good, ivar, torch.nan).nanmedian(dim=1, keepdim=True).values
-        present = good.any(dim=1, keepdim=True)
-        typical = torch.where(present, typical, torch.ones_like(typical))
+        typical, present = lower_median(ivar)
+        # What holds for all members of an ensemble first: they are then computed once.
         pixel_weight = (ivar / (NOISY_PIXEL * typical)).clamp(max=1.0)
-        deviation = (flux - self.flux_centre) / self.flux_scale
-        pixels = torch.where(good, deviation, 0.0).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+        flux = torch.where(ivar > 0, flux, 0.0)
+        per_scale = 1.0 / self.flux_scale
+        deviation = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
+        pixels = deviation.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
         return pixels * pixel_weight, noise_quality(typical, present)
+
+
+def lower_median(ivar: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower median (n, 1) of what is above 0 in each row (1 if nothing is), and if anything is."""
+    good = ivar > 0
+    n_good = good.sum(dim=1, keepdim=True)
+    if ivar.is_cuda:
+        typical = torch.where(good, ivar, torch.nan).nanmedian(dim=1, keepdim=True).values
+    else:
+        typical = torch.from_numpy(_partitioned(ivar.numpy(), n_good[:, 0].numpy()))
+    return torch.where(n_good > 0, typical, 1.0), n_good > 0
+
+
+def _partitioned(ivar: Float32Array, n_good: Int64Array) -> Float32Array:
+    """Lower median (n, 1) of the `n_good` values above 0 of each row; torch takes longer."""
+    typical = np.ones((len(ivar), 1), dtype=np.float32)
+    # Stars with equally many good pixels together: where most have all of them there are few
+    # groups, and `partition` sorts no more than it must.
+    for n in np.unique(n_good[n_good > 0]):
+        rows = np.flatnonzero(n_good == n)
+        values = ivar[rows]
+        if n < ivar.shape[1]:
+            values = np.where(values > 0, values, np.float32(np.inf))
+        typical[rows, 0] = np.partition(values, (n - 1) // 2, axis=1)[:, (n - 1) // 2]
+    return typical
 
 
 def noise_quality(typical: Tensor, present: Tensor) -> Tensor:

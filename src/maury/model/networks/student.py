@@ -62,6 +62,7 @@ class StudentConfig(NetworkConfig):
     simulates: ClassVar[bool] = True
     takes_missing: ClassVar[bool] = True
     needs_spectrum: ClassVar[bool] = False
+    stacks: ClassVar[bool] = True
 
     stem: int = Field(default=48, ge=1, le=LARGEST.units)
     width: int = Field(default=128, ge=1, le=LARGEST.units)
@@ -131,12 +132,14 @@ class StudentNetwork(nn.Module):
             Shape (n, n_observable), scaled, NaN where missing.
         """
         typical, present = self.noise(ivar)
-        # One division a star instead of one a pixel; the compiled engine multiplies likewise.
+        # One division a star instead of one a pixel.
         pixel_weight = (ivar * (1.0 / (NOISY_PIXEL * typical))).clamp_(max=1.0)
         per_scale = 1.0 / self.flux_scale
         pixels = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
         # Only a row without a spectrum can hold NaN, and its pixel_weight is 0.
-        pixels.nan_to_num_().clamp_(-LARGEST_DEVIATION, LARGEST_DEVIATION).mul_(pixel_weight)
+        pixels = (
+            pixels.nan_to_num_().clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION).mul_(pixel_weight)
+        )
         return pixels, self.others(typical, present, observables)
 
     def noise(self, ivar: Tensor) -> tuple[Tensor, Tensor]:
