@@ -167,8 +167,8 @@ def _compare(
 
 def _own(model: Model, survey: Survey, arguments: argparse.Namespace) -> None:
     inputs = model.preparation.apply(survey.batch(0, min(arguments.stars, len(survey))))
-    networks = {name: EnsembleNetwork(model, engine=name) for name in ("torch", "compiled")}
-    contenders = {n: _timed(partial(one.predict, inputs)) for n, one in networks.items()}
+    network = EnsembleNetwork(model)
+    contenders = {"networks": _timed(partial(network.predict, inputs))}
     contenders["product"] = _timed(_product())
     print(f"{model.network['name']}, {len(model.kept)} members")
     _show(_rounds(contenders, arguments.rounds), len(inputs), _operations(model))

@@ -25,7 +25,7 @@ import torch
 from maury.evaluation.validation import held_out_rows
 from maury.labels.flags import Flag
 from maury.model.directory import Model
-from maury.model.engines.engine import make_engine
+from maury.model.engines.engine import TorchEngine
 from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.published import network_config
 from maury.prediction.streaming import Predictor
@@ -35,7 +35,7 @@ from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
 
-BLOCK = 512
+BLOCK = 576
 ROUNDS = 9
 
 
@@ -129,40 +129,34 @@ def seconds(work: dict[str, Callable[[], object]], n_star: int) -> dict[str, flo
 def speeds(survey: Survey, paths: tuple[Path, Path]) -> None:
     """Print CPU time per star on the same rows."""
     batch = survey.batch(0, min(4 * BLOCK, len(survey)))
-    for engine in ("torch", "compiled"):
-        work: dict[str, Callable[[], object]] = {}
-        for who, path in zip(("teacher", "student"), paths, strict=True):
-            model = Model.open(path)
-            predictor, network = (
-                Predictor(model, engine=engine),
-                EnsembleNetwork(model, engine=engine),
-            )
-            inputs = model.preparation.apply(batch)
-            blocks = [picked(inputs, slice(k, k + BLOCK)) for k in range(0, len(batch), BLOCK)]
-            work[f"{who}, networks"] = networks_alone(model, engine, blocks)
-            work[f"{who}, labels"] = lambda n=network, b=blocks: [n.predict(one) for one in b]
-            work[f"{who}, all but reading"] = lambda p=predictor: p.predict(batch)
-        found = seconds(work, len(batch))
-        print(f"engine {engine}: microseconds per star, one thread")
-        for part in ("networks", "labels", "all but reading"):
-            slow, fast = found[f"teacher, {part}"], found[f"student, {part}"]
-            print(f"  {part:20}{slow:9.1f}{fast:9.1f}   ratio {slow / fast:.1f}")
+    work: dict[str, Callable[[], object]] = {}
+    for who, path in zip(("teacher", "student"), paths, strict=True):
+        model = Model.open(path)
+        predictor, network = Predictor(model), EnsembleNetwork(model)
+        inputs = model.preparation.apply(batch)
+        blocks = [picked(inputs, slice(k, k + BLOCK)) for k in range(0, len(batch), BLOCK)]
+        work[f"{who}, networks"] = networks_alone(model, blocks)
+        work[f"{who}, labels"] = lambda n=network, b=blocks: [n.predict(one) for one in b]
+        work[f"{who}, all but reading"] = lambda p=predictor: p.predict(batch)
+    found = seconds(work, len(batch))
+    print("microseconds per star, one thread")
+    for part in ("networks", "labels", "all but reading"):
+        slow, fast = found[f"teacher, {part}"], found[f"student, {part}"]
+        print(f"  {part:20}{slow:9.1f}{fast:9.1f}   ratio {slow / fast:.1f}")
 
 
-def networks_alone(model: Model, name: str, blocks: list[Inputs]) -> Callable[[], object]:
+def networks_alone(model: Model, blocks: list[Inputs]) -> Callable[[], object]:
     """Return what asks the networks alone about some blocks."""
     options = dict(model.network)
     config = network_config(str(options.pop("name")), options)
-    n_observable = len(model.preparation.observable_names) if config.photometry else 0
-    engine = make_engine(
-        name, config, load_members(model), n_pixel=model.n_pixel, n_observable=n_observable
-    )
+    engine = TorchEngine(config, load_members(model))
     scaling = model.scaling.observables
+    n_observable = len(model.preparation.observable_names) if config.photometry else 0
     ready = [
         (block.flux, block.ivar, scaling.forward(block.observables)[:, :n_observable])
         for block in blocks
     ]
-    return lambda: [engine.answer(*arrays) for arrays in ready]
+    return lambda: [engine.predict(*arrays) for arrays in ready]
 
 
 def main() -> None:

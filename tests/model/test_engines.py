@@ -25,6 +25,7 @@ from maury.model.engines.llvm import Activation
 from maury.model.engines.machine import Machine
 from maury.model.inference import EnsembleNetwork
 from maury.model.networks.published import build, network_config
+from maury.prediction.predictor import BLOCK_STARS
 
 N_PIXEL, N_OBSERVABLE, N_LABEL = 120, 5, 3
 STACKED = {
@@ -146,6 +147,10 @@ def assert_no_star_sees_another(name, n_member, n_thread):
 @pytest.mark.parametrize("name", ["maury", "student", "guiglion2020"])
 def test_a_star_is_predicted_to_the_same_bits_whatever_stands_beside_it(name, n_member, n_thread):
     assert_no_star_sees_another(name, n_member, n_thread)
+
+
+def test_blocks_of_a_prediction_are_whole_blocks_of_the_engine():
+    assert BLOCK_STARS % BLOCK_ROWS == 0
 
 
 def test_so_it_is_with_the_vectors_of_older_processors():
