@@ -261,7 +261,7 @@ class _Predicting(nn.Module):
 def _stacked(config: NetworkConfig, networks: Sequence[nn.Module]) -> Callable[..., NetworkOutput]:
     """Return what computes all members at once, as one network of stacked weights."""
     members = [_Predicting(config, network) for network in networks]
-    weights, buffers = stack_module_state(members)  # type: ignore[arg-type]
+    weights, buffers = stack_module_state(members)
     # Left as one: what follows from the inputs and from it is then computed once for all members.
     common = {name: stack[0] for name, stack in buffers.items() if torch.all(stack == stack[0])}
     apart = {**weights, **{name: buffers[name] for name in buffers.keys() - common.keys()}}
