@@ -57,3 +57,22 @@ def write_catalogue(path: Path, n=60, *, rows=None, **metadata) -> Catalogue:
     assemble([part], path, spec=spec)
     part.unlink()
     return Catalogue.read(path)
+
+
+def write_many(path: Path, n_part: int, *, names=(), part=16384) -> Path:
+    """Write the same simulated rows again and again, as Parquet: so many parts of them."""
+    rows = catalogue_rows(part)
+    spec = CatalogueSpec.for_labels(
+        LABELS,
+        survey_columns=["star_id", "ra", "dec", "parallax", "parallax_error"],
+        metadata={"simulated": True},
+        quantiles=True,
+        coverage=True,
+    )
+    wanted = [c for c in spec.columns if c.name in rows and (not names or c.name in names)]
+    spec = CatalogueSpec(tuple(wanted), spec.metadata)
+    first = path.with_name("first-of-" + path.stem + ".parquet")
+    write_part(first, spec, rows)
+    assemble([first] * n_part, path, spec=spec)
+    first.unlink()
+    return path

@@ -1,4 +1,5 @@
 import json
+import sys
 import warnings
 from dataclasses import replace
 
@@ -9,10 +10,19 @@ from astropy.io import fits
 from astropy.io.votable import parse
 from astropy.table import Table
 
-from maury.errors import ConfigError, InputFileError, OutputExists
+from builders.catalogues import catalogue_rows, write_many
+from builders.memory import growth_mb
+from maury.errors import ColumnError, ConfigError, InputFileError, OutputExists
 from maury.labels.definitions import LABELS
 from maury.labels.flags import Flag, warn
-from maury.prediction.catalogue import SUFFIXES, Catalogue, CatalogueSpec, assemble, write_part
+from maury.prediction.catalogue import (
+    SUFFIXES,
+    Catalogue,
+    CatalogueSpec,
+    assemble,
+    write_part,
+    write_stored,
+)
 
 METADATA = {"simulated": True, "model": {"preset": "guiglion2020", "note": "quote ' é \" " * 9}}
 SPEC = CatalogueSpec.for_labels(
@@ -182,3 +192,146 @@ def test_flags_of_32_bits_as_earlier_versions_wrote_them_are_read(tmp_path, suff
     assert found.description == "Quality flags, a bit mask"
     assert not warn(np.asarray(found) & Flag.SPIKES).any()
     assert (np.asarray(found) & Flag.BINARY_SUSPECTED == 0).all()
+
+
+FEW = ("id", "teff", "teff_error", "flags", "warn", "snr")
+PART = 16384
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A catalogue of three parts and more, in all formats, and its rows."""
+    folder = tmp_path_factory.mktemp("long")
+    first = write_many(folder / "long.parquet", 3, names=FEW)
+    for suffix in set(SUFFIXES) - {".parquet"}:
+        write_stored(Catalogue.open(first), folder / f"long{suffix}")
+    return folder, catalogue_rows(PART)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_blocks_are_the_rows_in_order_from_any_row_on(long, suffix):
+    catalogue = Catalogue.open(long[0] / f"long{suffix}")
+    assert len(catalogue) == 3 * PART
+    for start in (0, 5, PART, PART + 7, 3 * PART - 1):
+        blocks = list(catalogue.blocks(["teff", "id"], start=start))
+        # Blocks of text are so many bytes.
+        assert max(map(len, blocks)) <= PART + (suffix == ".ecsv") * PART
+        assert blocks[0].column_names == ["teff", "id"]
+        for name in ("teff", "id"):
+            found = [value for block in blocks for value in block[name].to_pylist()]
+            assert len(found) == 3 * PART - start
+            wanted = long[1][name].tolist()
+            assert str(found[:9]) == str(
+                [wanted[(start + k) % PART] for k in range(len(found[:9]))]
+            )
+            assert str(found[-1]) == str(wanted[-1])
+    np.testing.assert_array_equal(catalogue.column("snr"), np.tile(long[1]["snr"], 3))
+    with pytest.raises(ColumnError, match="has no column 'tef'"):
+        next(catalogue.blocks(["tef"]))
+
+
+def test_chosen_rows_are_a_catalogue(long, tmp_path):
+    catalogue = Catalogue.open(long[0] / "long.fits")
+    chosen = np.random.default_rng(1).random(len(catalogue)) < 0.3
+    write_stored(catalogue.only(chosen), tmp_path / "some.parquet")
+    expected = np.tile(long[1]["teff"], 3)[chosen]
+    np.testing.assert_array_equal(Catalogue.read(tmp_path / "some.parquet").table["teff"], expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process stands in /proc")
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".cds"])
+@pytest.mark.parametrize("way", ["to", "from"])
+def test_memory_of_convert_does_not_grow_with_the_rows(tmp_path, suffix, way):
+    if (way, suffix) == ("from", ".cds"):
+        pytest.skip("nothing reads it")
+    grown = []
+    for n_part in (3, 15):
+        first = write_many(tmp_path / f"first{n_part}.parquet", n_part, names=FEW)
+        source, out = first, tmp_path / f"c{n_part}{suffix}"
+        if way == "from":
+            write_stored(Catalogue.open(first), out, overwrite=True)
+            source, out = out, tmp_path / f"back{n_part}.fits"
+        imports = "import astropy.io.votable, astropy.table, pyarrow.parquet, pyarrow.csv\n"
+        imports += "import pyarrow.compute\nfrom maury.report.publish.convert import convert"
+        if suffix == ".cds":
+            imports += "\nimport cdspyreadme"
+        grown.append(growth_mb(imports, "convert(sys.argv[3], sys.argv[4])", source, out))
+    # Of five times the rows, held whole, at least four times as much; a block varies by some MB.
+    assert grown[1] < 1.5 * grown[0] + 8, grown
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process stands in /proc")
+def test_info_of_a_catalogue_holds_a_column_at_a_time(tmp_path):
+    code = "show(Catalogue.open(sys.argv[3]))"
+    imports = "import pyarrow.parquet, pyarrow.compute, numpy\nimport maury.survey.summary\n"
+    imports += "from maury.prediction.catalogue import Catalogue\n"
+    imports += "from maury.cli.model import _show_catalogue as show"
+    grown = []
+    for n_part in (2, 12):
+        path = write_many(tmp_path / f"c{n_part}.parquet", n_part)
+        grown.append(growth_mb(imports, code, path))
+    # 160 000 rows more are 9 MB for a column with what its quantiles take, and 91 for all.
+    assert grown[1] < grown[0] + 20, grown
+
+
+def test_ecsv_is_what_astropy_writes_and_reads(tmp_path):
+    rng = np.random.default_rng(2)
+    pieces = [*"ab", " ", '"', "'", "\t", "#", ",", "\\", "é", "nan", "-", "1e5", "\u2028"]
+    texts = ["".join(rng.choice(pieces, rng.integers(0, 6))).strip() for _ in range(500)]
+    numbers = rng.normal(size=500) * 10.0 ** rng.integers(-300, 300, 500)
+    numbers[:5] = np.nan, np.inf, -np.inf, 1e16, -0.0
+    table = Table({"id": texts, "teff": numbers, "flags": np.arange(500), "warn": numbers > 0})
+    table.meta = {"maury": {"simulated": True}}
+    for name in table.colnames:
+        table[name].description, table[name].meta["ucd"] = f"what {name} is", ""
+    table.write(tmp_path / "theirs.ecsv", format="ascii.ecsv")
+    write_stored(Catalogue(table, table.meta["maury"]).stored(), tmp_path / "ours.ecsv")
+    assert (tmp_path / "ours.ecsv").read_bytes() == (tmp_path / "theirs.ecsv").read_bytes()
+    again = Catalogue.read(tmp_path / "ours.ecsv").table
+    for name in table.colnames:
+        np.testing.assert_array_equal(again[name], table[name])
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".vot", ".ecsv", ".parquet"])
+def test_whole_numbers_of_eight_bytes_and_lists_of_others(tmp_path, suffix):
+    table = Table({"id": ["a", "b"], "source_id": np.array([2**60 + 1, -5])})
+    write_stored(Catalogue(table, {}).stored(), tmp_path / f"c{suffix}")
+    assert Catalogue.read(tmp_path / f"c{suffix}").table["source_id"].tolist() == [2**60 + 1, -5]
+    table["xp"] = np.arange(6.0).reshape(2, 3)
+    stored = Catalogue(table, {}).stored()
+    assert [block["xp"].to_pylist() for block in stored.blocks(["xp"])] == [[[0, 1, 2], [3, 4, 5]]]
+    np.testing.assert_array_equal(stored.table()["xp"], table["xp"])
+    with pytest.raises(
+        InputFileError, match=r"'xp' holds lists or the like; .* take the column out"
+    ):
+        write_stored(stored, tmp_path / f"more{suffix}")
+
+
+def test_vectors_that_others_added_to_fits_are_read(tmp_path, parts):
+    assemble(parts[0], tmp_path / "c.fits", spec=SPEC)
+    with fits.open(tmp_path / "c.fits") as hdus:
+        added = fits.Column("xp", "3E", array=np.arange(27.0).reshape(9, 3))
+        unsigned = fits.Column("n", "I", bzero=32768, array=np.arange(9, dtype=np.uint16) + 40000)
+        columns = hdus[1].columns + fits.ColDefs([added, unsigned])
+        both = fits.HDUList([hdus[0], fits.BinTableHDU.from_columns(columns)])
+        both.writeto(tmp_path / "more.fits")
+    table = Catalogue.read(tmp_path / "more.fits").table
+    np.testing.assert_array_equal(table["xp"], np.arange(27.0).reshape(9, 3))
+    assert table["n"].tolist() == list(range(40000, 40009))
+    assert table["id"].tolist() == [
+        *(f"a{k}" for k in range(5)),
+        *(f"longer-{k}" for k in range(5, 9)),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".vot", ".parquet"])
+def test_a_catalogue_that_lacks_rows_is_said_to(tmp_path, long, suffix):
+    content = (long[0] / f"long{suffix}").read_bytes()
+    tail = {".vot": -400}.get(suffix, len(content))
+    middle = len(content) // 2 // 4 * 4
+    # A piece out of the middle, so that head and end are those of a whole file.
+    (tmp_path / f"cut{suffix}").write_bytes(
+        content[:middle] + content[middle + 4096 : tail] + content[tail:]
+    )
+    with pytest.raises(InputFileError, match="cut"):
+        Catalogue.read(tmp_path / f"cut{suffix}")

@@ -10,7 +10,7 @@ from maury.cli.common import ModelPath, Overwrite, Scheduler, Seed, Settings, Su
 
 if TYPE_CHECKING:
     from maury.model.directory import Model
-    from maury.prediction.catalogue import Catalogue
+    from maury.prediction.stored import StoredCatalogue
 
 
 def train(
@@ -149,7 +149,7 @@ def info(
         terminal.say(found)
         terminal.show_values(found.rows)
     else:
-        _show_catalogue(Catalogue.read(path))
+        _show_catalogue(Catalogue.open(path))
 
 
 def _show_model(model: "Model") -> None:
@@ -168,25 +168,28 @@ def _show_model(model: "Model") -> None:
     terminal.show_values([("", "unit", "lowest in training", "highest"), *table])
 
 
-def _show_catalogue(catalogue: "Catalogue") -> None:
+def _show_catalogue(catalogue: "StoredCatalogue") -> None:
     import numpy as np
 
     from maury.labels.definitions import LABELS
     from maury.survey.summary import label_rows
 
-    table = catalogue.table
     terminal.say(catalogue)
-    if "warn" in table.colnames:
-        terminal.say(f"with a warning: {int(np.sum(table['warn']))} of {len(catalogue)}")
-    if "flags" in table.colnames:
-        flags = np.asarray(table["flags"])
-        for name, about in catalogue.metadata.get("flags", {}).items():
-            # Bits as the catalogue itself states them, which may be of another version.
-            n = int(np.sum((flags & (1 << about["bit"])) != 0))
-            if n:
-                terminal.say(f"  {name:<24} {n:>9}  {about['text']}")
-    labels = [label for label in LABELS if label.name in table.colnames]
-    terminal.show_values(label_rows(labels, lambda name: np.asarray(table[name])))
+    told = [name for name in ("warn", "flags") if name in catalogue.names]
+    # Bits as the catalogue itself states them, which may be of another version.
+    flags = catalogue.metadata.get("flags", {}) if "flags" in told else {}
+    n_warned, counts = 0, dict.fromkeys(flags, 0)
+    for block in catalogue.blocks(told) if told else ():
+        n_warned += int(np.sum(block["warn"].to_numpy())) if "warn" in told else 0
+        for name, about in flags.items():
+            counts[name] += int(np.sum((block["flags"].to_numpy() & (1 << about["bit"])) != 0))
+    if "warn" in told:
+        terminal.say(f"with a warning: {n_warned} of {len(catalogue)}")
+    for name, n in counts.items():
+        if n:
+            terminal.say(f"  {name:<24} {n:>9}  {flags[name]['text']}")
+    labels = [label for label in LABELS if label.name in catalogue.names]
+    terminal.show_values(label_rows(labels, catalogue.column))
 
 
 def demo(

@@ -7,7 +7,10 @@ with 20.0.0), while reading a column raises as it should. The footer is a struct
 compact protocol.
 """
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MAGIC = b"PAR1"
+_BUFFER = 2**16
+"""Bytes of a column that are read ahead; without, pyarrow reads a row group of it at once."""
 _MOST_DEPTH = 24
 """Levels of structures, so that none ends the recursion. The format needs six: footer, element of
 the schema, logical type, timestamp, its unit, its kind."""
@@ -42,6 +47,36 @@ def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
 
     with path.open("rb") as file:
         return parquet.read_table(file, columns=columns, page_checksum_verification=True)
+
+
+def read_blocks(path: Path, columns: list[str], n_row: int, start: int = 0) -> "Iterator[pa.Table]":
+    """Yield so many rows of some columns at a time, comparing the checksums of their pages.
+
+    Row groups before that of row `start` are passed over.
+
+    Memory holds a block and a page of each column, however large the row groups are.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it is damaged.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with (
+        path.open("rb") as file,
+        parquet.ParquetFile(file, page_checksum_verification=True, buffer_size=_BUFFER) as whole,
+    ):
+        about = whole.metadata
+        ends = list(accumulate(about.row_group(k).num_rows for k in range(about.num_row_groups)))
+        first = bisect_right(ends, start)
+        start -= ends[first - 1] if first else 0
+        groups = list(range(first, len(ends)))
+        for batch in whole.iter_batches(n_row, columns=columns, row_groups=groups):
+            if start < len(batch):
+                yield pa.Table.from_batches([batch[start:]])
+            start = max(0, start - len(batch))
 
 
 def write_table(path: Path, table: "pa.Table") -> None:

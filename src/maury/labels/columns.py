@@ -36,7 +36,9 @@ class Column:
 def kind_of(dtype: np.dtype[Any]) -> str:
     """Kind of the column (`Column.kind`) that holds values of a numpy type."""
     if dtype.kind in "iu":
-        return "int32" if dtype.itemsize <= 4 else "int64"
+        # Four bytes without a sign go beyond those with one.
+        most = 4 if dtype.kind == "i" else 2
+        return "int32" if dtype.itemsize <= most else "int64"
     return {"U": "str", "S": "str", "O": "str", "b": "bool"}.get(dtype.kind, "float64")
 
 

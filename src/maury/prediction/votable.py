@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
@@ -15,14 +16,18 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from maury.io.parquet import n_rows, read_table
-from maury.io.units import written
+from maury.errors import InputFileError
+from maury.io.arrays import AnyArray
+from maury.io.limits import current
+from maury.io.opening import check_votable
+from maury.io.units import described, written
 from maury.labels.columns import Column
+from maury.prediction.ecsv import filled
+from maury.prediction.stored import BLOCK_ROWS, StoredCatalogue, after, arrow_table, of_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from astropy.io.votable.tree import Field
-    from astropy.table import Table
 
 NULLS = {"int32": -(2**31), "int64": -(2**63)}
 """What stands for a missing integer of a kind, in VOTable and FITS."""
@@ -35,6 +40,8 @@ _HEAD = """<?xml version="1.0" encoding="utf-8"?>
 """
 _FOOT = "  </TABLE>\n </RESOURCE>\n</VOTABLE>\n"
 _STREAM = b'<STREAM encoding="base64">'
+_TAIL = b"     </STREAM>\n    </BINARY2>\n   </DATA>\n" + _FOOT.encode()
+_COUNT = re.compile(rb'(<TABLE name="labels") nrows="([0-9]{1,12})"')
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _BASE64_LINE = 57
 """Bytes of a line of base64, as the standard library writes it."""
@@ -61,65 +68,91 @@ def without_data(
     return _declaration(columns, metadata, largest) + _FOOT
 
 
-def write_votable(
-    path: Path, columns: Sequence[Column], metadata: Mapping[str, Any], parts: Sequence[Path]
-) -> None:
-    """Write Parquet files of rows, in order, as one VOTable; only one is in memory.
-
-    Parameters
-    ----------
-    path : Path
-        File to write.
-    columns : sequence of Column
-        Columns in order; every part has them.
-    metadata : mapping
-        Plain JSON, kept in an ``INFO``.
-    parts : sequence of Path
-        Parquet files.
-    """
-    kinds = string_kinds(columns, strings_of(columns, parts))
-    total = sum(n_rows(part) for part in parts)
-    head = _declaration(columns, metadata, kinds, n_row=total)
+def write_votable(path: Path, catalogue: StoredCatalogue) -> None:
+    """Write a catalogue as one VOTable, block by block: only one is in memory."""
+    kinds = string_kinds(catalogue)
+    head = _declaration(catalogue.columns, catalogue.metadata, kinds, n_row=len(catalogue))
     rest = b""
     with path.open("wb") as file:
         file.write(f"{head}   <DATA>\n    <BINARY2>\n     ".encode() + _STREAM + b"\n")
-        for part in parts:
-            rows = rest + _binary(columns, read_table(part), kinds).tobytes()
+        for block in catalogue.blocks():
+            rows = rest + _binary(catalogue.columns, block, kinds).tobytes()
             # Only whole lines are encoded: base64 of pieces joins to that of the whole at multiples
             # of three bytes.
             whole = len(rows) - len(rows) % _BASE64_LINE
             file.write(base64.encodebytes(rows[:whole]))
             rest = rows[whole:]
         file.write(base64.encodebytes(rest))
-        file.write(b"     </STREAM>\n    </BINARY2>\n   </DATA>\n" + _FOOT.encode())
+        file.write(_TAIL)
 
 
-def read_votable(path: Path) -> "tuple[Table, dict[str, Any] | None]":
-    """Read the first table of a VOTable, and what an ``INFO`` says of it, or None.
+def open_catalogue(path: Path) -> StoredCatalogue:
+    """Open a catalogue in VOTable.
 
-    Rows that were written by `write_votable` are read at once, others by astropy.
+    Rows that `write_votable` has written are read in blocks; those of other programs, which may
+    lie anywhere in a document, by astropy, at once.
     """
     from astropy.io.votable import parse
 
-    content = path.read_bytes()
-    begin = content.find(_STREAM)
-    end = content.find(b"</STREAM>", begin)
-    streams = (content.count(b"<STREAM"), content.count(b"<BINARY2>"))
-    fast = 0 < begin < end and streams == (1, 1)
-    header = content[: begin + len(_STREAM)] + content[end:] if fast else content
-    document = parse(io.BytesIO(header))
+    check_votable(path)
+    head = _head(path)
+    counted = _COUNT.search(head)
+    # astropy makes room for the rows that a table promises.
+    document = parse(io.BytesIO(_COUNT.sub(rb"\1", head) + _TAIL) if counted else path)
     infos = [i.value for r in document.resources for i in r.infos if i.name == "maury"]
-    about = json.loads(infos[0]) if infos else None
+    if not infos:
+        raise InputFileError(f"{path} is a VOTable, but not a catalogue written by maury")
     first = document.get_first_table()
-    if not fast or about is None:
-        whole = parse(io.BytesIO(content)).get_first_table()
-        return whole.to_table(use_names_over_ids=True), about
-    record = _record_of(first.fields)
-    rows = base64.b64decode(content[begin + len(_STREAM) : end])
-    if record is None or len(rows) % record.itemsize:
-        whole = parse(io.BytesIO(content)).get_first_table()
-        return whole.to_table(use_names_over_ids=True), about
-    return _table(first.fields, np.frombuffer(rows, record)), about
+    record = _record_of(first.fields) if counted else None
+    about = of_table(path, filled(first.to_table(use_names_over_ids=True)), json.loads(infos[0]))
+    about = replace(about, columns=tuple(map(_described, about.columns)))
+    if counted is None:
+        return about
+    if record is None:
+        raise InputFileError(f"{path} has rows of no fixed length, which maury does not write")
+
+    def read(names: list[str], start: int) -> "Iterator[pa.Table]":
+        fields = [field for field in first.fields if field.name in names]
+        rows = _decoded(path, len(head), record)
+        return after(start, (arrow_table({f.name: _values(f, r) for f in fields}) for r in rows))
+
+    return replace(about, n_row=int(counted[2]), read=read)
+
+
+def _head(path: Path) -> bytes:
+    """Return what stands before the rows that `write_votable` wrote, or nothing."""
+    with path.open("rb") as file:
+        head = file.read(current().head_bytes)
+        file.seek(max(file.seek(0, 2) - len(_TAIL), 0))
+        ours = file.read() == _TAIL
+    head = head[: head.find(_STREAM) + len(_STREAM)] if ours and _STREAM in head else b""
+    return head if (head.count(b"<STREAM"), head.count(b"<BINARY2>")) == (1, 1) else b""
+
+
+def _decoded(path: Path, begin: int, record: np.dtype[Any]) -> Iterator[NDArray[np.void]]:
+    """Yield whole rows of the text in base64 that begins there and ends before the tail."""
+    text = rows = b""
+    size = BLOCK_ROWS * record.itemsize * 4 // 3
+    with path.open("rb") as file:
+        left = file.seek(0, 2) - len(_TAIL) - begin
+        file.seek(begin)
+        while left > 0:
+            piece = file.read(min(left, size))
+            left -= len(piece)
+            text += piece.translate(None, b" \t\r\n")
+            whole = len(text) - len(text) % 4
+            rows += base64.b64decode(text[:whole], validate=True)
+            text = text[whole:]
+            n_row = len(rows) // record.itemsize
+            yield np.frombuffer(rows, record, n_row)
+            rows = rows[n_row * record.itemsize :]
+    if text or rows:
+        raise InputFileError(f"{path} ends within a row; it is cut short or damaged")
+
+
+def _described(column: Column) -> Column:
+    unit, text = described(column.unit or None, column.description)
+    return replace(column, unit=unit or "", description=text)
 
 
 def _declaration(
@@ -167,15 +200,21 @@ def _quoted(value: str) -> str:
     return quoteattr(_CONTROL.sub(" ", value))
 
 
-def string_kinds(
-    columns: Sequence[Column], tables: "Iterable[pa.Table]"
-) -> dict[str, tuple[str, str]]:
+def string_kinds(catalogue: StoredCatalogue) -> dict[str, tuple[str, str]]:
     """Return VOTable's type and length of each column of strings: the longest sets the length."""
+    names = [column.name for column in catalogue.columns if column.kind == "str"]
+    return kinds_of_blocks(catalogue.columns, catalogue.blocks(names) if names else ())
+
+
+def kinds_of_blocks(
+    columns: Sequence[Column], blocks: "Iterable[pa.Table]"
+) -> dict[str, tuple[str, str]]:
+    """Return the same of blocks, which have all columns of strings."""
     import pyarrow.compute as pc
 
     names = [column.name for column in columns if column.kind == "str"]
     width, plain = dict.fromkeys(names, 1), dict.fromkeys(names, True)
-    for table in tables:
+    for table in blocks:
         for name in names:
             longest = pc.max(pc.utf8_length(table[name])).as_py() or 0
             if pc.all(pc.string_is_ascii(table[name])).as_py() is False:
@@ -186,13 +225,6 @@ def string_kinds(
                 longest = max(len(text.encode("utf-16-be")) // 2 for text in texts)
             width[name] = max(width[name], longest)
     return {n: ("char" if plain[n] else "unicodeChar", str(width[n])) for n in names}
-
-
-def strings_of(columns: Sequence[Column], parts: Iterable[Path]) -> "Iterator[pa.Table]":
-    """Yield the columns of strings of Parquet files."""
-    names = [column.name for column in columns if column.kind == "str"]
-    for part in parts if names else ():
-        yield read_table(part, names)
 
 
 def _record(columns: Sequence[Column], kinds: Mapping[str, tuple[str, str]]) -> np.dtype[Any]:
@@ -246,24 +278,12 @@ def _record_of(fields: "Sequence[Field]") -> np.dtype[Any] | None:
     return np.dtype(record)
 
 
-def _table(fields: "Sequence[Field]", rows: NDArray[np.void]) -> "Table":
-    from astropy.table import Table
-
-    table = Table()
-    for field in fields:
-        name, values = str(field.name), rows[str(field.name)]
-        if field.datatype == "char":
-            table[name] = np.char.decode(values, "utf-8")
-        elif field.datatype == "unicodeChar":
-            # numpy strips trailing null bytes, and the last byte of a character such as U+0100 is
-            # one.
-            texts = [t + b"\0" * (len(t) % 2) for t in values.tolist()]
-            table[name] = np.array([t.decode("utf-16-be") for t in texts], dtype=np.str_)
-        elif field.datatype == "boolean":
-            table[name] = values == b"T"
-        else:
-            table[name] = values.astype(values.dtype.newbyteorder("="))
-        table[name].unit = field.unit
-        table[name].description = field.description
-        table[name].meta["ucd"] = field.ucd or ""
-    return table
+def _values(field: "Field", rows: NDArray[np.void]) -> AnyArray:
+    values = rows[str(field.name)]
+    if field.datatype == "char":
+        return np.char.decode(values, "utf-8")
+    if field.datatype == "unicodeChar":
+        # numpy strips trailing null bytes, and the last byte of a character such as U+0100 is one.
+        texts = [t + b"\0" * (len(t) % 2) for t in values.tolist()]
+        return np.array([t.decode("utf-16-be") for t in texts], dtype=np.str_)
+    return values == b"T" if field.datatype == "boolean" else values

@@ -18,9 +18,12 @@ import numpy as np
 
 from maury.errors import ConfigError, MissingExtra
 from maury.io.arrays import AnyArray, BoolArray
+from maury.labels.columns import Column
+from maury.prediction.stored import StoredCatalogue, values_of
 
 if TYPE_CHECKING:
-    from astropy.table import Column, MaskedColumn, Table
+    import pyarrow as pa
+    from astropy.table import MaskedColumn, Table
 
 TABLE_FILE = "labels.dat"
 README_FILE = "ReadMe"
@@ -29,8 +32,6 @@ DECIMALS = {"K": 2, "deg": 8, "Angstrom": 3}
 # Finer than any error of an abundance, log g or magnitude.
 OTHER_DECIMALS = 4
 _NAMES = {"ra": "RAdeg", "dec": "DEdeg", "parallax": "plx"}
-# Rows formatted at once: 20 MB of text where a row has 1000 characters.
-_BLOCK = 20_000
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ class Heading:
     bibcode: str = ""
 
 
-def write_cds(
-    folder: Path, table: Table, metadata: Mapping[str, Any], heading: Heading | None = None
-) -> None:
+def write_cds(folder: Path, catalogue: StoredCatalogue, heading: Heading | None = None) -> None:
     """Write ``labels.dat`` and ``ReadMe`` into a folder.
 
     Numbers are rounded to the `DECIMALS` of their unit, missing ones are blank; true and false are
@@ -67,10 +66,8 @@ def write_cds(
     ----------
     folder : Path
         Existing directory.
-    table : astropy.table.Table
-        At least one row; its columns have units and descriptions.
-    metadata : mapping
-        Of the catalogue.
+    catalogue : StoredCatalogue
+        At least one row; they are read twice, a block at a time.
     heading : Heading, optional
         Title and authors.
 
@@ -87,18 +84,22 @@ def write_cds(
         raise MissingExtra(
             "a ReadMe of the CDS needs cdspyreadme: pip install 'maury[cds]'"
         ) from error
-    if len(table) == 0:
+    if len(catalogue) == 0:
         raise ConfigError("the catalogue has no rows, and the CDS takes no empty tables")
-    columns = [_CdsColumn.of(table[name]) for name in table.colnames]
+    metadata, columns = catalogue.metadata, [_CdsColumn.of(one) for one in catalogue.columns]
     names = [column.name for column in columns]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ConfigError(f"more than one column of the CDS table would be {', '.join(twice)}")
+    for block in catalogue.blocks():
+        for column, values in zip(columns, block.columns, strict=True):
+            column.see(values)
     with (folder / TABLE_FILE).open("w", encoding="ascii", newline="\n") as file:
-        file.writelines(_lines(columns, len(table)))
+        for block in catalogue.blocks():
+            file.writelines(_lines(columns, block))
     maker = CDSTablesMaker(outfolder=str(folder), license=str(_model(metadata).get("licence", "")))
     described = maker.addTable(_extremes(columns), name=TABLE_FILE, description=_kind(metadata))
-    described.nlines = len(table)
+    described.nlines = len(catalogue)
     described.notes = _notes(metadata)
     for column in columns:
         column.describe(described.get_column(column.name))
@@ -106,45 +107,63 @@ def write_cds(
     maker.makeReadMe()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _CdsColumn:
-    """A column as it is written: its name, width and decimals, and which values are missing."""
+    """A column as it is written, and what has been seen of its values.
+
+    `ends` are the least and the largest value; of texts, the first two.
+    """
 
     name: str
     unit: str
     description: str
-    values: AnyArray
-    missing: BoolArray
-    decimals: int | None
-    width: int
+    kind: str
+    ends: list[Any]
+    lost: bool = False
+    longest: int = 1
 
     @classmethod
     def of(cls, column: Column) -> _CdsColumn:
-        values = np.asarray(column)
-        name = _name(str(column.name))
-        about = (name, str(column.unit or ""), _ascii(str(column.description or name)))
-        if values.dtype.kind == "f":
-            missing = ~np.isfinite(values)
-            decimals = DECIMALS.get(about[1], OTHER_DECIMALS)
-            ends = [f"{value:.{decimals}f}" for value in _ends(values[~missing])]
-            width = max(map(len, [*ends, f"{0:.{decimals}f}"]))
-            return cls(*about, values, missing, decimals, width)
-        if values.dtype.kind in "biu":
-            values = values.astype(np.int64)
-            width = max(len(str(value)) for value in _ends(values))
-            return cls(*about, values, np.zeros(len(values), dtype=np.bool_), None, width)
-        text = np.char.encode(values.astype(np.str_), "unicode_escape").astype(np.str_)
-        width = max(1, int(np.char.str_len(text).max()))
-        return cls(*about, text, text == "", None, width)
+        name = _name(column.name)
+        kind = {"str": "text", "float64": "real"}.get(column.kind, "whole")
+        return cls(name, column.unit, _ascii(column.description or name), kind, [])
+
+    def values(self, column: Any) -> tuple[AnyArray, BoolArray]:
+        """Return values of an arrow column as they are written, and which are missing."""
+        values = values_of(column)
+        if self.kind == "real":
+            return values, ~np.isfinite(values)
+        if self.kind == "whole":
+            return values.astype(np.int64), np.zeros(len(values), dtype=np.bool_)
+        text = np.char.encode(values, "unicode_escape").astype(np.str_)
+        return text, text == ""
+
+    def see(self, column: Any) -> None:
+        """Take more rows into account."""
+        values, missing = self.values(column)
+        present = values[~missing]
+        self.lost |= bool(missing.any())
+        if self.kind == "text":
+            self.longest = max(self.longest, int(np.char.str_len(values).max(initial=0)))
+            self.ends = [*self.ends, *present[:2]][:2]
+        elif present.size:
+            known = [*self.ends, present.min(), present.max()]
+            self.ends = [min(known), max(known)]
 
     @property
-    def is_text(self) -> bool:
-        return self.values.dtype.kind == "U"
+    def decimals(self) -> int | None:
+        return DECIMALS.get(self.unit, OTHER_DECIMALS) if self.kind == "real" else None
+
+    @property
+    def width(self) -> int:
+        if self.kind == "real":
+            return max(len(f"{value:.{self.decimals}f}") for value in [*self.ends, 0.0])
+        return self.longest if self.kind == "text" else max(len(str(v)) for v in self.ends)
 
     @property
     def layout(self) -> str:
         """Format of the operator ``%``."""
-        if self.is_text:
+        if self.kind == "text":
             return f"%-{self.width}s"
         return f"%{self.width}d" if self.decimals is None else f"%{self.width}.{self.decimals}f"
 
@@ -152,13 +171,9 @@ class _CdsColumn:
         """Return the least and the largest value, and one that is missing if any is."""
         from astropy.table import MaskedColumn
 
-        present = self.values[~self.missing]
-        if present.size == 0:
-            ends = np.zeros(2, dtype=self.values.dtype)
-        else:
-            ends = present[:2] if self.is_text else np.array([present.min(), present.max()])
-        ends = np.resize(ends, 3).astype(f"U{self.width}" if self.is_text else ends.dtype)
-        hidden = [present.size == 0, present.size == 0, bool(self.missing.any())]
+        kinds: dict[str, Any] = {"text": f"U{self.width}", "real": np.float64, "whole": np.int64}
+        ends = np.resize(np.array(self.ends or [0], dtype=kinds[self.kind]), 3)
+        hidden = [not self.ends, not self.ends, self.lost]
         return MaskedColumn(ends, mask=hidden, name=self.name, description=self.description)
 
     def describe(self, entry: Any) -> None:
@@ -167,13 +182,8 @@ class _CdsColumn:
         if self.decimals is not None:
             entry.set_format(f"F{self.width}.{self.decimals}")
         entry.parse()
-        present = self.values[~self.missing]
-        if self.decimals is not None and present.size:
-            entry.min, entry.max = (round(float(v), self.decimals) for v in _ends(present))
-
-
-def _ends(values: AnyArray) -> list[Any]:
-    return [values.min(), values.max()] if values.size else []
+        if self.decimals is not None and self.ends:
+            entry.min, entry.max = (round(float(v), self.decimals) for v in self.ends)
 
 
 def _name(name: str) -> str:
@@ -197,22 +207,18 @@ def _unit(unit: str) -> str:
         return _ascii(unit)
 
 
-def _lines(columns: Sequence[_CdsColumn], n_row: int) -> Iterator[str]:
-    """Yield the lines of the table; texts are marked, so that only numbers are blanked."""
+def _lines(columns: Sequence[_CdsColumn], rows: pa.Table) -> Iterator[str]:
+    """Yield the lines of some rows; texts are marked, so that only numbers are blanked."""
     layout = " ".join(column.layout for column in columns) + "\n"
-    for start in range(0, n_row, _BLOCK):
-        block: list[list[Any]] = []
-        for column in columns:
-            values = column.values[start : start + _BLOCK]
-            if column.is_text:
-                block.append([text.replace("nan", "n\0n") for text in values.tolist()])
-            elif column.decimals is None:
-                block.append(values.tolist())
-            else:
-                lost = column.missing[start : start + _BLOCK]
-                block.append(np.where(lost, np.nan, values).tolist())
-        for row in zip(*block, strict=True):
-            yield (layout % row).replace("nan", "   ").replace("n\0n", "nan")
+    block: list[list[Any]] = []
+    for column, held in zip(columns, rows.columns, strict=True):
+        values, missing = column.values(held)
+        if column.kind == "text":
+            block.append([text.replace("nan", "n\0n") for text in values.tolist()])
+        else:
+            block.append((np.where(missing, np.nan, values) if missing.any() else values).tolist())
+    for row in zip(*block, strict=True):
+        yield (layout % row).replace("nan", "   ").replace("n\0n", "nan")
 
 
 def _extremes(columns: Sequence[_CdsColumn]) -> Table:

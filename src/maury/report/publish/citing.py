@@ -19,6 +19,7 @@ from maury.model.citations import (
 )
 from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
+from maury.prediction.stored import StoredCatalogue
 from maury.survey import archives as surveys
 from maury.survey.store import Survey
 
@@ -100,12 +101,12 @@ def _used(what: Model | Catalogue | Survey | Path | str | None) -> Iterator[Use]
         yield from _of_data(what if not isinstance(what, Path | str) else _opened(what))
 
 
-def _opened(what: Path | str) -> Model | Catalogue | Survey:
+def _opened(what: Path | str) -> Model | StoredCatalogue | Survey:
     path = Path(what)
     if (path / "model.json").is_file():
         return Model.open(path)
     if path.is_file() or path.suffix.lower() == ".dataset":
-        return Catalogue.read(path)
+        return Catalogue.open(path)
     if path.is_dir():
         return Survey.open(path)
     known = (*method_names(), *surveys.names())
@@ -115,7 +116,7 @@ def _opened(what: Path | str) -> Model | Catalogue | Survey:
     )
 
 
-def _of_data(data: Model | Catalogue | Survey) -> Iterator[Use]:
+def _of_data(data: Model | Catalogue | StoredCatalogue | Survey) -> Iterator[Use]:
     if isinstance(data, Model):
         yield from _model_uses(data)
         if not data.is_method:
@@ -126,7 +127,7 @@ def _of_data(data: Model | Catalogue | Survey) -> Iterator[Use]:
         yield from _catalogue_uses(data)
 
 
-def _catalogue_uses(catalogue: Catalogue) -> Iterator[Use]:
+def _catalogue_uses(catalogue: Catalogue | StoredCatalogue) -> Iterator[Use]:
     model, survey = (_mapping(catalogue.metadata.get(name)) for name in ("model", "survey"))
     preset = str(model.get("preset", ""))
     yield from _about(f"{_METHOD}{preset}", f"the method {preset}")

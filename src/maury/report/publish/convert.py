@@ -1,23 +1,10 @@
 """Catalogues in the formats in which they are published."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
-
-import numpy as np
 
 from maury.errors import ConfigError
-from maury.io.arrays import AnyArray
 from maury.io.files import refuse_existing, writing
-from maury.labels.columns import Column, kind_of
-from maury.prediction.catalogue import (
-    SUFFIXES,
-    Catalogue,
-    CatalogueSpec,
-    assemble,
-    check_suffix,
-    write_part,
-)
+from maury.prediction.catalogue import SUFFIXES, Catalogue, check_suffix, write_stored
 from maury.report.publish import cds
 from maury.report.publish.cds import Heading
 
@@ -33,7 +20,7 @@ def convert(
     heading: Heading | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write a catalogue in another format.
+    """Write a catalogue in another format, block by block: memory does not grow with its rows.
 
     Parameters
     ----------
@@ -70,39 +57,12 @@ def convert(
         if heading is not None:
             raise ConfigError(f"title and authors stand in a ReadMe; {out.name} has none")
     refuse_existing(out, overwrite=overwrite)
-    catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue.read(catalogue)
+    stored = catalogue.stored() if isinstance(catalogue, Catalogue) else Catalogue.open(catalogue)
     if as_cds:
         with writing(out, overwrite=overwrite) as partial:
             partial.mkdir()
-            cds.write_cds(partial, catalogue.table, catalogue.metadata, heading)
-        return len(catalogue)
-    spec = spec_of(catalogue)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        part = Path(folder) / "rows.parquet"
-        rows = {name: _native(catalogue.table[name]) for name in catalogue.table.colnames}
-        write_part(part, spec, rows)
-        assemble([part], out, spec=spec, overwrite=overwrite)
-    return len(catalogue)
-
-
-def spec_of(catalogue: Catalogue) -> CatalogueSpec:
-    """Return columns and metadata of a catalogue in memory."""
-    table = catalogue.table
-    columns = [
-        Column(
-            name,
-            str(table[name].unit or ""),
-            str(table[name].meta.get("ucd", "")),
-            str(table[name].description or ""),
-            kind_of(table[name].dtype),
-        )
-        for name in table.colnames
-    ]
-    return CatalogueSpec(tuple(columns), catalogue.metadata)
-
-
-def _native(column: Any) -> AnyArray:
-    """Return the values of a column in the byte order of this machine, which Arrow needs."""
-    values = np.asarray(column)
-    return values.astype(values.dtype.newbyteorder("="))
+            cds.write_cds(partial, stored, heading)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_stored(stored, out, overwrite)
+    return len(stored)

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.errors import ColumnError, ConfigError, MissingExtra
-from maury.io.arrays import AnyArray
 from maury.io.files import writing
-from maury.labels.columns import unknown_column
 from maury.prediction.catalogue import Catalogue
+from maury.prediction.stored import StoredCatalogue
 from maury.survey.store import Survey
 
 if TYPE_CHECKING:
@@ -86,10 +85,14 @@ class Footprint:
         if not isinstance(source, Survey | Catalogue):
             path = Path(source)
             is_catalogue = path.is_file() or path.suffix.lower() == ".dataset"
-            source = Catalogue.read(path) if is_catalogue else Survey.open(source)
-        ra_deg, dec_deg = (_column(source, name) for name in ("ra", "dec"))
+            place: StoredCatalogue | Survey = (
+                Catalogue.open(path) if is_catalogue else Survey.open(source)
+            )
+        else:
+            place = source.stored() if isinstance(source, Catalogue) else source
+        ra_deg, dec_deg = (place.column(name) for name in ("ra", "dec"))
         found = cls.of_positions(ra_deg, dec_deg, order=order, resolution_deg=resolution_deg)
-        return cls(found.moc, found.order, found.n_row, found.n_left_out, source.simulated)
+        return cls(found.moc, found.order, found.n_row, found.n_left_out, place.simulated)
 
     @classmethod
     def of_positions(
@@ -189,14 +192,6 @@ def _mocpy() -> Any:
     except ImportError as error:
         raise MissingExtra("a footprint needs mocpy: pip install 'maury[moc]'") from error
     return MOC
-
-
-def _column(source: Survey | Catalogue, name: str) -> AnyArray:
-    if isinstance(source, Survey):
-        return source.column(name)
-    if name not in source.table.colnames:
-        raise unknown_column(name, source.table.colnames, "the catalogue")
-    return np.asarray(source.table[name])
 
 
 def _order(order: int | None, resolution_deg: float | None) -> int | None:
