@@ -2,12 +2,12 @@
 
     python scripts/check_trust.py SURVEY.zarr MODEL [MODEL ...] [--part validation|test]
         [--only NAME ...] [--further] [--json OUT]
-    python scripts/check_trust.py --compare before=BEFORE.json after=AFTER.json
+    python scripts/check_trust.py --compare before=BEFORE.json after=AFTER.json [--reasons]
 
 The first form predicts held-out stars changed in one thing at a time (`maury.evaluation.stress`)
 and prints, in percent, the shares within one quoted error, without a label, silently wrong (off by
 more than three quoted errors in any label and not warned of) and warned of. The second sets such
-files side by side, as markdown.
+files side by side, as markdown; with --reasons, which warnings each line of each file raised.
 """
 
 import argparse
@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from maury.evaluation.stress import stress, table
+from maury.evaluation.stress import reasons, stress, table
 
 
-def markdown(reports: dict[str, Any]) -> str:
-    """Return reports by name as one markdown table."""
-    header, *rows = table(reports)
+def markdown(found: list[tuple[str, ...]]) -> str:
+    """Return a header and rows as a markdown table."""
+    header, *rows = found
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -66,16 +66,21 @@ def main() -> int:
     parser.add_argument("--further", action="store_true", help="other strengths, other inputs")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--compare", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("--reasons", action="store_true", help="which warnings each line raised")
     arguments = parser.parse_args()
     if arguments.compare:
-        print(markdown(read(arguments.compare)))
+        reports = read(arguments.compare)
+        print(markdown(table(reports)))
+        if arguments.reasons:
+            for name, report in reports.items():
+                print(f"\n{name}\n\n{markdown(reasons(report))}")
         return 0
     if not arguments.models:
         parser.error("give a survey and models, or --compare and files")
     reports = measure(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(reports, indent=1) + "\n", "utf-8")
-    print(markdown(reports))
+    print(markdown(table(reports)))
     return 0
 
 

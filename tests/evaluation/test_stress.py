@@ -1,6 +1,9 @@
 """The table of what labels do when stars are changed in one thing at a time."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +14,7 @@ from builders.training_survey import write_survey
 from maury.errors import ConfigError
 from maury.evaluation import stress as stress_module
 from maury.evaluation.pool import Pool
-from maury.evaluation.stress import StressReport, measure, stress, table
+from maury.evaluation.stress import StressReport, measure, reasons, stress, table
 from maury.evaluation.stress_lines import FURTHER_LINES, LINES
 from maury.evaluation.validation import held_out_rows
 from maury.labels.definitions import select
@@ -19,6 +22,7 @@ from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.survey.store import Survey
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_trust.py"
 TWO = select(["teff", "logg"])
 
 
@@ -128,6 +132,35 @@ def test_reports_stand_side_by_side(report):
     assert rows[0][2] == "-"
     assert rows[1][1] == rows[1][2]
     assert len(rows) == len(report.lines)
+
+
+def test_reasons_are_shares_of_the_spectra(report):
+    header, *rows = reasons(json.loads(report.to_json()))
+    line = next(x for x in report.lines if x.name == "photometry alone")
+    shown = dict(zip(header, next(row for row in rows if row[0] == line.name), strict=True))
+    assert (shown["none"], shown["NO_SPECTRUM"]) == ("0", "100")
+    assert "NO_PARALLAX" not in header, "it informs"
+
+
+def test_the_script_sets_files_side_by_side(report, tmp_path):
+    for name in ("before", "after"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"a": json.loads(report.to_json())}))
+    named = [f"old={tmp_path / 'before.json'}", str(tmp_path / "after.json")]
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--compare", *named, "--reasons"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, *_, last = done.stdout.splitlines()
+    assert "| silent old | silent after |" in first
+    assert last.startswith("| photometry of another star |")
+
+
+def test_many_spectra_are_thinned_over_the_survey(tiny_model, tiny_survey, monkeypatch):
+    monkeypatch.setattr(stress_module, "MOST_SPECTRA", 10)
+    (line,) = stress(tiny_model, tiny_survey, only=["nothing"]).lines
+    assert 5 <= line.n_row <= 10
 
 
 def test_a_survey_that_is_not_at_rest_has_lines_without_spectra_of_others(

@@ -37,6 +37,8 @@ SHOWN = ("teff", "logg", "m_h", "alpha_m")
 """Labels whose shares a table shows, where the model has them."""
 SILENT_SIGMA = 3.0
 """Quoted errors beyond which a label that nothing warns of is silently wrong: .3 % would be."""
+MOST_SPECTRA = 2000
+"""Spectra of each line, spread over the survey: a share of two thirds is then known to 1 %."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ def stress(
     model = model if isinstance(model, Model) else Model.open(model)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     chosen = _chosen((LINES[0], *FURTHER_LINES) if further else LINES, only)
-    batch = survey.rows(held_out_rows(model, survey, split=split))
+    rows = held_out_rows(model, survey, split=split)
+    batch = survey.rows(rows[:: -(-rows.size // MOST_SPECTRA)])
     predictor, library = Predictor(model), cache(partial(Library.of, survey))
     results, omitted = [], {}
     for number, line in enumerate(chosen):
@@ -313,6 +316,38 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
         for line in lines
     ]
     return [header, *rows]
+
+
+def reasons(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return which warnings each line raised: a header, then one row of text per line, in percent.
+
+    Parameters
+    ----------
+    report : mapping
+        What `StressReport.to_json` holds.
+
+    Returns
+    -------
+    list of tuple of str
+        A column for each flag that warns anywhere; a spectrum may have several flags, or none
+        (``none``); empty where no spectrum has the flag.
+    """
+    lines = report["lines"]
+    flags = [
+        flag.name for flag in Flag if flag.warns and any(flag.name in x["flags"] for x in lines)
+    ]
+    rows = [
+        (
+            line["name"],
+            f"{100 * (1.0 - line['warned']['share']):.0f}",
+            *(
+                f"{100 * line['flags'][name] / line['n_row']:.0f}" if name in line["flags"] else ""
+                for name in flags
+            ),
+        )
+        for line in lines
+    ]
+    return [("changed", "none", *map(str, flags)), *rows]
 
 
 _SHARES = ("unlabelled", "silent", "warned")
