@@ -333,9 +333,8 @@ def reasons(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (``none``); empty where no spectrum has the flag.
     """
     lines = report["lines"]
-    flags = [
-        flag.name for flag in Flag if flag.warns and any(flag.name in x["flags"] for x in lines)
-    ]
+    raised = {name for line in lines for name in line["flags"]}
+    flags = [str(flag.name) for flag in Flag if flag.warns and flag.name in raised]
     rows = [
         (
             line["name"],
@@ -347,7 +346,7 @@ def reasons(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
         for line in lines
     ]
-    return [("changed", "none", *map(str, flags)), *rows]
+    return [("changed", "none", *flags), *rows]
 
 
 _SHARES = ("unlabelled", "silent", "warned")
