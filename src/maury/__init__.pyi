@@ -20,5 +20,6 @@ from .survey.readers.general import ingest_toml as ingest_toml
 from .survey.readers.released import ingest_released as ingest_released
 from .survey.store import Survey as Survey
 from .survey.store import SurveyWriter as SurveyWriter
+from .training.adaptation import adapt as adapt
 from .training.runs import train as train
 from .version import __version__ as __version__

@@ -45,7 +45,8 @@ app.command("import-keras")(model.import_keras)
 for command in (
     # In the order of `maury --help`: a survey, a model, its quality, a catalogue, its publication.
     *(model.demo, archives.surveys, fetch.fetch, crossmatch.crossmatch, build.build),
-    *(survey.simulate, model.train, model.methods, transfer.transfer, model.distil, model.info),
+    *(survey.simulate, model.train, model.methods, transfer.transfer, transfer.adapt),
+    *(model.distil, model.info),
     *(quality.validate, quality.audit, quality.coverage, quality.suspects, quality.compare),
     *(drift.drift, catalogue.predict, catalogue.explore, quality.report),
     *(publish.convert, publish.footprint, publish.card, publish.cite),

@@ -1,4 +1,4 @@
-"""`maury transfer`: move a model to another survey."""
+"""`maury transfer` and `maury adapt`: move a model to another survey, with and without labels."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import Overwrite, Seed, Settings
+from maury.cli.common import ModelPath, Overwrite, Seed, Settings, SurveyOrToml
 
 
 def transfer(
@@ -53,3 +53,37 @@ def transfer(
             overwrite=overwrite,
         )
     terminal.say(target)
+
+
+def adapt(
+    model: ModelPath,
+    survey: SurveyOrToml,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model directory to write.")],
+    config: Settings = None,
+    seed: Seed = 0,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a model again for a survey without labels, whose lines or bands differ from its own.
+
+    What all stars of the survey have in common ('maury drift' tells it) is taken into the theory.
+    A run that was killed goes on when the same command is given again.
+    """
+    from maury.training.adaptation import adapt
+
+    with terminal.member_bars() as progress:
+        adapted = adapt(
+            model,
+            survey,
+            out,
+            seed=seed,
+            config=config,
+            n_processes=processes,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    terminal.say(adapted)
+    for line in adapted.provenance["adapted"]["found"]:
+        terminal.say(f"  {line}")

@@ -334,6 +334,19 @@ class Calibration:
         drawn = None if reobserved is None else _scores(found, *reobserved)
         return replace(found, tails=conformal_quantiles(np.concatenate(scores), drawn))
 
+    def widened(self, before: Evaluated, after: Evaluated) -> Self:
+        """Return it for other networks, whose simulated residuals tell by how much they err more.
+
+        Parameters
+        ----------
+        before, after : (residual, error, Regime)
+            Of the networks that it was fitted to, and of the others, for the same simulated stars
+            as either sees them. Errors never become smaller.
+        """
+        coefficients = self.regime_coefficients
+        more = _global_scales(after, coefficients) - _global_scales(before, coefficients)
+        return replace(self, global_scale=self.global_scale + np.maximum(more, 0.0))
+
     def means(self, mean: ArrayLike) -> Float64Array:
         """Labels ``(n_star, n_label)``, de-shrunk."""
         return deshrunk(mean, self.centre, self.deshrinkage)

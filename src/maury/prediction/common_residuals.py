@@ -10,7 +10,7 @@ the model, is taken off. What is left of the residuals is a pattern of single li
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -18,11 +18,12 @@ import numpy as np
 from maury.errors import ModelFileError
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
-from maury.simulation.mismatch import CALCIUM_AA
+from maury.simulation.emulator import Emulator
+from maury.simulation.mismatch import CALCIUM_AA, FWHM_PER_SIGMA
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
-__all__ = ["TERMS", "CommonResiduals"]
+__all__ = ["TERMS", "CommonResiduals", "taken_in"]
 
 TERMS = (
     "strength",
@@ -48,6 +49,10 @@ _STEPS = 0.05
 """Step of a slope, in units of the scatter of a label: 30 K, and .02 dex."""
 _BLOCK = 128
 """Stars at a time: 34 curves of 912 pixels each are 16 MB."""
+_LEAST_VARIANCE = 0.25
+"""Of the line profile, as a share of that in training: twice the resolving power, and no more."""
+_MOST_POWER = 0.95
+"""Of the emulator's resolving power, above which nothing can be simulated."""
 _WILD = 3.0
 """Stars that fit this many times worse than the median are left out of what is common."""
 
@@ -175,6 +180,46 @@ class CommonResiduals:
         return cls(**found)
 
 
+def taken_in(
+    simulator: TrainingStarSimulator, here: CommonResiduals, training: CommonResiduals
+) -> TrainingStarSimulator:
+    """Return a simulator whose theory has what a survey has in common beside the training stars.
+
+    All but a velocity, which belongs to the survey's wavelengths. Single lines are believed as far
+    as they stand out of their noise.
+
+    Parameters
+    ----------
+    simulator : TrainingStarSimulator
+        That `here` was measured with.
+    here, training : CommonResiduals
+    """
+    value = dict(zip(TERMS, here.beside(training)[0].tolist(), strict=True))
+    wave_aa = simulator.wave_aa
+    x, calcium, core = _curves_of(wave_aa)
+    continuum = np.array([value[f"continuum {k}"] for k in range(_N_CONTINUUM)])
+    factor = continuum @ _legendre(x, _N_CONTINUUM) - value["cores"] * core
+    depth = value["strength"] + value["tilt"] * x + value["calcium"] * calcium + factor
+    depth = depth + _believed(here, training)
+    # A factor 1 + q of the flux deepens lines by q, and adds q of flux at the continuum.
+    calibration = simulator.calibration.changed(depth, factor)
+    observing = simulator.observing
+    variance = (wave_aa.mean() / observing.resolving_power / FWHM_PER_SIGMA) ** 2
+    ratio = np.sqrt(variance / max(variance + value["width"], _LEAST_VARIANCE * variance))
+    most = _MOST_POWER * Emulator.load().spec.resolving_power
+    observing = observing.at_power(float(min(ratio * observing.resolving_power, most)))
+    return replace(simulator, calibration=calibration, observing=observing)
+
+
+def _believed(here: CommonResiduals, training: CommonResiduals) -> Float64Array:
+    """Change of single lines (n_pixel,), drawn to 0 where noise rules (a Wiener filter)."""
+    size, _ = here.pattern_beside(training)
+    variance = here.pattern_variance + training.pattern_variance
+    known = np.isfinite(variance) & (size > 0)
+    share = np.where(known, size**2 / (size**2 + np.where(known, variance, 1.0)), 0.0)
+    return np.asarray(share * (here.pattern - training.pattern))
+
+
 @dataclass(frozen=True, eq=False)
 class _Block:
     """Normal equations of some stars for the common changes, what is of a star marginalised."""
@@ -231,10 +276,7 @@ class _Block:
 
 def _changes(wave_aa: Float64Array, theory: Float32Array) -> Float32Array:
     """Flux (n_star, n_term, n_pixel) that each of `TERMS` adds."""
-    x = 2.0 * (wave_aa - wave_aa[0]) / (wave_aa[-1] - wave_aa[0]) - 1.0
-    distance = np.abs(wave_aa[:, None] - np.array(CALCIUM_AA))
-    calcium = (distance.min(axis=1) < _CALCIUM_HALF_WIDTH_AA).astype(np.float32)
-    core = np.exp(-0.5 * (distance / _CORE_SIGMA_AA) ** 2).sum(axis=1)
+    x, calcium, core = _curves_of(wave_aa)
     slope = np.gradient(theory, wave_aa, axis=1)
     curvature = np.gradient(slope, wave_aa, axis=1)
     depth = np.float32(1.0) - theory
@@ -242,6 +284,15 @@ def _changes(wave_aa: Float64Array, theory: Float32Array) -> Float32Array:
     curves.append(-slope * wave_aa / SPEED_OF_LIGHT_KMS)
     curves += [theory * one for one in _legendre(x, _N_CONTINUUM)]
     return np.stack(curves, axis=1).astype(np.float32)
+
+
+def _curves_of(wave_aa: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Place from -1 to 1, whether near a Ca II line, and profile of the Ca II cores, (n_pixel,)."""
+    x = 2.0 * (wave_aa - wave_aa[0]) / (wave_aa[-1] - wave_aa[0]) - 1.0
+    distance = np.abs(wave_aa[:, None] - np.array(CALCIUM_AA))
+    calcium = (distance.min(axis=1) < _CALCIUM_HALF_WIDTH_AA).astype(np.float64)
+    core = np.exp(-0.5 * (distance / _CORE_SIGMA_AA) ** 2).sum(axis=1)
+    return x, calcium, core
 
 
 def _legendre(x: Float64Array, n_order: int) -> Float64Array:

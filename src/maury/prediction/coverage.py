@@ -8,7 +8,7 @@ scores, each star scored without itself, so that a known and small share of good
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self
@@ -306,6 +306,19 @@ class CoverageModel:
         if not np.all((self.label_columns >= -1) & (self.label_columns < n_label)):
             return f"label_columns must be -1 to {n_label - 1}"
         return None
+
+    def seen_as(self, change: Callable[[Float64Array], Float32Array]) -> Self:
+        """Return it with the spectra of its references as another survey sees them.
+
+        Parameters
+        ----------
+        change : callable
+            From labels (n_reference, n_label) to what their spectra change by, (n_reference,
+            n_pixel).
+        """
+        labels = self.reference_labels * self.label_scale + self.label_centre
+        moved = change(labels) @ self.feature_basis
+        return self._with(reference_features=(self.reference_features + moved).astype(np.float32))
 
     def score(self, evidence: Evidence) -> CoverageScores:
         """Score stars; rows are independent of one another.

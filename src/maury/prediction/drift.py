@@ -270,9 +270,11 @@ def with_sample(model: Model, sample: LabelledSample) -> Model:
     rows = np.flatnonzero(model.split.contains("train", sample.survey.star_id))
     # Spread over all rows, as the first ones of a survey may be one field or one night.
     rows = rows[:: max(1, -(-rows.size // N_STAR))]
-    if rows.size < _LEAST_STARS:
-        return model
-    inputs = sample.prepared(rows)
+    return model if rows.size < _LEAST_STARS else with_sample_of(model, sample.prepared(rows))
+
+
+def with_sample_of(model: Model, inputs: Inputs) -> Model:
+    """Return a model with the marks of some prepared stars, which surveys are compared with."""
     good = has_spectrum(inputs)
     if good.sum() < _LEAST_STARS:
         return model
@@ -338,13 +340,7 @@ def drift(
     SurveyFileError
         If a chunk of the survey cannot be read.
     """
-    n_block = max(1, n_star // _BLOCK)
-    step = max(_BLOCK, -(-len(survey) // n_block))
-    # An empty survey gives one empty block, which has the columns of the others.
-    starts = range(0, max(len(survey), 1), step)
-    inputs = join_inputs(
-        [model.preparation.apply(survey.batch(k, min(k + _BLOCK, len(survey)))) for k in starts]
-    )
+    inputs = spread_inputs(model, survey, n_star)
     common = SurveyCheck.none() if labeller is None else check_survey(labeller, inputs)
     if SAMPLE not in model.attachments:
         return replace(_by_range(model, inputs), unjudged=unjudged(model), common=common)
@@ -361,6 +357,17 @@ def drift(
         raise ModelFileError(f"{model.path}: its sample is damaged: {error}") from error
     flags = {n: (share, shares.get(n, 0.0)) for n, share in _flag_shares(inputs).items()}
     return Drift(len(inputs), n_training, quantities, flags, unjudged(model), common)
+
+
+def spread_inputs(model: Model, survey: Readable, n_star: int) -> Inputs:
+    """Prepare some rows of a survey, about `n_star`, in blocks spread over all of it."""
+    n_block = max(1, n_star // _BLOCK)
+    step = max(_BLOCK, -(-len(survey) // n_block))
+    # An empty survey gives one empty block, which has the columns of the others.
+    starts = range(0, max(len(survey), 1), step)
+    return join_inputs(
+        [model.preparation.apply(survey.batch(k, min(k + _BLOCK, len(survey)))) for k in starts]
+    )
 
 
 def unjudged(model: Model) -> tuple[str, ...]:

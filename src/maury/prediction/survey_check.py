@@ -28,6 +28,8 @@ __all__ = ["COMMON", "CommonChange", "SurveyCheck", "check_survey", "with_common
 
 COMMON = "common"
 """Attachment of a model: what the residuals of its training stars have in common."""
+ZERO_POINT = "zero point "
+"""Before the band, in the name of a change."""
 N_STAR = 600
 """Stars of either side: they fix the strength of lines to .3 % (measured), in a second."""
 LEAST_STARS = 30
@@ -281,7 +283,7 @@ def _of_bands(model: Model, found: Measured) -> list[CommonChange]:
     names = [model.preparation.observable_names[k].removeprefix("M_") for k in bands_of(model)]
     return [
         CommonChange(
-            f"zero point {name}",
+            f"{ZERO_POINT}{name}",
             float(value),
             float(error),
             _MAG,

@@ -535,6 +535,15 @@ def simulated_stars(
     return _as_inputs(model, flux, ivar, observables), truth
 
 
+def simulated_residuals(labeller: UncertaintyModel, n_star: int, *, seed: int) -> Evaluated:
+    """Residuals and quoted errors of simulated stars that no network has seen, and their regime."""
+    model = labeller.network.model
+    inputs, truth = simulated_stars(model, labeller.star_simulator, n_star, seed=seed)
+    found = labeller.predict(inputs)
+    mean = labeller.calibration.means(found.mean)
+    return mean - truth, found.sigma, _regime(model, inputs.snr, found.mean)
+
+
 def _quiet(model: Model) -> BatchNoise:
     return BatchNoise(quiet=model.preparation.further_numbers)
 

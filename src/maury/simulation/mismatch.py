@@ -16,7 +16,7 @@ CALCIUM_AA = (8498.02, 8542.09, 8662.14)
 """Air wavelengths of the Ca II triplet."""
 _LEAST_FLUX = 1e-3
 """A power of the flux would be infinite at zero, where the emulator may undershoot."""
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
 
 class TheoryMismatch(BaseModel):
@@ -71,7 +71,7 @@ def _curves(mismatch: TheoryMismatch, wave_aa: bytes) -> tuple[Float32Array, Flo
     # The same in every spectrum: theory errs alike for all stars.
     white = np.random.default_rng(mismatch.seed).standard_normal(wave.size)
     centre = wave - wave.mean()
-    kernel = np.exp(-0.5 * (_FWHM_PER_SIGMA * centre / mismatch.scale_aa) ** 2)
+    kernel = np.exp(-0.5 * (FWHM_PER_SIGMA * centre / mismatch.scale_aa) ** 2)
     # Smoothed in Fourier space; that the ends meet does not matter for a random curve.
     smooth = scipy.fft.irfft(
         scipy.fft.rfft(white) * scipy.fft.rfft(np.fft.ifftshift(kernel)), wave.size

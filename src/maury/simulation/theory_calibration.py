@@ -148,6 +148,19 @@ class TheoryCalibration:
             continuum_modes=none,
         )
 
+    def changed(self, depth: Float64Array, added: Float64Array) -> Self:
+        """Return one that deepens all lines besides, and adds flux.
+
+        Parameters
+        ----------
+        depth, added : (n_pixel,) float64
+            Calibrated flux f becomes f - depth (1 - f) + added.
+        """
+        strength, pixel = self.strength * (1.0 + depth), self.pixel * (1.0 + depth)
+        strength[0] += depth
+        pixel[0] += added
+        return replace(self, strength=strength, pixel=pixel)
+
     def apply(self, theory: Float32Array, labels: Float64Array) -> Float32Array:
         """Calibrated flux (n_star, n_pixel) of `theory` with `labels` (n_star, n_label)."""
         change, added = self.change(labels)

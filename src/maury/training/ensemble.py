@@ -39,6 +39,7 @@ from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample, labelled_rows, listed_rows
 from maury.survey.plausibility import tell_of_constants
 from maury.survey.store import Survey
+from maury.training.missing_labels import fill_labels
 from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
 from maury.training.settings import ChoiceConfig as ChoiceConfig
 from maury.training.settings import EnsembleConfig as EnsembleConfig
@@ -52,6 +53,8 @@ CHECKPOINT_SECONDS = 20.0
 """Least time between two checkpoints of a member."""
 _LEAST_STARS = 30
 """Least training stars that calibrate theory; chosen, not measured."""
+_FILL_KEY = 9
+"""Key of the random numbers of missing labels, which no other draw from the seed uses."""
 _N_FOLD = 8
 """Folds of which each member holds out one: seven eighths train it; chosen, not measured."""
 _LEAST_SHARED = 80
@@ -150,26 +153,8 @@ def train(
             folder.put_sample(part, *stars.scaled(part))
     else:
         _put_star_simulators(folder, stars, settings, seed, source)
-    n_members = settings.ensemble.members
-    seeds = [
-        # Spawned, not counted: seeds of neighbouring numbers would share members between runs. The
-        # shift keeps them within a signed integer.
-        int(stream.generate_state(1, np.uint64)[0] >> 1)
-        for stream in np.random.SeedSequence(seed).spawn(n_members)
-    ]
-    jobs = [
-        MemberJob(
-            folder=folder.path,
-            member=number,
-            seed=member_seed,
-            preset=settings.network.name,
-            network=settings.network.model_dump(mode="json"),
-            training=settings.training,
-            checkpoint_seconds=CHECKPOINT_SECONDS,
-        )
-        for number, member_seed in enumerate(seeds)
-    ]
-    n_processes = min(n_processes or os.cpu_count() or 1, n_members)
+    jobs = member_jobs(folder, settings, seed)
+    n_processes = min(n_processes or os.cpu_count() or 1, len(jobs))
     train_members(
         jobs,
         n_processes=n_processes,
@@ -182,11 +167,34 @@ def train(
     return result
 
 
+def member_jobs(folder: WorkFolder, settings: EnsembleConfig, seed: int) -> list[MemberJob]:
+    """Return what trains each member of an ensemble from what lies in a work folder."""
+    seeds = [
+        # Spawned, not counted: seeds of neighbouring numbers would share members between runs. The
+        # shift keeps them within a signed integer.
+        int(stream.generate_state(1, np.uint64)[0] >> 1)
+        for stream in np.random.SeedSequence(seed).spawn(settings.ensemble.members)
+    ]
+    return [
+        MemberJob(
+            folder=folder.path,
+            member=number,
+            seed=member_seed,
+            preset=settings.network.name,
+            network=settings.network.model_dump(mode="json"),
+            training=settings.training,
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+        )
+        for number, member_seed in enumerate(seeds)
+    ]
+
+
 @dataclass(frozen=True)
 class _Stars:
     """Rows of a survey that can train, in its order, and how they were divided.
 
-    `rows` are numbers into the prepared rows of `sample`, and `parts` numbers into `rows`.
+    `rows` are numbers into the prepared rows of `sample`, and `parts` numbers into `rows`;
+    `simulated` are the labels that a star is simulated with, of which `truth` may lack some.
     """
 
     labels: tuple[labels_module.Label, ...]
@@ -194,6 +202,7 @@ class _Stars:
     rows: Int64Array
     star_id: StrArray
     truth: Float64Array
+    simulated: Float64Array | None
     truth_error: Float64Array
     parts: Mapping[str, Int64Array]
     split: SplitRecord
@@ -263,9 +272,9 @@ def _collect(
         )
         if source is not None:
             source.check_grid(inputs.wave_aa, inputs.medium)
-        # Only stars of which all labels are known can be simulated.
-        filled = (source.fill(truth) if source else truth)[labelled]
-        whole = np.isfinite(filled).all(axis=1)
+        # Only stars of which all labels are known, or can be drawn, can be simulated.
+        filled = source.fill(truth) if source else _drawn(truth, labelled[split.train], seed)
+        whole = np.isfinite(filled[labelled]).all(axis=1)
         dropped["incomplete labels"] = int((usable & ~whole).sum())
         usable &= whole
     number = np.cumsum(usable) - 1
@@ -279,6 +288,7 @@ def _collect(
                 f"{_counts(dropped)}; give more stars with labels and inputs"
             )
     kept = labelled[usable]
+    simulated = filled[kept] if settings.network.simulates else None
     truth = truth[kept]
     for part in needed:
         # Missing labels are left out of the loss, so that an output without any value would stay
@@ -304,6 +314,7 @@ def _collect(
         rows=places[usable],
         star_id=survey.star_id[kept],
         truth=truth,
+        simulated=simulated,
         truth_error=survey.label_errors(labels)[kept],
         parts=parts,
         split=SplitRecord.of(
@@ -316,6 +327,15 @@ def _collect(
         takes_observables=settings.network.photometry,
         dropped=dropped,
     )
+
+
+def _drawn(truth: Float64Array, training: Int64Array, seed: int) -> Float64Array:
+    """Labels with missing ones drawn from the whole training stars, if these are enough."""
+    reference = truth[training][np.isfinite(truth[training]).all(axis=1)]
+    if len(reference) < _LEAST_STARS:
+        return truth
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FILL_KEY,)))
+    return fill_labels(truth, reference, rng)
 
 
 def _by_part(split: Split) -> dict[str, Int64Array]:
@@ -383,13 +403,14 @@ def _n_fold(stars: _Stars, source: SourceModel | None) -> int:
 def _fit_star_simulator(
     stars: _Stars, rows: Int64Array, settings: EnsembleConfig, source: SourceModel | None
 ) -> TrainingStarSimulator:
+    assert stars.simulated is not None, "such are the stars of a preset that simulates"
     inputs, labels = stars.inputs(rows), stars.truth[rows]
     observables = inputs.observables.astype(np.float64)
     star_simulator = TrainingStarSimulator.fit(
         inputs.wave_aa,
         inputs.flux,
         inputs.ivar,
-        labels=source.fill(labels) if source else labels,
+        labels=stars.simulated[rows],
         observables=observables if stars.takes_observables else observables[:, :0],
         observing=_simulated(settings).observing,
         medium=inputs.medium,

@@ -12,12 +12,10 @@ from typing import Any, Self
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from scipy.spatial import cKDTree
 
 from maury.errors import ConfigError, GridMismatch, ModelFileError
 from maury.io.arrays import BoolArray, Float64Array
 from maury.labels.definitions import LABEL_NAMES
-from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
 from maury.model.split import Split
 from maury.simulation.drawing import draw_around
@@ -28,6 +26,7 @@ from maury.spectra.operators import vacuum_to_air
 from maury.spectra.spectra import describe_grid
 from maury.spectra.star_identity import StarMarks
 from maury.survey.store import Survey
+from maury.training.missing_labels import fill_labels
 from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS, Start
 
 LEAST_OVERLAP_AA = 10.0
@@ -36,10 +35,6 @@ LEAST_STARS = 20
 """Least training stars that calibrate the theory of a new survey."""
 _N_DRAWN = 4000
 """Simulated stars that fix the projections of some 900 pixels by least squares; chosen."""
-_N_NEIGHBOUR = 64
-"""Nearest stars that give a plane in nine labels: seven a coefficient; chosen, not measured."""
-_RIDGE = 0.1
-"""Holds the slopes of that plane down where the stars do not spread, in scaled labels; chosen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,20 +141,7 @@ class SourceModel:
         labels : (n_star, 9) float64
             NaN where missing.
         """
-        known = np.isfinite(labels)
-        # [M/H] and [Fe/H] hardly differ: one gives the other, and neither can be had from Teff and
-        # log g.
-        enough = known[:, 0] & known[:, 1] & (known[:, 2] | known[:, 3])
-        filled = np.where(enough[:, None], labels, np.nan)
-        lacking = enough & ~known.all(axis=1)
-        centre, scale = robust_scale(self.star_simulator.labels)
-        own = (self.star_simulator.labels - centre) / scale
-        for pattern in np.unique(known[lacking], axis=0):
-            rows = np.flatnonzero(lacking & (known == pattern).all(axis=1))
-            target = ((labels[rows] - centre) / scale)[:, pattern]
-            found = _local_means(own[:, pattern], own[:, ~pattern], target)
-            filled[np.ix_(rows, ~pattern)] = found * scale[~pattern] + centre[~pattern]
-        return filled
+        return fill_labels(labels, self.star_simulator.labels)
 
     def extend(
         self, star_simulator: TrainingStarSimulator, *, whole: BoolArray
@@ -255,16 +237,3 @@ def source_training(model: Model) -> dict[str, Any]:
         return dict(model.training["settings"]["training"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{model.path} does not say how it was trained: {error}") from error
-
-
-def _local_means(known: Float64Array, wanted: Float64Array, target: Float64Array) -> Float64Array:
-    """Values of `wanted` at `target`, by a plane through the stars nearest in `known`."""
-    count = min(_N_NEIGHBOUR, len(known))
-    near = cKDTree(known).query(target, k=count)[1].reshape(len(target), count)
-    out = np.empty((len(target), wanted.shape[1]))
-    for row, index in enumerate(near):
-        design = np.column_stack([np.ones(count), known[index] - target[row]])
-        # The constant is free: a ridge on it would draw the value to the centre of the sample.
-        normal = design.T @ design + np.diag(np.r_[0.0, np.full(known.shape[1], _RIDGE)])
-        out[row] = np.linalg.solve(normal, design.T @ wanted[index])[0]
-    return out
