@@ -1,5 +1,7 @@
 """What all stars of a survey have in common, measured without labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -7,11 +9,13 @@ from typer.testing import CliRunner
 from builders.surveys import copy_survey
 from maury.cli.app import app
 from maury.errors import ModelFileError
+from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.prediction.band_zero_points import BandRelations
-from maury.prediction.common_residuals import TERMS, CommonResiduals
+from maury.prediction.common_residuals import TERMS, CommonResiduals, taken_in
 from maury.prediction.drift import drift
 from maury.prediction.labellers import open_labeller
+from maury.prediction.streaming import predict
 from maury.prediction.survey_check import CommonChange, SurveyCheck
 from maury.simulation.mismatch import TheoryMismatch
 from maury.simulation.observing import RAVE_WAVE_AA, ObservingModel
@@ -119,6 +123,36 @@ def test_lines_that_are_off_one_by_one_show_as_a_pattern(simulator, training):
     assert size > 5 * error
 
 
+def test_what_was_measured_is_taken_into_the_theory(simulator, training):
+    """Lines 10 % stronger, single ones 10 % rms off, cores and continuum, in one round."""
+    each = np.random.default_rng(3).normal(0, 0.1, RAVE_WAVE_AA.size)
+
+    def change(flux):
+        cored = TheoryMismatch(ca_core=0.1).apply(flux, RAVE_WAVE_AA, np.random.default_rng(0))
+        return 1.01 * (1 - (1.1 + each) * (1 - cored))
+
+    found = observed(simulator, HERE, change)
+    adapted = taken_in(simulator, found, training)
+    truth = simulator.labels[HERE]
+    before, after = (
+        one.theory(truth) - change(simulator.theory(truth)) for one in (simulator, adapted)
+    )
+    assert np.sqrt(np.mean(after**2)) < 0.35 * np.sqrt(np.mean(before**2))
+
+
+def test_broader_lines_lower_the_resolving_power_within_bounds(simulator, training):
+    found = observed(simulator, HERE)
+    sigma = RAVE_WAVE_AA.mean() / 7500 / 2.3548
+    column = TERMS.index("width")
+    for variance, power in ((0.1, 7500 * sigma / np.sqrt(sigma**2 + 0.1)), (-9.0, 15000.0)):
+        change = training.change.copy()
+        change[column] += variance
+        wide = replace(found, change=change)
+        adapted = taken_in(simulator, wide, training).observing
+        assert adapted.resolving_power == pytest.approx(power, rel=1e-3)
+        assert adapted.resolving_power_scatter == pytest.approx(400 * power / 7500, rel=1e-3)
+
+
 def test_too_few_or_unusable_stars_leave_everything_unknown(simulator, training):
     flux = np.full((3, RAVE_WAVE_AA.size), np.nan, np.float32)
     found = CommonResiduals.measure(simulator, flux, np.ones_like(flux), simulator.labels[:3])
@@ -203,5 +237,10 @@ def test_a_survey_with_stronger_lines_is_told_of_and_one_like_the_training_sampl
     done = CliRunner().invoke(app, ["drift", str(default_model), str(path)])
     assert "labels of all its stars are doubtful" in done.output
     assert "stronger" in found.summary
+    catalogue = predict(model, path, tmp_path / "labels.fits")
+    assert catalogue.table["warn"].all()
+    assert (np.asarray(catalogue.table["flags"]) & Flag.SURVEY_UNLIKE.value != 0).all()
+    clean = predict(model, default_survey, tmp_path / "clean.fits")
+    assert not (np.asarray(clean.table["flags"]) & Flag.SURVEY_UNLIKE.value).any()
     # Without what knows the spectrum of a star nothing of it is said.
     assert drift(model, Survey.open(path)).common == SurveyCheck.none()

@@ -313,14 +313,18 @@ def test_what_it_cannot_simulate_is_one_clear_error(tmp_path, survey):
     assert not (tmp_path / "m.part").exists()
 
 
-def test_stars_with_incomplete_labels_are_left_out_and_counted(tmp_path, survey):
-    silicon = survey.column("si_fe").copy()
+def test_stars_without_some_labels_train_and_those_without_teff_are_counted(tmp_path, survey):
+    silicon, teff = survey.column("si_fe").copy(), survey.column("teff").copy()
     silicon[:15] = np.nan
-    copy = copy_survey(survey.path, tmp_path / "s.zarr", si_fe=silicon)
+    teff[20:23] = np.nan
+    copy = copy_survey(survey.path, tmp_path / "s.zarr", si_fe=silicon, teff=teff)
     config = {**CONFIG, "training": {"steps": 2, "stars": 20, "batch_size": 4}}
     model = train(copy, tmp_path / "m", config=config, members=1, n_processes=1)
-    assert model.training["dropped"]["incomplete labels"] == 15
-    assert sum(model.split.n_rows.values()) == 145
+    assert model.training["dropped"]["incomplete labels"] == 3
+    assert sum(model.split.n_rows.values()) == 157
+    drawn = model.arrays("sky")["labels"]
+    assert np.isfinite(drawn).all()
+    assert len(drawn) == model.split.n_rows["train"]
 
 
 def test_inputs_are_dropped_as_often_as_set():

@@ -72,6 +72,11 @@ class Flag(IntFlag):
     ZERO_LEVEL = 33, True, "all lines too weak or too deep, as of a wrong zero level of the flux"
     COOL_STAR = 34, True, "bands of TiO, or Teff, beyond those of the training sample"
     OBSERVABLES_UNLIKE = 35, True, "no training star has observables like these together"
+    SURVEY_UNLIKE = (
+        36,
+        True,
+        "lines of all stars of the survey differ from those in training",
+    )
 
 
 WARNING_MASK: int = sum(flag.value for flag in Flag if flag.warns)

@@ -173,7 +173,7 @@ class Drift:
             line = "the survey differs from the training sample:\n  " + "\n  ".join(worst)
             line += f"\n  and {more} more, which 'maury drift' lists" if more > 0 else ""
         if self.unlike:
-            line += "\nlabels of all its stars are doubtful"
+            line += f"\nlabels of all its stars are doubtful ({Flag.SURVEY_UNLIKE.name})"
         return f"{line}; {self.blindness}" if self.unjudged else line
 
     @property

@@ -36,6 +36,7 @@ from maury.io.files import (
     writing,
 )
 from maury.io.workers import one_thread, run_tasks
+from maury.labels.flags import Flag, set_where
 from maury.model.directory import Model
 from maury.prediction.by_star import combine_stars
 from maury.prediction.catalogue import (
@@ -336,11 +337,16 @@ def predict_part(part: Part, report: Callable[[int], None] | None = None) -> Pat
     )
     # The drift was measured once, at the plan: each part measuring it anew would state its own rows
     # only.
-    spec = replace(spec, metadata={**spec.metadata, **read_stamp(path.with_name(_DRIFT))})
+    noted = read_stamp(path.with_name(_DRIFT))
+    spec = replace(spec, metadata={**spec.metadata, **noted})
     names = [column.name for column in spec.columns]
     pieces: list[dict[str, AnyArray]] = []
     for batch in _batches(survey, part):
         rows = predictor.predict(batch)
+        if noted["drift"].get("unlike"):
+            doubted = np.ones(len(batch), dtype=np.bool_)
+            rows["flags"] = set_where(rows["flags"], Flag.SURVEY_UNLIKE, doubted)
+            rows["warn"] = doubted
         pieces.append({name: rows[name] for name in names})
         if report is not None:
             report(batch.start + len(batch) - part.start)
