@@ -100,6 +100,8 @@ COMMANDS = [
     ["train", SURVEY, "new.model", "--config", "bad.toml"],
     ["methods"],
     ["transfer", MODEL, SURVEY, "new.model"],
+    ["adapt", MODEL, SURVEY, "new.model"],
+    ["suspects", MODEL, SURVEY],
     ["distil", MODEL, SURVEY, "new.model"],
     *(["info", path] for path in (SURVEY, MODEL, LABELS, CATALOGUE, "bad.toml", HOSTILE)),
     ["validate", MODEL, SURVEY],
