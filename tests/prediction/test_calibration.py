@@ -11,9 +11,9 @@ from maury.prediction.calibration import (
     Calibration,
     HeldOutResiduals,
     Regime,
-    deshrinkage_factors,
     repeat_scatter,
 )
+from maury.prediction.completeness import N_COMPLETENESS
 
 
 def regime(n, rng):
@@ -100,9 +100,6 @@ def test_exactly_the_least_number_of_stars_is_enough():
     residual = normal(error, rng)
     where = regime(LEAST_STARS, rng)
     assert Calibration.fit(residual, error, where).n_real == LEAST_STARS
-    centre, deshrinkage = deshrinkage_factors(residual + 5.0, residual)
-    assert centre[0] == pytest.approx(residual.mean() + 5.0)
-    assert deshrinkage[0] > 1.0
     stars = np.repeat(np.arange(LEAST_STARS).astype(str), 2)
     values = np.repeat(residual, 2, axis=0)
     values[1::2] += 1.0
@@ -208,10 +205,9 @@ def test_coefficients_of_five_terms_are_read():
 def test_lists_and_integers_are_taken():
     ones = [[1] for _ in range(LEAST_STARS)]
     where = Regime(*np.full((3, LEAST_STARS), 1.0))
-    found = Calibration.fit(ones, ones, where, floor=[2], deshrinking=([1], [2]))
+    found = Calibration.fit(ones, ones, where, floor=[2])
     assert found.floor.dtype == found.centre.dtype == found.deshrinkage.dtype == np.float64
-    np.testing.assert_array_equal(found.means([[3]]), [[5.0]])
-    assert deshrinkage_factors(ones, ones)[1].tolist() == [1.0]
+    np.testing.assert_array_equal(found.means([[3]]), [[3.0]])
 
 
 def test_honest_errors_stay_as_they_are():
@@ -333,31 +329,21 @@ def test_repeats_give_the_scatter_of_one_spectrum():
     assert repeat_scatter(values[:10], [""] * 10).tolist() == [0.0, 0.0]
 
 
-def test_labels_are_shrunk_less_at_the_stated_cost() -> None:
-    rng = np.random.default_rng(11)
-    n, scatter = 200_000, np.array([0.1, 0.4, 0.8])
-    truth = rng.standard_normal((n, 3)) + 5.0
-    seen = truth + scatter * rng.standard_normal((n, 3))
-    mean = 5.0 + (seen - 5.0) / (1 + scatter**2)
-    centre, deshrinkage = deshrinkage_factors(mean, mean - truth, cost=0.005)
-    assert centre == pytest.approx(5.0, abs=0.01)
-    new = centre + deshrinkage * (mean - centre)
-
-    def rms(values):
-        return np.sqrt(np.mean((values - truth) ** 2, axis=0))
-
-    assert rms(new) / rms(mean) == pytest.approx(1.005, abs=0.001)
-    slope = [np.polyfit(truth[:, k], new[:, k], 1)[0] for k in range(3)]
-    assert slope == pytest.approx(deshrinkage / (1 + scatter**2), abs=0.01)
-    assert np.all(np.diff(deshrinkage) > 0)
-    assert deshrinkage[0] > 1
-
-
-def test_nothing_is_deshrunk_where_nothing_is_known() -> None:
-    centre, deshrinkage = deshrinkage_factors(np.full((50, 1), np.nan), np.full((50, 1), np.nan))
-    assert (centre[0], deshrinkage[0]) == (0.0, 1.0)
-    few = deshrinkage_factors(np.arange(10.0)[:, None], np.ones((10, 1)))
-    assert few[1][0] == 1.0
+def test_errors_of_stars_that_lack_inputs_get_a_factor_of_their_own():
+    """True errors are 1.6 times the quoted ones without a parallax; the others stay as they are."""
+    rng = np.random.default_rng(21)
+    n = 6000
+    there = np.zeros((n, N_COMPLETENESS))
+    there[: n // 2, 7] = 1.0
+    where = replace(regime(n, rng), completeness=there)
+    error = rng.uniform(0.5, 2.0, (n, 2))
+    residual = normal(error * np.where(there[:, 7:8] > 0, 1.6, 1.0), rng)
+    found = Calibration.none(2).with_completeness(residual, error, where)
+    factor = found.factor(where)
+    np.testing.assert_allclose(factor[: n // 2], 1.6, rtol=0.05)
+    np.testing.assert_allclose(factor[n // 2 :], 1.0, rtol=1e-12)
+    again = Calibration.from_arrays(found.to_arrays())
+    np.testing.assert_array_equal(again.factor(where), factor)
 
 
 def test_means_are_deshrunk_about_the_centre() -> None:

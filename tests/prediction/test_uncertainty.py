@@ -14,6 +14,7 @@ from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
 from maury.model.split import HELD_OUT_FOLDS, held_out_fold
 from maury.prediction import uncertainty
+from maury.prediction.predictor import catalogue_spec
 from maury.prediction.streaming import Options, Predictor, plan, predict, predict_rows
 from maury.prediction.uncertainty import UncertaintyModel
 from maury.spectra.batch import Batch
@@ -235,15 +236,28 @@ def test_a_run_with_another_external_label_is_not_taken_up(tmp_path, default_mod
         plan(default_model, default_survey, out, options=Options(given="logg"))
 
 
+def test_the_catalogue_tells_the_moments_of_the_prior(default_model, default_survey):
+    """Those of the labelled stars, but for the rare ones that are drawn oftener."""
+    model, survey = Model.open(default_model), Survey.open(default_survey)
+    prior = catalogue_spec(model, survey).metadata["prior"]
+    assert prior["labels"] == list(model.label_names)
+    stars = model.split.contains("train", survey.star_id)
+    labels = survey.labels(model.labels)[stars]
+    apart = (prior["mean"] - labels.mean(axis=0)) / labels.std(axis=0)
+    assert np.abs(apart).max() < 1.0
+    wider = np.sqrt(np.diag(prior["covariance"])) / labels.std(axis=0)
+    assert 0.8 < wider.min() < wider.max() < 2.0
+
+
 def test_each_network_holds_out_an_eighth_of_the_stars(tmp_path, default_survey, monkeypatch):
     """The stars that are simulated for it are drawn around the others; the rest evaluate it."""
     settings = {"training": {"steps": 2, "stars": 200}, "ensemble": {"members": 2}}
     star_simulators = {}
     real = ensemble.WorkFolder.put_star_simulator
 
-    def watch(folder, star_simulator, sources, member=None):
+    def watch(folder, star_simulator, scaling, member=None):
         star_simulators[member] = star_simulator
-        real(folder, star_simulator, sources, member)
+        real(folder, star_simulator, scaling, member)
 
     monkeypatch.setattr(ensemble.WorkFolder, "put_star_simulator", watch)
     model = ensemble.train(default_survey, tmp_path / "m", config=settings, n_processes=1)

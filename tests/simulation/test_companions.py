@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from maury.labels.columns import BANDS as COLUMNS
 from maury.simulation.companions import BandLayout, add_companions, shifted, with_light
 from maury.spectra.observable_groups import AV, AbsoluteMagnitudes, Colours, ParallaxSnr
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
+from maury.spectra.preparation import Preparation
 
 WAVE = 8420.0 + 0.4 * np.arange(912)
 BANDS = ("G", "RP", "J")
@@ -15,7 +17,7 @@ GROUPS = (
     Colours(pairs=(("G", "RP"), ("RP", "J"))),
     AV(),
 )
-LAYOUT = BandLayout.of(GROUPS)
+LAYOUT = BandLayout.of(Preparation(observables=GROUPS).observable_map)
 TWIN_MAG = 2.5 * np.log10(2.0)
 
 
@@ -63,9 +65,8 @@ def test_layout_reads_bands_and_signs_from_the_preparation():
 
 
 def test_magnitudes_are_found_through_colours():
-    layout = BandLayout.of(
-        (AbsoluteMagnitudes(bands=("Ks",)), Colours(pairs=(("G", "J"), ("J", "Ks"))))
-    )
+    groups = (AbsoluteMagnitudes(bands=("Ks",)), Colours(pairs=(("G", "J"), ("J", "Ks"))))
+    layout = BandLayout.of(Preparation(observables=groups).observable_map)
     found = layout.magnitudes(np.array([[2.0, 1.5, 0.5], [2.0, 1.5, np.nan], [np.nan, 1.5, 0.5]]))
     assert layout.bands == ("G", "J", "Ks")
     np.testing.assert_allclose(found[0], [4.0, 2.5, 2.0])
@@ -140,13 +141,13 @@ def test_stars_without_absolute_magnitudes_get_no_companion(pool):
     made = pairs((flux, labels, observables))
     assert made.primary.min() >= 200
     assert made.companion.min() >= 200
-    nothing = BandLayout.of((AV(),))
+    nothing = BandLayout.of(Preparation(observables=(AV(),)).observable_map)
     assert pairs((flux, labels, observables[:, 6:]), layout=nothing).primary.size == 0
 
 
 def test_a_companion_takes_the_extinction_of_its_primary(pool):
     flux, labels, observables = pool
-    extinction = np.array([0.8, 0.6, 0.3])
+    extinction = np.array([band.extinction for band in COLUMNS if band.name in BANDS])
     red = observables.copy()
     # Every other star is reddened: intrinsically nothing changes.
     a_v = np.where(np.arange(len(red)) % 2, 0.3, 1.0)
@@ -154,7 +155,7 @@ def test_a_companion_takes_the_extinction_of_its_primary(pool):
     red[:, 4] = red[:, 0] - red[:, 1]
     red[:, 5] = red[:, 1] - red[:, 2]
     red[:, 6] = a_v
-    made = pairs((flux, labels, red), extinction=extinction)
+    made = pairs((flux, labels, red))
     apart = observables[made.companion, :3] - observables[made.primary, :3]
     expected = with_light(red[made.primary], apart, LAYOUT)
     np.testing.assert_allclose(made.observables, expected)

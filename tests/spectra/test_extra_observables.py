@@ -18,6 +18,7 @@ from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
 from maury.prediction.predictor import Predictor, hide
+from maury.simulation.disturbances import Disturbances, disturb_observables
 from maury.simulation.drawing import draw_around
 from maury.spectra.batch import Batch
 from maury.spectra.observable_groups import ColumnRange
@@ -26,7 +27,6 @@ from maury.spectra.spectra import Spectra
 from maury.survey.readers import ingest_toml
 from maury.survey.store import Survey, SurveyWriter
 from maury.training.ensemble import train
-from maury.training.settings import resolve
 
 torch.set_num_threads(1)
 
@@ -236,7 +236,6 @@ def test_preparations_without_further_columns_are_as_they_were():
     preparation = Preparation(observables=(AbsoluteMagnitudes(), AV()))
     assert not preparation.is_further.any()
     assert preparation.further_sources == {}
-    assert resolve(None, preset=None, members=None, split=None).training.noise.quiet == ()
 
 
 def test_a_column_over_another_loses_the_brightness():
@@ -401,7 +400,12 @@ def test_draws_without_sparse_columns_are_as_they_were():
 
 
 def test_no_noise_is_added_to_further_columns(model):
-    assert model.training["settings"]["training"]["noise"]["quiet"] == [1]
+    mapping = model.preparation.observable_map
+    values = np.ones((50, len(model.preparation.observable_names)))
+    moved = disturb_observables(values, mapping, Disturbances(), np.random.default_rng(0))
+    assert mapping.further.any()
+    assert (moved[:, mapping.further] == 1).all()
+    assert (moved[:, 0] != 1).all()
 
 
 def test_the_saved_model_gives_the_same_bits(model, seismic_survey):

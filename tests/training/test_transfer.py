@@ -156,20 +156,19 @@ def test_weights_begin_at_those_of_the_parent(default_model, survey):
     star_simulator = source.extend(star_simulator, whole=np.ones(100, dtype=bool))
     assert len(star_simulator.labels) == len(source.star_simulator.labels) + 100
     start = source.starts(star_simulator, 3, 0)
-    assert np.array_equal(start[0].weights["out.weight"], start[2].weights["out.weight"])
-    assert not np.array_equal(start[0].weights["out.weight"], start[1].weights["out.weight"])
+    assert np.array_equal(start[0]["out.weight"], start[2]["out.weight"])
+    assert not np.array_equal(start[0]["out.weight"], start[1]["out.weight"])
     old = source.model.weights(source.model.kept[0])
     full = Emulator.load().clip(Population.load().complete(source.star_simulator.labels[:200]))
     seen = source.star_simulator.spectra(full, np.random.default_rng(1))
     new = star_simulator.spectra(full, np.random.default_rng(1))
     scale, centre = old["flux_scale"], old["flux_centre"]
     wanted = (seen - centre) / scale @ old["project.weight"].T + old["project.bias"]
-    found = new @ start[0].weights["project.weight"].T
+    found = new @ start[0]["project.weight"].T
     off = found - found.mean(axis=0) - (wanted - wanted.mean(axis=0))
     explained = 1 - off.var(axis=0).sum() / wanted.var(axis=0).sum()
     assert explained > 0.9
     config = SimulatedTraining(steps=1, stars=200, learning_rate=1e-12, observing=observing)
-    sources = source.model.preparation.sources
     network = SourceModel.of(source.model).model.network
     from maury.model.networks.published import network_config
 
@@ -177,14 +176,14 @@ def test_weights_begin_at_those_of_the_parent(default_model, survey):
     trained = train_on_simulated_stars(
         star_simulator,
         network_config("maury", settings),
-        sources=sources,
+        scaling=source.model.scaling,
         config=config,
         seed=1,
         start=start[0],
     )
     np.testing.assert_allclose(trained.weights["out.weight"], old["out.weight"], atol=1e-5)
     pixels = trained.weights["project.weight"] / trained.weights["flux_scale"]
-    np.testing.assert_allclose(pixels, start[0].weights["project.weight"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(pixels, start[0]["project.weight"], rtol=1e-3, atol=1e-3)
 
 
 def test_the_prior_of_the_theory_helps_where_stars_are_few(default_model):

@@ -44,11 +44,21 @@ def kind_of(dtype: np.dtype[Any]) -> str:
 
 @dataclass(frozen=True)
 class Band:
-    """A photometric band: name, column of its apparent magnitude, effective wavelength."""
+    """A photometric band.
+
+    Attributes
+    ----------
+    name, column, ucd : str
+        `column` is that of its apparent magnitude.
+    effective_wavelength_um : float
+    extinction : float
+        Extinction at that wavelength over A_V.
+    """
 
     name: str
     column: str
     effective_wavelength_um: float
+    extinction: float
     ucd: str
 
     @property
@@ -59,16 +69,17 @@ class Band:
 
 # The order matters: a default colour is the earlier band less the later one.
 BANDS: tuple[Band, ...] = (
-    Band("G", "phot_g_mean_mag", 0.622, "phot.mag;em.opt"),
-    Band("BP", "phot_bp_mean_mag", 0.511, "phot.mag;em.opt.B"),
-    Band("RP", "phot_rp_mean_mag", 0.777, "phot.mag;em.opt.R"),
-    Band("J", "j_m", 1.235, "phot.mag;em.IR.J"),
-    Band("H", "h_m", 1.662, "phot.mag;em.IR.H"),
-    Band("Ks", "ks_m", 2.159, "phot.mag;em.IR.K"),
-    Band("W1", "w1mpro", 3.353, "phot.mag;em.IR.3-4um"),
-    Band("W2", "w2mpro", 4.603, "phot.mag;em.IR.4-8um"),
+    Band("G", "phot_g_mean_mag", 0.622, 0.864, "phot.mag;em.opt"),
+    Band("BP", "phot_bp_mean_mag", 0.511, 1.099, "phot.mag;em.opt.B"),
+    Band("RP", "phot_rp_mean_mag", 0.777, 0.618, "phot.mag;em.opt.R"),
+    Band("J", "j_m", 1.235, 0.274, "phot.mag;em.IR.J"),
+    Band("H", "h_m", 1.662, 0.166, "phot.mag;em.IR.H"),
+    Band("Ks", "ks_m", 2.159, 0.107, "phot.mag;em.IR.K"),
+    Band("W1", "w1mpro", 3.353, 0.049, "phot.mag;em.IR.3-4um"),
+    Band("W2", "w2mpro", 4.603, 0.031, "phot.mag;em.IR.4-8um"),
 )
-"""Gaia, 2MASS and WISE bands. Effective wavelengths: SVO Filter Profile Service (Vega spectrum)."""
+"""Gaia, 2MASS and WISE bands. Effective wavelengths: SVO Filter Profile Service (Vega spectrum).
+Extinctions: law of Gordon et al. (2023, ApJ 950, 86) for R_V = 3.1."""
 
 
 def _magnitudes() -> Iterable[Column]:

@@ -10,7 +10,7 @@ quantile regression, Zou & Yuan 2008, AnnSt 36, 1108), so that a few wild stars 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +24,7 @@ from maury.labels.columns import QUANTILES
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import MAD_TO_SIGMA
 from maury.model.output import Prediction
+from maury.prediction.completeness import N_COMPLETENESS
 from maury.prediction.conformal import (
     JOINT_LEVELS,
     NORMAL_QUANTILES,
@@ -105,20 +106,18 @@ def condition(
     return centre, spread
 
 
-# Intervals narrower than 40 % say little of a width, and beyond 95 % few of a hundred stars are
-# left: chosen, not measured.
-LEVELS = (0.4, 0.55, 0.683, 0.8, 0.9, 0.954)
+# From one sigma outwards: where tails are wild, errors are then a little larger than the core of
+# the residuals asks for, and fewer stars are off by more than three of them.
+LEVELS = (0.683, 0.8, 0.9, 0.954, 0.985)
 """Central probabilities that are matched."""
 LEAST_STARS = 30
 """Fewer fix a scale to no better than some 15 %: 1 / sqrt(2 n) is 13 %."""
 REGIME_PRIOR = 0.15
 """Standard deviation expected of each regime coefficient (of the logarithm of the factor)."""
+COMPLETENESS_PRIOR = 0.5
+"""The same of coefficients over what is there: errors with inputs missing may be off by half."""
 LABEL_PRIOR = 0.04
 """Standard deviation expected between the labels' factors."""
-DESHRINKAGE_COST = 0.005
-"""By how much the scatter may rise for labels that are shrunk less."""
-_LARGEST_DESHRINKAGE = 0.25
-"""Bound of the de-shrinkage less 1, for labels that are hardly measured: chosen, not measured."""
 _LARGEST_LOG_FACTOR = 2.0
 """Bound of the factor, e^2 either way, where the regime lies outside that of the calibration."""
 _SMOOTHING = 0.02
@@ -139,11 +138,19 @@ class Regime:
     ----------
     snr, logg, m_h : (n_star,) float64
         S/N per pixel; predicted surface gravity and metallicity.
+    completeness : (n_star, 18) float64
+        What is there of their inputs (`maury.prediction.completeness.completeness`); 0 throughout
+        for stars that lack nothing.
     """
 
     snr: Float64Array
     logg: Float64Array
     m_h: Float64Array
+    completeness: Float64Array = field(default_factory=lambda: np.zeros((0, N_COMPLETENESS)))
+
+    def __post_init__(self) -> None:
+        if not self.completeness.size:
+            object.__setattr__(self, "completeness", np.zeros((len(self.snr), N_COMPLETENESS)))
 
     def design(self) -> Float64Array:
         """Terms of the logarithm of the factor, ``(n_star, 10)``; unknown counts as typical."""
@@ -216,7 +223,7 @@ class Calibration:
     tails : (n_label, 5) float64
         Quantiles of residual / error, those of `maury.labels.columns.QUANTILES`.
     centre, deshrinkage : (n_label,) float64
-        By how much labels are moved away from the centre, see `deshrinkage_factors`.
+        By how much labels are moved away from the centre, in older models.
     n_real, n_simulated : int
         Stars that fixed it.
     own_coefficients : (n_label, 10) float64 or None
@@ -225,6 +232,11 @@ class Calibration:
     joint : (2,) float64 or None
         Squared Mahalanobis radii of the joint regions of `maury.prediction.conformal.JOINT_LEVELS`;
         None where too few held-out stars tell.
+    completeness_coefficients : (n_label, 18) float64 or None
+        Of `Regime.completeness`, on the logarithm of the factor; None in older models.
+    prior_mean, prior_covariance : (n_label,), (n_label, n_label) float64 or None
+        Moments of the labels of the stars that the networks were trained on, towards which the
+        means of posteriors are shrunk; None in older models.
     """
 
     global_scale: Float64Array
@@ -237,6 +249,9 @@ class Calibration:
     n_simulated: int
     own_coefficients: Float64Array | None = None
     joint: Float64Array | None = None
+    completeness_coefficients: Float64Array | None = None
+    prior_mean: Float64Array | None = None
+    prior_covariance: Float64Array | None = None
 
     @classmethod
     def none(cls, n_label: int) -> Self:
@@ -255,7 +270,6 @@ class Calibration:
         simulated: Evaluated | None = None,
         held_out: HeldOutResiduals | None = None,
         floor: ArrayLike | None = None,
-        deshrinking: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> Self:
         """Fit to stars whose labels are known.
 
@@ -273,8 +287,6 @@ class Calibration:
             Training stars that single networks held out; they need simulated ones.
         floor : (n_label,) array_like, optional
             Least error of each label.
-        deshrinking : (n_label,) and (n_label,) array_like, optional
-            Centre and de-shrinkage factor of the labels, which the residuals contain already.
 
         Raises
         ------
@@ -313,16 +325,13 @@ class Calibration:
             n_real += len(held_out.residual)
         global_scale = _fit_global_scales(ratios)
         least = start.floor if floor is None else np.asarray(floor, np.float64)
-        centre, deshrinkage = (
-            (start.centre, start.deshrinkage) if deshrinking is None else deshrinking
-        )
         found = cls(
             global_scale,
             coefficients,
             least,
             start.tails,
-            np.asarray(centre, np.float64),
-            np.asarray(deshrinkage, np.float64),
+            start.centre,
+            start.deshrinkage,
             n_real,
             n_simulated,
         )
@@ -348,12 +357,14 @@ class Calibration:
         return replace(self, global_scale=self.global_scale + np.maximum(more, 0.0))
 
     def means(self, mean: ArrayLike) -> Float64Array:
-        """Labels ``(n_star, n_label)``, de-shrunk."""
+        """Labels ``(n_star, n_label)``: posterior means, but in older models de-shrunk."""
         return deshrunk(mean, self.centre, self.deshrinkage)
 
     def factor(self, regime: Regime) -> Float64Array:
         """Factor of each error, shape ``(n_star, n_label)``."""
         logarithm = regime.design() @ self.regime_coefficients.T + self.global_scale
+        if self.completeness_coefficients is not None:
+            logarithm = logarithm + regime.completeness @ self.completeness_coefficients.T
         limit = _LARGEST_LOG_FACTOR
         return np.asarray(np.exp(np.clip(logarithm, -limit, limit)))
 
@@ -404,6 +415,27 @@ class Calibration:
         factor = sigma / prediction.sigma
         covariance = prediction.covariance * factor[:, :, None] * factor[:, None, :]
         return mahalanobis2(self.means(prediction.mean) - truth, covariance)
+
+    def with_completeness(
+        self, residual: Float64Array, error: Float64Array, regime: Regime
+    ) -> Self:
+        """Return it with coefficients over what is there of a star's inputs.
+
+        Parameters
+        ----------
+        residual, error : (n_star, n_label) float64
+            Of labelled stars with a part of their inputs taken away, errors as of the ensemble.
+        regime : Regime
+            Of these stars.
+        """
+        calibrated = error * self.factor(regime)
+        rows = []
+        for one, quoted in zip(*_columns(residual, calibrated), strict=True):
+            ratio, known = _log_ratio(one, quoted)
+            design = regime.completeness[known]
+            precision = np.full(design.shape[1], COMPLETENESS_PRIOR**-2)
+            rows.append(_quantile_regression(ratio[known], design, precision, 0.0 * precision))
+        return replace(self, completeness_coefficients=np.stack(rows))
 
     def with_repeats(
         self, difference: Float64Array, calibrated: Float64Array, regime: Regime
@@ -466,6 +498,8 @@ class Calibration:
         shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, len(QUANTILES))}
         shapes |= {"centre": (n_label,), "stretch": (n_label,)}
         later = {"own_coefficients": (n_label, _N_TERM), "joint": (len(JOINT_LEVELS),)}
+        later |= {"completeness_coefficients": (n_label, N_COMPLETENESS), "prior_mean": (n_label,)}
+        later |= {"prior_covariance": (n_label, n_label)}
         shapes |= {name: shape for name, shape in later.items() if name in arrays}
         for name, shape in shapes.items():
             if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
@@ -477,43 +511,8 @@ class Calibration:
         )
 
 
-def deshrinkage_factors(
-    mean: ArrayLike, residual: ArrayLike, *, cost: float = DESHRINKAGE_COST
-) -> tuple[Float64Array, Float64Array]:
-    """Centre and factor that undo most of the shrinkage of labels at a small cost in scatter.
-
-    The mean of a posterior lies nearer to the centre of the population than the truth does. Of
-    all estimates centre + factor (mean - centre) it has the least rms residual, R, but near its
-    minimum the rms hardly depends on the factor: it is sqrt(R^2 + (factor - 1)^2 S^2), where S
-    is the scatter of the means. The largest factor that costs a fraction `cost` of R is taken.
-
-    Parameters
-    ----------
-    mean, residual : (n_star, n_label) array_like
-        Predicted labels, and predicted minus true; NaN where unknown.
-    cost : float
-        Relative rise of the rms residual.
-
-    Returns
-    -------
-    centre, deshrinkage : (n_label,) float64
-    """
-    mean, residual = np.asarray(mean, np.float64), np.asarray(residual, np.float64)
-    known = np.isfinite(mean) & np.isfinite(residual)
-    centre, spread, rms = np.zeros(mean.shape[1]), np.zeros(mean.shape[1]), np.zeros(mean.shape[1])
-    # A label with too few stars keeps a spread of 0, and with it a factor of 1.
-    for k in np.flatnonzero(known.sum(axis=0) >= LEAST_STARS):
-        values = mean[known[:, k], k]
-        centre[k], spread[k] = values.mean(), values.std()
-        rms[k] = np.sqrt(np.mean(residual[known[:, k], k] ** 2))
-    # Solved from sqrt(R^2 + (factor - 1)^2 S^2) = (1 + cost) R.
-    room = np.sqrt((1.0 + cost) ** 2 - 1.0)
-    ratio = np.divide(rms, spread, out=np.zeros_like(rms), where=spread > 0)
-    return centre, 1.0 + np.minimum(room * ratio, _LARGEST_DESHRINKAGE)
-
-
 def deshrunk(mean: ArrayLike, centre: Float64Array, deshrinkage: Float64Array) -> Float64Array:
-    """Labels ``(n_star, n_label)``, moved away from the centre as `deshrinkage_factors` says."""
+    """Labels ``(n_star, n_label)``, moved away from the centre by a factor, as in older models."""
     return np.asarray(centre + deshrinkage * (np.asarray(mean) - centre))
 
 

@@ -312,6 +312,12 @@ def catalogue_spec(
             levels = (f"{100 * level:g} %" for level in JOINT_LEVELS)
             radii = dict(zip(levels, known["joint"].tolist(), strict=True))
             metadata["joint"] = {"labels": list(model.label_names), "mahalanobis2": radii}
+        if "prior_mean" in known:
+            metadata["prior"] = {
+                "labels": list(model.label_names),
+                "mean": known["prior_mean"].tolist(),
+                "covariance": known["prior_covariance"].tolist(),
+            }
     if "audit" in model.attachments:
         metadata["audit"] = dict(model.attachments["audit"].metadata)
     return CatalogueSpec.for_labels(

@@ -31,15 +31,15 @@ from maury.prediction.calibration import (
     HeldOutResiduals,
     Regime,
     condition,
-    deshrinkage_factors,
-    deshrunk,
     repeat_scatter,
 )
+from maury.prediction.completeness import completeness, degraded
 from maury.prediction.conformal import joint_radii
 from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
 from maury.prediction.labellers import Labeller
-from maury.simulation.drawing import DrawConfig
-from maury.simulation.training_stars import BatchNoise, TrainingStarSimulator
+from maury.simulation.drawing import DrawConfig, draw_around
+from maury.simulation.training_stars import TrainingStarSimulator
+from maury.spectra.observable_map import ObservableMap
 from maury.spectra.pixels import FLUX_FLOOR
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample
@@ -60,8 +60,17 @@ _REGIME_DRAW = DrawConfig(tail=0.5, widen=0.0, step=0.0)
 _REPEAT_PART, _REPEAT_KEY = 4, 13
 """Of the simulated stars, the part that is observed twice: 3000 pairs fix a share to 1 / sqrt(2 n)
 = 1.3 %; and the key of their random numbers."""
+_N_DEGRADED, _DEGRADED_KEY = 6, 17
+"""Times that each labelled star is predicted with a part of its inputs, which makes some hundreds
+of stars for each loss of a sample of thousands; and the key of their random numbers."""
+_N_PRIOR = 20_000
+"""Stars that give the moments of the prior, to one percent of a standard deviation."""
 _FLOOR_SNR = 60.0
 """S/N above which repeats give the floor: where noise adds little, what is left is the floor."""
+
+
+_Unseen = tuple[Inputs, Float64Array, int | None]
+"""Inputs and true labels of stars, and the number of the network that held them out; None: all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +189,9 @@ class UncertaintyModel(Labeller):
         Returns
         -------
         Prediction
-            Labels de-shrunk (`maury.prediction.calibration.deshrinkage_factors`), with calibrated
-            errors, covariance and quantiles.
+            Means of the posterior, with calibrated errors, covariance and quantiles.
         """
-        regime = _regime(self.network.model, inputs.snr, prediction.mean)
+        regime = _regime(self.network.model, inputs, prediction.mean)
         sigma = self.calibration.errors(prediction.sigma, regime)
         covariance = prediction.covariance
         if covariance is not None:
@@ -386,34 +394,64 @@ def _calibrate(
         model, star_simulator, chosen, n_star=N_SIMULATED // 2, draw=REOBSERVED
     )
     answer = network.predict(drawn.inputs)
-    known, label = stars.answer.mean[chosen], stars.truth[chosen]
-    # Before the errors, as de-shrinking adds scatter, which the errors must contain.
-    centre, deshrinkage = deshrinkage_factors(known, known - label)
+    label, inputs = stars.truth[chosen], take(stars.inputs, chosen)
 
-    def evaluate(answer: Prediction, snr: Float64Array, truth: Float64Array) -> Evaluated:
-        mean = deshrunk(answer.mean, centre, deshrinkage)
+    def evaluate(answer: Prediction, inputs: Inputs, truth: Float64Array) -> Evaluated:
         # The regime is that of the labels as predicted, as in `calibrate`: there the true ones are
         # unknown.
-        return mean - truth, answer.sigma, _regime(model, snr, answer.mean)
+        return answer.mean - truth, answer.sigma, _regime(model, inputs, answer.mean)
 
     bright = stars.inputs.snr >= _FLOOR_SNR
-    repeated = deshrunk(stars.answer.mean[bright], centre, deshrinkage)
     ours = stars.answer.rows(chosen)
-    simulated = evaluate(answer, drawn.inputs.snr, drawn.truth)
+    simulated = evaluate(answer, drawn.inputs, drawn.truth)
     held_out, single = _held_out(model, network, star_simulator, stars, drawn, evaluate)
-    found = Calibration.fit(
-        *evaluate(ours, stars.inputs.snr[chosen], label),
-        simulated=simulated,
-        held_out=held_out,
-        floor=repeat_scatter(repeated, stars.star_id[bright]),
-        deshrinking=(centre, deshrinkage),
+    given = evaluate(ours, inputs, label)
+    floor = repeat_scatter(stars.answer.mean[bright], stars.star_id[bright])
+    found = Calibration.fit(*given, simulated=simulated, held_out=held_out, floor=floor)
+    more = np.ones(label.shape[1]) if held_out is None else found.excess_of(held_out, simulated)
+    parts: list[_Unseen] = [(inputs, label, None)]
+    parts += [(part, truth, number) for number, (_, part, truth, _) in enumerate(single)]
+    found = found.with_completeness(
+        *_degraded(model, network, star_simulator.mapping, parts, evaluate, more)
     )
-    distance2 = [found.distance2(ours, label, _regime(model, stars.inputs.snr[chosen], known))]
-    if held_out is not None:
-        more = found.excess_of(held_out, simulated)
-        distance2 += [found.distance2(*one, more=more) for one in single]
-    found = replace(found, joint=joint_radii(np.concatenate(distance2)))
+    distance2 = [found.distance2(ours, label, given[2])]
+    distance2 += [
+        found.distance2(one, truth, regime, more=more) for one, _, truth, regime in single
+    ]
+    mean, covariance = _prior(star_simulator)
+    joint = joint_radii(np.concatenate(distance2))
+    found = replace(found, joint=joint, prior_mean=mean, prior_covariance=covariance)
     return _with_repeats(model, network, stars.simulator_of(star_simulator, chosen), found)
+
+
+def _prior(star_simulator: TrainingStarSimulator) -> tuple[Float64Array, Float64Array]:
+    """Moments of the labels that networks were trained on, by the default draw of the stars."""
+    labels, _ = draw_around(
+        star_simulator.labels, star_simulator.observables, _N_PRIOR, np.random.default_rng(0)
+    )
+    return labels.mean(axis=0), np.cov(labels.T)
+
+
+def _degraded(
+    model: Model,
+    network: EnsembleNetwork,
+    mapping: ObservableMap,
+    parts: list[_Unseen],
+    evaluate: Callable[[Prediction, Inputs, Float64Array], Evaluated],
+    more: Float64Array,
+) -> Evaluated:
+    """Residuals and errors of labelled stars with a part of their inputs taken away, many times.
+
+    Errors of single networks are brought to those of the ensemble by the factor `more`.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(_DEGRADED_KEY,)))
+    found = []
+    for inputs, truth, number in parts:
+        for _ in range(_N_DEGRADED):
+            less = degraded(inputs, mapping, rng)
+            residual, error, regime = evaluate(network.predict(less, only=number), less, truth)
+            found.append((residual, error if number is None else error * more, regime))
+    return _pooled(found)
 
 
 def _with_repeats(
@@ -429,7 +467,7 @@ def _with_repeats(
     """
     n_star = max(LEAST_STARS, N_SIMULATED // _REPEAT_PART)
     rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(_REPEAT_KEY,)))
-    pool = star_simulator.pool(n_star, rng, draw=REOBSERVED, noise=_quiet(model))
+    pool = star_simulator.pool(n_star, rng, draw=REOBSERVED)
     row = np.arange(n_star)
     # The second spectrum has the S/N and the observables of the first, else their differences would
     # count as own errors.
@@ -438,8 +476,8 @@ def _with_repeats(
     flux, ivar, _, _ = pool.observe(row, rng, snr=first.snr)
     second = _as_inputs(model, flux, ivar, observables)
     one, two = network.predict(first), network.predict(second)
-    regime = _regime(model, first.snr, one.mean)
-    difference = found.deshrinkage * (two.mean - one.mean) / np.sqrt(2.0)
+    regime = _regime(model, first, one.mean)
+    difference = (two.mean - one.mean) / np.sqrt(2.0)
     return found.with_repeats(difference, found.errors(one.sigma, regime), regime)
 
 
@@ -449,11 +487,11 @@ def _held_out(
     star_simulator: TrainingStarSimulator,
     stars: _Labelled,
     drawn: _Drawn,
-    evaluate: Callable[[Prediction, Float64Array, Float64Array], Evaluated],
-) -> tuple[HeldOutResiduals | None, list[tuple[Prediction, Float64Array, Regime]]]:
+    evaluate: Callable[[Prediction, Inputs, Float64Array], Evaluated],
+) -> tuple[HeldOutResiduals | None, list[tuple[Prediction, Inputs, Float64Array, Regime]]]:
     """Predict the training stars that each network held out, and simulated ones, by it alone.
 
-    None where no network held out any. Beside it predictions, true labels and regimes of the
+    None where no network held out any. Then predictions, inputs, true labels and regimes of the
     training stars, by network.
     """
     n_fold = model.training.get(HELD_OUT_FOLDS, 0)
@@ -469,7 +507,7 @@ def _held_out(
     real: list[Evaluated] = []
     reobserved: list[Evaluated] = []
     control: list[Evaluated] = []
-    single: list[tuple[Prediction, Float64Array, Regime]] = []
+    single: list[tuple[Prediction, Inputs, Float64Array, Regime]] = []
     for number in range(n_evaluated):
         unseen = stars.training & (fold == number)
         again = stars.reobserved(
@@ -487,9 +525,9 @@ def _held_out(
             (control, take(drawn.inputs, mine), drawn.truth[mine]),
         ):
             prediction = network.predict(inputs, only=number)
-            evaluated.append(evaluate(prediction, inputs.snr, truth))
+            evaluated.append(evaluate(prediction, inputs, truth))
             if evaluated is real:
-                single.append((prediction, truth, real[-1][2]))
+                single.append((prediction, inputs, truth, real[-1][2]))
     return HeldOutResiduals(*_pooled(real), _pooled(reobserved), _pooled(control)), single
 
 
@@ -530,7 +568,7 @@ def simulated_stars(
     if not isinstance(seed, np.random.SeedSequence):
         seed = np.random.SeedSequence(seed, spawn_key=(7,))
     rng = np.random.default_rng(seed)
-    pool = star_simulator.pool(n_star, rng, draw=draw, noise=_quiet(model))
+    pool = star_simulator.pool(n_star, rng, draw=draw)
     flux, ivar, observables, truth = pool.batch(n_star, rng)
     return _as_inputs(model, flux, ivar, observables), truth
 
@@ -541,11 +579,7 @@ def simulated_residuals(labeller: UncertaintyModel, n_star: int, *, seed: int) -
     inputs, truth = simulated_stars(model, labeller.star_simulator, n_star, seed=seed)
     found = labeller.predict(inputs)
     mean = labeller.calibration.means(found.mean)
-    return mean - truth, found.sigma, _regime(model, inputs.snr, found.mean)
-
-
-def _quiet(model: Model) -> BatchNoise:
-    return BatchNoise(quiet=model.preparation.further_numbers)
+    return mean - truth, found.sigma, _regime(model, inputs, found.mean)
 
 
 def _as_inputs(
@@ -623,7 +657,7 @@ def _views(network: EnsembleNetwork, inputs: Inputs) -> TwoViews:
         "the two views need a network that predicts a covariance"
     )
     # A view of a few bands would differ for want of knowledge, not because it is of another star.
-    seen = np.isfinite(inputs.observables).sum(axis=1) > inputs.observables.shape[1] // 2
+    seen = network.photometry_share(inputs.observables) > 0.5
     both = seen & (inputs.ivar > 0).any(axis=1)
     return TwoViews(
         np.where(both[:, None], spectrum.mean, np.nan),
@@ -633,13 +667,16 @@ def _views(network: EnsembleNetwork, inputs: Inputs) -> TwoViews:
     )
 
 
-def _regime(model: Model, snr: Float64Array, mean: Float64Array) -> Regime:
+def _regime(model: Model, inputs: Inputs, mean: Float64Array) -> Regime:
     names = list(model.label_names)
 
     def label(name: str) -> Float64Array:
         return mean[:, names.index(name)] if name in names else np.full(len(mean), np.nan)
 
-    return Regime(snr, label("logg"), label("m_h"))
+    takes = model.network.get("photometry") is not False
+    mapping = model.preparation.observable_map if takes else ObservableMap.empty()
+    there = completeness(inputs, mapping)
+    return Regime(inputs.snr, label("logg"), label("m_h"), there)
 
 
 def _star_simulator(model: Model) -> TrainingStarSimulator:

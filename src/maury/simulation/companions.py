@@ -6,7 +6,6 @@ is the primary, the brighter of the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,7 +17,7 @@ from scipy.spatial import cKDTree
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray
 from maury.labels.columns import BANDS
 from maury.labels.definitions import LABEL_NAMES
-from maury.spectra.observable_groups import AV, AbsoluteMagnitudes, Colours, Observable
+from maury.spectra.observable_map import ObservableMap
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
 __all__ = ["BandLayout", "Pairs", "add_companions", "shifted", "with_light"]
@@ -39,6 +38,7 @@ _BLOCK = 2048
 """Spectra shifted together, which bounds the memory; chosen."""
 _EDGE = 4
 """Pixels by which spectra are continued: as far as a cubic spline reaches."""
+_EXTINCTION = {band.name: band.extinction for band in BANDS}
 _TEFF, _LOGG, _M_H = (LABEL_NAMES.index(name) for name in ("teff", "logg", "m_h"))
 
 
@@ -67,26 +67,21 @@ class BandLayout:
     reddened: bool
 
     @classmethod
-    def of(cls, groups: Sequence[Observable]) -> Self:
-        """Read the layout of a preparation's `observables`."""
-        used = {name for group in groups for name in group.bands}
-        bands = tuple(band.name for band in BANDS if band.name in used)
-        n_observable = sum(len(group.names) for group in groups)
-        signs, absolute = np.zeros((n_observable, len(bands))), np.zeros(n_observable, np.bool_)
-        a_v, first = None, 0
-        for group in groups:
-            match group:
-                case AbsoluteMagnitudes():
-                    for row, name in enumerate(group.bands, first):
-                        signs[row, bands.index(name)] = absolute[row] = 1.0
-                case Colours():
-                    for row, (blue, red) in enumerate(group.pairs, first):
-                        signs[row, [bands.index(blue), bands.index(red)]] = 1.0, -1.0
-                case AV():
-                    a_v = first
-            first += len(group.names)
-        reddened = not any(getattr(group, "deredden", False) for group in groups)
-        return cls(bands, signs, absolute, a_v, reddened)
+    def of(cls, mapping: ObservableMap) -> Self:
+        """Read the layout of a preparation's `observable_map`."""
+        responses = dict(zip(mapping.names, mapping.responses, strict=True))
+        bands = tuple(band.name for band in BANDS if band.name in responses)
+        nothing = np.zeros(mapping.depends.shape[1])
+        signs = np.stack([nothing, *(responses[name] for name in bands)], axis=1)[:, 1:]
+        reddening = responses.get("a_v", nothing)
+        columns = np.flatnonzero((reddening == 1.0) & (signs == 0).all(axis=1))
+        return cls(
+            bands,
+            signs,
+            responses.get("parallax", nothing) != 0,
+            int(columns[0]) if columns.size else None,
+            not (reddening[(signs != 0).any(axis=1)] != 0).any(),
+        )
 
     def magnitudes(self, observables: Float64Array) -> Float64Array:
         """Absolute magnitudes (n_star, n_band), through colours where need be; NaN if unknown."""
@@ -151,15 +146,15 @@ def add_companions(
     layout: BandLayout,
     chosen: ArrayLike,
     rng: np.random.Generator,
-    extinction: ArrayLike | None = None,
     ratio: tuple[float, float] = (_LEAST_RATIO, 1.0),
     speed_kms: tuple[float, float] = (0.0, _LARGEST_SPEED_KMS),
 ) -> Pairs:
     """Give stars a companion from among their like, and add its light to theirs.
 
     A companion is fainter, of a similar [M/H] and A_V, and cooler, unless the primary is a giant.
-    Light ratios are drawn uniform in their logarithm, speeds uniform. The spectrum stays at the
-    mean velocity of the light, to which a pipeline puts it.
+    It is brought to the extinction of its primary. Light ratios are drawn uniform in their
+    logarithm, speeds uniform. The spectrum stays at the mean velocity of the light, to which a
+    pipeline puts it.
 
     Parameters
     ----------
@@ -175,9 +170,6 @@ def add_companions(
     chosen : (n,) int
         Rows that shall have a companion.
     rng : numpy Generator
-    extinction : (n_band,) float, optional
-        Extinction in each band over A_V, by which a companion is brought to the extinction of its
-        primary; without it, it keeps its own.
     ratio : (float, float)
         Range of the light ratio at the spectrum.
     speed_kms : (float, float)
@@ -191,10 +183,10 @@ def add_companions(
     """
     magnitudes = layout.magnitudes(observables)
     a_v = np.zeros(len(labels)) if layout.a_v is None else observables[:, layout.a_v]
-    if extinction is not None and layout.reddened:
+    if layout.reddened and np.isfinite(a_v).any():
         # A star of unknown extinction counts as one of the usual.
         known = np.where(np.isfinite(a_v), a_v, np.nanmedian(a_v))
-        magnitudes = magnitudes - known[:, None] * np.asarray(extinction)
+        magnitudes = magnitudes - known[:, None] * [_EXTINCTION[name] for name in layout.bands]
     weights = layout.at(wave_aa) if layout.bands else np.zeros(0)
     # Bands far from the spectrum may be missing: only those that give the light ratio may not.
     near = weights > 0

@@ -267,7 +267,13 @@ class Spectrograph:
         )
 
     def disperse(
-        self, flux: ArrayLike, labels: ArrayLike, rng: np.random.Generator | None = None
+        self,
+        flux: ArrayLike,
+        labels: ArrayLike,
+        rng: np.random.Generator | None = None,
+        *,
+        rotation_kms: ArrayLike = np.nan,
+        rv_kms: ArrayLike = np.nan,
     ) -> Dispersed:
         """Broaden and shift stars as their kind and fibre would, without reduction and noise.
 
@@ -279,6 +285,8 @@ class Spectrograph:
             The first column is Teff in kelvin.
         rng : numpy Generator, optional
             Without it, every star has the typical broadening of its kind and is at rest.
+        rotation_kms, rv_kms : (n_star,) array_like
+            In place of what is drawn, or typical; NaN leaves that.
 
         Returns
         -------
@@ -296,6 +304,10 @@ class Spectrograph:
             rv = np.asarray(model.rv_error_kms * rng.standard_normal(n))
             if not model.theory_mismatch.absent:
                 source = model.theory_mismatch.apply(source, self.wave_in_aa, rng)
+        rotation, rv = (
+            np.where(np.isnan(given), own, given)
+            for given, own in ((np.asarray(rotation_kms), rotation), (np.asarray(rv_kms), rv))
+        )
         sharp = self.broaden(
             source,
             resolving_power=power,

@@ -12,15 +12,17 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maury.errors import ConfigError, ModelFileError
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
+from maury.simulation.companions import BandLayout, add_companions
+from maury.simulation.disturbances import Disturbances, disturb_flux, disturb_observables
 from maury.simulation.drawing import DEFAULT_DRAW, DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
@@ -29,6 +31,7 @@ from maury.simulation.rest_frame import RestFrameTheory
 from maury.simulation.theory_calibration import (
     TheoryCalibration,
 )
+from maury.spectra.observable_map import ObservableMap
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.pixels import FLUX_FLOOR
 from maury.spectra.preparation import Preparation
@@ -65,7 +68,10 @@ class SimulatedPool:
     survey_snr : (n,) float64
         S/N of the labelled stars, from which that of a simulated one is drawn.
     spectrograph : Spectrograph
+    mapping : ObservableMap
+        How the observables follow from bands, parallax and A_V.
     noise : BatchNoise
+    disturbances : Disturbances
     """
 
     flux: Float32Array
@@ -74,7 +80,9 @@ class SimulatedPool:
     calibration: TheoryCalibration
     survey_snr: Float64Array
     spectrograph: Spectrograph
+    mapping: ObservableMap
     noise: BatchNoise
+    disturbances: Disturbances
 
     def batch(
         self, n_star: int, rng: np.random.Generator
@@ -97,21 +105,20 @@ class SimulatedPool:
 
         With an S/N (n_star,) for each, or with one drawn as the survey has them.
         """
-        n_star = len(row)
+        n_star, disturbances = len(row), self.disturbances
         cores, continuum = (
             rng.standard_normal((n_star, len(modes)), dtype=np.float32) @ modes
             for modes in (self.calibration.core_modes, self.calibration.continuum_modes)
         )
+        lively = np.flatnonzero(rng.random(n_star) < disturbances.cores)
+        cores[lively] *= rng.uniform(1.0, disturbances.core_factor, (lively.size, 1))
         # Cores add flux of the chromosphere; the continuum divides all of it.
         sharp = (self.flux[row] + cores) * (np.float32(1.0) + continuum)
+        sharp = disturb_flux(sharp, self.spectrograph.wave_out_aa, disturbances, rng)
         flux, ivar = self.spectrograph.degrade(
             sharp, self._snr(n_star, rng) if snr is None else snr, rng
         )
-        self._drop_pixels(ivar, rng)
-        jitter = rng.standard_normal((n_star, self.observables.shape[1]))
-        # Their units may be anything, so that .01 may be much or nothing.
-        jitter[:, [k for k in self.noise.quiet if k < jitter.shape[1]]] = 0.0
-        observables = self.observables[row] + self.noise.magnitude_rms * jitter
+        observables = disturb_observables(self.observables[row], self.mapping, disturbances, rng)
         return flux, ivar, observables, self.labels[row]
 
     def _snr(self, n_star: int, rng: np.random.Generator) -> Float64Array:
@@ -122,38 +129,32 @@ class SimulatedPool:
         drawn[low] = np.exp(rng.uniform(lowest, highest, int(low.sum())))
         return np.asarray(drawn)
 
-    def _drop_pixels(self, ivar: Float32Array, rng: np.random.Generator) -> None:
-        """Put gaps into `ivar`, an array that `batch` has just made."""
-        n_star, n_pixel = ivar.shape
-        for star in np.flatnonzero(rng.random(n_star) < self.noise.mask_share):
-            for first in rng.integers(0, n_pixel, rng.integers(1, 5)):
-                ivar[star, first : first + rng.integers(1, 1 + max(1, n_pixel // 23))] = 0.0
-
 
 class BatchNoise(BaseModel):
-    """What a batch adds to the observing model.
+    """Which S/N a batch has.
 
     Attributes
     ----------
     low_snr_share : float
         Share of stars whose S/N is uniform in its logarithm over 10 to 100, not as the survey's.
-    mask_share : float
-        Share of stars with one to four gaps of dropped pixels.
-    magnitude_rms : float
-        Noise added to every observable, in its own unit.
-    quiet : tuple of int
-        Numbers of the observables that get none, as their units may be anything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     low_snr_share: float = Field(default=0.2, ge=0.0, le=1.0)
-    mask_share: float = Field(default=0.1, ge=0.0, le=1.0)
-    magnitude_rms: float = Field(default=0.01, ge=0.0)
-    quiet: tuple[Annotated[int, Field(ge=0)], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_moved(cls, values: Any) -> Any:
+        # Models of before dropped pixels and disturbed observables here; only whoever simulates
+        # stars for them reads these settings.
+        moved = {"mask_share", "magnitude_rms", "quiet"}
+        return {k: v for k, v in values.items() if k not in moved} if values else values
 
 
 _NOISE = BatchNoise()
+_CLEAN = Disturbances.none()
+_NO_OBSERVABLES = ObservableMap.empty()
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +174,8 @@ class TrainingStarSimulator:
         S/N per pixel of their spectra.
     calibration : TheoryCalibration
     observing : ObservingModel
+    mapping : ObservableMap
+        How the observables follow from bands, parallax and A_V.
 
     Raises
     ------
@@ -186,6 +189,7 @@ class TrainingStarSimulator:
     snr: Float64Array
     calibration: TheoryCalibration
     observing: ObservingModel
+    mapping: ObservableMap = _NO_OBSERVABLES
 
     @classmethod
     def fit(
@@ -197,6 +201,7 @@ class TrainingStarSimulator:
         labels: Float64Array,
         observables: Float64Array,
         observing: ObservingModel,
+        mapping: ObservableMap = _NO_OBSERVABLES,
         medium: str = "air",
         source: TrainingStarSimulator | None = None,
     ) -> Self:
@@ -211,6 +216,8 @@ class TrainingStarSimulator:
             Finite.
         observables : (n, n_observable) float64
         observing : ObservingModel
+        mapping : ObservableMap
+            Of the observables (`maury.spectra.preparation.Preparation.observable_map`).
         medium : {"air", "vacuum"}
             Of `wave_aa`.
         source : TrainingStarSimulator, optional
@@ -232,7 +239,7 @@ class TrainingStarSimulator:
             noise_correlation=observing.correlation,
             prior=None if source is None else source.calibration.at(source.wave_aa, wave),
         )
-        return cls(wave, labels, observables, snr, calibration, observing)
+        return cls(wave, labels, observables, snr, calibration, observing, mapping)
 
     def of(self, labels: Float64Array, observables: Float64Array) -> Self:
         """Return the same theory and spectrograph with other stars to simulate.
@@ -263,6 +270,7 @@ class TrainingStarSimulator:
         *,
         draw: DrawConfig = DEFAULT_DRAW,
         noise: BatchNoise = _NOISE,
+        disturbances: Disturbances = _CLEAN,
     ) -> SimulatedPool:
         """Draw stars around the labelled ones and simulate their spectra.
 
@@ -270,25 +278,64 @@ class TrainingStarSimulator:
         ----------
         n_star : int
         rng : numpy Generator
-        draw, noise
+        draw, noise, disturbances
             Settings.
         """
+        sparse = np.flatnonzero(self.mapping.further | self.mapping.is_error)
         labels, observables = draw_around(
-            self.labels, self.observables, n_star, rng, config=draw, sparse=self._sparse(noise)
+            self.labels, self.observables, n_star, rng, config=draw, sparse=sparse.tolist()
         )
         # Microturbulence and abundances that are no labels are drawn, so that they are learnt to be
         # unknown.
         full = _emulator().clip(Population.load().complete(labels, rng))
         # What the emulator was clipped to is the truth of the simulated spectrum.
         labels = full[:, : len(LABEL_NAMES)]
-        flux = self.spectra(full, rng)
+        flux = self.spectra(full, rng, disturbances=disturbances)
+        self._pair(flux, labels, observables, disturbances, rng)
         # A labelled star without a good pixel has none.
         snr = self.snr[np.isfinite(self.snr)]
         return SimulatedPool(
-            flux, labels, observables, self.calibration, snr, self.spectrograph, noise
+            flux,
+            labels,
+            observables,
+            self.calibration,
+            snr,
+            self.spectrograph,
+            self.mapping,
+            noise,
+            disturbances,
         )
 
-    def spectra(self, full: Float64Array, rng: np.random.Generator) -> Float32Array:
+    def _pair(
+        self,
+        flux: Float32Array,
+        labels: Float64Array,
+        observables: Float64Array,
+        disturbances: Disturbances,
+        rng: np.random.Generator,
+    ) -> None:
+        """Give some stars of a new pool the light of a companion, in `flux` and `observables`."""
+        chosen = np.flatnonzero(rng.random(len(flux)) < disturbances.paired)
+        if not (chosen.size and self.mapping.names):
+            return
+        pairs = add_companions(
+            flux,
+            labels,
+            observables,
+            wave_aa=self.wave_aa,
+            layout=BandLayout.of(self.mapping),
+            chosen=chosen,
+            rng=rng,
+        )
+        flux[pairs.primary], observables[pairs.primary] = pairs.flux, pairs.observables
+
+    def spectra(
+        self,
+        full: Float64Array,
+        rng: np.random.Generator,
+        *,
+        disturbances: Disturbances = _CLEAN,
+    ) -> Float32Array:
         """Calibrated flux (n_star, n_pixel) without noise, each star with a broadening of its own.
 
         Parameters
@@ -298,18 +345,16 @@ class TrainingStarSimulator:
             bounds.
         rng : numpy Generator
             Draws resolving power, rotation, macroturbulence and velocity.
+        disturbances : Disturbances
+            Some stars rotate or move unlike the others.
         """
         flux = np.empty((len(full), self.wave_aa.size), dtype=np.float32)
         for start in range(0, len(full), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            theory = _theory(self.spectrograph, full[rows], rng)
+            theory = _theory(self.spectrograph, full[rows], rng, disturbances)
             labels = full[rows, : len(LABEL_NAMES)]
             flux[rows] = self.calibration.apply(theory, labels)
         return flux
-
-    def _sparse(self, noise: BatchNoise) -> tuple[int, ...]:
-        """Numbers of the further columns; a simulator without observables has none."""
-        return tuple(k for k in noise.quiet if k < self.observables.shape[1])
 
     def theory(self, labels: Float64Array) -> Float32Array:
         """Noise-free calibrated flux (n_star, n_pixel) of the nine `labels` (n_star, 9).
@@ -331,7 +376,9 @@ class TrainingStarSimulator:
         about = {
             "observing": self.observing.model_dump(mode="json"),
             "emulator": _emulator().spec.checksum,
+            "sources": list(self.mapping.names),
         }
+        own |= {f"mapping.{name}": getattr(self.mapping, name) for name in _MAPPING}
         return own, about
 
     @classmethod
@@ -343,7 +390,11 @@ class TrainingStarSimulator:
         ModelFileError
             If the attachment is damaged, or was calibrated for another emulator.
         """
-        return cls.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+        found = cls.from_arrays(model.arrays("sky"), model.attachments["sky"].metadata)
+        # Models of before do not say it; a network without photometry has none.
+        if not found.mapping.names and found.observables.shape[1]:
+            return replace(found, mapping=model.preparation.observable_map)
+        return found
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any]) -> Self:
@@ -361,6 +412,10 @@ class TrainingStarSimulator:
             own = {name: arrays[name] for name in _OWN_ARRAYS}
             observing = ObservingModel.model_validate(about["observing"])
             emulator = str(about["emulator"])
+            mapping = _NO_OBSERVABLES
+            if "sources" in about:
+                names = tuple(map(str, about["sources"]))
+                mapping = ObservableMap(names, **{n: arrays[f"mapping.{n}"] for n in _MAPPING})
         except (KeyError, ValueError) as error:
             raise ModelFileError(f"the calibrated theory is damaged: {error}") from error
         if emulator != _emulator().spec.checksum:
@@ -368,7 +423,7 @@ class TrainingStarSimulator:
                 "the calibrated theory is for another emulator than that of this maury; "
                 "train the model again"
             )
-        return cls(**own, calibration=calibration, observing=observing)
+        return cls(**own, calibration=calibration, observing=observing, mapping=mapping)
 
 
 def survey_conditions(
@@ -430,6 +485,7 @@ def known_conditions(survey: Survey, model: Model) -> ObservingModel | None:
 
 _OWN_ARRAYS = ("wave_aa", "labels", "observables", "snr")
 _CALIBRATION = fields(TheoryCalibration)
+_MAPPING = ("depends", "responses", "error_columns", "further")
 
 
 @cache
@@ -453,12 +509,28 @@ def _spectrograph(wave_aa: Float64Array, observing: ObservingModel) -> Spectrogr
 
 
 def _theory(
-    spectrograph: Spectrograph, labels: Float64Array, rng: np.random.Generator | None
+    spectrograph: Spectrograph,
+    labels: Float64Array,
+    rng: np.random.Generator | None,
+    disturbances: Disturbances = _CLEAN,
 ) -> Float32Array:
     """Emulated flux at the pixels, block by block, as the emulator's is ten times as large."""
     flux = np.empty((len(labels), spectrograph.wave_out_aa.size), dtype=np.float32)
     for start in range(0, len(labels), _BLOCK):
         rows = slice(start, start + _BLOCK)
         source = _emulator().flux(labels[rows])
-        flux[rows] = spectrograph.disperse(source, labels[rows], rng).flux
+        motion = {} if rng is None else _motion(len(source), disturbances, rng)
+        flux[rows] = spectrograph.disperse(source, labels[rows], rng, **motion).flux
     return flux
+
+
+def _motion(
+    n_star: int, disturbances: Disturbances, rng: np.random.Generator
+) -> dict[str, Float64Array]:
+    """Rotation and velocity (n_star,) of stars unlike their kind; NaN for the others."""
+    low, high = np.log(disturbances.rotation_kms)
+    rotation = np.exp(rng.uniform(low, high, n_star))
+    rotation[rng.random(n_star) >= disturbances.rotating] = np.nan
+    velocity = disturbances.velocity_kms * rng.standard_normal(n_star)
+    velocity[rng.random(n_star) >= disturbances.moving] = np.nan
+    return {"rotation_kms": rotation, "rv_kms": velocity}

@@ -6,7 +6,7 @@ it in `Observable`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
@@ -20,6 +20,13 @@ from maury.spectra.batch import Batch
 from maury.spectra.preparation_steps import Config
 
 Measured = tuple[Float64Array, Float64Array]
+Response = Mapping[str, float]
+"""Change of an observable by one magnitude more in each source: a band, ``parallax`` (one more in
+the absolute magnitude), ``a_v``. Empty where it is no sum of magnitudes."""
+_UNIT_ERROR_MAG = 0.03
+"""Error of which the logarithm is 0, so that inputs are near 0: typical of surveys; chosen."""
+_ERROR_RANGE = (-1.5, 2.0)
+"""Decades of that unit beyond which an error tells no more: .001 and 3 mag; chosen."""
 
 _COLUMN_NAME = r"^[a-z][a-z0-9_]{0,39}$"
 BandName = Literal["G", "BP", "RP", "J", "H", "Ks", "W1", "W2"]
@@ -80,6 +87,13 @@ def _magnitudes(
     return values, errors
 
 
+def _reddening(signs: Mapping[str, float], deredden: bool) -> dict[str, float]:
+    """Change by A_V where the extinction is taken off."""
+    if not deredden:
+        return {}
+    return {"a_v": -sum(sign * obs.band(name).extinction for name, sign in signs.items())}
+
+
 class AbsoluteMagnitudes(Config):
     """Absolute magnitudes M_G, ...: m + 5 (log10(parallax / 1000) + 1).
 
@@ -104,6 +118,14 @@ class AbsoluteMagnitudes(Config):
         """Inputs that each observable is made of."""
         extinction = {"a_v"} if self.deredden else set()
         return tuple(frozenset({name, "parallax"} | extinction) for name in self.bands)
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """Change of each observable by its sources."""
+        return tuple(
+            {name: 1.0, "parallax": 1.0} | _reddening({name: 1.0}, self.deredden)
+            for name in self.bands
+        )
 
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, n_observable) float64."""
@@ -145,6 +167,12 @@ class Colours(Config):
         extinction = {"a_v"} if self.deredden else set()
         return tuple(frozenset({*pair} | extinction) for pair in self.pairs)
 
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """Change of each observable by its sources."""
+        signs: list[dict[str, float]] = [{blue: 1.0, red: -1.0} for blue, red in self.pairs]
+        return tuple(sign | _reddening(sign, self.deredden) for sign in signs)
+
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, n_observable) float64."""
         values, errors = _magnitudes(batch, self.bands, deredden=self.deredden, r_v=self.r_v)
@@ -177,6 +205,11 @@ class ParallaxSnr(Config):
         """Inputs that each observable is made of."""
         return (frozenset({"parallax"}),)
 
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """A ratio is no sum of magnitudes."""
+        return ({},)
+
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors (one, by construction), both (n_star, 1) float64."""
         parallax = parallax_mas(batch, zero_point=self.zero_point)[:, None]
@@ -205,9 +238,71 @@ class AV(Config):
         """Inputs that each observable is made of."""
         return (frozenset({"a_v"}),)
 
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """Change of each observable by its sources."""
+        return ({"a_v": 1.0},)
+
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, 1) float64."""
         return column(batch, "a_v")[:, None], column(batch, "a_v_error")[:, None]
+
+
+def error_input(error_mag: Float64Array) -> Float64Array:
+    """Errors as networks take them: decades above .03 mag, within -1.5 to 2; NaN where unknown."""
+    known = np.where(error_mag >= 0, error_mag, np.nan)
+    least = _UNIT_ERROR_MAG * 10.0 ** _ERROR_RANGE[0]
+    decades = np.log10(np.maximum(known, least) / _UNIT_ERROR_MAG)
+    return np.asarray(np.minimum(decades, _ERROR_RANGE[1]))
+
+
+class MeasurementErrors(Config):
+    """Errors of magnitudes, distance modulus and A_V, as inputs: a network can then weigh them.
+
+    Each is `error_input` of its 1 sigma error in mag; NaN where the survey does not tell it.
+    """
+
+    observable: Literal["errors"] = "errors"
+    of: Annotated[tuple[BandName | Literal["parallax", "a_v"], ...], Field(min_length=1)] = (
+        *ALL_BANDS,
+        "parallax",
+        "a_v",
+    )
+
+    @property
+    def bands(self) -> tuple[BandName, ...]:
+        """No band is used: an error alone says nothing of a star."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        return tuple(f"{name}_error" for name in self.of)
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        return tuple(frozenset({name}) for name in self.of)
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """No error changes with a magnitude."""
+        return tuple({} for _ in self.of)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and their unknown errors, both (n_star, n_observable) float64."""
+        values = np.stack([error_input(self._error_mag(batch, name)) for name in self.of], axis=1)
+        return values, np.full(values.shape, np.nan)
+
+    def _error_mag(self, batch: Batch, name: str) -> Float64Array:
+        if name == "parallax":
+            return obs.distance_modulus_error(
+                column(batch, "parallax"), column(batch, "parallax_error")
+            )
+        measured = "a_v" if name == "a_v" else obs.band(name).column
+        error = column(batch, f"{measured}_error")
+        # The error of a value that is not there is none.
+        return np.where(np.isfinite(column(batch, measured)), error, np.nan)
 
 
 class ColumnRange(Config):
@@ -278,6 +373,11 @@ class FurtherColumns(Config):
         """Inputs that each observable is made of."""
         return tuple(frozenset({self.source}) for _ in self.survey_columns)
 
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """Further columns may be in any unit."""
+        return tuple({} for _ in self.survey_columns)
+
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, n_observable) float64."""
         names = self.survey_columns
@@ -296,6 +396,6 @@ class FurtherColumns(Config):
 
 
 Observable = Annotated[
-    AbsoluteMagnitudes | Colours | ParallaxSnr | AV | FurtherColumns,
+    AbsoluteMagnitudes | Colours | ParallaxSnr | AV | MeasurementErrors | FurtherColumns,
     Field(discriminator="observable"),
 ]

@@ -31,11 +31,13 @@ from maury.spectra.observable_groups import (
     AbsoluteMagnitudes,
     Colours,
     FurtherColumns,
+    MeasurementErrors,
     Observable,
     ParallaxSnr,
     column,
     parallax_mas,
 )
+from maury.spectra.observable_map import ObservableMap
 from maury.spectra.preparation_steps import (
     RAVE_GRID,
     ChebyshevContinuum,
@@ -67,6 +69,7 @@ __all__ = [
     "LinearGrid",
     "ListedGrid",
     "MaskCosmics",
+    "MeasurementErrors",
     "NoContinuum",
     "Noise",
     "ParallaxSnr",
@@ -116,7 +119,7 @@ _STEP_NAMES = (
     "mask_cosmics",
     "continuum",
 )
-_OBSERVABLE_NAMES = ("absolute_magnitudes", "colours", "parallax_snr", "a_v", "columns")
+_OBSERVABLE_NAMES = ("absolute_magnitudes", "colours", "parallax_snr", "a_v", "errors", "columns")
 
 
 @dataclass(frozen=True)
@@ -233,9 +236,25 @@ class Preparation(Config):
         return np.array(flags, dtype=np.bool_)
 
     @property
-    def further_numbers(self) -> tuple[int, ...]:
-        """Numbers of the observables that are further columns."""
-        return tuple(np.flatnonzero(self.is_further).tolist())
+    def observable_map(self) -> ObservableMap:
+        """How the observables follow from `source_names`."""
+        names = self.source_names
+        changes = [response for group in self.observables for response in group.responses]
+        errors: dict[str, int] = {
+            name: self.observable_names.index(column)
+            for group in self.observables
+            if isinstance(group, MeasurementErrors)
+            for name, column in zip(group.of, group.names, strict=True)
+        }
+        return ObservableMap(
+            names,
+            self.sources,
+            np.array([[c.get(name, 0.0) for c in changes] for name in names]).reshape(
+                len(names), len(changes)
+            ),
+            np.array([errors.get(name, -1) for name in names], dtype=np.int64),
+            self.is_further,
+        )
 
     def require_columns(self, names: Collection[str], *, what: str) -> None:
         """Raise `ColumnError` unless every further column is among `names`, those of `what`."""

@@ -152,7 +152,7 @@ def adapt(
     if not folder.has_star_simulator():
         for number, start in enumerate(source.starts(found.simulator, n_members, seed)):
             folder.put_start(number, start)
-        folder.put_star_simulator(found.simulator, settings.preparation.sources)
+        folder.put_star_simulator(found.simulator, source.model.scaling)
     jobs = member_jobs(folder, settings, seed)
     train_members(
         jobs,

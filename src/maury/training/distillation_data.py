@@ -26,11 +26,12 @@ from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.student import StudentNetwork
 from maury.prediction.uncertainty import UncertaintyModel
+from maury.simulation.dropping import drop_inputs
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.pixels import FLUX_FLOOR
 from maury.spectra.preparation import Inputs
 from maury.survey.store import Survey
-from maury.training.simulated import SimulatedTraining, drop_inputs
+from maury.training.simulated import SimulatedTraining
 
 BATCH_STARS = 16384
 """Simulated stars of one batch of the distillation set."""
@@ -113,7 +114,13 @@ class TeacherModel:
         """Simulate stars, some without a part of their inputs."""
         settings = self._settings
         n_drawn = max(1, n_star // _REOBSERVED)
-        pool = self.star_simulator.pool(n_drawn, rng, draw=settings.draw, noise=settings.noise)
+        pool = self.star_simulator.pool(
+            n_drawn,
+            rng,
+            draw=settings.draw,
+            noise=settings.noise,
+            disturbances=settings.disturbances,
+        )
         flux, ivar, observables, _ = pool.batch(n_star, rng)
         n_observable = len(self.model.preparation.observable_names)
         if observables.shape[1] != n_observable:
@@ -154,11 +161,11 @@ class TeacherModel:
         return np.asarray(rows[~held], dtype=np.int64)
 
     def _dropped(self, inputs: Inputs, rng: np.random.Generator) -> Inputs:
-        sources = self.model.preparation.sources
+        depends = self.model.preparation.sources
         ivar, observables = drop_inputs(
             inputs.ivar,
             inputs.observables.astype(np.float64),
-            sources if self.photometry else sources[:0],
+            depends if self.photometry else depends[:0],
             dropping=self._settings.dropping,
             rng=rng,
         )

@@ -35,6 +35,7 @@ from maury.model.split import (
 )
 from maury.simulation.emulator import Emulator
 from maury.simulation.training_stars import ADVICE, TrainingStarSimulator
+from maury.spectra.observable_map import ObservableMap
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample, labelled_rows, listed_rows
 from maury.survey.plausibility import tell_of_constants
@@ -301,6 +302,8 @@ def _collect(
             f"{parts['train'].size}; left out are {_counts(dropped)}"
         )
     observables = inputs.observables[places[usable][parts["train"]]].astype(np.float64)
+    # Errors are near 0 as they are, and are drawn in training, whatever the survey tells of them.
+    observables[:, settings.preparation.observable_map.is_error] = np.nan
     # Measured on training stars alone: held-out stars shape nothing. Start weights of a source
     # model fit its own scaling only.
     scaling = (
@@ -375,7 +378,7 @@ def _put_star_simulators(
             # Starts are written before the simulator, whose presence says that both are there.
             for number, start in enumerate(source.starts(star_simulator, n_members, seed)):
                 folder.put_start(number, start)
-        folder.put_star_simulator(star_simulator, _sources(settings))
+        folder.put_star_simulator(star_simulator, stars.scaling)
     if not n_fold:
         return
     fold = held_out_fold(stars.star_id[rows], n_fold=n_fold, seed=seed)
@@ -385,7 +388,7 @@ def _put_star_simulators(
             # spectra that it holds out.
             known = rows[fold != member % n_fold]
             folder.put_star_simulator(
-                _fit_star_simulator(stars, known, settings, source), _sources(settings), member
+                _fit_star_simulator(stars, known, settings, source), stars.scaling, member
             )
 
 
@@ -413,6 +416,7 @@ def _fit_star_simulator(
         labels=stars.simulated[rows],
         observables=observables if stars.takes_observables else observables[:, :0],
         observing=_simulated(settings).observing,
+        mapping=_mapping(settings),
         medium=inputs.medium,
         source=source.star_simulator if source else None,
     )
@@ -421,9 +425,9 @@ def _fit_star_simulator(
     return source.extend(star_simulator, whole=np.asarray(np.isfinite(labels).all(axis=1)))
 
 
-def _sources(settings: EnsembleConfig) -> BoolArray:
-    sources = settings.preparation.sources
-    return sources if settings.network.photometry else sources[:0, :0]
+def _mapping(settings: EnsembleConfig) -> ObservableMap:
+    takes = settings.network.photometry
+    return settings.preparation.observable_map if takes else ObservableMap.empty()
 
 
 def _simulated(settings: EnsembleConfig) -> SimulatedTraining:

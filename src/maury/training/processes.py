@@ -7,8 +7,8 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
 from maury.errors import MauryError, TrainingError
-from maury.io.arrays import BoolArray, Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array
 from maury.io.cluster import Cluster
 from maury.io.workers import one_thread
+from maury.model.directory import Affine, Scaling
 from maury.model.networks.published import network_config
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.training.member import (
@@ -31,7 +32,7 @@ from maury.training.member import (
     train_member,
     write_tensors,
 )
-from maury.training.simulated import SimulatedTraining, Start, train_on_simulated_stars
+from maury.training.simulated import SimulatedTraining, train_on_simulated_stars
 
 logger = logging.getLogger(__name__)
 
@@ -85,44 +86,48 @@ class WorkFolder:
     def put_star_simulator(
         self,
         star_simulator: TrainingStarSimulator,
-        sources: BoolArray,
+        scaling: Scaling,
         member: int | None = None,
     ) -> None:
-        """Write what simulates the stars, and which observables are made of which source.
+        """Write what simulates the stars, and the scaling of their labels and observables.
 
         With `member`, it is of the stars that this member knows.
         """
         arrays, about = star_simulator.to_arrays()
         tensors = {name: torch.tensor(array) for name, array in arrays.items()}
-        tensors["sources"] = torch.tensor(sources)
+        for part in _SCALING:
+            affine = getattr(scaling, part)
+            tensors |= {f"{part}.{f.name}": torch.tensor(getattr(affine, f.name)) for f in _AFFINE}
         write_tensors(self._star_simulator_file(member), tensors, about)
 
     def has_star_simulator(self, member: int | None = None) -> bool:
         """Whether `put_star_simulator` was called before."""
         return _is_whole(self._star_simulator_file(member))
 
-    def star_simulator(self, member: int | None = None) -> tuple[TrainingStarSimulator, BoolArray]:
+    def star_simulator(self, member: int | None = None) -> tuple[TrainingStarSimulator, Scaling]:
         """Read what `put_star_simulator` wrote; that of all stars where a member has none."""
         own = member is not None and self._star_simulator_file(member).is_file()
         tensors, about = read_tensors(self._star_simulator_file(member if own else None))
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        sources = arrays.pop("sources")
-        return TrainingStarSimulator.from_arrays(arrays, about), sources
+        scaling = Scaling(
+            *(
+                Affine(**{f.name: arrays.pop(f"{part}.{f.name}") for f in _AFFINE})
+                for part in _SCALING
+            )
+        )
+        return TrainingStarSimulator.from_arrays(arrays, about), scaling
 
-    def put_start(self, member: int, start: Start) -> None:
-        """Write where a member starts."""
-        scaling = {name: torch.from_numpy(getattr(start, name)) for name in _SCALING}
-        weights = {f"weights/{k}": torch.from_numpy(v) for k, v in start.weights.items()}
-        write_tensors(self._start_file(member), scaling | weights, {})
+    def put_start(self, member: int, start: Mapping[str, Float32Array]) -> None:
+        """Write the weights that a member starts with."""
+        weights = {name: torch.from_numpy(array) for name, array in start.items()}
+        write_tensors(self._start_file(member), weights, {})
 
-    def start(self, member: int) -> Start | None:
+    def start(self, member: int) -> Mapping[str, Float32Array] | None:
         """Read what `put_start` wrote; None if it was not called."""
         if not self._start_file(member).is_file():
             return None
         tensors, _ = read_tensors(self._start_file(member))
-        scaling = {name: tensors.pop(name).numpy() for name in _SCALING}
-        weights = {name.removeprefix("weights/"): t.numpy() for name, t in tensors.items()}
-        return Start(weights, **scaling)
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def _start_file(self, member: int) -> Path:
         return self.path / f"start-{member:03d}.safetensors"
@@ -194,8 +199,8 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
+_SCALING, _AFFINE = ("observables", "labels"), fields(Affine)
 _SAMPLE = ("flux", "observables", "target", "variance")
-_SCALING = ("label_centre", "label_scale", "observable_centre", "observable_scale")
 
 
 class MemberJob(BaseModel):
@@ -247,9 +252,9 @@ class MemberJob(BaseModel):
             "on_epoch": on_epoch,
         }
         if network.simulates:
-            star_simulator, sources = folder.star_simulator(self.member)
+            star_simulator, scaling = folder.star_simulator(self.member)
             common["start"] = folder.start(self.member)
-            result = train_on_simulated_stars(star_simulator, network, sources=sources, **common)
+            result = train_on_simulated_stars(star_simulator, network, scaling=scaling, **common)
         else:
             samples = (folder.sample("train"), folder.sample("validation"))
             result = train_member(*samples, network, **common)

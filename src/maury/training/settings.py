@@ -103,7 +103,6 @@ class EnsembleConfig(BaseModel):
         training = parsed["training"]
         if isinstance(training, TrainingConfig) and training.engine == "compiled":
             require_trainable(parsed["network"])
-        parsed["training"] = _quietened(training, parsed["preparation"])
         return parsed
 
     @classmethod
@@ -153,17 +152,6 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "split": SplitConfig,
     "ensemble": ChoiceConfig,
 }
-
-
-def _quietened(
-    training: TrainingConfig | SimulatedTraining, preparation: Preparation
-) -> TrainingConfig | SimulatedTraining:
-    """Return the training without noise on further columns, whose units may be anything."""
-    quiet = preparation.further_numbers
-    if not quiet or not isinstance(training, SimulatedTraining):
-        return training
-    noise = training.noise.model_copy(update={"quiet": quiet})
-    return training.model_copy(update={"noise": noise})
 
 
 def _defaults(network: NetworkConfig | None, section: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from maury.errors import TrainingError
-from maury.io.arrays import BoolArray, Float32Array, Float64Array
+from maury.io.arrays import Float32Array
 from maury.io.workers import one_thread
-from maury.labels.statistics import robust_scale
+from maury.model.directory import Scaling
 from maury.model.networks.published import NetworkConfig, build
+from maury.simulation.disturbances import Disturbances
 from maury.simulation.drawing import DrawConfig
+from maury.simulation.dropping import Dropping, drop_inputs
 from maury.simulation.observing import ObservingModel
 from maury.simulation.training_stars import BatchNoise, SimulatedPool, TrainingStarSimulator
 from maury.training.member import (
@@ -52,27 +53,6 @@ _STATISTICS_ROWS = 8192
 """Stars that give centre and scale of each pixel, to 1 %; chosen."""
 
 
-class Dropping(BaseModel):
-    """Shares of stars that lose a part of their inputs in training.
-
-    Attributes
-    ----------
-    spectrum, observables : float
-        All of the spectrum, or all of the observables; never both.
-    sources : float
-        Each source of observables (a band, the parallax, the extinction) by itself.
-    all_but_one : float
-        All sources but one.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    spectrum: float = Field(default=0.06, ge=0.0, le=0.5)
-    observables: float = Field(default=0.12, ge=0.0, le=0.5)
-    sources: float = Field(default=0.04, ge=0.0, le=1.0)
-    all_but_one: float = Field(default=0.03, ge=0.0, le=1.0)
-
-
 class SimulatedTraining(BaseModel):
     """How a member is trained on simulated stars; section ``[training]`` of the preset ``maury``.
 
@@ -91,15 +71,16 @@ class SimulatedTraining(BaseModel):
         To which longer gradients are cut.
     stars : int
         Simulated stars that a member draws its batches from.
-    dropping, draw, noise, observing
-        Missing inputs; choice of the stars; what a batch adds; the instrument. The scatter of the
-        continuum is measured on the labelled stars, and `observing.continuum_rms` adds to it.
+    dropping, draw, noise, disturbances, observing
+        Missing inputs; choice of the stars; their S/N; what real surveys have besides; the
+        instrument. The scatter of the continuum is measured on the labelled stars, and
+        `observing.continuum_rms` adds to it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(default=128, ge=1)
-    steps: int = Field(default=12_000, ge=1)
+    steps: int = Field(default=14_000, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0.0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.05, ge=0.0, allow_inf_nan=False)
     rise: float = Field(default=0.15, gt=0.0, lt=1.0)
@@ -109,6 +90,7 @@ class SimulatedTraining(BaseModel):
     dropping: Dropping = Dropping()
     draw: DrawConfig = DrawConfig()
     noise: BatchNoise = BatchNoise()
+    disturbances: Disturbances = Disturbances()
     observing: ObservingModel = ObservingModel(
         resolving_power_scatter=450.0, continuum_rms=0.0, spike_fraction=0.05
     )
@@ -127,34 +109,14 @@ class SimulatedTraining(BaseModel):
         return self.learning_rate * max(0.5 * (1.0 + math.cos(math.pi * fall)), 4e-4)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a member starts that does not start at random.
-
-    Attributes
-    ----------
-    weights : mapping of str to float32 array
-        Of all layers; those on the pixels are per unit of flux.
-    label_centre, label_scale : (n_label,) float64
-        Scaling of the labels that the weights are for.
-    observable_centre, observable_scale : (n_observable,) float64
-    """
-
-    weights: Mapping[str, Float32Array]
-    label_centre: Float64Array
-    label_scale: Float64Array
-    observable_centre: Float64Array
-    observable_scale: Float64Array
-
-
 def train_on_simulated_stars(
     star_simulator: TrainingStarSimulator,
     network: NetworkConfig,
     *,
-    sources: BoolArray,
+    scaling: Scaling,
     config: SimulatedTraining,
     seed: int,
-    start: Start | None = None,
+    start: Mapping[str, Float32Array] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 20.0,
     on_epoch: EpochCallback | None = None,
@@ -167,14 +129,13 @@ def train_on_simulated_stars(
         Simulates the survey.
     network : DefaultConfig
         Architecture.
-    sources : (n_source, n_observable) bool
-        Which observables are made of which source
-        (`maury.spectra.preparation.Preparation.sources`).
+    scaling : Scaling
+        Of labels and observables, that of the model which the network will be of.
     config : SimulatedTraining
     seed : int
         Seed of the member: initial weights, stars, noise, missing inputs.
-    start : Start, optional
-        Weights and scalings to begin with, instead of random ones and those of the simulator.
+    start : mapping of str to float32 array, optional
+        Weights of all layers to begin with, those on the pixels per unit of flux.
     checkpoint : Path, optional
         File that keeps the state; training goes on from it if it exists.
     checkpoint_seconds : float
@@ -189,52 +150,12 @@ def train_on_simulated_stars(
     """
     with one_thread(), torch.random.fork_rng(devices=[]):
         run = run_to_the_end(
-            lambda: _Run(star_simulator, network, sources, config, seed, start),
+            lambda: _Run(star_simulator, network, scaling, config, seed, start),
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             on_epoch=on_epoch,
         )
         return TrainedMember(run.averaged_weights(), None, run.epoch, run.epoch)
-
-
-def drop_inputs(
-    ivar: Float32Array,
-    observables: Float64Array,
-    sources: BoolArray,
-    *,
-    dropping: Dropping,
-    rng: np.random.Generator,
-) -> tuple[Float32Array, Float64Array]:
-    """Return copies with inputs taken away at random.
-
-    Parameters
-    ----------
-    ivar : (n_star, n_pixel) float32
-        0 throughout where the spectrum is taken away.
-    observables : (n_star, n_observable) float64
-        NaN where taken away.
-    sources : (n_source, n_observable) bool
-        Which observables are made of which source.
-    dropping : Dropping
-    rng : numpy Generator
-    """
-    n_star, n_source = len(ivar), len(sources)
-    if n_source == 0:
-        return ivar.copy(), observables.copy()
-    lost = rng.random((n_star, n_source)) < dropping.sources
-    single = np.flatnonzero(rng.random(n_star) < dropping.all_but_one)
-    lost[single] = True
-    lost[single, rng.integers(0, n_source, single.size)] = False
-    choice = rng.random(n_star)
-    lost[choice < dropping.observables] = True
-    # From the other end of the same number, so that these two losses never meet in one star.
-    blind = choice > 1.0 - dropping.spectrum
-    # Half of what a star without a spectrum would lose besides stays with it, as nothing else is
-    # left to learn from.
-    lost[blind] &= rng.random((int(blind.sum()), n_source)) < 0.5
-    gone = lost.astype(np.float32) @ sources.astype(np.float32) > 0
-    dark = np.where(blind[:, None], np.float32(0), ivar)
-    return dark, np.where(gone, np.nan, observables)
 
 
 class _Run(Run):
@@ -244,24 +165,26 @@ class _Run(Run):
         self,
         star_simulator: TrainingStarSimulator,
         network: NetworkConfig,
-        sources: BoolArray,
+        scaling: Scaling,
         config: SimulatedTraining,
         seed: int,
-        start: Start | None = None,
+        start: Mapping[str, Float32Array] | None = None,
     ) -> None:
-        self._config, self._seed, self._sources = config, seed, sources
+        self._config, self._seed, self._scaling = config, seed, scaling
         self.epoch = 0
         rng = _generator(seed, 0)
-        self._pool = star_simulator.pool(config.stars, rng, draw=config.draw, noise=config.noise)
-        self._labels = _Scale.measure(star_simulator.labels)
-        self._observables = _Scale.measure(star_simulator.observables)
+        self._pool = star_simulator.pool(
+            config.stars,
+            rng,
+            draw=config.draw,
+            noise=config.noise,
+            disturbances=config.disturbances,
+        )
         torch.manual_seed(epoch_seed(seed, 0))
         n_pixel, n_observable = star_simulator.wave_aa.size, star_simulator.observables.shape[1]
         self._module = build(network, n_pixel, n_observable, star_simulator.labels.shape[1])
         _set_flux_scale(self._module, self._pool)
         if start is not None:
-            self._labels = _Scale(start.label_centre, start.label_scale)
-            self._observables = _Scale(start.observable_centre, start.observable_scale)
             _load(self._module, start)
         self._optimizer = torch.optim.AdamW(
             self._module.parameters(),
@@ -314,11 +237,14 @@ class _Run(Run):
     def _batch(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         flux, ivar, observables, labels = self._pool.batch(self._config.batch_size, rng)
         ivar, observables = drop_inputs(
-            ivar, observables, self._sources, dropping=self._config.dropping, rng=rng
+            ivar, observables, self._pool.mapping.depends, dropping=self._config.dropping, rng=rng
         )
-        scaled = self._observables(observables)
+        # A network without photometry has no columns, but its model has a scaling of all.
+        scaled = observables.astype(np.float32)
+        if observables.shape[1]:
+            scaled = self._scaling.observables.forward(observables)
         inputs = (torch.from_numpy(flux), torch.from_numpy(ivar), torch.from_numpy(scaled))
-        return inputs, torch.from_numpy(self._labels(labels))
+        return inputs, torch.from_numpy(self._scaling.labels.forward(labels))
 
     def averaged_weights(self) -> Mapping[str, Tensor]:
         """Return the running mean of the weights, and the buffers."""
@@ -345,20 +271,6 @@ class _Run(Run):
         self.epoch = int(state["epoch"])
 
 
-class _Scale:
-    """Robust scaling to float32, as that of `maury.model.directory.Affine`."""
-
-    def __init__(self, centre: Float64Array, scale: Float64Array) -> None:
-        self._centre, self._scale = centre, scale
-
-    @classmethod
-    def measure(cls, values: Float64Array) -> _Scale:
-        return cls(*robust_scale(values))
-
-    def __call__(self, values: Float64Array) -> Float32Array:
-        return ((values - self._centre) / self._scale).astype(np.float32)
-
-
 def _set_flux_scale(module: nn.Module, pool: SimulatedPool) -> None:
     flux = pool.flux[:_STATISTICS_ROWS].astype(np.float64)
     # The pool is free of noise, which is part of the scatter of a pixel as the network meets it.
@@ -369,9 +281,9 @@ def _set_flux_scale(module: nn.Module, pool: SimulatedPool) -> None:
         module.get_buffer(name).copy_(torch.from_numpy(values.astype(np.float32)))
 
 
-def _load(module: nn.Module, start: Start) -> None:
+def _load(module: nn.Module, start: Mapping[str, Float32Array]) -> None:
     """Take up all weights; those on the pixels come per unit of flux, and are scaled here."""
-    weights = {name: torch.from_numpy(np.array(value)) for name, value in start.weights.items()}
+    weights = {name: torch.from_numpy(np.array(value)) for name, value in start.items()}
     # Per unit of flux they hold for any scaling; here the pixels have that of the new survey.
     weights[PIXEL_WEIGHTS] = weights[PIXEL_WEIGHTS] * module.get_buffer("flux_scale")
     kept = {name: module.get_buffer(name).clone() for name in FLUX_BUFFERS}

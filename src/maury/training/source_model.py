@@ -7,6 +7,7 @@ calibrated on thousands of stars thus knows most of what one for another survey 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from maury.errors import ConfigError, GridMismatch, ModelFileError
-from maury.io.arrays import BoolArray, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
 from maury.model.split import Split
@@ -27,7 +28,7 @@ from maury.spectra.spectra import describe_grid
 from maury.spectra.star_identity import StarMarks
 from maury.survey.store import Survey
 from maury.training.missing_labels import fill_labels
-from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS, Start
+from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS
 
 LEAST_OVERLAP_AA = 10.0
 """Least length of spectrum that both models must share: a strong line and its wings."""
@@ -165,8 +166,8 @@ class SourceModel:
 
     def starts(
         self, star_simulator: TrainingStarSimulator, n_member: int, seed: int
-    ) -> list[Start]:
-        """Return where each member starts: at a network of the source model, its pixels replaced.
+    ) -> list[Mapping[str, Float32Array]]:
+        """Return the weights that each member starts with: a network's, its pixels replaced.
 
         The projections of a spectrum are those that come nearest to the source model's projections
         of the same stars, in the least-squares sense, with the noise of the new survey and the
@@ -199,7 +200,7 @@ class SourceModel:
         covariance[np.diag_indices(len(covariance))] += np.median(star_simulator.snr) ** -2.0
         factor = cho_factor(covariance)
         kept = self.model.kept
-        starts = []
+        starts: list[Mapping[str, Float32Array]] = []
         for number in range(n_member):
             # More members than the source model has start alike, and part by their seeds.
             weights = self.model.weights(kept[number % len(kept)])
@@ -211,17 +212,7 @@ class SourceModel:
             # Of the mean spectrum the new projection gives what the old one gave.
             bias = weights["project.bias"] + per_flux @ (mean_old - centre)
             weights["project.bias"] = bias.astype(np.float32)
-            scaling = self.model.scaling
-            n_observable = star_simulator.observables.shape[1]
-            starts.append(
-                Start(
-                    weights,
-                    label_centre=scaling.labels.offset,
-                    label_scale=scaling.labels.scale,
-                    observable_centre=scaling.observables.offset[:n_observable],
-                    observable_scale=scaling.observables.scale[:n_observable],
-                )
-            )
+            starts.append(weights)
         return starts
 
 

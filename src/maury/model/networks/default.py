@@ -36,6 +36,11 @@ NOISY_PIXEL = 0.25
 """Pixels of less than this share of the typical inverse variance are scaled down; chosen."""
 _TYPICAL_SNR = 55.0
 """Unit of the S/N that the network takes, so that it is near 1 for RAVE-like spectra; chosen."""
+_NEIGHBOURS = (1.0, 0.35, 0.1)
+"""Weights of the pixels one, two, three beside a bad one that tell it, at the sampling of RAVE,
+whose lines are three pixels wide; chosen."""
+_NOT_KNOWN = 0.3
+"""Weight of the mean spectrum beside theirs: without good neighbours it is all there is; chosen."""
 N_QUALITY = 3
 """Columns of `noise_quality`: two measures of the noise, and whether there is any."""
 
@@ -55,6 +60,9 @@ class DefaultConfig(NetworkConfig):
         Features, and residual blocks after the join.
     rank : int
         Of the low-rank part of the label covariance.
+    blocks : int
+        Stretches of the spectrum whose share of good pixels is an input; 0 leaves that out, and
+        the filling of lone bad pixels, as in models of before.
     """
 
     name: ClassVar[str] = "maury"
@@ -72,11 +80,13 @@ class DefaultConfig(NetworkConfig):
                 "pairs": [list(pair) for pair in combinations([b.name for b in BANDS], 2)],
             },
             {"observable": "a_v"},
+            {"observable": "errors"},
         ],
     }
     # All members: choosing by the validation stars would spend them, and they are to calibrate
     # errors.
     ensemble_defaults: ClassVar[Mapping[str, Any]] = {"percentile": 100.0}
+    before: ClassVar[Mapping[str, Any]] = {"blocks": 0}
     scaling: ClassVar[ScalingRule] = "robust"
     simulates: ClassVar[bool] = True
     takes_missing: ClassVar[bool] = True
@@ -87,6 +97,7 @@ class DefaultConfig(NetworkConfig):
     width: int = Field(default=256, ge=1, le=LARGEST.units)
     depth: int = Field(default=2, ge=0, le=LARGEST.depth)
     rank: int = Field(default=3, ge=0, le=LARGEST.rank)
+    blocks: int = Field(default=48, ge=0, le=LARGEST.units)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> DefaultNetwork:
         """Build the network, see `base.build`; its flux scale is still 0 and 1."""
@@ -197,6 +208,13 @@ class DefaultNetwork(nn.Module):
         self.join = linear(config.stem, width)
         self.bend = linear(config.stem, width)
         self.quality = linear(N_QUALITY, width)
+        self.n_block = config.blocks
+        if config.blocks:
+            self.presence = linear(config.blocks, width)
+            # Where pixels are missing, what the others say counts for more or less.
+            self.gate = linear(config.blocks, config.stem)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
         self.observables: nn.Linear | None = None
         if n_observable:
             self.observables = linear(2 * n_observable, width)
@@ -209,11 +227,15 @@ class DefaultNetwork(nn.Module):
 
     def embed(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> Tensor:
         """Features (n, width) before the last layer; arguments as of `forward`."""
-        pixels, quality = self._spectrum(flux, ivar)
+        pixels, quality, presence = self._spectrum(flux, ivar)
         projected = self.project(pixels)
+        if self.n_block:
+            projected = projected * (1.0 + self.gate(presence))
         # The straight way spares a label that is linear in the flux the bend.
         features = self.join(projected) + self.bend(functional.silu(projected))
         features = features + self.quality(quality)
+        if self.n_block:
+            features = features + self.presence(presence)
         if self.observables is not None:
             features = features + self.observables(with_presence(observables))
         embedded: Tensor = functional.silu(self.norm(self.body(features)))
@@ -244,15 +266,32 @@ class DefaultNetwork(nn.Module):
         """
         return self.posterior(self.embed(flux, ivar, observables))
 
-    def _spectrum(self, flux: Tensor, ivar: Tensor) -> tuple[Tensor, Tensor]:
+    def _spectrum(self, flux: Tensor, ivar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled pixels, quality, and what share of each block is lost, 0 for a whole one."""
         typical, present = lower_median(ivar)
         # What holds for all members of an ensemble first: they are then computed once.
         pixel_weight = (ivar / (NOISY_PIXEL * typical)).clamp(max=1.0)
+        lost = 1.0 - functional.adaptive_avg_pool1d(pixel_weight, max(self.n_block, 1))
         flux = torch.where(ivar > 0, flux, 0.0)
         per_scale = 1.0 / self.flux_scale
         deviation = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
-        pixels = deviation.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
-        return pixels * pixel_weight, noise_quality(typical, present)
+        pixels = deviation.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION) * pixel_weight
+        # Nothing is added to a whole spectrum, so that one without gaps may skip it.
+        if self.n_block and bool((pixel_weight < 1.0).any()):
+            pixels = pixels + _from_neighbours(pixels, pixel_weight)
+        return pixels, noise_quality(typical, present), lost
+
+
+def _from_neighbours(pixels: Tensor, pixel_weight: Tensor) -> Tensor:
+    """Return what the neighbours tell of pixels of less weight, within the line spread."""
+    reach, n_pixel = len(_NEIGHBOURS), pixels.shape[1]
+    weight, told = torch.full_like(pixel_weight, _NOT_KNOWN), torch.zeros_like(pixels)
+    padded, there = (functional.pad(x, (reach, reach)) for x in (pixels, pixel_weight))
+    for distance, share in enumerate(_NEIGHBOURS, start=1):
+        for first in (reach - distance, reach + distance):
+            told = told + share * padded[:, first : first + n_pixel]
+            weight = weight + share * there[:, first : first + n_pixel]
+    return (1.0 - pixel_weight) / weight * told
 
 
 def lower_median(ivar: Tensor) -> tuple[Tensor, Tensor]:
