@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maury.errors import ColumnError, WavelengthError
-from maury.io.units import _SPELLED, to_unit
+from maury.io.units import _SPELLED, to_unit, written
 from maury.labels.columns import Column
 from maury.survey.readers.grids import angstrom_per, header_grid
 from maury.survey.readers.values import converted
@@ -39,8 +39,8 @@ SPELLINGS = {
 def test_lengths_in_the_spellings_of_surveys(text, factor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for written in (text, f" {text} ", f"'{text}'", f"({text})"):
-            assert angstrom_per(written) == pytest.approx(factor, rel=1e-12)
+        for spelled in (text, f" {text} ", f"'{text}'", f"({text})"):
+            assert angstrom_per(spelled) == pytest.approx(factor, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,16 @@ def test_columns_and_headers_take_the_same_spellings():
         converted(values, teff, "magn", what="t.fits")
     header = {"CRVAL1": 0.85, "CDELT1": 1e-5, "CUNIT1": "Microns"}
     assert header_grid(header, 1, 3) == pytest.approx([8500.0, 8500.1, 8500.2])
+
+
+def test_a_unit_is_looked_up_in_a_standard_once(monkeypatch):
+    from astropy import units
+
+    written.cache_clear()
+    first = written("dex", "fits")
+
+    def refuse(*_):
+        raise AssertionError("looked up again")
+
+    monkeypatch.setattr(units, "Unit", refuse)
+    assert written("dex", "fits") == first == ("", " (dex)")

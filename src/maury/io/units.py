@@ -89,6 +89,8 @@ def to_unit(given: ArrayLike, text: str, target: str) -> Float64Array:
     return np.asarray(_unit(text, target).to(wanted, values, equivalencies=units.temperature()))
 
 
+# Astropy looks for a similar name of each unit that a standard lacks: 15 ms, for each label in dex.
+@lru_cache(maxsize=1024)
 def written(unit: str, standard: Literal["fits", "vounit"]) -> tuple[str, str]:
     """Return a unit as a standard writes it, and what the description then has to say.
 

@@ -59,9 +59,8 @@ class TrainingConfig(BaseModel):
         over the first 30 % and half a cosine down.
     engine : {"torch", "compiled"}
         What computes the convolutions of the preset ``guiglion2020``: PyTorch, or code compiled for
-        the processor, in half the time, which needs the extra ``compiled``. The weights differ by
-        rounding and by the order in which dropout is drawn, so that the choice is a setting and
-        never follows from what is installed.
+        the processor, in half the time. The weights differ by rounding and by the order in which
+        dropout is drawn, so that the choice is a setting and never follows from what is installed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

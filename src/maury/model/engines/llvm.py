@@ -230,14 +230,13 @@ class Processor:
 
 
 def available() -> bool:
-    """Whether the optional part that compiles is installed."""
+    """Whether `llvmlite` is installed, which has no wheels for rare platforms."""
     return find_spec("llvmlite") is not None
 
 
 def require_installed() -> None:
-    """Raise `MissingExtra` unless the optional part that compiles is installed."""
+    """Raise `MissingExtra` unless `llvmlite` is installed."""
     if not available():
         raise MissingExtra(
-            "the compiled engine needs llvmlite, which is not installed; "
-            "run: pip install 'maury[compiled]'"
+            "the compiled engine needs llvmlite, which is not installed; run: pip install llvmlite"
         )

@@ -1,7 +1,6 @@
 """All members of an ensemble as one function, compiled when a model is loaded.
 
-It works through blocks of stars that stay in the cache. The compiler is `llvmlite`, an optional
-part.
+It works through blocks of stars that stay in the cache. The compiler is `llvmlite`.
 """
 
 from __future__ import annotations
