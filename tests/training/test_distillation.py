@@ -107,11 +107,14 @@ def test_a_student_agrees_with_its_teacher(student, default_model, default_surve
     small, teacher = Predictor(student), Predictor(default_model)
     a, b = small.predict(batch), teacher.predict(batch)
     assert set(a) == set(b), "the catalogue has the same columns"
-    for name in Model.open(student).label_names:
+    model = Model.open(student)
+    # It learns calibrated errors. Its own calibration, which comes after, is here on forty stars.
+    learnt = EnsembleNetwork(model).predict(model.preparation.apply(batch)).sigma
+    for k, name in enumerate(model.label_names):
         difference = np.abs(a[name] - b[name]) / b[f"{name}_error"]
         assert np.quantile(difference, 0.68) < 0.35
-        ratio = np.median(a[f"{name}_error"] / b[f"{name}_error"])
-        assert ratio == pytest.approx(1.0, abs=0.25)
+        ratio = np.median(learnt[:, k] / b[f"{name}_error"])
+        assert ratio == pytest.approx(1.0, abs=0.2)
     apart = np.abs(a["m_h_fe_h_corr"] - b["m_h_fe_h_corr"])
     assert np.median(apart) < 0.15
 

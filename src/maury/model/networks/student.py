@@ -50,6 +50,8 @@ class StudentConfig(NetworkConfig):
         Features, and residual layers after the join.
     rank : int
         Of the low-rank part of the correlations.
+    blocks : int
+        Stretches of the spectrum whose share of lost pixels is an input; 0 in students of before.
     """
 
     name: ClassVar[str] = "student"
@@ -60,6 +62,7 @@ class StudentConfig(NetworkConfig):
     ensemble_defaults: ClassVar[Mapping[str, Any]] = DefaultConfig.ensemble_defaults
     scaling: ClassVar[ScalingRule] = DefaultConfig.scaling
     simulates: ClassVar[bool] = True
+    before: ClassVar[Mapping[str, Any]] = {"blocks": 0}
     takes_missing: ClassVar[bool] = True
     needs_spectrum: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
@@ -68,6 +71,7 @@ class StudentConfig(NetworkConfig):
     width: int = Field(default=128, ge=1, le=LARGEST.units)
     depth: int = Field(default=2, ge=0, le=LARGEST.depth)
     rank: int = Field(default=4, ge=1, le=LARGEST.rank)
+    blocks: int = Field(default=24, ge=0, le=LARGEST.units)
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> StudentNetwork:
         """Build the network, see `base.build`; its flux scale is still 0 and 1."""
@@ -104,10 +108,11 @@ class StudentNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.n_label, self.n_observable, self.rank = n_label, n_observable, config.rank
+        self.n_block = config.blocks
         self.stride = max(1, n_pixel // _SAMPLED_PIXELS)
         self.register_buffer("flux_centre", torch.zeros(n_pixel, dtype=torch.float32))
         self.register_buffer("flux_scale", torch.ones(n_pixel, dtype=torch.float32))
-        n_other = N_QUALITY + 2 * n_observable
+        n_other = N_QUALITY + 2 * n_observable + config.blocks
         self.project = linear(n_pixel, config.stem)
         self.join = linear(2 * config.stem + n_other, config.width)
         self.body = nn.ModuleList(linear(config.width, config.width) for _ in range(config.depth))
@@ -134,13 +139,16 @@ class StudentNetwork(nn.Module):
         typical, present = self.noise(ivar)
         # One division a star instead of one a pixel.
         pixel_weight = (ivar * (1.0 / (NOISY_PIXEL * typical))).clamp_(max=1.0)
+        other = [self.others(typical, present, observables)]
+        if self.n_block:
+            other.append(1.0 - functional.adaptive_avg_pool1d(pixel_weight, self.n_block))
         per_scale = 1.0 / self.flux_scale
         pixels = torch.addcmul(-self.flux_centre * per_scale, flux, per_scale)
         # Only a row without a spectrum can hold NaN, and its pixel_weight is 0.
         pixels = (
             pixels.nan_to_num_().clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION).mul_(pixel_weight)
         )
-        return pixels, self.others(typical, present, observables)
+        return pixels, torch.cat(other, dim=1)
 
     def noise(self, ivar: Tensor) -> tuple[Tensor, Tensor]:
         """Typical inverse variance of good pixels (n, 1), and whether there is any."""
@@ -152,7 +160,7 @@ class StudentNetwork(nn.Module):
         return torch.where(present, typical, 1.0), present
 
     def others(self, typical: Tensor, present: Tensor, observables: Tensor) -> Tensor:
-        """Quality of the spectrum, observables and their presence bits, (n, n_other)."""
+        """Quality of the spectrum, observables and their presence bits."""
         quality = noise_quality(typical, present)
         present = torch.isfinite(observables)
         scaled = torch.where(present, observables, 0.0) / OBSERVABLE_KNEE
