@@ -61,8 +61,8 @@ def make(folder: Path, rows: int) -> Path:
             values[column.name] = np.array(
                 [f"20061119_0212m{k:05d}_{k % 150}" for k in range(PART)]
             )
-        elif column.kind == "int32":
-            values[column.name] = rng.integers(0, 2**20, PART).astype(np.int32)
+        elif column.kind.startswith("int"):
+            values[column.name] = rng.integers(0, 2**20, PART)
         elif column.kind == "bool":
             values[column.name] = rng.random(PART) < 0.2
         else:

@@ -321,7 +321,7 @@ def test_a_click_opens_the_star_with_everything(
         Explorer(path, survey=tiny_survey, model=tiny_model) as explorer,
         Sight(browser, explorer) as sight,
     ):
-        table = explorer.content.catalogue.table
+        table = explorer.content.catalogue.table()
         sight.page.fill("#find-id", str(table["id"][3]))
         sight.page.press("#find-id", "Enter")
         sight.page.wait_for_selector(".swatch.optimal", timeout=60_000)

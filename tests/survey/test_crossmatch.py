@@ -497,11 +497,12 @@ def test_rows_at_zero_zero_have_no_position_and_are_said(tmp_path, caplog):
     assert (found.matched.sum(), found.report().counts["NO_POSITION"]) == (2, 4998)
 
 
-def test_a_crowd_at_one_place_costs_no_square(monkeypatch):
+def test_a_crowd_at_one_place_costs_no_square_and_is_said(monkeypatch, caplog):
     monkeypatch.setattr("maury.survey.crossmatch.candidates._MOST_PAIRS", 10_000)
     n = 4000
     crowd = Positions(np.append(np.full(n, 5.0), 9.0), np.append(np.full(n, 5.0), 9.0), 2000.0)
     found = match_positions(crowd, crowd)
+    assert "4000 rows have 100 candidates or more at one place" in caplog.text
     assert found.matched.all()
     assert (found.n_candidate[:n] == MOST_CANDIDATES).all()
     assert found.has(MatchFlag.AMBIGUOUS)[:n].all()

@@ -1,21 +1,24 @@
 """What the page shows of a catalogue: columns as the browser takes them, panels, flags."""
 
 import gzip
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from maury.io.arrays import AnyArray, Float64Array, Int64Array
+from maury.io.arrays import AnyArray, Float64Array
 from maury.labels.columns import OBSERVED, QUANTILES
 from maury.labels.definitions import LABELS
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.prediction.catalogue import Catalogue
+from maury.prediction.stored import BLOCK_ROWS, StoredCatalogue, values_of
 from maury.report.cartography.places import galactic, galactocentric
-from maury.report.explorer.plain import plain
+from maury.report.explorer.plain import KNOWN_BITS, plain
 from maury.version import __version__
 
 _SYMBOLS = {label.name: label.symbol for label in LABELS}
@@ -24,6 +27,14 @@ _REVERSED = ("teff", "logg")
 # chosen by eye.
 _ODD, _FAR, _FAINT = 0.0005, 0.005, 0.02
 _HIDDEN_SUFFIXES = (*(f"_{suffix}" for suffix, _ in QUANTILES), "_corr")
+PACKED_ROWS = 2**16
+"""Rows whose bytes are sent plane by plane: some 250 kB, which compress as well as all at once."""
+_SAMPLE = 2**20
+"""Rows of which the range of an axis is found: of one in two thousand, left out, they hold 500."""
+_PIECES = 64
+"""Pieces of them where a catalogue has more: it may be sorted by place or time."""
+_AT_ONCE = 8
+"""Columns whose ranges are found at a time: 67 MB of a sample."""
 # Level of gzip: columns travel within one machine, so that packing must cost less than it saves.
 _FAST = 1
 
@@ -60,19 +71,32 @@ class Shown:
 class Content:
     """A catalogue, ready to be sent to the browser column by column.
 
+    Memory does not grow with its rows: columns are packed in blocks into files, once each.
+
     Parameters
     ----------
-    catalogue : Catalogue
-        Any catalogue that maury wrote; labels, positions or flags may be missing.
+    catalogue : Catalogue or StoredCatalogue
+        Any catalogue that maury wrote; labels, positions or flags may be missing. Rows are read
+        often and anywhere, which Parquet and tables in memory are good for.
     name : str
         Name of its file.
+    folder : Path
+        Existing private directory of the packed columns.
+
+    Raises
+    ------
+    ColumnError
+        If its flags are no whole numbers.
     """
 
-    def __init__(self, catalogue: Catalogue, *, name: str) -> None:
+    def __init__(self, catalogue: Catalogue | StoredCatalogue, *, name: str, folder: Path) -> None:
         self.catalogue = plain(catalogue, name)
         self.name = name
-        self._encoded: dict[str, bytes] = {}
+        self._folder = folder
+        self._packed: dict[str, Path] = {}
         self._lock = Lock()
+        self._last: tuple[int, dict[str, Any]] = (-1, {})
+        self._kinds = {column.name: column.kind for column in self.catalogue.columns}
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -82,15 +106,14 @@ class Content:
         """Names of the labels: columns that have an error and that no survey measures."""
         # A magnitude has an error, too; what a survey measures is no label.
         observed = {column.name for column in OBSERVED}
-        return tuple(
-            n for n in self._numeric if f"{n}_error" in self._numeric and n not in observed
-        )
+        names = self._numeric
+        return tuple(n for n in names if f"{n}_error" in names and n not in observed)
 
     @cached_property
     def _numeric(self) -> list[str]:
         """Names of the columns of numbers."""
-        table = self.catalogue.table
-        return [name for name in table.colnames if table[name].dtype.kind in "fiu"]
+        kinds = ("float64", "int32", "int64")
+        return [column.name for column in self.catalogue.columns if column.kind in kinds]
 
     @cached_property
     def columns(self) -> dict[str, Shown]:
@@ -98,32 +121,94 @@ class Content:
         return {shown.name: shown for shown in self._shown()}
 
     @cached_property
-    def flags(self) -> Int64Array:
-        """Bit masks (n_star,); zero without such a column."""
-        if "flags" not in self.catalogue.table.colnames:
-            return np.zeros(len(self), FLAG_DTYPE)
-        return np.asarray(self.catalogue.table["flags"])
+    def flag_counts(self) -> dict[Flag, int]:
+        """Rows that have each flag, all of them counted."""
+        counts = dict.fromkeys(Flag, 0)
+        for values in self._values(("flags",)):
+            for flag in Flag:
+                counts[flag] += int(np.count_nonzero(values["flags"] & flag.value))
+        return counts
 
-    def values(self, name: str) -> Float64Array:
-        """Return a column of `columns` as (n_star,) float64, NaN where missing."""
-        if name in self._places:
-            return self._places[name]
-        return np.asarray(self.catalogue.table[name]).astype(np.float64)
+    def row(self, row: int) -> dict[str, Any]:
+        """Return the values of a row by column name."""
+        known, values = self._last
+        if known != row:
+            # What is told of a star asks for it again and again.
+            values = next(self.catalogue.blocks(start=row))[:1].to_pylist()[0]
+            self._last = (row, values)
+        return values
 
-    def encoded(self, name: str) -> bytes:
-        """Return a column as the browser takes it: float32, gzip.
+    def id_of(self, row: int) -> str:
+        """Return the identifier of a row."""
+        return str(self.row(row)["id"]) if "id" in self._kinds else f"row {row}"
 
-        Of ``flags``, which have more bits than JavaScript combines, the low 32 of all rows come
-        before the high ones.
+    def first_rows(self, column: str, texts: Collection[str]) -> dict[str, int]:
+        """Return the first row of each of these texts that a column has."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-        The lowest bytes of all rows come first, then the next: so the bytes of the exponents lie
-        together and compress.
+        found: dict[str, int] = {}
+        if column not in self._kinds:
+            return found
+        wanted, start = pa.array(list(texts), pa.string()), 0
+        for block in self.catalogue.blocks([column]):
+            words = block[column].cast(pa.string())
+            for place in np.flatnonzero(pc.is_in(words, wanted).to_numpy()).tolist():
+                found.setdefault(words[place].as_py(), start + place)
+            start += len(block)
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def packed(self, name: str) -> Path:
+        """Return the file of a column as the browser takes it: float32, gzip.
+
+        Of each `PACKED_ROWS` rows, the lowest bytes of all come first, then the next: so the bytes
+        of the exponents lie together and compress. Of ``flags``, which have more bits than
+        JavaScript combines, the low 32 of these rows come before the high ones.
         """
         # Threads of several requests; two that want one column should not both pack it.
         with self._lock:
-            if name not in self._encoded:
-                self._encoded[name] = gzip.compress(self._planes(name), _FAST)
-            return self._encoded[name]
+            if name not in self._packed:
+                # Places are worked out together.
+                self._pack(self._place_names if name in self._place_names else (name,))
+            return self._packed[name]
+
+    def pack_first_view(self) -> None:
+        """Pack the columns of the first view in one passage over the rows."""
+        with self._lock:
+            self._pack(self.first_view())
+
+    def _pack(self, names: Sequence[str]) -> None:
+        with ExitStack() as stack:
+            files = {}
+            for number, name in enumerate(names, len(self._packed)):
+                path = self._folder / f"column-{number}.gz"
+                files[name] = stack.enter_context(gzip.open(path, "wb", compresslevel=_FAST))
+                self._packed[name] = path
+            for block in _regrouped(self._values(names), PACKED_ROWS):
+                for name, values in block.items():
+                    files[name].write(_planes(name, values))
+
+    def _values(self, names: Sequence[str]) -> Iterator[dict[str, AnyArray]]:
+        """Yield columns of consecutive rows: flags as such, others as float64, NaN if missing."""
+        places = [name for name in names if name in self._place_names]
+        stored = [name for name in names if name in self._kinds]
+        wanted = dict.fromkeys([*stored, *(self._place_inputs if places else ())])
+        if not wanted:
+            # Flags that the catalogue lacks.
+            for start in range(0, len(self), BLOCK_ROWS):
+                n_row = min(BLOCK_ROWS, len(self) - start)
+                yield {name: np.zeros(n_row, FLAG_DTYPE) for name in names}
+            return
+        for block in self.catalogue.blocks(wanted):
+            columns = {name: values_of(block[name]) for name in wanted}
+            found = _places(columns) if places else {}
+            numbers = {name: columns[name].astype(np.float64) for name in stored if name != "flags"}
+            # Bits that nobody knows here have no name to be shown by.
+            flags = columns.get("flags", np.zeros(len(block), FLAG_DTYPE)) & KNOWN_BITS
+            all_of: dict[str, AnyArray] = {**numbers, **found, "flags": flags}
+            yield {name: all_of[name] for name in names}
 
     def first_view(self) -> tuple[str, ...]:
         """Return the columns that the page asks for before it draws."""
@@ -154,6 +239,7 @@ class Content:
         return {
             "name": self.name,
             "rows": len(self),
+            "packed_rows": PACKED_ROWS,
             "simulated": self.catalogue.simulated,
             "trained_on_simulated": bool(
                 isinstance(model, Mapping) and model.get("trained_on_simulated_spectra")
@@ -169,15 +255,6 @@ class Content:
     def _pair(self, first: str, second: str) -> tuple[str, str] | None:
         return (first, second) if {first, second} <= set(self.columns) else None
 
-    def _planes(self, name: str) -> bytes:
-        if name != "flags":
-            return _by_byte(self._single(name))
-        words = self.flags.astype("<i8").view("<i4").reshape(-1, 2)
-        return b"".join(_by_byte(np.ascontiguousarray(half)) for half in words.T)
-
-    def _single(self, name: str) -> AnyArray:
-        return _drawable(self.values(name)).astype("<f4")
-
     def _flag_list(self) -> list[dict[str, Any]]:
         return [
             {
@@ -185,27 +262,50 @@ class Content:
                 "bit": flag.value.bit_length() - 1,
                 "warns": flag.warns,
                 "text": flag.text,
-                "count": int(np.count_nonzero(self.flags & flag.value)),
+                "count": self.flag_counts[flag],
             }
             for flag in Flag
         ]
 
     def _shown(self) -> Iterator[Shown]:
-        table = self.catalogue.table
-        for name in self._numeric:
-            if name == "flags" or name.endswith(_HIDDEN_SUFFIXES):
+        about = {}
+        for column in self.catalogue.columns:
+            if column.name not in self._numeric or column.name == "flags":
                 continue
-            group = "label" if name in self.label_names else "other"
-            if name.endswith("_error") and name.removesuffix("_error") in self.label_names:
-                group = "error"
-            unit = str(table[name].unit or "")
-            yield self._describe(name, unit, str(table[name].description or ""), group)
-        for name, (unit, text) in _PLACES.items():
-            if name in self._places:
-                yield self._describe(name, unit, text, "place")
+            if column.name.endswith(_HIDDEN_SUFFIXES):
+                continue
+            group = "label" if column.name in self.label_names else "other"
+            if column.name.endswith("_error"):
+                group = "error" if column.name[:-6] in self.label_names else group
+            about[column.name] = (column.unit, column.description, group)
+        about |= {name: (*_PLACES[name], "place") for name in self._place_names}
+        names = list(about)
+        for some in (names[k : k + _AT_ONCE] for k in range(0, len(names), _AT_ONCE)):
+            values = self._sample(some)
+            for name in some:
+                yield self._describe(name, *about[name], values[name])
 
-    def _describe(self, name: str, unit: str, description: str, group: str) -> Shown:
-        values = _drawable(self.values(name))
+    def _sample(self, names: Sequence[str]) -> dict[str, Float64Array]:
+        """Return columns whole, or of pieces spread evenly if they have too many rows."""
+        if len(self) <= _SAMPLE:
+            blocks = list(self._values(names))
+        else:
+            step = len(self) // _PIECES
+            some = replace(
+                self.catalogue,
+                n_row=_PIECES * (_SAMPLE // _PIECES),
+                read=lambda wanted, start: (
+                    next(self.catalogue.blocks(wanted, start=k * step))[: _SAMPLE // _PIECES]
+                    for k in range(_PIECES)
+                ),
+            )
+            blocks = list(Content(some, name=self.name, folder=self._folder)._values(names))
+        return {name: np.concatenate([block[name] for block in blocks]) for name in names}
+
+    def _describe(
+        self, name: str, unit: str, description: str, group: str, values: Float64Array
+    ) -> Shown:
+        values = _drawable(values)
         known = values[np.isfinite(values)]
         odd = _FAR if group == "place" else _ODD
         ends = [odd, 1 - odd, _FAINT, 1 - _FAINT]
@@ -222,23 +322,57 @@ class Content:
             symbol = f"error of {symbol}"
         return Shown(name, symbol, unit, description, group, *ranges, name in _REVERSED)
 
+    @property
+    def _place_inputs(self) -> list[str]:
+        names = ("ra", "dec", "parallax", "parallax_error")
+        return [name for name in names if name in self._numeric]
+
     @cached_property
-    def _places(self) -> dict[str, Float64Array]:
-        table = self.catalogue.table
+    def _place_names(self) -> tuple[str, ...]:
+        """Places that any row has: a panel of nothing is worse than none."""
         if not {"ra", "dec"} <= set(self._numeric):
-            return {}
-        longitude, latitude = galactic(table["ra"], table["dec"])
-        # A panel of nothing is worse than none.
-        if not np.isfinite(longitude).any() and len(self):
-            return {}
-        places = {"glon": longitude, "glat": latitude}
-        if "parallax" in self._numeric:
-            ra, dec, parallax = (np.asarray(table[name]) for name in ("ra", "dec", "parallax"))
-            error = table["parallax_error"] if "parallax_error" in self._numeric else None
-            radius, height = galactocentric(ra, dec, parallax, error_mas=error)
-            if np.isfinite(radius).any() or not len(self):
-                places |= {"r_kpc": radius, "z_kpc": height}
-        return places
+            return ()
+        possible = tuple(_PLACES)[: 4 if "parallax" in self._numeric else 2]
+        found: set[str] = set()
+        for block in self.catalogue.blocks(self._place_inputs):
+            places = _places({name: values_of(block[name]) for name in block.column_names})
+            found |= {n for n in possible if len(self) == 0 or np.isfinite(places[n]).any()}
+            if len(found) == len(possible):
+                break
+        return tuple(name for name in possible if name in found)
+
+
+def _places(columns: Mapping[str, AnyArray]) -> dict[str, Float64Array]:
+    """Return Galactic and Galactocentric places of some rows."""
+    longitude, latitude = galactic(columns["ra"], columns["dec"])
+    places = {"glon": longitude, "glat": latitude}
+    if "parallax" in columns:
+        radius, height = galactocentric(
+            *(columns[name] for name in ("ra", "dec", "parallax")),
+            error_mas=columns.get("parallax_error"),
+        )
+        places |= {"r_kpc": radius, "z_kpc": height}
+    return places
+
+
+def _regrouped(
+    blocks: Iterable[Mapping[str, AnyArray]], n_row: int
+) -> Iterator[dict[str, AnyArray]]:
+    """Yield the same rows, so many at a time."""
+    held: dict[str, AnyArray] = {}
+    for block in blocks:
+        held = {n: np.concatenate([held[n], v]) if n in held else v for n, v in block.items()}
+        while held and len(next(iter(held.values()))) >= n_row:
+            yield {name: values[:n_row] for name, values in held.items()}
+            held = {name: values[n_row:] for name, values in held.items()}
+    yield held
+
+
+def _planes(name: str, values: AnyArray) -> bytes:
+    if name == "flags":
+        words = values.astype("<i8").view("<i4").reshape(-1, 2)
+        return b"".join(_by_byte(np.ascontiguousarray(half)) for half in words.T)
+    return _by_byte(_drawable(values).astype("<f4"))
 
 
 def _drawable(values: Float64Array) -> Float64Array:

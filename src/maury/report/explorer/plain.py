@@ -13,30 +13,31 @@ from maury.errors import ColumnError
 from maury.io.arrays import AnyArray, Int64Array
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.prediction.catalogue import Catalogue
+from maury.prediction.stored import StoredCatalogue
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
 logger = logging.getLogger(__name__)
-_KNOWN_BITS = reduce(or_, (flag.value for flag in Flag))
+KNOWN_BITS = reduce(or_, (flag.value for flag in Flag))
 _LARGEST_MASK = 2.0**63
 """Floating-point numbers from here on are no signed integer of 64 bits."""
 
 
-def plain(catalogue: Catalogue, name: str) -> Catalogue:
+def plain(catalogue: Catalogue | StoredCatalogue, name: str) -> StoredCatalogue:
     """Return a catalogue whose columns can all be shown and written.
 
     Parameters
     ----------
-    catalogue : Catalogue
+    catalogue : Catalogue or StoredCatalogue
         Of any origin.
     name : str
         What messages call it.
 
     Returns
     -------
-    Catalogue
-        Masked values are NaN, or an empty text; ``flags`` are (n_star,) int64 of known bits only.
+    StoredCatalogue
+        Masked values are NaN, or an empty text; ``flags`` are whole numbers.
         Columns that hold lists, complex numbers or objects are left out, and named in a warning.
 
     Raises
@@ -44,9 +45,26 @@ def plain(catalogue: Catalogue, name: str) -> Catalogue:
     ColumnError
         If the flags are no whole numbers.
     """
+    left_out: list[str] = []
+    if isinstance(catalogue, Catalogue):
+        catalogue = _plain_table(catalogue, name, left_out).stored(name)
+    columns = tuple(column for column in catalogue.columns if column.kind != "other")
+    left_out += [column.name for column in catalogue.columns if column.kind == "other"]
+    for column in catalogue.columns:
+        if column.name == "flags" and column.kind not in ("int32", "int64"):
+            raise _no_mask(name, column.kind)
+    if left_out:
+        logger.warning(
+            "%s: columns that are no numbers or texts are not shown: %s", name, ", ".join(left_out)
+        )
+    metadata = {k: v for k, v in catalogue.metadata.items() if k != "flags" or _is_told(v)}
+    return replace(catalogue, columns=columns, metadata=metadata)
+
+
+def _plain_table(catalogue: Catalogue, name: str, left_out: list[str]) -> Catalogue:
     from astropy.table import Table
 
-    table, left_out = Table(), []
+    table = Table()
     for column in catalogue.table.itercols():
         if column.name == "flags":
             values: AnyArray | None = _flags(column, name)
@@ -56,12 +74,14 @@ def plain(catalogue: Catalogue, name: str) -> Catalogue:
             left_out.append(str(column.name))
         else:
             _add(table, column, values)
-    if left_out:
-        logger.warning(
-            "%s: columns that are no numbers or texts are not shown: %s", name, ", ".join(left_out)
-        )
-    metadata = {k: v for k, v in catalogue.metadata.items() if k != "flags" or _is_told(v)}
-    return replace(catalogue, table=table, metadata=metadata)
+    return replace(catalogue, table=table)
+
+
+def _no_mask(name: str, what: str) -> ColumnError:
+    return ColumnError(
+        f"the flags of {name} must be one whole number a row, a bit mask, and are {what}; rename "
+        "the column, or correct it"
+    )
 
 
 def _add(table: "Table", column: Any, values: AnyArray) -> None:
@@ -105,13 +125,10 @@ def _flags(column: Any, name: str) -> Int64Array:
         known = values[~mask]
         whole = bool(np.all((np.abs(known) < _LARGEST_MASK) & (np.trunc(known) == known)))
     if not whole:
-        raise ColumnError(
-            f"the flags of {name} must be one whole number a row, a bit mask, and are "
-            f"{values.dtype} of shape {values.shape}; rename the column, or correct it"
-        )
+        raise _no_mask(name, f"{values.dtype} of shape {values.shape}")
     bits = np.where(mask, 0, values).astype(np.uint64 if values.dtype.kind == "u" else np.int64)
     # Bits that nobody knows here have no name to be shown by.
-    return (bits & bits.dtype.type(_KNOWN_BITS)).astype(FLAG_DTYPE)
+    return (bits & bits.dtype.type(KNOWN_BITS)).astype(FLAG_DTYPE)
 
 
 def _is_told(flags: Any) -> bool:

@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
@@ -26,9 +26,12 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
+import numpy as np
+
 from maury.errors import ConfigError, MauryError
 from maury.model.directory import Model
-from maury.prediction.catalogue import Catalogue
+from maury.prediction.catalogue import Catalogue, write_stored
+from maury.prediction.stored import StoredCatalogue
 from maury.report.explorer import samp
 from maury.report.explorer.content import Content
 from maury.report.explorer.exporting import FORMATS, selected_rows, write_rows
@@ -42,7 +45,7 @@ ADDRESS = "127.0.0.1"
 _NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # Longer than any address of the page, which names at most one column or star.
 _LONGEST_TARGET = 2048
-# Each writer holds a copy of the table: two at once bound the memory, others wait so many seconds.
+# Each writer reads the whole catalogue: two at once, others wait so many seconds.
 # Tables for other programs are kept until the end, as these read them when they like: the last 8.
 _MOST_WRITERS, _WRITER_SECONDS, _MOST_SENT = 2, 30.0, 8
 _TYPES = {
@@ -118,26 +121,30 @@ class Explorer:
     ) -> None:
         if isinstance(catalogue, Path | str):
             name = name or Path(catalogue).name
-            catalogue = Catalogue.read(catalogue)
-        self.content = Content(catalogue, name=name or "catalogue")
-        self.stars = Stars(
-            self.content,
-            survey=Survey.open(survey) if isinstance(survey, Path | str) else survey,
-            model=Model.open(model) if isinstance(model, Path | str) else model,
-        )
-        # Packed before anyone waits for the page.
-        for column in self.content.first_view():
-            self.content.encoded(column)
-        self.about = json.dumps({**self.content.about(), "has": self.stars.has}).encode()
-        # 192 bits: another user of this machine can connect, but not guess.
-        self.key = secrets.token_urlsafe(24)
-        self.files = _static_files()
-        self._server = _listen(port, self)
         self._sent = TemporaryDirectory(prefix="maury-explore-")
-        self.opening_file = self.folder / "open.html"
-        """Private file that leads a browser to the link: arguments of programs are seen by all."""
-        with os.fdopen(os.open(self.opening_file, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
-            file.write(_OPENING.format(link=self.link))
+        with ExitStack() as stack:
+            stack.enter_context(self._sent)
+            stored = _stored(catalogue, self.folder)
+            self.content = Content(stored, name=name or "catalogue", folder=self.folder)
+            self.stars = Stars(
+                self.content,
+                survey=Survey.open(survey) if isinstance(survey, Path | str) else survey,
+                model=Model.open(model) if isinstance(model, Path | str) else model,
+            )
+            # Packed before anyone waits for the page.
+            self.content.pack_first_view()
+            self.about = json.dumps({**self.content.about(), "has": self.stars.has}).encode()
+            # 192 bits: another user of this machine can connect, but not guess.
+            self.key = secrets.token_urlsafe(24)
+            self.files = _static_files()
+            self._server = _listen(port, self)
+            stack.callback(self._server.server_close)
+            self.opening_file = self.folder / "open.html"
+            """Private, leads a browser to the link: arguments of programs are seen by all."""
+            number = os.open(self.opening_file, os.O_CREAT | os.O_WRONLY, 0o600)
+            with os.fdopen(number, "w") as file:
+                file.write(_OPENING.format(link=self.link))
+            stack.pop_all()
         self._thread = Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -218,6 +225,20 @@ def explore(
 
             webbrowser.open(explorer.opening_file.as_uri())
         explorer.wait()
+
+
+def _stored(catalogue: Catalogue | Path | str, folder: Path) -> Catalogue | StoredCatalogue:
+    """Open a catalogue so that any of its columns and rows is read fast, which Parquet is made for.
+
+    Others are written as that first.
+    """
+    if isinstance(catalogue, Catalogue):
+        return catalogue
+    stored = Catalogue.open(catalogue)
+    if stored.path.suffix.lower() in (".parquet", ".dataset"):
+        return stored
+    write_stored(stored, folder / "rows.parquet")
+    return Catalogue.open(folder / "rows.parquet")
 
 
 def _static_files() -> dict[str, tuple[bytes, str]]:
@@ -397,9 +418,13 @@ class _Handler(TimedHandler):
         content = self.server.explorer.content
         if name != "flags":
             _found(content.columns, name, "column")
-        body = content.encoded(name)
         # Every browser takes gzip; a client that does not say so can undo it itself.
-        self._send(body, "application/octet-stream", extra={"Content-Encoding": "gzip"})
+        path, coded = content.packed(name), {"Content-Encoding": "gzip"}
+        with path.open("rb") as file:
+            self._head(HTTPStatus.OK, "application/octet-stream", path.stat().st_size, coded)
+            if self.command != "HEAD":
+                shutil.copyfileobj(file, self.wfile)
+            self.wfile.flush()
 
     def _row(self, text: str) -> int:
         rows = len(self.server.explorer.content)
@@ -430,7 +455,8 @@ class _Handler(TimedHandler):
             with self._writing():
                 write_rows(content.catalogue, rows, path)
             name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(content.name).stem) or "catalogue"
-            disposition = f'attachment; filename="{name}-{len(rows)}{suffix}"'
+            n_row = int(np.count_nonzero(rows))
+            disposition = f'attachment; filename="{name}-{n_row}{suffix}"'
             with path.open("rb") as file:
                 self._head(
                     HTTPStatus.OK, media, path.stat().st_size, {"Content-Disposition": disposition}
@@ -442,7 +468,7 @@ class _Handler(TimedHandler):
         explorer = self.server.explorer
         if not samp.hub_runs():
             raise samp.NoHub("no SAMP hub runs; start TOPCAT and try again")
-        name = f"{Path(explorer.content.name).stem}, {len(rows)} rows"
+        name = f"{Path(explorer.content.name).stem}, {int(np.count_nonzero(rows))} rows"
         path = explorer.folder / f"selection-{secrets.token_hex(4)}.fits"
         with self._writing():
             write_rows(explorer.content.catalogue, rows, path)

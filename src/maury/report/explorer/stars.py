@@ -22,12 +22,13 @@ from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.labels.flags import Flag
 from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
-from maury.prediction.catalogue import Catalogue
+from maury.prediction.stored import values_of
 from maury.report.explorer.content import Content
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.survey.store import Survey
+from maury.survey.writer import COLUMN_CHUNK_STARS
 
 if TYPE_CHECKING:
     from maury.spectra.preparation import Inputs
@@ -112,6 +113,7 @@ class Stars:
         self._model = model
         self._lock = RLock()
         self._sensitivities: dict[int, Json] = {}
+        self._found: dict[str, int] = {}
 
     @property
     def has(self) -> dict[str, bool]:
@@ -126,21 +128,22 @@ class Stars:
         NotKnown
             If there is none.
         """
-        for row_of in self._rows_by_id:
-            if text in row_of:
-                return row_of[text]
+        for name in ("id", "star_id"):
+            found = self._content.first_rows(name, [text])
+            if found:
+                return found[text]
         raise NotKnown(f"no star or spectrum is called {text[:60]!r}")
 
     def labels(self, row: int) -> Json:
         """Return identifier, labels with errors and quantiles, flags, and all other columns."""
-        table = self._content.catalogue.table
-        mask = int(self._content.flags[row])
+        values = self._content.row(row)
+        mask = int(values.get("flags", 0))
         names = self._content.label_names
-        mine = {n for n in table.colnames if any(n == x or n.startswith(f"{x}_") for x in names)}
-        rest = [n for n in table.colnames if n not in mine and n not in ("id", "flags", "warn")]
+        mine = {n for n in values if any(n == x or n.startswith(f"{x}_") for x in names)}
+        mine |= {"id", "flags", "warn"}
         return {
             "row": row,
-            "id": self._id(row),
+            "id": self._content.id_of(row),
             "labels": [self._label(name, row) for name in names],
             "flags": [
                 {"name": str(flag.name), "warns": flag.warns, "text": flag.text}
@@ -149,12 +152,13 @@ class Stars:
             ],
             "columns": [
                 {
-                    "name": name,
-                    "value": _plain(table[name][row]),
-                    "unit": str(table[name].unit or ""),
-                    "text": str(table[name].description or ""),
+                    "name": column.name,
+                    "value": _plain(values[column.name]),
+                    "unit": column.unit,
+                    "text": column.description,
                 }
-                for name in rest
+                for column in self._content.catalogue.columns
+                if column.name not in mine
             ],
             "neighbours": self._neighbours(row),
         }
@@ -200,50 +204,45 @@ class Stars:
             return self._sensitivities[row]
 
     def _label(self, name: str, row: int) -> Json:
-        table = self._content.catalogue.table
+        values = self._content.row(row)
         shown = self._content.columns[name]
-        quantiles = [
-            _plain(table[f"{name}_{suffix}"][row]) if f"{name}_{suffix}" in table.colnames else None
-            for suffix, _ in QUANTILES
-        ]
+        quantiles = [_plain(values.get(f"{name}_{suffix}")) for suffix, _ in QUANTILES]
         return {
             "name": name,
             "symbol": shown.symbol,
             "unit": shown.unit,
             "text": shown.description,
-            "value": _plain(table[name][row]),
-            "error": _plain(table[f"{name}_error"][row]),
+            "value": _plain(values[name]),
+            "error": _plain(values[f"{name}_error"]),
             "quantiles": quantiles,
             "percents": [percent for _, percent in QUANTILES],
         }
 
-    def _id(self, row: int) -> str:
-        table = self._content.catalogue.table
-        return str(table["id"][row]) if "id" in table.colnames else f"row {row}"
-
-    @cached_property
-    def _rows_by_id(self) -> list[dict[str, int]]:
-        table = self._content.catalogue.table
-        found = []
-        for name in ("id", "star_id"):
-            if name in table.colnames:
-                values = np.asarray(table[name]).astype(np.str_).tolist()
-                # Reversed, so that of rows of one name the first is found.
-                found.append({text: k for k, text in reversed(list(enumerate(values)))})
-        return found
-
-    @cached_property
-    def _survey_rows(self) -> dict[str, int]:
-        assert self._survey is not None
-        return {text: k for k, text in enumerate(self._survey.id.tolist())}
-
     def _batch(self, row: int) -> Batch:
         if self._survey is None:
             raise NotKnown("no survey was given; start with --survey to see spectra")
-        place = self._survey_rows.get(self._id(row))
+        text = self._content.id_of(row)
+        place = self._survey_row(row, text)
         if place is None:
-            raise NotKnown(f"{self._id(row)[:60]} is not in the survey {self._survey.path.name}")
+            raise NotKnown(f"{text[:60]} is not in the survey {self._survey.path.name}")
         return self._survey.batch(place, place + 1)
+
+    def _survey_row(self, row: int, text: str) -> int | None:
+        """Return the row of a spectrum in the survey: that of the catalogue if it was made of it.
+
+        Identifiers are looked through where it was not.
+        """
+        assert self._survey is not None
+        n_star = self._survey.n_star
+        if row < n_star and self._survey.texts("id", row, row + 1) == [text]:
+            return row
+        if text not in self._found:
+            for start in range(0, n_star, COLUMN_CHUNK_STARS):
+                ids = self._survey.texts("id", start, min(start + COLUMN_CHUNK_STARS, n_star))
+                if text in ids:
+                    self._found[text] = start + ids.index(text)
+                    break
+        return self._found.get(text)
 
     def _inputs(self, row: int) -> Inputs:
         batch = self._batch(row)
@@ -254,8 +253,8 @@ class Stars:
         return Preparation(steps=(), observables=()).apply(batch)
 
     def _predicted(self, row: int, names: Sequence[str]) -> Float64Array:
-        table = self._content.catalogue.table
-        return np.array([float(table[n][row]) if n in table.colnames else np.nan for n in names])
+        values = self._content.row(row)
+        return np.array([float(values.get(name, np.nan)) for name in names])
 
     def _fit(self, row: int, inputs: Inputs) -> tuple[Float64Array | None, str]:
         labels = self._predicted(row, LABEL_NAMES)[None]
@@ -328,15 +327,14 @@ class Stars:
         if known is None:
             return {"origin": "", "names": [], "stars": []}
         labels = self._predicted(row, known.names)
-        order, distance = known.nearest(labels, without=self._id(row))
-        row_of = self._rows_by_id[0] if self._rows_by_id else {}
+        order, distance = known.nearest(labels, without=self._content.id_of(row))
         return {
             "origin": known.origin,
             "names": list(known.names),
             "stars": [
                 {
                     "id": str(known.ids[k]),
-                    "row": row_of.get(str(known.ids[k])),
+                    "row": self._training_rows.get(str(known.ids[k])),
                     "distance": round(float(far), 3),
                     "labels": _numbers(known.labels[k], 6),
                 }
@@ -353,8 +351,14 @@ class Stars:
                 # stars.
                 _from_survey(self._survey, self._model)
                 or _from_star_simulator(self._star_simulator)
-                or _from_catalogue(self._content.catalogue, self._content)
+                or _from_catalogue(self._content)
             )
+
+    @cached_property
+    def _training_rows(self) -> dict[str, int]:
+        """Rows of the catalogue that the training stars have, as far as they have names."""
+        names = set() if self._training is None else set(self._training.ids.tolist())
+        return self._content.first_rows("id", names - {""})
 
 
 def _from_survey(survey: Survey | None, model: Model | None) -> TrainingStars | None:
@@ -376,14 +380,18 @@ def _from_star_simulator(star_simulator: TrainingStarSimulator | None) -> Traini
     return TrainingStars(LABEL_NAMES, star_simulator.labels, nameless, "reference labels")
 
 
-def _from_catalogue(catalogue: Catalogue, content: Content) -> TrainingStars | None:
-    rows = np.flatnonzero(content.flags & Flag.TRAINING_STAR.value)
+def _from_catalogue(content: Content) -> TrainingStars | None:
     names = content.label_names
-    if not rows.size or not names or "id" not in catalogue.table.colnames:
+    if not names or not {"id", "flags"} <= set(content.catalogue.names):
         return None
-    labels = np.column_stack([content.values(name)[rows] for name in names])
-    ids = np.asarray(catalogue.table["id"]).astype(np.str_)[rows]
-    return TrainingStars(names, labels, ids, "predicted labels")
+    ids, labels = [], []
+    for block in content.catalogue.blocks(["id", "flags", *names]):
+        chosen = (values_of(block["flags"]) & Flag.TRAINING_STAR.value) != 0
+        ids.append(values_of(block["id"])[chosen].astype(np.str_))
+        labels.append(np.column_stack([values_of(block[name])[chosen] for name in names]))
+    if not any(map(len, ids)):
+        return None
+    return TrainingStars(names, np.concatenate(labels), np.concatenate(ids), "predicted labels")
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from maury.spectra.positions import (
 )
 from maury.survey.crossmatch.matches import Match, MatchFlag, claims
 
+logger = logging.getLogger(__name__)
 _SAME_EPOCH_YR = 0.01
 """Four days: the fastest star known moves by .1 arcsec in it, which is no reason for a flag."""
 _BLOCK = 1 << 17
@@ -184,6 +186,14 @@ class Best:
     def decide(self, flags: AnyArray, n_right: int, settings: dict[str, Any]) -> Match:
         """Apply the policies."""
         index, flags = self.index.copy(), (flags | self.flags).astype(np.int32)
+        crowded = int(np.count_nonzero(self.count >= MOST_CANDIDATES))
+        if crowded:
+            logger.warning(
+                "%d rows have %d candidates or more at one place or of one identifier; in a crowd "
+                "no more are looked at",
+                crowded,
+                MOST_CANDIDATES,
+            )
         several = self.count > 1
         flags[several] |= MatchFlag.SEVERAL.value
         lead = settings["lead_arcsec"]

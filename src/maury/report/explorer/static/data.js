@@ -14,24 +14,26 @@ async function ask(path, options) {
 
 export const json = async (path, options) => (await ask(path, options)).json();
 
-export async function column(name) {
+// Of each block of rows the lowest bytes of all come first, then the next.
+export async function column(name, packedRows) {
   const answer = await ask(`/api/column/${encodeURIComponent(name)}`);
   const planes = new Uint8Array(await answer.arrayBuffer());
-  if (name !== "flags") return new Float32Array(joined(planes).buffer);
-  // More bits than JavaScript combines: two words a row.
-  const half = planes.length >> 1;
-  return [planes.subarray(0, half), planes.subarray(half)].map(joined);
+  // Flags have more bits than JavaScript combines: two words a row.
+  const halves = name === "flags" ? 2 : 1, n = planes.length / (4 * halves);
+  const words = Array.from({ length: halves }, () => new Uint32Array(n));
+  for (let from = 0; from < n; from += packedRows) {
+    const rows = Math.min(packedRows, n - from);
+    words.forEach((half, k) => join(planes, 4 * (halves * from + k * rows), half, from, rows));
+  }
+  return halves === 2 ? words : new Float32Array(words[0].buffer);
 }
 
-function joined(planes) {
-  const n = planes.length >> 2;
-  const words = new Uint32Array(n);
-  const second = n, third = 2 * n, fourth = 3 * n;
-  for (let i = 0; i < n; i++) {
-    words[i] = planes[i] | (planes[second + i] << 8) | (planes[third + i] << 16)
+function join(planes, at, words, from, rows) {
+  const second = at + rows, third = second + rows, fourth = third + rows;
+  for (let i = 0; i < rows; i++) {
+    words[from + i] = planes[at + i] | (planes[second + i] << 8) | (planes[third + i] << 16)
       | (planes[fourth + i] << 24);
   }
-  return words;
 }
 
 // One bit per row, the first row in the lowest bit of the first byte.

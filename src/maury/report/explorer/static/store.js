@@ -32,7 +32,7 @@ export class Store {
     const wanted = names.filter((name) => name && !this.columns.has(name));
     await Promise.all(wanted.map((name) => {
       if (!this.waiting.has(name)) {
-        this.waiting.set(name, column(name)
+        this.waiting.set(name, column(name, this.about.packed_rows)
           .then((values) => { this.columns.set(name, values); })
           .finally(() => { this.waiting.delete(name); this.showBusy(); }));
         this.showBusy();
