@@ -2,7 +2,9 @@
 
 The attachment ``sample`` of a model holds quantiles of what the training stars look like to it:
 S/N, each observable, the flux in principal components and beyond them, and the share of each flag.
-A survey is compared with these in plain numbers. Nothing is decided by them.
+A survey is compared with these in plain numbers, by which nothing is decided. What all its stars
+have in common, and whether that makes all labels doubtful, is that of
+`maury.prediction.survey_check`.
 """
 
 from __future__ import annotations
