@@ -68,7 +68,7 @@ def _with_only(*names: str) -> Change:
     return _without(*(name for name in everything if name not in names))
 
 
-def _light(changed: Light) -> Change:
+def of_light(changed: Light) -> Change:
     """Change the light of the stars, not the noise."""
 
     def changed_batch(batch: Batch, scene: Scene) -> Batch:
@@ -126,25 +126,25 @@ def _broader(factor: float) -> Change:
         sigma = change.resolution_sigma_kms(power, factor)
         return change.broadened(wave, clean, sigma_kms=sigma)
 
-    return _light(changed)
+    return of_light(changed)
 
 
 def _strengths(rms: float) -> Change:
-    return _light(
+    return of_light(
         lambda wave, clean, batch, scene: change.line_strengths(wave, clean, scene.rng, rms)
     )
 
 
 def _stronger(factor: float) -> Change:
-    return _light(lambda wave, clean, batch, scene: 1.0 - factor * (1.0 - clean))
+    return of_light(lambda wave, clean, batch, scene: 1.0 - factor * (1.0 - clean))
 
 
 def _scattered(share: float) -> Change:
-    return _light(lambda wave, clean, batch, scene: change.scattered(clean, share))
+    return of_light(lambda wave, clean, batch, scene: change.scattered(clean, share))
 
 
 def _fringes(amplitude: float) -> Change:
-    return _light(
+    return of_light(
         lambda wave, clean, batch, scene: change.fringes(wave, clean, scene.rng, amplitude)
     )
 
@@ -169,7 +169,7 @@ def _cores(low: float, high: float) -> Change:
             raise ColumnError("the spectra do not reach over the Ca II triplet")
         return change.calcium_cores(wave, clean, scene.uniform(batch, low, high))
 
-    return _light(changed)
+    return of_light(changed)
 
 
 def _double(batch: Batch, scene: Scene) -> Batch:
@@ -189,7 +189,7 @@ def _double(batch: Batch, scene: Scene) -> Batch:
 
 
 def _shifted(low_kms: float, high_kms: float) -> Change:
-    return _light(
+    return of_light(
         lambda wave, clean, batch, scene: change.broadened(
             wave, clean, rv_kms=scene.signs(batch) * scene.uniform(batch, low_kms, high_kms)
         )
@@ -197,7 +197,7 @@ def _shifted(low_kms: float, high_kms: float) -> Change:
 
 
 def _rotating(speed_kms: float) -> Change:
-    return _light(
+    return of_light(
         lambda wave, clean, batch, scene: change.broadened(wave, clean, rotation_kms=speed_kms)
     )
 
@@ -208,13 +208,13 @@ def _random(share: float) -> Change:
 
 FAULTS = {
     "radial velocity wrong by 50-300 km/s": _shifted(50.0, 300.0),
-    "Ca II emission of 0.4-1.5 A": _light(
+    "Ca II emission of 0.4-1.5 A": of_light(
         lambda wave, clean, batch, scene: change.emission(
             wave, clean, scene.uniform(batch, 0.4, 1.5)
         )
     ),
     "double lines, light ratio 0.5-1": _double,
-    "continuum off by 2-8 %": _light(
+    "continuum off by 2-8 %": of_light(
         lambda wave, clean, batch, scene: change.tilted(
             clean, scene.rng, scene.uniform(batch, 0.02, 0.08)
         )

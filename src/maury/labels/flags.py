@@ -53,7 +53,7 @@ class Flag(IntFlag):
     RADIAL_VELOCITY_WRONG = 18, True, "lines shifted against the spectrum computed from the labels"
     EMISSION = 19, True, "emission in the cores of the Ca II triplet"
     DOUBLE_LINED = 20, True, "a second set of lines, as of a spectroscopic binary"
-    CONTINUUM_BAD = 21, True, "the continuum is tilted or curved"
+    CONTINUUM_BAD = 21, True, "the continuum is tilted or curved, or has fringes"
     HOT_STAR = 22, True, "Paschen lines, or Teff, beyond those of the training sample"
     PHOTOMETRY_DISAGREES = 23, True, "labels from the spectrum and from the observables disagree"
     LABELS_UNLIKE = 24, True, "few training stars have labels like these"
@@ -70,7 +70,7 @@ class Flag(IntFlag):
         "lines broader than in the training sample, as of a fast rotator",
     )
     ZERO_LEVEL = 33, True, "all lines too weak or too deep, as of a wrong zero level of the flux"
-    COOL_STAR = 34, True, "bands of TiO, or Teff, beyond those of the training sample"
+    COOL_STAR = 34, True, "bands of TiO beyond those of the training sample, as of a cool star"
     OBSERVABLES_UNLIKE = 35, True, "no training star has observables like these together"
     SURVEY_UNLIKE = (
         36,

@@ -9,8 +9,9 @@ scores, each star scored without itself, so that a known and small share of good
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Self
 
 import numpy as np
@@ -26,9 +27,18 @@ from maury.io.arrays import (
     Int64Array,
     on_finite_rows,
 )
-from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.labels.statistics import robust_scale
+from maury.prediction import companion_test
 from maury.prediction import peculiar_spectra as anomaly
+from maury.prediction.causes import CAUSES, CauseModel
+from maury.prediction.companion_test import CompanionTest
+from maury.prediction.detectors import (
+    DETECTORS,
+    LEAST_SHIFT_KMS,
+    LEAST_STARS,
+    Thresholds,
+    named,
+)
 from maury.prediction.evidence import (
     CoverageScores,
     Evidence,
@@ -38,22 +48,15 @@ from maury.prediction.evidence import (
     same_star,
     whitening,
 )
+from maury.prediction.observable_space import ObservableSpace
 from maury.prediction.peculiar_spectra import CALCIUM_AA, PASCHEN_AA, VelocityTest
+from maury.simulation.companions import shifted
 
 __all__ = ["CoverageModel", "CoverageScores", "Evidence", "TwoViews"]
 
 
-# A quantile of 0.4 % above needs hundreds of stars; with a hundred it is the largest score of all:
-# chosen, not measured.
-LEAST_STARS = 100
-"""Training stars below which nothing is learnt."""
 MOST_STARS = 4096
 """Training stars used at most, evenly chosen: so many bound the size and the cost of a model."""
-# About the width of a pixel of RAVE: a training sample that is well at rest would put the quantile
-# far below.
-LEAST_SHIFT_KMS = 15.0
-"""Radial velocity errors below this are never flagged."""
-
 _VIEW_LABELS = ("teff", "logg", "m_h")
 _NEIGHBOUR, _PRIOR_NEIGHBOUR = 10, 30
 """Rank of the neighbour that distances are measured to, so that a few odd training stars do not
@@ -70,31 +73,12 @@ _LARGEST_FLOOR = 0.1
 """Upper end of the search for the model error of a pixel, in units of the continuum."""
 _HALF_CHI2_MEDIAN = 0.454936423119572
 """Median of chi-square with one degree of freedom."""
-_TYPICAL_SNR = 50.0
-"""S/N at which thresholds are stated."""
-_SNR_RANGE = (5.0, 500.0)
-"""Beyond these thresholds stay as they are at the ends, for few stars are there to learn from."""
-# Their residuals resemble one another: without a leader one fault would set all three flags.
-_RIVALS = ("rv_shift_kms", "sb2", "paschen")
-_SNR_GROUPS, _TAIL = 6, 0.95
-"""Groups of S/N, and their quantile, by which a threshold's slope is fitted."""
-
-
-DETECTORS: dict[str, Flag] = {
-    "label_distance": Flag.LABELS_UNLIKE,
-    "feature_distance": Flag.SPECTRUM_UNLIKE,
-    "chi2_reduced": Flag.RECONSTRUCTION_POOR,
-    "rv_shift_kms": Flag.RADIAL_VELOCITY_WRONG,
-    "emission": Flag.EMISSION,
-    "paschen": Flag.HOT_STAR,
-    "sb2": Flag.DOUBLE_LINED,
-    "continuum": Flag.CONTINUUM_BAD,
-    "disagreement": Flag.PHOTOMETRY_DISAGREES,
-}
-"""Scores that have a threshold, and the flag that each sets."""
-
-# Filters are in units of their noise already, and two views in units of their errors.
-_SNR_DEPENDENT = ("label_distance", "feature_distance", "chi2_reduced", "sb2", "continuum")
+_FOLDS = 5
+"""Of the training stars, by which the thresholds of causes are found; chosen."""
+_BLOCK = 256
+"""Stars whose templates are in memory together, so that they stay in the processor's cache."""
+_SIGN_OF_SB2 = 5.0
+"""Brings the root of `sb2`, .3 at its threshold, to the order of the other signs; chosen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,12 +110,17 @@ class CoverageModel:
         Of the Legendre coefficients; the root whitens them.
     filter_scale : (2, 2) float64
         Median and robust standard deviation of the filters for emission and Paschen lines.
-    snr_slope, threshold : (9,) float64
+    snr_slope, threshold : (n_detector,) float64
         Per detector: d ln(score) / d ln(S/N), and the threshold at S/N 50.
     teff_limit_kelvin : (1,) float64
         Highest Teff among the training stars.
     reference_star : (n_reference,) int64
         Number of the star of each reference, 0 where unknown: no star is its own neighbour.
+    causes : CauseModel or None
+        None in models of earlier versions, which have a filter for each cause.
+    space : ObservableSpace or None
+    companion : CompanionTest or None
+        None without observables, or without examples to learn from.
     """
 
     wave_aa: Float64Array
@@ -153,6 +142,9 @@ class CoverageModel:
     threshold: Float64Array = field(default_factory=lambda: np.full(len(DETECTORS), np.inf))
     teff_limit_kelvin: Float64Array = field(default_factory=lambda: np.full(1, np.inf))
     reference_star: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    causes: CauseModel | None = None
+    space: ObservableSpace | None = None
+    companion: CompanionTest | None = None
 
     @classmethod
     def fit(
@@ -162,7 +154,9 @@ class CoverageModel:
         wave_aa: ArrayLike,
         label_names: Sequence[str],
         noise_correlation: Sequence[float] = (0.44, 0.05),
-        false_alarm: float = 0.004,
+        false_alarm: float = 0.0025,
+        rotating: Evidence | None = None,
+        double: Evidence | None = None,
     ) -> Self:
         """Learn from training stars.
 
@@ -178,7 +172,11 @@ class CoverageModel:
         noise_correlation : sequence of float
             As in `maury.spectra.preparation.Preparation`.
         false_alarm : float
-            Share of training stars above the threshold, per detector. There are nine.
+            Share of training stars above the threshold, per detector. There are fifteen, and of
+            seven causes only the first counts.
+        rotating, double : Evidence, optional
+            Training stars with broader lines, and with an unresolved companion, predicted like any
+            other star: examples to learn from what two stars look like.
 
         Raises
         ------
@@ -197,11 +195,16 @@ class CoverageModel:
         known = evidence.rows(usable)
         wave = np.asarray(wave_aa, dtype=np.float64)
         blank = cls._learn(known, wave, label_names, noise_correlation)
+        if rotating is not None and double is not None:
+            blank = blank._with(companion=blank._companions(known, rotating, double))
         # Scored as a star among the others: with itself among its neighbours each would look nearer
         # than new stars do.
-        slope, threshold = _thresholds(blank._scored(known, left_out=True), false_alarm)
+        scores = replace(blank._scored(known, left_out=True), **blank._unseen_causes(known))
+        limits = Thresholds.fit(scores, false_alarm)
         limit = _largest(blank._teff(evidence.labels))
-        return blank._with(snr_slope=slope, threshold=threshold, teff_limit_kelvin=limit)
+        return blank._with(
+            snr_slope=limits.slope, threshold=limits.threshold, teff_limit_kelvin=limit
+        )
 
     @classmethod
     def _learn(
@@ -240,14 +243,51 @@ class CoverageModel:
         middle_terms, root = robust_whitening(terms)
         filters = np.column_stack(draft._filters(residual, weight))
         scales = np.column_stack(robust_scale(filters))
-        return draft._with(continuum_centre=middle_terms, continuum_root=root, filter_scale=scales)
+        draft = draft._with(continuum_centre=middle_terms, continuum_root=root, filter_scale=scales)
+        causes = draft._usual(known)
+        space = None if known.observables is None else ObservableSpace.fit(known.observables)
+        return draft._with(causes=causes, space=space)
+
+    def _usual(self, known: Evidence) -> CauseModel:
+        """Learn what is usual in residuals of some stars."""
+        residual, weight, _ = self._residual(known)
+        return CauseModel.fit(
+            residual,
+            weight,
+            reconstruction=known.reconstruction,
+            labels=self._compared(np.asarray(known.labels, dtype=np.float64)),
+            wave_aa=self.wave_aa,
+        )
+
+    def _unseen_causes(self, known: Evidence) -> dict[str, Float64Array]:
+        """Score each fold of the stars beside what is usual in the others."""
+        # Modes fit the noise of the stars that they come from, in a small sample all too well.
+        found = {name: np.empty(len(known)) for name in CAUSES}
+        for fold in range(_FOLDS):
+            mine = np.arange(len(known)) % _FOLDS == fold
+            other = self._with(causes=self._usual(known.rows(~mine)))
+            rows = known.rows(mine)
+            residual, weight, _ = self._residual(rows)
+            labels = np.asarray(rows.labels, dtype=np.float64)
+            for name, value in other._causes(rows, residual, weight, labels).items():
+                found[name][mine] = value
+        return found
+
+    def _compared(self, labels: Float64Array) -> Float64Array:
+        """Return Teff, log g and [M/H], those that there are."""
+        return labels[:, self.label_columns[self.label_columns >= 0]]
 
     def _with(self, **changes: Any) -> Self:
-        return type(self)(**(self.to_arrays() | changes))
+        return replace(self, **changes)
 
     def to_arrays(self) -> dict[str, AnyArray]:
         """Return all that was learnt, as numeric arrays by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _PARTS}
+        for name in _PARTS:
+            part = getattr(self, name)
+            if part is not None:
+                own |= {f"{name}.{f.name}": getattr(part, f.name) for f in fields(part)}
+        return own
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, AnyArray]) -> Self:
@@ -262,11 +302,24 @@ class CoverageModel:
             # Of the first models, which did not know their stars.
             unknown = np.zeros(len(arrays["reference_labels"]), dtype=np.int64)
             arrays = {**arrays, "reference_star": unknown}
-        names = {item.name for item in fields(cls)}
+        for name in ("threshold", "snr_slope"):
+            # Detectors were added at the end; what earlier models lack is never over it.
+            blank = np.full(len(DETECTORS), np.inf if name == "threshold" else 0.0)
+            if name in arrays and "causes.modes" not in arrays:
+                old = np.asarray(arrays[name])[: blank.size]
+                arrays = {**arrays, name: np.concatenate([old, blank[old.size :]])}
+        parts = {name for name in _PARTS if any(key.startswith(f"{name}.") for key in arrays)}
+        names = {item.name for item in fields(cls)} - set(_PARTS)
+        names |= {f"{name}.{f.name}" for name in parts for f in fields(_PARTS[name])}
         if names != set(arrays):
             wrong = ", ".join(sorted(names.symmetric_difference(arrays)))
             raise ModelFileError(f"coverage arrays missing or unknown: {wrong}")
-        made = cls(**{name: np.asarray(value) for name, value in arrays.items()})
+        given = {name: np.asarray(value) for name, value in arrays.items()}
+        whole: dict[str, Any] = {k: v for k, v in given.items() if "." not in k}
+        for name in parts:
+            own = {f.name: given[f"{name}.{f.name}"] for f in fields(_PARTS[name])}
+            whole[name] = _PARTS[name](**own)
+        made = cls(**whole)
         problem = made._problem()
         if problem:
             raise ModelFileError(f"the coverage arrays are inconsistent: {problem}")
@@ -297,8 +350,9 @@ class CoverageModel:
             "threshold": (n_detector,),
             "teff_limit_kelvin": (1,),
         }
+        shapes |= self._part_shapes()
         for name, shape in shapes.items():
-            array = getattr(self, name)
+            array = attrgetter(name)(self)
             if array.shape != shape or array.dtype.kind not in "fi":
                 return f"{name} is {array.dtype} {array.shape}, expected numbers {shape}"
             if np.isnan(array).any():
@@ -306,6 +360,26 @@ class CoverageModel:
         if not np.all((self.label_columns >= -1) & (self.label_columns < n_label)):
             return f"label_columns must be -1 to {n_label - 1}"
         return None
+
+    def _part_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.causes is not None:
+            n_label = int((self.label_columns >= 0).sum())
+            n_term = 1 + n_label + n_label * (n_label + 1) // 2
+            shapes |= {
+                "causes.wave_aa": self.wave_aa.shape,
+                "causes.label_centre": (n_label,),
+                "causes.label_scale": (n_label,),
+                "causes.response": (n_term, self.wave_aa.size),
+                "causes.modes": (len(self.causes.modes), self.wave_aa.size),
+            }
+        if self.space is not None:
+            shapes |= self.space.shapes("space")
+        if self.companion is not None:
+            n_term = len(self.companion.coefficients)
+            names = ("centre", "scale", "coefficients")
+            shapes |= {f"companion.{name}": (n_term,) for name in names}
+        return shapes
 
     def seen_as(self, change: Callable[[Float64Array], Float32Array]) -> Self:
         """Return it with the spectra of its references as another survey sees them.
@@ -355,13 +429,10 @@ class CoverageModel:
         # Rows without a usable pixel have a residual of 0 throughout, which would look like a
         # perfect fit.
         some = usable.any(axis=1)
-        terms = anomaly.continuum_terms(residual, weight, degree=_CONTINUUM_DEGREE)
-        whitened = on_finite_rows(
-            lambda known: (known - self.continuum_centre) @ self.continuum_root, terms
-        )
-        emission, paschen = self._filters(residual, weight)
-        (e_mid, e_scale), (p_mid, p_scale) = self.filter_scale
         shift, gain = self._velocities(evidence, usable)
+        causes = self._causes(evidence, residual, weight, labels)
+        total = np.einsum("np,np->n", deviation, deviation).astype(np.float64)
+        signs = self._signs(evidence, causes["rotation"], gain)
         own = self._own(evidence, left_out=left_out)
         worst = self.wave_aa[anomaly.worst_pixel(deviation, usable)]
         return CoverageScores(
@@ -376,14 +447,120 @@ class CoverageModel:
             ),
             worst_wavelength_aa=np.where(some, worst, np.nan),
             rv_shift_kms=np.where(some, shift, np.nan),
-            emission=(emission - e_mid) / e_scale,
-            paschen=(paschen - p_mid) / p_scale,
             sb2=np.where(some, gain, np.nan),
-            continuum=np.square(whitened).sum(axis=1),
+            second_lines=total * gain / (1.0 + gain),
+            shifted_lines=self._shifted(evidence, weight, shift, total),
+            broadened=self._broadened(evidence, usable, gain),
+            companion=self._companion_score(evidence, signs),
+            observables=self._off(evidence)[0],
+            **{name: np.where(some, value, np.nan) for name, value in causes.items()},
             disagreement=self._disagreement(evidence.views, len(labels), own),
             snr=np.asarray(evidence.snr, dtype=np.float64),
             teff=self._teff(labels),
         )
+
+    def _causes(
+        self, evidence: Evidence, residual: Float32Array, weight: Float32Array, labels: Float64Array
+    ) -> dict[str, Float64Array]:
+        """Score of each cause (n_star,); of models of earlier versions, of three filters alone."""
+        if self.causes is None:
+            return self._filtered(residual, weight)
+        model = _template(evidence)
+        known = self._compared(labels)
+        known = np.where(np.isfinite(known), known, self.causes.label_centre)
+        blocks = [
+            self.causes.gains(residual[rows], weight[rows], model=model[rows], labels=known[rows])
+            for rows in _blocks(len(labels))
+        ]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in CAUSES}
+
+    def _filtered(self, residual: Float32Array, weight: Float32Array) -> dict[str, Float64Array]:
+        terms = anomaly.continuum_terms(residual, weight, degree=_CONTINUUM_DEGREE)
+        whitened = on_finite_rows(
+            lambda known: (known - self.continuum_centre) @ self.continuum_root, terms
+        )
+        (e_mid, e_scale), (p_mid, p_scale) = self.filter_scale
+        emission, paschen = self._filters(residual, weight)
+        found = {
+            "emission": (emission - e_mid) / e_scale,
+            "paschen": (paschen - p_mid) / p_scale,
+            "continuum": np.square(whitened).sum(axis=1),
+        }
+        nothing = np.full(len(residual), np.nan)
+        return {name: found.get(name, nothing) for name in CAUSES}
+
+    def _off(self, evidence: Evidence) -> tuple[Float64Array, Float64Array]:
+        if self.space is None or evidence.observables is None:
+            return np.full(len(evidence), np.nan), np.zeros((len(evidence), 0))
+        return self.space.off(evidence.observables)
+
+    def _signs(
+        self, evidence: Evidence, rotation: Float64Array, sb2: Float64Array
+    ) -> Float64Array | None:
+        """Return signs of two stars (n_star, n_sign): views that differ, colours, line widths."""
+        views, columns = evidence.views, self.label_columns
+        if views is None or (columns < 0).any() or self.space is None:
+            return None
+        variance = [
+            np.einsum("nii->ni", np.asarray(x, dtype=np.float64))[:, columns]
+            for x in (views.spectrum_covariance, views.photometry_covariance)
+        ]
+        apart = np.asarray(views.photometry, np.float64) - np.asarray(views.spectrum, np.float64)
+        # A tenth of the sample's scatter, so that views that claim to be exact do not shout.
+        least = np.square(0.1 * self.label_scale[columns])
+        apart = apart[:, columns] / np.sqrt(variance[0] + variance[1] + least)
+        widths = [np.sqrt(np.maximum(rotation, 0.0)), np.sqrt(np.maximum(sb2, 0.0)) * _SIGN_OF_SB2]
+        return np.column_stack([apart, self._off(evidence)[1], *widths])
+
+    def _companion_terms(self, evidence: Evidence, signs: Float64Array) -> Float64Array:
+        views, columns = evidence.views, self.label_columns
+        assert views is not None, "there are no signs without views"
+        own = (np.asarray(views.spectrum, np.float64) - self.label_centre) / self.label_scale
+        return companion_test.terms(own[:, columns], signs)
+
+    def _companion_score(self, evidence: Evidence, signs: Float64Array | None) -> Float64Array:
+        if self.companion is None or signs is None:
+            return np.full(len(evidence), np.nan)
+        return self.companion.score(self._companion_terms(evidence, signs))
+
+    def _companions(
+        self, single: Evidence, rotating: Evidence, double: Evidence
+    ) -> CompanionTest | None:
+        terms = []
+        for evidence in (single, rotating, double):
+            residual, weight, usable = self._residual(evidence)
+            labels = np.asarray(evidence.labels, dtype=np.float64)
+            rotation = self._causes(evidence, residual, weight, labels)["rotation"]
+            signs = self._signs(evidence, rotation, self._velocities(evidence, usable)[1])
+            if signs is None:
+                return None
+            terms.append(self._companion_terms(evidence, signs))
+        return CompanionTest.fit(np.vstack(terms[:2]), terms[2])
+
+    def _shifted(
+        self, evidence: Evidence, weight: Float32Array, shift: Float64Array, total: Float64Array
+    ) -> Float64Array:
+        """Drop in chi-square `total` by the shift of those that are shifted; of others it is 0."""
+        found = np.zeros(len(shift))
+        rows = np.flatnonzero(np.abs(shift) > LEAST_SHIFT_KMS)
+        if rows.size:
+            model = shifted(_template(evidence)[rows], shift[rows], self.wave_aa)
+            flux = np.asarray(evidence.flux, dtype=np.float32)[rows]
+            left = np.where(weight[rows] > 0, flux - self.bias.astype(np.float32) - model, 0.0)
+            found[rows] = total[rows] - np.einsum("np,np->n", weight[rows], np.square(left))
+        return found
+
+    def _broadened(self, evidence: Evidence, usable: BoolArray, gain: Float64Array) -> Float64Array:
+        """Gain by rotation of the stars whose gain by second lines is high; of others it is 0."""
+        found = np.zeros(len(gain))
+        limit = self._thresholds.limits(np.asarray(evidence.snr, dtype=np.float64))["sb2"]
+        rows = np.flatnonzero(gain > limit)
+        if rows.size:
+            chosen, template = evidence.rows(rows), _template(evidence)[rows]
+            flux = np.asarray(chosen.flux, dtype=np.float32) - self.bias.astype(np.float32)
+            flux = np.where(usable[rows], flux, template)
+            found[rows] = self._velocity_test.broadened(flux, template)
+        return found
 
     def _own(self, evidence: Evidence, *, left_out: bool) -> tuple[IndexArray, IndexArray]:
         """Pairs of stars and references that are one star; left out, row k is reference k."""
@@ -439,8 +616,7 @@ class CoverageModel:
     def _velocities(
         self, evidence: Evidence, usable: BoolArray
     ) -> tuple[Float64Array, Float64Array]:
-        template = np.asarray(evidence.reconstruction, dtype=np.float32)
-        template = np.where(np.isfinite(template), template, np.float32(1.0))
+        template = _template(evidence)
         flux = np.asarray(evidence.flux, dtype=np.float32) - self.bias.astype(np.float32)
         shift, gain = self._velocity_test.measure(np.where(usable, flux, template), template)
         return shift, gain
@@ -488,82 +664,35 @@ class CoverageModel:
         return odds
 
     def flags(self, scores: CoverageScores) -> Int64Array:
-        """Return the flags (n_star,) that the scores set.
-
-        A wrong velocity, a second set of lines and a hot star resemble one another, and each
-        looks like emission as well. Of the three, only the one furthest over its threshold is
-        flagged, and emission only where none of them is.
-        """
-        # A score that could not be measured accuses no star.
-        excess = {k: np.nan_to_num(v, nan=-np.inf) for k, v in self.excess(scores).items()}
-        over = {name: value > 1.0 for name, value in excess.items()}
-        leader = np.maximum.reduce([excess[name] for name in _RIVALS])
-        # A filled-in core is fitted well by two shifted templates with a gap between them.
-        over["sb2"] &= excess["sb2"] > excess["emission"]
-        for name in _RIVALS:
-            over[name] &= excess[name] >= leader
-            over["emission"] &= ~over[name]
-        over["paschen"] |= scores.teff > self.teff_limit_kelvin[0]
-        mask = np.zeros(len(scores.snr), dtype=FLAG_DTYPE)
-        for name, flag in DETECTORS.items():
-            mask = set_where(mask, flag, over[name])
-        return mask
+        """Return the flags (n_star,) that the scores set, as of `maury.prediction.detectors`."""
+        hottest, by_filters = float(self.teff_limit_kelvin[0]), self.causes is None
+        return named(scores, self._thresholds, hottest_kelvin=hottest, by_filters=by_filters)
 
     def excess(self, scores: CoverageScores) -> dict[str, Float64Array]:
-        """Scores over their thresholds at the S/N of each star, by name: above 1 is flagged.
+        """Scores over their thresholds, by detector, as of `Thresholds.excess`."""
+        return self._thresholds.excess(scores)
 
-        `disagreement`, a logarithm, is shifted instead: 1 at its threshold.
-        """
-        trend = _snr_ratio(scores.snr)[:, None] ** self.snr_slope
-        limits = dict(zip(DETECTORS, (self.threshold * trend).T, strict=True))
-        # A logarithm has no natural zero, so that a ratio to its threshold would mean nothing.
-        logarithm = 1.0 + scores.disagreement - limits.pop("disagreement")
-        ratios = {name: _one_sided(scores, name) / limit for name, limit in limits.items()}
-        return ratios | {"disagreement": logarithm}
+    @property
+    def _thresholds(self) -> Thresholds:
+        return Thresholds(self.snr_slope, self.threshold)
 
 
-def _one_sided(scores: CoverageScores, name: str) -> Float64Array:
-    value: Float64Array = getattr(scores, name)
-    return np.abs(value) if name == "rv_shift_kms" else value
+_PARTS: dict[str, type[CauseModel | ObservableSpace | CompanionTest]] = {
+    "causes": CauseModel,
+    "space": ObservableSpace,
+    "companion": CompanionTest,
+}
+"""What a model may have besides its own arrays, and earlier versions have not."""
 
 
-def _snr_ratio(snr: Float64Array) -> Float64Array:
-    ratio = np.clip(np.where(np.isfinite(snr), snr, _TYPICAL_SNR), *_SNR_RANGE) / _TYPICAL_SNR
-    return np.asarray(ratio)
+def _blocks(n_star: int) -> list[slice]:
+    return [slice(start, start + _BLOCK) for start in range(0, max(n_star, 1), _BLOCK)]
 
 
-def _thresholds(scores: CoverageScores, false_alarm: float) -> tuple[Float64Array, Float64Array]:
-    """Slopes with S/N and upper quantiles of the training stars' scores."""
-    slope, threshold = np.zeros(len(DETECTORS)), np.full(len(DETECTORS), np.inf)
-    ratio = _snr_ratio(scores.snr)
-    for k, name in enumerate(DETECTORS):
-        value = _one_sided(scores, name)
-        found = np.isfinite(value)
-        if not found.any():
-            continue
-        if name in _SNR_DEPENDENT:
-            slope[k] = _tail_slope(ratio, value)
-        normal = value[found] / ratio[found] ** slope[k]
-        # The method "higher" leaves no more than the stated share of training stars above.
-        threshold[k] = np.quantile(normal, 1.0 - false_alarm, method="higher")
-    shift = list(DETECTORS).index("rv_shift_kms")
-    threshold[shift] = max(threshold[shift], LEAST_SHIFT_KMS)
-    return slope, threshold
-
-
-def _tail_slope(ratio: Float64Array, value: Float64Array) -> float:
-    """Slope with ln(S/N) of the logarithm of the upper tail, by equal groups of S/N."""
-    used = np.isfinite(value) & (value > 0)
-    if used.sum() < LEAST_STARS or np.ptp(ratio[used]) == 0:
-        return 0.0
-    order = np.argsort(ratio[used])
-    groups = np.array_split(order, _SNR_GROUPS)
-    x = np.array([np.log(ratio[used][group]).mean() for group in groups])
-    # The tail and not the median: a threshold lies there, and tails need not change with S/N as
-    # medians do.
-    y = np.log([np.quantile(value[used][group], _TAIL) for group in groups])
-    x -= x.mean()
-    return float(x @ y / (x @ x))
+def _template(evidence: Evidence) -> Float32Array:
+    """Reconstruction (n_star, n_pixel), 1 where it is unknown."""
+    template = np.asarray(evidence.reconstruction, dtype=np.float32)
+    return np.where(np.isfinite(template), template, np.float32(1.0))
 
 
 def _largest(values: Float64Array) -> Float64Array:

@@ -24,7 +24,7 @@ from maury.io.arrays import AnyArray, BoolArray, Float64Array
 from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.model.output import has_spectrum
-from maury.prediction.coverage import DETECTORS
+from maury.prediction.detectors import DETECTORS
 from maury.prediction.survey_check import SurveyCheck, check_survey
 from maury.spectra.batch import Readable
 from maury.spectra.preparation import Inputs, join_inputs, take

@@ -165,6 +165,8 @@ class Evidence:
         Labels from parts of the inputs.
     star : (n_star,) int64, optional
         A number for each star, equal for all its spectra; 0 where unknown. By default all are.
+    observables : (n_star, n_observable) float, optional
+        What was measured besides the spectrum; NaN where missing.
 
     Raises
     ------
@@ -180,6 +182,7 @@ class Evidence:
     features: ArrayLike | None = None
     views: TwoViews | None = None
     star: ArrayLike | None = None
+    observables: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         shape = np.shape(self.flux)
@@ -192,6 +195,8 @@ class Evidence:
         }
         if self.star is not None:
             expected["star"] = (np.shape(self.star), shape[:1])
+        if self.observables is not None:
+            expected["observables"] = (np.shape(self.observables)[:1], shape[:1])
         if self.features is not None:
             expected["features"] = (np.shape(self.features)[:1], shape[:1])
         if self.views is not None:
@@ -263,12 +268,23 @@ class CoverageScores:
     rv_shift_kms : array
         Shift of the spectrum against its reconstruction, positive away from the observer.
     emission, paschen : array
-        Excess in the Ca II cores, and extra absorption in Paschen lines, in robust standard
-        deviations of the training stars.
+        Excess in the Ca II cores, and extra absorption in Paschen lines: drop in chi-square, or, of
+        models of earlier versions, in robust standard deviations of the training stars.
     sb2 : array
         Drop in squared residual by a second set of lines, over what is left.
     continuum : array
-        Squared Mahalanobis distance of the smooth part of the residual.
+        Smooth part of the residual: drop in chi-square, or, of models of earlier versions, squared
+        Mahalanobis distance.
+    rotation, zero_level, titanium_oxide, fringes : array
+        Drop in chi-square by each of these causes (`maury.prediction.causes`).
+    second_lines, shifted_lines : array
+        Drop in chi-square by a second set of lines, and by the shift of stars that are shifted.
+    broadened : array
+        As `sb2`, by rotation instead of a second set of lines, for stars whose `sb2` is high.
+    companion : array
+        Logarithm of the odds of two stars (`maury.prediction.companion_test`).
+    observables : array
+        Squared distance from the observables of training stars (`ObservableSpace`).
     disagreement : array
         -2 ln of odds that spectrum and observables are of one star, up to a constant.
     snr, teff : array
@@ -287,6 +303,15 @@ class CoverageScores:
     disagreement: Float64Array
     snr: Float64Array
     teff: Float64Array
+    rotation: Float64Array
+    zero_level: Float64Array
+    titanium_oxide: Float64Array
+    fringes: Float64Array
+    second_lines: Float64Array
+    shifted_lines: Float64Array
+    broadened: Float64Array
+    companion: Float64Array
+    observables: Float64Array
 
 
 def same_star(first: Int64Array, second: Int64Array) -> tuple[IndexArray, IndexArray]:

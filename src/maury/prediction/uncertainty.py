@@ -24,6 +24,7 @@ from maury.labels.flags import FLAG_DTYPE
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, Prediction
 from maury.model.split import HELD_OUT_FOLDS, held_out_fold, star_numbers
+from maury.prediction import examples
 from maury.prediction.calibration import (
     LEAST_STARS,
     Calibration,
@@ -65,6 +66,8 @@ _N_DEGRADED, _DEGRADED_KEY = 6, 17
 of stars for each loss of a sample of thousands; and the key of their random numbers."""
 _N_PRIOR = 20_000
 """Stars that give the moments of the prior, to one percent of a standard deviation."""
+_EXAMPLE_KEY = 19
+"""Key of the random numbers of the stars with faults that coverage learns from."""
 _FLOOR_SNR = 60.0
 """S/N above which repeats give the floor: where noise adds little, what is left is the floor."""
 
@@ -613,16 +616,42 @@ def _cover(
     inputs = take(stars.inputs, stars.training)
     answer = stars.answer.rows(stars.training)
     star = star_numbers(stars.star_id[stars.training])
+    rotating, double = _examples(model, network, star_simulator, stars)
     try:
         return CoverageModel.fit(
             _evidence(network, star_simulator, inputs, answer, star),
             wave_aa=star_simulator.wave_aa,
             label_names=model.label_names,
             noise_correlation=inputs.noise_correlation,
+            rotating=rotating,
+            double=double,
         )
     except TrainingError as error:
         logger.warning("coverage is not learnt: %s", error)
         return None
+
+
+def _examples(
+    model: Model,
+    network: EnsembleNetwork,
+    star_simulator: TrainingStarSimulator,
+    stars: _Labelled,
+) -> tuple[Evidence | None, Evidence | None]:
+    """Training stars that rotate, and with companions; None if networks take no photometry."""
+    n_observable = len(model.preparation.observable_names)
+    whole = stars.training & np.isfinite(stars.truth).all(axis=1)
+    if star_simulator.observables.shape[1] != n_observable or not n_observable or not whole.any():
+        return None, None
+    inputs, truth = take(stars.inputs, whole), stars.truth[whole]
+    rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(_EXAMPLE_KEY,)))
+    turning = examples.rotating(star_simulator, inputs, truth, rng)
+    double = examples.with_companions(star_simulator, inputs, truth, model.preparation, rng)
+    if len(double) == 0:
+        return None, None
+    first, second = (
+        _evidence(network, star_simulator, one, network.predict(one)) for one in (turning, double)
+    )
+    return first, second
 
 
 def _evidence(
@@ -640,7 +669,17 @@ def _evidence(
         reconstruction=star_simulator.theory(answer.mean),
         views=_views(network, inputs),
         star=star,
+        observables=_sums(star_simulator, inputs),
     )
+
+
+def _sums(star_simulator: TrainingStarSimulator, inputs: Inputs) -> Float32Array | None:
+    """Observables that are sums of magnitudes and extinctions; None if networks take none."""
+    responses = star_simulator.mapping.responses
+    if responses.shape[1] != inputs.observables.shape[1]:
+        return None
+    # Errors and further columns lie near no surface.
+    return inputs.observables[:, (responses != 0).any(axis=0)]
 
 
 def _views(network: EnsembleNetwork, inputs: Inputs) -> TwoViews:

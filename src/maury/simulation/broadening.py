@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.fft
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import j1
 
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
-__all__ = ["interpolation", "rotation_transfer", "transfer"]
+__all__ = ["broadened", "interpolation", "rotation_transfer", "transfer"]
 
 _LIMB_DARKENING = 0.6
 """Of a linear law, usual for cool stars: chosen, not measured."""
@@ -32,6 +34,24 @@ def transfer(
     out.real = gauss * np.cos(phase)
     out.imag = -gauss * np.sin(phase)
     return out
+
+
+def broadened(flux: AnyArray, rotation_kms: ArrayLike, wave_aa: Float64Array) -> Float32Array:
+    """Broaden spectra (n_star, n_pixel) at their pixels by v sin i (n_star,).
+
+    Pixels count as uniform in ln(lambda): over a window of 4 %, as RAVE's, v sin i is right to 2 %.
+    """
+    n_pixel = np.shape(flux)[1]
+    step = SPEED_OF_LIGHT_KMS * np.log(wave_aa[-1] / wave_aa[0]) / (n_pixel - 1)
+    speed = np.asarray(rotation_kms, dtype=np.float32)[:, None]
+    # Continued at both ends by as much as lines may reach, else the transform would join them.
+    edge = int(np.ceil(max(float(speed.max(initial=0.0)), 1.0) / step))
+    depth = np.pad(np.asarray(flux, np.float32) - 1, ((0, 0), (edge, edge)), mode="edge")
+    size = scipy.fft.next_fast_len(depth.shape[1], real=True)
+    frequency = (2.0 * np.pi * scipy.fft.rfftfreq(size, step)).astype(np.float32)
+    transform = scipy.fft.rfft(depth, size, axis=1) * rotation_transfer(frequency * speed)
+    out = scipy.fft.irfft(transform, size, axis=1)[:, edge : edge + n_pixel]
+    return np.asarray(out + np.float32(1.0), dtype=np.float32)
 
 
 def rotation_transfer(x: ArrayLike) -> AnyArray:
