@@ -14,8 +14,7 @@ from maury.io.arrays import Float32Array, Float64Array
 from maury.simulation.broadening import broadened
 from maury.simulation.companions import BandLayout, add_companions
 from maury.simulation.training_stars import TrainingStarSimulator
-from maury.spectra.observables import band
-from maury.spectra.preparation import Inputs, Preparation, take
+from maury.spectra.preparation import Inputs, take
 
 __all__ = ["rotating", "with_companions"]
 
@@ -51,25 +50,22 @@ def with_companions(
     star_simulator: TrainingStarSimulator,
     inputs: Inputs,
     labels: Float64Array,
-    preparation: Preparation,
     rng: np.random.Generator,
 ) -> Inputs:
     """Return those stars that find a companion among the others, with its light, unresolved.
 
-    Arguments as of `rotating`, and the preparation of the inputs.
+    Arguments as of `rotating`.
     """
     known = np.asarray(np.isfinite(labels).all(axis=1))
     clean = _clean(star_simulator, labels)
-    layout = BandLayout.of(preparation.observables)
     pairs = add_companions(
         clean,
         np.where(known[:, None], labels, np.nan),
         inputs.observables.astype(np.float64),
         wave_aa=inputs.wave_aa,
-        layout=layout,
+        layout=BandLayout.of(star_simulator.mapping),
         chosen=np.flatnonzero(known),
         rng=rng,
-        extinction=[band(name).extinction for name in layout.bands],
         ratio=(_LEAST_RATIO, 1.0),
     )
     chosen = np.zeros(len(labels), dtype=np.bool_)

@@ -638,14 +638,13 @@ def _examples(
     stars: _Labelled,
 ) -> tuple[Evidence | None, Evidence | None]:
     """Training stars that rotate, and with companions; None if networks take no photometry."""
-    n_observable = len(model.preparation.observable_names)
     whole = stars.training & np.isfinite(stars.truth).all(axis=1)
-    if star_simulator.observables.shape[1] != n_observable or not n_observable or not whole.any():
-        return None, None
     inputs, truth = take(stars.inputs, whole), stars.truth[whole]
+    if _sums(star_simulator, inputs) is None or not len(inputs):
+        return None, None
     rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(_EXAMPLE_KEY,)))
     turning = examples.rotating(star_simulator, inputs, truth, rng)
-    double = examples.with_companions(star_simulator, inputs, truth, model.preparation, rng)
+    double = examples.with_companions(star_simulator, inputs, truth, rng)
     if len(double) == 0:
         return None, None
     first, second = (
