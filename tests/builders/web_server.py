@@ -140,12 +140,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(site: Site) -> Iterator[Site]:
+def serving(site: Site, address: str = "127.0.0.1") -> Iterator[Site]:
     """Serve a site on a free port of this machine."""
-    server = _Server(("127.0.0.1", 0), type("SiteHandler", (Handler,), {"site": site}))
+    server = _Server((address, 0), type("SiteHandler", (Handler,), {"site": site}))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
-    site.url = f"http://127.0.0.1:{server.server_address[1]}"
+    site.url = f"http://{address}:{server.server_address[1]}"
     try:
         yield site
     finally:

@@ -87,6 +87,8 @@ class Limits:
         Bytes of one file of a model's arrays.
     chunk_bytes : int
         Bytes of one chunk of a survey store or an HDF5 file, unfolded.
+    download_bytes : int
+        Bytes of a file that is downloaded and of which nobody publishes the size.
     outside_links : int
         Whether a folder of spectra may hold links to files outside of it: 1 lets it.
     """
@@ -104,6 +106,7 @@ class Limits:
     json_items: int = 4_000_000
     tensor_bytes: int = 2**29
     chunk_bytes: int = 2**28
+    download_bytes: int = 2**37
     outside_links: int = 0
 
 

@@ -57,6 +57,8 @@ class FileEntry(Strict):
         Published size.
     sha256 : str, optional
         Published checksum.
+    checksums : str, optional
+        Address of the archive's list of checksums, as ``md5sum`` and its kin write them.
     note : str
         What it holds.
     """
@@ -65,6 +67,7 @@ class FileEntry(Strict):
     url: Address
     bytes: Annotated[int, Field(ge=0)] | None = None
     sha256: Checksum | None = None
+    checksums: Address | None = None
     note: str = ""
 
 

@@ -10,24 +10,33 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError
 
 from maury.errors import ConfigError, FetchError
 from maury.io.files import explaining, publish, refuse_existing, remove, writing
+from maury.io.limits import VARIABLE, current
 from maury.survey.fetch.web import Interrupted, Refused, Web
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Called with a name, bytes done, and bytes in all (0 if not known)."""
 
 _CHUNK = 1 << 16
 """Bytes that are written at a time; chosen, not measured."""
+_SIZE = re.compile(r"[0-9]{1,18}")
+"""Sizes of more digits are none, and take Python time in their square."""
 _HEAD = 512
 """Bytes in which a web page says that it is one."""
+_DIGESTS = {32: "md5", 40: "sha1", 64: "sha256"}
+"""Kinds of checksums by their hexadecimal digits."""
+_LISTED = re.compile(r"([0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})\s+\*?(?:\./)?(\S+)")
+"""A line of ``md5sum`` and its kin."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _NO_HEAD = (400, 401, 403, 405, 501)
 """Answers to HEAD of servers that may well answer GET."""
@@ -114,11 +123,14 @@ class Downloader:
     web : Web
     folder : Path
     progress : callable, optional
+    told_by : str, optional
+        Address of the server that named the files, if it was not the user.
     """
 
     web: Web
     folder: Path
     progress: Progress | None = None
+    told_by: str | None = None
 
     def path(self, name: str) -> Path:
         """Return where a file of this name will be.
@@ -151,20 +163,76 @@ class Downloader:
         FetchError
             If it does not have it, or cannot be reached.
         """
+
+        def ask() -> Remote:
+            with self.web.ask(source.url, method="HEAD", told_by=self.told_by) as response:
+                _require_data(source, response)
+                return _described(source.url, response)
+
+        try:
+            return self._patiently(ask, source.name)
+        except Refused as error:
+            # Its size stays unknown until it comes.
+            if error.status in _NO_HEAD:
+                return Remote(source.url)
+            raise
+
+    def _patiently(self, ask: Callable[[], T], name: str) -> T:
         attempt = 0
         while True:
             try:
-                with self.web.ask(source.url, method="HEAD") as response:
-                    _require_data(source, response)
-                    return _described(source.url, response)
+                return ask()
             except Interrupted as error:
                 attempt += 1
-                self.web.wait(attempt, error, source.name)
-            except Refused as error:
-                # Its size stays unknown until it comes.
-                if error.status in _NO_HEAD:
-                    return Remote(source.url)
-                raise
+                self.web.wait(attempt, error, name)
+
+    def require_listed(self, source: Downloadable, path: Path) -> bool:
+        """Compare a file with the archive's list of checksums, if the recipe names one.
+
+        Returns
+        -------
+        bool
+            Whether there is such a list.
+
+        Raises
+        ------
+        FetchError
+            If the file is not in it, or has another checksum.
+        """
+        url = getattr(source, "checksums", None)
+        if url is None:
+            return False
+        listed = self._patiently(lambda: self._list(url), source.name)
+        name = Path(urlsplit(source.url).path).name
+        wanted = listed.get(name)
+        if wanted is None:
+            raise FetchError(f"{url} lists no checksum of {name}; correct the recipe")
+        kind = _DIGESTS[len(wanted)]
+        with path.open("rb") as stream:
+            # Old archives have MD5: good against damage, which is what it is for here.
+            found = hashlib.file_digest(
+                stream, lambda: hashlib.new(kind, usedforsecurity=False)
+            ).hexdigest()
+        if found != wanted:
+            raise FetchError(
+                f"{source.url}: the {kind.upper()} of what arrived is {found}, not {wanted} as "
+                f"{url} lists it; remove what is there, and try again"
+            )
+        return True
+
+    def _list(self, url: str) -> dict[str, str]:
+        """Return the checksums that a list of an archive gives, by names of files."""
+        most = current().head_bytes
+        with self.web.ask(url) as response:
+            try:
+                text = response.raw.read(most + 1, decode_content=False)
+            except (HTTPError, OSError) as error:
+                raise Interrupted(f"{type(error).__name__}: {error}") from error
+        if len(text) > most:
+            raise FetchError(f"{url} is larger than the {most} bytes that a list may have")
+        lines = text.decode("utf-8", "replace").splitlines()
+        found = (match for line in lines if (match := _LISTED.fullmatch(line.strip())))
+        return {match[2]: match[1] for match in found}
 
     def download(
         self,
@@ -206,6 +274,11 @@ class Downloader:
                     f"{source.url}: the SHA-256 of what arrived is {received.sha256}, not the "
                     f"published {source.sha256}; it was discarded: try again, or check the recipe"
                 )
+            try:
+                self.require_listed(source, partial)
+            except FetchError:
+                self._forget(source.name)
+                raise
             if check is not None:
                 check(received, partial)
             publish(partial, path, overwrite=overwrite)
@@ -243,7 +316,7 @@ class Downloader:
                 return known
             # If-Range: a server whose file has changed sends it whole, and not its new end.
             headers = {"Range": f"bytes={offset}-", "If-Range": known.validator}
-        with self.web.ask(source.url, headers=headers) as response:
+        with self.web.ask(source.url, headers=headers, told_by=self.told_by) as response:
             # The range begins behind the end: the file has shrunk.
             if response.status_code == 416:
                 raise _Restart("the server has fewer bytes than it gave before")
@@ -273,7 +346,8 @@ class Downloader:
         """Return the remembered remote if the answer is its rest."""
         known = self._remembered(source)
         given = re.fullmatch(
-            r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "")
+            r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)",
+            response.headers.get("Content-Range", ""),
         )
         new = _described(source.url, response)
         if known is None or given is None or int(given[1]) != offset:
@@ -298,6 +372,8 @@ class Downloader:
                 f"{source.url} has {remote.size} bytes, not the published {source.bytes}; "
                 "check whether the file was replaced, and correct the recipe"
             )
+        if source.bytes is None and (remote.size or 0) > current().download_bytes:
+            raise _too_long(source, f"has {remote.size} bytes")
         packed = response.headers.get("Content-Encoding", "identity").lower()
         # Some servers call a .gz file "packed on the way", though the file itself is so.
         packing = packed in ("gzip", "x-gzip") and source.name.endswith((".gz", ".tgz"))
@@ -319,6 +395,7 @@ class Downloader:
         """Write the body after `offset`, until it ends or stalls."""
         head = b""
         done, watch = offset, _Watch(self.web, offset)
+        most = current().download_bytes if size is None else size
         with partial.open("r+b" if offset else "wb") as stream:
             # Bytes behind the offset are of an attempt that was not told of.
             stream.seek(offset)
@@ -331,6 +408,12 @@ class Downloader:
                     raise Interrupted(f"{type(error).__name__}: {error}") from error
                 if not chunk:
                     break
+                # Before it is written: a server may go on for ever.
+                if done + len(chunk) > most:
+                    self._forget(source.name)
+                    if size is None:
+                        raise _too_long(source, "goes on")
+                    raise FetchError(f"{source.url} gives more than the {size} bytes it announced")
                 if done < _HEAD:
                     head = (head + chunk)[:_HEAD]
                     if _is_page(source.name, head):
@@ -343,9 +426,6 @@ class Downloader:
                 watch.look(done)
         if size is not None and done < size:
             raise Interrupted(f"the server broke off after {done} of {size} bytes")
-        if size is not None and done > size:
-            self._forget(source.name)
-            raise FetchError(f"{source.url} gave {done} bytes, not the {size} it announced")
         # A proxy that fails may answer 200 with nothing.
         if done == 0 and source.bytes != 0:
             raise Interrupted("the server sends an empty file")
@@ -417,6 +497,13 @@ def _page_error(source: Downloadable) -> FetchError:
     )
 
 
+def _too_long(source: Downloadable, what: str) -> FetchError:
+    return FetchError(
+        f"{source.url} {what}, more than the {current().download_bytes} that are taken of a file "
+        f"of no published size; if it is right, raise the limit by {VARIABLE}='download_bytes=...'"
+    )
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
@@ -427,7 +514,7 @@ def _described(url: str, response: requests.Response) -> Remote:
     length = response.headers.get("Content-Length", "")
     return Remote(
         url,
-        int(length) if length.isdecimal() and response.status_code == 200 else None,
+        int(length) if _SIZE.fullmatch(length) and response.status_code == 200 else None,
         response.headers.get("ETag"),
         response.headers.get("Last-Modified"),
     )

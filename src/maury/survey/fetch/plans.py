@@ -273,10 +273,12 @@ def _settled(
     if one.state != "there":
         received = downloader.download(source, overwrite=overwrite, check=same_as_before)
     elif known is None:
+        downloader.require_listed(source, path)
         received = Received(Remote(source.url), path.stat().st_size, sha256_of(path))
     else:
         return manifest
-    manifest = manifest.with_file(source.name, received, published=source.sha256 is not None)
+    published = source.sha256 is not None or getattr(source, "checksums", None) is not None
+    manifest = manifest.with_file(source.name, received, published=published)
     manifest.write(downloader.folder)
     return manifest
 

@@ -22,8 +22,10 @@ from urllib3 import HTTPResponse
 from maury.errors import ConfigError, FetchError, MissingExtra, OutputExists
 from maury.io.arrays import AnyArray
 from maury.io.files import making, remove, writing
+from maury.io.limits import current
 from maury.survey.fetch.download import Downloader, Progress, Received, Remote
 from maury.survey.fetch.download_record import Manifest
+from maury.survey.fetch.guard import GuardedAdapter
 from maury.survey.fetch.plans import session
 from maury.survey.fetch.web import Interrupted, Web
 
@@ -70,10 +72,20 @@ class _Result:
 class _PatientSession(requests.Session):
     """Never waits for ever, as pyvo names no timeout in most of its requests."""
 
-    def __init__(self, web: Web) -> None:
+    def __init__(self, web: Web, service: str) -> None:
         super().__init__()
+        self._guard, self._service = web.guard, service
+        # Descriptions of jobs; the result is downloaded as any file is.
+        adapter = GuardedAdapter(web.guard, most_bytes=current().head_bytes)
+        self.mount("http://", adapter)
+        self.mount("https://", adapter)
         self._timeout = (web.manners.connect_s, web.manners.stall_s)
         self.headers.update(web.session.headers)
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        # Also each redirect that the library follows.
+        self._guard.enter(str(request.url), self._service)
+        return super().send(request, **kwargs)
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         if kwargs.get("timeout") is None:
@@ -128,7 +140,7 @@ def run_query(
     folder = Path(folder).absolute()
     key = _key(query, uploads or {})
     with session(web) as asked, making(folder):
-        downloader = Downloader(asked, folder, progress)
+        downloader = Downloader(asked, folder, progress, told_by=query.service)
         path = downloader.path(query.name)
         manifest = Manifest.read(folder)
         if path.exists() and not overwrite:
@@ -169,7 +181,7 @@ class _Job:
             ) from error
         self._dal, self._query, self._key = dal, query, key
         self._uploads, self._web, self._note = uploads, web, note
-        self._session = _PatientSession(web)
+        self._session = _PatientSession(web, query.service)
         self._job: Any = None
 
     def close(self) -> None:

@@ -11,10 +11,10 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
 from maury.errors import FetchError
+from maury.survey.fetch.guard import Guard, GuardedAdapter
 from maury.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -77,16 +77,19 @@ class Web:
     manners : Manners
     sleep : callable
         Waits for seconds.
+    session : requests.Session
+    guard : Guard
+        Says where servers may lead.
     """
 
     manners: Manners = Manners()
     sleep: Callable[[float], None] = time.sleep
     session: requests.Session = field(default_factory=requests.Session)
+    guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
         """Say who asks."""
-        # Retries are ours: those of the library would begin a download anew in silence.
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
+        adapter = GuardedAdapter(self.guard)
         self.session.mount("http://", adapter)
         self.session.mount("https://", adapter)
         self.session.headers["User-Agent"] = f"maury/{__version__} (+{CONTACT})"
@@ -101,27 +104,42 @@ class Web:
 
     @contextmanager
     def ask(
-        self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        told_by: str | None = None,
     ) -> Iterator[requests.Response]:
         """Yield the answer to one request, its body not read.
+
+        Parameters
+        ----------
+        url, method : str
+        headers : mapping, optional
+        told_by : str, optional
+            Address of the server that named this one, if it was not the user: it counts as
+            redirected.
 
         Raises
         ------
         Interrupted
             If the server cannot be reached, breaks off or is busy.
         FetchError
-            If it redirects to anything but HTTP, or refuses.
+            If it redirects to anything but HTTP, or into the private network, or refuses.
         """
-        with self._answer(url, method, dict(headers or {})) as response:
+        with self._answer(url, method, dict(headers or {}), told_by or url) as response:
             if method == "HEAD":
                 # An answer that was read to its end leaves the connection open for the next.
                 response.raw.read()
             self._check(response)
             yield response
 
-    def _answer(self, url: str, method: str, headers: dict[str, str]) -> requests.Response:
+    def _answer(
+        self, url: str, method: str, headers: dict[str, str], origin: str
+    ) -> requests.Response:
         try:
-            return self._follow(url, method, headers)
+            return self._follow(url, method, headers, origin)
         # A certificate that is wrong now is wrong in a minute: no second attempt.
         except requests.exceptions.SSLError as error:
             raise FetchError(
@@ -133,10 +151,13 @@ class Web:
         except (requests.RequestException, HTTPError, ValueError) as error:
             raise FetchError(f"{url} cannot be asked: {error}; check the address") from error
 
-    def _follow(self, url: str, method: str, headers: dict[str, str]) -> requests.Response:
+    def _follow(
+        self, url: str, method: str, headers: dict[str, str], origin: str
+    ) -> requests.Response:
         """Follow redirects by hand, as each must lead to HTTP, and HTTPS never to less."""
         start = url
         for _ in range(_MOST_REDIRECTS + 1):
+            self.guard.enter(url, origin)
             response = self.session.request(
                 method,
                 url,
@@ -202,10 +223,8 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds that a server asks to wait, given as such or as a date."""
     if value is None:
         return None
-    try:
-        return max(0.0, float(int(value)))
-    except ValueError:
-        pass
+    if value.isascii() and value.isdecimal():
+        return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
