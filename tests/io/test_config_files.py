@@ -4,7 +4,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from maury.errors import ConfigError
-from maury.io.config_files import parse_toml, read_toml, settings_of, validated
+from maury.io.config_files import parse_json, parse_toml, read_toml, settings_of, validated
 
 
 class Inner(BaseModel):
@@ -54,3 +54,28 @@ def test_settings_are_a_mapping_a_file_or_nothing(tmp_path):
     copy.clear()
     assert given == {"split": {"seed": 1}}
     assert settings_of(None) == {}
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 400, "9" * 30, "0x" + "f" * 6000, "9" * 5000, "-" + "9" * 30, str(2**63)]
+)
+@pytest.mark.parametrize("form", ["x = {}", "[a]\nb = {}", "[[a]]\nb = [[1, {}]]"])
+def test_an_integer_of_more_than_64_bits_is_one_error(tmp_path, number, form):
+    path = tmp_path / "big.toml"
+    path.write_text(form.format(number))
+    with pytest.raises(ConfigError, match=r"64 bits|integer string conversion") as error:
+        read_toml(path, what="settings")
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 30, "9" * 5000, "-" + "9" * 30, str(2**63)])
+def test_json_has_integers_of_64_bits(number):
+    with pytest.raises(ValueError, match="64 bits"):
+        parse_json(f'{{"a": [1, {number}]}}')
+    assert parse_json(f"[{2**63 - 1}, {-(2**63)}]") == [2**63 - 1, -(2**63)]
+
+
+def test_settings_given_in_python_have_integers_of_64_bits():
+    problems = []
+    assert validated({"a": {"b": [10**400]}}, BaseModel, problems) is None
+    assert problems == ["it holds an integer of more than 64 bits; write a smaller one"]

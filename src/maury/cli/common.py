@@ -12,8 +12,10 @@ SkipBad = Annotated[
         "--skip-bad", help="Keep a file that cannot be read as a row of bad pixels, and say why."
     ),
 ]
-# Not negative: numpy's generators refuse such seeds.
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+# Not negative: numpy's generators refuse such seeds, and torch takes 64 bits.
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")
+]
 SurveyPath = Annotated[Path, typer.Argument(metavar="SURVEY", help="Survey store (.zarr).")]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory.")]
 Workers = Annotated[

@@ -13,6 +13,11 @@ from maury.errors import ConfigError, suggestion
 from maury.io.limits import current
 
 Settings = TypeVar("Settings", bound=BaseModel)
+_INTEGERS = range(-(2**63), 2**63)
+"""Those that TOML has, and that arrays and generators of random numbers take."""
+_MOST_DIGITS = 20
+"""Of such an integer, with its sign."""
+_HUGE = "an integer of more than 64 bits; write a smaller one"
 _MOST_DOTS = 1000
 """In one line: tomllib takes time in the square of the parts of a dotted key, and at a thousand
 parts still answers at once; no configuration has ten."""
@@ -49,6 +54,8 @@ def settings_of(config: Mapping[str, Any] | Path | str | None) -> dict[str, Any]
     """Return settings, given as a mapping by section, as a TOML file, or not at all."""
     if isinstance(config, Path | str):
         return read_toml(config, what="settings")
+    if shallow(dict(config or {}), current().depth) and not _integers_fit(config or {}):
+        raise ConfigError(f"the settings hold {_HUGE}")
     return dict(config or {})
 
 
@@ -72,6 +79,8 @@ def parse_toml(content: bytes, *, what: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read {what}: {error or type(error).__name__}") from error
     if not shallow(document, limits.depth):
         raise ConfigError(f"{what} is nested deeper than {limits.depth} levels")
+    if not _integers_fit(document):
+        raise ConfigError(f"{what} holds {_HUGE}")
     return document
 
 
@@ -88,6 +97,9 @@ def validated(
     problems : list of str
         Appended to, one text for each mistake.
     """
+    if shallow(document, current().depth) and not _integers_fit(document):
+        problems.append(f"it holds {_HUGE}")
+        return None
     try:
         return model.model_validate(dict(document))
     except ValidationError as error:
@@ -143,7 +155,7 @@ def parse_json(content: bytes | str) -> Any:
     if text.count(",") + text.count("[") + text.count("{") > limits.json_items:
         raise ValueError(f"it holds more than {limits.json_items} values")
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     if not shallow(document, limits.depth):
@@ -166,6 +178,22 @@ def shallow(document: Any, depth: int) -> bool:
             return True
         level = inner
     return False
+
+
+def _integers_fit(document: Any) -> bool:
+    """Whether all integers of a document that is not nested too deeply have 64 bits."""
+    if isinstance(document, Mapping):
+        return all(_integers_fit(value) for value in document.values())
+    if isinstance(document, list | tuple):
+        return all(_integers_fit(value) for value in document)
+    return not isinstance(document, int) or document in _INTEGERS
+
+
+def _integer(text: str) -> int:
+    # Longer ones take time in the square of their digits.
+    if len(text) > _MOST_DIGITS or (value := int(text)) not in _INTEGERS:
+        raise ValueError(f"it holds {_HUGE}")
+    return value
 
 
 def _refuse_constant(text: str) -> float:
