@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -46,7 +47,7 @@ def explaining(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        number = error.errno or (errno.ENOSPC if _is_short_write(error) else 0)
+        number = error.errno or _number_in_words(error)
         remedy = _REMEDIES.get(number)
         if remedy is None:
             raise
@@ -57,9 +58,14 @@ def explaining(path: Path | str) -> Iterator[None]:
         ) from error
 
 
-def _is_short_write(error: OSError) -> bool:
-    """Whether numpy says in words alone that a disk took less than it was given."""
-    return error.errno is None and "requested and" in str(error)
+def _number_in_words(error: OSError) -> int:
+    """Return the error number that libraries tell in words alone, 0 if there is none."""
+    # So numpy says that a disk took less than it was given.
+    if "requested and" in str(error):
+        return errno.ENOSPC
+    # So libraries in Rust do.
+    found = re.search(r"\(os error (\d{1,4})\)", str(error))
+    return int(found[1]) if found else 0
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from maury.errors import ConfigError
-from maury.io.files import refuse_existing, writing
+from maury.io.files import explaining, refuse_existing, writing
 from maury.prediction.catalogue import SUFFIXES, Catalogue, check_suffix, write_stored
 from maury.report.publish import cds
 from maury.report.publish.cds import Heading
@@ -63,6 +63,7 @@ def convert(
             partial.mkdir()
             cds.write_cds(partial, stored, heading)
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_stored(stored, out, overwrite)
+        with explaining(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_stored(stored, out, overwrite)
     return len(stored)
