@@ -21,6 +21,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from maury.errors import FetchError
 
 _PORTS = {"http": 80, "https": 443}
+"""Of addresses that name none (RFC 9110)."""
 Place = tuple[str, int]
 
 
