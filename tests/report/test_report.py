@@ -272,7 +272,7 @@ def test_a_report_of_nothing_and_of_wrong_tables_is_refused(tmp_path, tiny_model
         write_report(tiny_model, tmp_path / "out", observed=catalogue, external_logg=bad)
     with pytest.raises(InputFileError, match="suffix"):
         read_table(tmp_path / "bad.txt")
-    with pytest.raises(InputFileError, match="cannot read"):
+    with pytest.raises(InputFileError, match="does not exist"):
         read_table(tmp_path / "absent.csv")
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from maury.errors import ConfigError, suggestion
-from maury.io.limits import current
+from maury.io.limits import VARIABLE, current
 
 Settings = TypeVar("Settings", bound=BaseModel)
 _INTEGERS = range(-(2**63), 2**63)
@@ -82,6 +82,24 @@ def parse_toml(content: bytes, *, what: str) -> dict[str, Any]:
     if not _integers_fit(document):
         raise ConfigError(f"{what} holds {_HUGE}")
     return document
+
+
+def at_most(name: str) -> AfterValidator:
+    """Return what refuses a number, or a sequence of more items, above the limit of this name.
+
+    For `typing.Annotated` in pydantic models: the limit is looked up when a value comes.
+    """
+
+    def check(value: Any) -> Any:
+        size = value if isinstance(value, int | float) else len(value)
+        if size > getattr(current(), name):
+            raise ValueError(
+                f"should be at most {getattr(current(), name)} (raise it by {VARIABLE}='{name}=...'"
+                " if it is right)"
+            )
+        return value
+
+    return AfterValidator(check)
 
 
 def validated(

@@ -54,6 +54,8 @@ VARIABLE = "MAURY_LIMITS"
 """Environment variable that raises limits: ``name=number``, separated by blanks or commas."""
 LARGEST_RATIO = 10
 """A file may always unfold to this many times its own size."""
+CHARACTER_BYTES = 4
+"""Bytes of a character in an array of numpy."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Limits:
     columns : int
         Columns of a table.
     pixels : int
-        Pixels of a spectrum.
+        Values of a spectrum, or of any other array in a row, of a file.
+    grid_pixels : int
+        Pixels of the grid of a survey or a model: what is computed at a time, 2048 spectra with
+        their noise, then takes 1.6 GB.
     text_characters : int
         Characters of a name or an identifier.
     head_bytes : int
@@ -79,12 +84,23 @@ class Limits:
         HDUs of a FITS file.
     depth : int
         Levels of nested elements, lists or tables.
+    elements : int
+        XML elements beside those of rows.
     toml_bytes, json_bytes : int
         Bytes of a configuration, and of a document of a model.
     json_items : int
         Values of such a document.
     tensor_bytes : int
         Bytes of one file of a model's arrays.
+    members, labels, observables, steps, lags : int
+        Networks of a model, its labels, the observables that they take, the steps that prepare
+        spectra for them, and the lags of the autocorrelation of their noise.
+    units, layers, rank, filters, kernel : int
+        Sizes of a network: of a dense layer; layers or blocks; columns of a covariance factor; of a
+        convolution, and of what is pooled. Some ten times the largest published network of stellar
+        spectra or more; chosen.
+    passes : int
+        Passes of dropout that are averaged, over all networks of a model.
     chunk_bytes : int
         Bytes of one chunk of a survey store or an HDF5 file, unfolded.
     download_bytes : int
@@ -97,14 +113,27 @@ class Limits:
     rows: int = 100_000_000
     columns: int = 10_000
     pixels: int = 10_000_000
+    grid_pixels: int = 100_000
     text_characters: int = 4096
     head_bytes: int = 2**22
     hdus: int = 4096
     depth: int = 64
+    elements: int = 100_000
     toml_bytes: int = 2**18
     json_bytes: int = 2**28
     json_items: int = 4_000_000
     tensor_bytes: int = 2**29
+    members: int = 1000
+    labels: int = 200
+    observables: int = 10_000
+    steps: int = 100
+    lags: int = 1000
+    units: int = 8192
+    layers: int = 32
+    rank: int = 64
+    filters: int = 512
+    kernel: int = 512
+    passes: int = 10_000
     chunk_bytes: int = 2**28
     download_bytes: int = 2**37
     outside_links: int = 0
@@ -164,6 +193,35 @@ def check_regular(path: Path) -> None:
     """Raise `InputFileError` if `path` is a pipe, a socket or a device, which may never end."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise InputFileError(f"{path} is no regular file; save its content in one, and give that")
+
+
+def check_text(longest: int, total: int, n_row: int, what: str) -> None:
+    """Refuse texts, made as wide as the longest, that would fill absurdly many bytes of memory.
+
+    Parameters
+    ----------
+    longest, total : int
+        Characters of the longest, and of all.
+    n_row : int
+        How many texts.
+    what : str
+        What the message calls them.
+
+    Raises
+    ------
+    InputFileError
+        If the longest is no name or identifier, or most of the memory would be padding.
+    """
+    if longest > current().text_characters:
+        raise exceeded(what, f"holds a text of {longest} characters", "text_characters")
+    most = max(current().unfolded_bytes, LARGEST_RATIO * CHARACTER_BYTES * total)
+    if CHARACTER_BYTES * longest * n_row > most:
+        raise exceeded(
+            what,
+            f"would fill {CHARACTER_BYTES * longest * n_row} bytes with {n_row} texts as wide as "
+            f"one of {longest} characters",
+            "unfolded_bytes",
+        )
 
 
 def check_columns(names: Sized, path: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -24,11 +24,11 @@ from maury.io.limits import (
 logger = logging.getLogger(__name__)
 _GZIP = b"\x1f\x8b"
 _PACKED = {b"BZ": "bzip2", b"PK": "zip", b"\xfd7zXZ": "xz", b"\x1f\x9d": "compress"}
-_VOTABLE_HEAD = 65536
-"""Bytes in which the root element must begin; comments before it are rare and short."""
-_BLOCK, _CARD = 2880, 80
-"""Bytes of a block of FITS, and of a card of its header (FITS 4.0, sections 3.1 and 3.3)."""
-_SIZES = re.compile(rb"(BITPIX|[PG]COUNT|TFIELDS|Z?NAXIS[0-9]{0,3}|ZTILE[0-9]{1,3}) *=(.*)")
+_BLOCK, _CARD, _KEYWORD = 2880, 80, 8
+"""Bytes of a block of FITS, of a card of its header, and of the keyword in it (FITS 4.0, sections
+3.1, 3.3 and 4.1.2.1)."""
+# astropy takes a keyword in any case, and one behind HIERARCH, for the keyword itself.
+_SIZES = re.compile(rb"BITPIX|[PG]COUNT|TFIELDS|Z?NAXIS[0-9]{0,3}|ZTILE[0-9]{1,3}")
 _WHOLE = re.compile(rb" *[+-]?[0-9]{1,18} *(?:/.*)?")
 _MOST_AXES = 32
 """FITS allows 999 axes; arrays of numpy had 32 until version 2, and data have five at most."""
@@ -130,11 +130,7 @@ def open_fits(path: Path, stack: ExitStack, *, memmap: bool = False) -> Any:
         _check_headers(stream, path, None if packed else path.stat().st_size)
         stream.seek(0)
         # astropy leaves a file open that it opened itself and could not read.
-        hdus = stack.enter_context(fits.open(stream, memmap=memmap and not packed))
-        for hdu in hdus:
-            if isinstance(hdu, fits.CompImageHDU):
-                _check_tiles(hdu, path)
-    return hdus
+        return stack.enter_context(fits.open(stream, memmap=memmap and not packed))
 
 
 def _check_headers(stream: Any, path: Path, size: int | None) -> None:
@@ -158,6 +154,7 @@ def _check_headers(stream: Any, path: Path, size: int | None) -> None:
             raise _wrong_sizes(path, number, "axes that no data can have")
         if values.get("TFIELDS", 0) > limits.columns:
             raise exceeded(path, f"has {values['TFIELDS']} columns", "columns")
+        _check_tiles(values, path, number)
         # Random groups have NAXIS1 = 0, and their data all the same (FITS 4.0, section 6).
         grouped = bool(lengths) and lengths[0] == 0 and number == 0
         pixels = math.prod(lengths[1:] if grouped else lengths) if lengths else 0
@@ -200,28 +197,44 @@ def _cards(header: bytes) -> Iterator[bytes]:
 
 
 def _sizes(header: bytes, path: Path, number: int) -> dict[str, int]:
-    """Return what a header says of sizes; each must be a whole number, and be said once."""
+    """Return what a header says of sizes: whole numbers, each said once, as the standard has it."""
     values: dict[str, int] = {}
     for card in _cards(header):
-        if card.rstrip() == b"END":
+        if card.startswith(b"END") and not card[3:4].isalnum():
+            if card.rstrip() != b"END":
+                raise _wrong_sizes(path, number, "an END that does not end it")
             break
-        found = _SIZES.match(card)
-        if found is None:
+        before, _, text = card.partition(b"=")
+        name = before.upper().removeprefix(b"HIERARCH").strip()
+        if not _SIZES.fullmatch(name):
             continue
-        key = found[1].decode()
-        if not _WHOLE.fullmatch(found[2]) or key in values:
-            raise _wrong_sizes(path, number, f"{key} that is no whole number, or twice")
-        values[key] = int(found[2].split(b"/")[0])
+        key = name.decode()
+        plain = before == name.ljust(_KEYWORD) and _WHOLE.fullmatch(text)
+        if not plain or key in values:
+            raise _wrong_sizes(
+                path, number, f"{key} twice, or no whole number as the standard writes it"
+            )
+        values[key] = int(text.split(b"/")[0])
     return values
 
 
-def _check_tiles(hdu: Any, path: Path) -> None:
-    """Refuse a tiled image of absurd tiles, one of which is unfolded whole."""
-    tile = math.prod(int(hdu._header.get(f"ZTILE{k + 1}", 1)) for k in range(len(hdu.shape or ())))
-    shape = [int(n) for n in hdu.shape or (0,)]
-    if min(shape) < 0 or (tile * 8 > current().chunk_bytes and tile > math.prod(shape)):
-        raise _wrong_sizes(path, 0, "tiles that no image can have")
-    check_unfolded(min(tile, math.prod(shape)) * 8, path)
+def _check_tiles(values: Mapping[str, int], path: Path, number: int) -> None:
+    """Refuse a tiled image with another number of tiles than rows, or of absurd ones.
+
+    A tile is unfolded whole (FITS 4.0, section 10.1).
+    """
+    axes = range(1, values.get("ZNAXIS", 0) + 1)
+    lengths = [values.get(f"ZNAXIS{k}", 0) for k in axes]
+    if not lengths:
+        return
+    # By default a tile is a row of the image.
+    tile = [values.get(f"ZTILE{k}", lengths[0] if k == 1 else 1) for k in axes]
+    if min(tile) < 1 or 8 * math.prod(tile) > max(current().chunk_bytes, 8 * math.prod(lengths)):
+        raise _wrong_sizes(path, number, "tiles that no image can have")
+    count = math.prod(-(-n // t) for n, t in zip(lengths, tile, strict=True))
+    if count != values.get("NAXIS2", 0):
+        raise _wrong_sizes(path, number, f"{count} tiles, but {values.get('NAXIS2', 0)} rows")
+    check_unfolded(8 * math.prod(map(min, tile, lengths)), path)
 
 
 def find_hdu(hdus: Any, key: int | str | None, path: Path, *, image: bool) -> Any:
@@ -263,88 +276,6 @@ def find_hdu(hdus: Any, key: int | str | None, path: Path, *, image: bool) -> An
     listed = ", ".join(f"{k} {name!r}" for k, name in enumerate(names))
     hint = suggestion(key.upper(), names) if isinstance(key, str) else ""
     raise InputFileError(f"{path} has no HDU {key!r}{hint} (it has {listed})")
-
-
-class _Head:
-    """Listens to an XML parser until the first element begins."""
-
-    def __init__(self, path: Path) -> None:
-        self.root = ""
-        self._path = path
-
-    def doctype(self, *_: Any) -> None:
-        """Refuse a declaration of a document type, and with it all entities."""
-        raise InputFileError(
-            f"{self._path} declares a document type or entities, which a VOTable does not need and "
-            "which can be made to fill the memory; remove the declaration"
-        )
-
-    def declaration(self, version: str, encoding: str | None, standalone: int) -> None:
-        """Refuse encodings in which the text cannot be searched for bytes."""
-        del version, standalone
-        if (encoding or "utf-8").lower() not in ("utf-8", "us-ascii", "ascii", "iso-8859-1"):
-            raise InputFileError(f"{self._path} is in {encoding!r}; save it in UTF-8")
-
-    def element(self, name: str, attributes: Any) -> None:
-        """Note the name of the first element."""
-        del attributes
-        self.root = self.root or name
-
-
-def check_votable(path: Path) -> None:
-    """Refuse a VOTable that declares entities, or whose data lie at another address.
-
-    Raises
-    ------
-    InputFileError
-        If so; if it is packed, or no VOTable in an encoding of ASCII's kin; or if its elements are
-        nested, or its head is long, beyond the limits.
-    """
-    import mmap
-    from xml.parsers import expat
-
-    listener = _Head(path)
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = listener.doctype
-    parser.XmlDeclHandler = listener.declaration
-    parser.StartElementHandler = listener.element
-    with reading(path), path.open("rb") as stream:
-        head = stream.read(_VOTABLE_HEAD)
-        # The parser takes UTF-16 by its first bytes.
-        if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"<" or b"\0" in head[:64]:
-            raise InputFileError(f"{path} is no VOTable: it is no XML, or packed")
-        parser.Parse(head, len(head) < _VOTABLE_HEAD)
-        if listener.root.rpartition(":")[2] != "VOTABLE":
-            raise InputFileError(f"{path} is no VOTable: no VOTABLE element near its beginning")
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if _REMOTE_STREAM.search(content):
-                raise InputFileError(
-                    f"{path} keeps its data at another address (STREAM href), which is never "
-                    "followed; save the table with its data inside"
-                )
-            _check_fields(content, path)
-
-
-_REMOTE_STREAM = re.compile(rb"<(?:[^\s<>:]{1,99}:)?STREAM\b[^>]*\bhref\b")
-_FIELD = re.compile(rb"<(?:[^\s<>:]{1,99}:)?(?:FIELD|PARAM)\b")
-_N_ROWS = re.compile(rb"\bnrows\s*=\s*[\"']\s*([0-9]{1,18})")
-_ARRAY_SIZE = re.compile(rb"arraysize\s*=\s*[\"']\s*([0-9x\s]*)")
-
-
-def _check_fields(content: Any, path: Path) -> None:
-    """Refuse absurdly many fields, and fields of absurd sizes, which are made before any data."""
-    limits, total = current(), 0
-    for number, found in enumerate(_FIELD.finditer(content)):
-        if number >= limits.columns:
-            raise exceeded(path, f"has more than {limits.columns} fields", "columns")
-        sizes = _ARRAY_SIZE.search(content, found.end(), found.end() + 4096)
-        words = re.findall(rb"[0-9]{1,18}", sizes[1]) if sizes else []
-        total += math.prod(map(int, words))
-    if total > limits.pixels:
-        raise exceeded(path, f"has rows of {total} values", "pixels")
-    # The declared number of rows is made room for before one is read.
-    for found in _N_ROWS.finditer(content):
-        check_unfolded(8 * int(found[1]) * max(total, 1), path)
 
 
 def files_of(folder: Path, pattern: str, *, deep: bool = False) -> list[Path]:
@@ -391,13 +322,18 @@ def header_lines(stream: Any, path: Path) -> Iterator[str]:
         yield line
 
 
+def open_unpacked(path: Path, stack: ExitStack) -> Any:
+    """Open the bytes of a text until `stack` closes; a gzipped one unfolds within the limits."""
+    stream: Any = stack.enter_context(path.open("rb"))
+    packed = stream.peek(2).startswith(_GZIP)
+    return stack.enter_context(Gunzipped(stream, path)) if packed else stream
+
+
 def encoding_of(path: Path) -> str:
     """Return the encoding of a text, plain or gzipped: UTF-8, or Latin-1 if it cannot be that."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with ExitStack() as stack:
-        file: Any = stack.enter_context(path.open("rb"))
-        if path.name.lower().endswith(".gz"):
-            file = stack.enter_context(Gunzipped(file, path))
+        file = open_unpacked(path, stack)
         try:
             while block := file.read(_TEXT_BLOCK):
                 decoder.decode(block)
@@ -406,37 +342,3 @@ def encoding_of(path: Path) -> str:
             logger.warning("%s is not in UTF-8, and is read as Latin-1", path)
             return "latin-1"
     return "utf-8-sig"
-
-
-def check_ecsv(path: Path) -> None:
-    """Refuse an ECSV file that is packed, or whose header is no short one without references.
-
-    The header is YAML, which takes long to parse, and can refer to itself.
-
-    Raises
-    ------
-    InputFileError
-        If so.
-    """
-    limit = current().head_bytes // 8
-    with reading(path), path.open("rb") as stream:
-        if stream.peek(9)[:9].startswith(_PACKED_MAGIC):
-            raise InputFileError(f"{path} is packed; unpack it first")
-        header = b"".join(_commented(stream, limit))
-    if len(header) >= limit:
-        raise exceeded(path, f"has a header of more than {limit} bytes, an eighth", "head_bytes")
-    if _REFERENCE.search(_QUOTED.sub(b"", header)):
-        raise InputFileError(f"{path} has a header with anchors of YAML; write it without")
-
-
-_REFERENCE = re.compile(rb"(?:[:,\[{?-]\s*|^#\s*)[&*][\w-]", re.MULTILINE)
-_PACKED_MAGIC = (b"\x1f\x8b", b"BZh", b"PK\x03\x04", b"\xfd7zXZ", b"\x1f\x9d")
-_QUOTED = re.compile(rb"'[^'\n]*'|\"[^\"\n]*\"")
-
-
-def _commented(stream: Any, limit: int) -> Iterator[bytes]:
-    """Yield the lines of a header, in all little more bytes than `limit`."""
-    total = 0
-    while total < limit and (line := stream.readline(limit)).startswith(b"#"):
-        total += len(line)
-        yield line

@@ -11,7 +11,7 @@ import numpy as np
 
 from maury.errors import ColumnError, IdentifierError, suggestion
 from maury.io.arrays import Float64Array, StrArray
-from maury.io.limits import current, exceeded
+from maury.io.limits import CHARACTER_BYTES, check_text
 from maury.io.opening import reading
 from maury.io.units import to_unit
 
@@ -272,18 +272,18 @@ def _short(values: Any, what: str) -> Any:
 
 
 def check_text_width(values: Any, what: str) -> None:
-    """Refuse an arrow column that holds a text too long for a name or an identifier."""
+    """Refuse an arrow column whose texts are too long, or too unequal, for an array."""
     from pyarrow import compute
 
+    longest = total = 0
     for chunk in getattr(values, "chunks", [values]):
         words = getattr(chunk, "dictionary", chunk)
         if _is_text(words.type):
-            _check_width(compute.max(compute.binary_length(words)).as_py() or 0, what)
-
-
-def _check_width(longest: int, what: str) -> None:
-    if longest > current().text_characters:
-        raise exceeded(what, f"holds a text of {longest} bytes", "text_characters")
+            lengths = compute.binary_length(words)
+            longest = max(longest, compute.max(lengths).as_py() or 0)
+            each = lengths if words is chunk else lengths.take(chunk.indices)
+            total += compute.sum(each).as_py() or 0
+    check_text(longest, total, len(values), what)
 
 
 def _floats(values: Any, what: str) -> Float64Array:
@@ -317,9 +317,11 @@ def _texts(values: Any, what: str) -> StrArray:
     elif kind not in "SUOiu":
         raise ColumnError(f"{what} must hold text or whole numbers, got {data.dtype}")
     if kind in "SU":
-        _check_width(data.dtype.itemsize // (4 if kind == "U" else 1), what)
+        width = data.dtype.itemsize // (CHARACTER_BYTES if kind == "U" else 1)
+        check_text(width, width * data.size, data.size, what)
     elif kind == "O":
-        _check_width(max(map(len, data[~mask]), default=0), what)
+        lengths = [len(value) for value in data[~mask]]
+        check_text(max(lengths, default=0), sum(lengths), data.size, what)
     text = np.array([_decoded(v) for v in data], np.str_) if kind in "OS" else data.astype(np.str_)
     text = np.char.strip(np.where(mask, "", text))
     return text if kind in "fiu" else _whole_numbers(text, what)

@@ -1,32 +1,33 @@
 """Tables of many formats, by one interface: column names, numbers, texts."""
 
-import codecs
 import csv
+import io
 import logging
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maury.errors import ColumnError, InputFileError
+from maury.io.ecsv_guard import check_ecsv
 from maury.io.fits_values import column
 from maury.io.limits import check_columns, check_unfolded, current, exceeded
 from maury.io.opening import (
-    check_ecsv,
-    check_votable,
     encoding_of,
     find_hdu,
     header_lines,
     open_fits,
+    open_unpacked,
     reading,
 )
 from maury.io.parquet import ColumnSize, column_sizes
 from maury.io.source_table import SourceTable, _is_text
+from maury.io.votable_guard import check_votable
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) ->
                 find_hdu(open_fits(path, stack, memmap=True), hdu, path, image=False), path
             )
         elif kind == "csv":
-            table = _commented_csv(path) if _has_comments(path) else _csv_table(path)
+            table = _csv_table(path, stack)
         elif kind == "parquet":
             table = _parquet_table(path, stack)
         else:
@@ -138,25 +139,39 @@ def astropy_table(table: Any, path: Path) -> SourceTable:
     return SourceTable(path, tuple(table.colnames), len(table), units, raw)
 
 
-def read_votable(path: Path) -> Any:
-    """Read the first table of a VOTable into an astropy table."""
+def parse_votable(path: Path) -> list[Any]:
+    """Return the tables of a VOTable, as `astropy.io.votable` has them.
+
+    Raises
+    ------
+    InputFileError
+        As of `maury.io.votable_guard.check_votable`, or if it is damaged.
+    """
     from astropy.io import votable
 
     check_votable(path)
+    # An open file, for astropy asks another machine for a name that looks like an address.
+    with reading(path), path.open("rb") as stream:
+        return list(votable.parse(stream, verify="ignore").iter_tables())
+
+
+def read_votable(path: Path) -> Any:
+    """Read the first table of a VOTable into an astropy table."""
+    tables = parse_votable(path)
+    if not tables:
+        raise InputFileError(f"{path} holds no table; state the right file")
+    if len(tables) > 1:
+        logger.warning("%s holds %d tables; the first is read", path, len(tables))
     with reading(path):
-        tables = list(votable.parse(str(path), verify="ignore").iter_tables())
-        if not tables:
-            raise InputFileError(f"{path} holds no table; state the right file")
-        if len(tables) > 1:
-            logger.warning("%s holds %d tables; the first is read", path, len(tables))
         return tables[0].to_table(use_names_over_ids=True)
 
 
 def _ecsv(path: Path) -> Any:
-    from astropy.table import Table
+    from astropy.io import ascii as astropy_ascii
 
     check_ecsv(path)
-    return Table.read(str(path), format="ascii.ecsv", encoding="utf-8")
+    # Text with a line feed is content to astropy, whatever it looks like.
+    return astropy_ascii.read(path.read_text("utf-8") + "\n", format="ecsv")
 
 
 def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
@@ -206,16 +221,20 @@ def check_parquet_column(sizes: Mapping[str, ColumnSize], name: str, path: Path)
     check_unfolded(max(8 * size.n_value, size.n_byte), path)
 
 
-def _csv_table(path: Path) -> SourceTable:
-    """Read a CSV file as text: identifiers keep their leading zeros, blanks go later."""
+def _csv_table(path: Path, stack: ExitStack) -> SourceTable:
+    """Read a CSV file as text: identifiers keep their leading zeros, blanks go later.
+
+    It may be gzipped, and begin with comments, as those of the Gaia archive do.
+    """
     encoding = encoding_of(path)
-    names, delimiter = _csv_header(path, encoding)
+    names, delimiter, n_head = _csv_header(path, encoding)
     check_columns(names, path)
     table = None
     # A comma at the end of each row is one more cell, without a name and empty.
     for extra in (0, 1):
         try:
-            table = _arrow_csv(path, len(names) + extra, delimiter, encoding)
+            shape = (n_head, len(names) + extra)
+            table = _arrow_csv(open_unpacked(path, stack), shape, delimiter, encoding)
             break
         except ValueError as error:
             if extra or f"Expected {len(names)} columns, got {len(names) + 1}" not in str(error):
@@ -231,33 +250,45 @@ def _csv_table(path: Path) -> SourceTable:
     return SourceTable(path, known, table.num_rows, {}, lambda name: table.column(place[name]))
 
 
-def _csv_header(path: Path, encoding: str) -> tuple[tuple[str, ...], str]:
-    """Return the names of a CSV file's columns, and what stands between its cells."""
-    with path.open("rb") as stream:
-        if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+def _csv_header(path: Path, encoding: str) -> tuple[tuple[str, ...], str, int]:
+    """Return the names of a CSV file's columns, what stands between its cells, and lines so far."""
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise InputFileError(f"{path} is in UTF-16; save it in UTF-8")
-    with path.open(encoding=encoding, newline="") as stream:
-        lines = [*islice(header_lines(stream, path), 1)]
+    with ExitStack() as stack:
+        stream = io.TextIOWrapper(open_unpacked(path, stack), encoding=encoding, newline="")
+        head, lines = header_lines(stream, path), list[str]()
+        n_head = 1
+        for line in head:
+            if line.startswith("#") or (n_head > 1 and not line.strip()):
+                n_head += 1
+                continue
+            lines = [line]
+            break
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         # Spreadsheets write what the country has for lists.
         if lines and delimiter not in lines[0]:
             delimiter = max(";\t|,", key=lines[0].count)
         rest = header_lines(stream, path)
         header = next(csv.reader(chain(lines, rest), delimiter=delimiter, strict=True), [])
-    return tuple(name.strip() for name in header), delimiter
+    return tuple(name.strip() for name in header), delimiter, n_head
 
 
-def _arrow_csv(path: Path, n_column: int, delimiter: str, encoding: str) -> Any:
+def _arrow_csv(stream: Any, shape: tuple[int, int], delimiter: str, encoding: str) -> Any:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
+    n_head, n_column = shape
     names = [str(k) for k in range(n_column)]
     return arrow_csv.read_csv(
-        path,
+        stream,
         read_options=arrow_csv.ReadOptions(
-            skip_rows=1, column_names=names, encoding=encoding.removesuffix("-sig")
+            skip_rows=n_head, column_names=names, encoding=encoding.removesuffix("-sig")
         ),
-        parse_options=arrow_csv.ParseOptions(delimiter=delimiter),
+        parse_options=arrow_csv.ParseOptions(
+            delimiter=delimiter,
+            invalid_row_handler=lambda row: "skip" if row.text.startswith("#") else "error",
+        ),
         convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
     )
 
@@ -266,16 +297,3 @@ def _has_text(column: Any) -> bool:
     from pyarrow import compute
 
     return bool(compute.any(compute.not_equal(compute.utf8_trim_whitespace(column), "")).as_py())
-
-
-def _has_comments(path: Path) -> bool:
-    """Whether a CSV file is packed, or begins with comments, as those of the Gaia archive."""
-    with path.open("rb") as stream:
-        head = stream.read(4).removeprefix(codecs.BOM_UTF8)
-    return head.startswith((b"\x1f\x8b", b"#"))
-
-
-def _commented_csv(path: Path) -> SourceTable:
-    from maury.io.array_csv import ArrayCsv
-
-    return ArrayCsv(path, ()).table

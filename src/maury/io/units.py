@@ -53,6 +53,8 @@ _DEGREES_KELVIN = re.compile(r"deg(?:rees?|s)?[ ._]*k(?:elvins?)?", re.IGNORECAS
 _LOGARITHM = re.compile(r"(?:dex|log(?:10)?)?\s*[\[(](.*)[\])]", re.IGNORECASE)
 _LONGEST = 100
 """Characters of a unit; the longest of FITS standards and archives have some thirty."""
+_LARGEST_POWER = 10**7
+"""Product of all numbers of a unit, and so of powers of powers: ten to this is made in .1 s."""
 _TENTH_NM, _DEX = "0.1nm", " (dex)"
 
 
@@ -89,6 +91,20 @@ def to_unit(given: ArrayLike, text: str, target: str) -> Float64Array:
     return np.asarray(_unit(text, target).to(wanted, values, equivalencies=units.temperature()))
 
 
+def check_unit(text: str) -> None:
+    """Raise `ValueError` if a unit is too long to be one, or has powers that take long to work out.
+
+    Of ``10**999999999`` every digit would be made.
+    """
+    if not _is_quick(text):
+        raise ValueError(f"unit {text[:_LONGEST]!r:.70} is too long, or has numbers too large")
+
+
+def _is_quick(text: str) -> bool:
+    numbers = [int(n) or 1 for n in re.findall(r"\d{1,18}", text[: _LONGEST + 1])]
+    return len(text) <= _LONGEST and math.prod(numbers) <= _LARGEST_POWER
+
+
 # Astropy looks for a similar name of each unit that a standard lacks: 15 ms, for each label in dex.
 @lru_cache(maxsize=1024)
 def written(unit: str, standard: Literal["fits", "vounit"]) -> tuple[str, str]:
@@ -123,7 +139,14 @@ def written(unit: str, standard: Literal["fits", "vounit"]) -> tuple[str, str]:
 
 
 def described(unit: str | None, description: str) -> tuple[str | None, str]:
-    """Return the unit and the description that `written` made a file's unit and description of."""
+    """Return the unit and the description that `written` made a file's unit and description of.
+
+    Raises
+    ------
+    ValueError
+        As of `check_unit`.
+    """
+    check_unit(unit or "")
     if unit and unit.replace(" ", "") == _TENTH_NM:
         return "Angstrom", description
     if not unit and description.endswith(_DEX):
@@ -137,7 +160,7 @@ def _unit(text: str, target: str) -> Any:
     from astropy import units
 
     wanted, known = units.Unit(target), ""
-    if len(text) <= _LONGEST:
+    if _is_quick(text):
         for spelling in _spellings(text, target):
             unit = _parsed(spelling)
             if unit is None:

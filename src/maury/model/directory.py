@@ -30,7 +30,7 @@ from safetensors.numpy import save
 
 from maury.errors import MauryError, ModelFileError, check_known
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
-from maury.io.config_files import parse_json
+from maury.io.config_files import at_most, parse_json
 from maury.io.files import refuse_existing, writing
 from maury.io.limits import current
 from maury.io.migrations import MODEL
@@ -45,8 +45,6 @@ from maury.spectra.spectra import Medium, check_wavelengths, describe_grid
 LOSSES = "losses"
 """Attachment of a model: ``member_000`` and so on, (n_epoch, 2) float64, training and validation
 loss of each epoch, NaN where there is none."""
-MAX_MEMBERS = 1000
-"""Members that a model file may name; a hundred times the ten of the published ensemble; chosen."""
 METHOD = "method"
 """Attachment that a model has in place of networks, if `maury.methods` made it."""
 ScalingRule = Literal["min-max", "standard", "robust"]
@@ -471,14 +469,14 @@ class _ScalingDocument(_Strict):
 class _ModelDocument(_Strict):
     format: Literal["maury model"]
     format_version: int
-    labels: Annotated[list[dict[str, JsonValue]], Field(min_length=1)]
+    labels: Annotated[list[dict[str, JsonValue]], Field(min_length=1), at_most("labels")]
     network: dict[str, JsonValue]
     preparation: dict[str, JsonValue]
     scaling: _ScalingDocument
-    wave_aa: list[Number]
+    wave_aa: Annotated[list[Number], at_most("grid_pixels")]
     medium: Literal["air", "vacuum"]
     tensors: dict[str, Annotated[list[Size], Field(max_length=8)]]
-    members: Annotated[list[Member], Field(max_length=MAX_MEMBERS)]
+    members: Annotated[list[Member], at_most("members")]
     split: dict[str, JsonValue]
     simulated: bool
     seed: Annotated[int, Field(ge=0)] | None

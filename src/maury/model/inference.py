@@ -11,6 +11,7 @@ from torch import nn
 
 from maury.errors import ConfigError, ModelFileError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from maury.io.limits import current, exceeded
 from maury.labels.columns import BANDS
 from maury.model.directory import Model
 from maury.model.engines.engine import BLOCK_ROWS, EnsembleOutput, make_engine
@@ -36,16 +37,20 @@ def load_members(model: Model) -> list[nn.Module]:
         If the architecture is not known, or the weights do not fit it.
     """
     config = _network_of(model)
+    if config.n_passes * len(model.kept) > current().passes:
+        passes = config.n_passes * len(model.kept)
+        raise exceeded(str(model.path), f"asks for {passes} passes of dropout", "passes")
     n_observable = len(model.preparation.observable_names) if config.photometry else 0
     networks = []
     for member in model.kept:
-        weights = {name: torch.from_numpy(array) for name, array in model.weights(member).items()}
+        arrays = model.weights(member)
+        # Copies, which torch places for its own instructions: other places round otherwise.
+        weights = {name: torch.from_numpy(array).clone() for name, array in arrays.items()}
         try:
-            # Building draws weights, which are then replaced: opening a model may not move the
-            # user's generator.
-            with torch.random.fork_rng(devices=[]):
+            # Shapes alone: memory is for weights that lie in the file, not for what settings say.
+            with torch.device("meta"):
                 network = build(config, model.n_pixel, n_observable, len(model.labels))
-            network.load_state_dict(weights)
+            network.load_state_dict(weights, assign=True)
         except (ConfigError, RuntimeError) as error:
             raise ModelFileError(
                 f"{model.path}: the weights do not fit the network '{config.name}': {error}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maury.errors import InputFileError
-from maury.io.opening import check_ecsv
+from maury.io.ecsv_guard import check_ecsv
 from maury.prediction.stored import (
     StoredCatalogue,
     after,

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from maury.errors import InputFileError
 from maury.io.arrays import AnyArray
 from maury.io.limits import current
-from maury.io.opening import check_votable
 from maury.io.units import described, written
+from maury.io.votable_guard import check_votable
 from maury.labels.columns import Column
 from maury.prediction.ecsv import filled
 from maury.prediction.stored import BLOCK_ROWS, StoredCatalogue, after, arrow_table, of_table

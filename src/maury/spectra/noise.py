@@ -15,6 +15,7 @@ from pydantic import AfterValidator
 
 from maury.errors import CorrelationError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
+from maury.io.limits import current
 
 __all__ = [
     "RAVE_CORRELATION",
@@ -63,6 +64,8 @@ def check_correlation(
     CorrelationError
         If a value is not finite, or no noise has such a correlation.
     """
+    if len(correlation) > current().lags:
+        raise CorrelationError(f"{name} has {len(correlation)} lags, at most {current().lags}")
     values = tuple(float(value) for value in correlation)
     if not all(np.isfinite(values)):
         raise CorrelationError(f"{name} must be finite numbers, got {list(values)}")

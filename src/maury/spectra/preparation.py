@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import ValidationError, model_validator
 
 from maury.errors import ColumnError, ConfigError, suggestion
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
+from maury.io.config_files import at_most
+from maury.io.limits import current
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.spectra import observables as obs
 from maury.spectra import operators as ops
@@ -185,7 +188,7 @@ class Preparation(Config):
     ('a_v',)
     """
 
-    steps: tuple[SpectralStep, ...] = ()
+    steps: Annotated[tuple[SpectralStep, ...], at_most("steps")] = ()
     observables: tuple[Observable, ...] = (AbsoluteMagnitudes(), AV())
     noise_correlation: Correlation = RAVE_CORRELATION
 
@@ -208,8 +211,10 @@ class Preparation(Config):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = self.observable_names
+        if len(names) > current().observables:
+            raise ValueError(f"{len(names)} observables, at most {current().observables} are taken")
         # Two inputs of one name could not be told apart in the model file.
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"observables listed twice: {', '.join(twice)}")
         return self

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from maury.errors import ColumnError, suggestion
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray, Int64Array
+from maury.io.config_files import at_most
 from maury.labels.flags import Flag, set_where
 from maury.spectra import operators as ops
 from maury.spectra.batch import Batch
@@ -54,7 +55,7 @@ class LinearGrid(Config):
 
     start_aa: Annotated[float, Field(gt=0)]
     step_aa: Annotated[float, Field(gt=0)]
-    n_pixel: Annotated[int, Field(ge=2, le=1_000_000)]
+    n_pixel: Annotated[int, Field(ge=2), at_most("grid_pixels")]
 
     def wavelengths(self) -> Float64Array:
         """Wavelengths in angstrom, (n_pixel,) float64."""
@@ -64,7 +65,7 @@ class LinearGrid(Config):
 class ListedGrid(Config):
     """Wavelengths given one by one, in angstrom, increasing."""
 
-    wave_aa: Annotated[tuple[float, ...], Field(min_length=2, max_length=1_000_000)]
+    wave_aa: Annotated[tuple[float, ...], Field(min_length=2), at_most("grid_pixels")]
 
     @model_validator(mode="after")
     def _increasing(self) -> Self:
@@ -373,7 +374,7 @@ class RunningQuantileContinuum(_Continuum):
     step: Literal["continuum"] = "continuum"
     method: Literal["running_quantile"] = "running_quantile"
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    window: Annotated[int, Field(ge=3)] = 101
+    window: Annotated[int, Field(ge=3), at_most("grid_pixels")] = 101
 
 
 class NoContinuum(_Continuum):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maury.errors import SurveyFileError
+from maury.io.config_files import parse_json
 
 MANIFEST = "manifest"
 _FORMAT = {"format": "maury manifest", "format_version": 1}
@@ -88,7 +89,7 @@ def _read(manifest: Path) -> dict[str, Any]:
     try:
         if manifest.stat().st_size > _MOST_BYTES:
             raise ValueError("it is too large")
-        group = json.loads(manifest.read_bytes())
+        group = parse_json(manifest.read_bytes())
         content: dict[str, Any] = group["attributes"]["maury"]
         known = {name: content[name] for name in _FORMAT} == _FORMAT
         for digest in content["metadata"].values():

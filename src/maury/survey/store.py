@@ -6,7 +6,6 @@ Dimensions are ``star`` (one row per spectrum) and ``pixel``. Variables are ``fl
 """
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import ArrayLike
 from maury.errors import ConfigError, SurveyFileError, check_known
 from maury.io import addresses
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array, StrArray
-from maury.io.limits import VARIABLE, current, exceeded, unpacked_bytes
+from maury.io.limits import check_text
 from maury.io.migrations import SURVEY
 from maury.labels import definitions as labels_module
 from maury.labels.columns import unknown_column
@@ -30,6 +29,7 @@ from maury.spectra.rows import row_numbers, row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths, describe_grid
 from maury.spectra.star_identity import StarMarks
 from maury.survey.manifest import check_manifest, manifest_digest
+from maury.survey.store_files import HEADER_FILE, check_chunks, check_files, check_sizes
 from maury.survey.writer import CHUNK_STARS as CHUNK_STARS
 from maury.survey.writer import COLUMN_CHUNK_STARS
 from maury.survey.writer import SurveyWriter as SurveyWriter
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 logger = logging.getLogger(__name__)
-_HEADER_FILE = "zarr.json"
-_MOST_AXES = 3
-"""Of an array: star, pixel, and one more that a later version may have; more is damage."""
 RAVE_RESOLVING_POWER = 7500.0
 """Of RAVE (Steinmetz et al. 2020, AJ 160, 82); early stores of its released files do not say it."""
 
@@ -87,21 +84,28 @@ class Survey:
 
         place = addresses.parse(path)
         if isinstance(place, addresses.Address):
-            place.fingerprint(_HEADER_FILE)
-        elif not (place / _HEADER_FILE).is_file():
+            place.fingerprint(HEADER_FILE)
+        elif not (place / HEADER_FILE).is_file():
             raise SurveyFileError(
                 f"{path} is not a survey store; make one with 'maury ingest' or 'maury simulate'"
             )
         else:
-            # A store of somebody else could otherwise name any file of this machine as its data.
-            _refuse_links(place)
+            check_files(place)
             check_manifest(place)
         try:
-            dataset = xr.open_zarr(str(place), consolidated=False, chunks=None)
+            # Attributes of a stranger name no times to be decoded, and no arrays to be loaded.
+            dataset = xr.open_zarr(
+                str(place),
+                consolidated=False,
+                chunks=None,
+                decode_times=False,
+                decode_timedelta=False,
+                decode_coords=False,
+            )
         except Exception as error:
             # Damage shows as whatever xarray, zarr or a codec raises; users are told one thing.
             raise SurveyFileError(f"cannot open the survey store {place}: {error}") from error
-        _check_sizes(dataset, place)
+        check_sizes(dataset, place)
         return cls(dataset, place)
 
     def __len__(self) -> int:
@@ -128,7 +132,7 @@ class Survey:
         """Wavelengths in angstrom, shape ``(n_pixel,)``."""
         try:
             if isinstance(self.path, Path):
-                _check_chunks(self.dataset["wave"], self.path, slice(None))
+                check_chunks(self.dataset["wave"], self.path, slice(None))
             wave = self.dataset["wave"].to_numpy()
         except Exception as error:
             raise SurveyFileError(
@@ -185,8 +189,8 @@ class Survey:
     def fingerprint(self) -> str:
         """Place and content of the store; its date, where it has no manifest."""
         if isinstance(self.path, addresses.Address):
-            return f"{self.path} {self.n_star} {self.path.fingerprint(_HEADER_FILE)}"
-        stamp = manifest_digest(self.path) or (self.path / _HEADER_FILE).stat().st_mtime_ns
+            return f"{self.path} {self.n_star} {self.path.fingerprint(HEADER_FILE)}"
+        stamp = manifest_digest(self.path) or (self.path / HEADER_FILE).stat().st_mtime_ns
         return f"{self.path.resolve()} {self.n_star} {stamp}"
 
     @property
@@ -380,7 +384,7 @@ class Survey:
     def _read(self, name: str, rows: slice) -> AnyArray:
         try:
             if isinstance(self.path, Path):
-                _check_chunks(self.dataset[name], self.path, rows)
+                check_chunks(self.dataset[name], self.path, rows)
             return np.asarray(self.dataset[name][rows].values)
         except Exception as error:
             # Which chunk it is, is looked for only now: it takes a second reading of each.
@@ -392,14 +396,10 @@ class Survey:
         if values.dtype.kind not in "TO":
             return values
         texts = values.astype(object)
+        lengths = [len(text) for text in texts]
         # A fixed width is that of the longest: one long text would be paid for in every row.
-        longest = max(map(len, texts), default=0)
-        if longest > current().text_characters:
-            raise exceeded(
-                str(self.path),
-                f"holds a text of {longest} characters in {name!r}",
-                "text_characters",
-            )
+        longest, what = max(lengths, default=0), f"{self.path}, column {name!r},"
+        check_text(longest, sum(lengths), len(texts), what)
         return texts.astype(np.str_)
 
     def _damage(self, name: str, rows: slice) -> str:
@@ -410,7 +410,7 @@ class Survey:
             end = min(start + step, self.n_star)
             try:
                 if isinstance(self.path, Path):
-                    _check_chunks(self.dataset[name], self.path, slice(start, end))
+                    check_chunks(self.dataset[name], self.path, slice(start, end))
                 self.dataset[name][start:end].to_numpy()
             except Exception as error:
                 inner = "" if self.dataset[name].ndim == 1 else "/0"
@@ -421,61 +421,6 @@ class Survey:
                     "anew; all other chunks are whole unless they are named as well"
                 )
         return f"cannot read {name!r} of {self.path}"
-
-
-def _refuse_links(store: Path) -> None:
-    """Refuse links among metadata and folders of a store; the store itself may be one."""
-    inner = [path for path in store.iterdir() if path.is_dir() or path.is_symlink()]
-    for path in [store / _HEADER_FILE, *inner]:
-        for part in (path, path / _HEADER_FILE, path / "c"):
-            if part.is_symlink():
-                raise SurveyFileError(
-                    f"{part} is a link, and a survey store may hold none; copy the store whole"
-                )
-
-
-def _check_chunks(array: "xr.DataArray", store: Path, rows: slice) -> None:
-    """Refuse chunks of some rows that unfold to absurdly many bytes.
-
-    Only Zstandard, which a store is written with, says so in its first bytes.
-    """
-    limit = current().chunk_bytes
-    kinds = [type(codec).__name__ for codec in array.encoding.get("compressors") or ()]
-    packed = kinds.count("ZstdCodec")
-    # Of other codecs, or of one inside another, no header tells how much they unfold to.
-    if packed > 1 or not set(kinds) <= {"ZstdCodec", "Crc32cCodec"} or array.encoding.get("shards"):
-        raise ValueError(f"it is packed by {', '.join(kinds)}, which no survey store is")
-    first, stop, _ = rows.indices(array.shape[0])
-    step = (array.encoding.get("chunks") or array.shape)[0]
-    for number in range(first // step, -(-stop // step)):
-        place = store / str(array.name) / "c" / str(number)
-        # Of two axes a chunk is a file in a folder, c/0/0; of one axis it is c/0 itself.
-        for file in place.iterdir() if place.is_dir() else [place]:
-            if file.is_symlink() or place.is_symlink():
-                raise ValueError(f"{file} is a link, and a survey store may hold none")
-            # A chunk that holds nothing but the fill value is not written.
-            if not file.is_file():
-                continue
-            size = unpacked_bytes(file) if packed else file.stat().st_size
-            if size is None or size > limit:
-                raise ValueError(f"its chunk {file} unfolds to {size or 'unknown'} bytes")
-
-
-def _check_sizes(dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
-    """Refuse arrays of absurd shapes, and chunks that no reading of some rows should unfold."""
-    limits = current()
-    for name, array in dataset.variables.items():
-        chunks = array.encoding.get("chunks") or (1,)
-        chunk = math.prod(chunks) * array.dtype.itemsize
-        row = math.prod(array.shape[1:]) if array.ndim > 1 else 1
-        rows = array.shape[0] if array.ndim and array.dims[0] != "pixel" else 0
-        if rows > limits.rows or row > limits.pixels or array.ndim > _MOST_AXES:
-            raise SurveyFileError(f"{path}: {name!r} has shape {array.shape}; the store is damaged")
-        if min(chunks) < 1 or chunk > limits.chunk_bytes:
-            raise SurveyFileError(
-                f"{path}: a chunk of {name!r} has {chunk} bytes; the store is damaged; if it is "
-                f"right, raise {VARIABLE}='chunk_bytes=...'"
-            )
 
 
 def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, Any]:

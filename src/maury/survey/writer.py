@@ -277,7 +277,8 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         self._group = zarr.create_group(str(self.partial), zarr_format=3)
         self._group.attrs["maury"] = header
         n_star, n_pixel = self.n_star, wave.size
-        rows = min(chunk, max(n_star, 1))
+        # A chunk of long spectra must not be larger than what is read.
+        rows = min(chunk, max(n_star, 1), max(1, current().chunk_bytes // (4 * n_pixel)))
         for name, ucd in (
             ("flux", "phot.flux.density;em.wl"),
             ("ivar", "stat.weight;phot.flux.density"),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from maury.errors import ConfigError, check_known
-from maury.io.config_files import Settings, validated
+from maury.io.config_files import Settings, at_most, validated
 
 ScalingRule = Literal["min-max", "standard", "robust"]
 Config = TypeVar("Config", bound="type[NetworkConfig]")
@@ -38,35 +38,11 @@ def parse_settings(
     return settings
 
 
-@dataclass(frozen=True)
-class LargestNetwork:
-    """Sizes beyond which a network is refused before anything of it is built.
-
-    Settings also come from model files of strangers, and a number with a few more digits would
-    fill the memory. Chosen, not measured: some ten times the largest published network of stellar
-    spectra or more.
-
-    Attributes
-    ----------
-    units, depth, rank : int
-        Of a dense layer; layers or blocks; columns of a covariance factor.
-    filters, kernel : int
-        Of a convolution; pooling widths are bounded as kernels are.
-    passes : int
-        Passes of dropout that are averaged.
-    """
-
-    units: int = 8192
-    depth: int = 32
-    rank: int = 64
-    filters: int = 512
-    kernel: int = 512
-    passes: int = 1000
-
-
-LARGEST = LargestNetwork()
-Filters = Annotated[int, Field(ge=1, le=LARGEST.filters)]
-Units = Annotated[int, Field(ge=1, le=LARGEST.units)]
+Filters = Annotated[int, Field(ge=1), at_most("filters")]
+Kernel = Annotated[int, Field(ge=1), at_most("kernel")]
+Units = Annotated[int, Field(ge=1), at_most("units")]
+Layers = Annotated[int, Field(ge=0), at_most("layers")]
+Rank = Annotated[int, Field(ge=0), at_most("rank")]
 
 
 def linear(n_in: int, n_out: int) -> nn.Linear:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maury.io.arrays import Float32Array, Int64Array
+from maury.io.config_files import at_most
 from maury.labels.columns import BANDS
 from maury.model.networks.base import (
-    LARGEST,
+    Layers,
     NetworkConfig,
     NetworkOutput,
+    Rank,
     ScalingRule,
+    Units,
     linear,
     preset,
 )
@@ -93,11 +96,11 @@ class DefaultConfig(NetworkConfig):
     needs_spectrum: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
 
-    stem: int = Field(default=192, ge=1, le=LARGEST.units)
-    width: int = Field(default=256, ge=1, le=LARGEST.units)
-    depth: int = Field(default=2, ge=0, le=LARGEST.depth)
-    rank: int = Field(default=3, ge=0, le=LARGEST.rank)
-    blocks: int = Field(default=48, ge=0, le=LARGEST.units)
+    stem: Units = 192
+    width: Units = 256
+    depth: Layers = 2
+    rank: Rank = 3
+    blocks: Annotated[int, Field(ge=0), at_most("units")] = 48
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> DefaultNetwork:
         """Build the network, see `base.build`; its flux scale is still 0 and 1."""

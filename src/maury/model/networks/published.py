@@ -8,17 +8,18 @@ with `preset`.
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maury.io.config_files import at_most
 from maury.model.networks.base import (
-    LARGEST,
     PRESETS,
     Filters,
+    Kernel,
     NetworkConfig,
     NetworkOutput,
     ScalingRule,
@@ -176,13 +177,13 @@ class Guiglion2020(NetworkConfig):
         "patience": 40,
     }
 
-    filters: tuple[Filters, ...] = Field(default=(8, 4, 2), min_length=1, max_length=LARGEST.depth)
-    kernel: int = Field(default=10, ge=1, le=LARGEST.kernel)
+    filters: Annotated[tuple[Filters, ...], Field(min_length=1), at_most("layers")] = (8, 4, 2)
+    kernel: Kernel = 10
     negative_slope: float = Field(default=0.3, ge=0.0, lt=1.0)
     dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
-    spectrum_units: int = Field(default=32, ge=1, le=LARGEST.units)
-    photometry_units: int = Field(default=27, ge=1, le=LARGEST.units)
-    head_units: int = Field(default=16, ge=1, le=LARGEST.units)
+    spectrum_units: Units = 32
+    photometry_units: Units = 27
+    head_units: Units = 16
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
         """Build the network, see `build`."""
@@ -226,9 +227,9 @@ class _Pooled(NetworkConfig):
     """Two convolutions, max-pooling and two dense layers; observables join before the second."""
 
     photometry: bool = False
-    kernel: int = Field(default=8, ge=1, le=LARGEST.kernel)
-    pool: int = Field(default=4, ge=1, le=LARGEST.kernel)
-    photometry_units: int = Field(default=32, ge=1, le=LARGEST.units)
+    kernel: Kernel = 8
+    pool: Kernel = 4
+    photometry_units: Units = 32
 
     def _branches(
         self, n_pixel: int, n_observable: int, filters: tuple[int, int], units: int, dropout: float
@@ -311,7 +312,7 @@ class AstroNN(_Pooled):
     units: tuple[Units, Units] = (192, 96)
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
     head_dropout: bool = False
-    mc_passes: int = Field(default=100, ge=0, le=LARGEST.passes)
+    mc_passes: Annotated[int, Field(ge=0), at_most("passes")] = 100
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
         """Build the network, see `build`."""

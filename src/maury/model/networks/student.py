@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maury.io.config_files import at_most
 from maury.model.networks.base import (
-    LARGEST,
+    Layers,
     NetworkConfig,
     NetworkOutput,
+    Rank,
     ScalingRule,
+    Units,
     linear,
     preset,
 )
@@ -67,11 +70,11 @@ class StudentConfig(NetworkConfig):
     needs_spectrum: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
 
-    stem: int = Field(default=48, ge=1, le=LARGEST.units)
-    width: int = Field(default=128, ge=1, le=LARGEST.units)
-    depth: int = Field(default=2, ge=0, le=LARGEST.depth)
-    rank: int = Field(default=4, ge=1, le=LARGEST.rank)
-    blocks: int = Field(default=24, ge=0, le=LARGEST.units)
+    stem: Units = 48
+    width: Units = 128
+    depth: Layers = 2
+    rank: Rank = Field(default=4, ge=1)
+    blocks: Annotated[int, Field(ge=0), at_most("units")] = 24
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> StudentNetwork:
         """Build the network, see `base.build`; its flux scale is still 0 and 1."""

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maury.errors import ColumnError, ConfigError, InputFileError, MauryError, check_known
+from maury.errors import ColumnError, ConfigError, InputFileError, check_known
 from maury.evaluation.audit import audit
 from maury.evaluation.audit_report import AuditReport
 from maury.evaluation.validation import held_out_rows
 from maury.io.arrays import BoolArray, Float64Array, IndexArray, Int64Array, StrArray
-from maury.io.opening import check_ecsv, check_votable, open_fits
+from maury.io.source_table import SourceTable
+from maury.io.tables import open_table
 from maury.labels.definitions import Label
 from maury.labels.flags import warn
 from maury.labels.statistics import LabelStatistics, residual_statistics
@@ -33,13 +34,8 @@ Stage = Callable[[str], None]
 
 MOST_TRAINING = 4000
 """Training spectra that are predicted at most, evenly chosen."""
-TABLE_FORMATS: Mapping[str, str] = {
-    ".csv": "ascii.csv",
-    ".ecsv": "ascii.ecsv",
-    ".fits": "fits",
-    ".vot": "votable",
-    ".parquet": "parquet",
-}
+TABLE_FORMATS = (".csv", ".ecsv", ".fits", ".vot", ".parquet")
+"""Suffixes of tables that go with a report."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +239,11 @@ def _statistics(model: Model, test: PageStars | None) -> tuple[LabelStatistics, 
 def read_table(path: Path | str) -> Table:
     """Read a table in the format that its suffix names, or ``comparison.ecsv`` of a directory.
 
+    Returns
+    -------
+    astropy.table.Table
+        Its columns of one value a row; a missing number is NaN, a missing text empty.
+
     Raises
     ------
     InputFileError
@@ -252,25 +253,26 @@ def read_table(path: Path | str) -> Table:
 
     path = Path(path)
     path = path / "comparison.ecsv" if path.is_dir() else path
-    form = TABLE_FORMATS.get(path.suffix.lower())
-    if form is None:
+    if path.suffix.lower() not in TABLE_FORMATS:
         raise InputFileError(
             f"{path} is no table that can be read; its suffix must be one of "
             f"{', '.join(TABLE_FORMATS)}"
         )
+    with ExitStack() as stack:
+        source = open_table(path, stack)
+        columns = {name: _one_a_row(source, name) for name in source.names}
+    return Table({name: values for name, values in columns.items() if values is not None})
+
+
+def _one_a_row(source: SourceTable, name: str) -> Any:
+    """Return a column; None if it holds arrays or the like, which no figure is drawn from."""
     try:
-        if form == "votable":
-            check_votable(path)
-        elif form == "ascii.ecsv":
-            check_ecsv(path)
-        elif form == "fits":
-            with ExitStack() as stack:
-                open_fits(path, stack)
-        return Table.read(path, format=form)
-    except MauryError:
-        raise
-    except Exception as error:
-        raise InputFileError(f"cannot read the table {path}: {error}") from error
+        values = source.plain(name)
+    except ColumnError:
+        return None
+    if values.dtype.kind == "i" and np.ma.is_masked(values):
+        values = values.astype(np.float64)
+    return np.ma.filled(values, {"f": np.nan, "U": "", "b": False}.get(values.dtype.kind))
 
 
 def match(sample: PageStars, table: Table) -> tuple[IndexArray, IndexArray]:

@@ -20,9 +20,9 @@ from maury.errors import ColumnError, GridMismatch, IdentifierError, InputFileEr
 from maury.io.array_csv import ArrayCsv
 from maury.io.arrays import AnyArray, Float64Array, IndexArray, StrArray
 from maury.io.fits_values import column
-from maury.io.opening import check_votable, open_fits, reading
+from maury.io.opening import open_fits, reading
 from maury.io.source_table import SourceTable
-from maury.io.tables import astropy_table, fits_table
+from maury.io.tables import astropy_table, fits_table, parse_votable
 from maury.survey.readers.block_files import Block, BlockFiles, RowReader
 from maury.survey.readers.grids import same_grid, to_angstrom
 from maury.survey.readers.planes import Plane, column_plane
@@ -110,11 +110,8 @@ def _fits_rows(hdu: Any) -> Callable[[str], Any]:
 
 
 def _votable_blocks(path: Path) -> list[Block]:
-    from astropy.io import votable
-
-    check_votable(path)
     blocks = []
-    for table in votable.parse(str(path), verify="ignore").iter_tables():
+    for table in parse_votable(path):
         parsed = table.to_table(use_names_over_ids=True)
         facts = {str(p.name or p.ID): _plain(p.value) for p in table.params}
         blocks.append(_block(astropy_table(parsed, path), _memory_rows(parsed), facts))

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from maury.errors import GridMismatch, WavelengthError
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
+from maury.io.limits import current, exceeded
 from maury.io.units import to_unit
 from maury.spectra.operators import Resampler
 from maury.spectra.spectra import Medium, arm_slices, check_wavelengths, describe_grid
@@ -213,6 +214,8 @@ class Gridder:
         flux_scale: float = 1.0,
     ) -> None:
         self._base_aa = check_wavelengths(wave_aa)
+        if self._base_aa.size > current().grid_pixels:
+            raise exceeded("the survey", f"has {self._base_aa.size} pixels", "grid_pixels")
         self._layout = layout
         self.wave_aa = self._base_aa if layout is None else check_wavelengths(layout.wave_aa)
         self.resamples = resample

@@ -110,10 +110,10 @@ def check_rows(n_star: int, what: Path) -> None:
         )
 
 
-def check_pixels(n_pixel: int, what: Path) -> None:
-    """Raise `InputFileError` if spectra are absurdly long."""
-    if n_pixel > current().pixels:
-        raise exceeded(what, f"holds spectra of {n_pixel} pixels", "pixels")
+def check_pixels(n_pixel: int, what: Path, *, limit: str = "pixels") -> None:
+    """Raise `InputFileError` if spectra are longer than the limit of this name."""
+    if n_pixel > getattr(current(), limit):
+        raise exceeded(what, f"holds spectra of {n_pixel} pixels", limit)
 
 
 def complete_ids(ids: StrArray | None, n_star: int, what: Path) -> StrArray:

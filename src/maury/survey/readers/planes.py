@@ -1,5 +1,7 @@
 """Arrays of spectra in files, read a few rows at a time."""
 
+import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -119,7 +121,24 @@ def npz_array(path: Path, name: str) -> AnyArray:
         for entry in archive.zip.infolist():
             if entry.filename in (name, f"{name}.npy"):
                 check_unfolded(entry.file_size, path)
+                _check_promise(archive.zip, entry, path)
         return np.asarray(archive[name])
+
+
+def _check_promise(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse an array whose header promises more bytes than its entry has, before room is made."""
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        # The third version differs in the encoding of names of fields, which no plain array has.
+        first = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        promised = math.prod(shape) * dtype.itemsize
+        if promised > entry.file_size:
+            raise InputFileError(
+                f"{path}: the array {entry.filename!r} promises {promised} bytes and has "
+                f"{entry.file_size}; it is cut short or damaged, fetch it again"
+            )
 
 
 def _numeric_plane(data: Any, what: str) -> Plane:

@@ -168,7 +168,9 @@ def _assemble(
         flux = _oriented(flux, spectra.orientation, known, path)
     # By the header, before anything is read: a damaged one may promise any size.
     check_rows(flux.n_star, path)
-    check_pixels(flux.n_pixel, path)
+    # Spectra of many stars are read some thousand at a time.
+    for limit in ("pixels", "grid_pixels")[: min(flux.n_star, 2)]:
+        check_pixels(flux.n_pixel, path, limit=limit)
     noise = spectra.ivar or spectra.error
     ivar = None if noise is None else file.get(noise)
     if ivar is not None and not file.oriented:

@@ -1,0 +1,138 @@
+"""Files of a survey store that may be anybody's: looked at before Zarr follows what they say."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maury.errors import SurveyFileError
+from maury.io import addresses
+from maury.io.config_files import parse_json
+from maury.io.limits import VARIABLE, check_columns, current, exceeded, unpacked_bytes
+from maury.survey.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+HEADER_FILE = "zarr.json"
+"""Metadata of a store, and of each of its arrays."""
+_MOST_AXES = 3
+"""Of an array: star, pixel, and one more that a later version may have; more is damage."""
+_ITEM_BYTES = 8
+"""Of a number or of what stands for a text; wider types state their length."""
+
+
+def check_files(store: Path) -> None:
+    """Look at the files of a store before Zarr does.
+
+    Raises
+    ------
+    SurveyFileError
+        If there are links among metadata and folders (the store itself may be one), which could
+        name any file of this machine, or metadata are damaged or beyond the limits.
+    """
+    inner = [path for path in store.iterdir() if path.is_dir() or path.is_symlink()]
+    check_columns(inner, store)
+    for path in [store / HEADER_FILE, *inner]:
+        for part in (path, path / HEADER_FILE, path / "c"):
+            if part.is_symlink():
+                raise SurveyFileError(
+                    f"{part} is a link, and a survey store may hold none; copy the store whole"
+                )
+    heads = [path / HEADER_FILE for path in inner if path.name != MANIFEST]
+    for head in filter(Path.is_file, heads):
+        try:
+            _check_metadata(head)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise SurveyFileError(
+                f"{head} is damaged ({error}); copy it from a backup, or make the store anew"
+            ) from error
+
+
+def check_chunks(array: "xr.DataArray", store: Path, rows: slice) -> None:
+    """Refuse chunks of some rows that unfold to absurdly many bytes.
+
+    Only Zstandard, which a store is written with, says so in its first bytes.
+    """
+    limit = current().chunk_bytes
+    kinds = [type(codec).__name__ for codec in array.encoding.get("compressors") or ()]
+    packed = kinds.count("ZstdCodec")
+    # Of other codecs, or of one inside another, no header tells how much they unfold to.
+    if packed > 1 or not set(kinds) <= {"ZstdCodec", "Crc32cCodec"} or array.encoding.get("shards"):
+        raise ValueError(f"it is packed by {', '.join(kinds)}, which no survey store is")
+    first, stop, _ = rows.indices(array.shape[0])
+    step = (array.encoding.get("chunks") or array.shape)[0]
+    for number in range(first // step, -(-stop // step)):
+        place = store / str(array.name) / "c" / str(number)
+        # Of two axes a chunk is a file in a folder, c/0/0; of one axis it is c/0 itself.
+        for file in place.iterdir() if place.is_dir() else [place]:
+            if file.is_symlink() or place.is_symlink():
+                raise ValueError(f"{file} is a link, and a survey store may hold none")
+            # A chunk that holds nothing but the fill value is not written.
+            if not file.is_file():
+                continue
+            size = unpacked_bytes(file) if packed else file.stat().st_size
+            if size is None or size > limit:
+                raise ValueError(f"its chunk {file} unfolds to {size or 'unknown'} bytes")
+            if array.dtype.kind in "TO":
+                _check_texts(file, size, kinds)
+
+
+def _check_texts(file: Path, size: int, kinds: Sequence[str]) -> None:
+    """Refuse a chunk of texts that promises more of them than it has bytes for.
+
+    It begins with their number, and each with its length, of four bytes both (codec vlen-utf8).
+    """
+    from numcodecs import zstd
+
+    data = file.read_bytes()
+    # The checksum, also of four bytes, is the last of the codecs.
+    data = data[:-4] if "Crc32cCodec" in kinds else data
+    data = bytes(zstd.decompress(data)) if "ZstdCodec" in kinds else data
+    count = int.from_bytes(data[:4], "little")
+    if 4 * count > size:
+        raise ValueError(f"its chunk {file} promises {count} texts in {size} bytes")
+
+
+def _check_metadata(head: Path) -> None:
+    """Refuse metadata of an array that ask for more than a survey has, before Zarr follows them.
+
+    A variable with the name of its dimension would be an index, which is read whole on opening.
+    """
+    limits = current()
+    if head.stat().st_size > limits.head_bytes:
+        raise exceeded(head, f"has {head.stat().st_size} bytes", "head_bytes")
+    content = parse_json(head.read_bytes())
+    if head.parent.name in ("star", "pixel") or [head.parent.name] == content["dimension_names"]:
+        raise ValueError(f"{head.parent.name!r} is the name of a dimension")
+    kind = content["data_type"]
+    item = kind["configuration"]["length_bytes"] if isinstance(kind, dict) else _ITEM_BYTES
+    chunks = content["chunk_grid"]["configuration"]["chunk_shape"]
+    _check_shape(head, content["dimension_names"], tuple(content["shape"]), chunks, item)
+
+
+def _check_shape(
+    what: Path | str, axes: Sequence[str], shape: tuple[int, ...], chunks: Sequence[int], item: int
+) -> None:
+    """Refuse an array of absurd shape, and chunks that no reading of some rows should unfold."""
+    limits = current()
+    sizes = dict(zip(axes, shape, strict=True))
+    rows, pixels = sizes.pop("star", 0), sizes.pop("pixel", 0)
+    if rows > limits.rows or math.prod(sizes.values()) > limits.pixels or len(shape) > _MOST_AXES:
+        raise SurveyFileError(f"{what} has shape {shape}; the store is damaged")
+    if pixels > limits.grid_pixels:
+        raise exceeded(what, f"has spectra of {pixels} pixels", "grid_pixels")
+    chunk = item * math.prod(chunks)
+    if min(chunks, default=1) < 1 or chunk > limits.chunk_bytes:
+        raise SurveyFileError(
+            f"{what} has chunks of {chunk} bytes; the store is damaged; if it is right, raise "
+            f"{VARIABLE}='chunk_bytes=...'"
+        )
+
+
+def check_sizes(dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
+    """Refuse arrays of absurd shapes or chunks, also in stores whose files were not looked at."""
+    for name, array in dataset.variables.items():
+        chunks = array.encoding.get("chunks") or (1,)
+        axes = [str(axis) for axis in array.dims]
+        _check_shape(f"{path}: {name!r}", axes, array.shape, chunks, array.dtype.itemsize)
