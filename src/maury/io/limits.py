@@ -54,6 +54,7 @@ VARIABLE = "MAURY_LIMITS"
 """Environment variable that raises limits: ``name=number``, separated by blanks or commas."""
 LARGEST_RATIO = 10
 """A file may always unfold to this many times its own size."""
+_ADDRESS = re.compile(r"(https?|s?ftp|ssh|file):", re.IGNORECASE)
 CHARACTER_BYTES = 4
 """Bytes of a character in an array of numpy."""
 
@@ -190,7 +191,12 @@ def largest_unfolded(path: Path) -> int:
 
 
 def check_regular(path: Path) -> None:
-    """Raise `InputFileError` if `path` is a pipe, a socket or a device, which may never end."""
+    """Raise `InputFileError` if `path` is a pipe, a socket or a device, which may never end.
+
+    So does a name that astropy takes for an address, and would ask another machine for.
+    """
+    if _ADDRESS.match(str(path)):
+        raise InputFileError(f"{path} looks like an address, not a file; give its absolute path")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise InputFileError(f"{path} is no regular file; save its content in one, and give that")
 

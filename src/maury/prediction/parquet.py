@@ -10,6 +10,7 @@ from maury.errors import InputFileError
 from maury.io.limits import check_columns
 from maury.io.parquet import column_sizes, n_rows, read_blocks, write_table
 from maury.io.tables import check_parquet_column, open_parquet
+from maury.io.units import check_unit
 from maury.labels.columns import Column
 from maury.prediction import votable
 from maury.prediction.stored import BLOCK_ROWS, StoredCatalogue, arrow_type
@@ -127,6 +128,7 @@ def _column(one: "pa.Field") -> Column:
     words = one.type.value_type if pa.types.is_dictionary(one.type) else one.type
     kind = next((kind for kind, holds in _kinds() if holds(words)), "other")
     unit = about.get("unit", "")
+    check_unit(unit)
     # As a table in memory has it, in the spelling of astropy.
     unit = str(units.Unit(unit, parse_strict="silent")) if unit else ""
     return Column(one.name, unit, about.get("ucd", ""), about.get("description", ""), kind)
