@@ -25,10 +25,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from targets import TARGETS, clean, seeds_of  # noqa: E402
-from watch import Escape, install, watched  # noqa: E402
+from watch import CPU_SECONDS, MEMORY_MIB, Escape, install, limited, watched  # noqa: E402
 
-HANG_SECONDS = 10
-MEMORY_MIB = 2048
+HANG_SECONDS = CPU_SECONDS
 _NOTE_EVERY = 200
 
 
@@ -183,7 +182,7 @@ class Worker:
             if self.target.apart:
                 self._feed_apart(data)
             else:
-                with watched():
+                with watched(), limited():
                     self.feed(data)
             self.state["read"] += 1
         except MauryError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +69,39 @@ def install(*places: Path) -> None:
     if not _Watch.places:
         sys.addaudithook(_hook)
     _Watch.places = tuple(os.path.realpath(place) for place in places)
+
+
+MEMORY_MIB = 2048
+"""What reading an input may map beside what is mapped: four times what a file may unfold to."""
+CPU_SECONDS = 10
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Limit the memory of this process while the block runs, and look at its CPU time after.
+
+    Raises
+    ------
+    Escape
+        If the block asked for more memory than that, also where it made a clear error of it, or
+        took longer.
+    """
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from builders.bounded import MIB, starved, status_mib
+
+    before, began = resource.getrlimit(resource.RLIMIT_AS), time.process_time()
+    most = (status_mib("VmSize") + MEMORY_MIB) * MIB
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    except Exception as error:
+        if starved(error):
+            raise Escape(f"it asked for too much memory: {error!r:.200}") from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    if time.process_time() - began > CPU_SECONDS:
+        raise Escape(f"it took {time.process_time() - began:.1f} s of CPU")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import random
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from maury.errors import MauryError
 FUZZ = Path(__file__).resolve().parents[2] / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
+import watch  # noqa: E402
 from run import mutated  # noqa: E402
 from targets import TARGETS, seeds_of  # noqa: E402
-from watch import Escape, install, watched  # noqa: E402
+from watch import Escape, install, limited, watched  # noqa: E402
 
 CHANGED = 25
 
@@ -37,7 +39,7 @@ def test_inputs_are_read_or_refused(tmp_path, name, monkeypatch):
     read, said = 0, []
     for data in [*seeds, *kept, *changed]:
         try:
-            with watched():
+            with watched(), limited():
                 feed(data)
             read += 1
         except MauryError as error:
@@ -60,6 +62,20 @@ def test_the_watch_sees_what_it_should(tmp_path):
         subprocess.run(["true"], check=False)
     with watched():
         (tmp_path / "here").write_text("x")
+
+
+def test_the_limits_hold_and_end(monkeypatch):
+    with pytest.raises(Escape, match="memory"), limited():
+        try:
+            bytearray(2**33)
+        except MemoryError as error:
+            raise MauryError("a clear error") from error
+    assert len(bytearray(2**20)) == 2**20
+    monkeypatch.setattr(watch, "CPU_SECONDS", 0.01)
+    with pytest.raises(Escape, match="CPU"), limited():
+        began = time.process_time()
+        while time.process_time() - began < 0.02:
+            pass
 
 
 def test_every_corpus_is_of_a_target():
