@@ -182,7 +182,7 @@ class Worker:
             if self.target.apart:
                 self._feed_apart(data)
             else:
-                with watched(), limited():
+                with limited(), watched():
                     self.feed(data)
             self.state["read"] += 1
         except MauryError:

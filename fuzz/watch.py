@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from builders.bounded import MIB, starved, status_mib
+
 _FORBIDDEN = (
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty",
     "pty.spawn", "pickle.find_class", "socket.connect", "socket.getaddrinfo",
@@ -86,9 +90,6 @@ def limited() -> Iterator[None]:
         If the block asked for more memory than that, also where it made a clear error of it, or
         took longer.
     """
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from builders.bounded import MIB, starved, status_mib
-
     before, began = resource.getrlimit(resource.RLIMIT_AS), time.process_time()
     most = (status_mib("VmSize") + MEMORY_MIB) * MIB
     resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))

@@ -39,7 +39,7 @@ def test_inputs_are_read_or_refused(tmp_path, name, monkeypatch):
     read, said = 0, []
     for data in [*seeds, *kept, *changed]:
         try:
-            with watched(), limited():
+            with limited(), watched():
                 feed(data)
             read += 1
         except MauryError as error:

@@ -25,7 +25,7 @@ STREAMS = {
     "angle bracket": f"<BINARY><STREAM rights='>' {HREF}/></BINARY>",
     "long prefix": f'<BINARY><{LONG}:STREAM xmlns:{LONG}="x" {HREF}/></BINARY>',
     "prefix of all": f'<v:BINARY xmlns:v="x"><v:STREAM {HREF}/></v:BINARY>',
-    "line feed": f"<BINARY2><STREAM\n\tencoding\n=\n'gzip'\n{HREF.replace('=', ' \n= ')}/></BINARY2>",
+    "line feed": f"<BINARY2><STREAM\n\tencoding\n=\n'gzip'\n{HREF}\n/></BINARY2>",
     "entities": '<BINARY><STREAM href="&#104;ttp://127.0.0.1:9/x"/></BINARY>',
     "far": f"<!--{'x' * 10**5}--><BINARY><STREAM utype='{'x' * 9000}' {HREF}/></BINARY>",
     "fits": f'<FITS extnum="1"><STREAM {HREF}/></FITS>',
