@@ -63,6 +63,14 @@ def check_ecsv(path: Path) -> None:
         check_unfolded(_ITEM_BYTES * n_line * math.prod(lengths), path)
 
 
+def parse_ecsv(text: str) -> Any:
+    """Return the astropy table of what `check_ecsv` has seen."""
+    from astropy.io import ascii as astropy_ascii
+
+    # Lines are content to astropy; a text or a name could be that of another file, or an address.
+    return astropy_ascii.read(text.splitlines(), format="ecsv")
+
+
 def _check_header(header: bytes, path: Path) -> None:
     plain = _QUOTED.sub(b"", header)
     if _REFERENCE.search(plain):

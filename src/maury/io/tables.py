@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from maury.errors import ColumnError, InputFileError
-from maury.io.ecsv_guard import check_ecsv
+from maury.io.ecsv_guard import check_ecsv, parse_ecsv
 from maury.io.fits_values import column
 from maury.io.limits import check_columns, check_unfolded, current, exceeded
 from maury.io.opening import (
@@ -167,11 +167,8 @@ def read_votable(path: Path) -> Any:
 
 
 def _ecsv(path: Path) -> Any:
-    from astropy.io import ascii as astropy_ascii
-
     check_ecsv(path)
-    # Text with a line feed is content to astropy, whatever it looks like.
-    return astropy_ascii.read(path.read_text("utf-8") + "\n", format="ecsv")
+    return parse_ecsv(path.read_text("utf-8"))
 
 
 def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:

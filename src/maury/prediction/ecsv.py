@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maury.errors import InputFileError
-from maury.io.ecsv_guard import check_ecsv
+from maury.io.ecsv_guard import check_ecsv, parse_ecsv
 from maury.prediction.stored import (
     StoredCatalogue,
     after,
@@ -50,20 +50,18 @@ def _cell(value: Any) -> str:
 
 def open_catalogue(path: Path) -> StoredCatalogue:
     """Open a catalogue in ECSV: its header is read by astropy, its rows in blocks by pyarrow."""
-    from astropy.table import Table
-
     check_ecsv(path)
     with path.open(encoding="utf-8") as file:
         head = list(takewhile(lambda line: line.startswith("#"), file))
     with path.open(encoding="utf-8") as file:
         text = "".join(next(file) for _ in range(len(head) + 1))
-    empty = filled(Table.read(text, format="ascii.ecsv"))
+    empty = filled(parse_ecsv(text))
     metadata = empty.meta.get("maury")
     if metadata is None:
         raise InputFileError(f"{path} is an ECSV file, but not a catalogue written by maury")
     about = of_table(path, empty, dict(metadata))
     if any(column.kind == "other" for column in about.columns):
-        return of_table(path, filled(Table.read(path, format="ascii.ecsv")), dict(metadata))
+        return of_table(path, filled(parse_ecsv(path.read_text("utf-8"))), dict(metadata))
     delimiter = _DELIMITER.search("".join(head))
 
     def read(names: list[str], start: int) -> "Iterator[pa.Table]":

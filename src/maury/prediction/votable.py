@@ -98,7 +98,8 @@ def open_catalogue(path: Path) -> StoredCatalogue:
     head = _head(path)
     counted = _COUNT.search(head)
     # astropy makes room for the rows that a table promises.
-    document = parse(io.BytesIO(_COUNT.sub(rb"\1", head) + _TAIL) if counted else path)
+    content = _COUNT.sub(rb"\1", head) + _TAIL if counted else path.read_bytes()
+    document = parse(io.BytesIO(content))
     infos = [i.value for r in document.resources for i in r.infos if i.name == "maury"]
     if not infos:
         raise InputFileError(f"{path} is a VOTable, but not a catalogue written by maury")
