@@ -272,7 +272,8 @@ def _one_a_row(source: SourceTable, name: str) -> Any:
         return None
     if values.dtype.kind == "i" and np.ma.is_masked(values):
         values = values.astype(np.float64)
-    return np.ma.filled(values, {"f": np.nan, "U": "", "b": False}.get(values.dtype.kind))
+    missing: dict[str, Any] = {"f": np.nan, "U": "", "b": False}
+    return np.ma.filled(values, missing.get(values.dtype.kind))
 
 
 def match(sample: PageStars, table: Table) -> tuple[IndexArray, IndexArray]:
