@@ -145,7 +145,7 @@ def test_a_stranger_has_the_time_of_one_request(explorer, monkeypatch):
     assert answers(explorer)
 
 
-def test_the_key_is_handed_to_the_browser_by_a_private_file(explorer, monkeypatch):
+def test_the_key_is_handed_to_the_browser_by_a_private_file(tmp_path, monkeypatch):
     """What a browser is called with stands in the list of processes."""
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
@@ -157,7 +157,8 @@ def test_the_key_is_handed_to_the_browser_by_a_private_file(explorer, monkeypatc
         running._server.shutdown()
 
     found = []
-    server.explore(explorer.content.catalogue, ready=ready)
+    write_catalogue(tmp_path / "stars.parquet", N)
+    server.explore(tmp_path / "stars.parquet", ready=ready)
     [(key, text, link)] = found
     assert len(opened) == 1
     assert opened[0].startswith("file://")
