@@ -1,7 +1,5 @@
 """Labelled stars whose labels are doubted, and training without them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -12,7 +10,7 @@ from builders.surveys import copy_survey
 from maury.cli.app import app
 from maury.errors import ConfigError, InputFileError, TrainingError
 from maury.evaluation import suspects
-from maury.evaluation.suspects import Suspects, find_suspects
+from maury.evaluation.suspects import find_suspects
 from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
@@ -203,11 +201,11 @@ def test_test_rows_are_never_left_out_but_those_of_the_published_split_are():
     assert kept.tolist() == [False, True, False, False]
 
 
-def test_an_empty_list_can_be_written_and_leaves_nobody_out(
-    default_model, default_survey, tmp_path
-):
-    found = find_suspects(default_model, default_survey, n_sigma=1e6)
-    assert isinstance(found, Suspects)
-    assert len(found) == 0
-    assert replace(found).write(tmp_path / "none.csv").is_file()
-    assert not listed_rows(Survey.open(default_survey), tmp_path / "none.csv").any()
+def test_without_suspects_no_list_is_written(default_model, default_survey, tmp_path):
+    out = tmp_path / "none.csv"
+    command = ["suspects", str(default_model), str(default_survey), "--out", str(out)]
+    done = CliRunner().invoke(app, [*command, "--errors", "1e6"])
+    assert done.exit_code == 0, done.output
+    assert "0 suspects" in done.output
+    assert "is not written" in done.output
+    assert not out.exists()
