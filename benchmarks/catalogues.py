@@ -32,12 +32,8 @@ kind, source, out = sys.argv[1:]
 if kind == "convert":
     convert(source, out)
 else:
-    from maury.cli.app import main
-    sys.argv = ["maury", "info", source]
-    try:
-        main()
-    except SystemExit:
-        pass
+    from maury.cli.model import info
+    info(Path(source))
 used = resource.getrusage(resource.RUSAGE_SELF)
 peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
 print(f"{int(peak) / 1024:.0f} {used.ru_utime + used.ru_stime:.2f}", file=sys.stderr)

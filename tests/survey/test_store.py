@@ -183,6 +183,23 @@ def test_each_file_is_settled_once(tmp_path, rng, monkeypatch):
     assert len(Survey.open(tmp_path / "s")) == 64
 
 
+@pytest.mark.parametrize(
+    ("row", "name", "said"), [(13, "one 1", "stand more"), (9, "", "no ident")]
+)
+def test_identifiers_of_all_chunks_are_compared(tmp_path, rng, monkeypatch, row, name, said):
+    monkeypatch.setattr("maury.survey.writer.COLUMN_CHUNK_STARS", 4)
+    ids = [f"one {k}" for k in range(16)]
+    ids[row] = name
+    with (
+        pytest.raises(IdentifierError, match=f"1 (rows have|identifiers) ?{said}"),
+        writer(tmp_path / "s", n=16) as target,
+    ):
+        for k in range(0, 16, 4):
+            flux = rng.normal(1.0, 0.01, (4, WAVE.size))
+            target.write(k, flux, flux, id=ids[k : k + 4], star_id=ids[k : k + 4])
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.parametrize("start", [-2, 9])
 def test_rows_beyond_the_declared_are_not_written(tmp_path, rng, start):
     with pytest.raises(LengthMismatch, match="beyond the 10 declared"), writer(tmp_path / "s") as w:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -346,7 +346,20 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
 
     def _check_ids(self) -> None:
         array: Any = self._group["id"]
-        require_unique(np.asarray(array[:], dtype=object), what=str(self.path))
+
+        def texts() -> Iterator[list[str]]:
+            for start in range(0, self.n_star, self.stretch):
+                yield np.asarray(array[start : start + self.stretch], dtype=object).tolist()
+
+        # Eight bytes a row tell which could be equal; only those are compared as texts.
+        found = [np.array([hash(one) for one in some], dtype=np.int64) for some in texts()]
+        values, counts = np.unique(
+            np.concatenate([np.zeros(0, np.int64), *found]), return_counts=True
+        )
+        doubtful = {*values[counts > 1].tolist(), hash("")}
+        if len(doubtful) > 1 or hash("") in values:
+            suspects = [one for some in texts() for one in some if hash(one) in doubtful]
+            require_unique(suspects, what=str(self.path))
 
 
 def _head(
