@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from maury.prediction.companion_test import CompanionTest, terms
+from maury.prediction.coverage import CoverageModel
 from maury.prediction.observable_space import ObservableSpace
 from maury.simulation.broadening import broadened, rotation_transfer
 from maury.simulation.observing import RAVE_WAVE_AA
@@ -91,6 +94,14 @@ def test_a_regression_tells_luminous_stars_and_not_broad_ones() -> None:
     assert (broad > limit).mean() < 0.1
     assert np.isnan(test.score(np.full((1, single.shape[1]), np.nan))).all()
     assert CompanionTest.fit(single[:5], single) is None
+
+
+def test_a_star_that_lacks_an_observable_is_no_suspect() -> None:
+    test = CompanionTest(np.zeros(3), np.ones(3), np.ones(3))
+    model = SimpleNamespace(companion=test, _companion_terms=lambda evidence, signs: signs)
+    evidence = SimpleNamespace(observables=np.array([[1.0, 2.0], [np.nan, 2.0]]))
+    score = CoverageModel._companion_score(model, evidence, np.ones((2, 3)))
+    np.testing.assert_array_equal(score, [3.0, np.nan])
 
 
 def test_broadening_by_rotation_is_that_of_its_transform() -> None:

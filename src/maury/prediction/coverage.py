@@ -521,7 +521,10 @@ class CoverageModel:
     def _companion_score(self, evidence: Evidence, signs: Float64Array | None) -> Float64Array:
         if self.companion is None or signs is None:
             return np.full(len(evidence), np.nan)
-        return self.companion.score(self._companion_terms(evidence, signs))
+        score = self.companion.score(self._companion_terms(evidence, signs))
+        # Learnt of whole stars: without the parallax, say, nobody knows of too much light.
+        whole = np.isfinite(np.asarray(evidence.observables)).all(axis=1)
+        return np.where(whole, score, np.nan)
 
     def _companions(
         self, single: Evidence, rotating: Evidence, double: Evidence
