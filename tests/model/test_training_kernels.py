@@ -55,7 +55,7 @@ def test_other_networks_and_a_missing_compiler_are_refused(monkeypatch):
     asked = {"network": {"preset": "guiglion2020"}, "training": {"engine": "compiled"}}
     assert EnsembleConfig.model_validate(asked).training.engine == "compiled"
     monkeypatch.setattr(llvm, "available", lambda: False)
-    with pytest.raises(MissingExtra, match=r"maury\[compiled\]"):
+    with pytest.raises(MissingExtra, match=r"pip install llvmlite"):
         EnsembleConfig.model_validate(asked)
 
 
