@@ -195,7 +195,7 @@ def test_noise_never_lowers_the_quoted_error_on_average(
     monkeypatch.setattr(uncertainty, "N_SIMULATED", 2000)
     config = {
         "network": {"width": 64, "stem": 48},
-        "training": {"steps": 800, "stars": 8000},
+        "training": {"steps": 2000, "stars": 16000},
         "ensemble": {"members": 1},
     }
     model = learning.train(default_survey, tmp_path / "m", config=config, n_processes=1)
