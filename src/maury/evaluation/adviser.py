@@ -144,10 +144,15 @@ class Suggestions:
         OutputExists
             If `path` exists and `overwrite` is false.
         """
-        path = check_suffix(path)
-        with writing(path, overwrite=overwrite) as partial:
-            self.table().write(partial, format=SUFFIXES[path.suffix.lower()])
-        return path
+        return write_table(self.table(), path, overwrite=overwrite)
+
+
+def write_table(table: Table, path: Path | str, *, overwrite: bool) -> Path:
+    """Write a list of stars as the suffix of `path` says, see `Suggestions.write`."""
+    path = check_suffix(path)
+    with writing(path, overwrite=overwrite) as partial:
+        table.write(partial, format=SUFFIXES[path.suffix.lower()])
+    return path
 
 
 def check_suffix(path: Path | str) -> Path:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maury.errors import ConfigError, TrainingError
-from maury.evaluation.adviser import SUFFIXES, check_suffix
+from maury.evaluation.adviser import write_table
 from maury.io.arrays import BoolArray, Float64Array, Int64Array, StrArray
-from maury.io.files import writing
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
@@ -134,10 +133,7 @@ class Suspects:
         OutputExists
             If `path` exists and `overwrite` is false.
         """
-        path = check_suffix(path)
-        with writing(path, overwrite=overwrite) as partial:
-            self.table().write(partial, format=SUFFIXES[path.suffix.lower()])
-        return path
+        return write_table(self.table(), path, overwrite=overwrite)
 
 
 def find_suspects(
