@@ -59,9 +59,9 @@ def write_catalogue(path: Path, n=60, *, rows=None, **metadata) -> Catalogue:
     return Catalogue.read(path)
 
 
-def write_many(path: Path, n_part: int, *, names=(), part=16384) -> Path:
+def write_many(path: Path, n_part: int, *, names=(), part=16384, rows=None) -> Path:
     """Write the same simulated rows again and again, as Parquet: so many parts of them."""
-    rows = catalogue_rows(part)
+    rows = catalogue_rows(part) if rows is None else rows
     spec = CatalogueSpec.for_labels(
         LABELS,
         survey_columns=["star_id", "ra", "dec", "parallax", "parallax_error"],

@@ -8,7 +8,7 @@ compact protocol.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -54,7 +54,8 @@ def read_blocks(path: Path, columns: list[str], n_row: int, start: int = 0) -> "
 
     Row groups before that of row `start` are passed over.
 
-    Memory holds a block and a page of each column, however large the row groups are.
+    Memory holds a block and a page of each column, however large the row groups are, and however
+    many. A block may have fewer rows where a row group ends.
 
     Raises
     ------
@@ -69,14 +70,29 @@ def read_blocks(path: Path, columns: list[str], n_row: int, start: int = 0) -> "
         parquet.ParquetFile(file, page_checksum_verification=True, buffer_size=_BUFFER) as whole,
     ):
         about = whole.metadata
-        ends = list(accumulate(about.row_group(k).num_rows for k in range(about.num_row_groups)))
+        sizes = [about.row_group(k).num_rows for k in range(about.num_row_groups)]
+        ends = list(accumulate(sizes))
         first = bisect_right(ends, start)
         start -= ends[first - 1] if first else 0
-        groups = list(range(first, len(ends)))
-        for batch in whole.iter_batches(n_row, columns=columns, row_groups=groups):
-            if start < len(batch):
-                yield pa.Table.from_batches([batch[start:]])
-            start = max(0, start - len(batch))
+        for groups in _runs(sizes, first, n_row):
+            # One run at a time: an iterator of pyarrow keeps some 200 kB of each column of each row
+            # group that it has passed until its end (26.0.1).
+            for batch in whole.iter_batches(n_row, columns=columns, row_groups=groups):
+                if start < len(batch):
+                    yield pa.Table.from_batches([batch[start:]])
+                start = max(0, start - len(batch))
+
+
+def _runs(sizes: Sequence[int], first: int, n_row: int) -> Iterator[list[int]]:
+    """Yield consecutive row groups from the first on, as few as hold so many rows together."""
+    run: list[int] = []
+    for group in range(first, len(sizes)):
+        run.append(group)
+        if sum(sizes[k] for k in run) >= n_row:
+            yield run
+            run = []
+    if run:
+        yield run
 
 
 def write_table(path: Path, table: "pa.Table") -> None:

@@ -116,6 +116,17 @@ class StoredCatalogue:
         if n_row <= start:
             yield self.schema.empty_table().select(wanted)
 
+    def rows(self, names: Iterable[str], start: int, n_row: int) -> "pa.Table":
+        """Return some columns of consecutive rows in memory, fewer where the catalogue ends."""
+        import pyarrow as pa
+
+        found: list[pa.Table] = []
+        for block in self.blocks(list(names), start=start):
+            found.append(block[: n_row - sum(map(len, found))])
+            if sum(map(len, found)) == n_row:
+                break
+        return pa.concat_tables(found)
+
     def column(self, name: str) -> AnyArray:
         """Return a column as (n_row,), which is in memory: 8 bytes a row, or a text."""
         return np.concatenate([values_of(block[name]) for block in self.blocks([name])])

@@ -295,7 +295,7 @@ class Content:
                 self.catalogue,
                 n_row=_PIECES * (_SAMPLE // _PIECES),
                 read=lambda wanted, start: (
-                    next(self.catalogue.blocks(wanted, start=k * step))[: _SAMPLE // _PIECES]
+                    self.catalogue.rows(wanted, k * step, _SAMPLE // _PIECES)
                     for k in range(_PIECES)
                 ),
             )
