@@ -40,7 +40,7 @@ def rotating(
         True labels; a star without all of them stays as it is.
     rng : numpy Generator
     """
-    clean = _clean(star_simulator, labels)
+    clean = _clean(star_simulator, inputs, labels)
     low, high = np.log(_ROTATION_KMS)
     speed = np.exp(rng.uniform(low, high, len(clean)))
     return replace(inputs, flux=inputs.flux + (broadened(clean, speed, inputs.wave_aa) - clean))
@@ -57,7 +57,7 @@ def with_companions(
     Arguments as of `rotating`.
     """
     known = np.asarray(np.isfinite(labels).all(axis=1))
-    clean = _clean(star_simulator, labels)
+    clean = _clean(star_simulator, inputs, labels)
     pairs = add_companions(
         clean,
         np.where(known[:, None], labels, np.nan),
@@ -67,6 +67,7 @@ def with_companions(
         chosen=np.flatnonzero(known),
         rng=rng,
         ratio=(_LEAST_RATIO, 1.0),
+        names=star_simulator.names,
     )
     chosen = np.zeros(len(labels), dtype=np.bool_)
     chosen[pairs.primary] = True
@@ -76,6 +77,8 @@ def with_companions(
     return replace(own, flux=flux, observables=pairs.observables.astype(np.float32))
 
 
-def _clean(star_simulator: TrainingStarSimulator, labels: Float64Array) -> Float32Array:
-    theory = star_simulator.theory(labels)
+def _clean(
+    star_simulator: TrainingStarSimulator, inputs: Inputs, labels: Float64Array
+) -> Float32Array:
+    theory = star_simulator.seen(labels, inputs.flux, inputs.ivar)
     return np.where(np.isfinite(theory), theory, np.float32(1.0))

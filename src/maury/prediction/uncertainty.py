@@ -38,7 +38,7 @@ from maury.prediction.completeness import completeness, degraded
 from maury.prediction.conformal import joint_radii
 from maury.prediction.coverage import CoverageModel, Evidence, TwoViews
 from maury.prediction.labellers import Labeller
-from maury.simulation.drawing import DrawConfig, draw_around
+from maury.simulation.drawing import DrawConfig
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.observable_map import ObservableMap
 from maury.spectra.pixels import FLUX_FLOOR
@@ -381,7 +381,12 @@ class _Labelled:
             return star_simulator
         # All columns or none: a network without photometry has a simulator without observables.
         observables = self.inputs.observables[whole, : star_simulator.observables.shape[1]]
-        return star_simulator.of(self.truth[whole], observables.astype(np.float64))
+        return star_simulator.of(
+            self.truth[whole],
+            observables.astype(np.float64),
+            self.inputs.flux[whole],
+            self.inputs.ivar[whole],
+        )
 
 
 def _calibrate(
@@ -429,9 +434,8 @@ def _calibrate(
 
 def _prior(star_simulator: TrainingStarSimulator) -> tuple[Float64Array, Float64Array]:
     """Moments of the labels that networks were trained on, by the default draw of the stars."""
-    labels, _ = draw_around(
-        star_simulator.labels, star_simulator.observables, _N_PRIOR, np.random.default_rng(0)
-    )
+    columns, _ = star_simulator.drawn(_N_PRIOR, np.random.default_rng(0))
+    labels = columns[:, : len(star_simulator.names)]
     return labels.mean(axis=0), np.cov(labels.T)
 
 
@@ -665,7 +669,7 @@ def _evidence(
         ivar=inputs.ivar,
         snr=inputs.snr,
         labels=answer.mean,
-        reconstruction=star_simulator.theory(answer.mean),
+        reconstruction=star_simulator.seen(answer.mean, inputs.flux, inputs.ivar),
         views=_views(network, inputs),
         star=star,
         observables=_sums(star_simulator, inputs),

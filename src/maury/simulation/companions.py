@@ -6,6 +6,7 @@ is the primary, the brighter of the two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,7 +40,8 @@ _BLOCK = 2048
 _EDGE = 4
 """Pixels by which spectra are continued: as far as a cubic spline reaches."""
 _EXTINCTION = {band.name: band.extinction for band in BANDS}
-_TEFF, _LOGG, _M_H = (LABEL_NAMES.index(name) for name in ("teff", "logg", "m_h"))
+_NEEDED = (("teff",), ("logg",), ("m_h", "fe_h"))
+"""Labels that tell which star may be beside another; of the last two, one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +150,7 @@ def add_companions(
     rng: np.random.Generator,
     ratio: tuple[float, float] = (_LEAST_RATIO, 1.0),
     speed_kms: tuple[float, float] = (0.0, _LARGEST_SPEED_KMS),
+    names: Sequence[str] = LABEL_NAMES,
 ) -> Pairs:
     """Give stars a companion from among their like, and add its light to theirs.
 
@@ -161,7 +164,6 @@ def add_companions(
     flux : (n_star, n_pixel) float32
         Spectra without noise, continuum = 1.
     labels : (n_star, n_label) float64
-        In the order of `maury.labels.definitions.LABELS`.
     observables : (n_star, n_observable) float64
         NaN where missing.
     wave_aa : (n_pixel,) float64
@@ -174,6 +176,9 @@ def add_companions(
         Range of the light ratio at the spectrum.
     speed_kms : (float, float)
         Range of the difference of velocities, of either sign.
+    names : sequence of str
+        Of the labels, by default those of `maury.labels.definitions.LABELS`. Without Teff, log g
+        and [M/H] or [Fe/H] among them nobody knows which star may be beside which.
 
     Returns
     -------
@@ -181,6 +186,12 @@ def add_companions(
         Without those of `chosen` that lack absolute magnitudes, or have no companion among the
         stars.
     """
+    place = [next((list(names).index(n) for n in kind if n in names), None) for kind in _NEEDED]
+    columns = [column for column in place if column is not None]
+    if len(columns) < len(_NEEDED):
+        chosen = np.zeros(0, dtype=np.int64)
+        columns = [0] * len(_NEEDED)
+    labels = labels[:, columns]
     magnitudes = layout.magnitudes(observables)
     a_v = np.zeros(len(labels)) if layout.a_v is None else observables[:, layout.a_v]
     if layout.reddened and np.isfinite(a_v).any():
@@ -218,8 +229,11 @@ def _pair_up(
     a_v: Float64Array,
     limits: tuple[float, float],
 ) -> tuple[IndexArray, IndexArray]:
-    """Rows of primaries and of their companions, near the light ratio `wanted` of each."""
-    place = np.column_stack([bright, labels[:, _M_H], np.nan_to_num(a_v)]) * _METRIC
+    """Rows of primaries and of their companions, near the light ratio `wanted` of each.
+
+    The labels are Teff, log g and [M/H].
+    """
+    place = np.column_stack([bright, labels[:, 2], np.nan_to_num(a_v)]) * _METRIC
     there = np.flatnonzero(np.isfinite(place).all(axis=1))
     usable = np.isin(chosen, there)
     primary, target = chosen[usable], place[chosen[usable]]
@@ -231,8 +245,8 @@ def _pair_up(
     near = there[near]
     own = primary[:, None]
     light = 10.0 ** (0.4 * (bright[own] - bright[near]))
-    cooler = labels[near, _TEFF] <= labels[own, _TEFF] + _HOTTER_KELVIN
-    evolved = labels[near, _LOGG] > labels[own, _LOGG] + _EVOLVED_DEX
+    cooler = labels[near, 0] <= labels[own, 0] + _HOTTER_KELVIN
+    evolved = labels[near, 1] > labels[own, 1] + _EVOLVED_DEX
     fits = (light >= limits[0]) & (light <= limits[1]) & (cooler | evolved) & (near != own)
     found = fits.any(axis=1)
     first = near[np.arange(primary.size), np.argmax(fits, axis=1)]

@@ -9,14 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.spatial import cKDTree
 
 from maury.io.arrays import Float64Array
+from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale
 
 __all__ = ["DEFAULT_DRAW", "DrawConfig", "draw_around"]
 
-_METRIC = np.array([1.5, 1.5, 1.5, 0.0, 0.7, 0.3, 0.3, 0.5, 0.3])
-"""Weight of each label in the distance between stars; [Fe/H] counts as [M/H]."""
-_N_STRUCTURAL = 4
-"""Teff, log g, [M/H] and [Fe/H], which structure the atmosphere, come before the abundances."""
+_STRUCTURAL = ("teff", "logg", "m_h", "fe_h")
+"""They structure the atmosphere: no star varies in them alone."""
+_WEIGHTS = {"teff": 1.5, "logg": 1.5, "m_h": 1.5, "fe_h": 0.0, "alpha_m": 0.7, "mg_fe": 0.5}
+"""Weight of labels in the distance between stars; [Fe/H] counts as [M/H]. Chosen."""
+_OTHER_WEIGHT = 0.3
+"""Of any other label, as of one element among many; chosen."""
+_HIDDEN_WEIGHT = 1.0
+"""Of what labels do not tell of a spectrum (`maury.simulation.learnt_theory`), where that is so
+much that it counts among the labels; chosen."""
 _LARGEST_STEP = 0.8
 """Below 1, so that no lone star steps by a whole difference of two others: chosen, not measured."""
 
@@ -63,13 +69,14 @@ def draw_around(
     *,
     config: DrawConfig = DEFAULT_DRAW,
     sparse: Sequence[int] = (),
+    names: Sequence[str] = LABEL_NAMES,
 ) -> tuple[Float64Array, Float64Array]:
     """Draw labels and observables of simulated stars: a local, smoothed bootstrap.
 
     Parameters
     ----------
-    labels : (n, 9) float64
-        Of labelled stars, in the order of `maury.labels.definitions.LABELS`.
+    labels : (n, n_label) float64
+        Of labelled stars.
     observables : (n, n_observable) float64
         NaN where missing.
     n_star : int
@@ -78,17 +85,20 @@ def draw_around(
     sparse : sequence of int
         Numbers of observables that few stars may have. A star that has one, but whose chosen
         neighbours do not, is drawn as it is, so that the observable stays as frequent as it was.
+    names : sequence of str
+        Of the labels; by default those of `maury.labels.definitions.LABELS`. Columns beyond are
+        hidden properties.
 
     Returns
     -------
-    (n_star, 9), (n_star, n_observable) float64
+    (n_star, n_label), (n_star, n_observable) float64
         Any other observable that any of the three stars lacks is missing, unless `step` is 0, which
         gives the labelled stars themselves. One that is never negative among the labelled stars
         stays so.
     """
     centre, scale = robust_scale(labels)
     # Stars with one wild label should not be alone in all others.
-    place = np.clip((labels - centre) / scale, -8.0, 8.0) * _METRIC
+    place = np.clip((labels - centre) / scale, -8.0, 8.0) * _metric(names, labels.shape[1])
     count = min(config.neighbours, len(labels) - 1)
     distance, near = cKDTree(place).query(place, k=count + 1)
     # Distance to the last neighbour: the inverse of the local density.
@@ -106,12 +116,22 @@ def draw_around(
         for x in (labels, observables)
     ]
     free = np.flatnonzero(rng.random(n_star) < config.free_share)
-    width = config.free_width * scale[_N_STRUCTURAL:]
+    single = [k for k, name in enumerate(names) if name not in _STRUCTURAL]
+    width = config.free_width * scale[single]
     # Some stars vary a little and some much, so that neither is the only case seen.
     strength = np.exp(0.5 * rng.standard_normal((free.size, 1)))
-    drawn[0][free, _N_STRUCTURAL:] += (
+    drawn[0][np.ix_(free, single)] += (
         strength * width * rng.standard_normal((free.size, width.size))
     )
     # Extinctions and errors cannot become negative by a step.
     positive = ~(np.where(np.isfinite(observables), observables, 0.0) < 0).any(axis=0)
     return drawn[0], np.where(positive, np.maximum(drawn[1], 0.0), drawn[1])
+
+
+def _metric(names: Sequence[str], n_column: int) -> Float64Array:
+    """Weight of each column of the labels in the distance between stars."""
+    weights = dict(_WEIGHTS)
+    if "m_h" not in names:
+        weights["fe_h"] = weights["m_h"]
+    own = [weights.get(name, _OTHER_WEIGHT) for name in names]
+    return np.array(own + [_HIDDEN_WEIGHT] * (n_column - len(own)))

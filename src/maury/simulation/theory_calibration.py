@@ -29,8 +29,8 @@ _PIXEL_RIDGE = 3000.0
 """In units of stars: with as many, half of a difference in a pixel is believed. Chosen."""
 _PRIOR_STARS = 10_000.0
 """What another survey knows counts as so many stars; 30 000 were better in one case of two only."""
-_N_LINEAR = 4
-"""A constant, Teff, log g and [M/H], on which all lines depend."""
+_N_STRUCTURAL = 3
+"""Teff, log g and [M/H], on which all lines depend, come first; fewer labels are all such."""
 _CORE_HALF_WIDTH_AA = 3.0
 """The chromosphere fills the cores; the wings are photospheric. Chosen, not measured."""
 _N_MODE = 5
@@ -130,7 +130,8 @@ class TheoryCalibration:
         n_term = _terms(np.zeros((1, centre.size))).shape[1]
         mode = np.zeros((0, n_pixel), dtype=np.float32)
         zero = np.zeros((n_term, n_pixel))
-        return cls(centre, scale, zero[:_N_LINEAR], zero, mode, mode)
+        n_linear = 1 + min(_N_STRUCTURAL, centre.size)
+        return cls(centre, scale, zero[:n_linear], zero, mode, mode)
 
     def at(self, wave_aa: Float64Array, new_wave_aa: Float64Array) -> Self:
         """Interpolate from the pixels at `wave_aa` to others, without modes; 0 beyond its own."""
@@ -188,9 +189,10 @@ class TheoryCalibration:
         scaled, rise = _bent(labels, self.centre, self.scale)
         n_star, n_label = scaled.shape
         per_label = rise / self.scale
-        linear = np.zeros((n_star, n_label, 1 + 3))
-        linear[:, range(3), range(1, 4)] = 1.0
-        first, second = np.triu_indices(3)
+        n_first = min(_N_STRUCTURAL, n_label)
+        linear = np.zeros((n_star, n_label, 1 + n_first))
+        linear[:, range(n_first), range(1, 1 + n_first)] = 1.0
+        first, second = np.triu_indices(n_first)
         terms = np.zeros((n_star, n_label, 1 + n_label + first.size))
         terms[:, range(n_label), range(1, 1 + n_label)] = 1.0
         for column, (i, j) in enumerate(zip(first, second, strict=True), start=1 + n_label):
@@ -222,11 +224,11 @@ def _bent(
 
 
 def _linear(scaled: Float64Array) -> Float64Array:
-    return np.column_stack([np.ones(len(scaled)), scaled[:, :3]])
+    return np.column_stack([np.ones(len(scaled)), scaled[:, :_N_STRUCTURAL]])
 
 
 def _terms(scaled: Float64Array) -> Float64Array:
-    first, second = np.triu_indices(3)
+    first, second = np.triu_indices(min(_N_STRUCTURAL, scaled.shape[1]))
     products = scaled[:, first] * scaled[:, second]
     return np.column_stack([np.ones(len(scaled)), scaled, products])
 

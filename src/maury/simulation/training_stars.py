@@ -9,8 +9,8 @@ simulated spectra, each with noise of its own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from maury.simulation.companions import BandLayout, add_companions
 from maury.simulation.disturbances import Disturbances, disturb_flux, disturb_observables
 from maury.simulation.drawing import DEFAULT_DRAW, DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
+from maury.simulation.learnt_theory import LearntTheory, drawn_modes, moved
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
 from maury.simulation.population import Population
 from maury.simulation.rest_frame import RestFrameTheory
@@ -72,6 +73,8 @@ class SimulatedPool:
         How the observables follow from bands, parallax and A_V.
     noise : BatchNoise
     disturbances : Disturbances
+    modes : (n_mode, n_pixel) float32
+        Along which stars scatter about a learnt theory, drawn for each spectrum.
     """
 
     flux: Float32Array
@@ -83,6 +86,7 @@ class SimulatedPool:
     mapping: ObservableMap
     noise: BatchNoise
     disturbances: Disturbances
+    modes: Float32Array
 
     def batch(
         self, n_star: int, rng: np.random.Generator
@@ -114,6 +118,8 @@ class SimulatedPool:
         cores[lively] *= rng.uniform(1.0, disturbances.core_factor, (lively.size, 1))
         # Cores add flux of the chromosphere; the continuum divides all of it.
         sharp = (self.flux[row] + cores) * (np.float32(1.0) + continuum)
+        if len(self.modes):
+            sharp += drawn_modes(self.modes, n_star, rng)
         sharp = disturb_flux(sharp, self.spectrograph.wave_out_aa, disturbances, rng)
         flux, ivar = self.spectrograph.degrade(
             sharp, self._snr(n_star, rng) if snr is None else snr, rng
@@ -155,19 +161,23 @@ class BatchNoise(BaseModel):
 _NOISE = BatchNoise()
 _CLEAN = Disturbances.none()
 _NO_OBSERVABLES = ObservableMap.empty()
+_NO_MODES = np.zeros((0, 0), dtype=np.float32)
+_MARGIN = 0.01
+"""Share of the wavelength by which the grid of a spectrograph reaches beyond the pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingStarSimulator:
-    """Calibrated theory, spectrograph and labelled stars, to simulate stars to train on.
+    """Theory, spectrograph and labelled stars, to simulate stars to train on.
+
+    Theory is the shipped emulator, calibrated on the labelled stars, or learnt from them alone.
 
     Attributes
     ----------
     wave_aa : (n_pixel,) float64
         Pixels of the prepared spectra, angstrom in air.
-    labels : (n, 9) float64
-        Labels of the stars that it was made from, in the order of
-        `maury.labels.definitions.LABELS`.
+    labels : (n, n_label) float64
+        Labels of the stars that it was made from.
     observables : (n, n_observable) float64
         Theirs; NaN where missing.
     snr : (n,) float64
@@ -176,6 +186,12 @@ class TrainingStarSimulator:
     observing : ObservingModel
     mapping : ObservableMap
         How the observables follow from bands, parallax and A_V.
+    names : tuple of str
+        Of the labels; the emulator knows those of `maury.labels.definitions.LABELS`.
+    learnt : LearntTheory, optional
+        In place of the emulator.
+    hidden : (n, n_hidden) float64
+        What labels do not tell of the spectra of the stars, as the learnt theory needs it.
 
     Raises
     ------
@@ -190,6 +206,9 @@ class TrainingStarSimulator:
     calibration: TheoryCalibration
     observing: ObservingModel
     mapping: ObservableMap = _NO_OBSERVABLES
+    names: tuple[str, ...] = LABEL_NAMES
+    learnt: LearntTheory | None = None
+    hidden: Float64Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     @classmethod
     def fit(
@@ -224,9 +243,7 @@ class TrainingStarSimulator:
             Of another survey: what its theory lacks is the prior of the calibration.
         """
         wave = _in_air(wave_aa, medium)
-        signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)))
-        # At the continuum: noise goes with the root of the flux.
-        snr = np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
+        snr = _snr(flux, ivar)
         spectrograph = _spectrograph(wave, observing)
         full = _emulator().clip(Population.load().complete(labels))
         theory = _theory(spectrograph, full, None)
@@ -241,17 +258,100 @@ class TrainingStarSimulator:
         )
         return cls(wave, labels, observables, snr, calibration, observing, mapping)
 
-    def of(self, labels: Float64Array, observables: Float64Array) -> Self:
+    @classmethod
+    def learn(
+        cls,
+        wave_aa: Float64Array,
+        flux: Float32Array,
+        ivar: Float32Array,
+        *,
+        labels: Float64Array,
+        names: Sequence[str],
+        observables: Float64Array,
+        observing: ObservingModel,
+        mapping: ObservableMap = _NO_OBSERVABLES,
+        medium: str = "air",
+    ) -> Self:
+        """Learn a theory from labelled spectra alone (`maury.simulation.learnt_theory`).
+
+        Parameters
+        ----------
+        wave_aa : (n_pixel,) float64
+        flux, ivar : (n, n_pixel) float32
+            Prepared spectra of labelled stars.
+        labels : (n, n_label) float64
+            Finite.
+        names : sequence of str
+            Of the labels.
+        observables : (n, n_observable) float64
+        observing : ObservingModel
+        mapping : ObservableMap
+            Of the observables (`maury.spectra.preparation.Preparation.observable_map`).
+        medium : {"air", "vacuum"}
+            Of `wave_aa`.
+        """
+        learnt, hidden = LearntTheory.fit(
+            flux, ivar, labels=labels, names=names, noise_correlation=observing.correlation
+        )
+        return cls(
+            _in_air(wave_aa, medium),
+            labels,
+            observables,
+            _snr(flux, ivar),
+            TheoryCalibration.none(wave_aa.size, labels),
+            observing,
+            mapping,
+            names=tuple(names),
+            learnt=learnt,
+            hidden=hidden,
+        )
+
+    def of(
+        self,
+        labels: Float64Array,
+        observables: Float64Array,
+        flux: Float32Array | None = None,
+        ivar: Float32Array | None = None,
+    ) -> Self:
         """Return the same theory and spectrograph with other stars to simulate.
 
         Parameters
         ----------
-        labels : (n, 9) float64
+        labels : (n, n_label) float64
             Finite.
         observables : (n, n_observable) float64
             NaN where missing.
+        flux, ivar : (n, n_pixel) float32, optional
+            Their spectra, which tell a learnt theory what their labels do not; without them, all
+            are as usual.
         """
-        return replace(self, labels=labels, observables=observables)
+        hidden = self.hidden
+        if self.learnt is not None:
+            hidden = np.repeat(np.median(hidden, axis=0, keepdims=True), len(labels), axis=0)
+            if flux is not None and ivar is not None:
+                hidden = self.learnt.hidden(labels, flux, ivar)
+        return replace(self, labels=labels, observables=observables, hidden=hidden)
+
+    def drawn(
+        self, n_star: int, rng: np.random.Generator, *, draw: DrawConfig = DEFAULT_DRAW
+    ) -> tuple[Float64Array, Float64Array]:
+        """Labels and hidden properties, and observables, of stars drawn around the labelled ones.
+
+        Returns
+        -------
+        (n_star, n_label + n_hidden), (n_star, n_observable) float64
+        """
+        sparse = np.flatnonzero(self.mapping.further | self.mapping.is_error)
+        columns = np.hstack([self.labels, self.hidden]) if self.hidden.size else self.labels
+        return draw_around(
+            columns,
+            self.observables,
+            n_star,
+            rng,
+            config=draw,
+            sparse=sparse.tolist(),
+            names=self.names,
+        )
 
     @staticmethod
     def require_grid(wave_aa: Float64Array, medium: str, observing: ObservingModel) -> None:
@@ -260,8 +360,13 @@ class TrainingStarSimulator:
 
     @cached_property
     def spectrograph(self) -> Spectrograph:
-        """The emulator's flux to the survey's pixels."""
-        return _spectrograph(self.wave_aa, self.observing)
+        """The emulator's flux to the survey's pixels; the reduction alone of a learnt theory."""
+        if self.learnt is None:
+            return _spectrograph(self.wave_aa, self.observing)
+        # A learnt theory stands on the pixels as they are: this grid only has to reach over them.
+        ends = self.wave_aa[[0, -1]] * (1.0 - _MARGIN, 1.0 + _MARGIN)
+        power = self.observing.resolving_power
+        return Spectrograph(np.geomspace(*ends, 1024), self.wave_aa, power, self.observing)
 
     def pool(
         self,
@@ -281,15 +386,12 @@ class TrainingStarSimulator:
         draw, noise, disturbances
             Settings.
         """
-        sparse = np.flatnonzero(self.mapping.further | self.mapping.is_error)
-        labels, observables = draw_around(
-            self.labels, self.observables, n_star, rng, config=draw, sparse=sparse.tolist()
-        )
+        labels, observables = self.drawn(n_star, rng, draw=draw)
         # Microturbulence and abundances that are no labels are drawn, so that they are learnt to be
         # unknown.
-        full = _emulator().clip(Population.load().complete(labels, rng))
-        # What the emulator was clipped to is the truth of the simulated spectrum.
-        labels = full[:, : len(LABEL_NAMES)]
+        full = self._complete(labels, rng)
+        # What theory was clipped to is the truth of the simulated spectrum.
+        labels = full[:, : len(self.names)]
         flux = self.spectra(full, rng, disturbances=disturbances)
         self._pair(flux, labels, observables, disturbances, rng)
         # A labelled star without a good pixel has none.
@@ -304,7 +406,14 @@ class TrainingStarSimulator:
             self.mapping,
             noise,
             disturbances,
+            _NO_MODES if self.learnt is None else self.learnt.modes,
         )
+
+    def _complete(self, labels: Float64Array, rng: np.random.Generator | None) -> Float64Array:
+        """All that a spectrum depends on, from what is drawn, moved to where theory reaches."""
+        if self.learnt is not None:
+            return self.learnt.clip(labels)
+        return _emulator().clip(Population.load().complete(labels, rng))
 
     def _pair(
         self,
@@ -326,6 +435,7 @@ class TrainingStarSimulator:
             layout=BandLayout.of(self.mapping),
             chosen=chosen,
             rng=rng,
+            names=self.names,
         )
         flux[pairs.primary], observables[pairs.primary] = pairs.flux, pairs.observables
 
@@ -340,9 +450,9 @@ class TrainingStarSimulator:
 
         Parameters
         ----------
-        full : (n_star, 16) float64
+        full : (n_star, n) float64
             Labels in the order of `maury.simulation.population.ALL_NAMES`, within the emulator's
-            bounds.
+            bounds; of a learnt theory, labels and hidden properties.
         rng : numpy Generator
             Draws resolving power, rotation, macroturbulence and velocity.
         disturbances : Disturbances
@@ -351,19 +461,40 @@ class TrainingStarSimulator:
         flux = np.empty((len(full), self.wave_aa.size), dtype=np.float32)
         for start in range(0, len(full), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            theory = _theory(self.spectrograph, full[rows], rng, disturbances)
-            labels = full[rows, : len(LABEL_NAMES)]
+            if self.learnt is None:
+                theory = _theory(self.spectrograph, full[rows], rng, disturbances)
+            else:
+                motion = _motion(len(full[rows]), disturbances, rng)
+                theory = moved(self.learnt.flux(full[rows]), self.wave_aa, **motion)
+            labels = full[rows, : len(self.names)]
             flux[rows] = self.calibration.apply(theory, labels)
         return flux
 
     def theory(self, labels: Float64Array) -> Float32Array:
-        """Noise-free calibrated flux (n_star, n_pixel) of the nine `labels` (n_star, 9).
+        """Noise-free calibrated flux (n_star, n_pixel) of `labels` (n_star, n_label).
 
         Microturbulence, abundance offsets and broadening are those typical of such stars. Rows
         whose labels are not all finite are NaN.
         """
+        if self.learnt is not None:
+            return self.calibration.apply(self.learnt.typical(labels), labels)
         full = _emulator().clip(Population.load().complete(labels))
         return self.calibration.apply(self._rest_frame.flux(full), labels)
+
+    def seen(self, labels: Float64Array, flux: Float32Array, ivar: Float32Array) -> Float32Array:
+        """Noise-free flux (n_star, n_pixel) of stars of such labels, nearest to observed spectra.
+
+        The emulator knows one spectrum for such labels, as `theory` gives it; a learnt theory fits
+        what its labels leave open.
+
+        Parameters
+        ----------
+        labels : (n_star, n_label) float64
+        flux, ivar : (n_star, n_pixel) float32
+        """
+        if self.learnt is None:
+            return self.theory(labels)
+        return self.calibration.apply(self.learnt.seen(labels, flux, ivar), labels)
 
     @cached_property
     def _rest_frame(self) -> RestFrameTheory:
@@ -373,11 +504,16 @@ class TrainingStarSimulator:
         """Return arrays and plain JSON from which `from_arrays` makes an equal one."""
         own = {name: getattr(self, name) for name in _OWN_ARRAYS}
         own |= {f"calibration.{f.name}": getattr(self.calibration, f.name) for f in _CALIBRATION}
-        about = {
+        about: dict[str, Any] = {
             "observing": self.observing.model_dump(mode="json"),
-            "emulator": _emulator().spec.checksum,
             "sources": list(self.mapping.names),
         }
+        if self.learnt is None:
+            about["emulator"] = _emulator().spec.checksum
+        else:
+            about["labels"] = list(self.names)
+            own |= {f"learnt.{name}": array for name, array in self.learnt.to_arrays().items()}
+            own["hidden"] = self.hidden
         own |= {f"mapping.{name}": getattr(self.mapping, name) for name in _MAPPING}
         return own, about
 
@@ -411,23 +547,39 @@ class TrainingStarSimulator:
             )
             own = {name: arrays[name] for name in _OWN_ARRAYS}
             observing = ObservingModel.model_validate(about["observing"])
-            emulator = str(about["emulator"])
+            theory: dict[str, Any] = {}
+            if "labels" in about:
+                known = {item.name: arrays[f"learnt.{item.name}"] for item in fields(LearntTheory)}
+                theory["learnt"] = LearntTheory.checked(known, n_label=len(about["labels"]))
+                theory["names"] = tuple(map(str, about["labels"]))
+                theory["hidden"] = arrays["hidden"]
+            else:
+                emulator = str(about["emulator"])
             mapping = _NO_OBSERVABLES
             if "sources" in about:
                 names = tuple(map(str, about["sources"]))
                 mapping = ObservableMap(names, **{n: arrays[f"mapping.{n}"] for n in _MAPPING})
         except (KeyError, ValueError) as error:
             raise ModelFileError(f"the calibrated theory is damaged: {error}") from error
-        if emulator != _emulator().spec.checksum:
+        if not theory and emulator != _emulator().spec.checksum:
             raise ModelFileError(
                 "the calibrated theory is for another emulator than that of this maury; "
                 "train the model again"
             )
-        return cls(**own, calibration=calibration, observing=observing, mapping=mapping)
+        return cls(
+            **own, calibration=calibration, observing=observing, mapping=mapping, **theory
+        )
+
+
+def _snr(flux: Float32Array, ivar: Float32Array) -> Float64Array:
+    """S/N (n,) per pixel at the continuum; NaN without a good pixel."""
+    # At the continuum: noise goes with the root of the flux.
+    signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)))
+    return np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
 
 
 def survey_conditions(
-    observing: ObservingModel, survey: Survey, preparation: Preparation
+    observing: ObservingModel, survey: Survey, preparation: Preparation, *, theory: str = "emulator"
 ) -> ObservingModel:
     """Conditions under which stars of a survey are simulated: its resolving power and its noise.
 
@@ -438,22 +590,25 @@ def survey_conditions(
     observing : ObservingModel
     survey : Survey
     preparation : Preparation
+    theory : {"emulator", "learnt"}
+        The emulator is broadened to the resolving power of the survey; a learnt theory has it.
 
     Raises
     ------
     ConfigError
-        If neither states the resolving power.
+        If the emulator is asked for, and neither states the resolving power.
     """
     stated = observing.model_fields_set
     if "resolving_power" not in stated:
         power = survey.resolving_power
-        if power is None:
+        if power is None and theory == "emulator":
             raise ConfigError(
                 f"{survey.path} does not say its resolving power, at which stars are simulated: "
                 "write 'resolving_power = ...' at the top of the TOML file that it is ingested "
                 "with, or in [training.observing] of the settings"
             )
-        observing = observing.at_power(power)
+        if power is not None:
+            observing = observing.at_power(power)
     if stated & {"noise_side_weight", "noise_correlation"}:
         return observing
     # The steps alone, on no rows: what they make of the noise does not depend on the spectra.
@@ -469,7 +624,8 @@ def known_conditions(survey: Survey, model: Model) -> ObservingModel | None:
     was trained on such spectra.
     """
     power, noise = survey.resolving_power, survey.noise_correlation
-    if power is None and "sky" in model.attachments:
+    # A learnt theory needs no power, so that its conditions may not state the true one.
+    if power is None and "emulator" in getattr(model.attachments.get("sky"), "metadata", {}):
         stated = model.attachments["sky"].metadata["observing"]
         power = ObservingModel.model_validate(stated).resolving_power
     if power is None:

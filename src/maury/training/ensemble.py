@@ -34,13 +34,13 @@ from maury.model.split import (
     split_rows,
 )
 from maury.simulation.emulator import Emulator
-from maury.simulation.training_stars import ADVICE, TrainingStarSimulator
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.observable_map import ObservableMap
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample, labelled_rows, listed_rows
 from maury.survey.plausibility import tell_of_constants
 from maury.survey.store import Survey
-from maury.training.missing_labels import fill_labels
+from maury.training.missing_labels import fill_from_spectra, fill_labels
 from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
 from maury.training.settings import ChoiceConfig as ChoiceConfig
 from maury.training.settings import EnsembleConfig as EnsembleConfig
@@ -54,6 +54,8 @@ CHECKPOINT_SECONDS = 20.0
 """Least time between two checkpoints of a member."""
 _LEAST_STARS = 30
 """Least training stars that calibrate theory; chosen, not measured."""
+_LEAST_TO_LEARN = 100
+"""Least training stars from which a theory is learnt: eight for each of a dozen terms."""
 _FILL_KEY = 9
 """Key of the random numbers of missing labels, which no other draw from the seed uses."""
 _N_FOLD = 8
@@ -140,9 +142,6 @@ def train(
     refuse_existing(path, overwrite=overwrite)
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    if source is None:
-        # Labels that no star can be simulated with come before the power to simulate it at.
-        _names(settings.ensemble.labels or survey.label_names, settings)
     settings = settings.seen_in(survey)
     left_out = listed_rows(survey, leave_out)
     stars = _collect(survey, settings, seed, source, left_out)
@@ -268,13 +267,21 @@ def _collect(
     usable = _usable(take(inputs, places), settings, dropped)
     usable &= kept_rows(split, left_out[labelled], dropped)
     if settings.network.simulates:
-        TrainingStarSimulator.require_grid(
-            inputs.wave_aa, inputs.medium, _simulated(settings).observing
-        )
+        emulated = _simulated(settings).theory == "emulator"
+        if emulated:
+            TrainingStarSimulator.require_grid(
+                inputs.wave_aa, inputs.medium, _simulated(settings).observing
+            )
         if source is not None:
             source.check_grid(inputs.wave_aa, inputs.medium)
         # Only stars of which all labels are known, or can be drawn, can be simulated.
-        filled = source.fill(truth) if source else _drawn(truth, labelled[split.train], seed)
+        training = labelled[split.train]
+        if source:
+            filled = source.fill(truth)
+        elif emulated:
+            filled = _drawn(truth, training, seed)
+        else:
+            filled = _estimated(truth, inputs, places, labelled, split)
         whole = np.isfinite(filled[labelled]).all(axis=1)
         dropped["incomplete labels"] = int((usable & ~whole).sum())
         usable &= whole
@@ -296,10 +303,13 @@ def _collect(
         # random.
         _require_values(names, truth[parts[part]], part)
     least = _LEAST_STARS if source is None else LEAST_STARS
+    if settings.network.simulates and _simulated(settings).theory == "learnt":
+        least = _LEAST_TO_LEARN
     if settings.network.simulates and parts["train"].size < least:
         raise TrainingError(
-            f"the preset 'maury' calibrates theory on at least {least} training stars, got "
-            f"{parts['train'].size}; left out are {_counts(dropped)}"
+            f"the preset 'maury' needs at least {least} training stars for its theory "
+            f"{_simulated(settings).theory!r}, got {parts['train'].size}; left out are "
+            f"{_counts(dropped)}"
         )
     observables = inputs.observables[places[usable][parts["train"]]].astype(np.float64)
     # Errors are near 0 as they are, and are drawn in training, whatever the survey tells of them.
@@ -341,6 +351,20 @@ def _drawn(truth: Float64Array, training: Int64Array, seed: int) -> Float64Array
     return fill_labels(truth, reference, rng)
 
 
+def _estimated(
+    truth: Float64Array, inputs: Inputs, places: Int64Array, labelled: Int64Array, split: Split
+) -> Float64Array:
+    """Labels with missing ones estimated from spectra, for a theory that is learnt."""
+    training = np.zeros(labelled.size, dtype=np.bool_)
+    training[split.train] = True
+    own = take(inputs, places)
+    filled = truth.copy()
+    filled[labelled] = fill_from_spectra(
+        truth[labelled], own.flux, own.ivar, own.observables.astype(np.float64), training
+    )
+    return filled
+
+
 def _by_part(split: Split) -> dict[str, Int64Array]:
     return {part: split.part(part) for part in PARTS}
 
@@ -353,12 +377,8 @@ def _names(names: Sequence[str], settings: EnsembleConfig) -> tuple[str, ...]:
     """Labels to learn, in the order of the network's outputs."""
     if not settings.network.simulates or not names:
         return tuple(names)
-    # Each of the nine is an input of the emulator, whose further ones the population draws.
-    if set(names) != set(LABEL_NAMES):
-        raise ConfigError(
-            f"the preset 'maury' simulates stars by the labels {', '.join(LABEL_NAMES)}, got "
-            f"{', '.join(names)}; {ADVICE}"
-        )
+    if _simulated(settings).theory == "learnt":
+        return tuple(names)
     return LABEL_NAMES
 
 
@@ -409,6 +429,18 @@ def _fit_star_simulator(
     assert stars.simulated is not None, "such are the stars of a preset that simulates"
     inputs, labels = stars.inputs(rows), stars.truth[rows]
     observables = inputs.observables.astype(np.float64)
+    if _simulated(settings).theory == "learnt":
+        return TrainingStarSimulator.learn(
+            inputs.wave_aa,
+            inputs.flux,
+            inputs.ivar,
+            labels=stars.simulated[rows],
+            names=[label.name for label in stars.labels],
+            observables=observables if stars.takes_observables else observables[:, :0],
+            observing=_simulated(settings).observing,
+            mapping=_mapping(settings),
+            medium=inputs.medium,
+        )
     star_simulator = TrainingStarSimulator.fit(
         inputs.wave_aa,
         inputs.flux,

@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from maury.io.arrays import BoolArray, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.statistics import robust_scale
 
-__all__ = ["fill_labels"]
+__all__ = ["fill_from_spectra", "fill_labels"]
 
 _N_NEIGHBOUR = 64
 """Nearest stars that give a plane in nine labels: seven a coefficient; chosen, not measured."""
+_N_COMPONENT = 60
+"""Principal components that estimate a missing label: more would fit noise of a sample of
+thousands, and where stars are few there are a tenth as many components. Chosen."""
+_MOST_SPECTRA = 2000
+"""Spectra that give the components, which more would hardly change; chosen."""
+_LEAST_KNOWN = 30
+"""Training stars with a label below which it is not estimated; chosen, not measured."""
 _RIDGE = 0.1
 """Holds the slopes of that plane down where the stars do not spread, in scaled labels; chosen."""
 
@@ -47,6 +54,89 @@ def fill_labels(
         found = _local_values(own, pattern, target, rng)
         filled[np.ix_(rows, ~pattern)] = found * scale[~pattern] + centre[~pattern]
     return filled
+
+
+def fill_from_spectra(
+    labels: Float64Array,
+    flux: Float32Array,
+    ivar: Float32Array,
+    observables: Float64Array,
+    training: BoolArray,
+) -> Float64Array:
+    """Return labels of any kind, missing ones filled in from spectra, observables, other labels.
+
+    A linear estimate from the principal components of the spectra, learnt for each label from the
+    training stars that have it. A label that too few training stars have stays missing.
+
+    Parameters
+    ----------
+    labels : (n_star, n_label) float64
+        NaN where missing. A star without any label stays so throughout.
+    flux, ivar : (n_star, n_pixel) float32
+        ivar 0 marks a bad pixel.
+    observables : (n_star, n_observable) float64
+        NaN where missing.
+    training : (n_star,) bool
+        Stars that may be learnt from.
+    """
+    known = np.isfinite(labels)
+    lacking = known.any(axis=1) & ~known.all(axis=1)
+    if not lacking.any():
+        return labels.copy()
+    spectra = _spectral_coordinates(flux, ivar, training)
+    seen = _with_medians(observables, training)
+    filled = _with_medians(labels, training)
+    out = np.where(known.any(axis=1, keepdims=True), labels, np.nan)
+    # Twice: the second time missing labels among the others are estimates, and no medians.
+    for _ in range(2):
+        estimate = filled.copy()
+        for k in np.flatnonzero(~known[lacking].all(axis=0)):
+            rows = training & known[:, k]
+            if rows.sum() < _LEAST_KNOWN:
+                estimate[:, k] = np.nan
+                continue
+            others = np.delete(np.nan_to_num(filled), k, axis=1)
+            design = _standardised(np.hstack([spectra, seen, others]), rows)
+            normal = design[rows].T @ design[rows]
+            normal[np.diag_indices(len(normal))] += np.r_[0.0, np.ones(len(normal) - 1)]
+            slope = np.linalg.solve(normal, design[rows].T @ labels[rows, k])
+            low, high = labels[rows, k].min(), labels[rows, k].max()
+            estimate[:, k] = np.clip(design @ slope, low, high)
+        filled = np.where(known, labels, estimate)
+    out[lacking] = filled[lacking]
+    return out
+
+
+def _spectral_coordinates(
+    flux: Float32Array, ivar: Float32Array, training: BoolArray
+) -> Float64Array:
+    """Principal components (n_star, n) of spectra, bad pixels at their mean."""
+    rows = np.flatnonzero(training & (ivar > 0).any(axis=1))
+    rows = rows[:: max(1, -(-rows.size // _MOST_SPECTRA))]
+    good = ivar > 0
+    sums = np.where(good[rows], flux[rows], 0.0).sum(axis=0, dtype=np.float64)
+    mean = (sums / np.maximum(good[rows].sum(axis=0), 1)).astype(np.float32)
+    own = np.where(good[rows], flux[rows] - mean, np.float32(0))
+    value, vector = np.linalg.eigh((own @ own.T).astype(np.float64))
+    count = min(_N_COMPONENT, max(1, rows.size // 10))
+    basis = vector[:, -count:].T.astype(np.float32) @ own
+    basis /= np.sqrt(np.maximum(value[-count:], 1e-12))[:, None].astype(np.float32)
+    return np.asarray(np.where(good, flux - mean, np.float32(0)) @ basis.T, dtype=np.float64)
+
+
+def _with_medians(values: Float64Array, training: BoolArray) -> Float64Array:
+    """Values with the median of the training stars where they are missing; 0 if these have none."""
+    known = np.isfinite(values[training]).any(axis=0)
+    middle = np.zeros(values.shape[1])
+    middle[known] = np.nanmedian(values[training][:, known], axis=0)
+    return np.where(np.isfinite(values), values, middle)
+
+
+def _standardised(columns: Float64Array, rows: BoolArray) -> Float64Array:
+    """A column of ones, then columns less their mean over some rows, in units of their scatter."""
+    scale = columns[rows].std(axis=0)
+    scaled = (columns - columns[rows].mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+    return np.column_stack([np.ones(len(columns)), np.clip(scaled, -8.0, 8.0)])
 
 
 def _local_values(

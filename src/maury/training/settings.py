@@ -1,5 +1,6 @@
 """All settings of a training run, from TOML, a mapping or keywords."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,9 @@ from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey
 from maury.training.member import TrainingConfig
 from maury.training.simulated import SimulatedTraining
+from maury.training.theory_choice import choose_theory
 
+logger = logging.getLogger(__name__)
 DEFAULT_PRESET = DefaultConfig.name
 
 
@@ -119,7 +122,8 @@ class EnsembleConfig(BaseModel):
     def seen_in(self, survey: Survey) -> Self:
         """Return the same settings with what a survey says of its noise and resolution.
 
-        What the settings state themselves stays.
+        What the settings state themselves stays. Which theory stars are simulated with is decided
+        here, and said.
 
         Raises
         ------
@@ -131,9 +135,20 @@ class EnsembleConfig(BaseModel):
         training = settings.training
         if not isinstance(training, SimulatedTraining):
             return settings
-        observing = survey_conditions(training.observing, survey, preparation)
-        seen = training.model_copy(update={"observing": observing})
+        names = self.ensemble.labels or survey.label_names
+        theory = choose_theory(training.theory, survey, preparation, names)
+        if training.theory == "auto" and names:
+            logger.info("stars are simulated with theory %r: %s", theory.name, theory.reason)
+        observing = survey_conditions(
+            training.observing, survey, preparation, theory=theory.name
+        )
+        seen = training.model_copy(update={"observing": observing, "theory": theory.name})
         return settings.model_copy(update={"training": seen})
+
+    def stated(self) -> dict[str, Any]:
+        """Return a plain mapping as `to_json`, of training without what it left at its default."""
+        training = self.training.model_dump(mode="json", exclude_unset=True)
+        return self.to_json() | {"training": training}
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain mapping that `model_validate` reads."""
@@ -194,9 +209,10 @@ def resolve(
         If something is wrong; everything that is, is listed.
     """
     if isinstance(config, Path | str):
-        config = EnsembleConfig.read(config)
+        # As it is written, not as it was completed: what it leaves open is for the survey to say.
+        config = read_toml(config, what="settings")
     given: dict[str, Any] = (
-        config.to_json() if isinstance(config, EnsembleConfig) else dict(config or {})
+        config.stated() if isinstance(config, EnsembleConfig) else dict(config or {})
     )
     network = dict(given.get("network", {}))
     if preset is not None and network.get("preset") != preset:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,11 @@ FLUX_BUFFERS = ("flux_centre", "flux_scale")
 """Names of the centre and scale of each pixel."""
 _LEAST_FLUX_SCALE = 0.02
 """Least scale of a pixel: one that hardly varies would blow its noise up; chosen."""
+_LARGEST_POOL = 2**28
+"""Pixels of all stars of a pool, of four bytes each: one gigabyte a process, as several networks
+are trained at a time on one machine."""
+_LEAST_POOL = 10_000
+"""Stars of a pool however many pixels they have, three or more for each labelled one; chosen."""
 _STATISTICS_ROWS = 8192
 """Stars that give centre and scale of each pixel, to 1 %; chosen."""
 
@@ -71,6 +76,9 @@ class SimulatedTraining(BaseModel):
         To which longer gradients are cut.
     stars : int
         Simulated stars that a member draws its batches from.
+    theory : {"auto", "emulator", "learnt"}
+        What the stars are simulated with: the emulator that ships, calibrated on the labelled
+        stars; a theory that is learnt from these alone; or whichever the survey asks for.
     dropping, draw, noise, disturbances, observing
         Missing inputs; choice of the stars; their S/N; what real surveys have besides; the
         instrument. The scatter of the continuum is measured on the labelled stars, and
@@ -87,6 +95,7 @@ class SimulatedTraining(BaseModel):
     averaging: float = Field(default=0.998, ge=0.0, lt=1.0)
     gradient_norm: float = Field(default=5.0, gt=0.0)
     stars: int = Field(default=100_000, ge=1)
+    theory: Literal["auto", "emulator", "learnt"] = "auto"
     dropping: Dropping = Dropping()
     draw: DrawConfig = DrawConfig()
     noise: BatchNoise = BatchNoise()
@@ -174,7 +183,7 @@ class _Run(Run):
         self.epoch = 0
         rng = _generator(seed, 0)
         self._pool = star_simulator.pool(
-            config.stars,
+            min(config.stars, max(_LEAST_POOL, _LARGEST_POOL // star_simulator.wave_aa.size)),
             rng,
             draw=config.draw,
             noise=config.noise,
