@@ -10,8 +10,9 @@ from maury.simulation.drawing import DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
 from maury.simulation.observing import RAVE_WAVE_AA, ObservingModel, Spectrograph
 from maury.simulation.population import Population
+from maury.simulation.simulated_pool import BatchNoise
 from maury.simulation.theory_calibration import TheoryCalibration
-from maury.simulation.training_stars import BatchNoise, TrainingStarSimulator
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.noise import RAVE_CORRELATION, noise_kernel
 from maury.spectra.operators import air_to_vacuum
 

@@ -5,9 +5,9 @@ import pytest
 
 from maury.errors import ConfigError
 from maury.simulation.bound import compare_with_bound, cramer_rao
+from maury.simulation.conditions import survey_conditions
 from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.simulation.surveys import simulate_survey
-from maury.simulation.training_stars import survey_conditions
 from maury.spectra.noise import resampled_correlation
 from maury.spectra.preparation import Preparation
 from maury.survey.readers import ingest_toml, open_toml

@@ -52,8 +52,8 @@ from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
 from maury.prediction.streaming import hide
 from maury.prediction.uncertainty import UncertaintyModel
+from maury.simulation.conditions import known_conditions
 from maury.simulation.observing import ObservingModel
-from maury.simulation.training_stars import known_conditions
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey

@@ -15,7 +15,7 @@ from maury.labels.statistics import LabelStatistics, residual_statistics
 from maury.model.directory import Model
 from maury.prediction.streaming import predict_rows
 from maury.simulation.bound import LabelBound, ObservedModes, compare_with_bound, covers
-from maury.simulation.training_stars import known_conditions
+from maury.simulation.conditions import known_conditions
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.store import Survey
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -73,20 +74,18 @@ def _pieces(wave_aa: Float64Array) -> list[tuple[int, int, int, int]]:
     step = np.diff(log_wave)
     ends = [0, *(np.flatnonzero(step > _GAP_STEPS * np.median(step)) + 1), len(wave_aa)]
     found = []
-    for low, high in zip(ends[:-1], ends[1:], strict=True):
+    for low, high in pairwise(ends):
         if high - low < _LEAST_PIXELS:
             # A lone bad pixel marks the gap between two arms.
             found.append((low, high, max(low - _LEAST_PIXELS, 0), high + _LEAST_PIXELS))
             continue
         count = int(np.ceil((log_wave[high - 1] - log_wave[low]) / _PIECE_WIDTH))
         edges = np.linspace(low, high, max(count, 1) + 1).astype(int)
-        found += [(a, b, low, high) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        found += [(a, b, low, high) for a, b in pairwise(edges)]
     return found
 
 
-def _broadened(
-    flux: AnyArray, speed: Float32Array, wave_aa: Float64Array
-) -> Float32Array:
+def _broadened(flux: AnyArray, speed: Float32Array, wave_aa: Float64Array) -> Float32Array:
     """Broaden spectra on a grid that counts as uniform in ln(lambda) by speeds (n_star, 1)."""
     n_pixel = np.shape(flux)[1]
     step = SPEED_OF_LIGHT_KMS * np.log(wave_aa[-1] / wave_aa[0]) / (n_pixel - 1)

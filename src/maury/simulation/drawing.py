@@ -116,7 +116,7 @@ def draw_around(
         for x in (labels, observables)
     ]
     free = np.flatnonzero(rng.random(n_star) < config.free_share)
-    single = [k for k, name in enumerate(names) if name not in _STRUCTURAL]
+    single = np.array([k for k, name in enumerate(names) if name not in _STRUCTURAL], np.int64)
     width = config.free_width * scale[single]
     # Some stars vary a little and some much, so that neither is the only case seen.
     strength = np.exp(0.5 * rng.standard_normal((free.size, 1)))

@@ -195,7 +195,7 @@ class LearntTheory:
     @property
     def n_label(self) -> int:
         """Labels; the other columns are hidden properties."""
-        return self.base_powers.shape[1]
+        return int(self.base_powers.shape[1])
 
     def clip(self, columns: Float64Array) -> Float64Array:
         """Labels and hidden properties (n_star, n_column), moved into the range of the stars."""
@@ -207,7 +207,7 @@ class LearntTheory:
         return _product(_terms(scaled, self.powers), self.coefficients)
 
     def typical(self, labels: Float64Array) -> Float32Array:
-        """Flux (n_star, n_pixel) that labels (n_star, n_label) alone tell; NaN if one is unknown."""
+        """Flux (n_star, n_pixel) by the labels (n_star, n_label) alone; NaN if one is unknown."""
         n_label = self.n_label
         low, high = self.lowest[:n_label], self.highest[:n_label]
         scaled = _scaled(np.clip(labels, low, high), self.centre[:n_label], self.scale[:n_label])
@@ -238,9 +238,7 @@ class LearntTheory:
         amplitude = (pull / (1.0 + level[:, None] * value)) @ vector.T
         return np.asarray(expected + amplitude.astype(np.float32) @ self.modes)
 
-    def hidden(
-        self, labels: Float64Array, flux: Float32Array, ivar: Float32Array
-    ) -> Float64Array:
+    def hidden(self, labels: Float64Array, flux: Float32Array, ivar: Float32Array) -> Float64Array:
         """Hidden properties (n_star, n_hidden) of observed stars, within the range of the stars."""
         if not len(self.hidden_basis):
             return np.zeros((len(labels), 0))
@@ -419,7 +417,9 @@ def _shrunk(signal: Float64Array) -> Float64Array:
 
 def _kept(part: Float64Array, noise: float) -> Float64Array:
     power = gaussian_filter1d(part**2, _WINDOW_PIXELS, axis=1)
-    return part * np.clip(1.0 - _NOISE_MARGIN * noise / np.maximum(power, 1e-12), 0.0, 1.0)
+    return np.asarray(
+        part * np.clip(1.0 - _NOISE_MARGIN * noise / np.maximum(power, 1e-12), 0.0, 1.0)
+    )
 
 
 def _whitened(residual: Float32Array, stars: _Stars) -> Float32Array:
@@ -451,7 +451,7 @@ def _components(white: Float32Array, count: int) -> tuple[Float64Array, Float32A
 
 
 def _noise_variance(shape: tuple[int, int], correlation: tuple[float, ...]) -> float:
-    """Largest variance in any direction that noise alone shows (Horn 1965, Psychometrika 30, 179)."""
+    """Largest variance that noise alone shows in a direction (Horn 1965, Psychometrika 30, 179)."""
     kernel = noise_kernel(correlation) if correlation else np.ones(1)
     rng = np.random.default_rng(0)
     white = rng.standard_normal((shape[0], shape[1] + kernel.size - 1), dtype=np.float32)

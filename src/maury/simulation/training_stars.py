@@ -15,147 +15,34 @@ from functools import cache, cached_property
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maury.errors import ConfigError, ModelFileError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
 from maury.simulation.companions import BandLayout, add_companions
-from maury.simulation.disturbances import Disturbances, disturb_flux, disturb_observables
+from maury.simulation.disturbances import Disturbances
 from maury.simulation.drawing import DEFAULT_DRAW, DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
-from maury.simulation.learnt_theory import LearntTheory, drawn_modes, moved
-from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
+from maury.simulation.learnt_theory import LearntTheory, moved
+from maury.simulation.observing import ObservingModel, Spectrograph
 from maury.simulation.population import Population
 from maury.simulation.rest_frame import RestFrameTheory
-from maury.simulation.theory_calibration import (
-    TheoryCalibration,
-)
+from maury.simulation.simulated_pool import BatchNoise, SimulatedPool
+from maury.simulation.theory_calibration import TheoryCalibration
 from maury.spectra.observable_map import ObservableMap
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.pixels import FLUX_FLOOR
-from maury.spectra.preparation import Preparation
-from maury.survey.store import Survey
 
 __all__ = [
-    "BatchNoise",
-    "SimulatedPool",
     "TrainingStarSimulator",
-    "known_conditions",
-    "survey_conditions",
 ]
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 2048
 """Stars at a time: the emulator's grid is some ten times as long as the survey's."""
-_LOW_SNR = (10.0, 100.0)
-"""Where labels depend on S/N most, and surveys have few labelled stars."""
 ADVICE = "train another network with --preset guiglion2020, starnet or astronn"
-
-
-@dataclass(frozen=True, eq=False)
-class SimulatedPool:
-    """Simulated spectra before reduction and noise, observed anew in every batch.
-
-    Attributes
-    ----------
-    flux : (n_star, n_pixel) float32
-        Calibrated, broadened and shifted.
-    labels, observables : (n_star, n_label), (n_star, n_observable) float64
-    calibration : TheoryCalibration
-        Its modes of cores and continuum are drawn for each spectrum.
-    survey_snr : (n,) float64
-        S/N of the labelled stars, from which that of a simulated one is drawn.
-    spectrograph : Spectrograph
-    mapping : ObservableMap
-        How the observables follow from bands, parallax and A_V.
-    noise : BatchNoise
-    disturbances : Disturbances
-    modes : (n_mode, n_pixel) float32
-        Along which stars scatter about a learnt theory, drawn for each spectrum.
-    """
-
-    flux: Float32Array
-    labels: Float64Array
-    observables: Float64Array
-    calibration: TheoryCalibration
-    survey_snr: Float64Array
-    spectrograph: Spectrograph
-    mapping: ObservableMap
-    noise: BatchNoise
-    disturbances: Disturbances
-    modes: Float32Array
-
-    def batch(
-        self, n_star: int, rng: np.random.Generator
-    ) -> tuple[Float32Array, Float32Array, Float64Array, Float64Array]:
-        """Observe stars drawn at random.
-
-        Returns
-        -------
-        flux, ivar : (n_star, n_pixel) float32
-        observables : (n_star, n_observable) float64
-        labels : (n_star, n_label) float64
-        """
-        # With replacement: the same star with other noise is another example.
-        return self.observe(rng.integers(0, len(self.flux), n_star), rng)
-
-    def observe(
-        self, row: IndexArray, rng: np.random.Generator, *, snr: Float64Array | None = None
-    ) -> tuple[Float32Array, Float32Array, Float64Array, Float64Array]:
-        """Observe the stars of some rows (n_star,); returns what `batch` does.
-
-        With an S/N (n_star,) for each, or with one drawn as the survey has them.
-        """
-        n_star, disturbances = len(row), self.disturbances
-        cores, continuum = (
-            rng.standard_normal((n_star, len(modes)), dtype=np.float32) @ modes
-            for modes in (self.calibration.core_modes, self.calibration.continuum_modes)
-        )
-        lively = np.flatnonzero(rng.random(n_star) < disturbances.cores)
-        cores[lively] *= rng.uniform(1.0, disturbances.core_factor, (lively.size, 1))
-        # Cores add flux of the chromosphere; the continuum divides all of it.
-        sharp = (self.flux[row] + cores) * (np.float32(1.0) + continuum)
-        if len(self.modes):
-            sharp += drawn_modes(self.modes, n_star, rng)
-        sharp = disturb_flux(sharp, self.spectrograph.wave_out_aa, disturbances, rng)
-        flux, ivar = self.spectrograph.degrade(
-            sharp, self._snr(n_star, rng) if snr is None else snr, rng
-        )
-        observables = disturb_observables(self.observables[row], self.mapping, disturbances, rng)
-        return flux, ivar, observables, self.labels[row]
-
-    def _snr(self, n_star: int, rng: np.random.Generator) -> Float64Array:
-        # A tenth around real values, as a bootstrap would repeat them.
-        drawn = rng.choice(self.survey_snr, n_star) * np.exp(0.1 * rng.standard_normal(n_star))
-        low = rng.random(n_star) < self.noise.low_snr_share
-        lowest, highest = np.log(_LOW_SNR)
-        drawn[low] = np.exp(rng.uniform(lowest, highest, int(low.sum())))
-        return np.asarray(drawn)
-
-
-class BatchNoise(BaseModel):
-    """Which S/N a batch has.
-
-    Attributes
-    ----------
-    low_snr_share : float
-        Share of stars whose S/N is uniform in its logarithm over 10 to 100, not as the survey's.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    low_snr_share: float = Field(default=0.2, ge=0.0, le=1.0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_moved(cls, values: Any) -> Any:
-        # Models of before dropped pixels and disturbed observables here; only whoever simulates
-        # stars for them reads these settings.
-        moved = {"mask_share", "magnitude_rms", "quiet"}
-        return {k: v for k, v in values.items() if k not in moved} if values else values
 
 
 _NOISE = BatchNoise()
@@ -364,9 +251,9 @@ class TrainingStarSimulator:
         if self.learnt is None:
             return _spectrograph(self.wave_aa, self.observing)
         # A learnt theory stands on the pixels as they are: this grid only has to reach over them.
-        ends = self.wave_aa[[0, -1]] * (1.0 - _MARGIN, 1.0 + _MARGIN)
+        first, last = self.wave_aa[0] * (1.0 - _MARGIN), self.wave_aa[-1] * (1.0 + _MARGIN)
         power = self.observing.resolving_power
-        return Spectrograph(np.geomspace(*ends, 1024), self.wave_aa, power, self.observing)
+        return Spectrograph(np.geomspace(first, last, 1024), self.wave_aa, power, self.observing)
 
     def pool(
         self,
@@ -545,7 +432,7 @@ class TrainingStarSimulator:
             calibration = TheoryCalibration(
                 **{f.name: arrays[f"calibration.{f.name}"] for f in _CALIBRATION}
             )
-            own = {name: arrays[name] for name in _OWN_ARRAYS}
+            own: dict[str, Any] = {name: arrays[name] for name in _OWN_ARRAYS}
             observing = ObservingModel.model_validate(about["observing"])
             theory: dict[str, Any] = {}
             if "labels" in about:
@@ -553,6 +440,8 @@ class TrainingStarSimulator:
                 theory["learnt"] = LearntTheory.checked(known, n_label=len(about["labels"]))
                 theory["names"] = tuple(map(str, about["labels"]))
                 theory["hidden"] = arrays["hidden"]
+                if theory["learnt"].coefficients.shape[1] != own["wave_aa"].size:
+                    raise ValueError("it has other pixels than the model")
             else:
                 emulator = str(about["emulator"])
             mapping = _NO_OBSERVABLES
@@ -566,9 +455,7 @@ class TrainingStarSimulator:
                 "the calibrated theory is for another emulator than that of this maury; "
                 "train the model again"
             )
-        return cls(
-            **own, calibration=calibration, observing=observing, mapping=mapping, **theory
-        )
+        return cls(**own, calibration=calibration, observing=observing, mapping=mapping, **theory)
 
 
 def _snr(flux: Float32Array, ivar: Float32Array) -> Float64Array:
@@ -576,67 +463,6 @@ def _snr(flux: Float32Array, ivar: Float32Array) -> Float64Array:
     # At the continuum: noise goes with the root of the flux.
     signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)))
     return np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
-
-
-def survey_conditions(
-    observing: ObservingModel, survey: Survey, preparation: Preparation, *, theory: str = "emulator"
-) -> ObservingModel:
-    """Conditions under which stars of a survey are simulated: its resolving power and its noise.
-
-    What `observing` states itself stays. The correlation of the noise is that of prepared pixels.
-
-    Parameters
-    ----------
-    observing : ObservingModel
-    survey : Survey
-    preparation : Preparation
-    theory : {"emulator", "learnt"}
-        The emulator is broadened to the resolving power of the survey; a learnt theory has it.
-
-    Raises
-    ------
-    ConfigError
-        If the emulator is asked for, and neither states the resolving power.
-    """
-    stated = observing.model_fields_set
-    if "resolving_power" not in stated:
-        power = survey.resolving_power
-        if power is None and theory == "emulator":
-            raise ConfigError(
-                f"{survey.path} does not say its resolving power, at which stars are simulated: "
-                "write 'resolving_power = ...' at the top of the TOML file that it is ingested "
-                "with, or in [training.observing] of the settings"
-            )
-        if power is not None:
-            observing = observing.at_power(power)
-    if stated & {"noise_side_weight", "noise_correlation"}:
-        return observing
-    # The steps alone, on no rows: what they make of the noise does not depend on the spectra.
-    steps = preparation.model_copy(update={"observables": ()})
-    nothing = survey.rows(np.zeros(0, dtype=np.int64))
-    return observing.with_noise(steps.apply(nothing).noise_correlation)
-
-
-def known_conditions(survey: Survey, model: Model) -> ObservingModel | None:
-    """Conditions under which the spectra of a survey are seen, for bounds; None if unknown.
-
-    Resolving power and noise of the stored pixels, as the survey says, else as the model does that
-    was trained on such spectra.
-    """
-    power, noise = survey.resolving_power, survey.noise_correlation
-    # A learnt theory needs no power, so that its conditions may not state the true one.
-    if power is None and "emulator" in getattr(model.attachments.get("sky"), "metadata", {}):
-        stated = model.attachments["sky"].metadata["observing"]
-        power = ObservingModel.model_validate(stated).resolving_power
-    if power is None:
-        logger.warning(
-            "%s does not say its resolving power, so that there is no bound of its errors; write "
-            "'resolving_power = ...' at the top of the TOML file that it is ingested with",
-            survey.path,
-        )
-        return None
-    known = model.preparation.noise_correlation if noise is None else noise
-    return TRAINING_CONDITIONS.at_power(power).with_noise(known)
 
 
 _OWN_ARRAYS = ("wave_aa", "labels", "observables", "snr")

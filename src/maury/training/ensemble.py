@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import torch
 
-from maury.errors import ConfigError, TrainingError
+from maury.errors import TrainingError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.cluster import Cluster
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder

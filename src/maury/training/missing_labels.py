@@ -133,7 +133,7 @@ def _with_medians(values: Float64Array, training: BoolArray) -> Float64Array:
 
 
 def _standardised(columns: Float64Array, rows: BoolArray) -> Float64Array:
-    """A column of ones, then columns less their mean over some rows, in units of their scatter."""
+    """Put a column of ones before columns less their mean, over their scatter, of some rows."""
     scale = columns[rows].std(axis=0)
     scaled = (columns - columns[rows].mean(axis=0)) / np.where(scale > 0, scale, 1.0)
     return np.column_stack([np.ones(len(columns)), np.clip(scaled, -8.0, 8.0)])

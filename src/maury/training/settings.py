@@ -12,7 +12,7 @@ from maury.io.config_files import read_toml
 from maury.model.engines.training_kernels import require_trainable
 from maury.model.networks.published import PRESETS, DefaultConfig, NetworkConfig, parse_settings
 from maury.model.split import SplitConfig
-from maury.simulation.training_stars import survey_conditions
+from maury.simulation.conditions import survey_conditions
 from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey
 from maury.training.member import TrainingConfig
@@ -139,9 +139,7 @@ class EnsembleConfig(BaseModel):
         theory = choose_theory(training.theory, survey, preparation, names)
         if training.theory == "auto" and names:
             logger.info("stars are simulated with theory %r: %s", theory.name, theory.reason)
-        observing = survey_conditions(
-            training.observing, survey, preparation, theory=theory.name
-        )
+        observing = survey_conditions(training.observing, survey, preparation, theory=theory.name)
         seen = training.model_copy(update={"observing": observing, "theory": theory.name})
         return settings.model_copy(update={"training": seen})
 

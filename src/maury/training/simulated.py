@@ -26,7 +26,8 @@ from maury.simulation.disturbances import Disturbances
 from maury.simulation.drawing import DrawConfig
 from maury.simulation.dropping import Dropping, drop_inputs
 from maury.simulation.observing import ObservingModel
-from maury.simulation.training_stars import BatchNoise, SimulatedPool, TrainingStarSimulator
+from maury.simulation.simulated_pool import BatchNoise, SimulatedPool
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.training.member import (
     EpochCallback,
     Run,

@@ -16,9 +16,10 @@ import numpy as np
 from maury.errors import ConfigError
 from maury.io.arrays import Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES, LABELS
+from maury.simulation.conditions import survey_conditions
 from maury.simulation.emulator import Emulator
 from maury.simulation.population import Population
-from maury.simulation.training_stars import TrainingStarSimulator, survey_conditions
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Batch
 from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey

@@ -1,4 +1,4 @@
-"""Which theory a survey is simulated with: the emulator that ships, or one learnt from its stars."""
+"""Which theory a survey is simulated with: the emulator, or one learnt from its own stars."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def choose_theory(
         if missing or further:
             raise ConfigError(
                 f"the emulator simulates stars by the labels {', '.join(LABEL_NAMES)}, got "
-                f"{', '.join(names)}; write theory = \"learnt\" in [training], or {ADVICE}"
+                f'{", ".join(names)}; write theory = "learnt" in [training], or {ADVICE}'
             )
         return TheoryChoice("emulator", "the settings ask for it")
     if missing or further:
