@@ -417,9 +417,8 @@ def _shrunk(signal: Float64Array) -> Float64Array:
 
 def _kept(part: Float64Array, noise: float) -> Float64Array:
     power = gaussian_filter1d(part**2, _WINDOW_PIXELS, axis=1)
-    return np.asarray(
-        part * np.clip(1.0 - _NOISE_MARGIN * noise / np.maximum(power, 1e-12), 0.0, 1.0)
-    )
+    share = 1.0 - _NOISE_MARGIN * noise / np.maximum(power, 1e-12)
+    return np.asarray(part * np.clip(share, 0.0, 1.0))
 
 
 def _whitened(residual: Float32Array, stars: _Stars) -> Float32Array:
@@ -441,13 +440,13 @@ def _components(white: Float32Array, count: int) -> tuple[Float64Array, Float32A
     if n_star <= n_pixel:
         value, vector = np.linalg.eigh((white @ white.T).astype(np.float64))
         last = slice(-min(count, n_star), None)
-        value, vector = value[last][::-1], vector[:, last][:, ::-1]
-        direction = vector.T.astype(np.float32) @ white
-        direction /= np.sqrt(np.maximum(value, 1e-12))[:, None].astype(np.float32)
-        return value / n_star, direction
+        largest = value[last][::-1]
+        rotated = vector[:, last][:, ::-1].T.astype(np.float32) @ white
+        size = np.sqrt(np.maximum(largest, 1e-12))[:, None].astype(np.float32)
+        return largest / n_star, np.asarray(rotated / size)
     value, vector = np.linalg.eigh((white.T @ white).astype(np.float64))
     last = slice(-min(count, n_pixel), None)
-    return value[last][::-1] / n_star, vector[:, last][:, ::-1].T.astype(np.float32)
+    return value[last][::-1] / n_star, np.asarray(vector[:, last][:, ::-1].T, dtype=np.float32)
 
 
 def _noise_variance(shape: tuple[int, int], correlation: tuple[float, ...]) -> float:
