@@ -298,15 +298,18 @@ def test_a_stopped_ensemble_goes_on_to_the_same_model(tmp_path, monkeypatch, mod
 
 def test_what_it_cannot_simulate_is_one_clear_error(tmp_path, survey):
     two = write_survey(tmp_path / "two.zarr", n=40)
+    emulator = {"training": {"theory": "emulator"}}
     with pytest.raises(ConfigError, match=r"ni_fe, got teff, logg; .*--preset guiglion2020"):
-        train(two, tmp_path / "m", n_processes=1)
+        train(two, tmp_path / "m", n_processes=1, config=emulator)
     with pytest.raises(ConfigError, match="--preset guiglion2020"):
-        train(survey, tmp_path / "m", config={"ensemble": {"labels": ["teff"]}})
+        train(survey, tmp_path / "m", config={**emulator, "ensemble": {"labels": ["teff"]}})
     shifted = {"steps": [{"step": "rest_frame", "grid": {"wave_aa": [8300.0, 8350.0, 8400.0]}}]}
     with pytest.raises(ConfigError, match=r"emulator cannot simulate .*--preset guiglion2020"):
-        train(survey, tmp_path / "m", config={"preparation": shifted})
+        train(survey, tmp_path / "m", config={**emulator, "preparation": shifted})
+    with pytest.raises(TrainingError, match=r"at least 100 training stars .*'learnt', got 32"):
+        train(two, tmp_path / "m", n_processes=1)
     few = copy_survey(survey.path, tmp_path / "few.zarr", rows=np.arange(25))
-    with pytest.raises(TrainingError, match="at least 30 training stars, got"):
+    with pytest.raises(TrainingError, match=r"at least 30 training stars .*, got 21"):
         train(few, tmp_path / "m")
     assert not (tmp_path / "m.part").exists()
 

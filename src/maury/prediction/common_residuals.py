@@ -45,6 +45,8 @@ _CORE_SIGMA_AA = 0.8
 """Width of the core of a Ca II line, as `maury.simulation.mismatch.TheoryMismatch` has it."""
 _FLOOR = 0.01
 """Error of theory in a pixel: no star of high S/N rules the rest; chosen, not measured."""
+_MOST_MODES = 10
+"""Modes of a learnt theory that are fitted to each star: the largest, as each costs memory."""
 _STEPS = 0.05
 """Step of a slope, in units of the scatter of a label: 30 K, and .02 dex."""
 _BLOCK = 128
@@ -311,7 +313,10 @@ def _own(
         moved[:, column] += _STEPS * size
         slopes.append((simulator.theory(moved) - theory) / np.float32(_STEPS))
     calibration = simulator.calibration
-    cores = np.broadcast_to(calibration.core_modes, (len(theory), *calibration.core_modes.shape))
+    modes = calibration.core_modes
+    if simulator.learnt is not None:
+        modes = np.concatenate([modes, simulator.learnt.modes[:_MOST_MODES]])
+    cores = np.broadcast_to(modes, (len(theory), *modes.shape))
     continuum = theory[:, None] * calibration.continuum_modes
     return np.concatenate([np.stack(slopes, axis=1), cores, continuum], axis=1)
 

@@ -176,11 +176,18 @@ def measured_with(
     model = labeller.network.model
     nothing = np.full_like(inputs.observables, np.nan)
     alone = labeller.predict(replace(inputs, observables=nothing)).mean
-    own = [model.label_names.index(name) for name in ("teff", "logg", "m_h")]
+    own = _structural(model)
     names = model.preparation.observable_names
     observables = inputs.observables.astype(np.float64)
     a_v = observables[:, names.index("a_v")] if "a_v" in names else np.zeros(len(inputs))
     return Measured(residuals, alone[:, own], a_v, observables[:, bands_of(model)])
+
+
+def _structural(model: Model) -> list[int]:
+    """Numbers of the labels that magnitudes depend on; all of them if none of these is known."""
+    names = model.label_names
+    found = [names.index(name) for name in ("teff", "logg", "m_h") if name in names]
+    return found or list(range(len(names)))
 
 
 def bands_of(model: Model) -> list[int]:

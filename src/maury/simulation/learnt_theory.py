@@ -23,6 +23,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
+from maury.io.workers import one_thread
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
 from maury.simulation.broadening import broadened
 from maury.simulation.companions import shifted
@@ -129,22 +130,30 @@ class LearntTheory:
         (n_star, n_hidden) float64
             Hidden properties of the stars; no column where labels tell enough.
         """
-        stars = _Stars.of(flux, ivar, tuple(noise_correlation))
+        with one_thread():
+            return cls._fit(_Stars.of(flux, ivar, tuple(noise_correlation)), labels, names)
+
+    @classmethod
+    def _fit(
+        cls, stars: _Stars, labels: Float64Array, names: Sequence[str]
+    ) -> tuple[Self, Float64Array]:
         centre, scale = robust_scale(labels)
         scaled = _scaled(labels, centre, scale)
         first = _structural(names)
-        powers = _powers(scaled.shape[1], first, len(flux))
+        powers = _powers(scaled.shape[1], first, len(labels))
         base = _fit(_terms(scaled, powers), stars)
         residual = stars.residual(_product(_terms(scaled, powers), base))
         basis = _hidden(residual, stars)
-        hidden = _coordinates(residual, stars, basis)
+        hidden = _coordinates(
+            stars.difference(_product(_terms(scaled, powers), base)), stars, basis
+        )
         columns, own = np.hstack([labels, hidden]), powers
         coefficients = base
         if hidden.shape[1]:
             centre, scale = robust_scale(columns)
             scaled = _scaled(columns, centre, scale)
             whole = (*first, *range(labels.shape[1], columns.shape[1]))
-            own = _powers(columns.shape[1], whole, len(flux))
+            own = _powers(columns.shape[1], whole, len(labels))
             coefficients = _fit(_terms(scaled, own), stars)
             residual = stars.residual(_product(_terms(scaled, own), coefficients))
         modes = _modes(residual, stars)
@@ -308,9 +317,13 @@ class _Stars:
         filled = np.where(good, flux, mean.astype(np.float32)[None])
         return cls(filled, good, weight, sigma, correlation)
 
+    def difference(self, expected: Float32Array) -> Float32Array:
+        """Flux less what is expected (n_star, n_pixel); 0 in bad pixels."""
+        return np.asarray(np.where(self.good, self.flux - expected, np.float32(0)))
+
     def residual(self, expected: Float32Array) -> Float32Array:
         """Flux less what is expected (n_star, n_pixel); 0 in bad pixels and spikes."""
-        found = np.where(self.good, self.flux - expected, np.float32(0))
+        found = self.difference(expected)
         limit = _SPIKE_SIGMA * self.sigma / np.sqrt(np.maximum(self.weight, 0.1))[:, None]
         return np.asarray(np.where(_lone(found, limit), 0.0, found), dtype=np.float32)
 
@@ -466,14 +479,14 @@ def _hidden(residual: Float32Array, stars: _Stars) -> Float64Array:
     # The continuum differs most of all, but is linear, so that modes will do for it.
     x = np.linspace(-1.0, 1.0, white.shape[1])
     smooth = np.polynomial.legendre.legvander(x, _CONTINUUM_DEGREE) / stars.sigma[:, None]
-    smooth = np.linalg.qr(smooth)[0].astype(np.float32)
-    white = white - (white @ smooth) @ smooth.T
-    value, direction = _components(white, _MOST_HIDDEN)
+    level = np.linalg.qr(smooth)[0].astype(np.float32)
+    lines = np.asarray(white - (white @ level) @ level.T, dtype=np.float32)
+    value, direction = _components(lines, _MOST_HIDDEN)
     # Robust: a few odd stars are no property that all stars have.
-    usual = (MAD_TO_SIGMA * np.median(np.abs(white @ direction.T), axis=0)) ** 2
+    usual = (MAD_TO_SIGMA * np.median(np.abs(lines @ direction.T), axis=0)) ** 2
     noise = max(1.0, _noise_variance(white.shape, stars.correlation))
     several = np.minimum(value, usual) > _HIDDEN_POWER * noise
-    return direction[several].astype(np.float64) * stars.sigma
+    return np.asarray(direction[several].astype(np.float64) * stars.sigma)
 
 
 def _coordinates(residual: Float32Array, stars: _Stars, basis: Float64Array) -> Float64Array:

@@ -55,6 +55,9 @@ def choose_theory(
     ConfigError
         If the emulator is wanted, and does not know the labels.
     """
+    if not names:
+        # That nothing is to be learnt is for others to say.
+        return TheoryChoice("emulator", "there are no labels")
     missing = [name for name in LABEL_NAMES if name not in names]
     further = [name for name in names if name not in LABEL_NAMES]
     if wanted == "learnt":
