@@ -69,6 +69,8 @@ def train(
             overwrite=overwrite,
         )
     terminal.say(result)
+    if theory := result.training.get("theory"):
+        terminal.say(f"theory of the simulated stars: {theory['name']}, as {theory['reason']}")
 
 
 def methods() -> None:

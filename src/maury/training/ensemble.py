@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ def train(
     refuse_existing(path, overwrite=overwrite)
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    theory = settings.theory_of(survey) if settings.network.simulates else None
     settings = settings.seen_in(survey)
     left_out = listed_rows(survey, leave_out)
     stars = _collect(survey, settings, seed, source, left_out)
@@ -161,7 +162,8 @@ def train(
         progress=progress or (lambda event: None),
         cluster=cluster,
     )
-    trained = _assemble(folder, settings, stars, jobs, survey, seed, source)
+    about = {"theory": asdict(theory)} if theory and source is None else {}
+    trained = _assemble(folder, settings, stars, jobs, survey, seed, source, about)
     result = complete(trained, stars.sample).save(path, overwrite=overwrite, finish=finish)
     discard(folder.path, path)
     return result
@@ -547,6 +549,7 @@ def _assemble(
     survey: Survey,
     seed: int,
     source: SourceModel | None,
+    about: Mapping[str, Any],
 ) -> Model:
     """Put the trained members together, as a model in the work folder."""
     results = [folder.result(job.member) for job in jobs]
@@ -583,6 +586,7 @@ def _assemble(
         training={
             "settings": {name: recorded[name] for name in ("training", "split", "ensemble")},
             "dropped": dict(stars.dropped),
+            **about,
         }
         | ({HELD_OUT_FOLDS: folds} if folds else {}),
         provenance=_provenance(settings.network, survey) | origin,

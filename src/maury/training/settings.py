@@ -1,6 +1,5 @@
 """All settings of a training run, from TOML, a mapping or keywords."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,9 +16,8 @@ from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey
 from maury.training.member import TrainingConfig
 from maury.training.simulated import SimulatedTraining
-from maury.training.theory_choice import choose_theory
+from maury.training.theory_choice import TheoryChoice, choose_theory
 
-logger = logging.getLogger(__name__)
 DEFAULT_PRESET = DefaultConfig.name
 
 
@@ -123,7 +121,7 @@ class EnsembleConfig(BaseModel):
         """Return the same settings with what a survey says of its noise and resolution.
 
         What the settings state themselves stays. Which theory stars are simulated with is decided
-        here, and said.
+        here.
 
         Raises
         ------
@@ -135,13 +133,22 @@ class EnsembleConfig(BaseModel):
         training = settings.training
         if not isinstance(training, SimulatedTraining):
             return settings
-        names = self.ensemble.labels or survey.label_names
-        theory = choose_theory(training.theory, survey, preparation, names)
-        if training.theory == "auto" and names:
-            logger.info("stars are simulated with theory %r: %s", theory.name, theory.reason)
+        theory = self.theory_of(survey)
         observing = survey_conditions(training.observing, survey, preparation, theory=theory.name)
         seen = training.model_copy(update={"observing": observing, "theory": theory.name})
         return settings.model_copy(update={"training": seen})
+
+    def theory_of(self, survey: Survey) -> TheoryChoice:
+        """Return which theory the stars of a survey are simulated with, and why.
+
+        Raises
+        ------
+        ConfigError
+            If the settings ask for one that does not know the labels.
+        """
+        wanted = self.training.theory if isinstance(self.training, SimulatedTraining) else "auto"
+        names = self.ensemble.labels or survey.label_names
+        return choose_theory(wanted, survey, self.preparation, names)
 
     def stated(self) -> dict[str, Any]:
         """Return a plain mapping as `to_json`, of training without what it left at its default."""

@@ -74,6 +74,11 @@ class SourceModel:
                 f"{', '.join(LABEL_NAMES)}; train a model of these labels"
             )
         star_simulator = TrainingStarSimulator.of_model(model)
+        if star_simulator.learnt is not None:
+            raise ConfigError(
+                f"the theory of {model.path} was learnt from its own survey, and does not know "
+                'another; train a model on the new survey, or one with theory = "emulator"'
+            )
         return cls(model, star_simulator)
 
     def record(self) -> dict[str, Any]:

@@ -257,13 +257,13 @@ class Stars:
         return np.array([float(values.get(name, np.nan)) for name in names])
 
     def _fit(self, row: int, inputs: Inputs) -> tuple[Float64Array | None, str]:
-        labels = self._predicted(row, LABEL_NAMES)[None]
+        known = self._star_simulator
+        labels = self._predicted(row, LABEL_NAMES if known is None else known.names)[None]
         if not np.isfinite(labels).all():
-            return None, "no fit: the emulator needs all nine labels"
-        if self._star_simulator is not None:
-            return self._star_simulator.theory(labels)[0].astype(
-                np.float64
-            ), "the model's calibrated theory"
+            return None, f"no fit: theory needs all {labels.size} labels"
+        if known is not None:
+            told = "the model's calibrated theory" if known.learnt is None else "the learnt theory"
+            return known.seen(labels, inputs.flux, inputs.ivar)[0].astype(np.float64), told
         if self._conditions is None:
             return None, "no fit: the survey does not say its resolving power"
         flux = _emulated(labels, inputs.wave_aa, inputs.medium, self._conditions.resolving_power)
@@ -274,8 +274,9 @@ class Stars:
     @cached_property
     def _conditions(self) -> ObservingModel | None:
         """Conditions under which theory is seen; None if the resolving power is not known."""
-        if self._star_simulator is not None:
-            return self._star_simulator.observing
+        known = self._star_simulator
+        if known is not None and known.learnt is None:
+            return known.observing
         power = None if self._survey is None else self._survey.resolving_power
         return None if power is None else TRAINING_CONDITIONS.at_power(power)
 
@@ -377,7 +378,7 @@ def _from_star_simulator(star_simulator: TrainingStarSimulator | None) -> Traini
     if star_simulator is None:
         return None
     nameless = np.full(len(star_simulator.labels), "", dtype="U1")
-    return TrainingStars(LABEL_NAMES, star_simulator.labels, nameless, "reference labels")
+    return TrainingStars(star_simulator.names, star_simulator.labels, nameless, "reference labels")
 
 
 def _from_catalogue(content: Content) -> TrainingStars | None:
