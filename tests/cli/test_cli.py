@@ -6,8 +6,10 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import maury
@@ -199,3 +201,50 @@ def test_a_census_without_flags_is_one_line(capsys):
 
     terminal.show_census(Census())
     assert capsys.readouterr().out == "12 SIMULATED spectra, 0.0% of them with a warning flag\n"
+
+
+def numbers_of_commands():
+    """Flag, kind and option of each number that a command takes, with the command's name."""
+    groups = [("", cli.app.registered_commands), ("ingest ", cli.ingest_app.registered_commands)]
+    for before, commands in groups:
+        for command in commands:
+            name = before + (command.name or command.callback.__name__)
+            for hint in get_type_hints(command.callback, include_extras=True).values():
+                kind = next(iter(get_args(hint)), hint)
+                kinds = {int, float} & {kind, *get_args(kind)}
+                option = getattr(hint, "__metadata__", [None])[0]
+                for kind in kinds:
+                    yield pytest.param(kind, option, id=f"{name} {option.default}")
+
+
+def test_every_command_is_asked_for_its_numbers():
+    found = {one.id for one in numbers_of_commands()}
+    assert {"simulate --stars", "train --seed", "ingest recipe --workers"} <= found
+    assert {"crossmatch --radius", "footprint --order", "predict --workers"} <= found
+
+
+@pytest.mark.parametrize(("kind", "option"), list(numbers_of_commands()))
+def test_no_command_believes_a_number_of_any_size(kind, option):
+    # Infinitely many megabytes: never ask.
+    never = [] if option.default == "--ask-above" else [float("inf")]
+    for value in (-1, *([10**30] if kind is int else [float("nan"), *never])):
+        with pytest.raises(typer.BadParameter, match="it must be from"):
+            option.callback(value)
+    assert option.callback(None) is None
+
+
+def test_numbers_beyond_a_limit_are_one_line_and_the_limit_can_be_raised(tmp_path, monkeypatch):
+    for digits in (9, 30, 6000):
+        words = ["simulate", str(tmp_path / "s.zarr"), "--stars", "9" * digits]
+        done = runner.invoke(cli.app, words)
+        assert done.exit_code == 2
+        assert "Invalid value for '--stars'" in done.output
+        assert len(done.output) < 1000 or digits == 6000
+    asked = []
+    monkeypatch.setattr(
+        "maury.simulation.surveys.simulate_survey", lambda *_, **more: asked.append(more["n_star"])
+    )
+    monkeypatch.setenv("MAURY_LIMITS", "rows=2e9")
+    runner.invoke(cli.app, [*words[:-1], "1" + "0" * 9])
+    assert asked == [10**9]
+    assert not (tmp_path / "s.zarr").exists()

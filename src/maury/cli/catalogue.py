@@ -6,7 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Scheduler, SurveyOrToml
+from maury.cli.common import (
+    MOST_PROCESSES,
+    ModelPath,
+    Overwrite,
+    Scheduler,
+    SurveyOrToml,
+    number,
+)
 
 
 def predict(
@@ -37,7 +44,12 @@ def predict(
     ] = "",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Processes on this machine (default: its cores)."),
+        number(
+            "--workers",
+            least=1,
+            most=MOST_PROCESSES,
+            help="Processes on this machine (default: its cores).",
+        ),
     ] = None,
     scheduler: Scheduler = None,
     engine: Annotated[
@@ -90,7 +102,7 @@ def explore(
         Path | None, typer.Option("--model", metavar="MODEL", help="Show its fit and sensitivity.")
     ] = None,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")
+        int, number("--port", least=0, most=65535, help="Port on 127.0.0.1; 0: any free one.")
     ] = 0,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the link, and open no browser.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import Overwrite
+from maury.cli.common import MOST_FLOAT, Overwrite, number
 
 # For the checker of types alone: at run time they would bring astropy into every command.
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def crossmatch(
     right_columns: Annotated[
         str, typer.Option("--right", metavar="KEY=COLUMN,...", help="The same of RIGHT.")
     ] = "ra=ra,dec=dec,pmra=pmra,pmdec=pmdec,epoch=ref_epoch",
-    radius: Annotated[float, typer.Option("--radius", min=0.0, help="In arcseconds.")] = 2.0,
+    radius: Annotated[
+        float, number("--radius", least=0.0, most=MOST_FLOAT, help="In arcseconds.")
+    ] = 2.0,
     ambiguous: Annotated[
         str, typer.Option("--ambiguous", help="Several candidates: flag, drop or nearest.")
     ] = "flag",
@@ -44,10 +46,16 @@ def crossmatch(
     ] = "flag",
     lead: Annotated[
         float | None,
-        typer.Option("--lead", min=0.0, help="Nearer by this (arcsec) is clearly the nearest."),
+        number(
+            "--lead",
+            least=0.0,
+            most=MOST_FLOAT,
+            help="Nearer by this (arcsec) is clearly the nearest.",
+        ),
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option("--magnitudes", min=0.0, help="Agree within this (mag).")
+        float | None,
+        number("--magnitudes", least=0.0, most=MOST_FLOAT, help="Agree within this (mag)."),
     ] = None,
     take: Annotated[
         str | None,

@@ -6,13 +6,15 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, SurveyOrToml
+from maury.cli.common import ModelPath, Overwrite, SurveyOrToml, number
 
 
 def drift(
     model: ModelPath,
     survey: SurveyOrToml,
-    stars: Annotated[int, typer.Option("--stars", min=1, help="Spectra to look at.")] = 2000,
+    stars: Annotated[
+        int, number("--stars", least=1, most="rows", help="Spectra to look at.")
+    ] = 2000,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
     ] = None,

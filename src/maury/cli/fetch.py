@@ -1,5 +1,6 @@
 """`maury fetch`: the public files of a survey, or the answer of an archive."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maury.cli import terminal
+from maury.cli.common import number
 
 if TYPE_CHECKING:
     from maury.survey.archives import SurveyRecipe
@@ -37,7 +39,8 @@ def fetch(
         False
     ),
     ask_above: Annotated[
-        float, typer.Option("--ask-above", metavar="MB", min=0.0, help="Ask above this size.")
+        float,
+        number("--ask-above", metavar="MB", least=0.0, most=math.inf, help="Ask above this size."),
     ] = _ASK_ABOVE_MB,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Download anew what differs.")

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Scheduler, Seed, Settings, SurveyPath, Workers
+from maury.cli.common import (
+    ModelPath,
+    Overwrite,
+    Processes,
+    Scheduler,
+    Seed,
+    Settings,
+    SurveyPath,
+    Workers,
+    number,
+)
 
 if TYPE_CHECKING:
     from maury.model.directory import Model
@@ -25,7 +35,8 @@ def train(
         typer.Option("--method", help="cannon, payne, ferre, ... or a preset (see maury methods)."),
     ] = None,
     members: Annotated[
-        int | None, typer.Option("--members", min=1, help="Networks in the ensemble (default 4).")
+        int | None,
+        number("--members", least=1, most="members", help="Networks in the ensemble (default 4)."),
     ] = None,
     config: Settings = None,
     leave_out: Annotated[
@@ -39,9 +50,7 @@ def train(
         typer.Option("--split", help="star (the default) or published (no independent test)."),
     ] = None,
     seed: Seed = 0,
-    processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
-    ] = None,
+    processes: Processes = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
@@ -177,7 +186,8 @@ def _show_catalogue(catalogue: "StoredCatalogue") -> None:
     from maury.survey.summary import label_rows
 
     terminal.say(catalogue)
-    told = [name for name in ("warn", "flags") if name in catalogue.names]
+    kinds = {"warn": ("bool",), "flags": ("int32", "int64")}
+    told = [c.name for c in catalogue.columns if c.kind in kinds.get(c.name, ())]
     # Bits as the catalogue itself states them, which may be of another version.
     flags = catalogue.metadata.get("flags", {}) if "flags" in told else {}
     n_warned, counts = 0, dict.fromkeys(flags, 0)
@@ -190,7 +200,8 @@ def _show_catalogue(catalogue: "StoredCatalogue") -> None:
     for name, n in counts.items():
         if n:
             terminal.say(f"  {name:<24} {n:>9}  {flags[name]['text']}")
-    labels = [label for label in LABELS if label.name in catalogue.names]
+    numbers = [c.name for c in catalogue.columns if c.kind in ("float64", "int32", "int64")]
+    labels = [label for label in LABELS if label.name in numbers]
     terminal.show_values(label_rows(labels, catalogue.column))
 
 
@@ -198,8 +209,10 @@ def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")] = Path(
         "maury-demo"
     ),
-    stars: Annotated[int, typer.Option("--stars", min=100, help="Labelled stars.")] = 3000,
-    observed: Annotated[int, typer.Option("--observed", min=1, help="Observed stars.")] = 10000,
+    stars: Annotated[int, number("--stars", least=100, most="rows", help="Labelled stars.")] = 3000,
+    observed: Annotated[
+        int, number("--observed", least=1, most="rows", help="Observed stars.")
+    ] = 10000,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite
+from maury.cli.common import ModelPath, Overwrite, number
 
 
 def convert(
@@ -49,11 +49,18 @@ def footprint(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Map to write: .fits or .json.")],
     order: Annotated[
-        int | None, typer.Option("--order", help="Order of the cells (default: by density).")
+        int | None,
+        number("--order", least=0, most=29, help="Order of the cells (default: by density)."),
     ] = None,
     resolution: Annotated[
         float | None,
-        typer.Option("--resolution", metavar="DEG", help="Largest side of a cell, in degrees."),
+        number(
+            "--resolution",
+            metavar="DEG",
+            least=0.0,
+            most=360.0,
+            help="Largest side of a cell, in degrees.",
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:

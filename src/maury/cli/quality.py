@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Seed, SurveyPath
+from maury.cli.common import MOST_FLOAT, ModelPath, Overwrite, Seed, SurveyPath, number
 
 
 def validate(
@@ -87,7 +87,8 @@ def coverage(
     model: ModelPath,
     survey: SurveyPath,
     number: Annotated[
-        int, typer.Option("--suggest", min=0, metavar="N", help="Rank N stars to label next.")
+        int,
+        number("--suggest", least=0, most="rows", metavar="N", help="Rank N stars to label next."),
     ] = 0,
     out: Annotated[
         Path | None,
@@ -130,7 +131,13 @@ def suspects(
     model: ModelPath,
     survey: SurveyPath,
     errors: Annotated[
-        float, typer.Option("--errors", min=0.0, help="How many errors off a star is listed from.")
+        float,
+        number(
+            "--errors",
+            least=0.0,
+            most=MOST_FLOAT,
+            help="How many errors off a star is listed from.",
+        ),
     ] = 5.0,
     out: Annotated[
         Path | None,
@@ -222,7 +229,13 @@ def compare(
         Path, typer.Option("--out", metavar="DIR", help="Directory of models, tables, figures.")
     ] = Path("maury-compare"),
     folds: Annotated[
-        int, typer.Option("--folds", min=1, help="Cross-validation; 1: the split of maury train.")
+        int,
+        number(
+            "--folds",
+            least=1,
+            most="members",
+            help="Cross-validation; 1: the split of maury train.",
+        ),
     ] = 1,
     snr: Annotated[
         str, typer.Option("--snr", help="Also simulate the test stars at these S/N: 20,100.")

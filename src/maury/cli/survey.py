@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import Overwrite, Scheduler, Seed, SkipBad, StorePath, Workers
+from maury.cli.common import Overwrite, Scheduler, Seed, SkipBad, StorePath, Workers, number
 
 
 def ingest_released(
@@ -60,7 +60,7 @@ def ingest_toml(
 
 def simulate(
     out: StorePath,
-    stars: Annotated[int, typer.Option("--stars", min=1, help="Number of stars.")] = 3000,
+    stars: Annotated[int, number("--stars", least=1, most="rows", help="Number of stars.")] = 3000,
     seed: Seed = 0,
     observed: Annotated[
         bool, typer.Option("--observed", help="The observed population, without labels.")

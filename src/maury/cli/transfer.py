@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import ModelPath, Overwrite, Seed, Settings, SurveyOrToml
+from maury.cli.common import (
+    ModelPath,
+    Overwrite,
+    Processes,
+    Seed,
+    Settings,
+    SurveyOrToml,
+    number,
+)
 
 
 def transfer(
@@ -20,17 +28,25 @@ def transfer(
     # A wrong one would be learnt as broader or narrower lines, so that it is never guessed.
     resolving_power: Annotated[
         float | None,
-        typer.Option("--resolving-power", min=1.0, help="Of the new survey, if it does not say."),
+        number(
+            "--resolving-power",
+            least=1.0,
+            most=1e7,
+            help="Of the new survey, if it does not say.",
+        ),
     ] = None,
     members: Annotated[
         int | None,
-        typer.Option("--members", min=1, help="Networks (default: as the source model has)."),
+        number(
+            "--members",
+            least=1,
+            most="members",
+            help="Networks (default: as the source model has).",
+        ),
     ] = None,
     config: Settings = None,
     seed: Seed = 0,
-    processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
-    ] = None,
+    processes: Processes = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on a few hundred labelled stars of a survey with another spectrograph.
@@ -61,9 +77,7 @@ def adapt(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Model directory to write.")],
     config: Settings = None,
     seed: Seed = 0,
-    processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="Members trained at a time.")
-    ] = None,
+    processes: Processes = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model again for a survey without labels, whose lines or bands differ from its own.

@@ -153,10 +153,11 @@ class Catalogue:
             catalogue = opened(path)
             if not isinstance(catalogue.metadata, dict):
                 raise InputFileError(f"{path} has metadata that maury did not write")
+            metadata = with_stated_flags(catalogue.metadata, str(path))
         # Flags of earlier versions have 32 bits, too few for what theirs are asked for.
         kinds = {("flags", "int32"): "int64"}
         columns = (replace(c, kind=kinds.get((c.name, c.kind), c.kind)) for c in catalogue.columns)
-        return replace(catalogue, columns=tuple(columns))
+        return replace(catalogue, columns=tuple(columns), metadata=metadata)
 
     @classmethod
     def read(cls, path: Path | str) -> "Catalogue":
@@ -178,6 +179,37 @@ class Catalogue:
     def simulated(self) -> bool:
         """Whether the spectra were simulated."""
         return bool(self.metadata.get("simulated", False))
+
+
+def with_stated_flags(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return metadata without ``flags`` where they are not stated as maury states them.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Of a catalogue of any origin.
+    name : str
+        What the warning calls the catalogue.
+    """
+    flags = metadata.get("flags", {})
+    if isinstance(flags, Mapping) and all(map(_is_stated, flags.values())):
+        return metadata
+    logger.warning(
+        "%s: its metadata do not state bit, text and kind of each flag, and are not used for them",
+        name,
+    )
+    return {key: value for key, value in metadata.items() if key != "flags"}
+
+
+def _is_stated(about: Any) -> bool:
+    return (
+        isinstance(about, Mapping)
+        and isinstance(about.get("bit"), int)
+        # Of a signed integer of 64 bits: a shift by any number takes as many bits of memory.
+        and 0 <= about["bit"] < 63
+        and isinstance(about.get("warns"), bool)
+        and isinstance(about.get("text"), str)
+    )
 
 
 def check_suffix(path: Path | str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maury.errors import InputFileError
+from maury.errors import InputFileError, printable
 from maury.io.arrays import AnyArray
 from maury.io.opening import open_fits
 from maury.io.units import described, written
@@ -177,7 +177,10 @@ def _primary_header(catalogue: StoredCatalogue) -> bytes:
     header["SIMULATE"] = _simulated_card(catalogue)
     for name, about in catalogue.metadata.get("flags", {}).items():
         kind = "warns" if about["warns"] else "informs"
-        header.add_comment(f"flags bit {about['bit']} ({kind}) {name}: {about['text']}")
+        comment = f"flags bit {about['bit']} ({kind}) {name}: {about['text']}"
+        # A card holds printable ASCII, without the end of a line.
+        comment = printable(" ".join(comment.split()))
+        header.add_comment(comment.encode("ascii", "backslashreplace").decode("ascii"))
     text = json.dumps(dict(catalogue.metadata), ensure_ascii=True)
     # A HISTORY card holds 72 characters, of which trailing blanks are lost: hence the bar at its
     # end.

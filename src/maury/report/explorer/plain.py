@@ -1,7 +1,6 @@
 """Catalogues of any origin, made plain: columns of numbers, truth values and texts, one per row."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from operator import or_
@@ -12,7 +11,7 @@ import numpy as np
 from maury.errors import ColumnError
 from maury.io.arrays import AnyArray, Int64Array
 from maury.labels.flags import FLAG_DTYPE, Flag
-from maury.prediction.catalogue import Catalogue
+from maury.prediction.catalogue import Catalogue, with_stated_flags
 from maury.prediction.stored import StoredCatalogue
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def plain(catalogue: Catalogue | StoredCatalogue, name: str) -> StoredCatalogue:
         logger.warning(
             "%s: columns that are no numbers or texts are not shown: %s", name, ", ".join(left_out)
         )
-    metadata = {k: v for k, v in catalogue.metadata.items() if k != "flags" or _is_told(v)}
+    metadata = with_stated_flags(catalogue.metadata, name)
     return replace(catalogue, columns=columns, metadata=metadata)
 
 
@@ -129,11 +128,3 @@ def _flags(column: Any, name: str) -> Int64Array:
     bits = np.where(mask, 0, values).astype(np.uint64 if values.dtype.kind == "u" else np.int64)
     # Bits that nobody knows here have no name to be shown by.
     return (bits & bits.dtype.type(KNOWN_BITS)).astype(FLAG_DTYPE)
-
-
-def _is_told(flags: Any) -> bool:
-    """Whether the meaning of flags is told as `CatalogueSpec.for_labels` does."""
-    return isinstance(flags, Mapping) and all(
-        isinstance(about, Mapping) and {"bit", "warns", "text"} <= set(about)
-        for about in flags.values()
-    )
