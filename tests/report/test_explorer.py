@@ -588,7 +588,7 @@ def test_a_spectrum_without_a_model_is_shown_as_it_stands(tmp_path, tiny_survey)
     assert got["origin"] == "the emulator, not calibrated"
     assert stars.has == {"spectra": True, "model": False}
     lost = stars.spectrum(7)
-    assert (lost["fit"], lost["origin"]) == (None, "no fit: the emulator needs all nine labels")
+    assert (lost["fit"], lost["origin"]) == (None, "no fit: theory needs all 9 labels")
 
 
 def test_the_emulator_is_shown_at_the_resolving_power_of_the_survey(tmp_path, tiny_survey) -> None:
