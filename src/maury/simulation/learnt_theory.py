@@ -14,7 +14,7 @@ Proc. Fourth Berkeley Symp. 1, 361).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import combinations_with_replacement
 from typing import Self
@@ -29,12 +29,14 @@ from maury.simulation.broadening import broadened
 from maury.simulation.companions import shifted
 from maury.spectra.noise import noise_kernel
 
-__all__ = ["LearntTheory"]
+__all__ = ["LearntTheory", "Synthetic"]
 
 _STRUCTURAL = (("teff",), ("logg",), ("m_h", "fe_h"))
 """Labels that shape all lines together, of which the polynomial has the high degrees."""
 _STARS_PER_TERM = 8
 """Least stars a term of the polynomial: with fewer, terms are left out. Chosen, not measured."""
+_SPECTRA_PER_TERM = 2
+"""Least synthetic spectra a term, which have no noise; chosen."""
 _DEGREES = (4, 3, 2, 1)
 """Degrees of the structural labels that are tried, the highest that the stars allow."""
 _CLIP_SIGMA = 6.0
@@ -65,6 +67,42 @@ _MOST_HIDDEN = 6
 _TAIL = 0.3
 """Scatter of the logarithm of a star's amplitude in all its modes: some stars are odder than
 others by as much; chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Synthetic:
+    """Noise-free spectra of a user's theory, at labels that it shares with the survey.
+
+    Attributes
+    ----------
+    columns : tuple of int
+        Numbers of these labels among those of the survey.
+    labels : (n, n_shared) float64
+    flux : (n, n_pixel) float32
+        At the pixels and the resolving power of the survey.
+    """
+
+    columns: tuple[int, ...]
+    labels: Float64Array
+    flux: Float32Array
+
+    def coefficients(
+        self, powers: Float64Array, centre: Float64Array, scale: Float64Array
+    ) -> Float64Array:
+        """Coefficients (n_term, n_pixel) of terms of the shared labels alone; 0 of the others."""
+        own = np.array(self.columns, dtype=np.int64)
+        others = np.setdiff1d(np.arange(powers.shape[1]), own)
+        chosen = np.flatnonzero((powers[:, others] == 0).all(axis=1))
+        # Lower terms come first: as many as the spectra hold.
+        chosen = chosen[: max(1, len(self.labels) // _SPECTRA_PER_TERM)]
+        scaled = _scaled(self.labels, centre[own], scale[own])
+        terms = _terms(scaled, powers[np.ix_(chosen, own)])
+        # Nothing is noise here: this much only holds terms that the spectra do not tell apart.
+        normal = terms.T @ terms
+        normal[np.diag_indices(len(normal))] += 1e-6 * np.trace(normal) / len(normal)
+        found = np.zeros((len(powers), self.flux.shape[1]))
+        found[chosen] = np.linalg.solve(normal, terms.T @ self.flux.astype(np.float64))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +148,7 @@ class LearntTheory:
         labels: Float64Array,
         names: Sequence[str],
         noise_correlation: Sequence[float],
+        synthetic: Synthetic | None = None,
     ) -> tuple[Self, Float64Array]:
         """Learn from labelled stars, of each only its good pixels.
 
@@ -123,6 +162,9 @@ class LearntTheory:
             Of the labels.
         noise_correlation : sequence of float
             Autocorrelation of the noise at lags of 1, 2, ... pixels.
+        synthetic : Synthetic, optional
+            What a theory of the user knows: the stars then tell the difference to it alone, and
+            where they tell nothing but noise it stays.
 
         Returns
         -------
@@ -131,17 +173,25 @@ class LearntTheory:
             Hidden properties of the stars; no column where labels tell enough.
         """
         with one_thread():
-            return cls._fit(_Stars.of(flux, ivar, tuple(noise_correlation)), labels, names)
+            stars = _Stars.of(flux, ivar, tuple(noise_correlation))
+            return cls._fit(stars, labels, names, synthetic)
 
     @classmethod
     def _fit(
-        cls, stars: _Stars, labels: Float64Array, names: Sequence[str]
+        cls,
+        stars: _Stars,
+        labels: Float64Array,
+        names: Sequence[str],
+        synthetic: Synthetic | None,
     ) -> tuple[Self, Float64Array]:
         centre, scale = robust_scale(labels)
         scaled = _scaled(labels, centre, scale)
         first = _structural(names)
         powers = _powers(scaled.shape[1], first, len(labels))
-        base = _fit(_terms(scaled, powers), stars)
+        known = None
+        if synthetic is not None:
+            known = synthetic.coefficients(powers, centre, scale)
+        base = _fit(_terms(scaled, powers), stars, known)
         residual = stars.residual(_product(_terms(scaled, powers), base))
         basis = _hidden(residual, stars)
         hidden = _coordinates(
@@ -154,7 +204,9 @@ class LearntTheory:
             scaled = _scaled(columns, centre, scale)
             whole = (*first, *range(labels.shape[1], columns.shape[1]))
             own = _powers(columns.shape[1], whole, len(labels))
-            coefficients = _fit(_terms(scaled, own), stars)
+            if synthetic is not None:
+                known = synthetic.coefficients(own, centre, scale)
+            coefficients = _fit(_terms(scaled, own), stars, known)
             residual = stars.residual(_product(_terms(scaled, own), coefficients))
         modes = _modes(residual, stars)
         return cls(
@@ -397,24 +449,30 @@ def _product(terms: Float64Array, coefficients: Float64Array | Float32Array) -> 
     return np.asarray(terms.astype(np.float32) @ coefficients.astype(np.float32))
 
 
-def _fit(terms: Float64Array, stars: _Stars) -> Float64Array:
-    """Coefficients (n_term, n_pixel), each shrunk where it does not rise above its noise."""
+def _fit(terms: Float64Array, stars: _Stars, known: Float64Array | None = None) -> Float64Array:
+    """Coefficients (n_term, n_pixel), each shrunk where it does not rise above its noise.
+
+    Towards 0, or towards those that are `known`.
+    """
+    if known is not None:
+        apart = stars.flux - _product(terms, known)
+        return known + _fit(terms, replace(stars, flux=apart.astype(np.float32)))
     root = np.sqrt(stars.weight)[:, None]
     orthogonal, triangle = np.linalg.qr(terms * root)
     # Terms that no star tells apart from earlier ones are left out, not divided by nothing.
     size = np.abs(np.diag(triangle))
-    known = size > 1e-6 * size.max()
+    told = size > 1e-6 * size.max()
     raw = (orthogonal.T.astype(np.float32) @ (stars.flux * root.astype(np.float32))).astype(
         np.float64
     )
-    raw[~known] = 0.0
+    raw[~told] = 0.0
     rest = stars.flux * root.astype(np.float32) - (orthogonal @ raw).astype(np.float32)
     freedom = max(len(terms) - len(raw), 1)
     noise = np.sqrt(np.maximum((rest.astype(np.float64) ** 2).sum(axis=0) / freedom, 1e-20))
     kept = raw / noise
     kept[1:] = _shrunk(kept[1:])
     solved = np.zeros_like(raw)
-    chosen = np.flatnonzero(known)
+    chosen = np.flatnonzero(told)
     solved[chosen] = np.linalg.solve(triangle[np.ix_(chosen, chosen)], (kept * noise)[chosen])
     return solved
 

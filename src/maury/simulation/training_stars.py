@@ -24,7 +24,7 @@ from maury.simulation.companions import BandLayout, add_companions
 from maury.simulation.disturbances import Disturbances
 from maury.simulation.drawing import DEFAULT_DRAW, DrawConfig, draw_around
 from maury.simulation.emulator import Emulator
-from maury.simulation.learnt_theory import LearntTheory, moved
+from maury.simulation.learnt_theory import LearntTheory, Synthetic, moved
 from maury.simulation.observing import ObservingModel, Spectrograph
 from maury.simulation.population import Population
 from maury.simulation.rest_frame import RestFrameTheory
@@ -158,6 +158,7 @@ class TrainingStarSimulator:
         observing: ObservingModel,
         mapping: ObservableMap = _NO_OBSERVABLES,
         medium: str = "air",
+        synthetic: Synthetic | None = None,
     ) -> Self:
         """Learn a theory from labelled spectra alone (`maury.simulation.learnt_theory`).
 
@@ -176,9 +177,16 @@ class TrainingStarSimulator:
             Of the observables (`maury.spectra.preparation.Preparation.observable_map`).
         medium : {"air", "vacuum"}
             Of `wave_aa`.
+        synthetic : Synthetic, optional
+            A theory of the user, which the labelled spectra then correct.
         """
         learnt, hidden = LearntTheory.fit(
-            flux, ivar, labels=labels, names=names, noise_correlation=observing.correlation
+            flux,
+            ivar,
+            labels=labels,
+            names=names,
+            noise_correlation=observing.correlation,
+            synthetic=synthetic,
         )
         return cls(
             _in_air(wave_aa, medium),

@@ -21,6 +21,7 @@ from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
 from maury.labels import definitions as labels_module
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
+from maury.methods.fitting.synthetic_library import SyntheticLibrary
 from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
 from maury.model.networks.base import NetworkConfig, ScalingRule
@@ -34,8 +35,10 @@ from maury.model.split import (
     split_rows,
 )
 from maury.simulation.emulator import Emulator
+from maury.simulation.learnt_theory import Synthetic
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.observable_map import ObservableMap
+from maury.spectra.operators import vacuum_to_air
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample, labelled_rows, listed_rows
 from maury.survey.plausibility import tell_of_constants
@@ -146,14 +149,15 @@ def train(
     settings = settings.seen_in(survey)
     left_out = listed_rows(survey, leave_out)
     stars = _collect(survey, settings, seed, source, left_out)
-    key = _fingerprint(settings, seed, stars, source)
+    synthetic = _synthetic(stars, settings) if settings.network.simulates else None
+    key = _fingerprint(settings, seed, stars, source, synthetic)
     holds = "a training of other settings or data"
     folder = WorkFolder(work_folder(path, key, holds=holds, overwrite=overwrite))
     if not settings.network.simulates:
         for part in ("train", "validation"):
             folder.put_sample(part, *stars.scaled(part))
     else:
-        _put_star_simulators(folder, stars, settings, seed, source)
+        _put_star_simulators(folder, stars, settings, seed, source, synthetic)
     jobs = member_jobs(folder, settings, seed)
     n_processes = min(n_processes or os.cpu_count() or 1, len(jobs))
     train_members(
@@ -390,12 +394,13 @@ def _put_star_simulators(
     settings: EnsembleConfig,
     seed: int,
     source: SourceModel | None,
+    synthetic: Synthetic | None,
 ) -> None:
     """Write what simulates the stars: of all training stars, and of those that a member knows."""
     rows = stars.parts["train"]
     n_members, n_fold = settings.ensemble.members, _n_fold(stars, source)
     if not folder.has_star_simulator():
-        star_simulator = _fit_star_simulator(stars, rows, settings, source)
+        star_simulator = _fit_star_simulator(stars, rows, settings, source, synthetic)
         if source is not None:
             # Starts are written before the simulator, whose presence says that both are there.
             for number, start in enumerate(source.starts(star_simulator, n_members, seed)):
@@ -409,9 +414,8 @@ def _put_star_simulators(
             # The theory of a member is calibrated without its fold as well, else it would know the
             # spectra that it holds out.
             known = rows[fold != member % n_fold]
-            folder.put_star_simulator(
-                _fit_star_simulator(stars, known, settings, source), stars.scaling, member
-            )
+            own = _fit_star_simulator(stars, known, settings, source, synthetic)
+            folder.put_star_simulator(own, stars.scaling, member)
 
 
 def _n_fold(stars: _Stars, source: SourceModel | None) -> int:
@@ -426,7 +430,11 @@ def _n_fold(stars: _Stars, source: SourceModel | None) -> int:
 
 
 def _fit_star_simulator(
-    stars: _Stars, rows: Int64Array, settings: EnsembleConfig, source: SourceModel | None
+    stars: _Stars,
+    rows: Int64Array,
+    settings: EnsembleConfig,
+    source: SourceModel | None,
+    synthetic: Synthetic | None,
 ) -> TrainingStarSimulator:
     assert stars.simulated is not None, "such are the stars of a preset that simulates"
     inputs, labels = stars.inputs(rows), stars.truth[rows]
@@ -442,6 +450,7 @@ def _fit_star_simulator(
             observing=_simulated(settings).observing,
             mapping=_mapping(settings),
             medium=inputs.medium,
+            synthetic=synthetic,
         )
     star_simulator = TrainingStarSimulator.fit(
         inputs.wave_aa,
@@ -457,6 +466,24 @@ def _fit_star_simulator(
     if source is None:
         return star_simulator
     return source.extend(star_simulator, whole=np.asarray(np.isfinite(labels).all(axis=1)))
+
+
+def _synthetic(stars: _Stars, settings: EnsembleConfig) -> Synthetic | None:
+    """Read a theory of the user as the survey would see it."""
+    training, inputs = _simulated(settings), stars.sample.inputs
+    if training.synthetic is None:
+        return None
+    # Only a power that the survey or the settings state: the default is that of RAVE.
+    stated = "resolving_power" in training.observing.model_fields_set
+    library = SyntheticLibrary.read(
+        training.synthetic,
+        wave_aa=inputs.wave_aa if inputs.medium == "air" else vacuum_to_air(inputs.wave_aa),
+        resolving_power=training.observing.resolving_power if stated else None,
+    )
+    assert stars.simulated is not None, "such are the stars of a preset that simulates"
+    known = stars.simulated[stars.parts["train"]]
+    columns, near = library.near([label.name for label in stars.labels], known)
+    return Synthetic(tuple(columns), near.labels, near.flux)
 
 
 def _mapping(settings: EnsembleConfig) -> ObservableMap:
@@ -499,7 +526,11 @@ def _counts(dropped: Mapping[str, int]) -> str:
 
 
 def _fingerprint(
-    settings: EnsembleConfig, seed: int, stars: _Stars, source: SourceModel | None
+    settings: EnsembleConfig,
+    seed: int,
+    stars: _Stars,
+    source: SourceModel | None,
+    synthetic: Synthetic | None,
 ) -> str:
     """Identity of all that determines the weights of a member."""
     identity = settings.to_json()
@@ -509,8 +540,10 @@ def _fingerprint(
     del identity["ensemble"]
     digest = hashlib.sha256(json.dumps([identity, seed, torch.__version__]).encode())
     if settings.network.simulates:
-        # Another emulator simulates other stars from the same settings.
+        # Another theory simulates other stars from the same settings.
         digest.update(Emulator.load().spec.checksum.encode())
+        if synthetic is not None:
+            digest.update(np.ascontiguousarray(synthetic.flux).tobytes())
         arrays = [*stars.scaled("train"), stars.inputs(stars.parts["train"]).ivar]
     else:
         arrays = [*stars.scaled("train"), *stars.scaled("validation")]

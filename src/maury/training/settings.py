@@ -146,9 +146,13 @@ class EnsembleConfig(BaseModel):
         ConfigError
             If the settings ask for one that does not know the labels.
         """
-        wanted = self.training.theory if isinstance(self.training, SimulatedTraining) else "auto"
+        training = self.training
         names = self.ensemble.labels or survey.label_names
-        return choose_theory(wanted, survey, self.preparation, names)
+        if not isinstance(training, SimulatedTraining):
+            return choose_theory("auto", survey, self.preparation, names)
+        return choose_theory(
+            training.theory, survey, self.preparation, names, synthetic=training.synthetic
+        )
 
     def stated(self) -> dict[str, Any]:
         """Return a plain mapping as `to_json`, of training without what it left at its default."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from maury.errors import TrainingError
@@ -80,6 +80,9 @@ class SimulatedTraining(BaseModel):
     theory : {"auto", "emulator", "learnt"}
         What the stars are simulated with: the emulator that ships, calibrated on the labelled
         stars; a theory that is learnt from these alone; or whichever the survey asks for.
+    synthetic : str, optional
+        Path of synthetic spectra (`maury.methods.fitting.synthetic_library.SyntheticLibrary`): the
+        learnt theory begins at them.
     dropping, draw, noise, disturbances, observing
         Missing inputs; choice of the stars; their S/N; what real surveys have besides; the
         instrument. The scatter of the continuum is measured on the labelled stars, and
@@ -97,6 +100,14 @@ class SimulatedTraining(BaseModel):
     gradient_norm: float = Field(default=5.0, gt=0.0)
     stars: int = Field(default=100_000, ge=1)
     theory: Literal["auto", "emulator", "learnt"] = "auto"
+    synthetic: str | None = None
+
+    @model_validator(mode="after")
+    def _one_theory(self) -> SimulatedTraining:
+        if self.synthetic is not None and self.theory == "emulator":
+            raise ValueError("synthetic: a theory of your own takes the place of the emulator")
+        return self
+
     dropping: Dropping = Dropping()
     draw: DrawConfig = DrawConfig()
     noise: BatchNoise = BatchNoise()

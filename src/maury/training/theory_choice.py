@@ -33,7 +33,12 @@ class TheoryChoice:
 
 
 def choose_theory(
-    wanted: str, survey: Survey, preparation: Preparation, names: Sequence[str]
+    wanted: str,
+    survey: Survey,
+    preparation: Preparation,
+    names: Sequence[str],
+    *,
+    synthetic: str | None = None,
 ) -> TheoryChoice:
     """Choose the theory to simulate the stars of a survey with.
 
@@ -49,6 +54,8 @@ def choose_theory(
         Steps to the pixels that networks see.
     names : sequence of str
         Labels to learn.
+    synthetic : str, optional
+        Path of synthetic spectra, with which a theory is learnt.
 
     Raises
     ------
@@ -60,6 +67,8 @@ def choose_theory(
         return TheoryChoice("emulator", "there are no labels")
     missing = [name for name in LABEL_NAMES if name not in names]
     further = [name for name in names if name not in LABEL_NAMES]
+    if synthetic is not None:
+        return TheoryChoice("learnt", f"the settings give synthetic spectra, {synthetic}")
     if wanted == "learnt":
         return TheoryChoice("learnt", "the settings ask for it")
     if wanted == "emulator":

@@ -106,7 +106,7 @@ def _from_lines(
     }
     wave = _wavelengths(header, spectra.shape[1], path)
     grid_power = _numbers(header, "RESOLUTION", path, [np.inf])[0]
-    seen = _on_pixels(path, wave, spectra, wave_aa, (grid_power, resolving_power))
+    seen = on_pixels(path, wave, spectra, wave_aa, (grid_power, resolving_power))
     return _as_grid(path, axes, seen, wave_aa, (options[1], options[2]))
 
 
@@ -134,7 +134,7 @@ def read_synspec_grid(
     InputFileError
         If a file is missing or damaged, or a combination is not there.
     """
-    rows = _read_index(directory / "index.csv")
+    rows = read_index(directory / "index.csv")
     names = [name for name in rows[0] if name != "file"]
     try:
         values = np.array([[float(row[name]) for name in names] for row in rows])
@@ -153,16 +153,16 @@ def read_synspec_grid(
         )
     seen = np.empty((len(rows), wave_aa.size), dtype=np.float32)
     for row, place in zip(rows, order, strict=True):
-        file = _inside(directory, row["file"])
-        table = _load_text(file)
+        file = inside(directory, row["file"])
+        table = load_text(file)
         if table.shape[1] < 2:
             raise InputFileError(f"{file} has no two columns of wavelength and flux")
         spectrum = table[:, 1][None].astype(np.float32)
-        seen[place] = _on_pixels(file, table[:, 0], spectrum, wave_aa, (np.inf, resolving_power))
+        seen[place] = on_pixels(file, table[:, 0], spectrum, wave_aa, (np.inf, resolving_power))
     return _as_grid(directory, axes, seen, wave_aa, (interpolation, components))
 
 
-def _inside(directory: Path, name: Any) -> Path:
+def inside(directory: Path, name: Any) -> Path:
     """Return a file of a directory; names and links that lead out of it are refused."""
     file = directory / str(name)
     if not name or "\0" in str(name) or not file.resolve().is_relative_to(directory.resolve()):
@@ -232,7 +232,7 @@ def _wavelengths(header: Mapping[str, str], n_pixel: int, path: Path) -> Float64
     return np.asarray(vacuum_to_air(wave) if vacuum else wave)
 
 
-def _on_pixels(
+def on_pixels(
     path: Path,
     wave: Float64Array,
     spectra: Float32Array,
@@ -276,7 +276,7 @@ def _broaden(wave: Float64Array, spectra: Float32Array, inverse_power: float) ->
     return out
 
 
-def _read_index(path: Path) -> list[dict[str, Any]]:
+def read_index(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -287,7 +287,7 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _load_text(path: Path) -> Float64Array:
+def load_text(path: Path) -> Float64Array:
     try:
         check_regular(path)
         # By its name alone numpy would unpack a file, or ask for it elsewhere.
