@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from maury.simulation.learnt_bound import learnt_covariance
 from maury.simulation.learnt_theory import LearntTheory, drawn_modes, moved
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
@@ -181,3 +182,29 @@ def test_rotation_and_velocity_of_arms_with_a_gap():
         half = 0.5 * (wide[-1] - wide[0]) / centre * SPEED_OF_LIGHT_KMS
         # Gray's profile is at half its depth at .78 v sin i; a pixel is 3 km/s.
         assert half == pytest.approx(47.0, abs=5.0)
+
+
+def test_bound_agrees_with_that_of_the_true_lines(stars):
+    theory, _ = learnt(stars)
+    labels = np.median(stars[0], axis=0)[None]
+    prior = np.diag([500.0, 0.8, 0.3, 0.12]) ** 2
+    covariance = learnt_covariance(
+        theory, labels, np.array([SNR]), prior=prior, noise_correlation=()
+    )[0]
+    steps = 0.01 * np.diag([500, 0.8, 0.3, 0.12])
+    slopes = np.array([(truth(labels + s) - truth(labels - s))[0] / (2 * s.sum()) for s in steps])
+    noise = np.sqrt(truth(labels)[0]) / SNR
+    rows = np.vstack([slopes, 0.01 * TILT]) / noise
+    information = rows @ rows.T
+    information[:4, :4] += np.linalg.inv(prior)
+    information[4, 4] += 1
+    best = np.linalg.inv(information)[:4, :4]
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), np.sqrt(np.diag(best)), rtol=0.2)
+    worse = learnt_covariance(
+        theory, labels, np.array([SNR / 4]), prior=prior, noise_correlation=()
+    )[0]
+    assert (np.diag(worse) > np.diag(covariance)).all()
+    unknown = np.full((1, 4), np.nan)
+    assert np.isnan(
+        learnt_covariance(theory, unknown, np.ones(1), prior=prior, noise_correlation=())
+    ).all()

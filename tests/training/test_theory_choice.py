@@ -79,6 +79,9 @@ def test_a_survey_without_theory_gets_labels_with_errors_flags_and_an_audit(
     assert {"calibration", "coverage", "audit", "sky"} <= set(model.attachments)
     found = validate(model, survey)
     by_name = {one.name: one for one in found.statistics}
+    bounds = validate(model, survey, with_bounds=True).bounds
+    assert [one.name for one in bounds] == ["teff", "logg"]
+    assert all(0 < one.overall.spectrum_alone < np.inf for one in bounds)
     assert by_name["teff"].scatter < 0.15 * np.std(survey.column("teff"))
     assert by_name["logg"].scatter < 0.15 * np.std(survey.column("logg"))
     catalogue = predict(model, survey, tmp_path / "labels.fits")

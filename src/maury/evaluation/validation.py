@@ -16,6 +16,8 @@ from maury.model.directory import Model
 from maury.prediction.streaming import predict_rows
 from maury.simulation.bound import LabelBound, ObservedModes, compare_with_bound, covers
 from maury.simulation.conditions import known_conditions
+from maury.simulation.learnt_bound import compare_with_learnt_bound
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.store import Survey
 
@@ -272,6 +274,8 @@ def _bounds(
 ) -> tuple[tuple[LabelBound, ...], tuple[LabelBound, ...]]:
     """Compare residuals with their bounds, if these can be computed; of some stars of many."""
     names = [label.name for label in model.labels]
+    if "labels" in getattr(model.attachments.get("sky"), "metadata", {}):
+        return _learnt_bounds(model, truth, table), ()
     # The emulator's line list is in air.
     wave_aa = survey.wave_aa if survey.medium == "air" else vacuum_to_air(survey.wave_aa)
     if not set(LABEL_NAMES) <= set(names) or not covers(wave_aa):
@@ -294,6 +298,21 @@ def _bounds(
 
     modes = _observed_modes(model, wave_aa)
     return compare(None), () if modes is None else compare(modes)
+
+
+def _learnt_bounds(
+    model: Model, truth: Float64Array, table: dict[str, AnyArray]
+) -> tuple[LabelBound, ...]:
+    """Bounds by the theory that a model learnt from its stars."""
+    chosen = slice(None, None, -(-len(truth) // _MOST_BOUNDS))
+    predicted = np.stack([table[label.name] for label in model.labels], axis=1)
+    return compare_with_learnt_bound(
+        TrainingStarSimulator.of_model(model),
+        truth[chosen],
+        predicted[chosen].astype(np.float64),
+        np.asarray(table["snr"], dtype=np.float64)[chosen],
+        noise_correlation=model.preparation.noise_correlation,
+    )
 
 
 def _observed_modes(model: Model, wave_aa: Float64Array) -> ObservedModes | None:

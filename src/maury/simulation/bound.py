@@ -262,14 +262,14 @@ def compare_with_bound(
     out = []
     for k, name in enumerate(LABEL_NAMES[:n_given]):
         overall, *bins = (
-            _snr_bin(limits, residual[:, k], ratio, [sigma[:, k] for sigma in both])
+            snr_bin(limits, residual[:, k], ratio, [sigma[:, k] for sigma in both])
             for limits in [(0.0, np.inf), *pairwise(SNR_EDGES)]
         )
         out.append(LabelBound(name, overall, tuple(bins)))
     return tuple(out)
 
 
-def _snr_bin(
+def snr_bin(
     limits: tuple[float, float], residual: Float64Array, snr: Float64Array, both: list[Float64Array]
 ) -> SnrBin:
     used = (snr >= limits[0]) & (snr < limits[1]) & np.isfinite(residual) & np.isfinite(both[0])
@@ -377,7 +377,7 @@ class _Instrument:
         return cls(
             emulator,
             Spectrograph(emulator.wave_aa, wave, emulator.spec.resolving_power, observing),
-            _correlation_factor(noise_correlation, wave.size),
+            correlation_factor(noise_correlation, wave.size),
             modes.continuum.astype(np.float64),
             modes.added.astype(np.float64),
         )
@@ -487,7 +487,7 @@ def _continuum_basis(wave_aa: Float64Array) -> Float64Array:
     return np.asarray(weight[:, None] * basis)
 
 
-def _correlation_factor(correlation: Sequence[float], n_pixel: int) -> Float64Array:
+def correlation_factor(correlation: Sequence[float], n_pixel: int) -> Float64Array:
     """Banded lower Cholesky factor of the correlation matrix of the noise of `n_pixel` pixels."""
     bands = np.zeros((1 + min(len(correlation), n_pixel - 1), n_pixel))
     bands[0] = 1.0
