@@ -11,6 +11,7 @@ from maury.cli.common import (
     ModelPath,
     Overwrite,
     Scheduler,
+    Seed,
     SurveyOrToml,
     number,
 )
@@ -59,6 +60,18 @@ def predict(
         bool,
         typer.Option("--by-star", help="One row a star: its spectra combined, with honest errors."),
     ] = False,
+    samples: Annotated[
+        int,
+        number(
+            "--samples",
+            least=0,
+            # `maury.prediction.draws`: a star's stream of nine labels then takes 2 GB.
+            most=100_000,
+            metavar="N",
+            help="Write N draws of the labels of each star, to NAME_draws.parquet.",
+        ),
+    ] = 0,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the catalogue of labels of a survey: a row for each spectrum, in order.
@@ -68,6 +81,7 @@ def predict(
     """
     # Not the default of the option: a help text would then differ from machine to machine.
     from maury.io.workers import n_cores
+    from maury.prediction.draws import draws_path
     from maury.prediction.streaming import Options, write_catalogue
 
     with (
@@ -79,7 +93,13 @@ def predict(
             survey,
             out,
             options=Options(
-                tuple(without or ()), correlations, engine=engine, given=given, by_star=by_star
+                tuple(without or ()),
+                correlations,
+                engine=engine,
+                given=given,
+                by_star=by_star,
+                samples=samples,
+                seed=seed,
             ),
             overwrite=overwrite,
             workers=workers or n_cores(),
@@ -91,6 +111,8 @@ def predict(
     terminal.say(
         f"{written.n_star}{mark} rows in {out}, {written.n_warned} of them with a warning flag"
     )
+    if samples:
+        terminal.say(f"{samples} draws of each in {draws_path(out)}")
 
 
 def explore(

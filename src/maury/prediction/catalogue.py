@@ -275,18 +275,22 @@ def assemble(
     OutputExists
         If `path` exists and `overwrite` is false.
     """
-
-    def read(names: list[str], start: int) -> "Iterator[pa.Table]":
-        return after(start, (read_table(part, names) for part in parts))
-
     if _format(path).write is parquet.write_dataset:
         with writing(path, overwrite=overwrite) as partial:
             partial.mkdir()
             for number, part in enumerate(parts):
                 shutil.copyfile(part, partial / parquet.part_name(number))
         return
-    n_row = sum(map(n_rows, parts))
-    write_stored(StoredCatalogue(path, spec.columns, spec.metadata, n_row, read), path, overwrite)
+    write_stored(of_parts(parts, path, spec), path, overwrite)
+
+
+def of_parts(parts: Sequence[Path], path: Path, spec: CatalogueSpec) -> StoredCatalogue:
+    """Return parts, in order, as one catalogue that is read in blocks, named `path` in messages."""
+
+    def read(names: list[str], start: int) -> "Iterator[pa.Table]":
+        return after(start, (read_table(part, names) for part in parts))
+
+    return StoredCatalogue(path, spec.columns, spec.metadata, sum(map(n_rows, parts)), read)
 
 
 def write_stored(catalogue: StoredCatalogue, path: Path, overwrite: bool = False) -> None:

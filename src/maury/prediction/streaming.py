@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from maury.errors import ColumnError, ConfigError, ModelFileError
+from maury.errors import ColumnError, ConfigError, InputFileError, ModelFileError
 from maury.io.addresses import Address, parse
 from maury.io.arrays import AnyArray
 from maury.io.cluster import Cluster
@@ -46,10 +46,12 @@ from maury.prediction.catalogue import (
     check_suffix,
     count_true,
     is_whole,
+    of_parts,
     read_parts,
     write_part,
 )
 from maury.prediction.conditions import tell_of_conditions
+from maury.prediction.draws import Draws, check_n_draw, drawable, draws_path, write_draws
 from maury.prediction.drift import drift
 from maury.prediction.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
 from maury.spectra.batch import Batch, Readable
@@ -109,6 +111,11 @@ class Options:
     by_star : bool
         Whether the spectra of one star are combined into one row
         (`maury.prediction.by_star.combine_stars`), which holds all rows in memory at the end.
+    samples : int
+        Draws of the labels of each star (`maury.prediction.draws`), written beside the catalogue,
+        which then has the correlations; 0 for none.
+    seed : int
+        Of the draws.
     """
 
     without: tuple[str, ...] = ()
@@ -117,6 +124,13 @@ class Options:
     engine: str = "auto"
     given: str = ""
     by_star: bool = False
+    samples: int = 0
+    seed: int = 0
+
+    @property
+    def with_correlations(self) -> bool:
+        """Whether the catalogue has the correlations of errors, which draws are made with."""
+        return self.correlations or self.samples > 0
 
 
 @dataclass(frozen=True)
@@ -244,8 +258,8 @@ def plan(
     GridMismatch
         If the spectra are not on the grid that the model's preparation takes.
     ConfigError
-        If the suffix of `out` is not one of a known format, or the networks need an input that
-        the options leave out.
+        If the suffix of `out` is not one of a known format, the networks need an input that
+        the options leave out, or draws are asked for of a model that is not calibrated.
     """
     out = Path(out)
     options = options or Options()
@@ -267,15 +281,18 @@ def plan(
         model,
         survey,
         without=predictor.without,
-        correlations=options.correlations,
+        correlations=options.with_correlations,
         given=options.given,
         by_star=options.by_star,
     )
     if options.by_star:
         _check_by_star(model, survey, spec)
+    key = _fingerprint(predictor, survey, spec)
+    if options.samples:
+        _check_samples(out, options, spec, key, overwrite)
     work = work_folder(
         out,
-        _fingerprint(predictor, survey, spec),
+        key,
         holds="a partial catalogue of another model or survey",
         overwrite=overwrite,
         notes={"part_stars": part_stars or PART_STARS},
@@ -332,7 +349,7 @@ def predict_part(part: Part, report: Callable[[int], None] | None = None) -> Pat
         predictor.model,
         survey,
         without=predictor.without,
-        correlations=part.options.correlations,
+        correlations=part.options.with_correlations,
         given=part.options.given,
     )
     # The drift was measured once, at the plan: each part measuring it anew would state its own rows
@@ -369,6 +386,8 @@ def finish(plan: Plan) -> Written:
         stars = combine_stars(read_parts(parts), Model.open(plan.parts[0].model).labels)
         parts, n_row = [plan.work / "stars.parquet"], len(stars["id"])
         write_part(parts[0], plan.spec, stars)
+    if plan.parts[0].options.samples:
+        _draw(parts, plan)
     with explaining(plan.out):
         (plan.work / _JOINED).touch()
     assemble(parts, plan.out, spec=plan.spec, overwrite=plan.overwrite)
@@ -376,6 +395,45 @@ def finish(plan: Plan) -> Written:
     discard(plan.work, plan.out)
     simulated = bool(plan.spec.metadata["simulated"])
     return Written(plan.out, n_row, n_warned, simulated)
+
+
+def _draw(parts: Sequence[Path], plan: Plan) -> None:
+    """Write the draws of a plan, before its catalogue, so that no catalogue lacks them."""
+    options, path = plan.parts[0].options, draws_path(plan.out)
+    run = _drawing_run(options, str(read_stamp(plan.work / STAMP).get("key")))
+    if _drawn_before(path, run):
+        return
+    write_draws(
+        of_parts(parts, plan.out, plan.spec),
+        path,
+        n_draw=options.samples,
+        seed=options.seed,
+        run=run,
+        overwrite=plan.overwrite,
+    )
+
+
+def _drawing_run(options: Options, key: str) -> str:
+    identity = (key, options.by_star, options.samples, options.seed)
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _drawn_before(path: Path, run: str) -> bool:
+    """Whether a killed run of the same has written these draws, which appear in one step."""
+    try:
+        return path.exists() and Draws.open(path).metadata["draws"]["run"] == run
+    except (InputFileError, KeyError):
+        return False
+
+
+def _check_samples(
+    out: Path, options: Options, spec: CatalogueSpec, key: str, overwrite: bool
+) -> None:
+    """Fail unless draws can be made, and written beside the catalogue."""
+    check_n_draw(options.samples)
+    drawable([column.name for column in spec.columns])
+    if not _drawn_before(draws_path(out), _drawing_run(options, key)):
+        refuse_existing(draws_path(out), overwrite=overwrite)
 
 
 def _discard_joined(out: Path) -> None:
@@ -483,6 +541,8 @@ def predict(
     engine: str = "auto",
     given: str = "",
     by_star: bool = False,
+    samples: int = 0,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Catalogue:
     """Predict a whole survey, write its catalogue and read it.
@@ -515,6 +575,9 @@ def predict(
         A label that the survey has from elsewhere, as of `maury.prediction.predictor.Predictor`.
     by_star : bool
         Combine the spectra of one star into one row; rows in are spectra, rows out are stars.
+    samples, seed : int
+        Draws of the labels of each star, written to `maury.prediction.draws.draws_path` of `out`,
+        and the seed of their random numbers.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -530,7 +593,9 @@ def predict(
     WorkerLost, ClusterError
         As of `write_catalogue`.
     """
-    options = Options(tuple(without), correlations, batch_size, engine, given, by_star)
+    options = Options(
+        tuple(without), correlations, batch_size, engine, given, by_star, samples, seed
+    )
     written = write_catalogue(
         model,
         survey,
