@@ -792,6 +792,7 @@ def spectra_table(folder, name="s.fits", *more):
         '"wave"\nunit = "nm"',
         '{ hdu = "GRID" }',
         '{ hdu = 3, name = "lam" }\nunit = "nm"',
+        '{ hdu = 3 }\nunit = "nm"',
         '{ file = "g.fits", name = "lam" }\nunit = "nm"',
         '{ file = "w.npy" }',
         '{ file = "w.npz", name = "w" }',
@@ -810,6 +811,14 @@ def test_the_grid_of_a_fits_table_may_stand_elsewhere(tmp_path, values):
         table.write(tmp_path / "s.fits", overwrite=True)
     text = '[spectra]\nfile = "s.fits"\nivar = "ivar"\n[wavelength]\nmedium = "air"\n'
     check_spectra(ingest(tmp_path, text + f"values = {values}\n"))
+
+
+def test_a_table_that_is_named_as_a_grid_must_have_one_column(tmp_path):
+    several = fits.BinTableHDU(Table({"lam": WAVE / 10, "flag": WAVE}), name="GRID")
+    spectra_table(tmp_path, "s.fits", several)
+    text = '[spectra]\nfile = "s.fits"\nivar = "ivar"\n[wavelength]\nmedium = "air"\n'
+    with pytest.raises(InputFileError, match=r"columns lam, flag; say which by .*name ="):
+        ingest(tmp_path, text + 'values = { hdu = "GRID" }\n')
 
 
 @pytest.mark.parametrize("hdu", ["1", '"flux"', "2"])

@@ -277,6 +277,8 @@ def _open_image(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
         hdu = find_hdu(open_fits(place, stack), key, place, image=True)
         if hdu.is_image and hdu.shape:
             return plane_of(ImageValues(hdu), hdu.shape, f"{place}, HDU {key!r}", hdu.header)
+        if hasattr(hdu, "columns"):
+            return _only_column(hdu, place, key)
         raise InputFileError(f"{place}: HDU {key!r} holds no image")
 
     flux = get(ArrayRef(hdu=spectra.hdu))
@@ -335,9 +337,23 @@ def _elsewhere(ref: ArrayRef, place: Path, stack: ExitStack) -> Plane:
     if place.suffix.lower() in (".npy", ".npz"):
         return numpy_plane(place, ref.name, "wave")
     hdu = find_hdu(open_fits(place, stack), ref.hdu, place, image=ref.name is None)
+    if ref.name is None and hasattr(hdu, "columns"):
+        return _only_column(hdu, place, ref.hdu)
     if ref.name is None:
         return plane_of(ImageValues(hdu), tuple(hdu.shape or (0,)), str(place), hdu.header)
     values = fits_table(hdu, place).floats(ref.name)
+    return plane_of(values, values.shape, str(place))
+
+
+def _only_column(hdu: Any, place: Path, key: int | str | None) -> Plane:
+    """Find the one column of a table that was named as if it were an image."""
+    names = hdu.columns.names
+    if len(names) != 1:
+        raise InputFileError(
+            f"{place}: HDU {key!r} is a table of the columns {', '.join(names)[:400]}; say which by "
+            f"{{ hdu = {key!r}, name = ... }}"
+        )
+    values = fits_table(hdu, place).floats(names[0])
     return plane_of(values, values.shape, str(place))
 
 
