@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -350,8 +351,8 @@ def _only_column(hdu: Any, place: Path, key: int | str | None) -> Plane:
     names = hdu.columns.names
     if len(names) != 1:
         raise InputFileError(
-            f"{place}: HDU {key!r} is a table of the columns {', '.join(names)[:400]}; say which by "
-            f"{{ hdu = {key!r}, name = ... }}"
+            f"{place}: HDU {key!r} is a table of the columns {', '.join(names)[:400]}; say "
+            f"which by {{ hdu = {key!r}, name = ... }}"
         )
     values = fits_table(hdu, place).floats(names[0])
     return plane_of(values, values.shape, str(place))
