@@ -96,6 +96,17 @@ def test_a_survey_without_theory_gets_labels_with_errors_flags_and_an_audit(
     )
 
 
+@pytest.mark.slow
+def test_one_label_alone_is_a_model_too(survey, tmp_path):
+    config = {**CONFIG, "ensemble": {"labels": ["logg"]}}
+    one = train(survey, tmp_path / "m", members=2, config=config, seed=1, n_processes=1)
+    assert one.label_names == ("logg",)
+    assert {"calibration", "coverage", "audit"} <= set(one.attachments)
+    assert TrainingStarSimulator.of_model(one).hidden.shape[1] >= 1, "Teff is no label"
+    found = validate(one, survey).statistics[0]
+    assert found.scatter < 0.2 * np.std(survey.column("logg"))
+
+
 def test_a_spectrum_unlike_all_is_flagged_without_theory(model, survey, tmp_path):
     flux = survey.batch(0, len(survey)).spectra.flux.copy()
     flux[:60] -= 0.3 * np.exp(-0.5 * ((np.arange(64) - 32) / 2.0) ** 2).astype(np.float32)

@@ -110,8 +110,12 @@ def alike(
     if len(pool) == 0 or usable.size == 0:
         return out
     n_near = min(_SEARCHED, len(pool))
-    # More neighbours than needed are asked for, since those of the star itself are struck out.
-    _, near = cKDTree(pool).query(place[usable], k=np.arange(1, n_near + 1))
+    if pool.shape[1] == 0:
+        # In no label at all every star is alike.
+        near = rng.integers(0, len(pool), (usable.size, n_near))
+    else:
+        # More than needed are asked for, since those of the star itself are struck out.
+        _, near = cKDTree(pool).query(place[usable], k=np.arange(1, n_near + 1))
     wanted = max(n, _NEAREST)
     for row, found in zip(usable, near, strict=True):
         others = found[pool_star[found] != star[row]][:wanted]

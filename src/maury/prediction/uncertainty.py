@@ -436,7 +436,7 @@ def _prior(star_simulator: TrainingStarSimulator) -> tuple[Float64Array, Float64
     """Moments of the labels that networks were trained on, by the default draw of the stars."""
     columns, _ = star_simulator.drawn(_N_PRIOR, np.random.default_rng(0))
     labels = columns[:, : len(star_simulator.names)]
-    return labels.mean(axis=0), np.cov(labels.T)
+    return labels.mean(axis=0), np.atleast_2d(np.cov(labels.T))
 
 
 def _degraded(
