@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
 from maury.io.workers import one_thread
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
 from maury.simulation.broadening import broadened
@@ -55,6 +55,8 @@ _MOST_STARS = 2500
 """Stars whose residuals give the modes: more would add seconds and hardly a mode."""
 _MOST_MODES = 100
 """Modes kept: 50, 100 and 200 give scatters within one percent on a simulated survey."""
+_BLOCK = 2048
+"""Spectra that are changed at a time, which bounds the memory; chosen."""
 _SPIKE_SIGMA = 6.0
 """Residuals of a pixel beyond are cosmic rays or lost lines, and no scatter of stars; chosen."""
 _HIDDEN_POWER = 25.0
@@ -191,12 +193,11 @@ class LearntTheory:
         known = None
         if synthetic is not None:
             known = synthetic.coefficients(powers, centre, scale)
-        base = _fit(_terms(scaled, powers), stars, known)
-        residual = stars.residual(_product(_terms(scaled, powers), base))
-        basis = _hidden(residual, stars)
-        hidden = _coordinates(
-            stars.difference(_product(_terms(scaled, powers), base)), stars, basis
-        )
+        terms = _terms(scaled, powers)
+        base = _fit(terms, stars, known)
+        white = stars.white(terms, base)
+        basis = _hidden(white, stars)
+        hidden = _coordinates(terms, base, stars, basis)
         columns, own = np.hstack([labels, hidden]), powers
         coefficients = base
         if hidden.shape[1]:
@@ -206,9 +207,10 @@ class LearntTheory:
             own = _powers(columns.shape[1], whole, len(labels))
             if synthetic is not None:
                 known = synthetic.coefficients(own, centre, scale)
-            coefficients = _fit(_terms(scaled, own), stars, known)
-            residual = stars.residual(_product(_terms(scaled, own), coefficients))
-        modes = _modes(residual, stars)
+            terms = _terms(scaled, own)
+            coefficients = _fit(terms, stars, known)
+            white = stars.white(terms, coefficients)
+        modes = _modes(white, stars)
         return cls(
             centre=centre,
             scale=scale,
@@ -345,7 +347,11 @@ def drawn_modes(theory_modes: Float32Array, n_star: int, rng: np.random.Generato
 
 @dataclass(frozen=True, eq=False)
 class _Stars:
-    """Labelled spectra with their weights: bad pixels are NaN-free and have weight 0."""
+    """Labelled spectra, bad pixels at the mean of the others, with their weights.
+
+    Nothing here is made of all spectra at once but a copy of them: twenty thousand of 8575 pixels
+    are 700 megabytes.
+    """
 
     flux: Float32Array
     good: BoolArray
@@ -355,34 +361,61 @@ class _Stars:
 
     @classmethod
     def of(cls, flux: Float32Array, ivar: Float32Array, correlation: tuple[float, ...]) -> Self:
-        good = ivar > 0
-        count = np.maximum(good.sum(axis=0), 1)
-        mean = np.where(good, flux, 0.0).sum(axis=0, dtype=np.float64) / count
         level = _level(ivar)
         typical = max(float(np.median(level[level > 0])), 1e-30) if (level > 0).any() else 1.0
         weight = np.where(level > 0, np.clip(level / typical, *_STAR_WEIGHTS), 0.0)
+        good = ivar > 0
+        count = np.maximum(good.sum(axis=0), 1)
+        total, inverse = np.zeros((2, flux.shape[1]))
+        for rows in _blocks(len(flux)):
+            part, unit = good[rows], np.maximum(level[rows], 1e-30)[:, None].astype(np.float32)
+            total += np.where(part, flux[rows], 0.0).sum(axis=0, dtype=np.float64)
+            inverse += np.where(part, ivar[rows] / unit, 0.0).sum(axis=0, dtype=np.float64)
         # Noise of each pixel in a typical star; where no star has one, as elsewhere.
-        inverse = np.where(good, ivar / np.maximum(level, 1e-30)[:, None], 0.0)
-        relative = inverse.sum(axis=0, dtype=np.float64) / count
-        relative = np.where(relative > 0, relative, 1.0)
+        relative = np.where(inverse > 0, inverse / count, 1.0)
         sigma = 1.0 / np.sqrt(typical * relative)
-        filled = np.where(good, flux, mean.astype(np.float32)[None])
+        filled = np.where(good, flux, (total / count).astype(np.float32))
         return cls(filled, good, weight, sigma, correlation)
 
-    def difference(self, expected: Float32Array) -> Float32Array:
-        """Flux less what is expected (n_star, n_pixel); 0 in bad pixels."""
-        return np.asarray(np.where(self.good, self.flux - expected, np.float32(0)))
+    def less(self, terms: Float64Array, coefficients: Float64Array) -> Self:
+        """Return the same stars with what is expected taken off their flux."""
+        flux = np.empty_like(self.flux)
+        for rows in _blocks(len(flux)):
+            flux[rows] = self.difference(terms, coefficients, rows)
+        return replace(self, flux=flux)
 
-    def residual(self, expected: Float32Array) -> Float32Array:
-        """Flux less what is expected (n_star, n_pixel); 0 in bad pixels and spikes."""
-        found = self.difference(expected)
-        limit = _SPIKE_SIGMA * self.sigma / np.sqrt(np.maximum(self.weight, 0.1))[:, None]
-        return np.asarray(np.where(_lone(found, limit), 0.0, found), dtype=np.float32)
+    def difference(
+        self, terms: Float64Array, coefficients: Float64Array, rows: slice | Int64Array
+    ) -> Float32Array:
+        """Flux of some stars less what is expected (n, n_pixel); 0 in bad pixels."""
+        expected = _product(terms[rows], coefficients)
+        return np.asarray(np.where(self.good[rows], self.flux[rows] - expected, np.float32(0)))
+
+    def white(self, terms: Float64Array, coefficients: Float64Array) -> Float32Array:
+        """Residuals (n, n_pixel) in units of the noise, of a part of the stars, without wild ones.
+
+        0 in bad pixels and spikes.
+        """
+        chosen = np.flatnonzero(self.weight > 0)
+        if chosen.size > _MOST_STARS:
+            # Evenly and not at random, so that the same survey gives the same theory.
+            chosen = chosen[np.linspace(0, chosen.size - 1, _MOST_STARS).astype(int)]
+        found = self.difference(terms, coefficients, chosen)
+        found /= self.sigma.astype(np.float32)
+        found *= np.asarray(np.sqrt(self.weight[chosen]), dtype=np.float32)[:, None]
+        found[_lone(found)] = 0.0
+        size = np.mean(found**2, axis=1)
+        # A star that fits far worse than nearly all would be a mode of its own.
+        return np.asarray(found[size <= 3.0 * np.percentile(size, 95.0)])
 
 
-def _lone(residual: Float32Array, limit: Float64Array) -> BoolArray:
+def _blocks(n_star: int) -> list[slice]:
+    return [slice(k, k + _BLOCK) for k in range(0, n_star, _BLOCK)]
+
+
+def _lone(white: Float32Array) -> BoolArray:
     """Which pixels stand out while their neighbours do not: spikes, and no lines."""
-    out = np.abs(residual) > limit
+    out = np.abs(white) > _SPIKE_SIGMA
     beside = np.zeros_like(out)
     beside[:, 1:] |= out[:, :-1]
     beside[:, :-1] |= out[:, 1:]
@@ -391,10 +424,16 @@ def _lone(residual: Float32Array, limit: Float64Array) -> BoolArray:
 
 def _level(ivar: Float32Array) -> Float64Array:
     """Median ivar of the good pixels of each star, (n_star,); 0 where it has none."""
-    good = ivar > 0
     out = np.zeros(len(ivar))
-    some = good.any(axis=1)
-    out[some] = np.nanmedian(np.where(good[some], ivar[some], np.nan), axis=1)
+    for rows in _blocks(len(ivar)):
+        part = ivar[rows]
+        good = part > 0
+        whole, some = good.all(axis=1), good.any(axis=1)
+        found = out[rows]
+        # Without gaps, as most are, the median need not look for them.
+        found[whole] = np.median(part[whole], axis=1)
+        for row in np.flatnonzero(some & ~whole):
+            found[row] = np.median(part[row, good[row]])
     return out
 
 
@@ -455,20 +494,24 @@ def _fit(terms: Float64Array, stars: _Stars, known: Float64Array | None = None) 
     Towards 0, or towards those that are `known`.
     """
     if known is not None:
-        apart = stars.flux - _product(terms, known)
-        return known + _fit(terms, replace(stars, flux=apart.astype(np.float32)))
+        return known + _fit(terms, stars.less(terms, known))
     root = np.sqrt(stars.weight)[:, None]
     orthogonal, triangle = np.linalg.qr(terms * root)
     # Terms that no star tells apart from earlier ones are left out, not divided by nothing.
     size = np.abs(np.diag(triangle))
     told = size > 1e-6 * size.max()
-    raw = (orthogonal.T.astype(np.float32) @ (stars.flux * root.astype(np.float32))).astype(
-        np.float64
-    )
+    single = orthogonal.astype(np.float32)
+    weights = root.astype(np.float32)
+    raw = np.zeros((terms.shape[1], stars.flux.shape[1]))
+    for rows in _blocks(len(terms)):
+        raw += single[rows].T @ (stars.flux[rows] * weights[rows])
     raw[~told] = 0.0
-    rest = stars.flux * root.astype(np.float32) - (orthogonal @ raw).astype(np.float32)
+    rest = np.zeros(stars.flux.shape[1])
+    for rows in _blocks(len(terms)):
+        part = stars.flux[rows] * weights[rows] - single[rows] @ raw.astype(np.float32)
+        rest += (part**2).sum(axis=0, dtype=np.float64)
     freedom = max(len(terms) - len(raw), 1)
-    noise = np.sqrt(np.maximum((rest.astype(np.float64) ** 2).sum(axis=0) / freedom, 1e-20))
+    noise = np.sqrt(np.maximum(rest / freedom, 1e-20))
     kept = raw / noise
     kept[1:] = _shrunk(kept[1:])
     solved = np.zeros_like(raw)
@@ -490,19 +533,6 @@ def _kept(part: Float64Array, noise: float) -> Float64Array:
     power = gaussian_filter1d(part**2, _WINDOW_PIXELS, axis=1)
     share = 1.0 - _NOISE_MARGIN * noise / np.maximum(power, 1e-12)
     return np.asarray(part * np.clip(share, 0.0, 1.0))
-
-
-def _whitened(residual: Float32Array, stars: _Stars) -> Float32Array:
-    """Residuals (n, n_pixel) in units of the noise, of a part of the stars, wild ones left out."""
-    chosen = np.flatnonzero(stars.weight > 0)
-    if chosen.size > _MOST_STARS:
-        # Evenly and not at random, so that the same survey gives the same theory.
-        chosen = chosen[np.linspace(0, chosen.size - 1, _MOST_STARS).astype(int)]
-    root = np.sqrt(stars.weight[chosen]).astype(np.float32)[:, None]
-    white = residual[chosen] / stars.sigma.astype(np.float32) * root
-    size = np.mean(white**2, axis=1)
-    # A star that fits far worse than nearly all would be a mode of its own.
-    return np.asarray(white[size <= 3.0 * np.percentile(size, 95.0)])
 
 
 def _components(white: Float32Array, count: int) -> tuple[Float64Array, Float32Array]:
@@ -531,9 +561,8 @@ def _noise_variance(shape: tuple[int, int], correlation: tuple[float, ...]) -> f
     return float(_components(np.asarray(noise), 1)[0][0])
 
 
-def _hidden(residual: Float32Array, stars: _Stars) -> Float64Array:
+def _hidden(white: Float32Array, stars: _Stars) -> Float64Array:
     """Directions in flux (n_hidden, n_pixel) along which stars of equal labels differ much."""
-    white = _whitened(residual, stars)
     # The continuum differs most of all, but is linear, so that modes will do for it.
     x = np.linspace(-1.0, 1.0, white.shape[1])
     smooth = np.polynomial.legendre.legvander(x, _CONTINUUM_DEGREE) / stars.sigma[:, None]
@@ -547,11 +576,16 @@ def _hidden(residual: Float32Array, stars: _Stars) -> Float64Array:
     return np.asarray(direction[several].astype(np.float64) * stars.sigma)
 
 
-def _coordinates(residual: Float32Array, stars: _Stars, basis: Float64Array) -> Float64Array:
+def _coordinates(
+    terms: Float64Array, base: Float64Array, stars: _Stars, basis: Float64Array
+) -> Float64Array:
     """Coordinates (n_star, n_hidden) of residuals in a basis, by the good pixels of each star."""
-    if not len(basis):
-        return np.zeros((len(residual), 0))
-    return _projected(residual, stars.good, basis)
+    out = np.zeros((len(terms), len(basis)))
+    if len(basis):
+        for rows in _blocks(len(terms)):
+            residual = stars.difference(terms, base, rows)
+            out[rows] = _projected(residual, stars.good[rows], basis)
+    return out
 
 
 def _projected(
@@ -566,9 +600,8 @@ def _projected(
     return np.asarray(np.linalg.solve(gram, right[:, :, None])[:, :, 0])
 
 
-def _modes(residual: Float32Array, stars: _Stars) -> Float32Array:
+def _modes(white: Float32Array, stars: _Stars) -> Float32Array:
     """Modes (n_mode, n_pixel) of the scatter of stars, without that of the noise."""
-    white = _whitened(residual, stars)
     value, direction = _components(white, _MOST_MODES)
     largest = _noise_variance(white.shape, stars.correlation)
     chosen = value > largest

@@ -468,9 +468,13 @@ class TrainingStarSimulator:
 
 def _snr(flux: Float32Array, ivar: Float32Array) -> Float64Array:
     """S/N (n,) per pixel at the continuum; NaN without a good pixel."""
-    # At the continuum: noise goes with the root of the flux.
-    signal = np.sqrt(ivar * np.maximum(flux, np.float32(FLUX_FLOOR)))
-    return np.nanmedian(np.where(ivar > 0, signal, np.nan), axis=1).astype(np.float64)
+    out = np.empty(len(flux))
+    for start in range(0, len(flux), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        # At the continuum: noise goes with the root of the flux.
+        signal = np.sqrt(ivar[rows] * np.maximum(flux[rows], np.float32(FLUX_FLOOR)))
+        out[rows] = np.nanmedian(np.where(ivar[rows] > 0, signal, np.nan), axis=1)
+    return out
 
 
 _OWN_ARRAYS = ("wave_aa", "labels", "observables", "snr")
