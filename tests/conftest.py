@@ -21,9 +21,11 @@ REFERENCE = Path(os.environ.get("MAURY_SHARED", Path(__file__).resolve().parents
 
 MOST_PROCESSES = 8
 """Processes of `pytest` at most: each holds torch and a model, up to 1.7 GB (measured)."""
-LEAST_THREADS = 2
-"""Threads that each may use, however many processes there are: results that depend on the number
-of threads show only where there are two."""
+TWO_THREADS = "two_threads"
+"""Mark of tests of results that must not depend on the number of threads: it shows only where
+there are two. For others they are a waste where processes are as many as cores: each thread of a
+pool turns round and round until the others get a core (on a busy machine, simulating 700 stars took
+1.6 s of processor time on two threads, and .1 s on one)."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -35,23 +37,27 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 _HEAVY = ("scipy.linalg", "torch")
 """Modules that bring thread pools of their own."""
-_limited: set[str] = set()
+_limited: dict[str, int] = {}
+"""Threads that the pools of each module were last given."""
+_most: dict[str, int] = {}
+"""Threads that each pool had at first."""
 
 
-@pytest.fixture(autouse=True)
-def _share_of_the_cores() -> None:
-    """Divide the cores among the processes of a run, whenever a test has loaded thread pools."""
-    loaded = {name for name in _HEAVY if name in sys.modules}
-    if loaded <= _limited:
-        return
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Divide the cores among the processes of a run, before fixtures compute."""
     from maury.io.workers import n_cores
 
     share = n_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    threads = max(share, 2 if item.get_closest_marker(TWO_THREADS) else 1)
+    wanted = {name: threads for name in _HEAVY if name in sys.modules}
+    if wanted == _limited:
+        return
     for pool in ThreadpoolController().lib_controllers:
         # Never more than there were: whoever runs the tests may ask for one thread.
-        if pool.num_threads > max(LEAST_THREADS, share):
-            pool.set_num_threads(max(LEAST_THREADS, share))
-    _limited.update(loaded)
+        most = _most.setdefault(pool.filepath, pool.num_threads)
+        pool.set_num_threads(min(most, threads))
+    _limited.update(wanted)
 
 
 @pytest.fixture(scope="session")

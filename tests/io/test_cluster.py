@@ -111,6 +111,7 @@ def assert_same_files(path, other):
     assert files == others
 
 
+@pytest.mark.two_threads
 def test_a_cluster_predicts_what_one_process_does(
     tmp_path, cluster, local, tiny_model, observed_survey
 ):
@@ -137,6 +138,7 @@ def test_other_libraries_read_the_parts_as_one_table(tmp_path, local, tiny_model
     assert_same(Catalogue.read(out), local)
 
 
+@pytest.mark.two_threads
 def test_members_train_on_workers_to_the_same_bits(tmp_path, cluster, tiny_model, tiny_survey):
     heard = []
     config = {"training": {"batch_size": 32, "epochs": 3}, "ensemble": {"members": 2}}
@@ -159,6 +161,7 @@ def test_members_train_on_workers_to_the_same_bits(tmp_path, cluster, tiny_model
     }
 
 
+@pytest.mark.two_threads
 def test_simulated_bytes_do_not_depend_on_the_cluster(tmp_path, monkeypatch, cluster):
     monkeypatch.setattr("maury.survey.writer.COLUMN_CHUNK_STARS", 256)
     monkeypatch.setattr("maury.simulation.surveys.CHUNK_STARS", 256)

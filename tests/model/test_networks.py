@@ -228,6 +228,7 @@ def test_networks_are_float32_whatever_the_process_says(name):
     assert not spreads or np.array_equal(*spreads)
 
 
+@pytest.mark.two_threads
 def test_weights_are_the_same_bits_whatever_the_process_says():
     network = network_config("guiglion2020", {"filters": (4, 2), "kernel": 4})
     generator = torch.Generator().manual_seed(1)

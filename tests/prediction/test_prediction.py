@@ -129,6 +129,7 @@ def test_order_changes_nothing_beyond_rounding(catalogue, tiny_model, observed_s
     np.testing.assert_array_equal(shuffled["flags"], catalogue.table["flags"][order])
 
 
+@pytest.mark.two_threads
 @pytest.mark.slow
 def test_workers_change_nothing_though_one_is_killed(
     tmp_path, monkeypatch, caplog, default_model, tiny_survey

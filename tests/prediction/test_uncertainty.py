@@ -251,6 +251,7 @@ def test_the_catalogue_tells_the_moments_of_the_prior(default_model, default_sur
 
 def test_each_network_holds_out_an_eighth_of_the_stars(tmp_path, default_survey, monkeypatch):
     """The stars that are simulated for it are drawn around the others; the rest evaluate it."""
+    monkeypatch.setattr(uncertainty, "N_SIMULATED", 400)
     settings = {"training": {"steps": 2, "stars": 200}, "ensemble": {"members": 2}}
     star_simulators = {}
     real = ensemble.WorkFolder.put_star_simulator

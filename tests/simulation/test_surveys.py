@@ -143,6 +143,7 @@ def test_a_longer_survey_begins_with_the_shorter_one(make, labelled):
     assert_same(labelled, make("b.zarr", n_star=600), rows=slice(300))
 
 
+@pytest.mark.two_threads
 def test_a_star_does_not_depend_on_how_the_work_is_cut(make, monkeypatch, labelled):
     monkeypatch.setattr(sim, "CHUNK_STARS", sim.BLOCK_STARS)
     assert_same(labelled, make("b.zarr", n_star=300))
@@ -158,6 +159,7 @@ def test_blocks_may_be_made_in_any_order(emulator):
     np.testing.assert_array_equal(late.flux, again.flux)
 
 
+@pytest.mark.two_threads
 def test_a_killed_run_is_resumed_with_the_same_bytes(make, monkeypatch, tmp_path, labelled):
     monkeypatch.setattr(sim, "CHUNK_STARS", sim.BLOCK_STARS)
 

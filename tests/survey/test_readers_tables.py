@@ -347,6 +347,7 @@ class Here:
             yield k, function(tasks[k], lambda _: None)
 
 
+@pytest.mark.two_threads
 def test_workers_write_what_one_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("maury.survey.readers.writing.CHUNK_STARS", 2)
     np.savez(tmp_path / "s.npz", flux=FLUX, id=[*"abcde"])

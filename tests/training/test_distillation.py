@@ -7,7 +7,7 @@ import torch
 from maury.errors import ConfigError, OutputExists, ResumeMismatch
 from maury.evaluation.validation import validate
 from maury.model.directory import Model
-from maury.model.inference import EnsembleNetwork
+from maury.model.inference import EnsembleNetwork, load_members
 from maury.model.networks.published import build, network_config
 from maury.prediction import uncertainty
 from maury.prediction.streaming import Predictor, predict
@@ -102,21 +102,48 @@ def test_the_typical_noise_survives_gaps_and_a_wild_pixel():
     assert torch.allclose(quality, with_gaps, atol=0.06)
 
 
+def errors_agree(errors, wanted):
+    """Whether errors (n_star, n_label) are as large as others, and follow them star by star.
+
+    Measured: scales .12 apart (root mean square) for this student, .32 for errors that are not
+    calibrated, .7 for random weights; correlations over stars above .96, .75 and below .63.
+    """
+    apart = np.median(np.log(errors / wanted), axis=0)
+    pairs = zip(np.log(errors).T, np.log(wanted).T, strict=True)
+    follows = [np.corrcoef(one, other)[0, 1] for one, other in pairs]
+    return np.sqrt(np.mean(apart**2)) < 0.2 and min(follows) > 0.9
+
+
+def untrained_errors(model, inputs):
+    """Errors (n_star, n_label) by the network of a student with random weights."""
+    blank = load_members(model)[0].eval()
+    torch.manual_seed(0)
+    for layer in blank.modules():
+        getattr(layer, "reset_parameters", lambda: None)()
+    observables = model.scaling.observables.forward(inputs.observables).astype(np.float32)
+    tensors = [torch.from_numpy(x) for x in (inputs.flux, inputs.ivar, observables)]
+    with torch.no_grad():
+        variance = network_config("student", CONFIG["network"]).predict(blank, *tensors).variance
+    return np.sqrt(variance.numpy()) * model.scaling.labels.scale
+
+
 def test_a_student_agrees_with_its_teacher(student, default_model, default_survey):
     batch = Survey.open(default_survey).batch(0, 500)
     small, teacher = Predictor(student), Predictor(default_model)
     a, b = small.predict(batch), teacher.predict(batch)
     assert set(a) == set(b), "the catalogue has the same columns"
-    model = Model.open(student)
-    # It learns calibrated errors. Its own calibration, which comes after, is here on forty stars.
-    learnt = EnsembleNetwork(model).predict(model.preparation.apply(batch)).sigma
-    for k, name in enumerate(model.label_names):
+    model, source = Model.open(student), Model.open(default_model)
+    for name in model.label_names:
         difference = np.abs(a[name] - b[name]) / b[f"{name}_error"]
         assert np.quantile(difference, 0.68) < 0.35
-        ratio = np.median(learnt[:, k] / b[f"{name}_error"])
-        assert ratio == pytest.approx(1.0, abs=0.2)
     apart = np.abs(a["m_h_fe_h_corr"] - b["m_h_fe_h_corr"])
     assert np.median(apart) < 0.15
+    # It learns calibrated errors. Its own calibration, which comes after, is here on forty stars.
+    inputs = model.preparation.apply(batch)
+    wanted = np.column_stack([b[f"{name}_error"] for name in model.label_names])
+    assert errors_agree(EnsembleNetwork(model).predict(inputs).sigma, wanted)
+    assert not errors_agree(EnsembleNetwork(source).predict(inputs).sigma, wanted)
+    assert not errors_agree(untrained_errors(model, inputs), wanted)
 
 
 def test_it_is_a_model_like_any_other(student, default_model, default_survey, tmp_path):
@@ -162,6 +189,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.two_threads
 @pytest.mark.parametrize("at", [2, 3])
 def test_a_killed_run_ends_with_the_same_bits(default_model, tmp_path, monkeypatch, at):
     monkeypatch.setattr("maury.training.distillation.CHECKPOINT_SECONDS", 0.0)

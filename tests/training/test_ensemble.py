@@ -204,6 +204,7 @@ def test_another_run_does_not_resume(tmp_path, survey):
         quick(survey, path)
 
 
+@pytest.mark.two_threads
 @pytest.mark.slow
 def test_processes_from_an_unguarded_script(tmp_path, survey, model):
     script = tmp_path / "script.py"

@@ -43,6 +43,7 @@ def test_it_learns():
     assert result.validation_loss < 0.2 * float(tensors(32, 5).target.var())
 
 
+@pytest.mark.two_threads
 def test_same_seed_same_bits_whatever_was_drawn_before():
     config = TrainingConfig(epochs=3)
     first = run(config)
@@ -86,6 +87,7 @@ def test_only_the_present_labels_count():
     assert math.isfinite(results[0].validation_loss)
 
 
+@pytest.mark.two_threads
 @pytest.mark.parametrize("stop_at", [1, 4, 7])
 def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, stop_at):
     config = TrainingConfig(epochs=9, schedule="one_cycle", weight_decay=1e-3)
@@ -155,6 +157,7 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.mark.two_threads
 def test_processes_give_the_same_bits_as_one(folder, tmp_path):
     events = []
     jobs = [job(tmp_path, 0), job(tmp_path, 1)]
@@ -177,6 +180,7 @@ def test_a_member_that_fails_says_why(folder, tmp_path):
         train_members([job(tmp_path)], n_processes=2, progress=lambda event: None)
 
 
+@pytest.mark.two_threads
 def test_killed_at_any_moment_it_ends_with_the_same_bits(folder, tmp_path, capfd):
     whole_job = job(tmp_path, epochs=150, patience=150)
     assert run_job(whole_job.model_dump_json()) == 0

@@ -117,6 +117,7 @@ def test_other_validation_and_test_spectra_give_the_same_networks(tmp_path, mode
     assert [m.sha256 for m in again.members] == [m.sha256 for m in model.members]
 
 
+@pytest.mark.two_threads
 def test_processes_give_the_same_bits_as_one(tmp_path, model, survey):
     again = train(survey, tmp_path / "m", config=CONFIG, n_processes=2)
     assert [m.sha256 for m in again.members] == [m.sha256 for m in model.members]
@@ -218,6 +219,7 @@ def test_spectra_only(tmp_path, survey):
     assert np.isnan(dark.mean).all()
 
 
+@pytest.mark.two_threads
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, model, star_simulator, stop_at):
     whole = run(model, star_simulator)
@@ -239,6 +241,7 @@ def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, model, star_simulator
     assert not same(whole, run(model, star_simulator, seed=2, steps=100))
 
 
+@pytest.mark.two_threads
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, model, star_simulator):
     folder = WorkFolder(tmp_path)
     folder.put_star_simulator(star_simulator, model.scaling)

@@ -1,12 +1,16 @@
 """Sending a table to TOPCAT and other programs by SAMP, if a hub runs."""
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from xmlrpc.client import Fault
 
 from maury.errors import MauryError
 
 _MESSAGE = "table.load.fits"
+_ANSWER_SECONDS = 10
+"""How long each program is waited for: a table of the page's size loads in less; chosen."""
 
 
 class NoHub(MauryError):
@@ -66,7 +70,11 @@ def send_table(path: Path, *, name: str) -> list[str]:
             "samp.mtype": _MESSAGE,
             "samp.params": {"url": path.as_uri(), "name": name, "table-id": path.stem},
         }
-        client.notify_all(message)
+        for taker in takers:
+            # Not a notification: a hub passes it on in its own time, and drops it if the sender
+            # has left by then. A program that is late loads on without us.
+            with suppress(Fault):
+                client.call_and_wait(taker, message, str(_ANSWER_SECONDS))
         return sorted(str(client.get_metadata(taker).get("samp.name", taker)) for taker in takers)
     finally:
         client.disconnect()
