@@ -68,13 +68,14 @@ class Names(Directive):
 
 
 class PublicNames(Names):
-    """The names of a package's stub; those of `maury` alone that other stubs list too stand there."""
+    """The names of a package's stub; those that packages within it list too stand there."""
 
     def names(self) -> list[tuple[str, str]]:
-        """Return each name once: where the lowest package that lists it is documented."""
+        """Return each name once: a name of two headings would have two targets of links."""
         package, listed = self.arguments[0], stubs()
-        seen = {item for name in (listed if package == "maury" else ()) if name != "maury" for item in listed[name]}
-        return [item for item in listed[package] if item not in seen and item[1] != "__version__"]
+        inner = [names for other, names in listed.items() if other.startswith(f"{package}.")]
+        seen = {item for names in inner for item in names}
+        return [one for one in listed[package] if one not in seen and one[1] != "__version__"]
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -5,9 +5,9 @@ from typing import Any
 import typer
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from maury_tables import code, table
 
 from maury.cli.app import app as commands
-from maury_tables import code, table
 
 
 def command_of(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,7 +31,6 @@ from maury.report.page.plates import MOST_ROWS, Plate
 from maury.report.page.quality import calibration_section, coverage_section, long_table, overview
 from maury.report.page.science import abundances_section, checks_section, methods_section
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURES = {
     *("one_to_one_test", "one_to_one_training", "trends", "residuals_snr"),
     *("coverage_curves", "z", "coverage_regimes", "coverage_map", "audit"),
@@ -350,23 +348,6 @@ def test_training_spectra_are_thinned(default_model, default_survey, monkeypatch
     assert 50 < len(found.samples["training"]) <= 100
     assert found.statistics[0].name == LABELS[0].name
     assert select(["teff"])[0] == LABELS[0]
-
-
-@pytest.mark.slow
-def test_the_notebook_of_the_documentation_runs(tmp_path) -> None:
-    nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    notebook = nbformat.read(DOCS / "guides" / "figures.ipynb", as_version=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        client = nbclient.NotebookClient(
-            notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
-        )
-        client.execute()
-    shown = [out for cell in notebook.cells for out in cell.get("outputs", ())]
-    assert sum("image/png" in out.get("data", {}) for out in shown) == 4
-    assert not any(out["output_type"] == "error" for out in shown)
 
 
 # Reports of what little there is: an untrained model, and a made-up catalogue

@@ -2,20 +2,22 @@
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
 import maury
+from builders.docs_site import build_site, cells
 from maury.labels import columns, flags
 from maury.labels import definitions as labels
 from maury.model.networks.published import PRESETS
@@ -23,7 +25,7 @@ from maury.survey import archives as surveys
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 SKIP = re.compile(r"<!-- skip: .+ -->\s*\Z")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -37,6 +39,12 @@ def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str, bool]]:
             yield line, match[2], bool(SKIP.search(text[: match.start()]))
 
 
+def cells_too(page: Path, language: str) -> Iterator[str]:
+    """Text of fenced blocks, and of the cells of a tutorial."""
+    yield from (text for _, text, _ in blocks(page, language))
+    yield from (text for kind, text in cells(page) if kind == language)
+
+
 EXAMPLES = [
     pytest.param(page, id=page.name) for page in PAGES if any(True for _ in blocks(page, "python"))
 ]
@@ -47,27 +55,92 @@ COMMANDS = [
     for command in text.replace("\\\n", " ").splitlines()
     if "maury " in command
 ]
+COMMANDS += [
+    pytest.param(command, id=f"{page.name}:{command[:40]}")
+    for page in PAGES
+    for kind, text in cells(page)
+    for command in text.splitlines()
+    if kind == "bash" and command.startswith("maury ")
+]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    for module in ("sphinx", "myst_parser", "furo"):
-        pytest.importorskip(module)
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
-    done = subprocess.run(
-        [*command, "-d", str(out / "doctrees"), str(DOCS), str(out / "html")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return out / "html"
+    return build_site(tmp_path_factory.mktemp("site"), run=False)
 
 
 def test_documentation_builds_without_a_warning(site) -> None:
     for page in DOCS.rglob("*.md"):
         assert (site / page.relative_to(DOCS).with_suffix(".html")).is_file()
+
+
+def test_the_front_page_has_a_picture_and_five_doors(site) -> None:
+    page = (site / "index.html").read_text("utf-8")
+    assert re.search(r'<img[^>]*src="_images/overview.png"', page)
+    doors = dict(
+        zip(
+            re.findall(r'class="sd-card-title[^>]*>\s*(.*?)\s*</div>', page, re.DOTALL),
+            re.findall(r'class="sd-stretched-link[^>]*href="([^"]+)"', page),
+            strict=True,
+        )
+    )
+    assert list(doors) == [
+        "Try it",
+        "My own survey",
+        "RAVE, Gaia RVS, GALAH, LAMOST, APOGEE",
+        "Understand the errors",
+        "From Python",
+    ]
+    assert all((site / target).is_file() for target in doors.values())
+
+
+def found_by(site: Path, *words: str) -> set[str]:
+    """Pages on which the search of the site finds all words: `searchtools.js` joins them so."""
+    stemmer = importlib.import_module("sphinx.search").SearchEnglish({})
+    text = (site / "searchindex.js").read_text("utf-8")
+    index = json.loads(text[text.index("(") + 1 : text.rindex(")")])
+    names = index["docnames"]
+
+    def pages(word: str) -> set[str]:
+        held = [index[part].get(stemmer.stem(word.lower()), []) for part in ("terms", "titleterms")]
+        numbers = [n for one in held for n in (one if isinstance(one, list) else [one])]
+        return {names[n] for n in numbers}
+
+    return set.intersection(*(pages(word) for word in words))
+
+
+def test_the_search_finds_what_a_newcomer_types(site) -> None:
+    assert {"start/ten_minutes", "start/own_survey", "start/gaia_rvs"} <= found_by(site, "tutorial")
+    assert "start/own_survey" in found_by(site, "nanometre")
+    assert "start/own_survey" in found_by(site, "custom", "label")
+    assert {"start/own_survey", "guides/ingest"} <= found_by(site, "missing", "value")
+    assert not found_by(site, "tutorial", "qwertz")
+
+
+def test_every_public_name_is_in_the_reference(site) -> None:
+    page = (site / "reference" / "api.html").read_text("utf-8")
+    described = set(re.findall(r'<dt class="sig[^"]*"[^>]* id="([\w.]+)"', page))
+    listed = extension("maury_api").stubs()
+    assert listed["maury"]
+    for package, names in listed.items():
+        for module, name in names:
+            if name != "__version__":
+                assert f"{module}.{name}" in described, f"{package}.{name}"
+    assert "maury.model.networks.base.NetworkConfig" in described
+    assert "maury.survey.store.Survey.batches" in described
+
+
+def test_every_command_is_in_the_reference_with_an_example(site) -> None:
+    page = (site / "reference" / "cli.html").read_text("utf-8")
+    source = (DOCS / "reference" / "cli.md").read_text("utf-8")
+    names = extension("maury_cli").names()
+    assert {"train", "ingest toml", "predict"} <= set(names)
+    for name in names:
+        (section,) = re.findall(rf"^### maury {name}\n(.*?)(?=^##|\Z)", source, re.M | re.S)
+        assert f"{{maury-command}} {name}\n" in section
+        assert re.search(rf"^maury {name.replace('recipe', '')}", section, re.MULTILINE), name
+        assert f"maury {name} " in page
+    assert "Networks in the ensemble" in page
 
 
 def test_tables_hold_every_definition(site) -> None:
@@ -149,8 +222,17 @@ def test_examples_run_or_at_least_name_what_exists(page: Path, workplace, monkey
 
 def test_toml_blocks_are_toml() -> None:
     for page in PAGES:
-        for _, text, _ in blocks(page, "toml"):
+        for text in cells_too(page, "toml"):
             assert tomllib.loads(text), page.name
+
+
+def test_cells_of_tutorials_name_what_exists() -> None:
+    pages = [page for page in PAGES if any(True for _ in cells(page))]
+    assert len(pages) > 7
+    for page in pages:
+        for kind, text in cells(page):
+            if kind == "python":
+                check_names(text)
 
 
 def check_names(text: str) -> None:
@@ -235,6 +317,15 @@ def test_the_check_of_commands_finds_what_does_not_exist() -> None:
             parse_command(wrong)
 
 
+def extension(name: str) -> ModuleType:
+    """Module of `docs/_ext`."""
+    sys.path.insert(0, str(DOCS / "_ext"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
 def cited(text: str) -> set[tuple[str, str]]:
     """(volume, page) of every citation ``Journal volume, page`` of a text."""
     journals = "A&A|AJ|ApJ|ApJS|MNRAS|PASP|Applied Optics"
@@ -243,11 +334,7 @@ def cited(text: str) -> set[tuple[str, str]]:
 
 
 def test_every_paper_that_the_code_cites_is_in_the_bibliography() -> None:
-    sys.path.insert(0, str(DOCS / "_ext"))
-    try:
-        known = importlib.import_module("maury_tables").references()
-    finally:
-        sys.path.pop(0)
+    known = extension("maury_tables").references()
     places = {(entry.get("volume", ""), entry.get("pages", "")) for entry in known}
     for path in [*(ROOT / "src").rglob("*.py"), *DOCS.rglob("*.md")]:
         assert cited(path.read_text("utf-8")) <= places, f"{path.name} cites other papers"
