@@ -30,6 +30,8 @@ nitpicky = True
 # Types of annotations that belong to other projects, and names of them in short: no inventory is
 # asked for, as the documentation is built without a network.
 nitpick_ignore_regex = [("py:.*", r".*")]
+# A shape such as (n_star, n_pixel) in the type of an attribute is no link to such a property.
+suppress_warnings = ["ref.python"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -38,13 +40,15 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 900
+# However busy the machine is.
+nb_execution_timeout = -1
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = False
+napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 

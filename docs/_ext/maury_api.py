@@ -1,7 +1,8 @@
 """Sphinx directives of the reference of the Python interface.
 
 ``public-names PACKAGE`` documents, by autodoc, every name that the stub of a package lists, where
-it is defined; ``module-names MODULE NAME ...`` those of a module that no stub lists.
+it is defined; ``module-names MODULE NAME ...`` those of a module that no stub lists. Both belong
+into ``eval-rst``, as autodoc writes reStructuredText.
 """
 
 import importlib
