@@ -78,8 +78,8 @@ BANDS: tuple[Band, ...] = (
     Band("W1", "w1mpro", 3.353, 0.049, "phot.mag;em.IR.3-4um"),
     Band("W2", "w2mpro", 4.603, 0.031, "phot.mag;em.IR.4-8um"),
 )
-"""Gaia, 2MASS and WISE bands. Effective wavelengths: SVO Filter Profile Service (Vega spectrum).
-Extinctions: law of Gordon et al. (2023, ApJ 950, 86) for R_V = 3.1."""
+"""Gaia, 2MASS and WISE bands. Effective wavelengths are those of the SVO Filter Profile Service
+(Vega spectrum), extinctions those of the law of Gordon et al. (2023, ApJ 950, 86) for R_V = 3.1."""
 
 
 def _magnitudes() -> Iterable[Column]:

@@ -182,7 +182,7 @@ class Survey:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the survey comes from: source, software versions, settings."""
+        """Source, software versions and settings by which the survey was made."""
         return dict(self._header["provenance"])
 
     @property
@@ -233,7 +233,7 @@ class Survey:
 
     @cached_property
     def star_id(self) -> StrArray:
-        """Identifiers of the stars, shape ``(n_star,)``: equal for all spectra of one star."""
+        """Identifiers of the stars, shape ``(n_star,)``, equal for all spectra of one star."""
         return self.column("star_id")
 
     @cached_property

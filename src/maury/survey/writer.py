@@ -151,7 +151,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
 
     @property
     def stretch(self) -> int:
-        """Rows that a process may write while others write their own: a chunk of a column."""
+        """Rows that a process may write while others write their own, a chunk of a column."""
         ids: Any = self._group["id"]
         return int(ids.chunks[0])
 

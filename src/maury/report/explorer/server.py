@@ -140,7 +140,7 @@ class Explorer:
             self._server = _listen(port, self)
             stack.callback(self._server.server_close)
             self.opening_file = self.folder / "open.html"
-            """Private, leads a browser to the link: arguments of programs are seen by all."""
+            """Private, leads a browser to the link, as arguments of programs are seen by all."""
             number = os.open(self.opening_file, os.O_CREAT | os.O_WRONLY, 0o600)
             with os.fdopen(number, "w") as file:
                 file.write(_OPENING.format(link=self.link))

@@ -365,7 +365,7 @@ class SurveyRecipe(Strict):
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """Labels that surveys made with this recipe know: the default ones and its own."""
+        """Labels that surveys made with this recipe know, the default ones and its own."""
         return labels_module.extend(labels_module.parse(self.label))
 
     @property
