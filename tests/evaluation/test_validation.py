@@ -48,6 +48,7 @@ class StubModel(Model):
 
     def __init__(self, record: SplitRecord) -> None:
         known = {"labels": TWO, "split": record, "path": None, "checksum": "0" * 64}
+        known["attachments"] = {}
         for name, value in known.items():
             # The checksum is a cached property: a value in its place is what it gives.
             self.__dict__[name] = value
@@ -179,7 +180,7 @@ def test_a_trained_model_from_its_directory(tmp_path) -> None:
         residual = (whole[one.name] - survey.column(one.name))[held_out]
         assert one.n == held_out.sum() == report.n_row
         assert one.bias == pytest.approx(residual.mean(), rel=1e-4, abs=1e-3)
-        inside = np.abs(residual) <= whole[f"{one.name}_error"][held_out]
+        inside = np.abs(residual) <= whole[f"{one.name}_formal_error"][held_out]
         assert one.coverage_1sigma == pytest.approx(inside.mean(), abs=1e-9)
     assert (report.model, report.survey, report.simulated) == ("m.model", "s.zarr", True)
 

@@ -153,7 +153,8 @@ def test_an_external_column_is_taken_from_the_survey(tmp_path, default_survey):
     table = predict_rows(model, survey, np.arange(6))
     given, error = survey.column("logg")[:6], survey.column("logg_error")[:6]
     assert table["logg"] == pytest.approx(given, abs=3 * error.max())
-    assert (table["logg_error"] <= error).all()
+    # Fits that are given a label are other fits, star by star: their errors are the formal ones.
+    assert (table["logg_formal_error"] <= error).all()
 
 
 def test_a_row_without_spectrum_is_nan_and_the_catalogue_says_how_errors_were_made(
@@ -162,7 +163,7 @@ def test_a_row_without_spectrum_is_nan_and_the_catalogue_says_how_errors_were_ma
     model = train(default_survey, tmp_path / "m", method="ferre", config={"method": SMALL_AXES})
     catalogue = predict(model, default_survey, tmp_path / "c.parquet", correlations=True)
     assert "teff_logg_corr" in catalogue.table.colnames
-    assert "method" in catalogue.metadata["errors"]
+    assert "residuals of training and validation stars" in catalogue.metadata["errors"]
     inputs = model.preparation.apply(Survey.open(default_survey).rows([0, 1]))
     blank = replace(inputs, ivar=inputs.ivar * np.array([[0], [1]], dtype=np.float32))
     found = load_method(model).apply(blank)

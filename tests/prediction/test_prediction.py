@@ -82,7 +82,7 @@ def test_labels_are_the_mean_and_errors_the_spread_of_the_networks(
         # Where networks agree by chance, rounding of their answers shows.
         rounding = 1e-5 * expected.std()
         np.testing.assert_allclose(
-            catalogue.table[f"{name}_error"][known], spread, rtol=2e-3, atol=rounding
+            catalogue.table[f"{name}_formal_error"][known], spread, rtol=2e-3, atol=rounding
         )
 
 
@@ -429,7 +429,7 @@ def test_missing_photometry_is_a_flag_with_its_reason(tmp_path, tiny_model, obse
     for row in range(5):
         assert table["warn"][row]
         assert np.isnan(table["teff"][row])
-        assert np.isnan(table["teff_error"][row])
+        assert np.isnan(table["teff_formal_error"][row])
     assert np.isfinite(table["teff"][5])
 
 

@@ -358,7 +358,7 @@ def _calibration(model: Model) -> dict[str, Any]:
                 name: one.get("verdict") for name, one in audited.items() if isinstance(one, dict)
             }
     return {
-        "errors_calibrated": "calibration" in model.attachments,
+        "errors_calibrated": model.errors_calibrated,
         "coverage_known": "coverage" in model.attachments,
         "verdicts": verdicts,
     }

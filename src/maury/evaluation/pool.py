@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, Int64Array, StrArray
-from maury.labels.columns import QUANTILES
+from maury.labels.columns import QUANTILES, stated_error
 
 _LOWEST, _HIGHEST = QUANTILES[0][0], QUANTILES[-1][0]
 
@@ -54,7 +54,8 @@ class Pool:
         held = np.zeros(mean.shape, dtype=np.bool_)
         if f"{labels[0]}_{_LOWEST}" in table:
             held = (columns(f"_{_LOWEST}") < truth) & (truth < columns(f"_{_HIGHEST}"))
-        return cls(mean - truth, columns("_error"), held, truth, table["snr"], star)
+        error = np.column_stack([stated_error(table, name) for name in labels])
+        return cls(mean - truth, error, held, truth, table["snr"], star)
 
     @classmethod
     def join(cls, pools: Sequence[Self]) -> Self:

@@ -10,6 +10,7 @@ import numpy as np
 
 from maury.errors import ColumnError, ConfigError, check_known
 from maury.io.arrays import AnyArray, Float64Array, Int64Array, StrArray
+from maury.labels.columns import stated_error
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import LabelStatistics, residual_statistics
 from maury.model.directory import Model
@@ -196,7 +197,7 @@ def compare_rows(
     names = [label.name for label in model.labels]
     truth = survey.labels(model.labels)[rows]
     predicted = np.stack([table[name] for name in names], axis=1)
-    error = np.stack([table[label.error_name] for label in model.labels], axis=1)
+    error = np.stack([stated_error(table, name) for name in names], axis=1)
     bounds, as_observed = _bounds(model, survey, truth, table) if with_bounds else ((), ())
     return ValidationReport(
         statistics=tuple(residual_statistics(truth, predicted, error, labels=model.labels)),

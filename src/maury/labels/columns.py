@@ -3,14 +3,16 @@
 Survey stores, catalogues and documentation tables derive from these definitions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from maury.errors import ColumnError, suggestion
 from maury.labels.definitions import LABELS, Label
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,22 @@ def for_label_error(label: Label) -> Column:
         f"stat.error;{label.ucd}",
         f"1 sigma error of {label.name}",
     )
+
+
+def for_label_formal_error(label: Label) -> Column:
+    """Return the column of an error of a label that nothing has calibrated."""
+    return Column(
+        label.formal_error_name,
+        label.unit,
+        f"stat.error;{label.ucd}",
+        f"Error of {label.name} as it is stated, not calibrated; may be far too small",
+    )
+
+
+def stated_error(table: Mapping[str, Value], label: str) -> Value:
+    """Return the column of a label's errors in a table of predictions, calibrated or not."""
+    name = f"{label}_error"
+    return table[name if name in table else f"{label}_formal_error"]
 
 
 ERROR_PARTS: tuple[tuple[str, str, str], ...] = (

@@ -71,6 +71,11 @@ class Label(BaseModel):
         return f"{self.name}_error"
 
     @property
+    def formal_error_name(self) -> str:
+        """Name of the column of what networks or a method state as error, uncalibrated."""
+        return f"{self.name}_formal_error"
+
+    @property
     def axis(self) -> str:
         """Axis text for figures: the symbol, and the unit in brackets."""
         return self.symbol if self.symbol.startswith("[") else f"{self.symbol} [{self.unit}]"

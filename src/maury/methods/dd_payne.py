@@ -35,6 +35,7 @@ from maury.methods.protocols import (
     Method,
     MethodSettings,
     Sample,
+    UnseenStars,
 )
 from maury.methods.storage import Arrays, stored
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
@@ -139,6 +140,7 @@ class DDPayne(Method[DDPayneSettings]):
     settings_class: ClassVar[type[MethodSettings]] = DDPayneSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
     earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
+    unseen: ClassVar[UnseenStars] = "validation"
 
     network: SpectralNetwork = field(metadata=stored(""))
     scatter: Float64Array

@@ -45,6 +45,7 @@ from maury.methods.protocols import (
     Method,
     MethodSettings,
     Sample,
+    UnseenStars,
 )
 from maury.methods.storage import Arrays, stored
 from maury.simulation.observing import TRAINING_CONDITIONS
@@ -117,6 +118,7 @@ class Payne(Method[PayneSettings]):
     settings_class: ClassVar[type[MethodSettings]] = PayneSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
     earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
+    unseen: ClassVar[UnseenStars] = "all"
 
     wave_aa: Float64Array
     own_variance: Float32Array

@@ -11,7 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeVar,
+    runtime_checkable,
+)
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,6 +45,7 @@ __all__ = [
     "MethodSettings",
     "Regressor",
     "Sample",
+    "UnseenStars",
 ]
 
 
@@ -300,6 +311,8 @@ class External:
 
 # Read-only, as all calls share it as their default.
 NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
+UnseenStars = Literal["folds", "all", "validation", "none"]
+"""Whose residuals calibrate the errors of a method; see `Method.unseen`."""
 SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 
@@ -335,6 +348,11 @@ class Method(ABC, Generic[SettingsT]):
     follows_noise : bool
         Whether its errors are those of the noise correlation of the spectra to predict, and not of
         that of the training spectra.
+    unseen : {"folds", "all", "validation", "none"}
+        Of which labelled stars the residuals calibrate its errors: of all, by refits without each
+        of five folds, where it learns from labels quickly; of all as they are, where theory gives
+        labels; of the validation stars, where it learns slowly; of none, where a fit takes too
+        long.
     """
 
     name: ClassVar[str]
@@ -349,6 +367,7 @@ class Method(ABC, Generic[SettingsT]):
     revision: ClassVar[int] = 1
     earlier_power: ClassVar[float | None] = None
     follows_noise: ClassVar[bool] = True
+    unseen: ClassVar[UnseenStars] = "folds"
 
     settings: SettingsT = field(metadata=stored(None))
     label_names: tuple[str, ...] = field(metadata=stored(None))

@@ -38,6 +38,7 @@ from maury.methods.protocols import (
     Method,
     MethodSettings,
     Sample,
+    UnseenStars,
 )
 from maury.methods.storage import stored
 from maury.spectra.preparation import Inputs
@@ -99,6 +100,7 @@ class Sme(Method[SmeSettings]):
     bibtex_key: ClassVar[str] = "2023A&A...671A.171W"
     settings_class: ClassVar[type[MethodSettings]] = SmeSettings
     needed: ClassVar[tuple[str, ...]] = ("teff", "logg")
+    unseen: ClassVar[UnseenStars] = "none"
     """Labels without which nothing can be synthesised."""
 
     wave_air_aa: Float64Array = field(metadata=stored("wave_aa"))

@@ -53,6 +53,7 @@ from maury.methods.protocols import (
     Method,
     MethodSettings,
     Sample,
+    UnseenStars,
 )
 from maury.methods.storage import stored
 from maury.simulation.observing import TRAINING_CONDITIONS
@@ -119,6 +120,7 @@ class Space(Method[SpaceSettings]):
     settings_class: ClassVar[type[MethodSettings]] = SpaceSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
     earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
+    unseen: ClassVar[UnseenStars] = "all"
 
     lines: LineModel
     patterns: Float32Array | None

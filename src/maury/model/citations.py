@@ -27,7 +27,7 @@ def _model_uses(model: Model) -> Iterator[Use]:
     if "sky" in model.attachments:
         for topic in ("emulator", "simulator"):
             yield from _about(topic, "simulated stars that trained the model")
-    if "calibration" in model.attachments:
+    if model.errors_calibrated:
         yield from _about("calibration", "calibration of errors")
     prepared = list(model.preparation.to_json().get("observables", []))
     for setting, topic in (("zero_point", "zero_point"), ("deredden", "extinction")):

@@ -47,6 +47,9 @@ LOSSES = "losses"
 loss of each epoch, NaN where there is none."""
 METHOD = "method"
 """Attachment that a model has in place of networks, if `maury.methods` made it."""
+RESIDUAL_CALIBRATION = "residual_calibration"
+"""Attachment by which errors are calibrated on residuals alone
+(`maury.prediction.residual_calibration`)."""
 ScalingRule = Literal["min-max", "standard", "robust"]
 
 
@@ -273,6 +276,11 @@ class Model:
     def is_method(self) -> bool:
         """Whether it is a method of `maury.methods`, and holds no networks."""
         return METHOD in self.attachments
+
+    @property
+    def errors_calibrated(self) -> bool:
+        """Whether its errors are calibrated on stars that it did not learn from."""
+        return not {"calibration", RESIDUAL_CALIBRATION}.isdisjoint(self.attachments)
 
     @property
     def n_pixel(self) -> int:

@@ -5,7 +5,14 @@ from typing import Self
 
 import numpy as np
 
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
+from maury.io.arrays import (
+    AnyArray,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    StrArray,
+)
 from maury.labels.flags import Flag
 from maury.spectra.preparation import Inputs
 
@@ -46,6 +53,31 @@ class Prediction:
         """Return mean, errors and covariance of some stars, by mask or row numbers."""
         covariance = None if self.covariance is None else self.covariance[chosen]
         return type(self)(self.mean[chosen], self.sigma[chosen], covariance)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Stars whose labels are known, predicted by what did not learn from them.
+
+    Attributes
+    ----------
+    inputs : Inputs
+        Prepared.
+    prediction : Prediction
+        Bare, as networks or a method give it.
+    truth : (n_star, n_label) float64
+        True labels, NaN where missing.
+    star_id : (n_star,) str
+        Star of each spectrum, empty where unknown.
+    what : str
+        Which stars these are, in words.
+    """
+
+    inputs: Inputs
+    prediction: Prediction
+    truth: Float64Array
+    star_id: StrArray
+    what: str
 
 
 def has_spectrum(inputs: Inputs) -> BoolArray:

@@ -53,6 +53,7 @@ class CatalogueSpec:
         coverage: bool = False,
         error_parts: bool = False,
         by_star: bool = False,
+        calibrated: bool = True,
     ) -> "CatalogueSpec":
         """Return the columns of a catalogue of these labels.
 
@@ -74,12 +75,14 @@ class CatalogueSpec:
             Whether each error is followed by its two parts, `maury.labels.columns.ERROR_PARTS`.
         by_star : bool
             Whether a row is a star, with the number of its spectra.
+        calibrated : bool
+            Whether errors are calibrated; else their columns have another name.
         """
         known = columns_module.known(labels)
         present = set(survey_columns)
         pairs = combinations(labels, 2) if correlations else ()
         groups = chain.from_iterable(
-            _label_columns(label, quantiles, error_parts) for label in labels
+            _label_columns(label, quantiles, error_parts, calibrated) for label in labels
         )
         chosen = (
             known["id"],
@@ -99,8 +102,11 @@ class CatalogueSpec:
         return cls(chosen, {**metadata, "flags": flags})
 
 
-def _label_columns(label: Label, quantiles: bool, error_parts: bool) -> list[Column]:
-    columns = [columns_module.for_label(label), columns_module.for_label_error(label)]
+def _label_columns(
+    label: Label, quantiles: bool, error_parts: bool, calibrated: bool
+) -> list[Column]:
+    error = columns_module.for_label_error if calibrated else columns_module.for_label_formal_error
+    columns = [columns_module.for_label(label), error(label)]
     if error_parts:
         columns += [
             columns_module.for_error_part(label, *part) for part in columns_module.ERROR_PARTS

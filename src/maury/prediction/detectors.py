@@ -15,7 +15,7 @@ from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.prediction.causes import CAUSES, FREEDOM
 from maury.prediction.evidence import CoverageScores
 
-__all__ = ["DETECTORS", "LEAST_STARS", "OFTENER", "Thresholds", "named"]
+__all__ = ["DETECTORS", "FALSE_ALARM", "LEAST_STARS", "OFTENER", "Limit", "Thresholds", "named"]
 
 # A quantile of 0.4 % above needs hundreds of stars; with a hundred it is the largest score of all:
 # chosen, not measured.
@@ -25,6 +25,9 @@ LEAST_STARS = 100
 # far below.
 LEAST_SHIFT_KMS = 15.0
 """Radial velocity errors below this are never flagged."""
+FALSE_ALARM = 0.0025
+"""Share of training stars above the threshold of a detector: some dozen of them warn of a few
+percent of good stars together."""
 _TYPICAL_SNR = 50.0
 """S/N at which thresholds are stated."""
 _SNR_RANGE = (5.0, 500.0)
@@ -70,6 +73,49 @@ faults are plain to see. Set on validation stars, so that no more of them are wa
 """
 _LOGARITHMS = ("disagreement", "companion")
 """Scores that have no natural zero, so that a ratio to their threshold would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Threshold of one score at S/N 50, and how it changes with S/N.
+
+    Attributes
+    ----------
+    slope, threshold : float
+        d ln(threshold) / d ln(S/N), and the threshold; infinite where nothing is beyond it.
+    """
+
+    slope: float
+    threshold: float
+
+    @classmethod
+    def none(cls) -> Limit:
+        """Return the limit that nothing is beyond."""
+        return cls(0.0, np.inf)
+
+    @classmethod
+    def fit(cls, score: Float64Array, snr: Float64Array) -> Limit:
+        """Take the upper quantile `FALSE_ALARM` of scores (n_star,) of training stars.
+
+        NaN is left out; with fewer than `LEAST_STARS` nothing is beyond the limit.
+        """
+        found = np.isfinite(score)
+        if found.sum() < LEAST_STARS:
+            return cls.none()
+        ratio = _snr_ratio(np.asarray(snr, np.float64))
+        slope = _tail_slope(ratio, score)
+        normal = score[found] / ratio[found] ** slope
+        # The method "higher" leaves no more than the stated share of training stars above.
+        return cls(slope, float(np.quantile(normal, 1.0 - FALSE_ALARM, method="higher")))
+
+    def beyond(self, score: Float64Array, snr: Float64Array) -> BoolArray:
+        """Which scores (n_star,) are beyond; NaN, a score that could not be measured, is not."""
+        trend = _snr_ratio(np.asarray(snr, np.float64)) ** self.slope
+        return np.asarray(score > self.threshold * trend, dtype=np.bool_)
+
+    def to_array(self) -> Float64Array:
+        """Return slope and threshold, (2,)."""
+        return np.array([self.slope, self.threshold])
 
 
 @dataclass(frozen=True, eq=False)

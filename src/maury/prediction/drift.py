@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from maury.errors import ModelFileError
 from maury.io.arrays import AnyArray, BoolArray, Float64Array
 from maury.labels.flags import Flag
-from maury.model.directory import Model
+from maury.model.directory import RESIDUAL_CALIBRATION, Model
 from maury.model.output import has_spectrum
 from maury.prediction.detectors import DETECTORS
 from maury.prediction.survey_check import SurveyCheck, check_survey
@@ -381,6 +381,10 @@ def unjudged(model: Model) -> tuple[str, ...]:
     flags = [] if "coverage" in model.attachments else list(DETECTORS.values())
     if Likeness.load(model) is not None and Flag.SPECTRUM_UNLIKE in flags:
         flags.remove(Flag.SPECTRUM_UNLIKE)
+    if RESIDUAL_CALIBRATION in model.attachments and model.is_method:
+        # An infinite threshold is that of a method without a model of its own.
+        told = bool(np.isfinite(model.arrays(RESIDUAL_CALIBRATION)["chi2"]).all())
+        flags = [flag for flag in flags if flag != Flag.RECONSTRUCTION_POOR or not told]
     if model.split.rule == "unknown":
         flags.append(Flag.TRAINING_STAR)
     return tuple(str(flag.name) for flag in sorted(flags))

@@ -17,7 +17,10 @@ from maury.labels.flags import FLAG_DTYPE, Flag, set_where
 from maury.methods.registry import MethodNetwork
 from maury.model.directory import Model
 from maury.model.output import Prediction
+from maury.model.split import star_numbers
 from maury.prediction.drift import Likeness
+from maury.prediction.residual_calibration import ResidualCalibration
+from maury.prediction.spectrum_likeness import SpectrumLikeness
 from maury.spectra.batch import Batch
 from maury.spectra.preparation import Inputs
 
@@ -36,7 +39,7 @@ class Labeller(ABC):
     network : EnsembleNetwork or MethodNetwork
         What gives the bare labels.
     calibrated : bool
-        Whether errors are calibrated, with quantiles and covariances.
+        Whether errors are calibrated with covariances, into which other labels can be taken.
     """
 
     network: EnsembleNetwork | MethodNetwork
@@ -114,37 +117,66 @@ def open_labeller(
     """
     if model.is_method:
         method = network if isinstance(network, MethodNetwork) else MethodNetwork(model)
-        return MethodLabeller(method, Likeness.load(model))
+        return MethodLabeller(method, *_learnt(model))
     # torch takes seconds to import, which no method should pay for.
     from maury.model.inference import EnsembleNetwork
     from maury.prediction.uncertainty import UncertaintyModel
 
     if not isinstance(network, EnsembleNetwork):
         network = EnsembleNetwork(model, engine=engine)
-    return UncertaintyModel.load(model, network) or PlainLabeller(network, Likeness.load(model))
+    return UncertaintyModel.load(model, network) or PlainLabeller(network, *_learnt(model))
 
 
 @dataclass(frozen=True, eq=False)
 class PlainLabeller(Labeller):
-    """Networks without calibration: labels, the spread of the ensemble, unlike spectra flagged."""
+    """Networks without theory: labels and errors, unlike spectra flagged.
+
+    Attributes
+    ----------
+    network : EnsembleNetwork
+    likeness : Likeness or None
+        Tells spectra that are far from all training spectra.
+    spectra : SpectrumLikeness or None
+        Tells those that are unlike them; None in older models.
+    errors : ResidualCalibration or None
+        None in older models, and where too few stars tell: errors are then the spread of the
+        ensemble.
+    """
 
     network: EnsembleNetwork
     likeness: Likeness | None
+    spectra: SpectrumLikeness | None = None
+    errors: ResidualCalibration | None = None
+
+    def calibrate(self, inputs: Inputs, prediction: Prediction) -> Prediction:
+        """Return calibrated errors and quantiles, or the spread of the ensemble."""
+        # A covariance that nothing has calibrated stays out of the catalogue.
+        bare = Prediction(prediction.mean, prediction.sigma)
+        return bare if self.errors is None else self.errors.calibrate(inputs, bare)
 
     def assess(
         self, inputs: Inputs, prediction: Prediction, star_id: StrArray | None = None
     ) -> Prediction:
         """Flag spectra unlike those of the training sample."""
-        del star_id
-        return replace(self.calibrate(inputs, prediction), flags=_unlike(self.likeness, inputs))
+        flags = _unlike(self.likeness, self.spectra, inputs, star_id)
+        return replace(self.calibrate(inputs, prediction), flags=flags)
 
 
 @dataclass(frozen=True, eq=False)
 class MethodLabeller(Labeller):
-    """A method: labels, errors, covariances and flags of its own fit, unlike spectra flagged."""
+    """A method: labels, errors, covariances and flags of its own fit, unlike spectra flagged.
+
+    Attributes
+    ----------
+    network : MethodNetwork
+    likeness, spectra, errors
+        As of `PlainLabeller`; without `errors` those of the fit are given.
+    """
 
     network: MethodNetwork
     likeness: Likeness | None
+    spectra: SpectrumLikeness | None = None
+    errors: ResidualCalibration | None = None
 
     @property
     def revision(self) -> int:
@@ -156,8 +188,10 @@ class MethodLabeller(Labeller):
         return self.network.predict(inputs, {} if batch is None else self.network.external(batch))
 
     def calibrate(self, inputs: Inputs, prediction: Prediction) -> Prediction:
-        """Return the errors of the fit; where it has no forward model, chi-square is NaN."""
+        """Return calibrated errors, or those of the fit; without a model chi-square is NaN."""
         unknown = np.full(len(inputs), np.nan)
+        if self.errors is not None:
+            prediction = self.errors.calibrate(inputs, prediction)
         chi2, worst = prediction.chi2_reduced, prediction.worst_wavelength_aa
         return replace(
             prediction,
@@ -170,15 +204,32 @@ class MethodLabeller(Labeller):
         self, inputs: Inputs, prediction: Prediction, star_id: StrArray | None = None
     ) -> Prediction:
         """Add the flags of the fit, and of spectra unlike those of the training sample."""
-        del star_id
-        flags = _unlike(self.likeness, inputs)
+        flags = _unlike(self.likeness, self.spectra, inputs, star_id)
         if prediction.flags is not None:
             flags = flags | prediction.flags
+        if self.errors is not None and prediction.chi2_reduced is not None:
+            poor = self.errors.poor(inputs, prediction.chi2_reduced)
+            flags = set_where(flags, Flag.RECONSTRUCTION_POOR, poor)
         return replace(self.calibrate(inputs, prediction), flags=flags)
 
 
-def _unlike(likeness: Likeness | None, inputs: Inputs) -> Int64Array:
+def _learnt(
+    model: Model,
+) -> tuple[Likeness | None, SpectrumLikeness | None, ResidualCalibration | None]:
+    """Read what a model without theory has learnt of its training stars."""
+    return Likeness.load(model), SpectrumLikeness.load(model), ResidualCalibration.load(model)
+
+
+def _unlike(
+    likeness: Likeness | None,
+    spectra: SpectrumLikeness | None,
+    inputs: Inputs,
+    star_id: StrArray | None,
+) -> Int64Array:
     flags = np.zeros(len(inputs), FLAG_DTYPE)
-    if likeness is None:
-        return flags
-    return set_where(flags, Flag.SPECTRUM_UNLIKE, likeness.unlike(inputs))
+    if likeness is not None:
+        flags = set_where(flags, Flag.SPECTRUM_UNLIKE, likeness.unlike(inputs))
+    if spectra is not None:
+        star = None if star_id is None else star_numbers(star_id)
+        flags = set_where(flags, Flag.SPECTRUM_UNLIKE, spectra.unlike(inputs, star))
+    return flags

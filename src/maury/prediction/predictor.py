@@ -22,7 +22,7 @@ from maury.labels.columns import (
 from maury.labels.definitions import Label
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where, warn
 from maury.model.citations import keys_of_model
-from maury.model.directory import Model
+from maury.model.directory import RESIDUAL_CALIBRATION, Model
 from maury.model.output import Prediction
 from maury.prediction.catalogue import CatalogueSpec
 from maury.prediction.conformal import JOINT_LEVELS
@@ -119,10 +119,11 @@ class Predictor:
         Returns
         -------
         dict of str to (n_star,) array
-            ``id``, each label and its 1 sigma error (NaN where it cannot be given), ``flags``,
-            ``warn``, ``snr``, and the columns of `maury.labels.columns.IN_CATALOGUE`; with a
-            calibrated model also the quantiles, the correlations of errors, and those of
-            `maury.labels.columns.COVERAGE`.
+            ``id``, each label and its 1 sigma error (NaN where it cannot be given; its name is
+            ``<label>_formal_error`` where nothing has calibrated it), ``flags``, ``warn``,
+            ``snr``, and the columns of `maury.labels.columns.IN_CATALOGUE`; with a calibrated
+            model also the quantiles; with one that knows theory the correlations of errors, and
+            the columns of `maury.labels.columns.COVERAGE`.
         """
         starts = range(0, max(len(batch), 1), BLOCK_STARS)
         cuts = [slice(start, start + BLOCK_STARS) for start in starts]
@@ -138,7 +139,9 @@ class Predictor:
         flags = self._flags(batch, inputs.flags, inputs.observables, bare.mean)
         if found.flags is not None:
             flags = flags | found.flags
-        rows: dict[str, AnyArray] = {"id": batch.column("id")} | _columns(self.model.labels, found)
+        rows: dict[str, AnyArray] = {"id": batch.column("id")} | _columns(
+            self.model.labels, found, self.model.errors_calibrated
+        )
         rows |= {"flags": flags, "warn": warn(flags), "snr": inputs.snr}
         return rows | {name: batch.get(name) for name in IN_CATALOGUE}
 
@@ -181,12 +184,12 @@ class Predictor:
         return flags
 
 
-def _columns(labels: Sequence[Label], found: Prediction) -> dict[str, AnyArray]:
+def _columns(labels: Sequence[Label], found: Prediction, calibrated: bool) -> dict[str, AnyArray]:
     """Return the columns of labels, errors and whatever else a prediction holds."""
     rows: dict[str, AnyArray] = {}
     for position, label in enumerate(labels):
         rows[label.name] = found.mean[:, position]
-        rows[label.error_name] = found.sigma[:, position]
+        rows[label.error_name if calibrated else label.formal_error_name] = found.sigma[:, position]
         if found.own is not None:
             own, error = found.own[:, position], found.sigma[:, position]
             # Rounding may leave the own part above the whole error by one unit.
@@ -277,10 +280,13 @@ def catalogue_spec(
     by_star : bool
         Whether a row is a star, not a spectrum.
     """
-    calibrated = "calibration" in model.attachments
+    calibrated, simulates = model.errors_calibrated, "calibration" in model.attachments
     errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
-    if calibrated:
+    if simulates:
         errors = "1 sigma, calibrated on labelled stars unseen by the networks that they evaluated"
+    elif calibrated:
+        stars = model.attachments[RESIDUAL_CALIBRATION].metadata.get("stars", "labelled stars")
+        errors = f"1 sigma, calibrated on residuals of {stars}"
     elif "sky" in model.attachments:
         errors = "1 sigma: predicted by the networks, with their spread; not calibrated"
     elif model.is_method:
@@ -300,12 +306,13 @@ def catalogue_spec(
             **{name: model.provenance[name] for name in _ORIGIN if name in model.provenance},
         },
         "errors": errors,
+        "errors_calibrated": calibrated,
         "unjudged": list(unjudged(model)),
         "without": list(without),
         "external": [given] if given else [],
     }
     error_parts = False
-    if calibrated:
+    if simulates:
         known = model.arrays("calibration")
         error_parts = "own_coefficients" in known
         if "joint" in known:
@@ -325,8 +332,9 @@ def catalogue_spec(
         survey_columns=survey.column_names,
         metadata=metadata,
         quantiles=calibrated,
-        correlations=(calibrated or model.is_method) and correlations,
-        coverage=calibrated or model.is_method,
+        correlations=(simulates or model.is_method) and correlations,
+        coverage=simulates or model.is_method,
         error_parts=error_parts,
         by_star=by_star,
+        calibrated=calibrated,
     )

@@ -27,6 +27,7 @@ from maury.io.arrays import AnyArray, Float64Array, Int64Array
 from maury.io.config_files import settings_of
 from maury.io.files import one_at_a_time, remove, writing
 from maury.labels import definitions as labels_module
+from maury.labels.columns import stated_error
 from maury.methods.registry import METHODS
 from maury.model.directory import Model
 from maury.model.networks.published import PRESETS
@@ -470,13 +471,13 @@ def _ask(predictor: Predictor, batch: Batch, names: Sequence[str]) -> dict[str, 
     begin = time.process_time()
     tables = [predictor.predict(part) for part in _pieces(batch)]
     seconds = time.process_time() - begin
-    known = {label.name: label.error_name for label in predictor.model.labels}
+    known = set(predictor.model.label_names)
     missing = np.full(len(batch), np.nan)
     table = {name: np.concatenate([one[name] for one in tables]) for name in tables[0]}
     return {
         "mean": np.stack([table.get(name, missing) for name in names], axis=1),
         "sigma": np.stack(
-            [table[known[name]] if name in known else missing for name in names], axis=1
+            [stated_error(table, name) if name in known else missing for name in names], axis=1
         ),
         "warned": np.asarray(table["warn"], dtype=np.bool_),
         "seconds": np.array(seconds),

@@ -1,10 +1,12 @@
 """From a labelled survey to a model whose labels can be trusted: train, calibrate, cover."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from maury.errors import ConfigError, MauryError, check_known
 from maury.evaluation.audit import audit
@@ -16,9 +18,12 @@ from maury.methods.training import train_method
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
 from maury.model.networks.published import PRESETS
+from maury.model.output import Unseen
 from maury.prediction.calibration import Calibration
 from maury.prediction.drift import with_sample
+from maury.prediction.residual_calibration import with_residual_calibration
 from maury.prediction.self_check import with_self_check
+from maury.prediction.spectrum_likeness import with_likeness
 from maury.prediction.survey_check import with_common
 from maury.prediction.uncertainty import UncertaintyModel, complete
 from maury.survey.labelled_sample import LabelledSample
@@ -50,7 +55,8 @@ def train(
 
     Everything in the making lies in ``<model>.part``: a run that was killed goes on from there when
     it is started again, and ends with the same bits. Models of the default preset get a calibration
-    of their errors, a coverage and an audit report; others quote the spread of their networks. A
+    of their errors, a coverage and an audit report; others a calibration on the residuals of stars
+    that they did not learn from. A
     card with the figures of the validation stars is written into every model directory.
 
     Parameters
@@ -177,12 +183,33 @@ class Completion:
         self._inherited = inherited
         self._opened: tuple[LabelledSample, EnsembleNetwork | MethodNetwork] | None = None
 
-    def __call__(self, model: Model, sample: LabelledSample) -> Model:
-        """Return a trained model with calibration, coverage, sample, self-check and audit."""
+    def __call__(
+        self,
+        model: Model,
+        sample: LabelledSample,
+        unseen: Callable[[], Unseen | None] | None = None,
+    ) -> Model:
+        """Return a trained model with calibration, coverage, sample, self-check and audit.
+
+        Parameters
+        ----------
+        model : Model
+            Trained.
+        sample : LabelledSample
+            Labelled rows of the survey that trained it.
+        unseen : callable, optional
+            Predicts stars that a method did not learn from; of networks, these are the validation
+            stars.
+        """
         network = self.open(model, sample)
         if isinstance(network, MethodNetwork):
-            return with_self_check(with_sample(model, sample), sample, network=network)
+            whole = with_residual_calibration(model, None if unseen is None else unseen())
+            whole = with_likeness(with_sample(whole, sample), sample)
+            return with_self_check(whole, sample, network=network)
         whole = complete(model, network, sample, inherited=self._inherited)
+        if "sky" not in whole.attachments:
+            whole = with_residual_calibration(whole, _validation_stars(whole, network, sample))
+            whole = with_likeness(whole, sample)
         if labeller := UncertaintyModel.load(whole, network):
             whole = with_common(whole, labeller, sample)
         whole = with_self_check(with_sample(whole, sample), sample, network=network)
@@ -209,3 +236,25 @@ class Completion:
             sample, network = self._opened
             measure = partial(figures_of, sample=sample, network=network)
         add_card(model, measure, name=name)
+
+
+def _validation_stars(
+    model: Model, network: EnsembleNetwork, sample: LabelledSample
+) -> Unseen | None:
+    """Predict the validation stars; None where they are the test stars, or there are none.
+
+    They ended the training of each network, and chose some of the networks: a handful of numbers,
+    by which residuals of hundreds of stars become no smaller than sampling makes them.
+    """
+    if model.split.rule == "published":
+        logger.warning("errors are not calibrated: the published split has no stars to do it on")
+        return None
+    star_id, record = sample.survey.star_id, model.split
+    rows = np.flatnonzero(record.contains("validation", star_id))
+    rows = rows[np.isin(rows, sample.rows)]
+    if not rows.size:
+        return None
+    inputs = sample.prepared(rows)
+    truth = sample.survey.labels(model.labels)[rows]
+    what = "validation stars, which ended the training of networks and chose among them"
+    return Unseen(inputs, network.predict(inputs), truth, star_id[rows], what)

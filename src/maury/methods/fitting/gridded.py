@@ -47,6 +47,7 @@ from maury.methods.protocols import (
     Method,
     MethodSettings,
     Sample,
+    UnseenStars,
 )
 from maury.methods.storage import Arrays, stored
 from maury.simulation.observing import TRAINING_CONDITIONS
@@ -392,6 +393,7 @@ class GridMethod(Method[GridSettingsT]):
     settings_class: ClassVar[type[MethodSettings]] = GridSettings
     known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
     earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
+    unseen: ClassVar[UnseenStars] = "all"
 
     core: GridFit = field(metadata=stored(""))
     pattern: Pattern | None

@@ -26,6 +26,7 @@ _REVERSED = ("teff", "logg")
 # Shares of stars that may lie beyond an axis as it opens, so that single wild ones do not fill it;
 # chosen by eye.
 _ODD, _FAR, _FAINT = 0.0005, 0.005, 0.02
+_FORMAL = "_formal_error"
 _HIDDEN_SUFFIXES = (*(f"_{suffix}" for suffix, _ in QUANTILES), "_corr")
 PACKED_ROWS = 2**16
 """Rows whose bytes are sent plane by plane: some 250 kB, which compress as well as all at once."""
@@ -106,8 +107,8 @@ class Content:
         """Names of the labels: columns that have an error and that no survey measures."""
         # A magnitude has an error, too; what a survey measures is no label.
         observed = {column.name for column in OBSERVED}
-        names = self._numeric
-        return tuple(n for n in names if f"{n}_error" in names and n not in observed)
+        names = dict.fromkeys(self._numeric).keys()
+        return tuple(n for n in names if n not in observed and not names.isdisjoint(_errors_of(n)))
 
     @cached_property
     def _numeric(self) -> list[str]:
@@ -276,7 +277,7 @@ class Content:
                 continue
             group = "label" if column.name in self.label_names else "other"
             if column.name.endswith("_error"):
-                group = "error" if column.name[:-6] in self.label_names else group
+                group = "error" if _without_error(column.name) in self.label_names else group
             about[column.name] = (column.unit, column.description, group)
         about |= {name: (*_PLACES[name], "place") for name in self._place_names}
         names = list(about)
@@ -316,10 +317,11 @@ class Content:
         if not bright > dark:
             dark, bright = low, high
         ranges = (float(low), float(high), float(dark), float(bright))
-        label = name.removesuffix("_error")
+        label = _without_error(name)
         symbol = _SYMBOLS.get(label, _NAMES.get(name, label))
         if name.endswith("_error"):
-            symbol = f"error of {symbol}"
+            formal = "formal " if name.endswith(_FORMAL) else ""
+            symbol = f"{formal}error of {symbol}"
         return Shown(name, symbol, unit, description, group, *ranges, name in _REVERSED)
 
     @property
@@ -393,3 +395,12 @@ _NAMES = {"glon": "l", "glat": "b", "r_kpc": "R", "z_kpc": "Z", "snr": "S/N"}
 def _by_byte(words: AnyArray) -> bytes:
     """Return the lowest bytes of all words of four, then the next."""
     return np.ascontiguousarray(words.view(np.uint8).reshape(-1, 4).T).tobytes()
+
+
+def _errors_of(label: str) -> tuple[str, str]:
+    """Return names that the column of a label's error may have: calibrated, and not."""
+    return f"{label}_error", f"{label}{_FORMAL}"
+
+
+def _without_error(name: str) -> str:
+    return name.removesuffix(_FORMAL).removesuffix("_error")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from maury.errors import MauryError
 from maury.evaluation.sensitivity import LINES, LINES_OF, can_compare, compare_with_optimal
 from maury.io.arrays import Float64Array, Int64Array, StrArray
-from maury.labels.columns import QUANTILES
+from maury.labels.columns import QUANTILES, stated_error
 from maury.labels.definitions import LABEL_NAMES, LABELS
 from maury.labels.flags import Flag
 from maury.labels.statistics import robust_scale
@@ -213,7 +213,7 @@ class Stars:
             "unit": shown.unit,
             "text": shown.description,
             "value": _plain(values[name]),
-            "error": _plain(values[f"{name}_error"]),
+            "error": _plain(stated_error(values, name)),
             "quantiles": quantiles,
             "percents": [percent for _, percent in QUANTILES],
         }

@@ -17,6 +17,7 @@ from maury.evaluation.validation import held_out_rows
 from maury.io.arrays import BoolArray, Float64Array, IndexArray, Int64Array, StrArray
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
+from maury.labels.columns import stated_error
 from maury.labels.definitions import Label
 from maury.labels.flags import warn
 from maury.labels.statistics import LabelStatistics, residual_statistics
@@ -323,7 +324,7 @@ def _labelled(model: Model, survey: Survey) -> dict[str, PageStars]:
             id=table["id"],
             star_id=survey.star_id[rows],
             mean=np.stack([table[one] for one in model.label_names], axis=1),
-            error=np.stack([table[one.error_name] for one in model.labels], axis=1),
+            error=np.stack([stated_error(table, one) for one in model.label_names], axis=1),
             truth=survey.labels(model.labels)[rows],
             snr=table["snr"],
             flags=table["flags"],
@@ -345,7 +346,7 @@ def _observed(model: Model, catalogue: Catalogue) -> PageStars:
         for name in ("id", "star_id")
     }
     mean = np.stack([np.asarray(table[one], np.float64) for one in model.label_names], axis=1)
-    error = [np.asarray(table[one.error_name], np.float64) for one in model.labels]
+    error = [np.asarray(stated_error(table.columns, one), np.float64) for one in model.label_names]
     return PageStars(
         name="observed",
         id=text["id"],

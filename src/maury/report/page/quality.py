@@ -35,7 +35,8 @@ def long_table(sample: PageStars, material: Material) -> dict[str, Any]:
     columns: dict[str, Any] = {"id": sample.id, "snr": sample.snr, "flags": sample.flags}
     for k, label in enumerate(material.labels):
         columns[label.name] = sample.mean[:, k]
-        columns[label.error_name] = sample.error[:, k]
+        calibrated = material.model.errors_calibrated
+        columns[label.error_name if calibrated else label.formal_error_name] = sample.error[:, k]
         if np.isfinite(sample.truth[:, k]).any():
             columns[f"reference_{label.name}"] = sample.truth[:, k]
     return columns
