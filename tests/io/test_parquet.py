@@ -1,7 +1,9 @@
 """Footers of Parquet files, read before the library asks for sizes, and rows in blocks."""
 
+import re
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,9 @@ import pytest
 from pyarrow import parquet
 
 from builders.memory import growth_mb
-from maury.io.parquet import read_blocks
+from maury.errors import InputFileError
+from maury.io.parquet import check_pages, read_blocks
+from maury.io.tables import open_table
 
 DAMAGE = """
 import sys
@@ -75,3 +79,86 @@ def test_memory_of_reading_does_not_grow_with_the_row_groups(tmp_path):
         parquet.write_table(table, path, row_group_size=4096)
         grown.append(growth_mb(imports, code, path))
     assert grown[1] < grown[0] + 16, grown
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("packing", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_pages_of_sound_files_are_let_through(tmp_path, version, packing, dictionary):
+    path, rng = tmp_path / "t.parquet", np.random.default_rng(1)
+    table = pa.table(
+        {
+            "n": rng.integers(0, 9, 5000),
+            "x": rng.random(5000),
+            "text": [None if k % 3 else "é" * (k % 90) for k in range(5000)],
+            "flux": [[1.0] * (k % 4) for k in range(5000)],
+            "none": pa.nulls(5000),
+            "long": ["x" * 4000] * 5000,
+        }
+    )
+    parquet.write_table(
+        table,
+        path,
+        row_group_size=700,
+        data_page_size=1000,
+        data_page_version=version,
+        compression=packing,
+        use_dictionary=dictionary,
+        write_page_checksum=True,
+    )
+    check_pages(path, table.column_names)
+    parquet.write_table(table[:0], path)
+    check_pages(path, table.column_names)
+
+
+def varint(value):
+    """A signed number as Thrift's compact protocol has it."""
+    value = value << 1 if value >= 0 else (-value << 1) - 1
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def forge_page(path, field, value):
+    """Write 1000 numbers in one page, whose header then gives another number for a field."""
+    parquet.write_table(
+        pa.table({"n": np.arange(1000.0)}),
+        path,
+        use_dictionary=False,
+        write_statistics=False,
+        compression="none",
+    )
+    raw = path.read_bytes()
+    size = re.match(rb"PAR1\x15\x00\x15(..)\x15(..)\x2c\x15(..)", raw, re.DOTALL)
+    assert size is not None
+    assert size.groups() == (varint(8007), varint(8007), varint(1000))
+    # The footer says where the page ends: bytes more of its header are taken from its values.
+    more = len(varint(value)) - 2
+    given = {"unpacked": 8007, "packed": 8007 - more, "values": 1000, field: value}
+    head = b"".join(b"\x15" + varint(given[name]) for name in ("unpacked", "packed"))
+    forged = raw[:6] + head + b"\x2c\x15" + varint(given["values"]) + raw[size.end() :]
+    end = forged.index(np.arange(1000.0).tobytes()[-80:])
+    path.write_bytes(forged[:end] + forged[end + more :])
+    assert path.stat().st_size == len(raw)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("unpacked", 2**31 - 1, "unfolded_bytes"),
+        ("unpacked", -5, "a size that its column does not have"),
+        ("packed", 2**30, "a size that its column does not have"),
+        ("packed", -(2**30), "a size that its column does not have"),
+        ("values", 2**31 - 1, "values where its column has 1000"),
+        ("values", -1, "values where its column has 1000"),
+    ],
+)
+def test_sizes_in_the_header_of_a_page_are_not_believed(tmp_path, field, value, said):
+    path = tmp_path / "t.parquet"
+    forge_page(path, field, value)
+    with pytest.raises(InputFileError, match=said):
+        list(read_blocks(path, ["n"], 100))
+    with ExitStack() as stack, pytest.raises(InputFileError, match=said):
+        open_table(path, stack).floats("n")

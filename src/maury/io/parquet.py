@@ -8,14 +8,15 @@ compact protocol.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from maury.errors import InputFileError
-from maury.io.limits import current, exceeded
+from maury.io.limits import check_unfolded, current, exceeded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +30,11 @@ the schema, logical type, timestamp, its unit, its kind."""
 # Types of values in the compact protocol, then numbers of the fields that are read.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 _ROW_GROUPS, _COLUMNS, _META, _PATH, _N_VALUES, _UNPACKED = 4, 1, 3, 3, 5, 6
+_PACKED, _FIRST_DATA, _DICTIONARY = 7, 9, 11
+_PAGE_UNPACKED, _PAGE_PACKED, _PAGE_HEADS = 2, 3, (5, 7, 8)
+_PAGE_HEAD_BYTES = 2**16
+"""Bytes in which the header of a page must end; it holds two values of the column for statistics,
+which writers cut to some hundred bytes."""
 
 
 # pyarrow encodes a path as UTF-8, and fails on one that the locale could not decode: it gets open
@@ -59,6 +65,8 @@ def read_blocks(path: Path, columns: list[str], n_row: int, start: int = 0) -> "
 
     Raises
     ------
+    InputFileError
+        As of `check_pages`.
     OSError, ValueError
         If it is damaged.
     """
@@ -75,6 +83,7 @@ def read_blocks(path: Path, columns: list[str], n_row: int, start: int = 0) -> "
         first = bisect_right(ends, start)
         start -= ends[first - 1] if first else 0
         for groups in _runs(sizes, first, n_row):
+            check_pages(path, columns, groups)
             # One run at a time: an iterator of pyarrow keeps some 200 kB of each column of each row
             # group that it has passed until its end (26.0.1).
             for batch in whole.iter_batches(n_row, columns=columns, row_groups=groups):
@@ -135,28 +144,126 @@ def column_sizes(path: Path) -> dict[str, ColumnSize]:
     InputFileError
         If the file has no footer, or one that is damaged or absurdly large.
     """
+    found: dict[str, ColumnSize] = {}
+    for chunk in _chunks(path, _stamp(path)):
+        before = found.get(chunk.name, ColumnSize(0, 0))
+        found[chunk.name] = ColumnSize(before.n_value + chunk.n_value, before.n_byte + chunk.n_byte)
+    return found
+
+
+def check_pages(path: Path, names: Collection[str], groups: Collection[int] | None = None) -> None:
+    """Compare what the headers of pages promise with the footer and the limits, before any is read.
+
+    The library makes room for what a header says, up to 2 GiB for each.
+
+    Parameters
+    ----------
+    path : Path
+        File whose footer `column_sizes` takes.
+    names : collection of str
+        Columns, by the first part of their names.
+    groups : collection of int, optional
+        Row groups, all by default.
+
+    Raises
+    ------
+    InputFileError
+        If a page has a damaged header, reaches beyond its column, holds more values than the footer
+        says, or the pages of a column unfold to absurdly many bytes.
+    """
+    wanted = set(names)
+    unpacked: dict[str, int] = {}
+    with path.open("rb") as stream:
+        for chunk in _chunks(path, _stamp(path)):
+            if chunk.name in wanted and (groups is None or chunk.group in groups):
+                try:
+                    n_byte = _pages(stream, chunk)
+                except (ValueError, KeyError, IndexError, TypeError) as error:
+                    raise InputFileError(
+                        f"{path}, column {chunk.name!r:.90}: a page has a damaged header ({error})"
+                    ) from error
+                unpacked[chunk.name] = unpacked.get(chunk.name, 0) + n_byte
+                check_unfolded(unpacked[chunk.name], path)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A column in one row group: its values, its bytes unpacked, and where its pages lie."""
+
+    name: str
+    group: int
+    n_value: int
+    n_byte: int
+    start: int
+    packed: int
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
+
+
+# Rows are read in runs, and the footer of a large file takes seconds.
+@lru_cache(maxsize=2)
+def _chunks(path: Path, stamp: tuple[int, int]) -> tuple[_Chunk, ...]:
+    del stamp
     content = _footer(path)
     try:
         root = _Reader(content).struct()
         groups = [_checked(group, dict) for group in _checked(root.get(_ROW_GROUPS, []), list)]
-        chunks = [
-            _checked(_checked(chunk, dict)[_META], dict)
-            for group in groups
+        return tuple(
+            _chunk(_checked(_checked(chunk, dict)[_META], dict), number)
+            for number, group in enumerate(groups)
             for chunk in _checked(group.get(_COLUMNS, []), list)
-        ]
-        found: dict[str, ColumnSize] = {}
-        for chunk in chunks:
-            name = _checked(chunk[_PATH][0], bytes).decode("utf-8")
-            values, size = (_checked(chunk[key], int) for key in (_N_VALUES, _UNPACKED))
-            before = found.get(name, ColumnSize(0, 0))
-            if values < 0 or size < 0:
-                raise ValueError("a negative size")
-            found[name] = ColumnSize(before.n_value + values, before.n_byte + size)
+        )
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputFileError(
             f"{path} has a damaged footer ({error!r}); it is cut short or not of its format"
         ) from error
-    return found
+
+
+def _chunk(meta: dict[int, Any], group: int) -> _Chunk:
+    name = _checked(meta[_PATH][0], bytes).decode("utf-8")
+    keys = (_N_VALUES, _UNPACKED, _FIRST_DATA, _PACKED)
+    values, size, first, packed = (_checked(meta[key], int) for key in keys)
+    words = _checked(meta.get(_DICTIONARY, 0), int)
+    if min(values, size, first, words, packed) < 0:
+        raise ValueError("a negative size")
+    # Writers give 0 as the place of a dictionary, or of values, that there are not.
+    start = min(first or words, words or first)
+    return _Chunk(name, group, values, size, start, packed)
+
+
+def _pages(stream: IO[bytes], chunk: _Chunk) -> int:
+    """Return the bytes that the pages of a chunk unfold to, by their headers."""
+    place, end = chunk.start, chunk.start + chunk.packed
+    n_byte = n_value = 0
+    while place < end:
+        stream.seek(place)
+        # Most headers take some tens of bytes.
+        for length in (256, _PAGE_HEAD_BYTES):
+            head = stream.read(length)
+            reader = _Reader(head)
+            try:
+                fields = reader.struct()
+                break
+            except (IndexError, ValueError):
+                if length == _PAGE_HEAD_BYTES:
+                    raise
+                stream.seek(place)
+        packed, unpacked = (_checked(fields[k], int) for k in (_PAGE_PACKED, _PAGE_UNPACKED))
+        place += reader.place + packed
+        if packed < 0 or unpacked < 0 or place > end:
+            raise ValueError("a size that its column does not have")
+        for kind in _PAGE_HEADS:
+            if kind in fields:
+                count = _checked(_checked(fields[kind], dict)[1], int)
+                n_value += count
+                # The values of a dictionary are no rows, and not more than these.
+                if not 0 <= count <= chunk.n_value or n_value > 2 * chunk.n_value:
+                    raise ValueError(f"{count} values where its column has {chunk.n_value}")
+        n_byte += unpacked
+    return n_byte
 
 
 def _footer(path: Path) -> bytes:
@@ -185,7 +292,7 @@ class _Reader:
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self._place = 0
+        self.place = 0
         self._depth = 0
 
     def struct(self) -> dict[int, Any]:
@@ -221,20 +328,20 @@ class _Reader:
 
     def _many(self, count: int, kind: int) -> list[Any]:
         # Each element takes a byte at least.
-        if count > len(self._content) - self._place:
+        if count > len(self._content) - self.place:
             raise ValueError("a list that is longer than the footer")
         return [self._value(kind) for _ in range(count)]
 
     def _byte(self) -> int:
-        value = self._content[self._place]
-        self._place += 1
+        value = self._content[self.place]
+        self.place += 1
         return value
 
     def _bytes(self, count: int) -> bytes:
-        value = self._content[self._place : self._place + count]
+        value = self._content[self.place : self.place + count]
         if len(value) != count:
             raise ValueError("a text that is longer than the footer")
-        self._place += count
+        self.place += count
         return value
 
     def _unsigned(self) -> int:

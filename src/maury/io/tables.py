@@ -25,7 +25,7 @@ from maury.io.opening import (
     open_unpacked,
     reading,
 )
-from maury.io.parquet import ColumnSize, column_sizes
+from maury.io.parquet import ColumnSize, check_pages, column_sizes
 from maury.io.source_table import SourceTable, _is_text
 from maury.io.votable_guard import check_votable
 
@@ -186,6 +186,7 @@ def _parquet_table(path: Path, stack: ExitStack) -> SourceTable:
 
     def raw(name: str) -> Any:
         check_parquet_column(sizes, name, path)
+        check_pages(path, [name])
         return lean.read([name])[name]
 
     return SourceTable(path, names, file.metadata.num_rows, units, raw)

@@ -14,7 +14,7 @@ from maury.errors import ColumnError, GridMismatch, InputFileError, suggestion
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.io.limits import check_unfolded, current, exceeded
 from maury.io.opening import reading
-from maury.io.parquet import column_sizes
+from maury.io.parquet import check_pages, column_sizes
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_parquet
 from maury.survey.readers.pipeline import check_rows
@@ -232,6 +232,8 @@ class ParquetCursor:
         # Parquet is read forward only: to go back is to begin again.
         if stream is None or start < position:
             file = open_parquet(self._path, self._stack)
+            for group in range(file.metadata.num_row_groups):
+                check_pages(self._path, [name], [group])
             position, held = 0, []
             rows = _rows_at_once(self._path, name, file.metadata.num_rows)
             stream = file.iter_batches(batch_size=rows, columns=[name])
