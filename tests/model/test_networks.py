@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -259,3 +261,17 @@ def test_weights_are_the_same_bits_whatever_the_process_says():
 def test_a_network_beyond_all_measure_is_refused_before_it_is_built(name, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         network_config(name, options)
+
+
+@pytest.mark.parametrize("name", ["maury", "student", "guiglion2020", "starnet"])
+def test_a_network_without_values_brings_no_compiler(name):
+    code = (
+        "import sys, torch\n"
+        "from maury.model.networks.published import build, network_config\n"
+        "with torch.device('meta'):\n"
+        f"    network = build(network_config({name!r}), 500, 4, 3)\n"
+        "assert all(one.is_meta for one in network.parameters())\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False"], done.stderr

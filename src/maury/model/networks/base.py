@@ -201,6 +201,16 @@ def build(config: NetworkConfig, n_pixel: int, n_observable: int, n_label: int) 
         ) from error
 
 
+def draw_normal(values: Tensor, scale: float) -> None:
+    """Fill a parameter from a normal distribution, if it has values.
+
+    Asked for the numbers of a parameter without (device ``meta``), torch imports its compiler: a
+    second of CPU time (torch 2.13).
+    """
+    if not values.is_meta:
+        nn.init.normal_(values, 0.0, scale)
+
+
 def network_config_of(network: Mapping[str, Any]) -> NetworkConfig:
     """Return the configuration of a saved model's network: its ``name``, and its settings.
 

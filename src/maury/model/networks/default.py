@@ -23,6 +23,7 @@ from maury.model.networks.base import (
     Rank,
     ScalingRule,
     Units,
+    draw_normal,
     linear,
     preset,
 )
@@ -226,7 +227,7 @@ class DefaultNetwork(nn.Module):
         self.out = linear(width, n_label * (2 + config.rank))
         nn.init.zeros_(self.out.weight)
         # Not zero: the gradient of F F^T vanishes at F = 0, and correlations would never be learnt.
-        nn.init.normal_(self.out.bias, 0.0, 0.02)
+        draw_normal(self.out.bias, 0.02)
 
     def embed(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> Tensor:
         """Features (n, width) before the last layer; arguments as of `forward`."""

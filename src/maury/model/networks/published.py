@@ -160,7 +160,8 @@ def _initialise(network: nn.Module, weights: Callable[[Tensor], Tensor]) -> nn.M
 
 
 def _he_normal(weight: Tensor) -> Tensor:
-    return nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    # As of `draw_normal`.
+    return weight if weight.is_meta else nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
 @preset

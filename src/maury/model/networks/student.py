@@ -18,6 +18,7 @@ from maury.model.networks.base import (
     Rank,
     ScalingRule,
     Units,
+    draw_normal,
     linear,
     preset,
 )
@@ -120,8 +121,8 @@ class StudentNetwork(nn.Module):
         self.join = linear(2 * config.stem + n_other, config.width)
         self.body = nn.ModuleList(linear(config.width, config.width) for _ in range(config.depth))
         self.out = linear(config.width, n_label * (2 + config.rank))
-        nn.init.normal_(self.out.weight, 0.0, 0.02)
-        nn.init.normal_(self.out.bias, 0.0, 0.02)
+        draw_normal(self.out.weight, 0.02)
+        draw_normal(self.out.bias, 0.02)
 
     def forward(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> LabelPosterior:
         """Return the posterior of scaled labels; arguments as of the default network."""
