@@ -57,6 +57,9 @@ def test_settings_of_a_file_leave_to_the_survey_what_they_do_not_state(tmp_path)
     assert as_file == as_object
     assert as_file.training.observing.resolving_power == 28_000
     assert (as_file.training.steps, as_file.ensemble.members) == (50, 2)
+    default = EnsembleConfig.model_validate({})
+    assert default.training.steps == 14_000
+    assert default.seen_in(survey).training.steps == 7000, "as its theory is learnt"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from maury.simulation.conditions import survey_conditions
 from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey
 from maury.training.member import TrainingConfig
-from maury.training.simulated import SimulatedTraining
+from maury.training.simulated import LEARNT_STEPS, SimulatedTraining
 from maury.training.theory_choice import TheoryChoice, choose_theory
 
 DEFAULT_PRESET = DefaultConfig.name
@@ -135,7 +135,10 @@ class EnsembleConfig(BaseModel):
             return settings
         theory = self.theory_of(survey)
         observing = survey_conditions(training.observing, survey, preparation, theory=theory.name)
-        seen = training.model_copy(update={"observing": observing, "theory": theory.name})
+        update: dict[str, Any] = {"observing": observing, "theory": theory.name}
+        if theory.name == "learnt" and "steps" not in training.model_fields_set:
+            update["steps"] = LEARNT_STEPS
+        seen = training.model_copy(update=update)
         return settings.model_copy(update={"training": seen})
 
     def theory_of(self, survey: Survey) -> TheoryChoice:

@@ -50,6 +50,9 @@ FLUX_BUFFERS = ("flux_centre", "flux_scale")
 """Names of the centre and scale of each pixel."""
 _LEAST_FLUX_SCALE = 0.02
 """Least scale of a pixel: one that hardly varies would blow its noise up; chosen."""
+LEARNT_STEPS = 7000
+"""Steps with a learnt theory: on a simulated survey of 4096 pixels 7000 had a scatter 5 % below that
+of 3000, and more were not tried, as four networks take a quarter of an hour on two cores."""
 _LARGEST_POOL = 2**28
 """Pixels of all stars of a pool, of four bytes each: one gigabyte a process, as several networks
 are trained at a time on one machine."""
@@ -65,7 +68,7 @@ class SimulatedTraining(BaseModel):
     Attributes
     ----------
     batch_size, steps : int
-        Stars per step, and steps.
+        Stars per step, and steps; with a learnt theory `LEARNT_STEPS` by default.
     learning_rate : float
         Largest step size of AdamW; it rises linearly over the share `rise` of the steps, and falls
         by half a cosine.
