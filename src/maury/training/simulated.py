@@ -51,8 +51,8 @@ FLUX_BUFFERS = ("flux_centre", "flux_scale")
 _LEAST_FLUX_SCALE = 0.02
 """Least scale of a pixel: one that hardly varies would blow its noise up; chosen."""
 LEARNT_STEPS = 7000
-"""Steps with a learnt theory: on a simulated survey of 4096 pixels 7000 had a scatter 5 % below that
-of 3000, and more were not tried, as four networks take a quarter of an hour on two cores."""
+"""Steps with a learnt theory: on a simulated survey of 4096 pixels scatters were 5 % below those of
+3000. More were not tried, as four networks take a quarter of an hour on two cores."""
 _LARGEST_POOL = 2**28
 """Pixels of all stars of a pool, of four bytes each: one gigabyte a process, as several networks
 are trained at a time on one machine."""
