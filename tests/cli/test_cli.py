@@ -248,3 +248,16 @@ def test_numbers_beyond_a_limit_are_one_line_and_the_limit_can_be_raised(tmp_pat
     runner.invoke(cli.app, [*words[:-1], "1" + "0" * 9])
     assert asked == [10**9]
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_the_program_does_not_go_through_the_objects_of_libraries_at_its_end():
+    code = (
+        "import gc, sys, maury.__main__ as program\n"
+        "sys.argv = ['maury', '--version']\n"
+        "try:\n"
+        "    program.main()\n"
+        "finally:\n"
+        "    print(gc.get_freeze_count() > 1000, gc.get_threshold()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ["True", "20000"]
