@@ -28,7 +28,9 @@ def train(
     model: ModelPath,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="maury (the default), guiglion2020, starnet, astronn."),
+        typer.Option(
+            "--preset", help="maury (the default), guiglion2020, starnet, ... (see maury methods)."
+        ),
     ] = None,
     method: Annotated[
         str | None,

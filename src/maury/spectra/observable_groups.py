@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from maury.errors import ColumnError
-from maury.io.arrays import Float64Array
+from maury.io.arrays import BoolArray, Float64Array
 from maury.labels.columns import BANDS, part_names
 from maury.spectra import observables as obs
 from maury.spectra.batch import Batch
@@ -395,7 +395,86 @@ class FurtherColumns(Config):
         return ratio, np.hypot(errors, share) / np.abs(below)
 
 
+_ZERO_POINT_G_MAG = 25.6873668671
+"""G of one photo-electron a second in Gaia EDR3 and DR3 (Riello et al. 2021, A&A 649, A3, table 5,
+in the Vega system)."""
+XP_SIZE = 55
+"""Coefficients of each of the BP and RP mean spectra (De Angeli et al. 2023, A&A 674, A2)."""
+
+
+class XpCoefficients(FurtherColumns):
+    """Coefficients of the mean BP and RP spectra of Gaia, over the flux in G.
+
+    Divided by the flux in photo-electrons a second, which the coefficients are in, they say the
+    shape of a spectrum and not the brightness of its star. A star without G has none.
+
+    Attributes
+    ----------
+    truncate : bool
+        Whether coefficients beyond ``bp_n_relevant_bases`` and ``rp_n_relevant_bases``, where the
+        survey has these columns, are 0, as in the truncated spectra of the archive: they are
+        compatible with noise. Their errors are then unknown.
+    """
+
+    observable: Literal["xp"] = "xp"  # type: ignore[assignment]
+    source: Annotated[str, Field(pattern=_COLUMN_NAME)] = "xp"
+    columns: Annotated[
+        tuple[Annotated[str, Field(pattern=_COLUMN_NAME)] | ColumnRange, ...], Field(min_length=1)
+    ] = (ColumnRange(name="bp", size=XP_SIZE), ColumnRange(name="rp", size=XP_SIZE))
+    truncate: bool = True
+
+    @model_validator(mode="after")
+    def _normalised_by_g(self) -> Self:
+        if self.over is not None:
+            raise ValueError("coefficients of 'xp' are over the flux in G; leave 'over' out")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the observables."""
+        return tuple(f"{name}/G" for name in self.survey_columns)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Values and 1 sigma errors, both (n_star, n_observable) float64."""
+        values, errors = super().measure(batch)
+        flux, flux_error = _g_flux(batch)
+        with np.errstate(over="ignore"):
+            ratio = _in_single(values / flux)
+            # A flux of unknown error counts as exact: it is known far better than a coefficient.
+            error = np.hypot(errors, np.nan_to_num(flux_error) * ratio) / flux
+        if self.truncate:
+            beyond = self._beyond(batch) & np.isfinite(ratio)
+            ratio, error = np.where(beyond, 0.0, ratio), np.where(beyond, np.nan, error)
+        return ratio, error
+
+    def _beyond(self, batch: Batch) -> BoolArray:
+        """Which coefficients (n_star, n_observable) a survey says to be noise alone."""
+        found = []
+        for entry in self.columns:
+            size = 1 if isinstance(entry, str) else entry.size
+            name = "" if isinstance(entry, str) else f"{entry.name}_n_relevant_bases"
+            least = column(batch, name)[:, None]
+            # A comparison with NaN is false: of a star that does not tell it all are kept.
+            found.append(np.arange(size)[None, :] >= least)
+        return np.concatenate(found, axis=1)
+
+
+def _g_flux(batch: Batch) -> Measured:
+    """Flux in G and its 1 sigma error, (n_star, 1) each, in photo-electrons a second."""
+    magnitude, error_mag = (
+        column(batch, f"phot_g_mean_mag{end}")[:, None] for end in ("", "_error")
+    )
+    flux = 10.0 ** (-0.4 * (magnitude - _ZERO_POINT_G_MAG))
+    return _in_single(flux), 0.4 * np.log(10.0) * error_mag * flux
+
+
 Observable = Annotated[
-    AbsoluteMagnitudes | Colours | ParallaxSnr | AV | MeasurementErrors | FurtherColumns,
+    AbsoluteMagnitudes
+    | Colours
+    | ParallaxSnr
+    | AV
+    | MeasurementErrors
+    | FurtherColumns
+    | XpCoefficients,
     Field(discriminator="observable"),
 ]

@@ -37,6 +37,7 @@ from maury.spectra.observable_groups import (
     MeasurementErrors,
     Observable,
     ParallaxSnr,
+    XpCoefficients,
     column,
     parallax_mas,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "RestFrame",
     "RunningQuantileContinuum",
     "ToMedium",
+    "XpCoefficients",
 ]
 
 
@@ -122,7 +124,15 @@ _STEP_NAMES = (
     "mask_cosmics",
     "continuum",
 )
-_OBSERVABLE_NAMES = ("absolute_magnitudes", "colours", "parallax_snr", "a_v", "errors", "columns")
+_OBSERVABLE_NAMES = (
+    "absolute_magnitudes",
+    "colours",
+    "parallax_snr",
+    "a_v",
+    "errors",
+    "columns",
+    "xp",
+)
 
 
 @dataclass(frozen=True)

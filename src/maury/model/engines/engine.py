@@ -24,7 +24,7 @@ from maury.model.engines.llvm import available
 from maury.model.engines.lowering import NotLowered, lower
 from maury.model.engines.machine import Machine
 from maury.model.networks.base import NetworkConfig, NetworkOutput
-from maury.model.networks.published import thinned
+from maury.model.networks.layers import thinned
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from maury.io.arrays import Float32Array
 from maury.model.engines.kernels import Graph, Pool
 from maury.model.engines.llvm import NONE, Activation
 from maury.model.networks.base import NetworkConfig, NetworkOutput
-from maury.model.networks.published import Centre, ChannelsLast, TwoBranch
+from maury.model.networks.layers import Centre, ChannelsLast, TwoBranch
 
 
 class NotLowered(Exception):

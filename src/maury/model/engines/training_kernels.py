@@ -21,7 +21,8 @@ from maury.model.engines.kernels import Correlate, Gate, Graph
 from maury.model.engines.llvm import Activation, require_installed
 from maury.model.engines.machine import Machine
 from maury.model.networks.base import NetworkConfig
-from maury.model.networks.published import Guiglion2020, TwoBranch
+from maury.model.networks.layers import TwoBranch
+from maury.model.networks.published import Guiglion2020
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """Flux (n, n_pixel) and observables (n, n_observable) to the output of the network."""
