@@ -175,7 +175,7 @@ def test_unknown_keys_and_values_are_all_named_with_suggestions():
         network_config("guiglion2020", {"kernal": 8, "dropout": 1.5})
     assert "did you mean 'kernel'" in str(caught.value)
     assert "dropout" in str(caught.value)
-    with pytest.raises(UnknownName, match="did you mean 'guiglion2020'"):
+    with pytest.raises(UnknownName, match="did you mean 'guiglion2024'"):
         network_config("guiglion2002")
 
 

@@ -251,6 +251,7 @@ def trained(tmp_path, name):
     return survey, labels, train(survey, tmp_path / "m", config=config, seed=1, n_processes=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS_OF_PAPERS)
 def test_each_learns_data_of_its_shape(tmp_path, name):
     survey, labels, model = trained(tmp_path, name)

@@ -102,7 +102,7 @@ class Conditions(nn.Module):
         self.levels, self.heads = nn.ModuleList(), nn.ModuleList()
         pools, n_in, n = (1, config.pool, 1, 1), 1, n_pixel
         shapes = zip(config.filters, config.kernels, config.strides, pools, strict=True)
-        sizes: list[tuple[nn.Module, int, int]] = []
+        sizes: list[tuple[nn.Sequential, int, int]] = []
         for number, (n_out, kernel, stride, pool) in enumerate(shapes):
             n = positive((positive(n // pool) - kernel) // stride + 1)
             convolution = nn.Conv1d(n_in, n_out, kernel, stride, dtype=torch.float32)
@@ -157,6 +157,11 @@ class InvertibleNetwork(nn.Module):
             for seed, width in enumerate(widths)
         )
 
+    @property
+    def blocks(self) -> list[Coupling]:
+        """The couplings, from the labels to the normal deviates."""
+        return [block for block in self.couplings if isinstance(block, Coupling)]
+
     def forward(self, flux: Tensor, observables: Tensor) -> "Flow":
         """Return the flow of labels of each star."""
         return Flow(self, self.conditions(flux, observables))
@@ -174,17 +179,18 @@ class Flow:
     def log_density(self, labels: Tensor) -> Tensor:
         """Logarithm (n,) of the posterior density at scaled labels (n, n_label)."""
         values, total = labels, torch.zeros_like(labels[:, 0])
-        for coupling, condition in zip(self._network.couplings, self._conditions, strict=True):
+        for coupling, condition in zip(self._network.blocks, self._conditions, strict=True):
             values, grown = coupling(values, condition)
             total = total + grown
-        constant = 0.5 * labels.shape[1] * np.log(2 * np.pi)
-        return total - 0.5 * values.square().sum(dim=1) - constant
+        constant = 0.5 * labels.shape[1] * float(np.log(2 * np.pi))
+        density: Tensor = total - 0.5 * values.square().sum(dim=1) - constant
+        return density
 
     def samples(self, latent: Tensor) -> Tensor:
         """Scaled labels (n, n_draw, n_label) of normal deviates (n_draw, n_label)."""
         n, n_draw = len(self), len(latent)
         values = latent.repeat(n, 1)
-        pairs = zip(reversed(self._network.couplings), reversed(self._conditions), strict=True)
+        pairs = zip(reversed(self._network.blocks), reversed(self._conditions), strict=True)
         for coupling, condition in pairs:
             values = coupling.inverse(values, condition.repeat_interleave(n_draw, dim=0))
         return values.reshape(n, n_draw, -1)

@@ -125,16 +125,13 @@ class Bialek2020(_SamePooled):
         """Build the network, see `build`."""
         spectrum = sequence(*self._spectrum(n_pixel, 0.0))
         photometry, n_feature = self._observables(n_observable)
-        head = sequence(
-            ("hidden", linear(n_feature, self.units[1])),
-            ("act", nn.ReLU()),
-            ("out", linear(self.units[1], 2 * n_label)),
-        )
+        hidden, out = linear(n_feature, self.units[1]), linear(self.units[1], 2 * n_label)
+        head = sequence(("hidden", hidden), ("act", nn.ReLU()), ("out", out))
         network = initialise(
             TwoBranch(spectrum, photometry, head),
             he_normal,
         )
-        nn.init.xavier_normal_(head.out.weight)
+        nn.init.xavier_normal_(out.weight)
         return network
 
     def loss(self, output: Tensor, target: Tensor, target_variance: Tensor) -> Tensor:
@@ -185,7 +182,11 @@ class Censored(nn.Module):
     """Labels of the whole spectrum, and of each element's windows beside them."""
 
     def __init__(
-        self, whole: nn.Module, out: nn.Module, auxiliary: nn.Linear, elements: nn.ModuleList
+        self,
+        whole: nn.Module,
+        out: nn.Module,
+        auxiliary: nn.Linear | None,
+        elements: nn.ModuleList,
     ) -> None:
         super().__init__()
         self.whole, self.out, self.auxiliary, self.elements = whole, out, auxiliary, elements
@@ -194,12 +195,14 @@ class Censored(nn.Module):
         """Return means and log variances, (n, 2 n_label)."""
         features = self.whole(flux, observables)
         mean, log_variance = self.out(features).chunk(2, dim=1)
+        if self.auxiliary is None:
+            return torch.cat([mean, log_variance], dim=1)
         norm = self.auxiliary.weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
         weight = self.auxiliary.weight * (_LARGEST_NORM / norm).clamp(max=1.0)
         few = functional.linear(features, weight, self.auxiliary.bias)
         # No element may bend Teff, log g or [Fe/H] to its own ends.
         full = torch.cat([few, mean.detach()], dim=1)
-        centred = self.whole.spectrum.centre(flux.unsqueeze(1)).squeeze(1)
+        centred = self.whole.get_submodule("spectrum.centre")(flux.unsqueeze(1)).squeeze(1)
         parts = [element(centred, full) for element in self.elements]
         means = torch.cat([mean, *(part[0] for part in parts)], dim=1)
         return torch.cat([means, log_variance, *(part[1] for part in parts)], dim=1)
@@ -272,7 +275,7 @@ class Leung2019(_SamePooled):
         network = Censored(
             TwoBranch(spectrum, photometry, hidden),
             linear(self.units[1], 2 * n_full),
-            linear(self.units[1], self.auxiliary),
+            linear(self.units[1], self.auxiliary) if n_element else None,
             elements,
         )
         # The width of the authors' initial weights.
