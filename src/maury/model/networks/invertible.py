@@ -17,6 +17,7 @@ from maury.model.networks.base import (
     NetworkOutput,
     ScalingRule,
     Units,
+    draw_normal,
     linear,
     preset,
 )
@@ -90,7 +91,7 @@ def _subnet(n_in: int, hidden: int, n_out: int) -> nn.Module:
         ("hidden", linear(n_in, hidden)), ("act", nn.ReLU()), ("out", linear(hidden, n_out))
     )
     for parameter in network.parameters():
-        nn.init.normal_(parameter, std=_SPREAD)
+        draw_normal(parameter, _SPREAD)
     return network
 
 

@@ -17,6 +17,7 @@ from maury.model.networks.base import (
     NetworkConfig,
     ScalingRule,
     Units,
+    draw_normal,
     linear,
     preset,
 )
@@ -131,7 +132,8 @@ class Bialek2020(_SamePooled):
             TwoBranch(spectrum, photometry, head),
             he_normal,
         )
-        nn.init.xavier_normal_(out.weight)
+        if not out.weight.is_meta:
+            nn.init.xavier_normal_(out.weight)
         return network
 
     def loss(self, output: Tensor, target: Tensor, target_variance: Tensor) -> Tensor:
@@ -279,7 +281,7 @@ class Leung2019(_SamePooled):
             elements,
         )
         # The width of the authors' initial weights.
-        return initialise(network, lambda weight: draw_normal(weight, std=0.05))
+        return initialise(network, _narrow)
 
     def _element(self, number: int, n_pixel: int, n_full: int) -> _Element:
         windows = self.windows[number] if self.windows else ((0, n_pixel),)
@@ -309,6 +311,11 @@ class Leung2019(_SamePooled):
     def n_passes(self) -> int:
         """Number of thinned networks averaged at prediction."""
         return self.mc_passes
+
+
+def _narrow(weight: Tensor) -> Tensor:
+    draw_normal(weight, 0.05)
+    return weight
 
 
 def pixel_windows(
