@@ -12,6 +12,7 @@ from maury.cli import (
     crossmatch,
     drift,
     fetch,
+    first,
     model,
     publish,
     quality,
@@ -44,7 +45,15 @@ app.add_typer(ingest_app, name="ingest", no_args_is_help=True)
 app.command("import-keras")(model.import_keras)
 for command in (
     # In the order of `maury --help`: a survey, a model, its quality, a catalogue, its publication.
-    *(model.demo, archives.surveys, fetch.fetch, crossmatch.crossmatch, build.build),
+    *(
+        model.demo,
+        first.init,
+        first.check,
+        archives.surveys,
+        fetch.fetch,
+        crossmatch.crossmatch,
+        build.build,
+    ),
     *(survey.simulate, model.train, model.methods, transfer.transfer, transfer.adapt),
     *(model.distil, model.info),
     *(quality.validate, quality.audit, quality.coverage, quality.suspects, quality.compare),

@@ -213,13 +213,31 @@ class ObservableConfig(Strict):
         )
 
 
+class ThroughConfig(Strict):
+    """``through``: the column of another table that holds the identifiers of this one."""
+
+    table: str
+    column: str
+
+
 class TableConfig(Strict):
-    """``[[table]]``: a table joined to the spectra by `id`, or row by row without it."""
+    """``[[table]]``: a table joined to the spectra by `id`, or row by row without it.
+
+    The values of `id` are identifiers of the spectra; or, if `through` names a column of another
+    table, such as an observing log, what stands there for each spectrum.
+    """
 
     file: Path
     name: str | None = None
     hdu: Key | None = None
     id: str | None = None
+    through: ThroughConfig | None = None
+
+    @model_validator(mode="after")
+    def _joined_by_something(self) -> Self:
+        if self.through is not None and self.id is None:
+            raise ValueError("'through' needs 'id', the column of this table that it is found by")
+        return self
 
     @property
     def title(self) -> str:
@@ -355,6 +373,14 @@ class IngestConfig(Strict):
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
             raise ValueError(f"two tables are called {twice[0]!r}; give one a 'name'")
+        for number, table in enumerate(self.table):
+            # Those above only: a table cannot be found by way of itself, nor in a circle.
+            above = [*titles[:number], "spectra"]
+            if table.through is not None and table.through.table not in above:
+                raise ValueError(
+                    f"table {table.title!r}: 'through' names {table.through.table!r}, which is no "
+                    f"table above it{suggestion(table.through.table, above)} ({', '.join(above)})"
+                )
         for name, column in self.columns.items():
             # The file of the spectra may be a table itself, and needs no [[table]] then.
             if column.table is not None and column.table not in [*titles, "spectra"]:
@@ -389,7 +415,17 @@ def load_config(path: Path) -> tuple[IngestConfig, tuple[Label, ...]]:
     ConfigError
         If the file is not TOML; or naming everything that is wrong in it, at once.
     """
-    document = read_toml(path, what="the configuration")
+    return parse_config(read_toml(path, what="the configuration"), path)
+
+
+def parse_config(document: Mapping[str, Any], path: Path) -> tuple[IngestConfig, tuple[Label, ...]]:
+    """Check a configuration in memory, as `load_config` does; `path` names it in messages.
+
+    Raises
+    ------
+    ConfigError
+        Naming everything that is wrong in it, at once.
+    """
     problems: list[str] = []
     labels = labels_of(document, problems)
     config = validated(document, IngestConfig, problems)

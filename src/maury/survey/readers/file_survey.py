@@ -17,6 +17,7 @@ from maury.spectra.batch import Batch
 from maury.spectra.rows import row_range
 from maury.spectra.spectra import Medium, Spectra
 from maury.survey.readers.grids import Gridder
+from maury.survey.readers.joining import TableJoin
 from maury.survey.readers.pipeline import Columns, Source, read_rows
 
 
@@ -47,6 +48,8 @@ class FileSurvey:
         Autocorrelation of the noise at lags of 1, 2, ... pixels of the grid, if it is known.
     at_rest : bool, optional
         Whether the spectra are in the rest frame of their stars, if it is known.
+    joins : tuple of TableJoin
+        How each table was joined to the spectra.
     provenance : mapping
     fingerprint : str
         Of everything that determines the content.
@@ -66,6 +69,7 @@ class FileSurvey:
         resolving_power: float | None = None,
         noise_correlation: tuple[float, ...] | None = None,
         at_rest: bool | None = None,
+        joins: Sequence[TableJoin] = (),
         provenance: Mapping[str, Any],
         fingerprint: str,
         stack: ExitStack,
@@ -80,6 +84,7 @@ class FileSurvey:
         self.resolving_power = resolving_power
         self.noise_correlation = noise_correlation
         self.at_rest = at_rest
+        self.joins = tuple(joins)
         self.provenance = dict(provenance)
         self.fingerprint = fingerprint
         self.further = tuple(further)

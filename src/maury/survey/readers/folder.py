@@ -12,7 +12,6 @@ import numpy as np
 from maury.errors import InputFileError, WavelengthError
 from maury.io.arrays import Float64Array
 from maury.io.fits_values import column_floats, image
-from maury.io.limits import current, exceeded
 from maury.io.opening import files_of, find_hdu, open_fits, reading
 from maury.io.tables import fits_table
 from maury.spectra.spectra import Medium
@@ -29,12 +28,11 @@ from maury.survey.readers.pipeline import check_pixels
 from maury.survey.readers.rows import to_ivar
 from maury.survey.readers.sources import FITS_SUFFIXES, stem, tolerating
 from maury.survey.readers.star_files import StarFiles, StarSpectrum
+from maury.survey.readers.text_spectra import numeric, read_text
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_WAVE = ArrayRef(name="wave")
-_MOST_BYTES_PER_PIXEL = 10
-"""Of text, times the limit of pixels: what is far beyond any spectrum is refused unread."""
 _HEAD_BYTES = 8192
 """Of a text, in which a row of numbers is sought: longer than any header of a spectrum seen."""
 _DOCUMENTS = (
@@ -115,7 +113,7 @@ def _is_prose(path: Path) -> bool:
     except UnicodeDecodeError:
         return False
     rows = [row for row in rows if row.strip() and not row.lstrip().startswith("#")]
-    return bool(rows) and not any(_numeric(row.replace(",", " ")) for row in rows)
+    return bool(rows) and not any(numeric(row.replace(",", " ")) for row in rows)
 
 
 def _simulated(path: Path, spectra: SpectraConfig) -> bool:
@@ -261,33 +259,5 @@ def _line(data: Any, path: Path) -> Float64Array:
 
 
 def _ascii_star(path: Path, spectra: SpectraConfig, wavelength: WavelengthConfig) -> StarSpectrum:
-    # Text is read whole: its size is looked at first.
-    if path.stat().st_size > _MOST_BYTES_PER_PIXEL * current().pixels:
-        raise exceeded(path, f"has {path.stat().st_size} bytes of text", "pixels")
-    # Blanks, commas and tabs part columns alike, as files of one survey mix them.
-    lines = [line.replace(",", " ") for line in path.read_text("utf-8").splitlines()]
-    lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    # A line of column names, which no comment sign marks.
-    if lines and not _numeric(lines[0]):
-        lines = lines[1:]
-    if not lines:
-        raise InputFileError(f"{path} has no rows; give wavelength and flux, a pixel a row")
-    table = np.loadtxt(lines, dtype=np.float64, ndmin=2)
-    noisy = spectra.ivar is not None or spectra.error is not None
-    wanted = 3 if noisy else 2
-    if table.shape[1] != wanted:
-        raise InputFileError(
-            f"{path} has {table.shape[1]} columns, expected {wanted}: wavelength, flux, and a "
-            "third one if 'ivar' or 'error' in [spectra] names it"
-        )
-    wave = to_angstrom(table[:, 0], wavelength.unit, log=wavelength.log)
-    noise = table[:, 2] if noisy else None
-    return _star(wave, table[:, 1], noise, spectra)
-
-
-def _numeric(line: str) -> bool:
-    try:
-        [float(word) for word in line.split()]
-    except ValueError:
-        return False
-    return True
+    wave, flux, noise = read_text(path, spectra, wavelength)
+    return _star(to_angstrom(wave, wavelength.unit, log=wavelength.log), flux, noise, spectra)

@@ -211,7 +211,7 @@ def open_toml(config_path: Path | str, *, skip_bad: bool = False) -> FileSurvey:
     stated, labels = load_config(config_path)
     stated = stated.model_copy(update={"skip_bad": True}) if skip_bad else stated
     # The record keeps paths as they are written: absolute ones are of one machine alone.
-    config = _rooted(stated, config_path.absolute().parent)
+    config = rooted(stated, config_path.absolute().parent)
     return open_config(config, config_path, labels=labels, options=_options(stated))
 
 
@@ -254,7 +254,7 @@ def open_config(
         source, gridder = _whole(arms)
         place = _place(config.arms[0].spectra)
         spectra = Spectrograph(place, source.n_star, source.ids, arms[0].table)
-        columns = join(config, spectra, labels, stack)
+        columns, joins = join(config, spectra, labels, stack)
         _tell_of_motion(config, columns, path)
         columns = with_stars(columns, columns["id"], place)
         if config.exposures is not None and config.exposures.mode == "coadd":
@@ -275,6 +275,7 @@ def open_config(
             resolving_power=config.resolving_power,
             noise_correlation=_stored_correlation(config, arms[0], source),
             at_rest=True if isinstance(source, CoaddedSource) and source.moves else config.at_rest,
+            joins=joins,
             provenance=provenance(reader, hashed, {**options, **_scales(arms)}),
             fingerprint=fingerprint(files, options),
             # From here on the survey closes the files; after any error before they are closed here.
@@ -361,8 +362,8 @@ def _velocity(columns: Columns, exposures: ExposuresConfig, path: Path) -> Float
     return velocity
 
 
-def _rooted(config: IngestConfig, base: Path) -> IngestConfig:
-    """Return the configuration with every path made absolute."""
+def rooted(config: IngestConfig, base: Path) -> IngestConfig:
+    """Return the configuration with every path made absolute, relative ones from `base`."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, dict):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from maury.io.tables import open_table
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column
 from maury.labels.definitions import Label
-from maury.survey.readers.config import ColumnConfig, IngestConfig
+from maury.survey.readers.config import ColumnConfig, IngestConfig, TableConfig
 from maury.survey.readers.pipeline import complete_ids
+from maury.survey.readers.sources import stem
 from maury.survey.readers.values import converted, without_missing
 from maury.survey.store import require_unique
 
@@ -42,6 +43,47 @@ class _Joined:
 
 
 @dataclass(frozen=True)
+class TableJoin:
+    """How a table was joined to the spectra.
+
+    Attributes
+    ----------
+    title, how : str
+        The table, and what joined it, in words.
+    n_spectra, n_row : int
+        Of the survey, and of the table.
+    n_matched : int
+        Spectra that have a row.
+    n_used : int
+        Rows that a spectrum has.
+    names, used : tuple of str
+        All columns of the table, and those that are mapped or join tables.
+    """
+
+    title: str
+    how: str
+    n_spectra: int
+    n_row: int
+    n_matched: int
+    n_used: int
+    names: tuple[str, ...]
+    used: tuple[str, ...]
+
+    @classmethod
+    def of(cls, entry: TableConfig, joined: _Joined, how: str, config: IngestConfig) -> Self:
+        """Count what an open table gives."""
+        table, rows, title = joined.table, joined.rows, entry.title
+        n_spectra = table.n_row if rows is None else rows.size
+        n_matched, n_used = n_spectra, n_spectra
+        if rows is not None:
+            n_matched, n_used = int((rows >= 0).sum()), np.unique(rows[rows >= 0]).size
+        used = [one.name for one in config.columns.values() if one.table in (None, title)]
+        used += [one.through.column for one in config.table if one.through is not None]
+        kept = tuple(name for name in table.names if name in used or name == entry.id)
+        return cls(title, how, n_spectra, table.n_row, n_matched, n_used, table.names, kept)
+
+
+@dataclass(frozen=True)
 class Spectrograph:
     """What joining must know of the spectra: path, number, identifiers, their own table."""
 
@@ -53,8 +95,8 @@ class Spectrograph:
 
 def join(
     config: IngestConfig, spectra: Spectrograph, labels: Sequence[Label], stack: ExitStack
-) -> dict[str, AnyArray]:
-    """Return every mapped column in the order of the spectra, and their ``id``.
+) -> tuple[dict[str, AnyArray], list[TableJoin]]:
+    """Return every mapped column in the order of the spectra and their ``id``, and the joins.
 
     Parameters
     ----------
@@ -76,6 +118,18 @@ def join(
     LengthMismatch
         If a table without identifiers has another number of rows.
     """
+    tables = _open(config, spectra, stack)
+    ids = _ids(config, spectra, tables)
+    joins = []
+    for entry in config.table:
+        # In the order of the file, as a table may be found by way of one above it.
+        tables[entry.title], how = _joined(entry, tables, ids, spectra)
+        joins.append(TableJoin.of(entry, tables[entry.title], how, config))
+    return _columns(config, spectra, tables, ids, labels), joins
+
+
+def _open(config: IngestConfig, spectra: Spectrograph, stack: ExitStack) -> dict[str, _Joined]:
+    """Open all tables, not yet joined."""
     tables: dict[str, _Joined] = {}
     if spectra.table is not None:
         tables[_SPECTRA] = _Joined(spectra.table)
@@ -87,8 +141,17 @@ def join(
                 f"{spectra.path} holds {spectra.n_star} spectra, {table.path} {table.n_row} rows; "
                 "without 'id' they must be as many, in the same order"
             )
-    ids = _ids(config, spectra, tables)
-    tables = {title: _joined(joined, ids, spectra) for title, joined in tables.items()}
+    return tables
+
+
+def _columns(
+    config: IngestConfig,
+    spectra: Spectrograph,
+    tables: Mapping[str, _Joined],
+    ids: StrArray,
+    labels: Sequence[Label],
+) -> dict[str, AnyArray]:
+    """Return every mapped column of joined tables in the order of the spectra."""
     known = columns_module.known(labels)
     further = config.further_columns
     columns: dict[str, AnyArray] = {"id": ids}
@@ -142,7 +205,11 @@ def _ids(config: IngestConfig, spectra: Spectrograph, tables: Mapping[str, _Join
                 "give 'id' in [spectra], or leave out 'id' of that table to join it row by row"
             )
         given = joined.table.texts(config.columns["id"].name)
-    by_id = [joined for joined in tables.values() if joined.id_name is not None]
+    by_id = [
+        tables[entry.title]
+        for entry in config.table
+        if entry.id is not None and entry.through is None
+    ]
     if given is None and by_id:
         raise IdentifierError(
             f"{by_id[0].table.path} is joined by id, but the spectra of {spectra.path} have none; "
@@ -151,28 +218,54 @@ def _ids(config: IngestConfig, spectra: Spectrograph, tables: Mapping[str, _Join
     return complete_ids(given, spectra.n_star, spectra.path)
 
 
-def _joined(joined: _Joined, ids: StrArray, spectra: Spectrograph) -> _Joined:
+def _joined(
+    entry: TableConfig, tables: Mapping[str, _Joined], ids: StrArray, spectra: Spectrograph
+) -> tuple[_Joined, str]:
+    """Return a table with its row for each spectrum, and in words how it was found."""
+    joined = tables[entry.title]
     # Row by row: lengths were compared before.
     if joined.id_name is None:
-        return joined
-    table = joined.table
-    here = table.texts(joined.id_name)
-    wanted = np.isin(here, ids)
+        return joined, "row by row"
+    keys, what, how = ids, str(spectra.path), f"{joined.id_name} = identifier of the spectrum"
+    if entry.through is not None:
+        if entry.through.table not in tables:
+            raise ColumnError(
+                f"table {entry.title!r}: the spectra's file is no table; name another one in "
+                "'through'"
+            )
+        log = tables[entry.through.table]
+        keys = log.take(log.table.texts(entry.through.column), "")
+        what = f"column {entry.through.column!r} of {log.table.path}"
+        how = f"{joined.id_name} = {entry.through.column} of {entry.through.table}"
+    return _Joined(joined.table, joined.id_name, _rows_of(joined, keys, what)), how
+
+
+def _rows_of(joined: _Joined, keys: StrArray, what: str) -> IndexArray:
+    """Return the row of each key (n_star,), -1 where there is none; an empty key has none."""
+    assert joined.id_name is not None, "tables without it are joined row by row"
+    table, here = joined.table, joined.table.texts(joined.id_name)
+    wanted = np.isin(here, keys) & (here != "")
     if not wanted.any():
+        # Logs name files with folder and suffix, which identifiers of a folder of spectra lack.
+        here = np.array([stem(Path(text)) for text in here.tolist()], dtype=np.str_)
+        wanted = np.isin(here, keys) & (here != "")
+    if not wanted.any():
+        known = keys[keys != ""]
+        example = repr(str(known[0])) if known.size else "nothing but empty ones"
         raise IdentifierError(
-            f"{table.path} has none of the identifiers of {spectra.path} (for example "
-            f"{str(here[0])!r} against {str(ids[0])!r}); correct 'id'"
+            f"{table.path} has none of the identifiers of {what} (for example "
+            f"{str(here[0])!r} against {example}); correct 'id'"
         )
     # Only rows of these spectra need unique identifiers: catalogues repeat stars elsewhere.
     numbers = np.flatnonzero(wanted)
     require_unique(here[numbers], what=f"{table.path}, column {joined.id_name!r}")
     numbers = numbers[np.argsort(here[numbers])]
-    place = np.minimum(np.searchsorted(here[numbers], ids), numbers.size - 1)
-    found = here[numbers[place]] == ids
+    place = np.minimum(np.searchsorted(here[numbers], keys), numbers.size - 1)
+    found = here[numbers[place]] == keys
     absent = int(np.count_nonzero(~found))
     if absent:
-        logger.warning("%d of %d spectra are not in %s", absent, ids.size, table.path)
-    return _Joined(table, joined.id_name, np.where(found, numbers[place], -1))
+        logger.warning("%d of %d spectra are not in %s", absent, keys.size, table.path)
+    return np.where(found, numbers[place], -1)
 
 
 def _found(wanted: ColumnConfig, tables: Mapping[str, _Joined]) -> bool:

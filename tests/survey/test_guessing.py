@@ -1,0 +1,258 @@
+"""A folder that nobody has described: what `init_survey` guesses, and what `check_toml` tells."""
+
+import tomllib
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from maury.errors import ColumnError, ConfigError, IdentifierError, InputFileError, OutputExists
+from maury.spectra.operators import air_to_vacuum
+from maury.survey.guessing import init_survey
+from maury.survey.guessing.document import Entry, comment, toml_value
+from maury.survey.guessing.naming import column_of
+from maury.survey.guessing.wavelengths import line_velocity, medium_of, unit_of
+from maury.survey.readers import check_toml, ingest_toml
+
+WAVE_AIR = np.arange(8480.0, 8680.0, 0.5)
+N = 12
+
+
+def flux(seed):
+    """A spectrum with the Ca II triplet, at rest."""
+    lines = (8498.02, 8542.09, 8662.14)
+    depth = sum(0.5 * np.exp(-0.5 * ((WAVE_AIR - line) / 1.5) ** 2) for line in lines)
+    return 1.0 - depth + np.random.default_rng(seed).normal(0, 0.01, WAVE_AIR.size)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Texts in nm and vacuum, a log that joins labels and Gaia by source_id."""
+    wave_nm = air_to_vacuum(WAVE_AIR) / 10
+    (tmp_path / "spectra").mkdir()
+    for k in range(N):
+        table = np.column_stack([wave_nm, flux(k), np.full(wave_nm.size, 0.01)])
+        path = tmp_path / "spectra" / f"s{k:02d}.txt"
+        np.savetxt(path, table, fmt="%.6f", header="wavelength flux sigma")
+    gaia = [4611686018427380000 + 17 * (k // 2) for k in range(N)]
+    log = [f"spectra/s{k:02d}.txt,{gaia[k]},300" for k in range(N)]
+    (tmp_path / "log.csv").write_text("filename,gaia_id,exptime\n" + "\n".join(log))
+    rows = [f"{g},{5000 + k},{-99.9 if k == 2 else 0.1 * k}" for k, g in enumerate(gaia[::2])]
+    (tmp_path / "labels.csv").write_text("star,Teff,[Ti/Fe]\n" + "\n".join(rows))
+    rows = [f"{g},{1.5 + k},12.5,9.99" for k, g in enumerate([7, *gaia[::2]])]
+    (tmp_path / "gaia.csv").write_text(
+        "source_id,parallax,phot_g_mean_mag,Jmag\n" + "\n".join(rows)
+    )
+    (tmp_path / "README.txt").write_text("Spectra of the second run.\n")
+    return tmp_path
+
+
+def test_texts_in_nm_and_vacuum_that_a_log_joins(folder):
+    found = init_survey(folder)
+    document = tomllib.loads(found.text)
+    assert document["spectra"]["folder"] == "spectra"
+    assert document["spectra"]["error"] == "sigma"
+    assert document["wavelength"] == {"medium": "vacuum", "values": "wavelength", "unit": "nm"}
+    through = {"table": "log.csv", "column": "gaia_id"}
+    assert {one["file"]: one.get("through") for one in document["table"]} == {
+        "log.csv": None,
+        "labels.csv": through,
+        "gaia.csv": through,
+    }
+    assert document["columns"]["ti_fe"] == {"name": "[Ti/Fe]", "missing": [-99.9]}
+    # A magnitude of 9.99 is one of many.
+    assert document["columns"]["j_m"] == "Jmag"
+    assert document["columns"]["star_id"] == "gaia_id"
+    assert [one["name"] for one in document["label"]] == ["ti_fe"]
+    assert "README.txt" in found.text
+    # Doubtful: nothing but resolution and rest frame, which no file says.
+    assert found.n_check == 2
+
+    survey = ingest_toml(folder / "survey.toml", folder / "out.zarr")
+    assert survey.medium == "vacuum"
+    np.testing.assert_allclose(survey.wave_aa, air_to_vacuum(WAVE_AIR), atol=1e-4)
+    teff = 5000.0 + np.arange(N) // 2
+    np.testing.assert_array_equal(survey.column("teff"), teff)
+    np.testing.assert_allclose(survey.column("parallax"), 2.5 + np.arange(N) // 2)
+    assert np.isnan(survey.column("ti_fe")).tolist() == [k // 2 == 2 for k in range(N)]
+    assert len(set(survey.star_id)) == N // 2
+
+
+def test_what_would_be_read_is_told_before(folder):
+    init_survey(folder)
+    found = check_toml(folder / "survey.toml")
+    assert "12 spectra of 6 stars" in found.lines[0]
+    assert "(vacuum)" in found.lines[1]
+    rows = {row[0]: row[1:] for row in found.joins[1:]}
+    assert rows["gaia.csv"] == ("source_id = gaia_id of log.csv", "7", "12 of 12", "6")
+    assert rows["log.csv"][0] == "filename = identifier of the spectrum"
+    values = {row[0]: row for row in found.values[1:]}
+    assert values["ti_fe"][2:4] == ("10", "2")
+    assert "gaia.csv: 1 rows are of no spectrum here, and are left out" in found.lines
+    assert "log.csv: columns that [columns] does not map are left out: exptime" in found.lines
+    assert not (folder / "out.zarr").exists()
+
+
+def test_a_file_on_another_grid_is_told_before(folder):
+    init_survey(folder)
+    path = folder / "spectra" / "s05.txt"
+    table = np.loadtxt(path)
+    np.savetxt(path, table[:-10])
+    found = check_toml(folder / "survey.toml")
+    assert any("ingest would stop at row 5" in line for line in found.lines)
+
+
+def test_nothing_is_overwritten(folder):
+    (folder / "survey.toml").write_text("mine")
+    with pytest.raises(OutputExists):
+        init_survey(folder)
+    assert (folder / "survey.toml").read_text() == "mine"
+    assert init_survey(folder, overwrite=True).n_check == 2
+
+
+def test_a_folder_without_spectra_says_what_it_holds(tmp_path):
+    (tmp_path / "labels.csv").write_text("id,teff\na,5000\nb,5100\n")
+    with pytest.raises(InputFileError, match=r"labels.csv \(a table\)"):
+        init_survey(tmp_path)
+
+
+def test_a_fits_table_with_wavelengths_in_another_hdu(tmp_path):
+    columns = {
+        "sobject_id": np.arange(N) + 1504270008010000,
+        "sob_norm": np.stack([flux(k) for k in range(N)]),
+        "uob_norm": np.full((N, WAVE_AIR.size), 0.01),
+    }
+    spectra = fits.table_to_hdu(Table(columns))
+    spectra.name = "SPECTRA"
+    wave = fits.table_to_hdu(Table({"wave": WAVE_AIR}))
+    wave.name = "WAVE"
+    fits.HDUList([fits.PrimaryHDU(), spectra, wave]).writeto(tmp_path / "spectra.fits")
+    Table({"sobject_id": columns["sobject_id"][::-1], "logg": np.linspace(1, 5, N)}).write(
+        tmp_path / "labels.csv"
+    )
+    document = tomllib.loads(init_survey(tmp_path).text)
+    assert document["spectra"]["flux"] == "sob_norm"
+    assert document["spectra"]["error"] == "uob_norm"
+    assert document["spectra"]["id"] == "sobject_id"
+    assert document["wavelength"]["values"] == {"hdu": "WAVE", "name": "wave"}
+    assert document["wavelength"]["medium"] == "air"
+    survey = ingest_toml(tmp_path / "survey.toml", tmp_path / "out.zarr")
+    np.testing.assert_allclose(survey.column("logg"), np.linspace(1, 5, N)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("TEFF", "teff"),
+        ("e_logg", "logg_error"),
+        ("[Mg/Fe]", "mg_fe"),
+        ("TI_FE_ERR", "ti_fe_error"),
+        ("Kmag_2MASS", "ks_m"),
+        ("mass", None),
+        ("e_RAJ2000", None),
+    ],
+)
+def test_names_of_columns(name, column):
+    assert column_of(name)[0] == column
+
+
+@pytest.mark.parametrize(
+    ("wave", "unit", "log", "doubtful"),
+    [
+        ((8400, 8800), "Angstrom", False, False),
+        ((840, 880), "nm", False, False),
+        ((0.84, 0.88), "um", False, False),
+        ((3.57, 3.95), None, True, True),
+        ((1510, 1690), "nm", False, True),
+        ((100, 200), "Angstrom", False, True),
+    ],
+)
+def test_units_by_size(wave, unit, log, doubtful):
+    told = unit_of(np.linspace(*wave, 200), None)
+    assert (told.unit, told.log, told.doubtful) == (unit, log, doubtful)
+
+
+def test_a_few_spectra_or_none_leave_the_medium_to_be_checked():
+    spectra = np.stack([flux(k) for k in range(N)])
+    assert not medium_of(None, WAVE_AIR, spectra).doubtful
+    assert medium_of(None, WAVE_AIR, spectra[:3]).doubtful
+    assert medium_of(None, None, None).doubtful
+    # Stars that move at 45 km/s are neither at rest in air nor in vacuum.
+    moved = WAVE_AIR * (1 + 45 / 299792.458)
+    assert abs(line_velocity(moved, spectra) - 45) < 3
+    assert medium_of(None, moved, spectra).doubtful
+
+
+def test_comments_and_texts_of_strangers_stay_what_they_are():
+    assert comment("a\nflux = 1") == ["# a?flux = 1"]
+    for text in ('a"b\\c', "a\nb", "x\x1b[2J"):
+        assert tomllib.loads(f"a = {toml_value(text)}") == {"a": text}
+    assert Entry("a", True, "why", doubtful=True).lines() == ["# check: why", "a = true"]
+
+
+# Joins by way of another table
+
+
+TEXT = """
+[spectra]
+folder = "spectra"
+pattern = "*.txt"
+error = "sigma"
+[wavelength]
+medium = "vacuum"
+unit = "nm"
+[[table]]
+file = "log.csv"
+id = "filename"
+[[table]]
+file = "gaia.csv"
+id = "source_id"
+through = { table = "log.csv", column = "COLUMN" }
+[columns]
+parallax = "parallax"
+"""
+
+
+def test_a_spectrum_that_the_log_lacks_is_missing(folder):
+    log = (folder / "log.csv").read_text().splitlines()
+    (folder / "log.csv").write_text("\n".join(log[:-3]))
+    (folder / "s.toml").write_text(TEXT.replace("COLUMN", "gaia_id"))
+    survey = ingest_toml(folder / "s.toml", folder / "out.zarr")
+    assert np.isnan(survey.column("parallax")).tolist() == [False] * (N - 3) + [True] * 3
+
+
+def test_a_table_joins_through_one_above_it_alone(folder):
+    (folder / "s.toml").write_text(TEXT.replace('table = "log.csv"', 'table = "logs.csv"'))
+    with pytest.raises(ConfigError, match=r"no table above it; did you mean 'log.csv'"):
+        ingest_toml(folder / "s.toml", folder / "out.zarr")
+    (folder / "s.toml").write_text(TEXT.replace('table = "log.csv"', 'table = "gaia.csv"'))
+    with pytest.raises(ConfigError, match="no table above it"):
+        ingest_toml(folder / "s.toml", folder / "out.zarr")
+
+
+@pytest.mark.parametrize(
+    ("column", "error", "text"),
+    [
+        ("gaia", ColumnError, "has no column 'gaia'"),
+        ("exptime", IdentifierError, "none of the identifiers of column 'exptime'"),
+    ],
+)
+def test_a_wrong_column_of_the_log_is_one_error(folder, column, error, text):
+    (folder / "s.toml").write_text(TEXT.replace("COLUMN", column))
+    with pytest.raises(error, match=text):
+        ingest_toml(folder / "s.toml", folder / "out.zarr")
+
+
+def test_the_commands_write_a_figure_and_say_what_would_be_read(folder, capsys):
+    from maury.cli.first import check, init
+
+    init(folder)
+    told = capsys.readouterr().out
+    assert "12 spectra of 6 stars" in told
+    assert "2 guesses to check" in told
+    assert (folder / "survey.png").read_bytes().startswith(b"\x89PNG")
+    check(folder / "survey.toml")
+    assert "12 of 12" in capsys.readouterr().out
+    with pytest.raises(OutputExists):
+        init(folder)
