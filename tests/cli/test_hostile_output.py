@@ -86,6 +86,8 @@ def hostile_files(folder: Path) -> None:
 SURVEY, MODEL, TABLE = "survey.zarr", "hostile.model", "table.parquet"
 LABELS, CATALOGUE = "labels.parquet", "table.ecsv"
 COMMANDS = [
+    ["init", "released", "--out", "guessed.toml"],
+    ["check", "bad.toml"],
     ["surveys", "recipe.toml"],
     ["surveys", HOSTILE],
     ["fetch", "recipe.toml", "--dry-run"],
