@@ -77,6 +77,16 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", metavar="MODULE", help="A module with networks, methods or readers."
+        ),
+    ] = None,
 ) -> None:
+    if modules:
+        from maury.io.own_parts import name_modules
+
+        name_modules(modules)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")

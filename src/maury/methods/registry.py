@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from maury.errors import ConfigError, ModelFileError, check_known, suggestion
 from maury.io.arrays import BoolArray, Float64Array
+from maury.io.own_parts import Parts
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, Method, MethodSettings
 from maury.model.directory import METHOD, Model
 from maury.model.output import Prediction, has_spectrum
@@ -26,7 +27,7 @@ __all__ = [
     "method_settings",
 ]
 
-METHODS: dict[str, str] = {
+_OWN: Mapping[str, str | type[Method[Any]]] = {
     "athos": "athos:Athos",
     "cannon": "cannon:Cannon",
     "dd-payne": "dd_payne:DDPayne",
@@ -40,7 +41,8 @@ METHODS: dict[str, str] = {
     "space": "space:Space",
     "synspec": "synspec:Synspec",
 }
-"""Module and class of every method."""
+METHODS: Parts[str | type[Method[Any]]] = Parts("maury.methods", _OWN)
+"""Module and class of every method; of one that others add, the class itself."""
 
 
 def method_class(name: str) -> type[Method[Any]]:
@@ -51,8 +53,11 @@ def method_class(name: str) -> type[Method[Any]]:
     UnknownName
         If there is no such method.
     """
-    module, _, attribute = METHODS[check_known("method", name, METHODS)].partition(":")
-    found: type[Method[Any]] = getattr(import_module(f"maury.methods.{module}"), attribute)
+    part = METHODS[check_known("method", name, METHODS)]
+    if isinstance(part, str):
+        module, _, attribute = part.partition(":")
+        part = getattr(import_module(f"maury.methods.{module}"), attribute)
+    found: type[Method[Any]] = part
     assert found.name == name, "a method is registered under its own name"
     return found
 

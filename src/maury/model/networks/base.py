@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maury.errors import ConfigError, check_known
 from maury.io.config_files import Settings, at_most, validated
+from maury.io.own_parts import Parts
 
 ScalingRule = Literal["min-max", "standard", "robust"]
 Config = TypeVar("Config", bound="type[NetworkConfig]")
@@ -51,8 +52,8 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
     return nn.Linear(n_in, n_out, dtype=torch.float32)
 
 
-PRESETS: dict[str, type["NetworkConfig"]] = {}
-"""Every architecture by name."""
+PRESETS: Parts[type["NetworkConfig"]] = Parts("maury.networks", {})
+"""Every architecture by name, those of installed packages and named modules among them."""
 
 
 def preset(cls: Config) -> Config:

@@ -1,13 +1,12 @@
 """Readers of published formats, by the name that ``[spectra] reader`` or a recipe gives."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
 from maury.errors import check_known
+from maury.io.own_parts import Parts
 from maury.survey.readers.eso import open_phase3
 from maury.survey.readers.gaia import open_rvs
 from maury.survey.readers.galah import galah
@@ -31,7 +30,8 @@ class FormatReader(Protocol):
         """Open a file, or a folder of files, until `stack` closes."""
 
 
-FORMATS: Mapping[str, FormatReader] = MappingProxyType(
+FORMATS: Parts[FormatReader] = Parts(
+    "maury.readers",
     {
         "apstar": open_apstar,
         "apvisit": open_apvisit,
@@ -53,9 +53,9 @@ FORMATS: Mapping[str, FormatReader] = MappingProxyType(
         "weave-l1-blue": partial(open_weave, arm="blue"),
         "weave-l1-green": partial(open_weave, arm="green"),
         "weave-l1-red": partial(open_weave, arm="red"),
-    }
+    },
 )
-"""Reader of each format, by its name."""
+"""Reader of each format, by its name, those of installed packages and named modules among them."""
 
 
 def open_format(name: str, path: Path, stack: ExitStack, *, skip_bad: bool = False) -> FormatSource:
