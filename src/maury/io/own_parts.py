@@ -101,7 +101,7 @@ class Parts(MutableMapping[str, Part]):
         del self._own[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in iter(self)
+        return name in self._own or any(name == one for one in self)
 
     def __iter__(self) -> Iterator[str]:
         import_named()
