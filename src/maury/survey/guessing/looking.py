@@ -21,6 +21,7 @@ from maury.survey.readers.sources import FITS_SUFFIXES
 _MOST_EACH = 200
 """Files of one suffix in one folder that are all opened; of more, `_SAMPLE` stand for all."""
 _SAMPLE = 5
+"""Files that stand for all others of their kind; chosen."""
 _DOCUMENTS = (
     *(".md", ".rst", ".html", ".htm", ".pdf", ".ps", ".eps", ".png", ".jpg", ".jpeg", ".gif"),
     *(".json", ".toml", ".yaml", ".py", ".sh", ".md5", ".sha256", ".ipynb", ".h5", ".zip", ".tar"),

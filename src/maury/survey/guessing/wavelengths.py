@@ -27,6 +27,7 @@ _LONGEST_AA = 55000.0
 _FARTHEST_KMS = 400.0
 """Beyond the velocities of nearly all stars of the Galaxy, and of air against vacuum."""
 _STEP_KMS = 2.0
+"""A tenth of what decides: finer steps change nothing; chosen."""
 _AGREE_KMS = 25.0
 """A third of the 83 km/s between air and vacuum: nearer than this, the other one is far."""
 _FEW = 10
