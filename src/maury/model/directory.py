@@ -263,6 +263,14 @@ class Model:
         text = json.dumps(_document(self), sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _repr_html_(self) -> str:
+        """Show what the model is and its labels, in a notebook."""
+        from maury.io.notebook import as_html
+
+        header = ("label", "unit", "what it is")
+        rows = [(one.symbol, one.unit, one.description) for one in self.labels]
+        return as_html([repr(self)], [header, *rows])
+
     def __repr__(self) -> str:
         mark = "SIMULATED " if self.simulated else ""
         where = self.path or "not saved"

@@ -13,6 +13,8 @@ from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maury.errors import ConfigError, InputFileError
 from maury.io.arrays import AnyArray
 from maury.io.files import writing
@@ -173,6 +175,58 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def _repr_html_(self) -> str:
+        """Show rows, each label with its range, and flags by count, in a notebook."""
+        from maury.io.notebook import as_html
+
+        mark = "SIMULATED " if self.metadata.get("simulated") else ""
+        flags = np.asarray(self.table["flags"])
+        warned = int(np.asarray(self.table["warn"]).sum())
+        lines = [f"{mark}Catalogue: {len(self)} rows, {warned} with a warning"]
+        counts = {str(one.name): int(((flags & one.value) > 0).sum()) for one in Flag}
+        lines += [f"{name}: {n} ({Flag[name].text})" for name, n in counts.items() if n]
+        header = ("column", "unit", "known", "missing", "lowest", "median", "highest")
+        return as_html(lines, [header, *map(self._range, self._label_names())])
+
+    def _label_names(self) -> list[str]:
+        names = self.table.colnames
+        return [name for name in names if f"{name}_error" in names and name != "parallax"]
+
+    def _range(self, name: str) -> tuple[str, ...]:
+        values = np.ma.filled(np.ma.asarray(self.table[name], dtype=float), np.nan)
+        known = values[np.isfinite(values)]
+        counts = (str(known.size), str(len(values) - known.size))
+        low, middle, high = np.percentile(known, (0, 50, 100)) if known.size else [np.nan] * 3
+        numbers = (f"{low:.5g}", f"{middle:.5g}", f"{high:.5g}")
+        return name, str(self.table[name].unit or ""), *counts, *numbers
+
+    def kiel(self, ax: Any = None, *, warned: bool = False) -> Any:
+        """Draw log g against Teff, coloured by [M/H], and return the axes.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; by default new axes of pyplot.
+        warned : bool
+            Draw rows with a warning flag as well.
+        """
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.figure(figsize=(4.5, 4.0), layout="constrained").subplots()
+        rows = np.ones(len(self), bool) if warned else ~np.asarray(self.table["warn"], bool)
+        table = self.table[rows]
+        colour = table["m_h"] if "m_h" in table.colnames else None
+        points = ax.scatter(table["teff"], table["logg"], c=colour, s=6, lw=0)
+        if colour is not None:
+            ax.figure.colorbar(points, ax=ax, label="[M/H]")
+        ax.set(xlabel="Teff [K]", ylabel="log g [dex]")
+        ax.invert_xaxis()
+        ax.invert_yaxis()
+        mark = "SIMULATED, " if self.metadata.get("simulated") else ""
+        ax.set_title(f"{mark}{len(table)} of {len(self)} rows", loc="left")
+        return ax
 
     def __str__(self) -> str:
         return str(self.stored())

@@ -63,6 +63,33 @@ class Batch:
         first = int(numbers[0]) if numbers.size else 0
         return Batch(spectra, MappingProxyType(columns), self.start + first, self.at_rest)
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the spectra with their 1 sigma errors, one colour each, and return the axes.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; by default new axes of pyplot.
+        """
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.figure(figsize=(9.0, 3.0), layout="constrained").subplots()
+        spectra, names = self.spectra, self.get("id")
+        for row, name in enumerate(names):
+            good = spectra.ivar[row] > 0
+            flux = np.where(good, spectra.flux[row], np.nan)
+            error = np.where(good, spectra.ivar[row], np.nan) ** -0.5
+            (line,) = ax.plot(spectra.wave_aa, flux, lw=0.8, label=str(name))
+            colour = line.get_color()
+            ax.fill_between(
+                spectra.wave_aa, flux - error, flux + error, color=colour, alpha=0.3, lw=0
+            )
+        ax.set_xlabel(f"wavelength [angstrom, {spectra.medium}]")
+        ax.set_ylabel("flux")
+        ax.legend(frameon=False)
+        return ax
+
     def column(self, name: str) -> AnyArray:
         """Return a column; NaN for every row if the survey does not have it.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from maury.errors import ConfigError, SurveyFileError, check_known
+from maury.errors import ConfigError, RowError, SurveyFileError, check_known, suggestion
 from maury.io import addresses
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.limits import check_text
@@ -116,6 +116,36 @@ class Survey:
         grid = describe_grid(self.wave_aa, self.medium)
         names = ", ".join(self.label_names) or "none"
         return f"<{mark}Survey {self.path}: {self.n_star} spectra, {grid}; labels: {names}>"
+
+    def _repr_html_(self) -> str:
+        """Show rows, grid, and each label with its range and missing values, in a notebook."""
+        from maury.io.notebook import as_html
+        from maury.survey.summary import summarize
+
+        found = summarize(self)
+        return as_html(found.lines, found.rows)
+
+    def __getitem__(self, rows: "str | ArrayLike | slice") -> Batch:
+        """Read some rows: a number, a slice, a mask, numbers, or one or several identifiers.
+
+        Raises
+        ------
+        RowError
+            If there is no such row or identifier, or a mask has another length.
+        """
+        names = np.asarray(rows) if not isinstance(rows, slice) else np.empty(0)
+        if names.dtype.kind != "U":
+            return self.rows(rows if isinstance(rows, slice) else names)
+        wanted = np.atleast_1d(names)
+        order = np.argsort(self.id, kind="stable")
+        place = np.minimum(np.searchsorted(self.id, wanted, sorter=order), self.n_star - 1)
+        found = order[place]
+        absent = wanted[self.id[found] != wanted]
+        if absent.size:
+            raise RowError(
+                f"{self.path} has no spectrum {str(absent[0])!r}{suggestion(absent[0], self.id)}"
+            )
+        return self.rows(found)
 
     @property
     def n_star(self) -> int:
