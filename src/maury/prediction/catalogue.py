@@ -17,6 +17,7 @@ import numpy as np
 
 from maury.errors import ConfigError, InputFileError
 from maury.io.arrays import AnyArray
+from maury.io.arrays import Float64Array
 from maury.io.files import writing
 from maury.io.parquet import n_rows, read_table, write_table
 from maury.labels import columns as columns_module
@@ -194,7 +195,8 @@ class Catalogue:
         return [name for name in names if f"{name}_error" in names and name != "parallax"]
 
     def _range(self, name: str) -> tuple[str, ...]:
-        values = np.ma.filled(np.ma.asarray(self.table[name], dtype=float), np.nan)
+        masked: Any = np.ma.asarray(self.table[name], dtype=float)
+        values: Float64Array = np.ma.filled(masked, np.nan)
         known = values[np.isfinite(values)]
         counts = (str(known.size), str(len(values) - known.size))
         low, middle, high = np.percentile(known, (0, 50, 100)) if known.size else [np.nan] * 3
