@@ -386,7 +386,15 @@ def test_a_report_of_a_catalogue_alone_says_what_it_cannot_show(tmp_path) -> Non
 def test_columns_of_stars_without_labels_name_no_reference(tmp_path) -> None:
     found = little(tmp_path, ["teff", "logg"])
     columns = long_table(found.samples["observed"], found)
-    assert list(columns) == ["id", "snr", "flags", "teff", "teff_error", "logg", "logg_error"]
+    assert list(columns) == [
+        "id",
+        "snr",
+        "flags",
+        "teff",
+        "teff_formal_error",
+        "logg",
+        "logg_formal_error",
+    ]
     labelled = replace(found.samples["observed"], truth=found.samples["observed"].mean)
     assert "reference_logg" in long_table(labelled, found)
 

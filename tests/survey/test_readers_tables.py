@@ -247,7 +247,14 @@ def listed(kind, *items):
 
 
 def footer_of(n_value, n_byte, *more):
-    meta = fields((3, 9, listed(8, b"\x04flux")), (5, 6, number(n_value)), (6, 6, number(n_byte)))
+    meta = fields(
+        (3, 9, listed(8, b"\x04flux")),
+        (5, 6, number(n_value)),
+        (6, 6, number(n_byte)),
+        # Bytes packed, and where the values begin, which every file states.
+        (7, 6, number(abs(n_byte))),
+        (9, 6, number(4)),
+    )
     chunk = fields((3, 12, meta))
     group = fields((1, 9, listed(12, chunk)))
     return fields(*more, (4, 9, listed(12, group, group)))

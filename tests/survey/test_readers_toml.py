@@ -869,7 +869,7 @@ def test_noise_of_an_image_in_a_numpy_file(tmp_path):
         ("s.npz", 'id = "ivar"', ColumnError, "'ivar' must be one row of text or whole numbers"),
         ("s.npz", 'id = "wave"', ColumnError, "'wave' must be one row of text or whole numbers"),
         ("s.npz", 'id = "long"', InputFileError, "has texts of 20000 bytes"),
-        ("t.fits", 'ivar = "TAB"', InputFileError, "HDU 'TAB' holds no image"),
+        ("t.fits", 'ivar = "TAB"', ColumnError, "column 'a' must hold numbers"),
         ("t.fits", 'ivar = "IV"', InputFileError, "did you mean 'IVR'"),
         ("o.fits", 'format = "fits-image"', InputFileError, "one spectrum; give the 'folder'"),
         ("s.txt", 'format = "ascii"', InputFileError, "one star each; give their 'folder'"),

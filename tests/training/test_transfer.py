@@ -316,7 +316,7 @@ def test_a_survey_that_does_not_fit_is_refused(tmp_path, default_model, stars):
         survey = write(tmp_path / "fine.zarr", *stars, resolving_power=28_000.0)
         transfer(default_model, survey, tmp_path / "x")
     few = [flux[:22], ivar[:22], {k: v[:22] for k, v in columns.items()}]
-    with pytest.raises(TrainingError, match="at least 20 training stars, got 1"):
+    with pytest.raises(TrainingError, match=r"at least 20 training stars .*, got 1"):
         survey = write(tmp_path / "few.zarr", *few)
         transfer(default_model, survey, tmp_path / "x", resolving_power=POWER)
     with pytest.raises(ConfigError, match="none of the labels"):

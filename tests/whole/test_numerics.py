@@ -74,9 +74,10 @@ def stars():
 
 def labels(rows, model):
     names = model.label_names
+    kind = "error" if f"{names[0]}_error" in rows else "formal_error"
     return (
         np.stack([rows[n] for n in names], axis=1),
-        np.stack([rows[f"{n}_error"] for n in names], axis=1),
+        np.stack([rows[f"{n}_{kind}"] for n in names], axis=1),
     )
 
 

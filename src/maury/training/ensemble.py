@@ -145,8 +145,11 @@ def train(
     refuse_existing(path, overwrite=overwrite)
     settings = resolve(config, preset=preset, members=members, split=split)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    theory = settings.theory_of(survey) if settings.network.simulates else None
-    settings = settings.seen_in(survey)
+    theory = None
+    if settings.network.simulates and source is None:
+        theory = settings.theory_of(survey)
+    # A target model goes on with the theory of its source, the emulator.
+    settings = settings.seen_in(survey, theory="emulator" if source else None)
     left_out = listed_rows(survey, leave_out)
     stars = _collect(survey, settings, seed, source, left_out)
     synthetic = _synthetic(stars, settings) if settings.network.simulates else None

@@ -117,11 +117,16 @@ class EnsembleConfig(BaseModel):
         """
         return cls.model_validate(read_toml(path, what="settings"))
 
-    def seen_in(self, survey: Survey) -> Self:
+    def seen_in(self, survey: Survey, *, theory: str | None = None) -> Self:
         """Return the same settings with what a survey says of its noise and resolution.
 
-        What the settings state themselves stays. Which theory stars are simulated with is decided
-        here.
+        What the settings state themselves stays.
+
+        Parameters
+        ----------
+        survey : Survey
+        theory : {"emulator", "learnt"}, optional
+            What stars are simulated with; else `theory_of` decides.
 
         Raises
         ------
@@ -133,10 +138,10 @@ class EnsembleConfig(BaseModel):
         training = settings.training
         if not isinstance(training, SimulatedTraining):
             return settings
-        theory = self.theory_of(survey)
-        observing = survey_conditions(training.observing, survey, preparation, theory=theory.name)
-        update: dict[str, Any] = {"observing": observing, "theory": theory.name}
-        if theory.name == "learnt" and "steps" not in training.model_fields_set:
+        theory = theory or self.theory_of(survey).name
+        observing = survey_conditions(training.observing, survey, preparation, theory=theory)
+        update: dict[str, Any] = {"observing": observing, "theory": theory}
+        if theory == "learnt" and "steps" not in training.model_fields_set:
             update["steps"] = LEARNT_STEPS
         seen = training.model_copy(update=update)
         return settings.model_copy(update={"training": seen})
