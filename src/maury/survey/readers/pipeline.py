@@ -279,7 +279,8 @@ def flux_scale(source: Source, what: Path | str) -> float:
         Whose spectra, for the log.
     """
     levels, inverse = [], []
-    with suppress(MauryError):
+    # Damaged numbers may be signalling NaN, which numpy would warn of.
+    with suppress(MauryError), np.errstate(invalid="ignore"):
         for piece in source.pieces(0, min(_SCALE_FROM, source.n_star)):
             flux = np.abs(np.asarray(piece.flux, dtype=np.float64))
             levels.append(flux[np.isfinite(flux) & (flux > 0)])
