@@ -117,7 +117,6 @@ def test_other_validation_and_test_spectra_give_the_same_networks(tmp_path, mode
     assert [m.sha256 for m in again.members] == [m.sha256 for m in model.members]
 
 
-@pytest.mark.two_threads
 def test_processes_give_the_same_bits_as_one(tmp_path, model, survey):
     again = train(survey, tmp_path / "m", config=CONFIG, n_processes=2)
     assert [m.sha256 for m in again.members] == [m.sha256 for m in model.members]
