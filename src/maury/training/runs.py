@@ -13,6 +13,7 @@ from maury.evaluation.audit import audit
 from maury.evaluation.audit_report import audit_metadata
 from maury.evaluation.card import add_card, figures_of
 from maury.io.cluster import Cluster
+from maury.io.workers import one_thread
 from maury.methods.registry import METHODS, MethodNetwork
 from maury.methods.training import train_method
 from maury.model.directory import Model
@@ -206,6 +207,12 @@ class Completion:
             whole = with_residual_calibration(model, None if unseen is None else unseen())
             whole = with_likeness(with_sample(whole, sample), sample)
             return with_self_check(whole, sample, network=network)
+        # Threads gain little on small matrices, cost minutes on a busy machine, where they wait for
+        # one another, and change last digits.
+        with one_thread():
+            return self._completed(model, network, sample)
+
+    def _completed(self, model: Model, network: EnsembleNetwork, sample: LabelledSample) -> Model:
         whole = complete(model, network, sample, inherited=self._inherited)
         if "sky" not in whole.attachments:
             whole = with_residual_calibration(whole, _validation_stars(whole, network, sample))
