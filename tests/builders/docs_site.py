@@ -22,7 +22,7 @@ def build_site(out: Path, *, run: bool, without: Sequence[str] = ()) -> Path:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
     command += ["-D", f"nb_execution_mode={mode}", "-d", str(out / "doctrees")]
     if without:
-        patterns = ",".join(f"*/{name}.md" for name in without)
+        patterns = ",".join(f"{name}.md" for name in without)
         command += ["-D", f"nb_execution_excludepatterns={patterns}"]
     done = subprocess.run(
         [*command, str(DOCS), str(out / "html")], capture_output=True, text=True, check=False
