@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +14,13 @@ CELL = re.compile(r"^```\{code-cell\} ipython3\n((?::.*\n)*)(.*?)^```$", re.MULT
 KINDS = {"bash": "bash", "writefile": "toml"}
 
 
-def build_site(out: Path, *, run: bool, without: Sequence[str] = ()) -> Path:
-    """Folder of the pages; with `run` tutorials run from first cell to last, but some not."""
+def build_site(out: Path, *, run: bool) -> Path:
+    """Folder of the pages; with `run` every tutorial runs from its first cell to its last."""
     for module in NEEDS:
         pytest.importorskip(module)
     mode = "force" if run else "off"
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
     command += ["-D", f"nb_execution_mode={mode}", "-d", str(out / "doctrees")]
-    if without:
-        patterns = ",".join(f"{name}.md" for name in without)
-        command += ["-D", f"nb_execution_excludepatterns={patterns}"]
     done = subprocess.run(
         [*command, str(DOCS), str(out / "html")], capture_output=True, text=True, check=False
     )
