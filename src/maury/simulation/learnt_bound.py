@@ -113,7 +113,7 @@ def compare_with_learnt_bound(
     assert theory is not None, "the simulator has a learnt theory"
     hidden = np.median(simulator.hidden, axis=0) if simulator.hidden.size else np.zeros(0)
     columns = np.hstack([truth, np.repeat(hidden[None], len(truth), axis=0)])
-    sample = np.hstack([simulator.labels, simulator.hidden]) if hidden.size else simulator.labels
+    sample = simulator.columns
     priors = (
         _scatter_given(sample, simulator.observables),
         np.cov(sample.T).reshape((sample.shape[1],) * 2),

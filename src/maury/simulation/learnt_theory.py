@@ -47,14 +47,14 @@ are two pixels wide or more; what is sharper stays where it is significant."""
 _WINDOW_PIXELS = 4.0
 """Sigma of the window over which a coefficient is compared with its noise: about one line."""
 _NOISE_MARGIN = 1.3
-"""Power over that of the noise below which a coefficient counts as noise; chosen on validation
-stars of a simulated survey, where 1 to 2 differ by less than one percent."""
+"""Power over that of the noise below which a coefficient counts as noise: above 1, as local powers
+scatter. Chosen, not measured."""
 _STAR_WEIGHTS = (0.1, 4.0)
 """Bounds of a star's weight, so that no star rules and none is lost: chosen, not measured."""
 _MOST_STARS = 2500
 """Stars whose residuals give the modes: more would add seconds and hardly a mode."""
 _MOST_MODES = 100
-"""Modes kept: 50, 100 and 200 give scatters within one percent on a simulated survey."""
+"""Modes kept: fits with 50, 100 and 200 had scatters within one percent on a simulated survey."""
 _BLOCK = 2048
 """Spectra that are changed at a time, which bounds the memory; chosen."""
 _SPIKE_SIGMA = 6.0

@@ -227,6 +227,11 @@ class TrainingStarSimulator:
                 hidden = self.learnt.hidden(labels, flux, ivar)
         return replace(self, labels=labels, observables=observables, hidden=hidden)
 
+    @property
+    def columns(self) -> Float64Array:
+        """Labels and hidden properties (n, n_label + n_hidden) of the stars."""
+        return np.hstack([self.labels, self.hidden]) if self.hidden.size else self.labels
+
     def drawn(
         self, n_star: int, rng: np.random.Generator, *, draw: DrawConfig = DEFAULT_DRAW
     ) -> tuple[Float64Array, Float64Array]:
@@ -237,9 +242,8 @@ class TrainingStarSimulator:
         (n_star, n_label + n_hidden), (n_star, n_observable) float64
         """
         sparse = np.flatnonzero(self.mapping.further | self.mapping.is_error)
-        columns = np.hstack([self.labels, self.hidden]) if self.hidden.size else self.labels
         return draw_around(
-            columns,
+            self.columns,
             self.observables,
             n_star,
             rng,

@@ -149,7 +149,7 @@ def train(
     if settings.network.simulates and source is None:
         theory = settings.theory_of(survey)
     # A target model goes on with the theory of its source, the emulator.
-    settings = settings.seen_in(survey, theory="emulator" if source else None)
+    settings = settings.seen_in(survey, theory=theory.name if theory else "emulator")
     left_out = listed_rows(survey, leave_out)
     stars = _collect(survey, settings, seed, source, left_out)
     synthetic = _synthetic(stars, settings) if settings.network.simulates else None
