@@ -1,6 +1,7 @@
 """The table of what labels do when stars are changed in one thing at a time."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zarr
 
 from builders.surveys import copy_survey
 from builders.training_survey import write_survey
-from maury.errors import ConfigError
+from maury.errors import ColumnError, ConfigError
 from maury.evaluation import stress as stress_module
 from maury.evaluation.pool import Pool
 from maury.evaluation.stress import StressReport, measure, reasons, stress, table
-from maury.evaluation.stress_lines import FURTHER_LINES, LINES
+from maury.evaluation.stress_lines import FURTHER_LINES, LINES, Scene
 from maury.evaluation.validation import held_out_rows
 from maury.labels.definitions import select
 from maury.labels.flags import Flag
@@ -171,6 +173,18 @@ def test_a_survey_that_is_not_at_rest_has_lines_without_spectra_of_others(
     found = stress(tiny_model, moving, only=["rotation of 30", "no parallax"])
     assert [line.name for line in found.lines] == ["no parallax"]
     assert "not at rest" in found.omitted["rotation of 30 km/s"]
+
+
+def test_a_window_without_the_calcium_triplet_has_no_lines_on_it(tiny_model, tiny_survey, tmp_path):
+    elsewhere = zarr.open_group(copy_survey(tiny_survey, tmp_path / "s.zarr"), mode="r+")
+    elsewhere["wave"][:] = elsewhere["wave"][:] - 2000.0
+    batch = Survey.open(tmp_path / "s.zarr").rows(np.arange(3))
+    tried = [line for line in (*LINES, *FURTHER_LINES) if re.search(r"Ca II|Gaia RVS", line.name)]
+    assert len(tried) >= 4
+    flat = SimpleNamespace(clean=lambda batch: np.ones(batch.spectra.flux.shape, np.float32))
+    for line in tried:
+        with pytest.raises(ColumnError, match="do not reach over"):
+            line.change(batch, Scene(lambda: flat, np.random.default_rng(0)))
 
 
 def test_further_lines_are_measured_after_the_unchanged_stars(tiny_model, tiny_survey):

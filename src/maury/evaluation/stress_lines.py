@@ -161,12 +161,37 @@ def _red(a_v: float, told: bool) -> Change:
     return lambda batch, scene: change.reddened(batch, a_v, told=told)
 
 
+def _need(wave: Float64Array, what: str, low_aa: float, high_aa: float) -> None:
+    """Refuse a change of pixels that the spectra do not have, as nothing would be changed."""
+    if not wave[0] < low_aa < high_aa < wave[-1]:
+        raise ColumnError(f"the spectra do not reach over {what}")
+
+
+def _emission(low_aa: float, high_aa: float) -> Change:
+    """Emission of such equivalent widths in the Ca II triplet."""
+
+    def changed(wave: Float64Array, clean: Float32Array, batch: Batch, scene: Scene) -> AnyArray:
+        _need(wave, "the Ca II triplet", CALCIUM_AA[0], CALCIUM_AA[-1])
+        return change.emission(wave, clean, scene.uniform(batch, low_aa, high_aa))
+
+    return of_light(changed)
+
+
+def _range(low_aa: float, high_aa: float) -> Change:
+    """Keep the pixels of another survey."""
+
+    def changed(batch: Batch, scene: Scene) -> Batch:
+        _need(batch.spectra.wave_aa, f"{low_aa:.0f}-{high_aa:.0f} angstrom", low_aa, high_aa)
+        return change.without_all_but(batch, low_aa, high_aa)
+
+    return changed
+
+
 def _cores(low: float, high: float) -> Change:
     """Deepen the cores of the Ca II triplet by as much of the continuum; negative fills them."""
 
     def changed(wave: Float64Array, clean: Float32Array, batch: Batch, scene: Scene) -> AnyArray:
-        if not wave[0] < CALCIUM_AA[0] < CALCIUM_AA[-1] < wave[-1]:
-            raise ColumnError("the spectra do not reach over the Ca II triplet")
+        _need(wave, "the Ca II triplet", CALCIUM_AA[0], CALCIUM_AA[-1])
         return change.calcium_cores(wave, clean, scene.uniform(batch, low, high))
 
     return of_light(changed)
@@ -208,11 +233,7 @@ def _random(share: float) -> Change:
 
 FAULTS = {
     "radial velocity wrong by 50-300 km/s": _shifted(50.0, 300.0),
-    "Ca II emission of 0.4-1.5 A": of_light(
-        lambda wave, clean, batch, scene: change.emission(
-            wave, clean, scene.uniform(batch, 0.4, 1.5)
-        )
-    ),
+    "Ca II emission of 0.4-1.5 A": _emission(0.4, 1.5),
     "double lines, light ratio 0.5-1": _double,
     "continuum off by 2-8 %": of_light(
         lambda wave, clean, batch, scene: change.tilted(
@@ -226,7 +247,7 @@ FAULTS = {
 _PIXELS: dict[str, Change] = {
     "blue 9.4 % of the pixels missing": _ends(0.094, 0.0),
     "20 % missing at both ends": _ends(0.2, 0.2),
-    "range of Gaia RVS, 8460-8700 A": lambda b, s: change.without_all_but(b, 8460.0, 8700.0),
+    "range of Gaia RVS, 8460-8700 A": _range(8460.0, 8700.0),
     "20 % of the pixels missing at random": _random(0.2),
     "40 % of the pixels missing at random": _random(0.4),
     "60 % of the pixels missing at random": _random(0.6),
