@@ -431,6 +431,17 @@ CA = (
 )
 
 
+def test_upper_limits_are_no_values_of_a_label(tmp_path):
+    write_npz(tmp_path)
+    (tmp_path / "a.csv").write_text("ca,lim\n0.1,0\n0.2,1\n,1\n0.4,\n0.5,2\n")
+    text = NPZ + '[[table]]\nfile = "a.csv"\n[columns]\nca_fe = "ca"\n'
+    survey = ingest(tmp_path, text + 'ca_fe_upper_limit = "lim"\n' + CA)
+    nan = np.nan
+    np.testing.assert_allclose(survey.labels(["ca_fe"])[:, 0], [0.1, nan, nan, 0.4, nan])
+    np.testing.assert_allclose(survey.upper_limits(["ca_fe"])[:, 0], [nan, 0.2, nan, nan, 0.5])
+    assert survey.label_names == ("ca_fe",)
+
+
 def test_further_labels_mark_and_provenance(tmp_path):
     write_npz(tmp_path)
     (tmp_path / "a.csv").write_text("ca\n0.1\n0.2\n0.3\n0.4\n0.5\n")

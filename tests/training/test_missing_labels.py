@@ -1,9 +1,9 @@
-"""Missing labels, drawn as stars of such labels have them."""
+"""Missing labels, drawn as stars of such labels have them, or estimated from their spectra."""
 
 import numpy as np
 
 from maury.simulation.population import Population
-from maury.training.missing_labels import fill_labels
+from maury.training.missing_labels import fill_from_spectra, fill_labels
 
 
 def test_drawn_labels_scatter_as_the_stars_do_and_means_scatter_less():
@@ -43,3 +43,31 @@ def test_stars_without_what_structures_them_stay_unknown():
     filled = fill_labels(holes, labels, np.random.default_rng(1))
     assert np.isnan(filled[:3]).all()
     assert np.isfinite(filled[3]).all()
+
+
+def test_upper_limits_are_estimated_below_themselves():
+    """A line whose depth tells the label, measured where it is stronger than a threshold."""
+    rng = np.random.default_rng(0)
+    teff, abundance = rng.normal(size=(2, 900))
+    pixel = np.arange(60)
+    line = np.exp(-0.5 * ((pixel - 20) / 2.0) ** 2) * (0.3 + 0.1 * abundance[:, None])
+    other = np.exp(-0.5 * ((pixel - 45) / 3.0) ** 2) * (0.4 + 0.1 * teff[:, None])
+    flux = (1 - line - other + rng.normal(0, 0.05, (900, 60))).astype(np.float32)
+    ivar = np.full(flux.shape, 400.0, np.float32)
+    # The limit of each star lies somewhat above its value, as a threshold of noise does.
+    limited = abundance < -0.5
+    limits = np.full((900, 2), np.nan)
+    limits[limited, 1] = abundance[limited] + rng.uniform(0.0, 0.8, limited.sum())
+    labels = np.column_stack([teff, np.where(limited, np.nan, abundance)])
+    training = np.arange(900) < 700
+    nothing = np.zeros((900, 1))
+    told = fill_from_spectra(labels, flux, ivar, nothing, training, limits)
+    untold = fill_from_spectra(labels, flux, ivar, nothing, training)
+    np.testing.assert_array_equal(told[~limited], labels[~limited])
+    assert (told[limited, 1] <= limits[limited, 1]).all()
+
+    def off(values):
+        return np.sqrt(np.mean((values[limited, 1] - abundance[limited]) ** 2))
+
+    assert off(told) < 0.7 * off(limits)
+    assert off(told) < 0.7 * off(untold)

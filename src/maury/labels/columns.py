@@ -190,6 +190,16 @@ def for_label_formal_error(label: Label) -> Column:
     )
 
 
+def for_upper_limit(label: Label) -> Column:
+    """Return the column that says where the value of a label is an upper limit."""
+    return Column(
+        label.upper_limit_name,
+        "",
+        f"meta.code;{label.ucd}",
+        f"Not 0 where {label.name} is an upper limit",
+    )
+
+
 def stated_error(table: Mapping[str, Value], label: str) -> Value:
     """Return the column of a label's errors in a table of predictions, calibrated or not."""
     name = f"{label}_error"
@@ -251,8 +261,8 @@ def known(labels: Iterable[Label] = LABELS) -> dict[str, Column]:
     """Return every column that a survey with these labels may have, by name."""
     table = {column.name: column for column in OBSERVED}
     for label in labels:
-        for column in (for_label(label), for_label_error(label), for_true_label(label)):
-            table[column.name] = column
+        of_label = (for_label, for_label_error, for_upper_limit, for_true_label)
+        table |= {column.name: column for column in (make(label) for make in of_label)}
     return table
 
 

@@ -76,6 +76,11 @@ class Label(BaseModel):
         return f"{self.name}_formal_error"
 
     @property
+    def upper_limit_name(self) -> str:
+        """Name of the column that says where the value of this label is an upper limit."""
+        return f"{self.name}_upper_limit"
+
+    @property
     def axis(self) -> str:
         """Axis text for figures: the symbol, and the unit in brackets."""
         return self.symbol if self.symbol.startswith("[") else f"{self.symbol} [{self.unit}]"

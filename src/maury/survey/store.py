@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from maury.errors import ConfigError, RowError, SurveyFileError, check_known, suggestion
 from maury.io import addresses
-from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array, StrArray
+from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.limits import check_text
 from maury.io.migrations import SURVEY
 from maury.labels import definitions as labels_module
@@ -273,7 +273,7 @@ class Survey:
         return StarMarks.of({name: self.column(name) for name in names}, self.n_star)
 
     def labels(self, names: Sequence[str | Label] | None = None) -> Float64Array:
-        """Return labels, shape ``(n_star, n_label)``, NaN where missing.
+        """Return labels, shape ``(n_star, n_label)``, NaN where missing or an upper limit.
 
         Parameters
         ----------
@@ -286,7 +286,31 @@ class Survey:
         UnknownName
             If the survey knows no label of a name.
         """
-        return self._table(self._label_names(names))
+        chosen = self._label_names(names)
+        return np.where(self._is_limit(chosen), np.nan, self._table(chosen))
+
+    def upper_limits(self, names: Sequence[str | Label] | None = None) -> Float64Array:
+        """Return upper limits of labels, shape ``(n_star, n_label)``, NaN where there is none.
+
+        A value is an upper limit where the column ``<label>_upper_limit`` is not 0; NaN is no
+        limit.
+
+        Parameters
+        ----------
+        names : sequence of str or Label, optional
+            The same choice that `labels` offers.
+
+        Raises
+        ------
+        UnknownName
+            If the survey knows no label of a name.
+        """
+        chosen = self._label_names(names)
+        return np.where(self._is_limit(chosen), self._table(chosen), np.nan)
+
+    def _is_limit(self, names: Sequence[str]) -> BoolArray:
+        marks = self._table([f"{name}_upper_limit" for name in names])
+        return np.asarray(np.isfinite(marks) & (marks != 0))
 
     def label_errors(self, names: Sequence[str | Label] | None = None) -> Float64Array:
         """Return 1 sigma label errors, shape ``(n_star, n_label)``, NaN where unknown.

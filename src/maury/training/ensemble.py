@@ -253,7 +253,7 @@ def _collect(
     else:
         names = _names(settings.ensemble.labels or survey.label_names, settings)
         labels = labels_module.select(names, survey.label_definitions)
-    truth = survey.labels(labels)
+    truth, limits = survey.labels(labels), survey.upper_limits(labels)
     tell_of_constants(truth, names, what=str(survey.path))
     labelled = np.flatnonzero(np.isfinite(truth).any(axis=1))
     if not names or labelled.size == 0:
@@ -289,8 +289,9 @@ def _collect(
             filled = source.fill(truth)
         elif emulated:
             filled = _drawn(truth, training, seed)
+            filled = np.where(filled > limits, limits, filled)
         else:
-            filled = _estimated(truth, inputs, places, labelled, split)
+            filled = _estimated(truth, limits, inputs, places, labelled, split)
         whole = np.isfinite(filled[labelled]).all(axis=1)
         dropped["incomplete labels"] = int((usable & ~whole).sum())
         usable &= whole
@@ -361,7 +362,12 @@ def _drawn(truth: Float64Array, training: Int64Array, seed: int) -> Float64Array
 
 
 def _estimated(
-    truth: Float64Array, inputs: Inputs, places: Int64Array, labelled: Int64Array, split: Split
+    truth: Float64Array,
+    limits: Float64Array,
+    inputs: Inputs,
+    places: Int64Array,
+    labelled: Int64Array,
+    split: Split,
 ) -> Float64Array:
     """Labels with missing ones estimated from spectra, for a theory that is learnt."""
     training = np.zeros(labelled.size, dtype=np.bool_)
@@ -369,7 +375,12 @@ def _estimated(
     own = take(inputs, places)
     filled = truth.copy()
     filled[labelled] = fill_from_spectra(
-        truth[labelled], own.flux, own.ivar, own.observables.astype(np.float64), training
+        truth[labelled],
+        own.flux,
+        own.ivar,
+        own.observables.astype(np.float64),
+        training,
+        limits[labelled],
     )
     return filled
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.spatial import cKDTree
+from scipy.stats import norm
 
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.statistics import robust_scale
@@ -62,11 +63,15 @@ def fill_from_spectra(
     ivar: Float32Array,
     observables: Float64Array,
     training: BoolArray,
+    limits: Float64Array | None = None,
 ) -> Float64Array:
     """Return labels of any kind, missing ones filled in from spectra, observables, other labels.
 
     A linear estimate from the principal components of the spectra, learnt for each label from the
-    training stars that have it. A label that too few training stars have stays missing.
+    training stars that have it. A label that too few training stars have stays missing. Where a
+    label has an upper limit, the estimate is the mean of a normal distribution about it, with the
+    scatter of the training stars, cut off at the limit (Tobin 1958, Econometrica 26, 24); such
+    stars are learnt from, too, as lines too weak to be measured tell of low abundances.
 
     Parameters
     ----------
@@ -78,8 +83,11 @@ def fill_from_spectra(
         NaN where missing.
     training : (n_star,) bool
         Stars that may be learnt from.
+    limits : (n_star, n_label) float64, optional
+        Upper limits of labels that are missing; NaN where there is none.
     """
     known = np.isfinite(labels)
+    limits = np.full(labels.shape, np.nan) if limits is None else limits
     lacking = known.any(axis=1) & ~known.all(axis=1)
     if not lacking.any():
         return labels.copy()
@@ -87,24 +95,38 @@ def fill_from_spectra(
     seen = _with_medians(observables, training)
     filled = _with_medians(labels, training)
     out = np.where(known.any(axis=1, keepdims=True), labels, np.nan)
-    # Twice: the second time missing labels among the others are estimates, and no medians.
-    for _ in range(2):
+    # Twice: the second time missing labels among the others are estimates, and no medians, and
+    # stars with limits have values to learn from.
+    for learnt in (known, known | np.isfinite(limits)):
         estimate = filled.copy()
         for k in np.flatnonzero(~known[lacking].all(axis=0)):
-            rows = training & known[:, k]
-            if rows.sum() < _LEAST_KNOWN:
+            rows = training & learnt[:, k]
+            if (rows & known[:, k]).sum() < _LEAST_KNOWN:
                 estimate[:, k] = np.nan
                 continue
             others = np.delete(np.nan_to_num(filled), k, axis=1)
             design = _standardised(np.hstack([spectra, seen, others]), rows)
             normal = design[rows].T @ design[rows]
             normal[np.diag_indices(len(normal))] += np.r_[0.0, np.ones(len(normal) - 1)]
-            slope = np.linalg.solve(normal, design[rows].T @ labels[rows, k])
-            low, high = labels[rows, k].min(), labels[rows, k].max()
-            estimate[:, k] = np.clip(design @ slope, low, high)
+            slope = np.linalg.solve(normal, design[rows].T @ filled[rows, k])
+            told = design @ slope
+            scatter = np.sqrt(np.mean((told - filled[:, k])[rows & known[:, k]] ** 2))
+            values = labels[rows & known[:, k], k]
+            told = np.clip(told, values.min(), values.max())
+            estimate[:, k] = _below(told, scatter, limits[:, k])
         filled = np.where(known, labels, estimate)
     out[lacking] = filled[lacking]
     return out
+
+
+def _below(mean: Float64Array, scatter: float, limit: Float64Array) -> Float64Array:
+    """Mean (n_star,) of normal distributions cut off at upper limits; NaN is no limit."""
+    if scatter == 0:
+        return np.fmin(mean, limit)
+    reach = (limit - mean) / scatter
+    # The inverse Mills ratio, by logarithms: both of its parts vanish far out.
+    lower = scatter * np.exp(norm.logpdf(reach) - norm.logcdf(reach))
+    return np.where(np.isfinite(limit), np.fmin(mean - lower, limit), mean)
 
 
 def _spectral_coordinates(
