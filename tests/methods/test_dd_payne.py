@@ -12,8 +12,8 @@ from maury.errors import ConfigError
 from maury.labels.flags import Flag
 from maury.labels.statistics import robust_sigma
 from maury.methods.dd_payne import DDPayne, DDPayneSettings, _Theory, gradient_correlation
-from maury.methods.dd_payne_network import SpectralNetwork
 from maury.methods.fitting.chain import PixelShift
+from maury.methods.fitting.spectral_network import SpectralNetwork
 from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS
 
 NAMES = ("teff", "logg", "m_h", "mg_fe", "al_fe")
@@ -172,3 +172,14 @@ def test_theory_knows_its_labels_and_pixels():
         _Theory(RAVE_WAVE_AA, "air", ("teff", "c_fe"), TRAINING_CONDITIONS)
     with pytest.raises(ConfigError, match="lacks pixels"):
         _Theory(RAVE_WAVE_AA + 500.0, "air", NAMES, TRAINING_CONDITIONS)
+
+
+def test_it_is_a_theory_for_others(trained):
+    method = trained[3.0]
+    theory = method.as_theory()
+    truth = stars(40, 3)[0]
+    columns, labels, flux = theory.drawn(NAMES[::-1], truth[:, ::-1], count=9, seed=1)
+    assert columns == [0, 1, 2, 3, 4]
+    expected = method.network.evaluate(labels[:, ::-1], jacobian=False).flux
+    np.testing.assert_array_equal(flux, expected)
+    assert theory.resolving_power == 7500.0

@@ -62,6 +62,18 @@ def payne(stars):
     return fit_method(MethodConfig.resolve("payne"), stars, seed=0)
 
 
+def test_the_payne_is_a_theory_for_others(payne, stars):
+    theory = payne.as_theory()
+    assert theory.names == LABEL_NAMES
+    some = stars.sample.rows(np.arange(50))
+    own = theory.spectra(some.truth) - some.inputs.flux
+    of_others = theory.spectra(np.roll(some.truth, 1, axis=0)) - some.inputs.flux
+    chi2 = [np.mean(apart**2 * some.inputs.ivar) for apart in (own, of_others)]
+    # Spectra of typical stars of these labels: what is left is noise, continuum and broadening.
+    assert chi2[0] < 1.5
+    assert chi2[0] < 0.7 * chi2[1]
+
+
 def own_spectra(chain, nine, *, snr, seed, rv=1.3):
     """Spectra simulated from a chain itself, its nuisances drawn from their priors."""
     rng = np.random.default_rng(seed)

@@ -20,12 +20,13 @@ from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag, set_where
 from maury.methods.cannon_model import scatter_of
-from maury.methods.dd_payne_network import SpectralNetwork
 from maury.methods.fitting.chain import Broadening, Chain, PixelShift
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import Prior
+from maury.methods.fitting.spectral_network import SpectralNetwork
 from maury.methods.fitting.stars import complete_stars
 from maury.methods.fitting.theory import EmulatorSource, conditions_of, shipped_emulator
+from maury.methods.fitting.trained_payne import TrainedPayne
 from maury.methods.matisse import Matisse, MatisseSettings
 from maury.methods.protocols import (
     NO_EXTERNAL,
@@ -252,6 +253,18 @@ class DDPayne(Method[DDPayneSettings]):
         assert own is not None, "derivatives were asked for"
         assert theirs is not None, "derivatives were asked for"
         return gradient_correlation(own, theirs)
+
+    def as_theory(self) -> TrainedPayne:
+        """Return the network as a source of spectra."""
+        power = self.resolving_power
+        assert power is not None, "training refuses an unknown one"
+        wave = self.wave_aa if self.medium == "air" else vacuum_to_air(self.wave_aa)
+        bounds = np.stack([self.network.lowest, self.network.highest], axis=1)
+
+        def spectra(labels: Float64Array) -> Float32Array:
+            return self.network.evaluate(labels, jacobian=False).flux
+
+        return TrainedPayne(self.label_names, bounds, np.asarray(wave), power, spectra)
 
     def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from maury.errors import TrainingError
 from maury.io.arrays import Float32Array, Float64Array
 from maury.io.workers import one_thread
-from maury.methods.dd_payne_network import SpectralNetwork
+from maury.methods.fitting.spectral_network import SpectralNetwork
 
 __all__ = ["Guide", "NetworkTraining", "train_spectral_network"]
 
@@ -139,7 +140,7 @@ def _train(
         if step % 100 == 0 and not math.isfinite(float(loss.detach())):
             raise TrainingError(f"the loss is no longer finite at step {step}; lower learning_rate")
     names = ("weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
-    arrays = {n: a.detach().numpy() for n, a in zip(names, layers, strict=True)}
+    arrays: dict[str, Any] = {n: a.detach().numpy() for n, a in zip(names, layers, strict=True)}
     return SpectralNetwork(low, low + width, **arrays)
 
 

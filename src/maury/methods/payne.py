@@ -38,6 +38,7 @@ from maury.methods.fitting.theory import (
     shipped_emulator,
     typical_labels,
 )
+from maury.methods.fitting.trained_payne import TrainedPayne
 from maury.methods.protocols import (
     NO_EXTERNAL,
     External,
@@ -222,6 +223,17 @@ class Payne(Method[PayneSettings]):
             prior.precision[:, :_N, :_N] += known.precision
             prior.pull[:, :_N] += known.pull
         return prior
+
+    def as_theory(self) -> TrainedPayne:
+        """Return the calibrated emulator as a source of spectra, of typical stars."""
+        chain, power = self.chain, self.resolving_power
+        assert power is not None, "training refuses an unknown one"
+        nuisances = len(chain.label_names) - _N
+
+        def spectra(labels: Float64Array) -> Float32Array:
+            return chain.evaluate(np.pad(labels, [(0, 0), (0, nuisances)]), jacobian=False).flux
+
+        return TrainedPayne(LABEL_NAMES, chain.bounds[:_N], self.wave_aa, power, spectra)
 
     def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import torch
 
-from maury.errors import TrainingError
+from maury.errors import ConfigError, TrainingError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.cluster import Cluster
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
@@ -22,6 +22,7 @@ from maury.labels import definitions as labels_module
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
 from maury.methods.fitting.synthetic_library import SyntheticLibrary
+from maury.methods.fitting.trained_payne import TrainedPayne
 from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
 from maury.model.networks.base import NetworkConfig, ScalingRule
@@ -152,7 +153,7 @@ def train(
     settings = settings.seen_in(survey, theory=theory.name if theory else "emulator")
     left_out = listed_rows(survey, leave_out)
     stars = _collect(survey, settings, seed, source, left_out)
-    synthetic = _synthetic(stars, settings) if settings.network.simulates else None
+    synthetic = _synthetic(stars, settings, seed) if settings.network.simulates else None
     key = _fingerprint(settings, seed, stars, source, synthetic)
     holds = "a training of other settings or data"
     folder = WorkFolder(work_folder(path, key, holds=holds, overwrite=overwrite))
@@ -482,22 +483,41 @@ def _fit_star_simulator(
     return source.extend(star_simulator, whole=np.asarray(np.isfinite(labels).all(axis=1)))
 
 
-def _synthetic(stars: _Stars, settings: EnsembleConfig) -> Synthetic | None:
+def _synthetic(stars: _Stars, settings: EnsembleConfig, seed: int) -> Synthetic | None:
     """Read a theory of the user as the survey would see it."""
     training, inputs = _simulated(settings), stars.sample.inputs
     if training.synthetic is None:
         return None
     # Only a power that the survey or the settings state: the default is that of RAVE.
     stated = "resolving_power" in training.observing.model_fields_set
-    library = SyntheticLibrary.read(
-        training.synthetic,
-        wave_aa=inputs.wave_aa if inputs.medium == "air" else vacuum_to_air(inputs.wave_aa),
-        resolving_power=training.observing.resolving_power if stated else None,
-    )
+    power = training.observing.resolving_power if stated else None
+    wave = inputs.wave_aa if inputs.medium == "air" else vacuum_to_air(inputs.wave_aa)
     assert stars.simulated is not None, "such are the stars of a preset that simulates"
-    known = stars.simulated[stars.parts["train"]]
-    columns, near = library.near([label.name for label in stars.labels], known)
+    known, names = stars.simulated[stars.parts["train"]], [label.name for label in stars.labels]
+    path = Path(training.synthetic)
+    if (theory := TrainedPayne.read(path)) is None:
+        library = SyntheticLibrary.read(path, wave_aa=wave, resolving_power=power)
+    else:
+        _refuse_met(theory, stars, path)
+        library = SyntheticLibrary.drawn(
+            theory, names, known, wave_aa=wave, resolving_power=power, seed=seed, origin=path
+        )
+    columns, near = library.near(names, known)
     return Synthetic(tuple(columns), near.labels, near.flux)
+
+
+def _refuse_met(theory: TrainedPayne, stars: _Stars, path: Path) -> None:
+    """Refuse a model that learnt from test stars, which would steer this one by way of it."""
+    if theory.split is None:
+        return
+    sample = stars.sample
+    rows = sample.rows[stars.rows[stars.parts["test"]]]
+    met = int(theory.split.took_part(sample.survey.stars.take(rows)).sum())
+    if met:
+        raise ConfigError(
+            f"{path} has learnt from {met} of {rows.size} test stars; train it on this survey with "
+            "the same seed and split"
+        )
 
 
 def _mapping(settings: EnsembleConfig) -> ObservableMap:

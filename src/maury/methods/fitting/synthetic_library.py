@@ -2,12 +2,12 @@
 
 They are what theory knows of a window that the shipped emulator does not reach
 (`maury.simulation.learnt_theory`). Read are FERRE's grids, folders with an ``index.csv`` and a text
-file per spectrum, and NPZ files with ``wave``, ``flux``, ``labels`` and ``label_names``.
+file per spectrum, and NPZ files with ``wave``, ``flux``, ``labels`` and ``label_names``; of trained
+networks (`maury.methods.fitting.trained_payne`) spectra are drawn.
 """
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 
 from maury.errors import InputFileError
-from maury.io.arrays import AnyArray, Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array
 from maury.io.limits import check_regular
 from maury.methods.fitting.grid_files import (
     inside,
@@ -26,6 +26,7 @@ from maury.methods.fitting.grid_files import (
     read_ferre_grid,
     read_index,
 )
+from maury.methods.fitting.trained_payne import TrainedPayne, plain_label
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.readers.planes import npz_array
 
@@ -36,6 +37,9 @@ _LEAST_SPECTRA = 20
 _REACH = 0.25
 """Share of the range of the labelled stars by which spectra may lie beyond it and still count: they
 hold the polynomial at its ends. Chosen, not measured."""
+
+_DRAWS = 2000
+"""Spectra drawn of a network: two dozen for each of the eighty terms of the largest polynomial."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +118,12 @@ class SyntheticLibrary:
         except (OSError, zipfile.BadZipFile) as error:
             raise InputFileError(f"cannot read {path}: {error}") from error
         wanted = {"wave", "flux", "labels", "label_names"}
+        if {"w_array_0", "x_min"} <= there:
+            raise InputFileError(
+                f"{path} is a network of The Payne, which names neither labels nor wavelengths; "
+                f'write a TOML file with network = "{path.name}", wavelength, labels, medium and '
+                "resolving_power, and give that"
+            )
         if not wanted <= there:
             raise InputFileError(
                 f"{path} lacks {', '.join(sorted(wanted - there))}; a library of spectra has wave "
@@ -135,6 +145,49 @@ class SyntheticLibrary:
             path, wave.astype(np.float64), flux.astype(np.float32), wave_aa, (own, power)
         )
         return cls(tuple(map(str, names)), labels.astype(np.float64), seen)
+
+    @classmethod
+    def drawn(
+        cls,
+        theory: TrainedPayne,
+        names: Sequence[str],
+        stars: Float64Array,
+        *,
+        wave_aa: Float64Array,
+        resolving_power: float | None,
+        seed: int,
+        origin: Path,
+    ) -> Self:
+        """Draw spectra of a trained network around the stars of a survey.
+
+        Parameters
+        ----------
+        theory : TrainedPayne
+        names, stars
+            As of `near`.
+        wave_aa, resolving_power
+            As of `read`.
+        seed : int
+            Of the draws.
+        origin : Path
+            Of the network, for messages.
+
+        Raises
+        ------
+        InputFileError
+            If stars lie outside the range of the network, or it does not reach over the pixels.
+        """
+        columns, labels, flux = theory.drawn(names, stars, count=_DRAWS, seed=seed)
+        if len(labels) < _LEAST_SPECTRA:
+            own = np.median(theory.inputs(names, stars), axis=0)
+            ranges = zip(theory.names, theory.bounds, own, strict=True)
+            told = [f"{n} {a:.4g} to {b:.4g}, stars near {x:.4g}" for n, (a, b), x in ranges]
+            raise InputFileError(
+                f"{origin} does not know stars like those of the survey: {'; '.join(told)}"
+            )
+        powers = (theory.resolving_power, resolving_power or 0.0)
+        seen = on_pixels(origin, theory.wave_aa, flux, wave_aa, powers)
+        return cls(tuple(names[k] for k in columns), labels, seen)
 
     def near(self, names: Sequence[str], labels: Float64Array) -> tuple[list[int], Self]:
         """Return the labels shared with a survey, and the spectra in the range of its stars.
@@ -158,9 +211,9 @@ class SyntheticLibrary:
         InputFileError
             If it shares no label, or has too few spectra of such stars.
         """
-        plain = [_plain(name) for name in self.names]
-        shared = [k for k, name in enumerate(names) if _plain(name) in plain]
-        columns = [plain.index(_plain(names[k])) for k in shared]
+        plain = [plain_label(name) for name in self.names]
+        shared = [k for k, name in enumerate(names) if plain_label(name) in plain]
+        columns = [plain.index(plain_label(names[k])) for k in shared]
         if not shared:
             raise InputFileError(
                 f"the synthetic spectra have the labels {', '.join(self.names)}, and the survey "
@@ -178,7 +231,3 @@ class SyntheticLibrary:
             )
         known = tuple(names[k] for k in shared)
         return shared, type(self)(known, own[rows], self.flux[rows])
-
-
-def _plain(name: str | AnyArray) -> str:
-    return re.sub(r"[^a-z0-9]", "", str(name).lower())

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 
 from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.protocols import Evaluation
+from maury.methods.storage import stored
 
-__all__ = ["SpectralNetwork"]
+__all__ = ["Activation", "SpectralNetwork"]
+
+Activation = Literal["silu", "leaky_relu"]
+_LEAK = np.float32(0.01)
+"""Slope of the authors' leaky ReLU below 0 (The_Payne, `spectral_model.leaky_relu`)."""
 
 
 @dataclass(frozen=True, eq=False)
 class SpectralNetwork:
-    """Labels, scaled to -0.5 to 0.5, through two hidden layers (SiLU) to the flux of all pixels.
+    """Labels, scaled to -0.5 to 0.5, through two hidden layers to the flux of all pixels.
 
-    The network of Ting et al. (2019, ApJ 879, 69), sect. 3, but with a smooth activation.
+    The network of Ting et al. (2019, ApJ 879, 69), sect. 3, with a smooth activation (SiLU) or
+    that of the authors' code.
 
     Attributes
     ----------
     lowest, highest : (n_label,) float64
         Range of the training labels.
-    weight_0, weight_1, weight_2 : (n_label, H), (H, H), (H, n_pixel) float32
-    bias_0, bias_1, bias_2 : (H,), (H,), (n_pixel,) float32
+    weight_0, weight_1, weight_2 : (n_label, G), (G, H), (H, n_pixel) float32
+    bias_0, bias_1, bias_2 : (G,), (H,), (n_pixel,) float32
+    activation : {"silu", "leaky_relu"}
     """
 
     lowest: Float64Array
@@ -34,16 +42,22 @@ class SpectralNetwork:
     bias_1: Float32Array
     weight_2: Float32Array
     bias_2: Float32Array
+    # Those that methods store are of the first kind.
+    activation: Activation = field(default="silu", metadata=stored(None))
 
     def __post_init__(self) -> None:
-        n_label, hidden = self.weight_0.shape
+        if self.weight_0.ndim != 2 or self.activation not in get_args(Activation):
+            raise ValueError(f"weight_0 is {self.weight_0.shape}, expected two axes")
+        n_label, first = self.weight_0.shape
+        second = self.bias_1.size
         expected = {
             "lowest": (n_label,),
             "highest": (n_label,),
-            "bias_0": (hidden,),
-            "weight_1": (hidden, hidden),
-            "bias_1": (hidden,),
-            "weight_2": (hidden, self.bias_2.size),
+            "bias_0": (first,),
+            "weight_1": (first, second),
+            "bias_1": (second,),
+            "weight_2": (second, self.bias_2.size),
+            "bias_2": (self.bias_2.size,),
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
@@ -57,18 +71,18 @@ class SpectralNetwork:
         """Flux (n_star, n_pixel), and derivatives (n_star, n_label, n_pixel) per unit of label."""
         n_label = self.lowest.size
         x = self.scaled(labels)
-        first, gate_0 = _silu(x @ self.weight_0 + self.bias_0, slope=jacobian)
-        second, gate_1 = _silu(first @ self.weight_1 + self.bias_1, slope=jacobian)
+        bend = _silu if self.activation == "silu" else _leaky_relu
+        first, gate_0 = bend(x @ self.weight_0 + self.bias_0, slope=jacobian)
+        second, gate_1 = bend(first @ self.weight_1 + self.bias_1, slope=jacobian)
         flux = second @ self.weight_2 + self.bias_2
         if not jacobian:
             return Evaluation(flux, None)
         # Inputs are scaled: by the chain rule derivatives become those per kelvin and dex.
         per_unit = (1.0 / (self.highest - self.lowest)).astype(np.float32)
         slope = np.asarray((self.weight_0 * per_unit[:, None])[None] * gate_0[:, None], np.float32)
-        hidden = self.bias_0.size
-        slope = (slope.reshape(-1, hidden) @ self.weight_1).reshape(-1, n_label, hidden)
-        slope *= gate_1[:, None]
-        out = slope.reshape(-1, hidden) @ self.weight_2
+        slope = slope.reshape(-1, self.bias_0.size) @ self.weight_1
+        slope = slope.reshape(-1, n_label, self.bias_1.size) * gate_1[:, None]
+        out = slope.reshape(-1, self.bias_1.size) @ self.weight_2
         return Evaluation(flux, out.reshape(-1, n_label, self.bias_2.size))
 
 
@@ -78,3 +92,10 @@ def _silu(x: Float32Array, *, slope: bool) -> tuple[Float32Array, Float32Array]:
     gate = np.float32(0.5) * (np.float32(1.0) + np.tanh(np.float32(0.5) * x))
     out = x * gate
     return out, gate + out * (np.float32(1.0) - gate) if slope else gate
+
+
+def _leaky_relu(x: Float32Array, *, slope: bool) -> tuple[Float32Array, Float32Array]:
+    """X where it is positive, else a hundredth of it, and the derivative."""
+    del slope
+    gate = np.where(x > 0, np.float32(1.0), _LEAK)
+    return x * gate, gate
