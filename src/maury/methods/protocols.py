@@ -311,7 +311,7 @@ class External:
 
 # Read-only, as all calls share it as their default.
 NO_EXTERNAL: Mapping[str, External] = MappingProxyType({})
-UnseenStars = Literal["folds", "all", "validation", "none"]
+UnseenStars = Literal["folds", "all", "validation"]
 """Whose residuals calibrate the errors of a method; see `Method.unseen`."""
 SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
@@ -348,11 +348,10 @@ class Method(ABC, Generic[SettingsT]):
     follows_noise : bool
         Whether its errors are those of the noise correlation of the spectra to predict, and not of
         that of the training spectra.
-    unseen : {"folds", "all", "validation", "none"}
+    unseen : {"folds", "all", "validation"}
         Of which labelled stars the residuals calibrate its errors: of all, by refits without each
         of five folds, where it learns from labels quickly; of all as they are, where theory gives
-        labels; of the validation stars, where it learns slowly; of none, where a fit takes too
-        long.
+        labels; of the validation stars, where it learns slowly.
     """
 
     name: ClassVar[str]
@@ -412,6 +411,11 @@ class Method(ABC, Generic[SettingsT]):
         FitResult
             Of `label_names`, in that order.
         """
+
+    @property
+    def most_unseen(self) -> int | None:
+        """Labelled stars that calibrate its errors at most, as a fit takes long; None for all."""
+        return None
 
     def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays (at least one) and plain JSON from which `from_arrays` makes an equal one.

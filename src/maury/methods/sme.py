@@ -71,6 +71,9 @@ class SmeSettings(MethodSettings):
         (`maury.methods.fitting.atmospheres`).
     resolving_power : float
         At which spectra are synthesised; 0 takes that of the training survey.
+    calibration_stars : int
+        Labelled stars that are fitted when it is trained, to calibrate errors; thirty are needed,
+        and a hundred fix them to a tenth. 0 leaves errors as the fit states them.
     """
 
     labels: tuple[str, ...] = ("teff", "logg", "m_h")
@@ -79,6 +82,7 @@ class SmeSettings(MethodSettings):
     line_list: str = ""
     atmosphere: str = "marcs2012.sav"
     resolving_power: float = Field(default=0.0, ge=0.0)
+    calibration_stars: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +104,8 @@ class Sme(Method[SmeSettings]):
     bibtex_key: ClassVar[str] = "2023A&A...671A.171W"
     settings_class: ClassVar[type[MethodSettings]] = SmeSettings
     needed: ClassVar[tuple[str, ...]] = ("teff", "logg")
-    unseen: ClassVar[UnseenStars] = "none"
     """Labels without which nothing can be synthesised."""
+    unseen: ClassVar[UnseenStars] = "all"
 
     wave_air_aa: Float64Array = field(metadata=stored("wave_aa"))
     bounds: Float64Array
@@ -141,6 +145,11 @@ class Sme(Method[SmeSettings]):
             resolving_power=power,
         )
         return replace(made, source=made.checksum())
+
+    @property
+    def most_unseen(self) -> int | None:
+        """As many as the settings say; see `Method`."""
+        return self.settings.calibration_stars
 
     @cached_property
     def fitter(self) -> Fitter:

@@ -372,14 +372,21 @@ def unseen_stars(
     Returns
     -------
     Unseen or None
-        At most `MOST_UNSEEN` training stars; None if fits take too long to be made here, or take
-        labels from elsewhere, or the validation stars are the test stars.
+        At most `MOST_UNSEEN` training stars, and of a method whose fits take long as many stars as
+        it says; None if these are none, if fits take labels from elsewhere, or if the validation
+        stars are the test stars.
     """
-    kind = trained.unseen
+    kind, most = trained.unseen, trained.most_unseen
+    if most == 0:
+        logger.warning(
+            "errors are those of the fit, in columns <label>_formal_error: give calibration_stars "
+            "= 100 in [method] to calibrate them, which fits that many labelled stars"
+        )
+        return None
     # The published split tests on its validation rows, which hence may calibrate nothing.
     tested = settings.split.rule == "published"
     # A fit that is given a label is another fit, and may know more than its residuals here say.
-    if kind == "none" or trained.external_names or (kind == "validation" and tested):
+    if trained.external_names or (kind == "validation" and tested):
         return None
     parts = [] if tested else [(trained, stars.part("validation"))]
     training = stars.part("train")
@@ -394,7 +401,20 @@ def unseen_stars(
         what = "training and validation stars"
         if kind == "folds":
             what += ", each by a method trained without its fold"
+    if most is not None:
+        parts = _thinned(parts, most)
     return _joined(parts, trained.label_names, what)
+
+
+def _thinned(
+    parts: Sequence[tuple[Method[Any], Sample]], most: int
+) -> list[tuple[Method[Any], Sample]]:
+    """Every so many stars of each part, `most` in all."""
+    step = max(1.0, sum(len(sample) for _, sample in parts) / most)
+    return [
+        (method, sample.rows(np.arange(0, len(sample), step).astype(np.int64)))
+        for method, sample in parts
+    ]
 
 
 def _folded(
