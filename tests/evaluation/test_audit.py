@@ -334,7 +334,7 @@ def test_figures_show_the_audit(default, published) -> None:
 
 
 def test_the_command(default_model, default_survey, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("maury.evaluation.audit.STAR_TYPES", ["red clump giant"])
+    monkeypatch.setattr("maury.evaluation.audit.star_types", lambda names: ("red clump giant",))
     arguments = ["audit", default_model, default_survey]
     out = ["--json", tmp_path / "a.json", "--figure", tmp_path / "a.png"]
     result = CliRunner().invoke(cli.app, list(map(str, arguments + out)), env={"COLUMNS": "80"})

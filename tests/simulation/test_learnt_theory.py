@@ -1,9 +1,11 @@
 """A theory learnt from labelled stars: lines and not noise, modes and not noise, what is hidden."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from maury.simulation.learnt_bound import learnt_covariance
+from maury.simulation.learnt_bound import learnt_covariance, learnt_weights
 from maury.simulation.learnt_theory import LearntTheory, drawn_modes, moved
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
@@ -208,3 +210,31 @@ def test_bound_agrees_with_that_of_the_true_lines(stars):
     assert np.isnan(
         learnt_covariance(theory, unknown, np.ones(1), prior=prior, noise_correlation=())
     ).all()
+
+
+@pytest.mark.parametrize("photometry", [True, False])
+def test_best_weights_gain_what_the_bound_leaves_to_the_spectrum(stars, photometry):
+    """(F + P)^-1 F = 1 - (F + P)^-1 P, in which the bound is (F + P)^-1."""
+    theory, hidden = learnt(stars)
+    labels = stars[0]
+    observables = labels[:, :1] / 1000 + 0.1 * np.sin(np.arange(N_STAR))[:, None]
+    simulator = SimpleNamespace(
+        learnt=theory, hidden=hidden, columns=labels, observables=observables
+    )
+    some, snr = labels[:3], np.array([SNR, SNR / 2, SNR / 4])
+    weights, slopes = learnt_weights(
+        simulator, some, snr, photometry=photometry, noise_correlation=(0.3,)
+    )
+    assert weights.shape == slopes.shape == (3, 4, theory.coefficients.shape[1])
+    scatter = np.cov(labels.T)
+    if photometry:
+        flat = np.column_stack([np.ones(N_STAR), observables, observables**2])
+        rest = labels - flat @ np.linalg.lstsq(flat, labels, rcond=None)[0]
+        scatter = rest.T @ rest / (N_STAR - 3)
+    bound = learnt_covariance(theory, some, snr, prior=scatter, noise_correlation=(0.3,))
+    gain = np.einsum("nkp,nlp->nkl", weights, slopes)
+    expected = np.eye(4) - bound @ np.linalg.inv(scatter)
+    units = labels.std(axis=0)
+    np.testing.assert_allclose(
+        gain * units / units[:, None], expected * units / units[:, None], atol=0.02
+    )

@@ -1,10 +1,13 @@
 """Any survey: which theory its stars are simulated with, and a model without the emulator."""
 
+import json
+
 import numpy as np
 import pytest
 
 from builders.training_survey import write_survey
 from maury.errors import ConfigError
+from maury.evaluation.audit import audit
 from maury.evaluation.validation import validate
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
@@ -85,6 +88,13 @@ def test_a_survey_without_theory_gets_labels_with_errors_flags_and_an_audit(
     bounds = validate(model, survey, with_bounds=True).bounds
     assert [one.name for one in bounds] == ["teff", "logg"]
     assert all(0 < one.overall.spectrum_alone < np.inf for one in bounds)
+    audited = audit(model, survey, n_bootstrap=20)
+    assert json.loads(audited.to_json())["sensitivities"][0]["fe_h"] is None
+    (typical,) = audited.sensitivities
+    assert (typical.star, typical.label_names) == ("typical star", ("teff", "logg"))
+    # Teff: photometry tells log g in this sample, so that its lines matter little.
+    assert typical.correlation[0] > 0.5, "networks read a label from its own lines"
+    assert 0.3 < typical.optimal_response[0] < typical.response[0] < 1.2
     assert by_name["teff"].scatter < 0.15 * np.std(survey.column("teff"))
     assert by_name["logg"].scatter < 0.15 * np.std(survey.column("logg"))
     catalogue = predict(model, survey, tmp_path / "labels.fits")

@@ -29,12 +29,12 @@ from maury.evaluation.audit_report import (
     audit_metadata,
 )
 from maury.evaluation.sensitivity import (
-    STAR_TYPES,
     Sensitivity,
-    can_compare,
+    best_estimator,
     compare_with_optimal,
     nearest_to,
     sees_photometry,
+    star_types,
 )
 from maury.evaluation.swaps import (
     Output,
@@ -47,7 +47,7 @@ from maury.evaluation.swaps import (
 )
 from maury.evaluation.validation import STARS, held_out_rows
 from maury.io.arrays import BoolArray, Float64Array, Int64Array, StrArray
-from maury.labels.definitions import LABEL_NAMES, Label
+from maury.labels.definitions import Label
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
 from maury.prediction.streaming import hide
@@ -240,14 +240,14 @@ def _sensitivities(
     conditions: ObservingModel | None,
 ) -> Iterator[Sensitivity]:
     model = network.model
-    # The best linear estimator needs theory for every label and pixel of the model.
-    if conditions is None or not can_compare(model):
+    best = best_estimator(model, conditions, noise_correlation=inputs.noise_correlation)
+    if best is None:
         return
-    columns = [model.label_names.index(name) for name in LABEL_NAMES]
+    columns = [model.label_names.index(name) for name in best.label_names]
     # Without an S/N there is no bound to compare with.
     labels = np.where(inputs.snr[:, None] > 0, truth[:, columns], np.nan)
-    for star in STAR_TYPES:
-        rows = nearest_to(star, labels)
+    for star in star_types(best.label_names):
+        rows = nearest_to(star, labels, best.label_names)
         seen = take(inputs, rows)
         gradient = flux_gradient(model, seen, members=network.members)[:, columns]
         answered = np.isfinite(gradient).all(axis=(1, 2))
@@ -258,9 +258,8 @@ def _sensitivities(
                 gradient,
                 labels[rows],
                 inputs.snr[rows],
-                model=model,
-                observing=conditions,
-                noise_correlation=inputs.noise_correlation,
+                wave_aa=model.wave_aa,
+                estimator=best,
             )
 
 

@@ -107,7 +107,7 @@ class AuditReport:
     labels : tuple of LabelAudit
         One per label of the model.
     sensitivities : tuple of Sensitivity
-        At typical stars; empty where the emulator does not know the labels or the pixels.
+        At typical stars; empty where no theory knows the labels or the pixels.
     simulated : bool
         Whether the spectra are simulated; then the audit says nothing about real ones.
     n_row, n_star : int
@@ -142,7 +142,9 @@ class AuditReport:
         """Return a plain mapping, without the sensitivity spectra."""
         parts = ("labels", "sensitivities")
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in parts}
-        return plain | {name: [one.to_dict() for one in getattr(self, name)] for name in parts}
+        several = {name: [one.to_dict() for one in getattr(self, name)] for name in parts}
+        several["sensitivities"] = [_plain(one) for one in several["sensitivities"]]
+        return plain | several
 
     def to_json(self) -> str:
         """Return strict JSON; what could not be measured is null."""

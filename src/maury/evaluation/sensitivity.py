@@ -1,19 +1,21 @@
 """What a label listens to: its derivative by the flux, beside that of the best linear estimator.
 
-The best estimator has the weights (F + P)^-1 J^T C^-1 (`optimal_weights`): J are the emulator's
-derivatives, C the noise, F = J^T C^-1 J, P the inverse covariance of what is known beforehand. A
+The best estimator has the weights (F + P)^-1 J^T C^-1 (`optimal_weights`): J are the derivatives
+of the flux by the emulator, or by the theory that the model learnt from its stars, C the noise,
+F = J^T C^-1 J, P the inverse covariance of what is known beforehand. A
 network that reads a label from its own lines has derivatives like these.
 
 Two figures say how alike they are. The correlation compares pixel by pixel. The response is
-the product of the derivatives of a label by the flux with the emulator's derivatives of the flux by
+the product of the derivatives of a label by the flux with the theory's derivatives of the flux by
 the same label: what the estimate gains if the spectrum changes by one unit of that label alone. It
 is 1 without prior knowledge and 0 for a label that is inferred from others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from numpy.typing import ArrayLike
 from scipy.linalg import cho_solve_banded
 
 from maury.io.arrays import Float64Array, Int64Array
-from maury.labels.definitions import LABEL_NAMES
+from maury.labels.definitions import LABEL_NAMES, LABELS, Label
+from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
 from maury.simulation.bound import (
     _N,
@@ -33,7 +36,9 @@ from maury.simulation.bound import (
     _shipped,
     covers,
 )
+from maury.simulation.learnt_bound import learnt_weights
 from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS, ObservingModel
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.noise import RAVE_CORRELATION
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.pixels import FLUX_FLOOR
@@ -81,7 +86,9 @@ STAR_TYPES: Mapping[str, tuple[float, float, float]] = {
 }
 """Teff (K), log g and [Fe/H] of typical stars."""
 
-_PLACE = [LABEL_NAMES.index(name) for name in ("teff", "logg", "fe_h")]
+TYPICAL = "typical star"
+"""Stars near the middle of the sample, where labels do not tell the types."""
+
 _ALIKE = np.array([150.0, 0.3, 0.25])
 """Teff (K), log g and [Fe/H] over which line depths of the region change by a tenth or so: the unit
 in which stars are alike. Chosen by eye."""
@@ -101,8 +108,8 @@ class Sensitivity:
     n : int
         Stars.
     teff, logg, fe_h, snr : float
-        Their mean labels, and median S/N.
-    label_names : tuple of str
+        Their mean labels ([M/H] where [Fe/H] is none of them), NaN where unknown, and median S/N.
+    labels : tuple of Label
         In the order of the first axis of what follows.
     wave_aa : (n_pixel,) float64
         As the model takes it.
@@ -120,13 +127,18 @@ class Sensitivity:
     logg: float
     fe_h: float
     snr: float
-    label_names: tuple[str, ...]
+    labels: tuple[Label, ...]
     wave_aa: Float64Array
     network: Float64Array
     optimal: Float64Array
     correlation: Float64Array
     response: Float64Array
     optimal_response: Float64Array
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(label.name for label in self.labels)
 
     @property
     def slug(self) -> str:
@@ -202,18 +214,97 @@ def optimal_weights(
     return weights[:, :n_given] * scale, slopes[:, :n_given] / scale
 
 
-def nearest_to(star: str, labels: Float64Array) -> Int64Array:
+@dataclass(frozen=True)
+class BestEstimator:
+    """The best linear estimator of some labels of a model.
+
+    Attributes
+    ----------
+    labels : tuple of Label
+        That the theory knows.
+    weights : callable
+        From labels (n_star, n_label) and S/N (n_star,) to weights and slopes, as
+        `optimal_weights` gives them.
+    """
+
+    labels: tuple[Label, ...]
+    weights: Callable[[Float64Array, Float64Array], tuple[Float64Array, Float64Array]]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(label.name for label in self.labels)
+
+
+def best_estimator(
+    model: Model,
+    observing: ObservingModel | None,
+    *,
+    noise_correlation: Sequence[float] = RAVE_CORRELATION,
+) -> BestEstimator | None:
+    """Return the best linear estimator by the theory of a model; None where none reaches.
+
+    Parameters
+    ----------
+    model : Model
+        Its wavelengths, noise and inputs; with photometry the best estimator has it too.
+    observing : ObservingModel or None
+        Conditions under which the spectra are seen; the emulator needs them.
+    noise_correlation : sequence of float
+        Autocorrelation of the noise at lags of 1, 2, ... prepared pixels.
+    """
+    photometry = sees_photometry(model)
+    if TrainingStarSimulator.learnt_by(model):
+        simulator = TrainingStarSimulator.of_model(model)
+        weights = partial(
+            learnt_weights, simulator, photometry=photometry, noise_correlation=noise_correlation
+        )
+        return BestEstimator(model.labels, weights)
+    if observing is None or not can_compare(model):
+        return None
+    of_emulator = partial(
+        optimal_weights,
+        wave_aa=air_wavelengths(model),
+        prior="photometry" if photometry else None,
+        noise_correlation=noise_correlation,
+        observing=observing,
+    )
+    return BestEstimator(LABELS, of_emulator)
+
+
+def star_types(label_names: Sequence[str]) -> tuple[str, ...]:
+    """Types of stars that labels of these names tell, keys of `STAR_TYPES`; else `TYPICAL`."""
+    return (TYPICAL,) if None in _places(label_names) else tuple(STAR_TYPES)
+
+
+def _places(label_names: Sequence[str]) -> list[int | None]:
+    """Columns of Teff, log g, and [Fe/H] or [M/H]; None for one that is none of the labels."""
+    names = list(label_names)
+    iron = "fe_h" if "fe_h" in names else "m_h"
+    return [names.index(name) if name in names else None for name in ("teff", "logg", iron)]
+
+
+def nearest_to(
+    star: str, labels: Float64Array, label_names: Sequence[str] = LABEL_NAMES
+) -> Int64Array:
     """Return the rows of the stars most like a type: at most eight, none if all are far.
 
     Parameters
     ----------
     star : str
-        A key of `STAR_TYPES`.
-    labels : (n_star, 9) float64
-        In the order of `maury.labels.definitions.LABELS`; stars with NaN are left out.
+        One of `star_types`.
+    labels : (n_star, n_label) float64
+        Stars with NaN are left out.
+    label_names : sequence of str
+        Their names.
     """
-    place = np.array(STAR_TYPES[star])
-    distance = np.sqrt(np.sum(((labels[:, _PLACE] - place) / _ALIKE) ** 2, axis=1))
+    if star == TYPICAL:
+        centre, scale = robust_scale(labels)
+        offset = (labels - centre) / np.where(scale > 0, scale, 1.0)
+    else:
+        columns = [k for k in _places(label_names) if k is not None]
+        offset = (labels[:, columns] - np.array(STAR_TYPES[star])) / _ALIKE
+    distance = np.sqrt(np.sum(offset**2, axis=1))
     # NaN would sort last too, but would not be caught by the limit on distance.
     distance = np.where(np.isfinite(labels).all(axis=1), distance, np.inf)
     order = np.argsort(distance, kind="stable")[:_MOST_STARS]
@@ -226,9 +317,8 @@ def compare_with_optimal(
     labels: Float64Array,
     snr: Float64Array,
     *,
-    model: Model,
-    observing: ObservingModel = TRAINING_CONDITIONS,
-    noise_correlation: Sequence[float] = RAVE_CORRELATION,
+    wave_aa: Float64Array,
+    estimator: BestEstimator,
 ) -> Sensitivity:
     """Set a model's derivatives at some stars beside the best linear weights.
 
@@ -236,37 +326,29 @@ def compare_with_optimal(
     ----------
     star : str
         What to call these stars.
-    gradient : (n_star, 9, n_pixel) float64
-        Derivatives of the labels by the flux.
-    labels : (n_star, 9) float64
+    gradient : (n_star, n_label, n_pixel) float64
+        Derivatives of the labels of the estimator by the flux.
+    labels : (n_star, n_label) float64
         True labels, finite.
     snr : (n_star,) float64
         S/N per pixel.
-    model : Model
-        Its wavelengths, noise and inputs; with photometry the best estimator has it too.
-    observing : ObservingModel
-        Conditions under which the spectra are seen.
-    noise_correlation : sequence of float
-        Autocorrelation of the noise at lags of 1, 2, ... prepared pixels.
+    wave_aa : (n_pixel,) float64
+        As the model takes it.
+    estimator : BestEstimator
+        Of the model.
     """
-    weights, slopes = optimal_weights(
-        labels,
-        snr,
-        wave_aa=air_wavelengths(model),
-        prior="photometry" if sees_photometry(model) else None,
-        noise_correlation=noise_correlation,
-        observing=observing,
-    )
+    weights, slopes = estimator.weights(labels, snr)
+    means = [
+        np.nan if k is None else float(labels[:, k].mean()) for k in _places(estimator.label_names)
+    ]
     mean, best = gradient.mean(axis=0), weights.mean(axis=0)
     return Sensitivity(
         star=star,
         n=len(labels),
-        **dict(
-            zip(("teff", "logg", "fe_h"), map(float, labels[:, _PLACE].mean(axis=0)), strict=True)
-        ),
+        **dict(zip(("teff", "logg", "fe_h"), means, strict=True)),
         snr=float(np.median(snr)),
-        label_names=LABEL_NAMES,
-        wave_aa=model.wave_aa,
+        labels=estimator.labels,
+        wave_aa=wave_aa,
         network=mean,
         optimal=best,
         correlation=np.array([_correlation(a, b) for a, b in zip(mean, best, strict=True)]),

@@ -275,7 +275,7 @@ def _bounds(
 ) -> tuple[tuple[LabelBound, ...], tuple[LabelBound, ...]]:
     """Compare residuals with their bounds, if these can be computed; of some stars of many."""
     names = [label.name for label in model.labels]
-    if "labels" in getattr(model.attachments.get("sky"), "metadata", {}):
+    if TrainingStarSimulator.learnt_by(model):
         return _learnt_bounds(model, truth, table), ()
     # The emulator's line list is in air.
     wave_aa = survey.wave_aa if survey.medium == "air" else vacuum_to_air(survey.wave_aa)

@@ -19,7 +19,7 @@ from maury.simulation.learnt_theory import LearntTheory
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.pixels import FLUX_FLOOR
 
-__all__ = ["compare_with_learnt_bound", "learnt_covariance"]
+__all__ = ["compare_with_learnt_bound", "learnt_covariance", "learnt_weights"]
 
 _STEP = 0.05
 """Step of a derivative, in scatters of a label: a polynomial is smooth over far more."""
@@ -52,34 +52,113 @@ def learnt_covariance(
         Correlation of the noise between pixels 1, 2, ... apart.
     """
     n_star, n_column = columns.shape
-    n_pixel = theory.coefficients.shape[1]
-    factor = correlation_factor(noise_correlation, n_pixel)
-    modes = theory.modes.astype(np.float64)
-    precision = np.zeros((n_column + len(modes),) * 2)
-    precision[:n_column, :n_column] = np.linalg.inv(prior)
-    precision[range(n_column, len(precision)), range(n_column, len(precision))] = 1.0
+    factor = correlation_factor(noise_correlation, theory.coefficients.shape[1])
+    precision = _precision(theory, prior)
     out = np.full((n_star, n_column, n_column), np.nan)
     good = np.flatnonzero(np.isfinite(columns).all(axis=1) & np.isfinite(snr) & (snr > 0))
     for start in range(0, good.size, _BLOCK):
         rows = good[start : start + _BLOCK]
-        flux = theory.flux(columns[rows]).astype(np.float64)
-        slopes = np.empty((rows.size, n_column + len(modes), n_pixel))
-        for k, size in enumerate(theory.scale):
-            # One that leads out of the range of the stars is taken from within.
-            ends = [columns[rows].copy() for _ in range(2)]
-            ends[0][:, k] += _STEP * size
-            ends[1][:, k] -= _STEP * size
-            upper, lower = (theory.clip(end) for end in ends)
-            width = np.maximum(upper[:, k] - lower[:, k], 1e-9)
-            difference = theory.flux(upper).astype(np.float64) - theory.flux(lower)
-            slopes[:, k] = difference / width[:, None]
-        slopes[:, n_column:] = modes
-        slopes *= snr[rows, None, None] / np.sqrt(np.maximum(flux, FLUX_FLOOR))[:, None]
-        flat = slopes.reshape(-1, n_pixel).T
-        weighted = cho_solve_banded((factor, True), flat, check_finite=False).T
-        information = slopes @ weighted.reshape(slopes.shape).transpose(0, 2, 1)
+        slopes, noise = _slopes_and_noise(theory, columns[rows], snr[rows])
+        slopes /= noise
+        information = slopes @ _weighted(factor, slopes).transpose(0, 2, 1)
         out[rows] = np.linalg.inv(information + precision)[:, :n_column, :n_column]
     return out
+
+
+def learnt_weights(
+    simulator: TrainingStarSimulator,
+    labels: Float64Array,
+    snr: Float64Array,
+    *,
+    photometry: bool,
+    noise_correlation: Sequence[float],
+) -> tuple[Float64Array, Float64Array]:
+    """Weights of the best linear estimator of each label, and the slopes of the flux.
+
+    As `maury.evaluation.sensitivity.optimal_weights`, by the learnt derivatives.
+
+    Parameters
+    ----------
+    simulator : TrainingStarSimulator
+        With a learnt theory, and the stars that it was learnt from.
+    labels : (n_star, n_label) float64
+        Finite.
+    snr : (n_star,) float64
+        S/N per pixel where the flux is 1.
+    photometry : bool
+        Whether labels are known beforehand as far as observables tell, or as the stars scatter.
+    noise_correlation : sequence of float
+        Correlation of the noise between pixels 1, 2, ... apart.
+
+    Returns
+    -------
+    weights, slopes : (n_star, n_label, n_pixel) float64
+        Unit of the label per unit of flux, and its inverse.
+    """
+    theory = _theory_of(simulator)
+    factor = correlation_factor(noise_correlation, theory.coefficients.shape[1])
+    slopes, noise = _slopes_and_noise(theory, _with_hidden(simulator, labels), snr)
+    weighted = _weighted(factor, slopes / noise)
+    information = (slopes / noise) @ weighted.transpose(0, 2, 1)
+    total = information + _precision(theory, _prior(simulator, photometry=photometry))
+    weights = np.asarray(np.linalg.solve(total, weighted / noise), dtype=np.float64)
+    n_label = labels.shape[1]
+    return weights[:, :n_label], slopes[:, :n_label]
+
+
+def _precision(theory: LearntTheory, prior: Float64Array) -> Float64Array:
+    """Inverse covariance of columns and modes beforehand; modes have unit scatter."""
+    n_column = len(prior)
+    precision = np.eye(n_column + len(theory.modes))
+    precision[:n_column, :n_column] = np.linalg.inv(prior)
+    return precision
+
+
+def _slopes_and_noise(
+    theory: LearntTheory, columns: Float64Array, snr: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Return slopes (n_star, n_column + n_mode, n_pixel) and noise (n_star, 1, n_pixel)."""
+    flux = theory.flux(columns).astype(np.float64)
+    n_column = columns.shape[1]
+    slopes = np.empty((len(columns), n_column + len(theory.modes), flux.shape[1]))
+    for k, size in enumerate(theory.scale):
+        # One that leads out of the range of the stars is taken from within.
+        ends = [columns.copy() for _ in range(2)]
+        ends[0][:, k] += _STEP * size
+        ends[1][:, k] -= _STEP * size
+        upper, lower = (theory.clip(end) for end in ends)
+        width = np.maximum(upper[:, k] - lower[:, k], 1e-9)
+        difference = theory.flux(upper).astype(np.float64) - theory.flux(lower)
+        slopes[:, k] = difference / width[:, None]
+    slopes[:, n_column:] = theory.modes
+    noise = np.sqrt(np.maximum(flux, FLUX_FLOOR)) / snr[:, None]
+    return slopes, noise[:, None]
+
+
+def _weighted(factor: Float64Array, whitened: Float64Array) -> Float64Array:
+    """Slopes over the noise, times the inverse of its correlation between pixels."""
+    flat = whitened.reshape(-1, whitened.shape[-1]).T
+    found = cho_solve_banded((factor, True), flat, check_finite=False)
+    return np.asarray(found.T.reshape(whitened.shape))
+
+
+def _theory_of(simulator: TrainingStarSimulator) -> LearntTheory:
+    assert simulator.learnt is not None, "the simulator has a learnt theory"
+    return simulator.learnt
+
+
+def _with_hidden(simulator: TrainingStarSimulator, labels: Float64Array) -> Float64Array:
+    """Labels, and the hidden properties of a typical star."""
+    hidden = np.median(simulator.hidden, axis=0) if simulator.hidden.size else np.zeros(0)
+    return np.hstack([labels, np.repeat(hidden[None], len(labels), axis=0)])
+
+
+def _prior(simulator: TrainingStarSimulator, *, photometry: bool) -> Float64Array:
+    """Covariance (n_column, n_column) of what is known beforehand, with or without photometry."""
+    sample = simulator.columns
+    if photometry:
+        return _scatter_given(sample, simulator.observables)
+    return np.cov(sample.T).reshape((sample.shape[1],) * 2)
 
 
 def compare_with_learnt_bound(
@@ -109,17 +188,10 @@ def compare_with_learnt_bound(
     tuple of LabelBound
         One per label.
     """
-    theory = simulator.learnt
-    assert theory is not None, "the simulator has a learnt theory"
-    hidden = np.median(simulator.hidden, axis=0) if simulator.hidden.size else np.zeros(0)
-    columns = np.hstack([truth, np.repeat(hidden[None], len(truth), axis=0)])
-    sample = simulator.columns
-    priors = (
-        _scatter_given(sample, simulator.observables),
-        np.cov(sample.T).reshape((sample.shape[1],) * 2),
-    )
+    theory, columns = _theory_of(simulator), _with_hidden(simulator, truth)
     both = []
-    for prior in priors:
+    for photometry in (True, False):
+        prior = _prior(simulator, photometry=photometry)
         covariance = learnt_covariance(
             theory, columns, snr, prior=prior, noise_correlation=noise_correlation
         )

@@ -431,6 +431,11 @@ class TrainingStarSimulator:
             return replace(found, mapping=model.preparation.observable_map)
         return found
 
+    @staticmethod
+    def learnt_by(model: Model) -> bool:
+        """Whether a model simulates stars by a theory that it learnt from its labelled stars."""
+        return "labels" in getattr(model.attachments.get("sky"), "metadata", {})
+
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any]) -> Self:
         """Read what `to_arrays` gave.

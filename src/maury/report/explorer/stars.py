@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.errors import MauryError
-from maury.evaluation.sensitivity import LINES, LINES_OF, can_compare, compare_with_optimal
+from maury.evaluation.sensitivity import LINES, LINES_OF, best_estimator, compare_with_optimal
 from maury.io.arrays import Float64Array, Int64Array, StrArray
 from maury.labels.columns import QUANTILES, stated_error
 from maury.labels.definitions import LABEL_NAMES, LABELS
@@ -301,12 +301,16 @@ class Stars:
             "correlation": {},
             "lines": {name: LINES_OF.get(name, ()) for name in model.label_names},
         }
-        labels = self._predicted(row, LABEL_NAMES)[None]
-        known = can_compare(model) and np.isfinite(labels).all() and np.isfinite(gradient).all()
-        conditions = self._conditions if known else None
-        if conditions is None:
+        best_weights = best_estimator(
+            model, self._conditions, noise_correlation=inputs.noise_correlation
+        )
+        if best_weights is None:
             return found
-        place = [model.label_names.index(name) for name in LABEL_NAMES]
+        names = best_weights.label_names
+        labels = self._predicted(row, names)[None]
+        if not (np.isfinite(labels).all() and np.isfinite(gradient).all()):
+            return found
+        place = [model.label_names.index(name) for name in names]
         # Only the shape of the best weights is shown, which hardly depends on the S/N; 50 is
         # typical.
         snr = np.where(np.isfinite(inputs.snr), inputs.snr, 50.0)
@@ -315,12 +319,11 @@ class Stars:
             gradient[:, place],
             labels,
             snr,
-            model=model,
-            observing=conditions,
-            noise_correlation=inputs.noise_correlation,
+            wave_aa=model.wave_aa,
+            estimator=best_weights,
         )
-        found["optimal"] = dict(zip(LABEL_NAMES, map(_numbers, best.optimal), strict=True))
-        found["correlation"] = dict(zip(LABEL_NAMES, _numbers(best.correlation), strict=True))
+        found["optimal"] = dict(zip(names, map(_numbers, best.optimal), strict=True))
+        found["correlation"] = dict(zip(names, _numbers(best.correlation), strict=True))
         return found
 
     def _neighbours(self, row: int) -> Json:

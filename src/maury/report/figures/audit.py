@@ -15,7 +15,7 @@ from maury.evaluation.audit_report import (
     AuditReport,
 )
 from maury.evaluation.sensitivity import LINES, LINES_OF, Sensitivity
-from maury.labels.definitions import Label, select
+from maury.labels.definitions import Label
 from maury.report.figures.style import (
     ACCENT,
     COLUMN_MM,
@@ -103,20 +103,26 @@ def sensitivity_figure(sensitivity: Sensitivity, *, simulated: bool = False) -> 
     simulated : bool
         Whether to mark the panels as simulated.
     """
-    labels = select(sensitivity.label_names)
+    drawn = sensitivity.labels
+    means = {
+        f"{sensitivity.teff:.0f} K": sensitivity.teff,
+        f"log g {sensitivity.logg:.2f}": sensitivity.logg,
+        f"[Fe/H] {sensitivity.fe_h:.2f}": sensitivity.fe_h,
+    }
+    known = ", ".join(text for text, value in means.items() if np.isfinite(value))
     with style():
-        figure = new_figure(PAGE_MM, 14.0 + _PANEL_MM * len(labels))
-        panels = figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0]
-        for k, (ax, label) in enumerate(zip(panels, labels, strict=True)):
+        figure = new_figure(PAGE_MM, 14.0 + _PANEL_MM * len(drawn))
+        panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+        for k, (ax, label) in enumerate(zip(panels, drawn, strict=True)):
             _draw_label(ax, sensitivity, k, label)
             if simulated:
                 mark_simulated(ax)
         figure.align_ylabels(list(panels))
         panels[-1].set_xlabel(r"wavelength [$\mathrm{\AA}$]")
         figure.suptitle(
-            f"{sensitivity.star}: {sensitivity.n} stars, mean {sensitivity.teff:.0f} K, "
-            f"log g {sensitivity.logg:.2f}, [Fe/H] {sensitivity.fe_h:.2f}, "
-            f"S/N {sensitivity.snr:.0f}",
+            f"{sensitivity.star}: {sensitivity.n} stars, "
+            + (f"mean {known}, " if known else "")
+            + f"S/N {sensitivity.snr:.0f}",
             fontsize=8.0,
         )
         handles, names = panels[0].get_legend_handles_labels()
@@ -128,7 +134,7 @@ def _draw_label(ax: Axes, sensitivity: Sensitivity, k: int, label: Label) -> Non
     wave = sensitivity.wave_aa
     # Wavelength across, but a fixed height, whatever the derivatives are.
     at_top = blended_transform_factory(ax.transData, ax.transAxes)
-    for element in LINES_OF[label.name]:
+    for element in LINES_OF.get(label.name, ()):
         named = -np.inf
         for line in LINES[element]:
             ax.axvline(line, color=_LINE_COLOUR, linewidth=0.8, zorder=0)

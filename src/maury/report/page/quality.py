@@ -228,7 +228,7 @@ def _inputs(material: Material) -> Found:
     yield _magnitudes_plate(material, report)
     yield _audit_plate(material)
     if not report.sensitivities:
-        yield Omitted("Sensitivity spectra", "the emulator does not know these labels or pixels")
+        yield Omitted("Sensitivity spectra", "no theory knows these labels or pixels")
     for one in report.sensitivities:
         spectra: dict[str, Any] = {"wave_aa": one.wave_aa}
         for k, name in enumerate(one.label_names):
