@@ -1,5 +1,6 @@
 """A folder that nobody has described: what `init_survey` guesses, and what `check_toml` tells."""
 
+import errno
 import tomllib
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from maury.errors import ColumnError, ConfigError, IdentifierError, InputFileError, OutputExists
+from maury.errors import (
+    ColumnError,
+    ConfigError,
+    IdentifierError,
+    InputFileError,
+    OutputError,
+    OutputExists,
+)
 from maury.spectra.operators import air_to_vacuum
 from maury.survey.guessing import init_survey
 from maury.survey.guessing.document import Entry, comment, toml_value
@@ -256,3 +264,23 @@ def test_the_commands_write_a_figure_and_say_what_would_be_read(folder, capsys):
     assert "12 of 12" in capsys.readouterr().out
     with pytest.raises(OutputExists):
         init(folder)
+
+
+def test_a_folder_where_nobody_may_write_says_where_else(folder, monkeypatch):
+    from maury.cli.first import init
+
+    def refuse(path, *_):
+        raise OSError(errno.EROFS, "read-only", str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_text", refuse)
+    with pytest.raises(OutputError, match=r"survey\.toml cannot be written.*--out survey\.toml"):
+        init(folder)
+    with pytest.raises(OutputError) as caught:
+        init(folder, folder / "other.toml")
+    assert "--out" not in str(caught.value)
+
+
+def test_what_the_file_says_of_the_resolving_power_is_so(folder):
+    text = init_survey(folder).text
+    assert "does not train" not in text
+    assert "a theory that is learnt needs none" in " ".join(text.replace("#", " ").split())

@@ -22,14 +22,19 @@ def init(
     Each guess has a comment that says why; doubtful ones begin with '# check:'. A figure of five
     spectra is written beside the file, and a table shows what would be read.
     """
-    from maury.errors import MauryError
+    from maury.errors import MauryError, OutputError
     from maury.io.files import refuse_existing
     from maury.survey.guessing import init_survey
 
     target = folder / "survey.toml" if out is None else out
     picture = target.with_suffix(".png")
     refuse_existing(picture, overwrite=overwrite)
-    found = init_survey(folder, target, overwrite=overwrite)
+    try:
+        found = init_survey(folder, target, overwrite=overwrite)
+    except OutputError as error:
+        # Spectra often lie where only those who made them may write.
+        hint = "" if out else "; or name a file elsewhere: --out survey.toml"
+        raise OutputError(f"{error}{hint}") from error
     terminal.say(f"{target}: {found.n_check} guesses to check")
     try:
         check(target)

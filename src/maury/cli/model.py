@@ -1,5 +1,6 @@
 """Commands that train, import and show models."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -219,17 +220,21 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate a small survey, train, predict, validate, and draw: the main job in minutes."""
-    from maury.cli.demo import run_demo
+    # Before the libraries are loaded, which takes a busy machine some seconds.
+    terminal.say("minutes; stopped, it goes on when the same command is given again", flush=True)
+    from maury.cli.demo import Clock, run_demo
     from maury.io.workers import n_cores
 
-    result = run_demo(
-        out,
-        n_star=stars,
-        n_observed=observed,
-        seed=seed,
-        n_processes=n_cores(),
-        overwrite=overwrite,
-        stage=terminal.demo_stage,
-    )
+    clock = Clock(announce=partial(terminal.say, flush=True))
+    with terminal.whole(clock):
+        result = run_demo(
+            out,
+            n_star=stars,
+            n_observed=observed,
+            seed=seed,
+            n_processes=n_cores(),
+            overwrite=overwrite,
+            clock=clock,
+        )
     terminal.show_report(result.report)
     terminal.say(result.summary)

@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,17 @@ from maury.io.printing import raw_stream
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from maury.cli.demo import Clock
+
+LINE_SECONDS = 10.0
+"""Where there is no terminal, progress is a line so often: a log that is watched, and can be read
+afterwards."""
+_SHARE_BETWEEN = 0.02
+"""Share of the time that a command has run after which the next line comes, if that is longer: a
+run of ten hours writes some three hundred."""
+_REFRESH_SECONDS = 0.5
+"""A bar on a terminal moves so often; chosen."""
 
 
 def say(*values: Any, **options: Any) -> None:
@@ -43,7 +56,7 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with _bars(*columns) as bars:
+    with _bars(*columns, name=text) as bars:
         task = bars.add_task(text, total=None)
 
         def update(done: int, total: int) -> None:
@@ -88,7 +101,7 @@ def bytes_bar() -> Iterator[Callable[[str, int, int], None]]:
         TransferSpeedColumn,
     )
 
-    bars = _bars(
+    bars = _new_bars(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
@@ -107,10 +120,11 @@ def bytes_bar() -> Iterator[Callable[[str, int, int], None]]:
             tasks[name] = bars.add_task(_plain(name), total=total or None, completed=done)
         bars.update(tasks[name], completed=done, total=total or None)
 
-    try:
-        yield update
-    finally:
-        bars.stop()
+    with _told_by_lines(bars):
+        try:
+            yield update
+        finally:
+            bars.stop()
 
 
 def show_plan(plan: Any) -> None:
@@ -172,7 +186,7 @@ def member_bars() -> Iterator[Callable[[Any], None]]:
         TextColumn("loss {task.fields[loss]:.5f}"),
         TimeElapsedColumn(),
     )
-    with _bars(*columns) as bars:
+    with _bars(*columns, name="training") as bars:
         tasks: dict[int, Any] = {}
 
         def update(event: Any) -> None:
@@ -189,18 +203,37 @@ def member_bars() -> Iterator[Callable[[Any], None]]:
 
 
 @contextmanager
-def demo_stage(text: str) -> Iterator[Any]:
-    """Announce a stage of the demonstration and yield the callback of its progress."""
-    say(text, flush=True)
-    if text.startswith("training"):
-        with member_bars() as progress:
-            yield progress
-    else:
-        with bar("") as progress:
-            yield progress
+def whole(clock: "Clock") -> Iterator[None]:
+    """Show how far the demonstration is, as one bar or as lines, until it ends."""
+    from rich.progress import BarColumn, TextColumn
+
+    bars = _new_bars(TextColumn("{task.description}"), BarColumn())
+    if bars.disable:
+        with _every(lambda elapsed: _between(elapsed), lambda: _tell(_clock_text(clock))):
+            yield
+        return
+    task = bars.add_task("", total=1.0)
+
+    def draw() -> None:
+        bars.update(task, description=_plain(_clock_text(clock)), completed=clock.share)
+
+    with bars, _every(lambda elapsed: _REFRESH_SECONDS, draw):
+        yield
 
 
-def _bars(*columns: Any) -> "Progress":
+def _clock_text(clock: "Clock") -> str:
+    return f"{clock.text}: {clock.share:.0%} of all, {_duration(clock.seconds_left)} left"
+
+
+@contextmanager
+def _bars(*columns: Any, name: str = "") -> Iterator["Progress"]:
+    """Yield bars on standard error; without a terminal, lines of `name`."""
+    bars = _new_bars(*columns)
+    with bars, _told_by_lines(bars, name):
+        yield bars
+
+
+def _new_bars(*columns: Any) -> "Progress":
     """Return bars for standard error: standard output is for results, so that it can be piped."""
     from rich.console import Console
     from rich.progress import Progress
@@ -216,6 +249,86 @@ def _bars(*columns: Any) -> "Progress":
         redirect_stdout=False,
         redirect_stderr=False,
     )
+
+
+def _told_by_lines(bars: "Progress", name: str = "") -> Any:
+    if not bars.disable:
+        return nullcontext()
+    lines = _Lines(bars, name)
+    return _every(lambda elapsed: _between(elapsed), lambda: _tell(lines.text()))
+
+
+class _Lines:
+    """What bars that are not drawn would show, in words."""
+
+    def __init__(
+        self, bars: "Progress", name: str, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._bars, self._name, self._now = bars, name, now
+        self._start = now()
+        self._first: tuple[str, float, float] | None = None
+
+    def text(self) -> str:
+        """Return a line; an empty one before anything was begun."""
+        tasks = [task for task in self._bars.tasks if task.visible]
+        name = self._name or (tasks[-1].description if tasks else "")
+        measured = [task for task in tasks if task.total]
+        if not measured:
+            elapsed = _duration(self._now() - self._start)
+            return f"{name}, {elapsed} since the start" if name else ""
+        done = sum(task.completed for task in measured)
+        share = done / sum(task.total or 0.0 for task in measured)
+        return f"{name}: {share:.0%}{self._left(name, share)}"
+
+    def _left(self, name: str, share: float) -> str:
+        now = self._now()
+        # What a run before this one has done tells nothing of how fast this one is.
+        if self._first is None or self._first[0] != name:
+            self._first = (name, now, share)
+        _, since, before = self._first
+        if share <= before:
+            return ""
+        return f", {_duration((now - since) * (1.0 - share) / (share - before))} left"
+
+
+def _between(elapsed: float) -> float:
+    """Seconds until the next line, after a run of `elapsed` seconds."""
+    return max(LINE_SECONDS, _SHARE_BETWEEN * elapsed)
+
+
+@contextmanager
+def _every(period: Callable[[float], float], call: Callable[[], None]) -> Iterator[None]:
+    """Call from a thread, again and again, until the context is left.
+
+    `period` gives the seconds until the next call from those since the start.
+    """
+    ended, start = threading.Event(), time.monotonic()
+
+    def run() -> None:
+        while not ended.wait(period(time.monotonic() - start)):
+            call()
+
+    # Not to be waited for when the process is killed.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _tell(line: str) -> None:
+    if line:
+        say(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds in words, of which none pretends to be exact."""
+    if seconds < 60:
+        return f"{max(int(seconds + 0.5), 1)} s"
+    minutes = int(seconds / 60 + 0.5)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 _SHOWN = (

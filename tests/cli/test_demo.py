@@ -1,0 +1,107 @@
+"""How far a command is: the demonstration's clock, and lines where there is no terminal."""
+
+import pytest
+
+from maury.cli import terminal
+from maury.cli.demo import PLAN, Clock
+
+STAGES = {"first": 10.0, "second": 20.0, "third": 10.0}
+
+
+class Watch:
+    """Time that a test sets."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+
+def test_the_time_left_follows_what_the_stages_took():
+    watch, told = Watch(), []
+    clock = Clock(STAGES, announce=told.append, now=watch)
+    clock.begin("first", "the first")
+    # Nothing is known yet: a busy machine is taken to need twice the plan.
+    assert clock.seconds_left == pytest.approx(80.0)
+    watch.time = 30.0
+    clock.begin("second", "the second")
+    # 30 s for 10 of the plan; the guess of 2 for 5 s more: 40 / 15 for the 30 that are left.
+    assert clock.share == pytest.approx(0.25)
+    assert clock.seconds_left == pytest.approx(80.0)
+    clock.count(1, 2)
+    assert clock.share == pytest.approx(0.5)
+    assert clock.seconds_left == pytest.approx(40 / 25 * 20)
+    assert told == ["the first", "the second"]
+
+
+def test_a_stage_that_tells_nothing_goes_on_and_never_ends_by_itself():
+    watch = Watch()
+    clock = Clock(STAGES, now=watch)
+    clock.begin("first", "")
+    shares = []
+    for watch.time in (0.0, 5.0, 10.0, 1000.0):
+        shares.append(clock.share)
+    assert shares == sorted(set(shares))
+    assert shares[-1] == pytest.approx(0.95 * 0.25)
+
+
+def test_stages_that_a_stopped_run_has_done_are_no_part_of_the_rest():
+    watch = Watch()
+    clock = Clock(STAGES, now=watch)
+    watch.time = 2.0
+    clock.begin("third", "")
+    assert clock.share == 0.0
+    assert clock.seconds_left == pytest.approx((2.0 + 10.0) / 5.0 * 10.0)
+    clock.count(1, 1)
+    assert clock.share == 1.0
+
+
+def test_a_pipe_gets_lines_with_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    clock = Clock(PLAN)
+    clock.begin("labelled", "simulating")
+    with terminal.whole(clock):
+        # The thread writes without being asked; the test waits for what it must write.
+        said = ""
+        while said.count("\n") < 3:
+            said += capsys.readouterr().err
+    assert said.splitlines()[0].startswith("simulating: 0% of all, ")
+    assert said.splitlines()[0].endswith(" left")
+
+
+def test_lines_of_any_bar():
+    watch = Watch()
+    bars = terminal._new_bars()
+    assert bars.disable
+    lines = terminal._Lines(bars, "training", now=watch)
+    assert lines.text() == "training, 1 s since the start"
+    one, two = (bars.add_task("", total=100, completed=done) for done in (40, 0))
+    # What an earlier run has done says nothing of the pace of this one.
+    assert lines.text() == "training: 20%"
+    watch.time = 30.0
+    bars.update(one, completed=60)
+    bars.update(two, completed=20)
+    assert lines.text() == "training: 40%, 2 min left"
+
+
+def test_lines_name_what_is_done_now():
+    bars = terminal._new_bars()
+    lines = terminal._Lines(bars, "", now=Watch())
+    assert lines.text() == ""
+    task = bars.add_task("", total=None)
+    bars.update(task, description="drawing: accuracy")
+    assert lines.text() == "drawing: accuracy, 1 s since the start"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (59.4, "59 s"), (89.0, "1 min"), (91.0, "2 min"), (5400.0, "1 h 30 min")],
+)
+def test_durations(seconds, words):
+    assert terminal._duration(seconds) == words
+
+
+def test_lines_come_less_often_in_a_long_run():
+    assert terminal._between(100.0) == 10.0
+    assert terminal._between(36_000.0) == 720.0
