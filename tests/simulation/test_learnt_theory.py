@@ -75,6 +75,23 @@ def test_flux_of_new_stars_is_right_to_a_part_of_their_noise(stars):
     np.testing.assert_allclose(theory.typical(labels), theory.flux(labels), rtol=1e-6)
 
 
+def test_noise_that_is_correlated_is_left_out_as_well(stars):
+    labels, _, ivar, clean = stars
+    rng = np.random.default_rng(6)
+    white = rng.normal(0, 1, (N_STAR, N_PIXEL + 1))
+    # Of a mean of two neighbours the correlation is .5 at one pixel, and 0 beyond.
+    noise = (white[:, 1:] + white[:, :-1]) / np.sqrt(2) / SNR
+    seen = (clean + noise).astype(np.float32)
+    new = rng.normal((5000, 3.0, -0.2, 0.1), (400, 0.6, 0.25, 0.1), (200, 4))
+    error = {}
+    for correlation in ((), (0.5,)):
+        theory, _ = LearntTheory.fit(
+            seen, ivar, labels=labels, names=NAMES, noise_correlation=correlation
+        )
+        error[correlation] = np.sqrt(np.mean((theory.flux(new) - truth(new)) ** 2))
+    assert error[(0.5,)] < 0.9 * error[()], error
+
+
 def test_scatter_that_labels_do_not_tell_becomes_modes_without_the_noise(stars):
     theory, _ = learnt(stars)
     drawn = drawn_modes(theory.modes, 4000, np.random.default_rng(1))

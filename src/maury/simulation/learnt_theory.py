@@ -513,20 +513,35 @@ def _fit(terms: Float64Array, stars: _Stars, known: Float64Array | None = None) 
     freedom = max(len(terms) - len(raw), 1)
     noise = np.sqrt(np.maximum(rest / freedom, 1e-20))
     kept = raw / noise
-    kept[1:] = _shrunk(kept[1:])
+    kept[1:] = _shrunk(kept[1:], stars.correlation)
     solved = np.zeros_like(raw)
     chosen = np.flatnonzero(told)
     solved[chosen] = np.linalg.solve(triangle[np.ix_(chosen, chosen)], (kept * noise)[chosen])
     return solved
 
 
-def _shrunk(signal: Float64Array) -> Float64Array:
-    """Coefficients (n, n_pixel) in units of their noise, as far as they are more than that."""
+def _shrunk(signal: Float64Array, correlation: Sequence[float]) -> Float64Array:
+    """Coefficients (n, n_pixel) in units of their noise, as far as they are more than that.
+
+    The noise of a coefficient is correlated from pixel to pixel as that of a spectrum is.
+    """
     smooth = gaussian_filter1d(signal, _SMOOTH_PIXELS, axis=1)
-    # White noise keeps this share of its variance under a Gaussian of that width.
-    share = 1.0 / (2.0 * np.sqrt(np.pi) * _SMOOTH_PIXELS)
-    sharp = signal - smooth
-    return np.asarray(_kept(smooth, share) + _kept(sharp, 1.0 - share))
+    parts = zip((smooth, signal - smooth), _noise_shares(correlation), strict=True)
+    return np.asarray(sum(_kept(part, share) for part, share in parts))
+
+
+def _noise_shares(correlation: Sequence[float]) -> tuple[float, float]:
+    """Variance of unit noise that is smoothed, and of what smoothing takes off it."""
+    reach = int(6 * _SMOOTH_PIXELS) + len(correlation)
+    delta = np.zeros(2 * reach + 1)
+    delta[reach] = 1.0
+    kernel = gaussian_filter1d(delta, _SMOOTH_PIXELS)
+
+    def variance(filtered: Float64Array) -> float:
+        overlap = np.correlate(filtered, filtered, "full")[2 * reach :]
+        return float(overlap[0] + 2.0 * overlap[1 : 1 + len(correlation)] @ np.array(correlation))
+
+    return variance(kernel), variance(delta - kernel)
 
 
 def _kept(part: Float64Array, noise: float) -> Float64Array:
