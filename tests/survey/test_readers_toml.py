@@ -164,6 +164,27 @@ def test_fits_table_of_variable_length_arrays_and_grid_per_star(tmp_path):
     check_spectra(survey, ivar=False)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("folder", [False, True])
+def test_any_header_marks_spectra_as_simulated(tmp_path, place, folder):
+    """A primary header without data, the table of the spectra, or another one."""
+    hdus = fits.HDUList([fits.PrimaryHDU()])
+    columns = {"flux": FLUX[0], "wave": WAVE} if folder else {"flux": FLUX}
+    hdus.append(fits.table_to_hdu(Table(columns)))
+    hdus.append(fits.ImageHDU(WAVE, name="GRID"))
+    hdus[place].header["SIMULATE"] = True
+    (tmp_path / "many").mkdir()
+    hdus.writeto(tmp_path / "many" / "b.fits")
+    hdus[place].header["SIMULATE"] = False
+    # The first of a folder says nothing.
+    hdus.writeto(tmp_path / "many" / "a.fits")
+    where = 'folder = "many"\nformat = "fits-table"' if folder else 'file = "many/b.fits"'
+    values = '"wave"' if folder else '{ hdu = "GRID" }'
+    wavelength = f'[wavelength]\nmedium = "air"\nvalues = {values}\n'
+    survey = ingest(tmp_path, f'[spectra]\n{where}\nflux = "flux"\n{wavelength}')
+    assert survey.simulated
+
+
 def test_npz_with_its_own_grid(tmp_path):
     write_npz(tmp_path)
     text = '[spectra]\nfile = "s.npz"\nivar = "ivar"\nid = "id"\n[wavelength]\nmedium = "air"\n'

@@ -237,6 +237,14 @@ def _check_tiles(values: Mapping[str, int], path: Path, number: int) -> None:
     check_unfolded(8 * math.prod(map(min, tile, lengths)), path)
 
 
+def says_simulated(hdus: Any) -> bool:
+    """Whether a header of a FITS file has the card ``SIMULATE = T``, whichever HDU it belongs to.
+
+    Files keep what holds for all of their spectra in the primary header, or with the spectra.
+    """
+    return any(hdu.header.get("SIMULATE", False) is True for hdu in hdus)
+
+
 def find_hdu(hdus: Any, key: int | str | None, path: Path, *, image: bool) -> Any:
     """Return the HDU of number or name `key`, or the first image or table that holds data.
 

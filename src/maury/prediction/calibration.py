@@ -30,6 +30,7 @@ from maury.prediction.conformal import (
     NORMAL_QUANTILES,
     conformal_quantiles,
     mahalanobis2,
+    widening,
 )
 
 
@@ -340,8 +341,14 @@ class Calibration:
             # Errors of single networks, brought to those of the ensemble.
             single = np.exp(apart) * held_out.error
             scores.append(_scores(found, held_out.residual, single, held_out.regime))
-        drawn = None if reobserved is None else _scores(found, *reobserved)
-        return replace(found, tails=conformal_quantiles(np.concatenate(scores), drawn))
+        score = np.concatenate(scores)
+        wider = widening(score)
+        drawn = None if reobserved is None else _scores(found, *reobserved) / wider
+        return replace(
+            found,
+            global_scale=global_scale + np.log(wider),
+            tails=conformal_quantiles(score / wider, drawn),
+        )
 
     def widened(self, before: Evaluated, after: Evaluated) -> Self:
         """Return it for other networks, whose simulated residuals tell by how much they err more.

@@ -34,6 +34,8 @@ class Block:
     path : Path
     unread : str
         Why the file could not be read, if it could not.
+    simulated : bool
+        Whether the file says that its spectra are simulated.
     """
 
     ids: StrArray
@@ -42,6 +44,7 @@ class Block:
     wave_aa: Float64Array
     path: Path
     unread: str = ""
+    simulated: bool = False
 
     @classmethod
     def lost(cls, path: Path, why: str) -> Self:
@@ -99,7 +102,9 @@ class BlockFiles:
             raise InputFileError(f"none of the files can be read: {blocks[0].unread}")
         ids = np.concatenate([block.ids for block in blocks])
         table = _joined([block.table for block in blocks], path)
-        return cls(paths, blocks, complete_ids(ids, ids.size, path), table, medium, skip_bad)
+        simulated = any(block.simulated for block in blocks)
+        ids = complete_ids(ids, ids.size, path)
+        return cls(paths, blocks, ids, table, medium, skip_bad, simulated)
 
     @property
     def n_star(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from maury.errors import InputFileError, WavelengthError
 from maury.io.arrays import Float64Array
 from maury.io.fits_values import column_floats, image
-from maury.io.opening import files_of, find_hdu, open_fits, reading
+from maury.io.opening import files_of, find_hdu, open_fits, reading, says_simulated
 from maury.io.tables import fits_table
 from maury.spectra.spectra import Medium
 from maury.survey.readers.config import ArrayRef, SpectraConfig, WavelengthConfig
@@ -78,7 +78,8 @@ def open_folder(
 
     ids = np.array(names, dtype=np.str_)
     # The first tells for all: a folder may hold a million files, which would all be opened for it.
-    simulated = _simulated(paths[0], spectra)
+    # One simulated spectrum marks all of them: the mark must never get lost.
+    simulated = any(_simulated(item, spectra) for item in paths)
     return StarFiles(paths, read, ids, None, wavelength.medium, simulated, skip_bad, lost)
 
 
@@ -117,12 +118,12 @@ def _is_prose(path: Path) -> bool:
 
 
 def _simulated(path: Path, spectra: SpectraConfig) -> bool:
-    """Whether the header of the first file says so; a file that cannot be read says nothing."""
+    """Whether the headers of a file say so; a file that cannot be read says nothing."""
     if not _is_fits(path, spectra):
         return False
     try:
         with reading(path), ExitStack() as stack:
-            return any(bool(h.header.get("SIMULATE", False)) for h in open_fits(path, stack))
+            return says_simulated(open_fits(path, stack))
     except InputFileError:
         return False
 

@@ -11,6 +11,7 @@ table after another or in one table with their ``source_id``.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from maury.errors import ColumnError, GridMismatch, IdentifierError, InputFileEr
 from maury.io.array_csv import ArrayCsv
 from maury.io.arrays import AnyArray, Float64Array, IndexArray, StrArray
 from maury.io.fits_values import column
-from maury.io.opening import open_fits, reading
+from maury.io.opening import open_fits, reading, says_simulated
 from maury.io.source_table import SourceTable
 from maury.io.tables import astropy_table, fits_table, parse_votable
 from maury.survey.readers.block_files import Block, BlockFiles, RowReader
@@ -96,12 +97,14 @@ def _blocks(path: Path, stack: ExitStack) -> list[Block]:
 
 def _fits_blocks(path: Path, stack: ExitStack) -> list[Block]:
     hdus = open_fits(path, stack, memmap=True)
+    simulated = says_simulated(hdus)
     blocks = []
     for hdu in hdus:
         if not hasattr(hdu, "columns"):
             continue
         facts = header_facts(hdu.header, hdus[0].header)
-        blocks.append(_block(fits_table(hdu, path), _fits_rows(hdu), facts))
+        block = _block(fits_table(hdu, path), _fits_rows(hdu), facts)
+        blocks.append(replace(block, simulated=simulated))
     return _some(blocks, path)
 
 

@@ -24,7 +24,7 @@ from maury.errors import (
 from maury.io.arrays import AnyArray, Float64Array, IndexArray, StrArray
 from maury.io.cluster import Cluster
 from maury.io.fits_values import ImageValues
-from maury.io.opening import find_hdu, open_fits, reading
+from maury.io.opening import find_hdu, open_fits, reading, says_simulated
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
 from maury.labels import columns as columns_module
@@ -214,7 +214,8 @@ def _find(directory: Path) -> dict[str, Path]:
 
 
 def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Medium]:
-    hdu = find_hdu(open_fits(path, stack), 0, path, image=True)
+    hdus = open_fits(path, stack)
+    hdu = find_hdu(hdus, 0, path, image=True)
     shape = tuple(hdu.shape or ())
     if len(shape) != 2 or N_PIXEL not in shape:
         raise GridMismatch(
@@ -230,7 +231,7 @@ def _open_spectra(path: Path, stack: ExitStack) -> tuple[_ImageSource, Medium]:
     wave_aa = header_grid(hdu.header, axis, N_PIXEL)
     if wave_aa is None:
         wave_aa = linear_grid(START_AA, STEP_AA, N_PIXEL)
-    simulated = bool(hdu.header.get("SIMULATE", False))
+    simulated = says_simulated(hdus)
     source = _ImageSource(path, wave_aa, ImageValues(hdu), pixel_first, n_star, simulated)
     return source, _medium(hdu.header, axis, path)
 

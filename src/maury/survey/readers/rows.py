@@ -19,7 +19,7 @@ from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.io.fits_values import ImageValues
 from maury.io.fits_values import column as fits_column
 from maury.io.limits import current, exceeded
-from maury.io.opening import find_hdu, open_fits, reading
+from maury.io.opening import find_hdu, open_fits, reading, says_simulated
 from maury.io.source_table import SourceTable
 from maury.io.tables import (
     astropy_table,
@@ -67,7 +67,7 @@ class RowsSource:
     table : SourceTable, optional
         The file as a table.
     simulated : bool
-        Whether its header says so.
+        Whether its headers say so.
     """
 
     path: Path
@@ -155,6 +155,7 @@ class _File:
     table: SourceTable | None = None
     texts: Callable[[str], StrArray] | None = None
     oriented: bool = True
+    simulated: bool = False
 
 
 def _assemble(
@@ -187,7 +188,6 @@ def _assemble(
     if wavelength.unit is None and wavelength.values is not None and file.table is not None:
         unit = file.table.units.get(wavelength.values.name or "")
         wavelength = wavelength.model_copy(update={"unit": unit})
-    header = flux.header or {}
     return RowsSource(
         path,
         flux,
@@ -196,7 +196,7 @@ def _assemble(
         is_error=spectra.error is not None,
         ids=ids,
         table=file.table,
-        simulated=bool(header.get("SIMULATE", False)),
+        simulated=file.simulated,
     )
 
 
@@ -285,7 +285,7 @@ def _open_image(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
     flux = get(ArrayRef(hdu=spectra.hdu))
     if flux.flat:
         raise InputFileError(f"{path} holds one spectrum; give the 'folder' of such files")
-    return _File(get, flux, oriented=False)
+    return _File(get, flux, oriented=False, simulated=says_simulated(open_fits(path, stack)))
 
 
 def _open_numpy(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _File:
@@ -330,7 +330,8 @@ def _open_fits_table(path: Path, spectra: SpectraConfig, stack: ExitStack) -> _F
             return _elsewhere(ref, place, stack)
         return column(ref.name or "")
 
-    return _File(get, column(spectra.flux), table, table.texts)
+    flux, told = column(spectra.flux), says_simulated(hdus)
+    return _File(get, flux, table, table.texts, simulated=told)
 
 
 def _elsewhere(ref: ArrayRef, place: Path, stack: ExitStack) -> Plane:

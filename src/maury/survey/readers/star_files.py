@@ -11,7 +11,7 @@ import numpy as np
 from maury.errors import InputFileError, LengthMismatch
 from maury.io.arrays import AnyArray, Float64Array, StrArray
 from maury.io.fits_values import image
-from maury.io.opening import open_fits, reading
+from maury.io.opening import open_fits, reading, says_simulated
 from maury.io.source_table import SourceTable
 from maury.spectra.spectra import Medium, check_wavelengths
 from maury.survey.readers.grids import ascending, header_medium, require_medium, same_grid
@@ -273,11 +273,15 @@ class StarFormat:
         paths = list_files(path, pattern=self.pattern)
         check_rows(len(paths), path)
         gathered, lost = Facts(), dict[Path, str]()
+        # One simulated spectrum marks all of them: the mark must never get lost.
+        simulated = False
         for item in paths:
             # A lost file keeps its row, without facts: rows out = files in.
             cards: Cards = {}
             with tolerating(item, lost, skip=skip_bad), reading(item), ExitStack() as opened:
-                cards = self.facts(open_fits(item, opened), item)
+                hdus = open_fits(item, opened)
+                cards = self.facts(hdus, item)
+                simulated |= says_simulated(hdus)
                 if not callable(self.medium):
                     require_medium(header_medium(cards), self.medium, item)
             gathered.add(cards)
@@ -286,8 +290,6 @@ class StarFormat:
             raise InputFileError(f"none of the {len(paths)} files can be read: {lost[paths[0]]}")
         names = np.array(self.identify(gathered.rows, paths), dtype=np.str_)
         ids = complete_ids(names, len(paths), path)
-        # One simulated spectrum marks all of them: the mark must never get lost.
-        simulated = any(row.get("SIMULATE") is True for row in gathered.rows)
         medium = self.medium
         if callable(medium):
             told = [k for k, item in enumerate(paths) if item not in lost]

@@ -15,7 +15,7 @@ import numpy as np
 from maury.errors import InputFileError, LengthMismatch, WavelengthError
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray, StrArray
 from maury.io.fits_values import image
-from maury.io.opening import find_hdu, open_fits, reading
+from maury.io.opening import find_hdu, open_fits, reading, says_simulated
 from maury.io.source_table import SourceTable
 from maury.io.tables import fits_table
 from maury.spectra.spectra import Medium
@@ -111,7 +111,8 @@ def _block(hdus: Any, arm: str, path: Path) -> tuple[Block, Medium | None]:
         raise WavelengthError(f"{path}: {arm}_DATA has no wavelength cards (CRVAL1, CDELT1)")
     fibres = np.flatnonzero(_on_target(table))
     read = _reader([data, ivar, sens], fibres, shape)
-    block = Block(_ids(table, path)[fibres], _rows_of(table, fibres), read, wave_aa, path)
+    ids, told = _ids(table, path)[fibres], says_simulated(hdus)
+    block = Block(ids, _rows_of(table, fibres), read, wave_aa, path, simulated=told)
     return block, header_medium(data.header)
 
 
