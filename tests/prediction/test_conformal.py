@@ -9,6 +9,7 @@ from maury.prediction.conformal import (
     conformal_quantiles,
     joint_radii,
     mahalanobis2,
+    widening,
 )
 
 
@@ -82,3 +83,24 @@ def test_unknown_residuals_do_not_count_and_few_stars_tell_nothing():
     found = mahalanobis2(residual, np.broadcast_to(np.eye(2), (2, 2, 2)))
     np.testing.assert_allclose(found, [np.nan, 25.0])
     assert joint_radii(np.ones(40)) is None
+
+
+def test_errors_are_wider_where_many_stars_are_wild_but_not_by_much():
+    rng = np.random.default_rng(4)
+    normal = rng.standard_normal((4000, 9))
+    assert widening(normal) == 1.0
+    # Of nine labels with such tails, 7 % of the stars lie beyond three in one.
+    wild = rng.standard_normal((40_000, 9)) * np.where(rng.random((40_000, 9)) < 0.02, 2.5, 1.0)
+    share = (np.abs(wild) > 3).any(axis=1).mean()
+    factor = widening(wild)
+    assert 0.05 < share < 0.08
+    assert 1.0 < factor <= 1.04
+    after = (np.abs(wild) > 3 * factor).any(axis=1).mean()
+    assert after == pytest.approx(0.05, abs=0.003) or factor == 1.04
+    assert widening(100 * normal) == 1.04
+    # Labels that are unknown count for nothing, and stars without any neither.
+    missing = np.where(rng.random(normal.shape) < 0.5, np.nan, normal)
+    missing[:2000] = np.nan
+    missing[2000:2100, 0] = 3.06
+    assert widening(missing) == pytest.approx(1.02, abs=1e-6)
+    assert widening(np.full((5, 2), np.nan)) == 1.0
