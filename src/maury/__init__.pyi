@@ -22,4 +22,5 @@ from .survey.store import Survey as Survey
 from .survey.store import SurveyWriter as SurveyWriter
 from .training.adaptation import adapt as adapt
 from .training.runs import train as train
+from .training.theory_only import train_on_theory as train_on_theory
 from .version import __version__ as __version__

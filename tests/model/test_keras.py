@@ -4,7 +4,9 @@ import pytest
 
 from builders import keras_oracle
 from builders.keras_networks import graph, layer, write
+from maury.cli.model import import_keras as import_networks
 from maury.errors import InputFileError, OutputExists
+from maury.evaluation.card import read_card
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
 from maury.model.keras import import_keras, read_here, read_keras
@@ -229,3 +231,17 @@ def test_a_directory_of_too_many_networks_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputFileError, match=r"3 .h5 files, at most 2 go in"):
         import_keras(tmp_path, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_the_command_writes_a_card_with_licence_scaling_and_limits(tmp_path):
+    write(tmp_path / "n.h5", graph())
+    import_networks(tmp_path, tmp_path / "m")
+    card = read_card(Model.open(tmp_path / "m"))
+    assert card.licence == "MIT, (c) 2020 gguiglion"
+    assert "A&A 644, A168" in card.citation
+    teff = card.labels[0]
+    # The scaling of the published training sample, as the authors' table has it.
+    assert (teff["minimum"], teff["maximum"]) == pytest.approx((3658.889404, 7286.502930))
+    assert any("SPECTRUM_UNLIKE" in limit for limit in card.limits)
+    assert any("not calibrated" in limit for limit in card.limits)
+    assert not card.simulated

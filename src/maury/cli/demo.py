@@ -35,7 +35,7 @@ _MEMBERS = 2
 """Networks of the demonstration: the fewest that have a spread."""
 REDUCED: dict[str, dict[str, Any]] = {
     # Minutes on a laptop: it shows how the program is used, and claims no precision. Chosen.
-    "training": {"steps": 3000, "stars": 30_000},
+    "training": {"steps": 2000, "stars": 20_000},
     "ensemble": {"members": _MEMBERS},
 }
 """Settings of the demonstration: fewer networks and steps than by default."""

@@ -52,6 +52,13 @@ def train(
         str | None,
         typer.Option("--split", help="star (the default) or published (no independent test)."),
     ] = None,
+    theory_only: Annotated[
+        bool,
+        typer.Option(
+            "--theory-only",
+            help="Learn from simulated stars alone, on the pixels of SURVEY: it needs no labels.",
+        ),
+    ] = False,
     seed: Seed = 0,
     processes: Processes = None,
     workers: Workers = None,
@@ -63,18 +70,23 @@ def train(
     A run that was killed goes on when the same command is given again.
     """
     from maury.training.runs import train
+    from maury.training.theory_only import train_on_theory
 
+    if theory_only:
+        if any((preset, method, leave_out, split)):
+            raise typer.BadParameter(
+                "--theory-only goes without --preset, --method, --leave-out and --split"
+            )
+        learn = train_on_theory
+    else:
+        learn = partial(train, preset=preset, method=method, leave_out=leave_out, split=split)
     with terminal.cluster(scheduler, workers) as cluster, terminal.member_bars() as progress:
-        result = train(
+        result = learn(
             survey,
             model,
-            preset=preset,
-            method=method,
             members=members,
             seed=seed,
             config=config,
-            leave_out=leave_out,
-            split=split,
             n_processes=processes or workers,
             cluster=cluster,
             progress=progress,
@@ -136,9 +148,15 @@ def import_keras(
     overwrite: Overwrite = False,
 ) -> None:
     """Turn the released Keras networks of Guiglion et al. (2020) into a model directory."""
+    from maury.evaluation.card import add_card
     from maury.model.keras import import_keras
 
-    terminal.say(import_keras(directory, model, overwrite=overwrite))
+    imported = import_keras(directory, model, overwrite=overwrite)
+    card = add_card(imported)
+    terminal.say(imported)
+    for limit in card.limits:
+        terminal.say(f"- {limit}")
+    terminal.say(f"licence: {card.licence}; cite: {card.citation}")
 
 
 def info(

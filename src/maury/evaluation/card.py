@@ -376,12 +376,23 @@ def _limits(model: Model) -> list[str]:
             "The spectra of the training sample are SIMULATED: figures of merit measured on such "
             "spectra say how the method works, not how well it does on observed ones."
         )
+    if model.theory_only:
+        limits.append(
+            f"Theory alone trained it, and no star of the sky: errors are {model.theory_only}. "
+            "What theory gets wrong it gets wrong alike in all stars of a survey: the mean of many "
+            "is no better known than that."
+        )
     if not about["errors_calibrated"]:
         limits.append("Quoted errors are not calibrated; see how many residuals they hold.")
     if about["coverage_known"]:
         flags = (Flag.SPECTRUM_UNLIKE, Flag.LABELS_UNLIKE, Flag.RECONSTRUCTION_POOR)
         names = ", ".join(str(flag.name) for flag in flags)
         limits.append(f"Stars unlike those of the training sample are flagged: {names}.")
+    elif "imported" in model.provenance:
+        limits.append(
+            "Its training spectra are not at hand: a spectrum is compared with simulated ones "
+            f"alone (flag {Flag.SPECTRUM_UNLIKE.name}), and nothing is computed from its labels."
+        )
     else:
         limits.append("It cannot tell whether a spectrum is unlike those of its training sample.")
     inferred = [name for name, verdict in about["verdicts"].items() if verdict == "inferred"]

@@ -147,8 +147,9 @@ def _figure(value: float | None) -> str:
 
 def _errors(card: ModelCard) -> str:
     about = card.calibration
+    stars = "SIMULATED" if card.simulated else "labelled"
     calibrated = (
-        "Quoted 1 sigma errors are calibrated on labelled stars that trained no network."
+        f"Quoted 1 sigma errors are calibrated on {stars} stars that trained no network."
         if about["errors_calibrated"]
         else "Quoted errors are not calibrated."
     )

@@ -45,6 +45,8 @@ from maury.spectra.spectra import Medium, check_wavelengths, describe_grid
 LOSSES = "losses"
 """Attachment of a model: ``member_000`` and so on, (n_epoch, 2) float64, training and validation
 loss of each epoch, NaN where there is none."""
+THEORY_ONLY = "theory_only"
+"""Key of the provenance of a model that theory alone trained (`maury.training.theory_only`)."""
 METHOD = "method"
 """Attachment that a model has in place of networks, if `maury.methods` made it."""
 RESIDUAL_CALIBRATION = "residual_calibration"
@@ -255,6 +257,18 @@ class Model:
     def citation(self) -> str:
         """What to cite for this model."""
         return str(self.provenance.get("citation", ""))
+
+    @property
+    def theory_only(self) -> str:
+        """What a model says of its errors that theory alone trained; empty for all others."""
+        about = self.provenance.get(THEORY_ONLY)
+        if not about:
+            return ""
+        mismatch = about["mismatch"]
+        return (
+            "calibrated on SIMULATED stars alone, whose lines differ from theory by "
+            f"{mismatch['line_strength']:.0%} (rms), as theory is taken to differ from the sky"
+        )
 
     @cached_property
     def checksum(self) -> str:

@@ -56,6 +56,7 @@ class CatalogueSpec:
         error_parts: bool = False,
         by_star: bool = False,
         calibrated: bool = True,
+        caution: str = "",
     ) -> "CatalogueSpec":
         """Return the columns of a catalogue of these labels.
 
@@ -79,12 +80,14 @@ class CatalogueSpec:
             Whether a row is a star, with the number of its spectra.
         calibrated : bool
             Whether errors are calibrated; else their columns have another name.
+        caution : str
+            Added to the description of each error.
         """
         known = columns_module.known(labels)
         present = set(survey_columns)
         pairs = combinations(labels, 2) if correlations else ()
         groups = chain.from_iterable(
-            _label_columns(label, quantiles, error_parts, calibrated) for label in labels
+            _label_columns(label, quantiles, error_parts, calibrated, caution) for label in labels
         )
         chosen = (
             known["id"],
@@ -105,10 +108,13 @@ class CatalogueSpec:
 
 
 def _label_columns(
-    label: Label, quantiles: bool, error_parts: bool, calibrated: bool
+    label: Label, quantiles: bool, error_parts: bool, calibrated: bool, caution: str
 ) -> list[Column]:
     error = columns_module.for_label_error if calibrated else columns_module.for_label_formal_error
-    columns = [columns_module.for_label(label), error(label)]
+    stated = error(label)
+    if caution:
+        stated = replace(stated, description=f"{stated.description}, {caution}")
+    columns = [columns_module.for_label(label), stated]
     if error_parts:
         columns += [
             columns_module.for_error_part(label, *part) for part in columns_module.ERROR_PARTS

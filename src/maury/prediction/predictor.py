@@ -283,7 +283,8 @@ def catalogue_spec(
     calibrated, simulates = model.errors_calibrated, "calibration" in model.attachments
     errors = "1 sigma spread of the ensemble; not calibrated, and known to be too small"
     if simulates:
-        errors = "1 sigma, calibrated on labelled stars unseen by the networks that they evaluated"
+        usual = "calibrated on labelled stars unseen by the networks that they evaluated"
+        errors = f"1 sigma, {model.theory_only or usual}"
     elif calibrated:
         stars = model.attachments[RESIDUAL_CALIBRATION].metadata.get("stars", "labelled stars")
         errors = f"1 sigma, calibrated on residuals of {stars}"
@@ -337,4 +338,5 @@ def catalogue_spec(
         error_parts=error_parts,
         by_star=by_star,
         calibrated=calibrated,
+        caution=model.theory_only,
     )

@@ -20,7 +20,7 @@ FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
 
 class TheoryMismatch(BaseModel):
-    """How real stars differ from the theory behind the emulator, alike in all stars but for Ca II.
+    """How real stars differ from the theory behind the emulator: alike in all stars but for Ca II.
 
     The default is no difference. `REALISTIC_MISMATCH` holds differences of a realistic size.
 
@@ -38,6 +38,9 @@ class TheoryMismatch(BaseModel):
         Gaussian sigma of a core, angstrom.
     seed : int
         Seed of e(lambda).
+    alike : bool
+        Whether e is the same in all stars, as theory errs. Otherwise each star has its own, so that
+        a sample shows how far a theory may err that nobody has compared with the sky.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +51,7 @@ class TheoryMismatch(BaseModel):
     ca_core_scatter: float = Field(default=0.0, ge=0.0, le=0.5)
     ca_core_width_aa: float = Field(default=0.8, gt=0.0)
     seed: int = Field(default=0, ge=0)
+    alike: bool = True
 
     @property
     def absent(self) -> bool:
@@ -60,6 +64,8 @@ class TheoryMismatch(BaseModel):
         """Change emulated flux (n_star, n) on its wavelengths (n,) in air; cores star by star."""
         depth = self.ca_core + self.ca_core_scatter * np.asarray(rng.standard_normal(len(flux)))
         power, core = _curves(self, wave_aa.tobytes())
+        if not self.alike:
+            power = _exponent(self, wave_aa, rng.standard_normal(flux.shape))
         changed = np.maximum(flux, np.float32(_LEAST_FLUX)) ** power
         return np.asarray(changed * (1.0 - depth[:, None] * core), dtype=np.float32)
 
@@ -70,16 +76,22 @@ def _curves(mismatch: TheoryMismatch, wave_aa: bytes) -> tuple[Float32Array, Flo
     wave = np.frombuffer(wave_aa, dtype=np.float64)
     # The same in every spectrum: theory errs alike for all stars.
     white = np.random.default_rng(mismatch.seed).standard_normal(wave.size)
+    distance = (wave - np.array(CALCIUM_AA)[:, None]) / mismatch.ca_core_width_aa
+    core = np.exp(-0.5 * distance**2).sum(axis=0)
+    return _exponent(mismatch, wave, white), core.astype(np.float32)
+
+
+def _exponent(mismatch: TheoryMismatch, wave: Float64Array, white: Float64Array) -> Float32Array:
+    """Exponents (..., n) of the flux from white noise (..., n)."""
     centre = wave - wave.mean()
     kernel = np.exp(-0.5 * (FWHM_PER_SIGMA * centre / mismatch.scale_aa) ** 2)
     # Smoothed in Fourier space; that the ends meet does not matter for a random curve.
     smooth = scipy.fft.irfft(
         scipy.fft.rfft(white) * scipy.fft.rfft(np.fft.ifftshift(kernel)), wave.size
     )
-    power = 1.0 + mismatch.line_strength * smooth / np.sqrt(np.mean(smooth**2))
-    distance = (wave - np.array(CALCIUM_AA)[:, None]) / mismatch.ca_core_width_aa
-    core = np.exp(-0.5 * distance**2).sum(axis=0)
-    return power.astype(np.float32), core.astype(np.float32)
+    rms = np.sqrt(np.mean(smooth**2, axis=-1, keepdims=True))
+    power: Float32Array = (1.0 + mismatch.line_strength * smooth / rms).astype(np.float32)
+    return power
 
 
 REALISTIC_MISMATCH = TheoryMismatch(line_strength=0.08, ca_core=0.1, ca_core_scatter=0.05)

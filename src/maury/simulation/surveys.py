@@ -36,6 +36,9 @@ from maury.simulation.observing import (
     Spectrograph,
 )
 from maury.simulation.population import OBSERVED, TRAINING, Population, Selection, Stars
+from maury.spectra.batch import Readable
+from maury.spectra.operators import vacuum_to_air
+from maury.spectra.spectra import Medium
 from maury.survey.store import Survey
 from maury.survey.writer import CHUNK_STARS, SurveyWriter, put_rows
 
@@ -109,10 +112,18 @@ class Simulator:
     simulation : Simulation
     emulator : Emulator
     population : Population
+    wave_aa : (n_pixel,) float64
+        Pixels, angstrom in air.
     """
 
     def __init__(
-        self, seed: int, simulation: Simulation, *, emulator: Emulator, population: Population
+        self,
+        seed: int,
+        simulation: Simulation,
+        *,
+        emulator: Emulator,
+        population: Population,
+        wave_aa: Float64Array = RAVE_WAVE_AA,
     ) -> None:
         self.seed = seed
         self.simulation = simulation
@@ -120,7 +131,7 @@ class Simulator:
         self.population = population
         self.spectrograph = Spectrograph(
             emulator.wave_aa,
-            RAVE_WAVE_AA,
+            wave_aa,
             emulator.spec.resolving_power,
             simulation.observing,
         )
@@ -191,6 +202,7 @@ def simulate_survey(
     overwrite: bool = False,
     progress: Progress | None = None,
     emulator: Emulator | None = None,
+    like: Readable | None = None,
     cluster: Cluster | None = None,
 ) -> Survey:
     """Simulate a RAVE-like survey and write it to a store, marked as simulated.
@@ -217,6 +229,8 @@ def simulate_survey(
         Called with the number of stars done and their total.
     emulator : Emulator, optional
         Instead of the one that ships with the package.
+    like : Readable, optional
+        On the pixels of this survey, within those of the emulator, instead of RAVE's.
     cluster : Cluster, optional
         Workers to simulate on (`maury.io.cluster.connect`); the bytes are the same.
 
@@ -227,7 +241,8 @@ def simulate_survey(
     Raises
     ------
     ConfigError
-        If `n_star` is not positive, or `seed` is negative, or workers lack the `emulator`.
+        If `n_star` is not positive, or `seed` is negative, or workers lack the `emulator` or
+        the pixels of `like`.
     ClusterError, WorkerLost
         As of `maury.io.cluster.Cluster.results`.
     OutputExists
@@ -235,22 +250,32 @@ def simulate_survey(
     ResumeMismatch
         If a partial store of another run is in the way.
     """
-    _check(n_star, seed, own_emulator=emulator is not None, on_workers=cluster is not None)
+    own = emulator is not None or like is not None
+    _check(n_star, seed, own=own, on_workers=cluster is not None)
+    wave = RAVE_WAVE_AA if like is None else like.wave_aa
+    medium: Medium = "air" if like is None else like.medium
     chosen = simulation or _usual(observed=observed, galaxy=galaxy)
     simulator = Simulator(
-        seed, chosen, emulator=emulator or Emulator.load(), population=Population.load()
+        seed,
+        chosen,
+        emulator=emulator or Emulator.load(),
+        population=Population.load(),
+        wave_aa=wave if medium == "air" else vacuum_to_air(wave),
     )
     provenance = _provenance(simulator)
+    key = {**provenance, "n_star": n_star}
+    if like is not None:
+        key["pixels"] = hashlib.sha256(wave.tobytes()).hexdigest()
     with SurveyWriter(
         path,
         n_star=n_star,
-        wave_aa=RAVE_WAVE_AA,
-        medium="air",
+        wave_aa=wave,
+        medium=medium,
         columns=simulator.column_names,
         simulated=True,
         provenance=provenance,
         overwrite=overwrite,
-        resume_key=_fingerprint({**provenance, "n_star": n_star}),
+        resume_key=_fingerprint(key),
         resolving_power=chosen.observing.resolving_power,
         noise_correlation=chosen.observing.correlation,
     ) as writer:
@@ -260,13 +285,16 @@ def simulate_survey(
     return Survey.open(path)
 
 
-def _check(n_star: int, seed: int, *, own_emulator: bool, on_workers: bool) -> None:
+def _check(n_star: int, seed: int, *, own: bool, on_workers: bool) -> None:
     if n_star < 1 or seed < 0:
         raise ConfigError(
             f"n_star must be at least 1 and seed not negative, got {n_star} and {seed}"
         )
-    if own_emulator and on_workers:
-        raise ConfigError("workers of a cluster use the emulator that ships with maury; give none")
+    if own and on_workers:
+        raise ConfigError(
+            "workers of a cluster use the emulator that ships with maury, and the pixels of RAVE; "
+            "give no others"
+        )
 
 
 def _usual(*, observed: bool, galaxy: bool) -> Simulation:

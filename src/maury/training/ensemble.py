@@ -21,7 +21,7 @@ from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
 from maury.labels import definitions as labels_module
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
-from maury.methods.fitting.synthetic_library import SyntheticLibrary
+from maury.methods.fitting.synthetic_library import THEORIES, SyntheticLibrary
 from maury.methods.fitting.trained_payne import TrainedPayne
 from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
@@ -495,7 +495,9 @@ def _synthetic(stars: _Stars, settings: EnsembleConfig, seed: int) -> Synthetic 
     assert stars.simulated is not None, "such are the stars of a preset that simulates"
     known, names = stars.simulated[stars.parts["train"]], [label.name for label in stars.labels]
     path = Path(training.synthetic)
-    if (theory := TrainedPayne.read(path)) is None:
+    if training.synthetic in THEORIES:
+        library = SyntheticLibrary.of_theory(training.synthetic, wave, power)
+    elif (theory := TrainedPayne.read(path)) is None:
         library = SyntheticLibrary.read(path, wave_aa=wave, resolving_power=power)
     else:
         _refuse_met(theory, stars, path)

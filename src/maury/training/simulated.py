@@ -84,9 +84,10 @@ class SimulatedTraining(BaseModel):
         What the stars are simulated with: the emulator that ships, calibrated on the labelled
         stars; a theory that is learnt from these alone; or whichever the survey asks for.
     synthetic : str, optional
-        Path of synthetic spectra (`maury.methods.fitting.synthetic_library.SyntheticLibrary`), or
-        of a network that gives them (`maury.methods.fitting.trained_payne.TrainedPayne`): the
-        learnt theory begins at them.
+        Name of a theory (`maury.methods.fitting.synthetic_library.THEORIES`), path of synthetic
+        spectra (`maury.methods.fitting.synthetic_library.SyntheticLibrary`), or of a network that
+        gives them (`maury.methods.fitting.trained_payne.TrainedPayne`): the learnt theory begins
+        at them.
     dropping, draw, noise, disturbances, observing
         Missing inputs; choice of the stars; their S/N; what real surveys have besides; the
         instrument. The scatter of the continuum is measured on the labelled stars, and

@@ -12,13 +12,14 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
-from maury.errors import InputFileError
+from maury.errors import ConfigError, InputFileError
 from maury.io.arrays import Float32Array, Float64Array
 from maury.io.limits import check_regular
+from maury.io.own_parts import Parts
 from maury.methods.fitting.grid_files import (
     inside,
     load_text,
@@ -30,7 +31,7 @@ from maury.methods.fitting.trained_payne import TrainedPayne, plain_label
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.readers.planes import npz_array
 
-__all__ = ["SyntheticLibrary"]
+__all__ = ["THEORIES", "SyntheticLibrary", "Theory"]
 
 _LEAST_SPECTRA = 20
 """Spectra below which not even slopes by four labels are known; chosen."""
@@ -58,6 +59,27 @@ class SyntheticLibrary:
     names: tuple[str, ...]
     labels: Float64Array
     flux: Float32Array
+
+    @classmethod
+    def of_theory(cls, name: str, wave_aa: Float64Array, resolving_power: float | None) -> Self:
+        """Ask a theory of `THEORIES` for its spectra.
+
+        Raises
+        ------
+        ConfigError
+            If what it gives are no such spectra.
+        """
+        given = THEORIES[name](wave_aa, resolving_power)
+        flux = np.asarray(given.flux, dtype=np.float32)
+        labels = np.asarray(given.labels, dtype=np.float64)
+        wanted = (len(labels), wave_aa.size), (len(flux), len(given.names))
+        if (flux.shape, labels.shape) != wanted:
+            raise ConfigError(
+                f"the theory {name!r} gave flux {flux.shape} and labels {labels.shape} for "
+                f"{wave_aa.size} pixels and the labels {', '.join(given.names)}; it must give "
+                "(n, n_pixel) and (n, n_label)"
+            )
+        return cls(tuple(given.names), labels, flux)
 
     @classmethod
     def read(
@@ -231,3 +253,14 @@ class SyntheticLibrary:
             )
         known = tuple(names[k] for k in shared)
         return shared, type(self)(known, own[rows], self.flux[rows])
+
+
+class Theory(Protocol):
+    """What gives synthetic spectra of one's own, as a survey would see them."""
+
+    def __call__(self, wave_aa: Float64Array, resolving_power: float | None, /) -> SyntheticLibrary:
+        """Give spectra on pixels (n_pixel,) in air, at a resolving power; None if it is unknown."""
+
+
+THEORIES: Parts[Theory] = Parts("maury.theories", {})
+"""Theories by name, of installed packages and named modules; `maury` has none of its own here."""
