@@ -44,14 +44,16 @@ def shares(model, survey, rows):
     residual = np.stack([found[n] for n in names], axis=1) - truth
     error = np.stack([stated_error(found, n) for n in names], axis=1)
     ok = np.isfinite(residual) & np.isfinite(error)
-    n = np.maximum(ok.sum(axis=0), 1)
+    # Where no error is stated, as a single network states none, no share is known.
+    n = np.where(ok.any(axis=0), ok.sum(axis=0), np.nan)
     within = np.sum((np.abs(residual) < error) & ok, axis=0) / n
     off = ((np.abs(residual) > 3 * error) & ok).any(axis=1)
+    silent = np.mean(off & ~np.asarray(found["warn"])) if ok.any() else np.nan
     between = np.full(len(names), np.nan)
     if f"{names[0]}_q02" in found:
         low, high = (np.stack([found[f"{n}_{q}"] for n in names], axis=1) for q in ("q02", "q98"))
         between = np.sum((truth > low) & (truth < high) & ok, axis=0) / n
-    return within, between, np.mean(off & ~np.asarray(found["warn"]))
+    return within, between, silent
 
 
 def left_out(survey, count, seed, path):
