@@ -8,6 +8,7 @@ from maury.methods.registry import MethodNetwork
 from maury.model.directory import Model
 from maury.prediction.labellers import Labeller
 from maury.simulation.observing import ObservingModel
+from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Readable
 from maury.spectra.noise import same_correlation
 
@@ -15,7 +16,7 @@ __all__ = ["tell_of_conditions", "training_power"]
 
 logger = logging.getLogger(__name__)
 
-_POWER_MARGIN = 0.01
+POWER_MARGIN = 0.01
 """Relative difference that is told of: a fifth of the scatter between fibres (400 of 7500), which
 training knows; chosen, not measured."""
 
@@ -27,6 +28,9 @@ def training_power(model: Model, labeller: Labeller) -> float | None:
         return network.method.resolving_power
     if "sky" not in model.attachments:
         return None
+    if TrainingStarSimulator.learnt_by(model):
+        known = model.training.get("theory", {}).get("resolving_power")
+        return None if known is None else float(known)
     stated = model.attachments["sky"].metadata["observing"]
     return ObservingModel.model_validate(stated).resolving_power
 
@@ -38,7 +42,8 @@ def tell_of_conditions(model: Model, labeller: Labeller, survey: Readable) -> No
     one whose errors were learnt at that of the training spectra is warned of.
     """
     own, power = training_power(model, labeller), survey.resolving_power
-    if own is not None and power is not None and abs(power / own - 1.0) > _POWER_MARGIN:
+    # Spectra of a higher one are broadened (`maury.prediction.matching`).
+    if own is not None and power is not None and power < own / (1.0 + POWER_MARGIN):
         logger.warning(
             "%s has the resolving power %g, and the model was trained at %g: lines are of another "
             "width than those that it knows, and labels will be wrong; train a model on a survey "

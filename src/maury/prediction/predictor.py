@@ -1,6 +1,8 @@
 """A model ready to predict: batches in, columns of the catalogue out."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from copy import copy
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -25,9 +27,11 @@ from maury.model.citations import keys_of_model
 from maury.model.directory import RESIDUAL_CALIBRATION, Model
 from maury.model.output import Prediction
 from maury.prediction.catalogue import CatalogueSpec
+from maury.prediction.conditions import training_power
 from maury.prediction.conformal import JOINT_LEVELS
 from maury.prediction.drift import unjudged
 from maury.prediction.labellers import open_labeller
+from maury.prediction.matching import matched
 from maury.prediction.self_check import require_self_check
 from maury.spectra.batch import Batch, Readable
 from maury.spectra.preparation import SOURCES, Inputs, take
@@ -91,6 +95,7 @@ class Predictor:
         inputs = (*WITHOUT, *self.model.preparation.further_sources)
         self.without = tuple(check_known("input", name, inputs) for name in without)
         self.given = given and check_known("label", given, self.model.label_names)
+        self.preparation = self.model.preparation
         self.labeller = open_labeller(self.model, engine=engine, network=network)
         # Networks that have just been trained are those that the self-check was made with.
         if network is None:
@@ -105,6 +110,25 @@ class Predictor:
                 f"the network '{self.model.network['name']}' gives no labels without "
                 f"{', '.join(needed)}; use a model of the preset maury"
             )
+
+    def taking(self, survey: Readable, *, level: int = logging.WARNING) -> "Predictor":
+        """Return one that brings the spectra of a survey to the grid of the model, if need be.
+
+        Parameters
+        ----------
+        survey : Readable
+        level : int
+            Of the message that says what is done.
+
+        Raises
+        ------
+        GridMismatch
+            If they cannot be brought to it (`maury.prediction.matching.matched`).
+        """
+        other = copy(self)
+        power = training_power(self.model, self.labeller)
+        other.preparation = matched(self.model, survey, power, level=level)
+        return other
 
     def predict(self, batch: Batch, inputs: Inputs | None = None) -> dict[str, AnyArray]:
         """Predict the labels of one batch.
@@ -156,7 +180,7 @@ class Predictor:
         """Prepare a batch, and predict it as networks or method do, before any calibration."""
         if inputs is None:
             further = self.model.preparation.further_sources
-            inputs = self.model.preparation.apply(hide(batch, self.without, further=further))
+            inputs = self.preparation.apply(hide(batch, self.without, further=further))
         return inputs, self.labeller.predict(inputs, batch)
 
     def _flags(

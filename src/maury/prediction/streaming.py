@@ -55,7 +55,6 @@ from maury.prediction.draws import Draws, check_n_draw, drawable, draws_path, wr
 from maury.prediction.drift import drift
 from maury.prediction.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
 from maury.spectra.batch import Batch, Readable
-from maury.spectra.spectra import Spectra, require_same_grid
 from maury.survey.readers.general import open_survey
 from maury.survey.store import Survey
 
@@ -273,8 +272,7 @@ def plan(
     if model.path is None:
         raise ModelFileError("the model is not saved; save it, and predict with what is saved")
     paths = (str(model.path.absolute()), str(survey.path.absolute()))
-    predictor = _predictor(paths[0], options, model.checksum)
-    _check_grid(model, survey)
+    predictor = _predictor(paths[0], options, model.checksum).taking(survey)
     tell_of_conditions(model, predictor.labeller, survey)
     _check_given(survey, options.given)
     spec = catalogue_spec(
@@ -343,8 +341,10 @@ def predict_part(part: Part, report: Callable[[int], None] | None = None) -> Pat
         if report is not None:
             report(len(part))
         return path
-    predictor = _predictor(part.model, part.options, part.checksum)
     survey = _survey(part.survey)
+    predictor = _predictor(part.model, part.options, part.checksum)
+    # The plan has told of it.
+    predictor = predictor.taking(survey, level=logging.DEBUG)
     spec = catalogue_spec(
         predictor.model,
         survey,
@@ -633,8 +633,7 @@ def predict_rows(
         As `Predictor.predict`.
     """
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
-    predictor = Predictor(model, without=without)
-    _check_grid(predictor.model, survey)
+    predictor = Predictor(model, without=without).taking(survey)
     tell_of_conditions(predictor.model, predictor.labeller, survey)
     index = np.asarray(rows, dtype=np.int64)
     blocks = [index[k : k + _READ_ROWS] for k in range(0, max(index.size, 1), _READ_ROWS)]
@@ -709,21 +708,14 @@ def _batches(survey: Readable, part: Part) -> Iterator[Batch]:
         yield ahead.result()
 
 
-def _check_grid(model: Model, survey: Readable) -> None:
-    """Fail before the first batch, not in the middle of a survey."""
-    first = survey.batch(0, min(1, len(survey))).spectra
-    wave_aa, medium = model.preparation.prepared_grid(first)
-    none = np.zeros((0, wave_aa.size), dtype=np.float32)
-    require_same_grid(model.wave_aa, Spectra(wave_aa, none, none, medium), medium=model.medium)
-
-
 def _drift(predictor: Predictor, survey: Readable, work: Path) -> dict[str, Any]:
     """Compare the survey with the training sample, once for a run and those that go on with it."""
     known = work / _DRIFT
     if not known.exists():
         # Of inputs that count as missing nothing is to be told.
         labeller = None if predictor.without else predictor.labeller.with_theory
-        found = drift(predictor.model, survey, labeller=labeller)
+        model = replace(predictor.model, preparation=predictor.preparation)
+        found = drift(model, survey, labeller=labeller)
         note = {"drift": {"stars": found.n_star, "findings": list(found.findings)}}
         note["drift"]["unlike"] = found.unlike
         with writing(known, overwrite=True) as partial:

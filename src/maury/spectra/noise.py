@@ -168,6 +168,35 @@ def resampled_correlation(correlation: tuple[float, ...], ratio: float) -> tuple
     return tuple((shrink * kept).tolist())
 
 
+def filtered_noise(
+    kernel: Float64Array, correlation: tuple[float, ...]
+) -> tuple[float, tuple[float, ...]]:
+    """Return what a filter makes of noise: its variance over that of white noise, correlation.
+
+    Parameters
+    ----------
+    kernel : (n,) float64
+        Weights of neighbouring pixels.
+    correlation : tuple of float
+        Of the noise before, at lags of 1, 2, ... pixels.
+
+    Returns
+    -------
+    gain : float
+    correlation : tuple of float
+        At lags of 1, 2, ... pixels; cut where it falls below .005.
+    """
+    own = np.correlate(kernel, kernel, "full")
+    whole = np.convolve(own, [*correlation[::-1], 1.0, *correlation])
+    lags = whole[whole.size // 2 :]
+    found = lags[1:] / lags[0]
+    last = np.flatnonzero(np.abs(found) >= _NEGLIGIBLE)
+    kept = found[: last[-1] + 1 if last.size else 0]
+    # What is cut off can leave a power below 0, as in `resampled_correlation`.
+    shrink = min(1.0, 1.0 / max(1.0 - _least_power(kept), 1e-9))
+    return float(lags[0] / own.max()), tuple((shrink * kept).tolist())
+
+
 def noise_kernel(correlation: Sequence[float]) -> Float64Array:
     """Kernel (n_lag + 1,) that makes noise of this correlation and variance 1 of white noise.
 

@@ -37,6 +37,7 @@ __all__ = [
     "Resampler",
     "air_to_vacuum",
     "bin_edges",
+    "broadening",
     "chebyshev_continuum",
     "doppler_factor",
     "estimate_snr",
@@ -56,6 +57,10 @@ SPEED_OF_LIGHT_KMS = 299792.458
 """Exact, by the definition of the metre."""
 # 64 stars of a thousand pixels, with their transposed copies, stay in the second-level cache.
 _BLOCK = 64
+_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+"""Full width at half maximum of a Gaussian of unit standard deviation."""
+_REACH_SIGMA = 4.0
+"""Beyond four standard deviations a Gaussian has 6e-5 of its area."""
 _EDGE_TOLERANCE = 1e-6
 """Share of a pixel by which rounding may move an edge of a grid of thousands of angstrom."""
 
@@ -134,6 +139,42 @@ def bin_edges(wave_aa: ArrayLike) -> Float64Array:
     first = wave[0] - 0.5 * (wave[1] - wave[0])
     last = wave[-1] + 0.5 * (wave[-1] - wave[-2])
     return np.concatenate([[first], middle, [last]])
+
+
+def broadening(wave_aa: ArrayLike, resolving_power: float, to: float) -> scipy.sparse.csr_matrix:
+    """Matrix (n_pixel, n_pixel) that lowers the resolving power of spectra.
+
+    A Gaussian line of full width lambda / R at half maximum becomes one of lambda / R' under a
+    Gaussian of lambda sqrt(R'^-2 - R^-2), here cut off at four standard deviations. Each row sums
+    to 1; pixels beyond the ends, or in gaps between arms, have no part.
+
+    Parameters
+    ----------
+    wave_aa : (n_pixel,) array_like
+        Pixel centres, increasing.
+    resolving_power, to : float
+        R and R'.
+
+    Raises
+    ------
+    ValueError
+        If R' is not lower than R.
+    """
+    if not 0 < to < resolving_power:
+        raise ValueError(f"a resolving power of {resolving_power} is not lowered to {to}")
+    wave = np.asarray(wave_aa, dtype=np.float64)
+    sigma = wave * np.sqrt(to**-2 - resolving_power**-2) / _FWHM_PER_SIGMA
+    first = np.searchsorted(wave, wave - _REACH_SIGMA * sigma)
+    last = np.searchsorted(wave, wave + _REACH_SIGMA * sigma, side="right")
+    counts = last - first
+    row = np.repeat(np.arange(wave.size), counts)
+    column = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
+    width = np.diff(bin_edges(wave))
+    weight = width[column] * np.exp(-0.5 * ((wave[column] - wave[row]) / sigma[row]) ** 2)
+    total = np.bincount(row, weight, minlength=wave.size)
+    return scipy.sparse.csr_matrix(
+        (weight / total[row], (row, column)), shape=(wave.size, wave.size)
+    )
 
 
 def _working_dtype(flux: FloatArray) -> type[np.floating[Any]]:

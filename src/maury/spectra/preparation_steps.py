@@ -20,7 +20,7 @@ from maury.io.config_files import at_most
 from maury.labels.flags import Flag, set_where
 from maury.spectra import operators as ops
 from maury.spectra.batch import Batch
-from maury.spectra.noise import RAVE_CORRELATION, resampled_correlation
+from maury.spectra.noise import RAVE_CORRELATION, filtered_noise, resampled_correlation
 from maury.spectra.pixels import continuum_level
 from maury.spectra.spectra import (
     Medium,
@@ -157,6 +157,20 @@ def _resampler(
     return ops.Resampler(*grids, min_coverage=min_coverage, noise_correlation=correlation)
 
 
+@lru_cache(maxsize=8)
+def _broadening(
+    wave: bytes, resolving_power: float, to: float, correlation: tuple[float, ...]
+) -> tuple[Any, float, tuple[float, ...]]:
+    """Return the matrix of `Broaden`, and what `filtered_noise` says of it.
+
+    That of the pixel in the middle: a Gaussian of constant lambda / FWHM hardly changes over a
+    window.
+    """
+    matrix = ops.broadening(np.frombuffer(wave), resolving_power, to)
+    kernel = np.trim_zeros(matrix[matrix.shape[0] // 2].toarray()[0])
+    return (matrix, *filtered_noise(kernel, correlation))
+
+
 Coverage = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -213,6 +227,45 @@ class Resample(Config):
         grids = (spectra.wave_aa.tobytes(), wave.tobytes())
         resampler = _resampler(*grids, self.min_coverage, state.noise_correlation)
         return state.on_grid(wave, *resampler(spectra.flux, spectra.ivar))
+
+
+class Broaden(Config):
+    """Lower the resolving power by a Gaussian (`maury.spectra.operators.broadening`)."""
+
+    step: Literal["broaden"] = "broaden"
+    resolving_power: Annotated[float, Field(gt=0)]
+    to: Annotated[float, Field(gt=0)]
+    min_coverage: Coverage = 0.5
+
+    @model_validator(mode="after")
+    def _lower(self) -> Self:
+        if not self.to < self.resolving_power:
+            raise ValueError(
+                f"a resolving power of {self.resolving_power:g} is not lowered to {self.to:g}"
+            )
+        return self
+
+    def run(self, state: State) -> State:
+        """Return the state at the lower resolving power."""
+        spectra = state.spectra
+        wave, good = spectra.wave_aa.tobytes(), spectra.good.astype(np.float32)
+        matrix, more, correlation = _broadening(
+            wave, self.resolving_power, self.to, state.noise_correlation
+        )
+        covered = (matrix @ good.T).T
+        usable = covered >= self.min_coverage
+        share = np.where(usable, covered, 1.0)
+        variance = np.where(good > 0, 1.0 / np.where(good > 0, spectra.ivar, 1.0), 0.0)
+        flux = (matrix @ (spectra.flux * good).T).T / share
+        spread = more * (matrix.power(2) @ variance.T).T / share**2
+        ivar = np.where(usable & (spread > 0), 1.0 / np.where(spread > 0, spread, 1.0), 0.0)
+        moved = replace(
+            spectra,
+            flux=_float32(np.where(usable, flux, 0.0)),
+            ivar=_float32(ivar),
+            noise_correlation=correlation,
+        )
+        return replace(state, spectra=moved)
 
 
 class RestFrame(Config):
@@ -388,6 +441,7 @@ SpectralStep = Annotated[
     CheckGrid
     | ToMedium
     | Resample
+    | Broaden
     | RestFrame
     | Noise
     | MaskCosmics

@@ -170,7 +170,10 @@ def train(
         progress=progress or (lambda event: None),
         cluster=cluster,
     )
-    about = {"theory": asdict(theory)} if theory and source is None else {}
+    about: dict[str, Any] = {}
+    if theory and source is None:
+        # A learnt theory needs no resolving power: what the settings state may not be the survey's.
+        about["theory"] = {**asdict(theory), "resolving_power": survey.resolving_power}
     trained = _assemble(folder, settings, stars, jobs, survey, seed, source, about)
     result = complete(trained, stars.sample).save(path, overwrite=overwrite, finish=finish)
     discard(folder.path, path)
