@@ -22,7 +22,7 @@ from maury.evaluation.audit_report import (
 )
 from maury.evaluation.sensitivity import LINES, LINES_OF, STAR_TYPES, nearest_to, optimal_weights
 from maury.evaluation.swaps import alike, bootstrap_scatter, response
-from maury.labels.definitions import LABEL_NAMES
+from maury.labels.definitions import LABEL_NAMES, select
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
 from maury.prediction.streaming import WITHOUT as INPUTS
@@ -322,7 +322,8 @@ def test_figures_show_the_audit(default, published) -> None:
         figure = figures.audit_figure(report)
         figure.draw_without_rendering()
         (ax,) = figure.axes
-        assert [t.get_text() for t in ax.get_yticklabels()] == [r.symbol for r in report.labels]
+        names = [figures.symbol_text(one) for one in select([r.name for r in report.labels])]
+        assert [t.get_text() for t in ax.get_yticklabels()] == names
         assert SIMULATED in [t.get_text() for t in ax.texts]
     one = default.sensitivities[0]
     figure = figures.sensitivity_figure(one, simulated=True)

@@ -109,6 +109,17 @@ def test_fits_is_read_by_others(tmp_path, parts):
     assert header[f"TCOMM{number}"].endswith("(dex)")
 
 
+@pytest.mark.filterwarnings("error")
+def test_astropy_reads_fits_with_descriptions_and_without_a_warning(tmp_path, parts):
+    assemble(parts[0], tmp_path / "labels.fits", spec=SPEC)
+    table = Table.read(tmp_path / "labels.fits")
+    assert {name: table[name].description for name in table.colnames} == {
+        column.name: column.description for column in SPEC.columns
+    }
+    assert all(table[column.name].description for column in SPEC.columns)
+    assert str(table["teff"].unit) == "K"
+
+
 def test_non_ascii_identifiers_survive_in_fits(tmp_path):
     rows = make_rows(0, 3, np.random.default_rng(1), identifier="ζ-Pup-{}")
     write_part(tmp_path / "p.parquet", SPEC, rows)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.coordinates import Galactocentric, SkyCoord
+from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
-from maury.report.cartography.places import galactic, galactocentric
+from maury.report.cartography.places import galactic, galactocentric, median_distance_kpc
 from maury.report.explorer import Explorer
 from maury.report.explorer.content import Content
 from maury.report.explorer.exporting import FORMATS, selected_rows
@@ -143,15 +144,16 @@ def test_places_are_those_of_astropy() -> None:
     stars = SkyCoord(ra * units.deg, dec * units.deg, distance * units.kpc)
     frame = Galactocentric(galcen_distance=8.122 * units.kpc, z_sun=20.8 * units.pc)
     there = stars.transform_to(frame).cartesian.xyz.to_value(units.kpc)
-    radius, height = galactocentric(ra, dec, 1 / distance)
+    radius, height = galactocentric(ra, dec, median_distance_kpc(ra, dec, 1 / distance))
     np.testing.assert_allclose(radius, np.hypot(there[0], there[1]), rtol=1e-9)
     np.testing.assert_allclose(height, there[2], atol=1e-9)
-    precise = galactocentric(ra, dec, 1 / distance, error_mas=np.full(40, 1e-4))
+    known = median_distance_kpc(ra, dec, 1 / distance, error_mas=np.full(40, 1e-4))
+    precise = galactocentric(ra, dec, known)
     np.testing.assert_allclose(precise[0], radius, rtol=5e-3)
     longitude, latitude = galactic([0.0, np.nan, 10.0, 20.0], [0.0, 5.0, 95.0, -90.0])
     np.testing.assert_array_equal(np.isnan(longitude), [False, True, True, False])
     np.testing.assert_array_equal(np.isnan(latitude), [False, True, True, False])
-    assert np.isnan(galactocentric([1.0] * 3, [2.0] * 3, [-1.0, 0.0, np.nan])).all()
+    assert np.isnan(median_distance_kpc([1.0] * 3, [2.0] * 3, [-1.0, 0.0, np.nan])).all()
 
 
 @settings(max_examples=12, deadline=None)
@@ -174,6 +176,72 @@ def test_a_download_is_the_selection(client, catalogue, tmp_path_factory, chosen
         assert got.table[column].meta["ucd"] == expected.meta["ucd"]
     assert got.metadata == {**catalogue.metadata, "selection": {"rows": len(rows), "of": N}}
     assert got.simulated
+
+
+def test_an_expression_is_answered_with_the_rows_that_pass(client, catalogue) -> None:
+    text = "m_h+%3C+-0.2+%26+snr+%3E+30+%7C+glat+%3E+60"
+    table = catalogue.table
+    m_h, snr = (np.asarray(table[name]) for name in ("m_h", "snr"))
+    latitude = galactic(table["ra"], table["dec"])[1]
+    expected = (m_h < -0.2) & (snr > 30) | (latitude > 60)
+    got = selected_rows(client.get(f"/api/where?text={text}"), N)
+    np.testing.assert_array_equal(got, expected)
+    assert 0 < got.sum() < N
+    warned = selected_rows(client.get("/api/where?text=warn"), N)
+    np.testing.assert_array_equal(warned, np.asarray(table["warn"]))
+
+
+def test_symbols_of_own_labels_are_shown(tmp_path) -> None:
+    rows = catalogue_rows(9)
+    rows = {name: rows[name] for name in ("id", "snr", "teff", "teff_error")}
+    table = Catalogue(Table(rows), {"symbols": {"teff": "T", "snr": 3}})
+    content = Content(table, name="own", folder=tmp_path, symbols={"snr": "depth"})
+    assert {n: c.symbol for n, c in content.columns.items()} == {
+        "snr": "depth",
+        "teff": "T",
+        "teff_error": "error of T",
+    }
+
+
+def test_colours_and_magnitudes_are_those_of_the_catalogue_or_the_survey(
+    tmp_path, tiny_survey
+) -> None:
+    survey = Survey.open(tiny_survey)
+    n = len(survey)
+    names = ("id", "ra", "dec", "parallax", "parallax_error")
+    table = Table({name: survey.column(name) for name in names})
+    content = Content(Catalogue(table, {}), name="x", folder=tmp_path, survey=survey)
+    apparent = survey.column("phot_g_mean_mag")
+    colour = survey.column("phot_bp_mean_mag") - survey.column("phot_rp_mean_mag")
+    values = next(content._values(["colour_index", "absolute_magnitude"]))
+    np.testing.assert_allclose(values["colour_index"], colour)
+    near = (survey.column("parallax") > 20 * survey.column("parallax_error")) & (
+        survey.column("parallax_error") > 0
+    )
+    direct = apparent + 5 * np.log10(survey.column("parallax") / 100)
+    assert near.sum() > 5
+    np.testing.assert_allclose(values["absolute_magnitude"][near], direct[near], atol=0.05)
+    assert content.own.names == list(names)
+    # Of a survey of other rows, nothing is taken.
+    other = Content(Catalogue(table[: n - 1], {}), name="x", folder=tmp_path, survey=survey)
+    assert other.panels()["cmd"] is None
+    table["j_m"], table["ks_m"] = np.full(n, 10.0), np.full(n, 9.5)
+    own = Content(Catalogue(table, {}), name="x", folder=tmp_path, survey=survey)
+    assert own.columns["colour_index"].symbol == "J\N{MINUS SIGN}Ks"
+    assert own.columns["colour_index"].dark == pytest.approx(0.5, abs=0.6)
+
+
+def test_slow_parts_of_the_start_are_told(tmp_path, catalogue) -> None:
+    told: list[str] = []
+    with Explorer(catalogue, stage=told.append):
+        assert told == ["reading the catalogue", "packing the columns of the first view"]
+
+
+@pytest.mark.parametrize("place", [(np.nan, 1.0), (10.0, 95.0), (400.0, 0.0)])
+def test_a_star_without_a_place_has_no_links(tmp_path, place) -> None:
+    table = Table({"id": ["a"], "ra": [place[0]], "dec": [place[1]]})
+    content = Content(Catalogue(table, {}), name="x", folder=tmp_path)
+    assert Stars(content).labels(0)["links"] == []
 
 
 @given(st.integers(0, 70), st.data())
@@ -200,6 +268,11 @@ REFUSED = [
     ("GET", "/api/column/..%2f..%2fetc", {}, 404),
     ("GET", "/api/find", {}, 400),
     ("GET", "/api/find?id=nobody", {}, 404),
+    ("GET", "/api/where", {}, 400),
+    ("GET", "/api/where?text=snr", {}, 422),
+    ("GET", "/api/where?text=%3Cb%3E%0A", {}, 422),
+    ("GET", "/api/where?text=" + "1%2B" * 400, {}, 422),
+    ("GET", "/api/where?text=snr>1", {"Cookie": None}, 403),
     ("GET", "/api/nothing", {}, 404),
     ("GET", "/static/../server.py", {}, 404),
     ("GET", "/static/%2e%2e/server.py", {}, 404),
@@ -374,7 +447,7 @@ def test_a_spectrum_comes_with_fit_and_sensitivity(learnt, tiny_survey, tiny_mod
     np.testing.assert_allclose(got["wave"], survey.wave_aa, rtol=1e-7)
     np.testing.assert_allclose(got["flux"], batch.spectra.flux[0], rtol=6e-5)
     assert got["simulated"] is True
-    assert got["origin"] == "the emulator, not calibrated"
+    assert got["origin"] == "emulator at the predicted labels, not calibrated"
     fit, flux = np.array(got["fit"]), np.array(got["flux"])
     assert np.corrcoef(fit, flux)[0, 1] > 0.5
     found = learnt.json("/api/sensitivity/5")
@@ -412,7 +485,7 @@ def test_the_fit_of_a_calibrated_model_is_its_theory(tiny_survey, tiny_model, le
     labels = np.array([[catalogue.table[name][3] for name in LABEL_NAMES]])
     with Explorer(catalogue, survey=survey, model=calibrated) as explorer:
         got = Client(explorer).json("/api/spectrum/3")
-    assert got["origin"] == "the model's calibrated theory"
+    assert got["origin"] == "emulator at the predicted labels, calibrated"
     np.testing.assert_allclose(got["fit"], star_simulator.theory(labels)[0], rtol=6e-5)
     assert got["fit"] != learnt.json("/api/spectrum/3")["fit"]
 
@@ -442,7 +515,9 @@ def test_panels_follow_the_columns(tmp_path, dropped, panels) -> None:
     with Explorer(write_catalogue(tmp_path / "some.parquet", rows=rows)) as explorer:
         client = Client(explorer)
         about = client.json("/api/about")
-        assert {name for name, axes in about["panels"].items() if axes} == panels
+        # Of any column there is a histogram.
+        wanted = panels | ({"histogram"} if about["columns"] else set())
+        assert {name for name, axes in about["panels"].items() if axes} == wanted
         for axes in filter(None, about["panels"].values()):
             for name in axes:
                 assert client.column(name).size == 20
@@ -584,10 +659,10 @@ def test_a_spectrum_without_a_model_is_shown_as_it_stands(tmp_path, tiny_survey)
     got = stars.spectrum(4)
     flux = survey.batch(4, 5).spectra.flux[0]
     np.testing.assert_allclose(got["flux"], flux, rtol=6e-5)
-    assert got["origin"] == "the emulator, not calibrated"
+    assert got["origin"] == "emulator at the predicted labels, not calibrated"
     assert stars.has == {"spectra": True, "model": False}
     lost = stars.spectrum(7)
-    assert (lost["fit"], lost["origin"]) == (None, "no fit: theory needs all 9 labels")
+    assert (lost["fit"], lost["origin"]) == (None, "no curve: theory needs all 9 labels")
 
 
 def test_the_emulator_is_shown_at_the_resolving_power_of_the_survey(tmp_path, tiny_survey) -> None:
@@ -613,7 +688,7 @@ def test_the_emulator_is_shown_at_the_resolving_power_of_the_survey(tmp_path, ti
         fits[name], origin = got["fit"], got["origin"]
     assert (fits["unknown"], origin) == (
         None,
-        "no fit: the survey does not say its resolving power",
+        "no curve: the survey does not say its resolving power",
     )
     # Lines are deeper where they are narrower.
     depth = {name: 1 - np.array(fits[name]) for name in ("sharp", "same")}
@@ -751,7 +826,9 @@ def test_memory_of_the_explorer_does_not_grow_with_the_rows(tmp_path) -> None:
     imports = "import pyarrow.parquet, pyarrow.compute, numpy, astropy.coordinates\n"
     imports += "import maury.report.explorer.content as content\ncontent._SAMPLE = 2**13\n"
     imports += "from maury.report.explorer import Explorer\nimport torch"
-    code = "with Explorer(sys.argv[3]) as one: one.stars.labels(9), one.content.packed('snr')"
+    code = (
+        "with Explorer(sys.argv[3]) as one: one.answers.stars.labels(9), one.content.packed('snr')"
+    )
     names = ("id", "teff", "teff_error", "logg", "logg_error", "flags", "ra", "dec", "snr")
     # Training stars are held, as many as a model has; here they would grow with the rows.
     rows = {**catalogue_rows(16384), "flags": np.zeros(16384, np.int32)}

@@ -4,17 +4,24 @@ import json
 import os
 import shutil
 import statistics
+from base64 import b64decode, b64encode
+from contextlib import closing
+from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from astropy.table import Table
+from matplotlib import image
 
 from builders.catalogues import catalogue_rows, write_catalogue
 from maury.labels.flags import Flag
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
 from maury.report.cartography.places import galactic
-from maury.report.explorer import Explorer
+from maury.report.explorer import Explorer, explorer_widget, notebook
+from maury.report.explorer.answers import static_files
+from maury.report.explorer.notebook import Relay
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -125,7 +132,7 @@ def test_the_private_file_opens_the_page(browser, explorer) -> None:
     page = context.new_page()
     page.goto(explorer.opening_file.as_uri())
     page.wait_for_selector("body[data-ready]", timeout=60_000)
-    assert page.url == explorer.address
+    assert page.url.partition("#")[0] == explorer.address
     context.close()
 
 
@@ -134,11 +141,11 @@ def test_the_header_calls_simulated_data_simulated(browser, explorer) -> None:
         assert sight.page.inner_text("#mark") == "SIMULATED spectra"
         assert sight.page.title().startswith("SIMULATED stars.parquet")
         assert sight.count() == "4,000 rows"
-        assert sight.page.locator(".panel").count() == 4
+        assert sight.page.locator(".panel").count() == 5
         assert explorer.key not in sight.page.url
 
 
-@pytest.mark.parametrize("name", ["kiel", "plane", "sky", "map"])
+@pytest.mark.parametrize("name", ["kiel", "plane", "sky", "map", "histogram"])
 def test_a_box_in_one_panel_selects_in_all(browser, explorer, catalogue, tmp_path, name) -> None:
     with Sight(browser, explorer) as sight:
         before = sight.page.evaluate(PICTURES)
@@ -165,7 +172,7 @@ def test_the_box_holds_the_stars_within_its_corners(browser, explorer, catalogue
         box = sight.panel("kiel").bounding_box()
         sight.drag("kiel", (0.25, 0.2), (0.6, 0.8))
         saved = sight.save("parquet", tmp_path)
-    about = {c["name"]: c for c in json.loads(explorer.about)["columns"]}
+    about = {c["name"]: c for c in json.loads(explorer.answers.about.body)["columns"]}
     inner = box["width"] - LEFT - RIGHT, box["height"] - TOP - BOTTOM
     corner = {}
     for name, shares, size in (("teff", (0.25, 0.6), inner[0]), ("logg", (0.2, 0.8), inner[1])):
@@ -195,7 +202,7 @@ def test_filters_and_boxes_are_joined_and_saved_exactly(
         sight.page.locator("#filter-snr").fill("30")
         sight.page.select_option("#flag-TRAINING_STAR", "without")
         sight.settle()
-        limit = json.loads(explorer.about)["columns"]
+        limit = json.loads(explorer.answers.about.body)["columns"]
         limit = next(c["high"] for c in limit if c["name"] == "snr") * 0.3
         passed = (np.asarray(table["snr"]) >= limit) & (
             (np.asarray(table["flags"]) & Flag.TRAINING_STAR.value) == 0
@@ -212,7 +219,9 @@ def test_filters_and_boxes_are_joined_and_saved_exactly(
         sight.page.locator("summary", has_text="Errors at most").click()
         sight.page.locator("#filter-teff_error").fill("50")
         high = next(
-            c["high"] for c in json.loads(explorer.about)["columns"] if c["name"] == "teff_error"
+            c["high"]
+            for c in json.loads(explorer.answers.about.body)["columns"]
+            if c["name"] == "teff_error"
         )
         only = (np.asarray(table["flags"]) & Flag.TRAINING_STAR.value) != 0
         only &= (np.asarray(table["snr"]) >= limit) & (np.asarray(table["teff_error"]) <= high / 4)
@@ -244,7 +253,7 @@ def test_axes_of_the_plane_can_be_chosen(browser, explorer) -> None:
         sight.drag("plane", (0.2, 0.2), (0.5, 0.5))
         assert sight.selected() < N
         before = sight.page.evaluate(PICTURES)[1]
-        sight.page.get_by_label("x axis").select_option("mg_fe")
+        sight.page.get_by_label("x axis: Abundances").select_option("mg_fe")
         sight.page.wait_for_function(
             "() => document.querySelector('#count').textContent[1] === ','"
         )
@@ -330,7 +339,7 @@ def test_a_click_opens_the_star_with_everything(
         for flag in Flag:
             assert (str(flag.name) in star) == bool(int(table["flags"][3]) & flag.value)
         assert "SIMULATED spectrum" in star
-        assert "best fit" in star
+        assert "emulator at the predicted labels" in star
         assert "Nearest training stars" in star
         row = sight.page.locator("#star tr", has_text="Teff").first.inner_text().split("\t")
         assert abs(number(row[1]) - table["teff"][3]) <= 1
@@ -380,11 +389,12 @@ def test_poor_catalogues_are_shown_without_an_error(browser, tmp_path, case) -> 
 
 
 def test_a_phone_shows_all_panels_without_scrolling_sideways(browser, explorer) -> None:
-    phone = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2}
+    phone = {"viewport": {"width": 375, "height": 812}, "device_scale_factor": 2}
     with Sight(browser, explorer, has_touch=True, is_mobile=True, **phone) as sight:
         width = sight.page.evaluate("() => document.documentElement.scrollWidth")
-        assert width <= 390
-        assert sight.page.locator(".panel").count() == 4
+        assert width <= 375
+        assert sight.page.evaluate(BEYOND) == []
+        assert sight.page.locator(".panel").count() == 5
         small = sight.page.evaluate(
             """() => [...document.querySelectorAll('button, select')]
             .filter(e => e.checkVisibility()).filter(e => e.offsetHeight < 40).map(e => e.id)"""
@@ -394,7 +404,20 @@ def test_a_phone_shows_all_panels_without_scrolling_sideways(browser, explorer) 
         x, y = sight.at("kiel", 0.5, 0.5)
         sight.page.touchscreen.tap(x, y)
         sight.page.wait_for_selector("#star:not([hidden])")
-        assert sight.page.locator("#star").bounding_box()["width"] == 390
+        box = sight.page.locator("#star").bounding_box()
+        assert (box["width"], box["height"]) == (375, 812)
+        assert sight.page.evaluate(BEYOND) == []
+        # All of the sheet can be reached.
+        sight.page.evaluate("() => document.querySelector('#star').scrollTo(0, 1e6)")
+        last = sight.page.locator("#star tr").last.bounding_box()
+        assert last["y"] + last["height"] <= 812
+
+
+BEYOND = """() => [...document.querySelectorAll('body *')]
+    .filter(e => e.checkVisibility() && !e.closest('.skip'))
+    .map(e => [e, e.getBoundingClientRect()])
+    .filter(([e, box]) => box.right > 376 || box.left < -1)
+    .map(([e]) => e.outerHTML.slice(0, 80))"""
 
 
 @pytest.fixture(scope="module")
@@ -451,3 +474,308 @@ def test_the_sky_is_where_it_should_be(browser, explorer, catalogue) -> None:
         north = sight.selected()
     assert abs(north - np.sum(np.asarray(latitude) > 0)) <= 0.01 * N
     assert longitude.size == N
+
+
+def ink(sight) -> float:
+    """Mean brightness of the page's first panel, 0 (black) to 1."""
+    return sight.page.evaluate(
+        """() => { const style = getComputedStyle(document.querySelector('.panel'));
+        const [r, g, b] = style.backgroundColor.match(/[0-9.]+/g).map(Number);
+        return (r + g + b) / 765; }"""
+    )
+
+
+def test_the_page_is_dark_where_the_system_is_and_a_button_changes_it(browser, explorer) -> None:
+    with Sight(browser, explorer) as sight:
+        assert ink(sight) > 0.9
+        light = sight.page.evaluate(PICTURES)
+        sight.page.click("#theme")
+        sight.settle()
+        assert ink(sight) < 0.2
+        assert all(
+            old != new for old, new in zip(light, sight.page.evaluate(PICTURES), strict=True)
+        )
+        sight.page.wait_for_function("() => location.hash === '#theme=dark'")
+        sight.page.reload()
+        sight.page.wait_for_selector("body[data-ready]", timeout=60_000)
+        assert ink(sight) < 0.2
+        # The system's own again: nothing to remember.
+        sight.page.click("#theme")
+        sight.page.wait_for_function("() => location.hash === ''")
+    with Sight(browser, explorer, color_scheme="dark") as sight:
+        assert ink(sight) < 0.2
+        sight.page.emulate_media(color_scheme="light")
+        sight.settle()
+        assert ink(sight) > 0.9
+
+
+def test_texts_can_be_read_in_both_colours(browser, explorer) -> None:
+    for scheme in ("light", "dark"):
+        with Sight(browser, explorer, color_scheme=scheme) as sight:
+            low = sight.page.evaluate(CONTRAST)
+            assert low == [], scheme
+
+
+# WCAG 2.2, 1.4.3: 4.5 to 1 for texts.
+CONTRAST = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (e) => {
+    for (let at = e; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!/^rgba.*, 0\\)$/.test(colour)) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  return [...document.querySelectorAll('body *')]
+    .filter((e) => e.checkVisibility() && !e.disabled && !e.closest('.skip'))
+    .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+    .map((e) => {
+      const a = light(getComputedStyle(e).color), b = light(ground(e));
+      return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 60)];
+    }).filter(([ratio]) => ratio < 4.5);
+}"""
+
+
+def test_rows_are_selected_by_expression_and_mistakes_are_said(
+    browser, explorer, catalogue, tmp_path
+) -> None:
+    table = catalogue.table
+    with Sight(browser, explorer, expect=("422",)) as sight:
+        sight.page.fill("#where", "m_h < -0.5 & snr > 40 & !TRAINING_STAR")
+        sight.page.press("#where", "Enter")
+        m_h, snr = (np.asarray(table[name]) for name in ("m_h", "snr"))
+        passed = (m_h < -0.5) & (snr > 40)
+        passed &= (np.asarray(table["flags"]) & Flag.TRAINING_STAR.value) == 0
+        sight.page.wait_for_function(f"() => {COUNT}.startsWith('{passed.sum()} of')")
+        saved = sight.save("parquet", tmp_path)
+        assert saved.table["id"].tolist() == table["id"][passed].tolist()
+        sight.page.fill("#where", "mh < <b>")
+        sight.page.press("#where", "Enter")
+        sight.page.wait_for_selector("#where-problem:not([hidden])")
+        told = sight.page.inner_text("#where-problem")
+        assert (
+            told == "'mh' at character 1 is no column of numbers and no flag; did you mean 'm_h'?"
+        )
+        # What was selected before a mistake stays so.
+        assert sight.selected() == passed.sum()
+        sight.page.click("#reset-filters")
+        sight.settle()
+        assert sight.count() == "4,000 rows"
+        assert sight.page.input_value("#where") == ""
+
+
+def test_a_reload_shows_the_same_and_the_address_holds_no_key(browser, explorer) -> None:
+    with Sight(browser, explorer) as sight:
+        page = sight.page
+        page.get_by_label("x axis: Abundances").select_option("mg_fe")
+        page.select_option("#colour", "teff")
+        sight.settle()
+        sight.drag("kiel", (0.2, 0.2), (0.7, 0.8))
+        sight.page.check("input[value=lasso]")
+        page.mouse.move(*sight.at("sky", 0.1, 0.2))
+        page.mouse.down()
+        for corner in ((0.9, 0.2), (0.9, 0.9), (0.3, 0.9), (0.1, 0.3)):
+            page.mouse.move(*sight.at("sky", *corner), steps=4)
+        page.mouse.up()
+        page.locator("#panel-plane").get_by_text("+", exact=True).click()
+        page.locator("#filter-snr").fill("20")
+        page.select_option("#flag-TRAINING_STAR", "without")
+        page.fill("#where", "teff > 3000")
+        page.press("#where", "Enter")
+        page.wait_for_function("() => location.hash.includes('where=')")
+        page.wait_for_timeout(400)
+        sight.settle()
+        before, count = page.evaluate(PICTURES), sight.count()
+        assert 0 < sight.selected() < N
+        page.reload()
+        page.wait_for_selector("body[data-ready]", timeout=60_000)
+        page.wait_for_function(f"count => {COUNT} === count", arg=count)
+        sight.settle()
+        assert page.evaluate(PICTURES) == before
+        assert page.is_checked("input[value=lasso]")
+        assert explorer.key not in page.url
+        assert explorer.key not in page.evaluate("() => document.documentElement.outerHTML")
+
+
+@pytest.mark.parametrize(
+    "text", ["kiel.view=1,1,1,1&row=999999&colour=nothing&plane.axes=id,x", "kiel.region=a,b&x=%zz"]
+)
+def test_addresses_that_make_no_sense_are_passed_over(browser, explorer, text) -> None:
+    with Sight(browser, explorer) as sight:
+        sight.page.goto(f"{explorer.address}#{text}")
+        sight.page.reload()
+        sight.page.wait_for_selector("body[data-ready]", timeout=60_000)
+        assert sight.count() == "4,000 rows"
+
+
+@pytest.mark.parametrize("panel", ["kiel", "sky", "histogram"])
+def test_panels_are_saved_as_figures(browser, explorer, tmp_path, panel) -> None:
+    with Sight(browser, explorer, color_scheme="dark") as sight:
+        before = sight.page.evaluate(PICTURES)
+        found = {}
+        for kind in ("png", "svg"):
+            with sight.page.expect_download() as waiting:
+                sight.page.select_option(f"#panel-{panel} .saver", kind)
+            assert waiting.value.suggested_filename == f"stars.parquet-{panel}.{kind}"
+            waiting.value.save_as(tmp_path / f"figure.{kind}")
+            found[kind] = (tmp_path / f"figure.{kind}").read_bytes()
+        sight.settle()
+        assert sight.page.evaluate(PICTURES) == before
+        box = sight.panel(panel).bounding_box()
+    pixels = image.imread(tmp_path / "figure.png")
+    assert pixels.shape[1] == round(3 * box["width"])
+    # Light, also of a dark page, and not empty.
+    assert pixels[0, 0, :3] == pytest.approx([1, 1, 1])
+    assert np.ptp(pixels[..., :3]) > 0.8
+    root = ElementTree.fromstring(found["svg"])
+    texts = ["".join(one.itertext()) for one in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] == "SIMULATED spectra: stars.parquet, 4,000 rows"
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}image"))) == 1
+    assert {"kiel": "Teff [K]", "histogram": "[M/H]"}.get(panel, "30\N{DEGREE SIGN}") in texts
+
+
+def test_the_histogram_counts_what_is_selected(browser, explorer, catalogue) -> None:
+    with Sight(browser, explorer) as sight:
+        sight.page.locator("#panel-histogram select").first.select_option("logg")
+        sight.settle()
+        sight.drag("histogram", (0.5, 0.2), (0.999, 0.6))
+        logg = np.asarray(catalogue.table["logg"])
+        about = json.loads(explorer.answers.about.body)["columns"]
+        low, high = next((c["low"], c["high"]) for c in about if c["name"] == "logg")
+        # The axis runs from high to low: the right half holds the lower values.
+        pad = 0.05 * (high - low)
+        middle = 0.5 * (low + high)
+        expected = np.sum((logg <= middle) & (logg >= low - pad))
+        assert abs(sight.selected() - expected) < 0.02 * N
+
+
+def test_a_star_has_links_that_tell_its_position_alone(browser, explorer, catalogue) -> None:
+    with Sight(browser, explorer) as sight:
+        sight.page.fill("#find-id", str(catalogue.table["id"][3]))
+        sight.page.press("#find-id", "Enter")
+        sight.page.wait_for_selector("#star:not([hidden])")
+        links = sight.page.locator("#star a").all()
+        assert [link.inner_text() for link in links] == ["SIMBAD", "Aladin"]
+        ra, dec = catalogue.table["ra"][3], catalogue.table["dec"][3]
+        for link in links:
+            parts = urlsplit(link.get_attribute("href"))
+            assert parts.scheme == "https"
+            assert [f"{ra:.6f} {dec:+.6f}"] in parse_qs(parts.query).values()
+            assert "noopener" in link.get_attribute("rel")
+            assert "noreferrer" in link.get_attribute("rel")
+            assert link.get_attribute("target") == "_blank"
+        sight.page.wait_for_function("() => location.hash === '#row=3'")
+
+
+def test_slow_parts_say_what_they_do(browser, explorer) -> None:
+    with Sight(browser, explorer) as sight:
+        waiting, going = [], []
+
+        def hold(route) -> None:
+            waiting.append(route)
+
+        sight.page.route("**/api/column/ni_fe", hold)
+        sight.page.select_option("#colour", "ni_fe")
+        sight.page.wait_for_selector("#working:not([hidden])")
+        assert sight.page.inner_text("#working-text") == "Reading [Ni/Fe] (1 of 1 columns)"
+        assert sight.page.get_attribute("body", "aria-busy") == "true"
+        going.append(waiting[0].continue_())
+        sight.page.wait_for_selector("#working", state="hidden")
+        sight.settle()
+
+
+def test_magnitudes_of_the_survey_make_a_colour_magnitude_panel(
+    browser, tmp_path_factory, tiny_survey, tiny_model
+) -> None:
+    path = tmp_path_factory.mktemp("magnitudes") / "labels.fits"
+    predict(tiny_model, tiny_survey, path)
+    with Explorer(path, survey=tiny_survey) as explorer, Sight(browser, explorer) as sight:
+        assert sight.page.locator("#panel-cmd").count() == 1
+        about = json.loads(explorer.answers.about.body)
+        assert about["panels"]["cmd"] == ["colour_index", "absolute_magnitude"]
+        shown = {one["name"]: one for one in about["columns"]}
+        assert shown["absolute_magnitude"]["reverse"]
+        assert "phot_g_mean_mag" not in explorer.content.own.names
+
+
+# What a notebook's front end is to a widget, with the kernel behind a function of the page.
+CELL = """(page) => {
+  const heard = [], values = { page, title: "maury explore: stars", height: 860 };
+  const model = {
+    get: (name) => values[name], on: (_, hear) => heard.push(hear), off: () => {},
+    send: async (message, _, buffers) => {
+      const bytes = buffers.length ? btoa(String.fromCharCode(...buffers[0])) : "";
+      const [answer, body] = await toKernel(message, bytes);
+      const raw = Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0));
+      for (const hear of heard) hear(answer, [new DataView(raw.buffer)]);
+    },
+  };
+  window.widget.render({ model, el: document.getElementById("cell") });
+}"""
+
+
+def test_the_page_works_in_the_frame_of_a_notebook(browser, catalogue, tmp_path) -> None:
+    with closing(Relay(catalogue)) as relay, closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.set_viewport_size({"width": 1400, "height": 900})
+        complaints, asked = [], []
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+
+        def to_kernel(message, body):
+            answer, buffers = relay.answer(message, [b64decode(body)] if body else [])
+            return [answer, b64encode(buffers[0]).decode()]
+
+        page.expose_function("toKernel", to_kernel)
+        page.set_content("<div id='cell'></div>")
+        script = static_files()["widget.js"][0].decode()
+        page.add_script_tag(content=script.replace("export default", "window.widget ="))
+        page.evaluate(CELL, notebook.page())
+        cell = page.frame_locator("iframe")
+        cell.locator("body[data-ready]").wait_for(timeout=60_000)
+        assert cell.locator("#count").inner_text() == "4,000 rows"
+        assert cell.locator("#mark").inner_text() == "SIMULATED spectra"
+        cell.locator("#where").fill("m_h < -0.5")
+        cell.locator("#where").press("Enter")
+        few = np.asarray(catalogue.table["m_h"]) < -0.5
+        cell.locator("#count", has_text=f"{few.sum():,} of 4,000").wait_for()
+        with page.expect_download() as waiting:
+            cell.locator("#save").click()
+        waiting.value.save_as(tmp_path / "saved.fits")
+        assert len(Catalogue.read(tmp_path / "saved.fits")) == few.sum()
+        cell.locator("#where").fill("nothing < 1")
+        cell.locator("#where").press("Enter")
+        cell.locator("#where-problem", has_text="is no column").wait_for()
+        assert complaints == []
+        assert all(url.startswith("blob:") for url in asked), asked
+
+
+def test_messages_that_make_no_sense_get_an_answer(catalogue) -> None:
+    with closing(Relay(catalogue)) as relay:
+        for message in (None, 3, {}, {"id": 1}, {"id": 1, "method": "GET", "path": "/../x"}):
+            answer, [body] = relay.answer(message)
+            assert answer["status"] in (404, 500)
+            assert json.loads(body)["error"]
+        sent = {"id": 7, "method": "POST", "path": "/api/download"}
+        assert relay.answer(sent, [b"12"])[0] == {"id": 7, "status": 400}
+        told, [body] = relay.answer({"id": 2, "method": "GET", "path": "/api/star/1"})
+        assert told["status"] == 200
+        assert json.loads(body)["row"] == 1
+
+
+def test_a_widget_answers_its_page(catalogue, monkeypatch) -> None:
+    pytest.importorskip("anywidget", reason="an extra of its own")
+    widget = explorer_widget(catalogue, height=500)
+    sent = []
+    monkeypatch.setattr(widget, "send", lambda answer, buffers: sent.append((answer, buffers)))
+    widget._handle_custom_msg({"id": 4, "method": "GET", "path": "/api/about"}, [])
+    [(answer, [body])] = sent
+    assert answer["id"] == 4
+    assert json.loads(body)["rows"] == N
+    assert "default-src 'none'" in widget.page
+    widget.close()

@@ -55,12 +55,12 @@ def made(metadata=(), **columns) -> Catalogue:
 )
 def test_odd_columns_are_shown_or_left_out(tmp_path, columns, metadata, caplog):
     with Explorer(made(metadata, **columns), name=HOSTILE) as explorer:
-        about = json.loads(explorer.about)
+        about = json.loads(explorer.answers.about.body)
         for shown in about["columns"]:
             explorer.content.packed(shown["name"])
             assert np.isfinite([shown[end] for end in ("low", "high", "dark", "bright")]).all()
         explorer.content.packed("flags")
-        json.dumps(explorer.stars.labels(0), allow_nan=False)
+        json.dumps(explorer.answers.stars.labels(0), allow_nan=False)
         catalogue = explorer.content.catalogue
         for suffix, _ in FORMATS.values():
             write_rows(catalogue, np.array([True, False, True]), tmp_path / f"some{suffix}")

@@ -12,6 +12,7 @@ import pytest
 from builders.catalogues import write_catalogue
 from builders.clock import ANTI_HANG, Clock
 from maury.report.explorer import Explorer, server, wire
+from maury.report.explorer import answers as answers_module
 
 N = 20
 
@@ -215,7 +216,7 @@ def test_the_key_is_in_no_log(explorer, caplog, monkeypatch):
         raise RuntimeError("a fault")
 
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(server._Handler, "_column", fail)
+    monkeypatch.setattr(answers_module.Answers, "_column", fail)
     paths = [f"/?key={explorer.key}", f"/api/about?key={explorer.key}", f"/x?key={explorer.key}"]
     paths += [
         f"//{explorer.address[7:]}?key={explorer.key}",
@@ -253,7 +254,7 @@ def test_no_address_writes_to_the_disk(explorer, monkeypatch):
     for path in paths:
         ask(explorer, request(explorer, f"GET {path} HTTP/1.1"))
     assert state() == before
-    for kind in server.FORMATS:
+    for kind in answers_module.FORMATS:
         line = f"POST /api/download?format={kind}&path=/tmp/x&name=../../x HTTP/1.1"
         answer = ask(
             explorer, request(explorer, line, f"Content-Length: {len(chosen)}", body=chosen)
@@ -266,19 +267,19 @@ def test_no_address_writes_to_the_disk(explorer, monkeypatch):
 
 
 def test_tables_for_other_programs_do_not_fill_the_disk(explorer, monkeypatch):
-    monkeypatch.setattr(server.samp, "hub_runs", lambda: True)
-    monkeypatch.setattr(server.samp, "send_table", lambda path, name: ["a program"])
+    monkeypatch.setattr(answers_module.samp, "hub_runs", lambda: True)
+    monkeypatch.setattr(answers_module.samp, "send_table", lambda path, name: ["a program"])
     chosen = np.packbits(np.arange(N) < 3, bitorder="little").tobytes()
-    for _ in range(server._MOST_SENT + 3):
+    for _ in range(answers_module._MOST_SENT + 3):
         answer = select(explorer, "POST /api/samp HTTP/1.1", chosen)
         assert b"a program" in answer
-    assert len(list(explorer.folder.glob("selection-*.fits"))) == server._MOST_SENT
+    assert len(list(explorer.folder.glob("selection-*.fits"))) == answers_module._MOST_SENT
 
 
 def test_so_many_downloads_at_once(explorer, monkeypatch):
-    monkeypatch.setattr(server, "_WRITER_SECONDS", 0.1)
-    writers = explorer._server.writers
-    for _ in range(server._MOST_WRITERS):
+    monkeypatch.setattr(answers_module, "_WRITER_SECONDS", 0.1)
+    writers = explorer.answers.writers
+    for _ in range(answers_module._MOST_WRITERS):
         assert writers.acquire(timeout=ANTI_HANG)
     try:
         chosen = bytes((N + 7) // 8)
@@ -288,5 +289,5 @@ def test_so_many_downloads_at_once(explorer, monkeypatch):
         )
         assert answer.startswith(b"HTTP/1.1 503")
     finally:
-        for _ in range(server._MOST_WRITERS):
+        for _ in range(answers_module._MOST_WRITERS):
             writers.release()

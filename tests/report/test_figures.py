@@ -8,12 +8,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from maury.errors import LengthMismatch, OutputExists, UnknownName
+from maury.evaluation.sensitivity import Sensitivity
 from maury.labels.definitions import LABELS, Label, select
 from maury.labels.statistics import residual_statistics
 from maury.report import figures
-from maury.report.figures import checks, planes, training
+from maury.report.figures import audit as audit_module
+from maury.report.figures import cartography, checks, planes, training
 from maury.report.figures.stars import DENSE
-from maury.report.figures.style import SIMULATED, number_text
+from maury.report.figures.style import OKABE_ITO, SIMULATED, count_text, number_text
 
 TEFF, LOGG, M_H, ALPHA_M = select(["teff", "logg", "m_h", "alpha_m"])
 
@@ -349,3 +351,89 @@ def test_kiel_diagrams_side_by_side_share_their_colours(simulated) -> None:
     assert {one.get_clim() for one in drawn} == {M_H.range}, "of one colour alone, its whole range"
     assert [len(one.get_array()) == 40 for one in drawn] == [True, False]
     assert len(drawn[1].get_array()) < n
+
+
+def rendered(figure: Figure, wanted) -> list:
+    """Boxes of some texts on paper, in points."""
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in figure.findobj(matplotlib.text.Text) if wanted(t)]
+    return [box.transformed(figure.dpi_scale_trans.inverted()) for box in boxes]
+
+
+def test_names_of_lines_do_not_touch_on_paper() -> None:
+    wave = np.linspace(8420.0, 8780.0, 120)
+    ones = np.ones((9, wave.size))
+    star = Sensitivity(
+        "Sun-like dwarf", 9, 5772.0, 4.4, 0.0, 50.0, LABELS, wave, ones, ones, *([np.ones(9)] * 3)
+    )
+    figure = figures.sensitivity_figure(star)
+    elements = {"Mg", "Al", "Si", "Ca II", "Ti", "Fe", "Ni"}
+    boxes = rendered(figure, lambda text: text.get_text() in elements)
+    # Every element that is marked for a label is named there.
+    assert len(boxes) >= 9 * 2
+    for k, one in enumerate(boxes):
+        for other in boxes[:k]:
+            across = min(one.x1, other.x1) - max(one.x0, other.x0)
+            up = min(one.y1, other.y1) - max(one.y0, other.y0)
+            assert across <= 0 or up <= 0
+
+
+def test_trends_write_what_is_sure_and_the_values_that_they_run_along() -> None:
+    rng = np.random.default_rng(4)
+    true = np.column_stack([rng.uniform(4000, 6000, 1600), rng.standard_normal(1600)])
+    residual = np.column_stack([rng.standard_normal(1600) + (true[:, 0] - 5000) / 1000, true[:, 1]])
+    residual[:, 1] = rng.standard_normal(1600)
+    figure = figures.trends_figure(residual, true, labels=[TEFF, LOGG], names=["Teff", "log g"])
+    ax = figure.axes[0]
+    written = [t for t in ax.texts if t.get_text()]
+    assert [round(t.get_position()[1]) for t in written] == [0], "one strip alone has a trend"
+    assert abs(float(written[0].get_text().replace("\N{MINUS SIGN}", "-"))) > 0.6
+    name, low, high = ax.get_xticklabels()[0].get_text().split("\n")
+    assert name == "Teff"
+    assert float(low) == pytest.approx(4125, abs=30)
+    assert float(high) == pytest.approx(5875, abs=30)
+    assert "0.18" in ax.get_title(loc="left"), "twice the root of pi / 2 over 200 stars a bin"
+
+
+def test_stars_beyond_the_frame_are_counted_apart() -> None:
+    x, y = [0.1, 0.9, 5.0, np.nan], [0.1, 0.2, 0.3, 0.4]
+    assert count_text(x, y, ((1.0, 0.0), (0.0, 1.0))) == "n = 2, 1 beyond"
+    assert count_text(x[:2], y[:2], ((0.0, 1.0), (0.0, 1.0))) == "n = 2"
+
+
+# How who lacks the red or the green cones sees linear light (Machado et al. 2009, IEEE TVCG 15,
+# 1291, severity 1).
+BLIND = {
+    "red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998]],
+    "green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+              [-0.011820, 0.042940, 0.968881]],
+}  # fmt: skip
+
+
+def lab(colours, blind) -> np.ndarray:
+    """CIELAB (D65) of colours as the colour-blind see them, shape (n, 3)."""
+    rgb = np.array([matplotlib.colors.to_rgb(one) for one in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(BLIND[blind]).T, 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = seen @ np.array(to_xyz).T / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+@pytest.mark.parametrize("blind", list(BLIND))
+@pytest.mark.parametrize(
+    "colours",
+    [
+        OKABE_ITO,
+        [colour for _, colour in audit_module._MARKS.values()],
+        [colour for colour, _ in cartography._GROUP_LOOK.values()],
+        list(training.SAMPLE_COLOURS.values()),
+    ],
+)
+def test_colours_of_one_figure_differ_for_the_colour_blind(colours, blind) -> None:
+    seen = lab(colours, blind)
+    apart = np.linalg.norm(seen[:, None] - seen, axis=2)[np.triu_indices(len(seen), 1)]
+    # A difference of 2.3 is just noticed side by side (Mahy et al. 1994); marks lie apart.
+    assert apart.min() > 10

@@ -28,7 +28,13 @@ from maury.report.page.assemble import sections, write_report
 from maury.report.page.material import gather, match, read_table
 from maury.report.page.places import places_section
 from maury.report.page.plates import MOST_ROWS, Plate
-from maury.report.page.quality import calibration_section, coverage_section, long_table, overview
+from maury.report.page.quality import (
+    calibration_section,
+    coverage_section,
+    long_table,
+    overview,
+    tails,
+)
 from maury.report.page.science import abundances_section, checks_section, methods_section
 
 FIGURES = {
@@ -121,6 +127,40 @@ def test_every_figure_has_the_width_of_a_column_or_a_page(drawn) -> None:
     for name, plate in plates(drawn).items():
         width = 25.4 * plate.figure.get_size_inches()[0]
         assert width == pytest.approx(88.0) or width == pytest.approx(180.0), name
+
+
+def test_texts_of_all_figures_are_as_large_as_journals_ask_and_of_three_sizes(drawn) -> None:
+    sizes, families = set(), set()
+    for name, plate in plates(drawn).items():
+        for text in plate.figure.findobj(matplotlib.text.Text):
+            if text.get_text().strip() and text.get_visible():
+                assert text.get_fontsize() >= 6.0, (name, text.get_text())
+                sizes.add(text.get_fontsize())
+                families.add(text.get_fontname())
+    assert sizes <= {6.5, 7.0, 8.0}
+    assert len(families) == 1
+
+
+def test_figures_of_stars_say_how_many_are_drawn(whole, drawn) -> None:
+    found = plates(drawn)
+    for name in ("kiel_samples", "alpha_slices", "bimodality", "maps", "residuals_snr", "elements"):
+        shown = [ax for ax in found[name].figure.axes if ax.axison]
+        titled = [ax for ax in shown if "n = " in ax.get_title()]
+        # Bars of colours have no stars.
+        bars = [ax for ax in shown if ax.get_label() == "<colorbar>"]
+        assert len(titled) == len(shown) - len(bars), name
+    names = [t.get_text() for t in found["coverage_curves"].figure.legends[0].get_texts()]
+    assert f"95 % of right errors, n = {len(whole.samples['test'])}" in names
+
+
+def test_captions_of_coverage_say_why_two_errors_hold_too_few(whole) -> None:
+    few = replace(whole.statistics[0], coverage_1sigma=0.683, coverage_2sigma=0.931)
+    right = replace(few, coverage_2sigma=0.96)
+    material = replace(whole, statistics=(few, right))
+    text = tails(material)
+    assert "1 of 2 labels (at least 93.1 %; within one, 68.3 %" in text
+    assert "q02 to q98" in text
+    assert tails(replace(whole, statistics=(right,))) == ""
 
 
 def test_what_was_not_drawn_is_told_with_the_reason(drawn) -> None:
@@ -315,6 +355,18 @@ def test_trends_find_a_label_that_is_drawn_towards_the_mean() -> None:
     strip = checks.trend_strips(residual, true[:, None])[0, 0]
     assert np.all(np.diff(strip) < 0)
     assert strip[0] > 0.5
+
+
+def test_the_noise_of_trends_is_what_medians_of_noise_scatter_by() -> None:
+    rng = np.random.default_rng(2)
+    residual, against = rng.standard_normal((4000, 12)), rng.standard_normal((4000, 5))
+    measured = np.std(checks.trend_strips(residual, against))
+    told = checks.trend_noise(residual, against)
+    assert told == pytest.approx(np.full((12, 5), measured), rel=0.12)
+    residual[200:, 0] = np.nan
+    assert np.isfinite(checks.trend_noise(residual, against)).sum(axis=1).tolist() == [5] * 12
+    residual[150:, 0] = np.nan
+    assert np.isnan(checks.trend_noise(residual, against)[0]).all()
 
 
 def test_density_planes_hold_every_star_once() -> None:

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from builders.catalogues import write_catalogue
-from maury import Model, Survey
-from maury.errors import RowError
+from maury import Model, Survey, validate
+from maury.errors import ConfigError, RowError
 from maury.io.notebook import as_html
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0"
@@ -34,6 +34,8 @@ def test_spectra_draw_themselves_with_gaps_where_pixels_are_bad(survey):
     ax = Figure().subplots()
     batch = survey[[0, 3]]
     assert batch.plot(ax) is ax
+    assert ax.get_title(loc="left") == "SIMULATED"
+    assert survey.rows([1, 2])[:1].simulated
     for row, line in enumerate(ax.lines):
         drawn = np.isfinite(line.get_ydata())
         np.testing.assert_array_equal(drawn, batch.spectra.ivar[row] > 0)
@@ -60,6 +62,25 @@ def test_a_catalogue_shows_ranges_and_flags_and_draws_a_kiel_diagram(tmp_path):
     assert len(ax.collections[0].get_offsets()) == len(catalogue) - warned
     assert ax.xaxis_inverted()
     assert ax.yaxis_inverted()
+
+
+def test_a_model_measures_itself_beside_its_survey_and_draws_it(tmp_path, tiny_model, tiny_survey):
+    alone = tmp_path / tiny_model.name
+    alone.symlink_to(tiny_model)
+    with pytest.raises(ConfigError, match=r"does not lie beside it; give a survey"):
+        Model.open(alone).validate()
+    (tmp_path / tiny_survey.name).symlink_to(tiny_survey)
+    report = Model.open(alone).validate()
+    assert report == validate(tiny_model, tiny_survey)
+    ax = Figure().subplots()
+    assert report.plot(ax) is ax
+    drawn = [one.lines[0].get_xdata() for one in ax.containers]
+    for number, shares in enumerate(drawn, start=1):
+        expected = [getattr(one, f"coverage_{number}sigma") for one in report.statistics]
+        np.testing.assert_array_equal(shares, expected)
+    named = [text.get_text() for text in ax.get_yticklabels()]
+    assert all(one.symbol in text for one, text in zip(report.statistics, named, strict=True))
+    assert ax.get_title(loc="left").startswith(f"SIMULATED, {report.n_row} spectra")
 
 
 def test_names_of_strangers_are_no_markup():

@@ -1,5 +1,6 @@
 """Commands that make a catalogue and look at it."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,8 +137,11 @@ def explore(
     """
     from maury.report.explorer import explore
 
+    progress = ExitStack()
+
     # Called once the port is known, which may be any free one.
     def ready(explorer: Any) -> None:
+        progress.close()
         mark = "SIMULATED " if explorer.content.catalogue.simulated else ""
         terminal.say(
             f"{len(explorer.content)} {mark}rows of {catalogue} at {explorer.link}", flush=True
@@ -145,4 +149,7 @@ def explore(
         # Flushed: the server does not return, and a pipe would keep the link to itself.
         terminal.say("Ctrl-C ends it", flush=True)
 
-    explore(catalogue, survey=survey, model=model, port=port, browser=not no_browser, ready=ready)
+    with progress:
+        stage = progress.enter_context(terminal.stages())
+        given: dict[str, Any] = {"survey": survey, "model": model, "port": port}
+        explore(catalogue, **given, browser=not no_browser, ready=ready, stage=stage)

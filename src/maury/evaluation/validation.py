@@ -12,7 +12,12 @@ from maury.errors import ColumnError, ConfigError, check_known
 from maury.io.arrays import AnyArray, Float64Array, Int64Array, StrArray
 from maury.labels.columns import stated_error
 from maury.labels.definitions import LABEL_NAMES
-from maury.labels.statistics import LabelStatistics, residual_statistics
+from maury.labels.statistics import (
+    NOMINAL_1SIGMA,
+    NOMINAL_2SIGMA,
+    LabelStatistics,
+    residual_statistics,
+)
 from maury.model.directory import Model
 from maury.prediction.streaming import predict_rows
 from maury.simulation.bound import LabelBound, ObservedModes, compare_with_bound, covers
@@ -125,6 +130,43 @@ class ValidationReport:
             for one in self.statistics
         ]
         return [HEADER, *rows]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw which share of the residuals lies within one and two quoted errors; return the axes.
+
+        Dashed: what right, normal errors give. Beside each label stands its robust scatter.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; by default new axes of pyplot.
+        """
+        n_label = len(self.statistics)
+        if ax is None:
+            from matplotlib import pyplot
+
+            size = (5.0, 1.4 + 0.28 * n_label)
+            ax = pyplot.figure(figsize=size, layout="constrained").subplots()
+        rows = np.arange(n_label)
+        for number, nominal, colour, marker in (
+            (1, NOMINAL_1SIGMA, "#d55e00", "o"),
+            (2, NOMINAL_2SIGMA, "#0072b2", "s"),
+        ):
+            ax.axvline(nominal, color=colour, lw=0.8, ls="--")
+            share, error = (
+                [getattr(one, f"coverage_{number}sigma{end}") for one in self.statistics]
+                for end in ("", "_error")
+            )
+            text = f"within {number} quoted error{'s' * (number > 1)}"
+            ax.errorbar(share, rows, xerr=error, fmt=marker, color=colour, ms=4, label=text)
+        names = [f"{one.symbol}  {one.scatter_robust:.2g} {one.unit}" for one in self.statistics]
+        ax.set_yticks(rows, names)
+        # Room below the labels for the legend.
+        ax.set(xlim=(0.0, 1.02), ylim=(n_label + 1.1, -0.6), xlabel="share of spectra")
+        ax.legend(frameon=False, loc="lower left")
+        mark = "SIMULATED, " if self.simulated else ""
+        ax.set_title(f"{mark}{self.n_row} spectra, {self.stars}", loc="left", fontsize="medium")
+        return ax
 
     def _ratios(self, bounds: tuple[LabelBound, ...]) -> dict[str, float]:
         name = "ratio_with_photometry" if self.with_photometry else "ratio_spectrum_alone"

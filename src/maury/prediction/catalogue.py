@@ -205,7 +205,7 @@ class Catalogue:
         known = values[np.isfinite(values)]
         counts = (str(known.size), str(len(values) - known.size))
         low, middle, high = np.percentile(known, (0, 50, 100)) if known.size else [np.nan] * 3
-        numbers = (f"{low:.5g}", f"{middle:.5g}", f"{high:.5g}")
+        numbers = (f"{low:.4g}", f"{middle:.4g}", f"{high:.4g}")
         return name, str(self.table[name].unit or ""), *counts, *numbers
 
     def kiel(self, ax: Any = None, *, warned: bool = False) -> Any:

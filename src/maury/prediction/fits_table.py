@@ -166,7 +166,22 @@ def _table_header(catalogue: StoredCatalogue, record: np.dtype[Any]) -> bytes:
     for number, column in enumerate(catalogue.columns, start=1):
         header[f"TUCD{number}"] = column.ucd
         header[f"TCOMM{number}"] = column.description + written(column.unit, "fits")[1]
+    for line in _told_to_astropy(catalogue):
+        header.add_comment(line)
     return bytes(header.tostring().encode("ascii"))
+
+
+def _told_to_astropy(catalogue: StoredCatalogue) -> Iterator[str]:
+    """Yield comments from which `astropy.table.Table.read` takes descriptions, not from TCOMM."""
+    about = [{"name": one.name, "description": one.description} for one in catalogue.columns]
+    # JSON is YAML, which astropy expects: no more than this of it is needed.
+    text = json.dumps({"datatype": about, "meta": {}}, ensure_ascii=True)
+    yield "--BEGIN-ASTROPY-SERIALIZED-COLUMNS--"
+    for first in range(0, len(text), 70):
+        rest = text[first:]
+        # Lines of 70 characters; a backslash behind them says that the text goes on.
+        yield rest[:70] + ("\\" if len(rest) > 70 else "")
+    yield "--END-ASTROPY-SERIALIZED-COLUMNS--"
 
 
 def _primary_header(catalogue: StoredCatalogue) -> bytes:

@@ -330,6 +330,7 @@ def catalogue_spec(
             "split": model.split.rule,
             **{name: model.provenance[name] for name in _ORIGIN if name in model.provenance},
         },
+        "symbols": {label.name: label.symbol for label in model.labels},
         "errors": errors,
         "errors_calibrated": calibrated,
         "unjudged": list(unjudged(model)),

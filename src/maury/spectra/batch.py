@@ -32,12 +32,15 @@ class Batch:
         Row number of the first row.
     at_rest : bool, optional
         Whether the spectra are in the rest frame of their stars; None where that is unknown.
+    simulated : bool
+        Whether the survey says that its spectra are simulated.
     """
 
     spectra: Spectra
     columns: Mapping[str, AnyArray]
     start: int = 0
     at_rest: bool | None = None
+    simulated: bool = False
 
     def __len__(self) -> int:
         return len(self.spectra)
@@ -59,9 +62,9 @@ class Batch:
         # A slice shares memory, row numbers copy.
         chosen = rows if isinstance(rows, slice) else numbers
         spectra = self.spectra.take(chosen)
-        columns = {name: values[chosen] for name, values in self.columns.items()}
+        columns = MappingProxyType({name: v[chosen] for name, v in self.columns.items()})
         first = int(numbers[0]) if numbers.size else 0
-        return Batch(spectra, MappingProxyType(columns), self.start + first, self.at_rest)
+        return Batch(spectra, columns, self.start + first, self.at_rest, self.simulated)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the spectra with their 1 sigma errors, one colour each, and return the axes.
@@ -88,6 +91,8 @@ class Batch:
         ax.set_xlabel(f"wavelength [angstrom, {spectra.medium}]")
         ax.set_ylabel("flux")
         ax.legend(frameon=False)
+        if self.simulated:
+            ax.set_title("SIMULATED", loc="left")
         return ax
 
     def column(self, name: str) -> AnyArray:

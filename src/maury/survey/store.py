@@ -256,6 +256,11 @@ class Survey:
         values: list[str] = self._read(name, slice(start, stop)).astype(object).tolist()
         return values
 
+    def numbers(self, name: str, start: int, stop: int) -> Float64Array:
+        """Read some rows of a column of numbers as float64."""
+        start, stop = row_range(start, stop, self.n_star, what=str(self.path))
+        return self._read(name, slice(start, stop)).astype(np.float64)
+
     @cached_property
     def id(self) -> StrArray:
         """Identifiers of the spectra, shape ``(n_star,)``."""
@@ -380,7 +385,7 @@ class Survey:
             noise_correlation=self.noise_correlation,
         )
         columns = MappingProxyType(self._columns_of(start, stop))
-        return Batch(spectra, columns, start, self.at_rest)
+        return Batch(spectra, columns, start, self.at_rest, self.simulated)
 
     def rows(self, index: ArrayLike | slice) -> Batch:
         """Read some rows, in the order given.
@@ -406,7 +411,8 @@ class Survey:
             noise_correlation=self.noise_correlation,
         )
         values = {name: self.column(name)[index] for name in self.column_names}
-        return Batch(spectra, MappingProxyType(values), at_rest=self.at_rest)
+        known = MappingProxyType(values)
+        return Batch(spectra, known, at_rest=self.at_rest, simulated=self.simulated)
 
     def _gather(self, name: str, index: Int64Array) -> Float32Array:
         out = np.empty((index.size, self.n_pixel), dtype=np.float32)

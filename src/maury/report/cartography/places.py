@@ -144,30 +144,41 @@ def galactic(ra_deg: ArrayLike, dec_deg: ArrayLike) -> tuple[Float64Array, Float
 
 
 def galactocentric(
+    ra_deg: ArrayLike, dec_deg: ArrayLike, distance_kpc: ArrayLike
+) -> tuple[Float64Array, Float64Array]:
+    """Return cylindrical Galactocentric radius and height, each (n_star,), in kpc.
+
+    Parameters
+    ----------
+    ra_deg, dec_deg, distance_kpc : (n_star,) array_like
+        Rows without a position or a distance give NaN.
+    """
+    ra, dec, distance = (np.asarray(one, np.float64) for one in (ra_deg, dec_deg, distance_kpc))
+    return cylindrical(galactocentric_kpc(ra, dec, distance))
+
+
+def median_distance_kpc(
     ra_deg: ArrayLike,
     dec_deg: ArrayLike,
     parallax_mas: ArrayLike,
     *,
     error_mas: ArrayLike | None = None,
-) -> tuple[Float64Array, Float64Array]:
-    """Return cylindrical Galactocentric radius and height, each (n_star,), in kpc.
+) -> Float64Array:
+    """Return distances, (n_star,), in kpc; NaN where unknown.
 
-    With parallax errors, distances are the medians of
-    `place_stars`, without a zero point, as a catalogue does not say
-    whose parallaxes it has. Without, and for stars that lack an error, they are one over the
-    parallax.
+    With parallax errors they are the medians of `place_stars`, without a zero point, as a catalogue
+    does not say whose parallaxes it has. Without, and for stars that lack an error, they are one
+    over the parallax.
 
     Parameters
     ----------
     ra_deg, dec_deg, parallax_mas, error_mas : (n_star,) array_like
-        Rows without a position or a distance give NaN.
     """
-    ra, dec = (np.asarray(values, dtype=np.float64) for values in (ra_deg, dec_deg))
     parallax = np.asarray(parallax_mas, dtype=np.float64)
     distance = 1.0 / np.where(parallax > 0, parallax, np.nan)
-    if error_mas is not None:
-        error = np.asarray(error_mas, dtype=np.float64)
-        rng = np.random.default_rng(0)
-        placed = place_stars(ra, dec, (parallax, error), rng=rng, gaia="none", n_sample=1)
-        distance = np.where(error > 0, placed.distance_kpc[1], distance)
-    return cylindrical(galactocentric_kpc(ra, dec, distance))
+    if error_mas is None:
+        return distance
+    ra, dec, error = (np.asarray(one, dtype=np.float64) for one in (ra_deg, dec_deg, error_mas))
+    rng = np.random.default_rng(0)
+    placed = place_stars(ra, dec, (parallax, error), rng=rng, gaia="none", n_sample=1)
+    return np.where(error > 0, placed.distance_kpc[1], distance)

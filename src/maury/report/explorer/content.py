@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from maury.io.arrays import AnyArray, Float64Array
+from maury.io.arrays import AnyArray, BoolArray, Float64Array
 from maury.labels.columns import OBSERVED, QUANTILES
 from maury.labels.definitions import LABELS
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.stored import BLOCK_ROWS, StoredCatalogue, values_of
-from maury.report.cartography.places import galactic, galactocentric
+from maury.report.cartography.places import galactic, galactocentric, median_distance_kpc
+from maury.report.explorer.expression import parse
+from maury.report.explorer.photometry import ColourMagnitude, plane_of, with_magnitudes
 from maury.report.explorer.plain import KNOWN_BITS, plain
+from maury.survey.store import Survey
 from maury.version import __version__
 
 _SYMBOLS = {label.name: label.symbol for label in LABELS}
-_REVERSED = ("teff", "logg")
+_REVERSED = ("teff", "logg", "absolute_magnitude")
 # Shares of stars that may lie beyond an axis as it opens, so that single wild ones do not fill it;
 # chosen by eye.
 _ODD, _FAR, _FAINT = 0.0005, 0.005, 0.02
@@ -83,6 +86,10 @@ class Content:
         Name of its file.
     folder : Path
         Existing private directory of the packed columns.
+    survey : Survey, optional
+        Whose magnitudes are shown where the catalogue has none.
+    symbols : mapping of str to str, optional
+        Of labels that `maury.labels.definitions` does not define.
 
     Raises
     ------
@@ -90,9 +97,20 @@ class Content:
         If its flags are no whole numbers.
     """
 
-    def __init__(self, catalogue: Catalogue | StoredCatalogue, *, name: str, folder: Path) -> None:
-        self.catalogue = plain(catalogue, name)
+    def __init__(
+        self,
+        catalogue: Catalogue | StoredCatalogue,
+        *,
+        name: str,
+        folder: Path,
+        survey: Survey | None = None,
+        symbols: Mapping[str, str] | None = None,
+    ) -> None:
+        self.own = plain(catalogue, name)
+        """The catalogue itself, as selections of it are written."""
+        self.catalogue = with_magnitudes(self.own, survey)
         self.name = name
+        self._symbols = _SYMBOLS | _stated_symbols(self.own.metadata) | dict(symbols or {})
         self._folder = folder
         self._packed: dict[str, Path] = {}
         self._lock = Lock()
@@ -129,6 +147,21 @@ class Content:
             for flag in Flag:
                 counts[flag] += int(np.count_nonzero(values["flags"] & flag.value))
         return counts
+
+    def where(self, text: str) -> BoolArray:
+        """Return which rows, (n_row,), a selection by expression passes.
+
+        Raises
+        ------
+        ExpressionError
+            If it cannot be read.
+        """
+        kinds = {name: kind for name, kind in self._kinds.items() if kind != "str"}
+        kinds |= dict.fromkeys(self._place_names, "float64")
+        kinds.pop("flags", None)
+        flags = {str(flag.name): flag.value for flag in Flag}
+        wanted = parse(text, numbers=kinds, flags=flags)
+        return np.concatenate([wanted.passes(some) for some in self._values(wanted.names)])
 
     def row(self, row: int) -> dict[str, Any]:
         """Return the values of a row by column name."""
@@ -204,7 +237,7 @@ class Content:
             return
         for block in self.catalogue.blocks(wanted):
             columns = {name: values_of(block[name]) for name in wanted}
-            found = _places(columns) if places else {}
+            found = _places(columns, self._plane) if places else {}
             numbers = {name: columns[name].astype(np.float64) for name in stored if name != "flags"}
             # Bits that nobody knows here have no name to be shown by.
             flags = columns.get("flags", np.zeros(len(block), FLAG_DTYPE)) & KNOWN_BITS
@@ -231,7 +264,14 @@ class Content:
             "plane": plane,
             "sky": self._pair("glon", "glat"),
             "map": self._pair("r_kpc", "z_kpc"),
+            "cmd": self._pair("colour_index", "absolute_magnitude"),
+            "histogram": self._pair(shown, shown) if (shown := self._most_telling()) else None,
         }
+
+    def _most_telling(self) -> str:
+        """Return the column whose histogram is shown first: metallicity, or else what there is."""
+        wanted = ("m_h", "fe_h", *self.label_names, "snr", *self.columns)
+        return next((name for name in wanted if name in self.columns), "")
 
     def about(self) -> dict[str, Any]:
         """Return what the page must know before it asks for columns, as plain JSON."""
@@ -279,7 +319,7 @@ class Content:
             if column.name.endswith("_error"):
                 group = "error" if _without_error(column.name) in self.label_names else group
             about[column.name] = (column.unit, column.description, group)
-        about |= {name: (*_PLACES[name], "place") for name in self._place_names}
+        about |= {name: (*self._possible[name][:2], "place") for name in self._place_names}
         names = list(about)
         for some in (names[k : k + _AT_ONCE] for k in range(0, len(names), _AT_ONCE)):
             values = self._sample(some)
@@ -318,7 +358,8 @@ class Content:
             dark, bright = low, high
         ranges = (float(low), float(high), float(dark), float(bright))
         label = _without_error(name)
-        symbol = _SYMBOLS.get(label, _NAMES.get(name, label))
+        place = self._possible.get(name)
+        symbol = place[2] if place else self._symbols.get(label, _NAMES.get(name, label))
         if name.endswith("_error"):
             formal = "formal " if name.endswith(_FORMAL) else ""
             symbol = f"{formal}error of {symbol}"
@@ -327,33 +368,50 @@ class Content:
     @property
     def _place_inputs(self) -> list[str]:
         names = ("ra", "dec", "parallax", "parallax_error")
-        return [name for name in names if name in self._numeric]
+        magnitudes = () if self._plane is None else self._plane.columns
+        return [name for name in (*names, *magnitudes) if name in self._numeric]
+
+    @cached_property
+    def _plane(self) -> ColourMagnitude | None:
+        return plane_of(self._numeric)
+
+    @cached_property
+    def _possible(self) -> dict[str, tuple[str, str, str]]:
+        """Unit, description and symbol of the places that may be computed."""
+        if not {"ra", "dec"} <= set(self._numeric):
+            return {}
+        known = dict(tuple(_PLACES.items())[: 4 if "parallax" in self._numeric else 2])
+        return known | ({} if self._plane is None else self._plane.shown)
 
     @cached_property
     def _place_names(self) -> tuple[str, ...]:
         """Places that any row has: a panel of nothing is worse than none."""
-        if not {"ra", "dec"} <= set(self._numeric):
-            return ()
-        possible = tuple(_PLACES)[: 4 if "parallax" in self._numeric else 2]
+        possible = tuple(self._possible)
         found: set[str] = set()
+        if not possible:
+            return ()
         for block in self.catalogue.blocks(self._place_inputs):
-            places = _places({name: values_of(block[name]) for name in block.column_names})
+            columns = {name: values_of(block[name]) for name in block.column_names}
+            places = _places(columns, self._plane)
             found |= {n for n in possible if len(self) == 0 or np.isfinite(places[n]).any()}
             if len(found) == len(possible):
                 break
         return tuple(name for name in possible if name in found)
 
 
-def _places(columns: Mapping[str, AnyArray]) -> dict[str, Float64Array]:
-    """Return Galactic and Galactocentric places of some rows."""
+def _places(
+    columns: Mapping[str, AnyArray], plane: ColourMagnitude | None
+) -> dict[str, Float64Array]:
+    """Return Galactic and Galactocentric places of some rows, and in the colour-magnitude plane."""
     longitude, latitude = galactic(columns["ra"], columns["dec"])
     places = {"glon": longitude, "glat": latitude}
     if "parallax" in columns:
-        radius, height = galactocentric(
-            *(columns[name] for name in ("ra", "dec", "parallax")),
-            error_mas=columns.get("parallax_error"),
-        )
+        ra, dec, parallax = (columns[name] for name in ("ra", "dec", "parallax"))
+        error = columns.get("parallax_error")
+        distance = median_distance_kpc(ra, dec, parallax, error_mas=error)
+        radius, height = galactocentric(ra, dec, distance)
         places |= {"r_kpc": radius, "z_kpc": height}
+        places |= {} if plane is None else plane.place(columns, distance)
     return places
 
 
@@ -384,12 +442,25 @@ def _drawable(values: Float64Array) -> Float64Array:
 
 
 _PLACES = {
-    "glon": ("deg", "Galactic longitude"),
-    "glat": ("deg", "Galactic latitude"),
-    "r_kpc": ("kpc", "Galactocentric radius, of the median distance by the parallax"),
-    "z_kpc": ("kpc", "Height above the Galactic plane, of the median distance by the parallax"),
+    "glon": ("deg", "Galactic longitude", "l"),
+    "glat": ("deg", "Galactic latitude", "b"),
+    "r_kpc": ("kpc", "Galactocentric radius, of the median distance by the parallax", "R"),
+    "z_kpc": (
+        "kpc",
+        "Height above the Galactic plane, of the median distance by the parallax",
+        "Z",
+    ),
 }
-_NAMES = {"glon": "l", "glat": "b", "r_kpc": "R", "z_kpc": "Z", "snr": "S/N"}
+_NAMES = {"snr": "S/N"}
+
+
+def _stated_symbols(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return the symbols of labels that the catalogue states, as far as they are texts."""
+    stated = metadata.get("symbols")
+    if not isinstance(stated, Mapping):
+        return {}
+    # Of a stranger, maybe: longer ones would push the page out of shape.
+    return {str(n): s for n, s in stated.items() if isinstance(s, str) and 0 < len(s) <= 40}
 
 
 def _by_byte(words: AnyArray) -> bytes:

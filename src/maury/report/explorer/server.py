@@ -15,27 +15,21 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
-from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import BoundedSemaphore, Thread
+from threading import Thread
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
-
-import numpy as np
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from maury.errors import ConfigError, MauryError
 from maury.model.directory import Model
-from maury.prediction.catalogue import Catalogue, write_stored
-from maury.prediction.stored import StoredCatalogue
-from maury.report.explorer import samp
-from maury.report.explorer.content import Content
-from maury.report.explorer.exporting import FORMATS, selected_rows, write_rows
-from maury.report.explorer.stars import NotKnown, Stars
+from maury.prediction.catalogue import Catalogue
+from maury.report.explorer.answers import Answer, Answers, Refusal
+from maury.report.explorer.stars import NotKnown
 from maury.report.explorer.wire import BoundedServer, TimedHandler
 from maury.survey.store import Survey
 
@@ -45,15 +39,6 @@ ADDRESS = "127.0.0.1"
 _NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # Longer than any address of the page, which names at most one column or star.
 _LONGEST_TARGET = 2048
-# Each writer reads the whole catalogue: two at once, others wait so many seconds.
-# Tables for other programs are kept until the end, as these read them when they like: the last 8.
-_MOST_WRITERS, _WRITER_SECONDS, _MOST_SENT = 2, 30.0, 8
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
 _OPENING = """<!doctype html>
 <meta charset="utf-8"><title>maury</title><meta name="referrer" content="no-referrer">
 <meta http-equiv="refresh" content="0;url={link}"><a href="{link}">maury</a>
@@ -71,16 +56,6 @@ _HEADERS = {
 }
 
 
-class Refusal(Exception):
-    """A request that gets an error status and one line."""
-
-    def __init__(self, status: HTTPStatus, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        # One line of bounded length: it may quote what the request said.
-        self.text = " ".join(text.split())[:300]
-
-
 class Explorer:
     """A running explorer of one catalogue.
 
@@ -96,6 +71,8 @@ class Explorer:
         What predicted its labels.
     port : int
         Port on 127.0.0.1; 0 takes a free one.
+    stage : callable
+        Told what is done next, which takes a while of a large catalogue.
 
     Raises
     ------
@@ -118,25 +95,22 @@ class Explorer:
         survey: Survey | Path | str | None = None,
         model: Model | Path | str | None = None,
         port: int = 0,
+        stage: Callable[[str], None] = lambda text: None,
     ) -> None:
-        if isinstance(catalogue, Path | str):
-            name = name or Path(catalogue).name
         self._sent = TemporaryDirectory(prefix="maury-explore-")
         with ExitStack() as stack:
             stack.enter_context(self._sent)
-            stored = _stored(catalogue, self.folder)
-            self.content = Content(stored, name=name or "catalogue", folder=self.folder)
-            self.stars = Stars(
-                self.content,
-                survey=Survey.open(survey) if isinstance(survey, Path | str) else survey,
-                model=Model.open(model) if isinstance(model, Path | str) else model,
+            self.answers = Answers.open(
+                catalogue,
+                name=name,
+                survey=survey,
+                model=model,
+                folder=self.folder,
+                stage=stage,
             )
-            # Packed before anyone waits for the page.
-            self.content.pack_first_view()
-            self.about = json.dumps({**self.content.about(), "has": self.stars.has}).encode()
+            self.content = self.answers.content
             # 192 bits: another user of this machine can connect, but not guess.
             self.key = secrets.token_urlsafe(24)
-            self.files = _static_files()
             self._server = _listen(port, self)
             stack.callback(self._server.server_close)
             self.opening_file = self.folder / "open.html"
@@ -198,6 +172,7 @@ def explore(
     port: int = 0,
     browser: bool = True,
     ready: Callable[[Explorer], None] | None = None,
+    stage: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Show a catalogue in the browser until interrupted.
 
@@ -214,8 +189,10 @@ def explore(
         Open the page in the user's browser.
     ready : callable, optional
         Called with the explorer when it listens.
+    stage : callable
+        Told what is done next until then.
     """
-    explorer = Explorer(catalogue, survey=survey, model=model, port=port)
+    explorer = Explorer(catalogue, survey=survey, model=model, port=port, stage=stage)
     # Whoever is told that it listens may interrupt at once, before it is waited for.
     with explorer, suppress(KeyboardInterrupt):
         if ready is not None:
@@ -227,35 +204,10 @@ def explore(
         explorer.wait()
 
 
-def _stored(catalogue: Catalogue | Path | str, folder: Path) -> Catalogue | StoredCatalogue:
-    """Open a catalogue so that any of its columns and rows is read fast, which Parquet is made for.
-
-    Others are written as that first.
-    """
-    if isinstance(catalogue, Catalogue):
-        return catalogue
-    stored = Catalogue.open(catalogue)
-    if stored.path.suffix.lower() in (".parquet", ".dataset"):
-        return stored
-    write_stored(stored, folder / "rows.parquet")
-    return Catalogue.open(folder / "rows.parquet")
-
-
-def _static_files() -> dict[str, tuple[bytes, str]]:
-    """Read the page's files: what is not among them does not exist."""
-    folder = resources.files("maury.report.explorer") / "static"
-    return {
-        item.name: (item.read_bytes(), _TYPES[Path(item.name).suffix])
-        for item in folder.iterdir()
-        if Path(item.name).suffix in _TYPES
-    }
-
-
 class _Server(BoundedServer):
     daemon_threads = True
     allow_reuse_address = True
     explorer: Explorer
-    writers = BoundedSemaphore(_MOST_WRITERS)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a connection that the browser broke off."""
@@ -362,78 +314,31 @@ class _Handler(TimedHandler):
 
     def _get(self, path: str, query: dict[str, str]) -> None:
         explorer = self.server.explorer
-        if path == "/":
-            self._page(query)
-        elif path.startswith("/static/"):
-            body, kind = _found(explorer.files, path.removeprefix("/static/"), "file")
-            self._send(body, kind)
-        elif path == "/api/about":
-            self._send(explorer.about, "application/json")
-        elif path.startswith("/api/column/"):
-            self._column(unquote(path.removeprefix("/api/column/")))
-        elif path == "/api/find":
-            if not query.get("id"):
-                raise Refusal(HTTPStatus.BAD_REQUEST, "give an identifier: ?id=...")
-            self._json({"row": explorer.stars.find(query["id"])})
-        elif path == "/api/samp":
-            self._json({"hub": samp.hub_runs()})
-        elif found := re.fullmatch(r"/api/(star|spectrum|sensitivity)/([^/]*)", path):
-            row, stars = self._row(found[2]), explorer.stars
-            tell = {
-                "star": stars.labels,
-                "spectrum": stars.spectrum,
-                "sensitivity": stars.sensitivity,
-            }
-            self._json(tell[found[1]](row))
+        if path == "/" and "key" in query:
+            # Lax, not Strict: the first request comes from wherever the link was clicked.
+            cookie = f"{self._cookie_name}={explorer.key}; Path=/; HttpOnly; SameSite=Lax"
+            aside = {"Location": "/", "Set-Cookie": cookie}
+            self._send(b"", "text/plain", HTTPStatus.SEE_OTHER, aside)
         else:
-            raise Refusal(HTTPStatus.NOT_FOUND, "no such page")
+            self._tell(explorer.answers.get(path, query))
 
     def _post(self, path: str, query: dict[str, str]) -> None:
-        if path not in ("/api/download", "/api/samp"):
-            raise Refusal(HTTPStatus.NOT_FOUND, "no such page")
-        kind = query.get("format", "fits")
-        if kind not in FORMATS:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"the format must be one of {', '.join(FORMATS)}")
-        content = self.server.explorer.content
+        self._tell(self.server.explorer.answers.post(path, query, self._body))
+
+    def _tell(self, answer: Answer) -> None:
         try:
-            rows = selected_rows(self._body((len(content) + 7) // 8), len(content))
-        except ValueError as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
-        if path == "/api/samp":
-            self._to_hub(rows)
-        else:
-            self._download(rows, kind)
-
-    def _page(self, query: dict[str, str]) -> None:
-        explorer = self.server.explorer
-        if "key" not in query:
-            body, kind = explorer.files["index.html"]
-            self._send(body, kind)
-            return
-        # Lax, not Strict: the first request comes from wherever the link was clicked.
-        cookie = f"{self._cookie_name}={explorer.key}; Path=/; HttpOnly; SameSite=Lax"
-        self._send(b"", "text/plain", HTTPStatus.SEE_OTHER, {"Location": "/", "Set-Cookie": cookie})
-
-    def _column(self, name: str) -> None:
-        content = self.server.explorer.content
-        if name != "flags":
-            _found(content.columns, name, "column")
-        # Every browser takes gzip; a client that does not say so can undo it itself.
-        path, coded = content.packed(name), {"Content-Encoding": "gzip"}
-        with path.open("rb") as file:
-            self._head(HTTPStatus.OK, "application/octet-stream", path.stat().st_size, coded)
-            if self.command != "HEAD":
-                shutil.copyfileobj(file, self.wfile)
-            self.wfile.flush()
-
-    def _row(self, text: str) -> int:
-        rows = len(self.server.explorer.content)
-        # `int` also takes spaces, signs, underscores and digits of other scripts.
-        if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "a row is a whole number, counted from 0")
-        if int(text) >= rows:
-            raise Refusal(HTTPStatus.NOT_FOUND, f"there is no row {int(text)}: there are {rows}")
-        return int(text)
+            if isinstance(answer.body, bytes):
+                self._send(answer.body, answer.kind, extra=answer.headers)
+                return
+            with answer.body.open("rb") as file:
+                self._head(
+                    HTTPStatus.OK, answer.kind, os.fstat(file.fileno()).st_size, answer.headers
+                )
+                if self.command != "HEAD":
+                    shutil.copyfileobj(file, self.wfile)
+                self.wfile.flush()
+        finally:
+            answer.done()
 
     def _body(self, length: int) -> bytes:
         text = self.headers.get("Content-Length", "")
@@ -445,51 +350,6 @@ class _Handler(TimedHandler):
         if len(body) != length:
             raise ValueError(f"a selection of this catalogue has {length} bytes, got {len(body)}")
         return body
-
-    def _download(self, rows: Any, kind: str) -> None:
-        content = self.server.explorer.content
-        suffix, media = FORMATS[kind]
-        # A file first: FITS needs its row count before its rows, and a failure needs a status.
-        with TemporaryDirectory(dir=self.server.explorer.folder) as directory:
-            path = Path(directory) / f"selection{suffix}"
-            with self._writing():
-                write_rows(content.catalogue, rows, path)
-            name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(content.name).stem) or "catalogue"
-            n_row = int(np.count_nonzero(rows))
-            disposition = f'attachment; filename="{name}-{n_row}{suffix}"'
-            with path.open("rb") as file:
-                self._head(
-                    HTTPStatus.OK, media, path.stat().st_size, {"Content-Disposition": disposition}
-                )
-                shutil.copyfileobj(file, self.wfile)
-                self.wfile.flush()
-
-    def _to_hub(self, rows: Any) -> None:
-        explorer = self.server.explorer
-        if not samp.hub_runs():
-            raise samp.NoHub("no SAMP hub runs; start TOPCAT and try again")
-        name = f"{Path(explorer.content.name).stem}, {int(np.count_nonzero(rows))} rows"
-        path = explorer.folder / f"selection-{secrets.token_hex(4)}.fits"
-        with self._writing():
-            write_rows(explorer.content.catalogue, rows, path)
-        # The hub's programs read in their own time, so that files cannot go at once.
-        files = explorer.folder.glob("selection-*.fits")
-        for old in sorted(files, key=lambda file: file.stat().st_mtime)[:-_MOST_SENT]:
-            old.unlink(missing_ok=True)
-        self._json({"sent": samp.send_table(path, name=name)})
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Let so many requests write files at once; others wait, and are refused at last."""
-        if not self.server.writers.acquire(timeout=_WRITER_SECONDS):
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "other selections are being written")
-        try:
-            yield
-        finally:
-            self.server.writers.release()
-
-    def _json(self, document: Any) -> None:
-        self._send(json.dumps(document, allow_nan=False).encode(), "application/json")
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         # What is left of a refused request's body would be taken for the next request.
@@ -503,14 +363,14 @@ class _Handler(TimedHandler):
         body: bytes,
         kind: str,
         status: HTTPStatus = HTTPStatus.OK,
-        extra: dict[str, str] | None = None,
+        extra: Mapping[str, str] | None = None,
     ) -> None:
         self._head(status, kind, len(body), extra or {})
         if self.command != "HEAD":
             self.wfile.write(body)
         self.wfile.flush()
 
-    def _head(self, status: HTTPStatus, kind: str, length: int, extra: dict[str, str]) -> None:
+    def _head(self, status: HTTPStatus, kind: str, length: int, extra: Mapping[str, str]) -> None:
         self.answer_in(self.timeout)
         self.send_response(status)
         headers = {"Content-Type": kind, "Content-Length": str(length), **_HEADERS, **extra}
@@ -543,9 +403,3 @@ def _split(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, "that is no address") from error
-
-
-def _found(table: Any, name: str, what: str) -> Any:
-    if name not in table:
-        raise Refusal(HTTPStatus.NOT_FOUND, f"there is no {what} called {name[:60]!r}")
-    return table[name]

@@ -18,7 +18,7 @@ from maury.errors import MauryError
 from maury.evaluation.sensitivity import LINES, LINES_OF, best_estimator, compare_with_optimal
 from maury.io.arrays import Float64Array, Int64Array, StrArray
 from maury.labels.columns import QUANTILES, stated_error
-from maury.labels.definitions import LABEL_NAMES, LABELS
+from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
 from maury.labels.statistics import robust_scale
 from maury.model.directory import Model
@@ -37,7 +37,23 @@ Json = dict[str, Any]
 
 # Nearest training stars that the panel of a star lists: chosen for its room, not measured.
 _NEIGHBOURS = 8
-_LABELS = {label.name: label for label in LABELS}
+_ARCHIVES = (
+    (
+        "SIMBAD",
+        "https://simbad.cds.unistra.fr/simbad/sim-coo?Coord={place}&CooFrame=ICRS"
+        "&Radius=10&Radius.unit=arcsec",
+        "What SIMBAD knows within 10 arcseconds of this position; opens another site",
+    ),
+    (
+        "Aladin",
+        "https://aladin.cds.unistra.fr/AladinLite/?target={place}&fov=0.1",
+        "The sky around this position in Aladin Lite; opens another site",
+    ),
+)
+"""Sites that take a position: nothing else is told them, and only if the user follows the link."""
+# Nothing is fitted to the star: what it should look like if its labels are right.
+_EMULATOR = "emulator at the predicted labels"
+_LEARNT = "learnt theory at the predicted labels"
 
 
 class NotKnown(MauryError):
@@ -161,6 +177,7 @@ class Stars:
                 if column.name not in mine
             ],
             "neighbours": self._neighbours(row),
+            "links": self._links(row),
         }
 
     def spectrum(self, row: int) -> Json:
@@ -202,6 +219,20 @@ class Stars:
                     self._sensitivities.clear()
                 self._sensitivities[row] = self._sensitivity(row)
             return self._sensitivities[row]
+
+    def _links(self, row: int) -> list[Json]:
+        """Return addresses of archives that show the star's place on the sky."""
+        values = self._content.row(row)
+        ra, dec = (values.get(name) for name in ("ra", "dec"))
+        numbers = isinstance(ra, float) and isinstance(dec, float)
+        if not numbers or not (0 <= ra <= 360 and -90 <= dec <= 90):
+            return []
+        # Fixed digits: nothing of the catalogue but two numbers is in an address.
+        place = f"{ra:.6f}%20{dec:+.6f}".replace("+", "%2B")
+        return [
+            {"name": name, "address": address.format(place=place), "what": what}
+            for name, address, what in _ARCHIVES
+        ]
 
     def _label(self, name: str, row: int) -> Json:
         values = self._content.row(row)
@@ -260,16 +291,16 @@ class Stars:
         known = self._star_simulator
         labels = self._predicted(row, LABEL_NAMES if known is None else known.names)[None]
         if not np.isfinite(labels).all():
-            return None, f"no fit: theory needs all {labels.size} labels"
+            return None, f"no curve: theory needs all {labels.size} labels"
         if known is not None:
-            told = "the model's calibrated theory" if known.learnt is None else "the learnt theory"
+            told = _EMULATOR + ", calibrated" if known.learnt is None else _LEARNT
             return known.seen(labels, inputs.flux, inputs.ivar)[0].astype(np.float64), told
         if self._conditions is None:
-            return None, "no fit: the survey does not say its resolving power"
+            return None, "no curve: the survey does not say its resolving power"
         flux = _emulated(labels, inputs.wave_aa, inputs.medium, self._conditions.resolving_power)
         if flux is None:
-            return None, "no fit: the emulator does not reach over these wavelengths"
-        return flux[0], "the emulator, not calibrated"
+            return None, "no curve: the emulator does not reach over these wavelengths"
+        return flux[0], f"{_EMULATOR}, not calibrated"
 
     @cached_property
     def _conditions(self) -> ObservingModel | None:

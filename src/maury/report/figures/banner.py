@@ -16,8 +16,8 @@ from maury.report.figures.style import (
     PAGE_MM,
     mark_simulated,
     new_figure,
+    pretty,
     style,
-    symbol_text,
 )
 
 
@@ -55,8 +55,7 @@ def quoted_errors(
             elinewidth=0.8,
             label=f"within {k}$\\sigma$",
         )
-    names = {label.name: symbol_text(label) for label in LABELS}
-    ax.set_yticks(rows, [names.get(s.name, s.symbol) for s in statistics])
+    ax.set_yticks(rows, [pretty(s.symbol) for s in statistics])
     ax.tick_params(axis="y", which="both", right=False)
     ax.tick_params(axis="y", which="minor", left=False)
     ax.set_xlim(0.0, 1.02)

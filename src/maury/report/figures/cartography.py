@@ -20,9 +20,11 @@ from maury.report.figures.style import (
     COLUMN_MM,
     INK,
     MISSING,
+    NOTE_PT,
     OKABE_ITO,
     PAGE_MM,
     axis_text,
+    common_legend,
     mark_simulated,
     new_figure,
     style,
@@ -226,7 +228,10 @@ def _map(
     # Fifteen stars a cell: a mean known to a quarter of the spread.
     cells = int(np.clip(np.sqrt(max(known.sum(), 1) / 15.0), 12, 60))
     edges = [np.linspace(one[0], one[1], cells + 1) for one in reach]
-    mean, _ = mean_map(across, up, value, edges=(edges[0], edges[1]))
+    mean, count = mean_map(across, up, value, edges=(edges[0], edges[1]))
+    drawn = int(count[np.isfinite(mean)].sum())
+    text = f"n = {drawn}; {int(known.sum()) - drawn} in emptier cells or beyond"
+    ax.set_title(text, fontsize=NOTE_PT, pad=3)
     return ax.pcolormesh(
         edges[0],
         edges[1],
@@ -243,10 +248,11 @@ def _name_axes(panels: Sequence[Axes]) -> None:
     left.set_xlabel("x [kpc]")
     left.set_ylabel("y [kpc]")
     left.set_aspect("equal", "datalim")
-    left.plot(-R_SUN_KPC, 0.0, "*", color=ACCENT, markersize=6, markeredgecolor="white")
+    look: dict[str, Any] = {"color": ACCENT, "markersize": 6, "markeredgecolor": "white"}
+    left.plot(-R_SUN_KPC, 0.0, "*", **look)
     right.set_xlabel("R [kpc]")
     right.set_ylabel("Z [kpc]")
-    right.plot(R_SUN_KPC, 0.0, "*", color=ACCENT, markersize=6, markeredgecolor="white")
+    right.plot(R_SUN_KPC, 0.0, "*", **look)
 
 
 def bimodality_panel(
@@ -283,16 +289,25 @@ def bimodality_panel(
     if not low < high:
         low, high = label.range
     grid = np.linspace(low, high, 200)
-    ax.hist(x, bins=50, range=(low, high), density=x.size > 0, color=OKABE_ITO[5], alpha=0.7)
+    ax.hist(
+        x,
+        # Six stars a bin on the average, within what a panel can show.
+        bins=int(np.clip(x.size // 6, 10, 50)),
+        range=(low, high),
+        density=x.size > 0,
+        color=OKABE_ITO[5],
+        alpha=0.7,
+        label="stars",
+    )
     if np.isfinite(found.ashman_d):
         both = found.density(grid, error=error)
-        for one in both:
-            ax.plot(grid, one, color=ACCENT, linewidth=0.8, linestyle="--")
-        ax.plot(grid, both.sum(axis=0), color=INK, linewidth=1.0)
+        for one, name in zip(both, ("each of two components", None), strict=True):
+            ax.plot(grid, one, color=ACCENT, linewidth=0.8, linestyle="--", label=name)
+        ax.plot(grid, both.sum(axis=0), color=INK, linewidth=1.0, label="their sum")
         text = f"D = {found.ashman_d:.2f} $\\pm$ {found.ashman_d_error:.2f}"
         text += f"\n$\\Delta$BIC = {found.delta_bic:.0f}\nhigh: {100 * found.share[1]:.0f} %"
-        ax.text(0.97, 0.95, text, transform=ax.transAxes, ha="right", va="top", fontsize=6.2)
-    ax.set_title(f"{title}; n = {x.size}" if title else f"n = {x.size}", fontsize=6.8, pad=3)
+        ax.text(0.97, 0.95, text, transform=ax.transAxes, ha="right", va="top", fontsize=NOTE_PT)
+    ax.set_title(f"{title}; n = {x.size}" if title else f"n = {x.size}", fontsize=NOTE_PT, pad=3)
     ax.set_xlim(low, high)
     # Room for the text above the peak.
     ax.set_ylim(0.0, 1.3 * ax.get_ylim()[1])
@@ -327,8 +342,9 @@ def bimodality_figure(
             bimodality_panel(ax, values, found, label=label, title=title, simulated=simulated)
         for ax in panels[len(parts) :]:
             ax.set_axis_off()
-        figure.supxlabel(axis_text(label), fontsize=8.0)
-        figure.supylabel("share of stars", fontsize=8.0)
+        figure.supxlabel(axis_text(label))
+        figure.supylabel("share of stars")
+        common_legend(figure)
     return figure
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
@@ -19,9 +20,11 @@ from maury.report.figures.style import (
     DIVERGING,
     INK,
     MISSING,
+    NOTE_PT,
     OKABE_ITO,
     PAGE_MM,
     axis_text,
+    common_legend,
     mark_simulated,
     new_figure,
     style,
@@ -34,6 +37,8 @@ LEVELS = np.linspace(0.05, 0.99, 48)
 _LEAST = 20
 # As many as show a trend of a typical test sample of some hundred stars.
 _BINS = 8
+# Of 90 strips, one in forty has a bin beyond four errors by chance (8 bins, normal).
+_SURE = 4.0
 _WIDE_RATIO = 5.0
 """Ratios beyond which their axis is logarithmic."""
 
@@ -84,7 +89,8 @@ def coverage_curves(
     n = max(int(np.isfinite(table).sum(axis=0).max(initial=0)), 1)
     # Binomial errors; of the label with most stars, so that the band is narrowest where it matters.
     band = 1.96 * np.sqrt(LEVELS * (1.0 - LEVELS) / n)
-    ax.fill_between(LEVELS, -band, band, color=MISSING, alpha=0.35, linewidth=0)
+    text = f"95 % of right errors, n = {n}"
+    ax.fill_between(LEVELS, -band, band, color=MISSING, alpha=0.35, linewidth=0, label=text)
     ax.axhline(0.0, color=INK, linewidth=0.6)
     dashes = ("-", "--")
     for k, label in enumerate(labels):
@@ -139,17 +145,20 @@ def z_figure(z: ArrayLike, labels: Sequence[Label], *, simulated: bool = False) 
                 bins=np.linspace(-5, 5, 41),
                 density=known.size > 0,
                 color=OKABE_ITO[5],
+                label="held-out stars",
             )
-            ax.plot(grid, np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi), color=INK, linewidth=0.9)
+            normal = np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi)
+            ax.plot(grid, normal, color=INK, linewidth=0.9, label="normal, of right errors")
             text = f"{symbol_text(label)}\nrobust width {robust_sigma(known):.2f}\nn = {known.size}"
-            ax.text(0.03, 0.95, text, transform=ax.transAxes, va="top", fontsize=6.2)
+            ax.text(0.03, 0.95, text, transform=ax.transAxes, va="top", fontsize=NOTE_PT)
             ax.set_xlim(-5, 5)
             if simulated:
                 mark_simulated(ax, place="upper right")
         for ax in panels[len(labels) :]:
             ax.set_axis_off()
-        figure.supxlabel("(predicted \N{MINUS SIGN} reference) / error", fontsize=8.0)
-        figure.supylabel("share of stars per unit", fontsize=8.0)
+        figure.supxlabel("(predicted \N{MINUS SIGN} reference) / error")
+        figure.supylabel("share of stars per unit")
+        common_legend(figure)
     return figure
 
 
@@ -224,6 +233,11 @@ def regime_figure(
     return figure
 
 
+def trend_bins(n: int) -> int:
+    """Return the number of bins in which trends of `n` stars are drawn: three to eight."""
+    return int(np.clip(n // _LEAST, 3, _BINS))
+
+
 def trend_strips(residual: ArrayLike, against: ArrayLike, *, n_bin: int = _BINS) -> Float64Array:
     """Median residual in bins of equal number along other quantities, over the robust scatter.
 
@@ -253,6 +267,28 @@ def trend_strips(residual: ArrayLike, against: ArrayLike, *, n_bin: int = _BINS)
     return out
 
 
+def trend_noise(residual: ArrayLike, against: ArrayLike, *, n_bin: int = _BINS) -> Float64Array:
+    """Return the standard error of each median of `trend_strips`, over the robust scatter.
+
+    That of n normal residuals, 1.2533 / sqrt(n) (Kenney & Keeping 1951, section 8.8): a strip that
+    stays within two of it may be noise.
+
+    Parameters
+    ----------
+    residual : (n, n_label) float
+    against : (n, n_quantity) float
+    n_bin : int
+
+    Returns
+    -------
+    (n_label, n_quantity) float64
+        NaN where fewer than 20 stars are in a bin.
+    """
+    left, right = np.isfinite(np.asarray(residual)), np.isfinite(np.asarray(against))
+    each = (left.astype(np.float64).T @ right.astype(np.float64)) / n_bin
+    return np.where(each >= _LEAST, np.sqrt(0.5 * np.pi / np.maximum(each, 1.0)), np.nan)
+
+
 def trends_figure(
     residual: ArrayLike,
     against: ArrayLike,
@@ -262,6 +298,9 @@ def trends_figure(
     simulated: bool = False,
 ) -> Figure:
     """Return median residuals of every label along S/N and every label, as strips of colour.
+
+    The largest of a strip is written, if it is above `_SURE` of its standard errors; of the
+    quantities, the medians of the lowest and the highest bin are.
 
     Parameters
     ----------
@@ -276,23 +315,72 @@ def trends_figure(
     simulated : bool
         Whether to mark the axes as simulated.
     """
-    strips = trend_strips(residual, against)
-    n_label, n_quantity, n_bin = strips.shape
+    n_bin = trend_bins(len(np.asarray(residual)))
+    strips = trend_strips(residual, against, n_bin=n_bin)
+    noise = trend_noise(residual, against, n_bin=n_bin)
+    n_label, n_quantity, _ = strips.shape
+    ends = _ends(np.asarray(against, np.float64), n_bin)
     with style():
-        figure = new_figure(PAGE_MM, 22.0 + 6.5 * n_label)
+        figure = new_figure(PAGE_MM, 30.0 + 6.5 * n_label)
         ax = figure.add_subplot()
         _heat(ax, strips.reshape(n_label, -1), 0.0, span=1.5, digits=None)
         ax.set_yticks(range(n_label), [symbol_text(one) for one in labels])
         middle = np.arange(n_quantity) * n_bin + 0.5 * (n_bin - 1)
-        ax.set_xticks(middle, names)
+        texts = [f"{name}\n{low}\n{high}" for name, (low, high) in zip(names, ends, strict=True)]
+        ax.set_xticks(middle, texts)
         for k in range(1, n_quantity):
             ax.axvline(k * n_bin - 0.5, color="white", linewidth=2.5)
         ax.set_ylabel("residual of")
-        ax.set_xlabel("along (low to high, bins of equal number)")
-        _bar(figure, ax, "median residual / robust scatter")
+        ax.set_xlabel(
+            f"along: from the lowest (first number) to the highest (second) of {n_bin} bins of "
+            "equal number"
+        )
+        _write_largest(ax, strips, noise)
+        bar = _bar(figure, ax, "median residual / robust scatter")
+        if np.isfinite(noise).any():
+            level = 2.0 * float(np.nanmedian(noise))
+            bar.axhspan(
+                -level, level, facecolor="none", edgecolor=INK, hatch="//////", linewidth=0.5
+            )
+            text = f"hatched: noise of a median, 2$\\sigma$ = {level:.2f}"
+            ax.set_title(text, loc="left", fontsize=NOTE_PT, pad=3)
         if simulated:
             mark_simulated(ax, place="above right")
     return figure
+
+
+def _ends(against: Float64Array, n_bin: int) -> list[tuple[str, str]]:
+    """Medians of the lowest and the highest of some bins of equal number, as text."""
+    found = []
+    for column in against.T:
+        known = np.sort(column[np.isfinite(column)])
+        n = max(known.size // n_bin, 1)
+        low, high = (_value_text(one) for one in (known[:n], known[-n:]))
+        found.append((low, high))
+    return found
+
+
+def _value_text(values: Float64Array) -> str:
+    if not values.size:
+        return "-"
+    # Whole kelvins and S/N, hundredths of a dex.
+    middle = float(np.median(values))
+    return f"{middle:.{0 if abs(middle) >= 10 else 2}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _write_largest(ax: Axes, strips: Float64Array, noise: Float64Array) -> None:
+    n_bin = strips.shape[2]
+    for (row, block), error in np.ndenumerate(noise):
+        if not np.isfinite(error):
+            continue
+        strip = strips[row, block]
+        k = int(np.argmax(np.abs(strip)))
+        if abs(strip[k]) > _SURE * error:
+            # Near its bin, but within its strip.
+            place = block * n_bin + float(np.clip(k, 0.19 * n_bin, 0.81 * n_bin - 1))
+            text = ax.text(place, row, f"{strip[k]:+.2f}".replace("-", "\N{MINUS SIGN}"))
+            text.set(ha="center", va="center", fontsize=NOTE_PT, color=INK)
+            text.set_path_effects([withStroke(linewidth=1.6, foreground="white")])
 
 
 def _heat(
@@ -327,15 +415,16 @@ def _heat(
                 f"{value:.{digits}f}",
                 ha="center",
                 va="center",
-                fontsize=6.5,
+                fontsize=NOTE_PT,
                 color="white" if dark else INK,
             )
 
 
-def _bar(figure: Figure, ax: Axes, text: str) -> None:
+def _bar(figure: Figure, ax: Axes, text: str) -> Axes:
     bar = figure.colorbar(ax.images[0], ax=ax, pad=0.01, aspect=30, extend="both")
     bar.set_label(text)
     bar.ax.minorticks_off()
+    return bar.ax
 
 
 def relative_figure(
@@ -461,5 +550,5 @@ def _cluster_mean(ax: Axes, x: Float64Array, e: Float64Array, row: int) -> None:
         xytext=(0, 5),
         textcoords="offset points",
         ha="center",
-        fontsize=5.5,
+        fontsize=NOTE_PT,
     )

@@ -18,6 +18,7 @@ from maury.report.figures.style import (
     COLUMN_MM,
     INK,
     MISSING,
+    NOTE_PT,
     PAGE_MM,
     axis_text,
     mark_simulated,
@@ -186,7 +187,7 @@ def kinds_figure(found: Ranking, labels: Sequence[str] = _KINDS) -> Figure:
             ax.tick_params(axis="x", which="minor", bottom=False, top=False)
             ax.set_ylabel(f"robust scatter {axis_text(label)}")
         figure.legend(
-            *grid.flat[0].get_legend_handles_labels(), loc="outside right upper", fontsize=6
+            *grid.flat[0].get_legend_handles_labels(), loc="outside right upper", fontsize=NOTE_PT
         )
         if found.simulated:
             mark_simulated(grid.flat[0], place="upper right")
@@ -217,7 +218,7 @@ def speed_figure(found: Ranking) -> Figure:
                     (one.ms, y),
                     xytext=(3, 2 if place % 2 else -6),
                     textcoords="offset points",
-                    fontsize=5.5,
+                    fontsize=NOTE_PT,
                 )
         if (best := dict(zip(found.methods, middle, strict=True)).get(CONSENSUS)) is not None:
             ax.axhline(best, color=MISSING, linewidth=0.8, linestyle="--")
@@ -227,7 +228,7 @@ def speed_figure(found: Ranking) -> Figure:
                 xycoords=("axes fraction", "data"),
                 ha="right",
                 va="bottom",
-                fontsize=5.5,
+                fontsize=NOTE_PT,
             )
         ax.set_xscale("log")
         ax.margins(x=0.2)
@@ -257,8 +258,8 @@ def agreement_figure(found: Ranking, labels: Sequence[str] = ("teff", "logg", "m
             off = np.where(np.eye(n, dtype=bool), np.nan, values)
             top = np.nanpercentile(off, 90) if np.isfinite(off).any() else 1.0
             image = ax.imshow(off, cmap="viridis", vmin=0.0, vmax=top)
-            ax.set_xticks(range(n), found.methods, rotation=90, fontsize=5.5)
-            ax.set_yticks(range(n), found.methods, fontsize=5.5)
+            ax.set_xticks(range(n), found.methods, rotation=90, fontsize=NOTE_PT)
+            ax.set_yticks(range(n), found.methods, fontsize=NOTE_PT)
             ax.tick_params(which="minor", left=False, right=False, top=False, bottom=False)
             ax.tick_params(which="major", length=0)
             ax.set_title(symbol_text(label))

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from maury.io.arrays import Float64Array
@@ -17,9 +18,11 @@ from maury.report.figures.style import (
     COLOURS,
     INK,
     MISSING,
+    NOTE_PT,
     PAGE_MM,
     Range,
     axis_text,
+    count_text,
     limits,
     mark_simulated,
     new_figure,
@@ -46,6 +49,13 @@ class Panel:
         x, y = np.asarray(self.x, np.float64), np.asarray(self.y, np.float64)
         good = np.isfinite(x) & np.isfinite(y)
         return x[good], y[good]
+
+    def coloured(self) -> "Panel":
+        """Return the stars that have the label which colours them, too."""
+        x, y = (np.asarray(one, np.float64) for one in (self.x, self.y))
+        colour = np.full(x.shape, np.nan if self.colour is None else self.colour, np.float64)
+        good = np.isfinite(x) & np.isfinite(y) & np.isfinite(colour)
+        return Panel(self.title, x[good], y[good], colour[good])
 
 
 def density_plane(
@@ -83,7 +93,7 @@ def density_plane(
     ax.scatter(
         across[lone],
         up[lone],
-        s=min(point_size(across.size), 1.5),
+        s=min(point_size(across.size), 4.0),
         color=INK,
         alpha=0.6,
         linewidths=0,
@@ -102,10 +112,8 @@ def density_plane(
 
 def kiel_panel(ax: Axes, panel: Panel, *, ranges: tuple[Range, Range], colour_range: Range) -> Any:
     """Draw a Kiel diagram without a colour bar of its own; return what a colour bar takes."""
-    x, y = (np.asarray(a, np.float64) for a in (panel.x, panel.y))
-    c = np.full(x.shape, np.nan) if panel.colour is None else np.asarray(panel.colour, np.float64)
-    good = np.isfinite(x) & np.isfinite(y) & np.isfinite(c)
-    x, y, c = x[good], y[good], c[good]
+    shown = panel.coloured()
+    x, y, c = (np.asarray(a, np.float64) for a in (shown.x, shown.y, shown.colour))
     shades: dict[str, Any] = {"cmap": COLOURS, "vmin": colour_range[0], "vmax": colour_range[1]}
     if x.size > DENSE:
         inside = (x > ranges[0][0]) & (x < ranges[0][1]) & (y > ranges[1][0]) & (y < ranges[1][1])
@@ -159,7 +167,7 @@ def kiel_grid(
         figure, axes = _grid(len(panels), across, 46.0)
         for ax, panel in zip(axes, panels, strict=False):
             drawn = kiel_panel(ax, panel, ranges=ranges, colour_range=(low, high))
-            _caption(ax, panel, simulated, "upper left")
+            _caption(ax, panel.coloured(), simulated, "upper left")
         _outer_labels(figure, axes, (axis_text(_TEFF), axis_text(_LOGG)))
         bar = figure.colorbar(drawn, ax=list(axes), pad=0.01, aspect=40, extend="both")
         bar.set_label(axis_text(label))
@@ -261,6 +269,9 @@ def _common_bar(figure: Figure, meshes: Sequence[Any], axes: Sequence[Axes]) -> 
         one.set_clim(_CROWD, top)
     bar = figure.colorbar(drawn[0], ax=list(axes), pad=0.01, aspect=40)
     bar.set_label("stars per cell")
+    # Counts, not powers of ten.
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter() if top > 10 * _CROWD else "{x:g}")
 
 
 def _grid(
@@ -275,16 +286,16 @@ def _grid(
 
 
 def _caption(ax: Axes, panel: Panel, simulated: bool, place: str) -> None:
-    n = len(panel.known()[0])
-    ax.set_title(f"{panel.title}; n = {n}" if panel.title else f"n = {n}", fontsize=6.8, pad=3)
-    if n == 0:
+    text = count_text(panel.x, panel.y, (ax.get_xlim(), ax.get_ylim()))
+    ax.set_title(f"{panel.title}; {text}" if panel.title else text, fontsize=NOTE_PT, pad=3)
+    if len(panel.known()[0]) == 0:
         ax.text(0.5, 0.5, "no stars", transform=ax.transAxes, ha="center", color=MISSING)
     if simulated:
         mark_simulated(ax, place=place)
 
 
 def _outer_labels(figure: Figure, axes: Sequence[Axes], texts: tuple[str, str]) -> None:
-    figure.supxlabel(texts[0], fontsize=8.0)
-    figure.supylabel(texts[1], fontsize=8.0)
+    figure.supxlabel(texts[0])
+    figure.supylabel(texts[1])
     for ax in axes:
         ax.label_outer()

@@ -1,6 +1,7 @@
 """Predicted against true labels, with the residuals below."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,8 +16,10 @@ from maury.report.figures.style import (
     ACCENT,
     COLUMN_MM,
     INK,
+    NOTE_PT,
     PAGE_MM,
     axis_text,
+    common_legend,
     density_scatter,
     limits,
     mark_simulated,
@@ -80,10 +83,10 @@ def one_to_one(
     ax.set_ylim(*span)
     ax.tick_params(labelbottom=False)
     ax.set_ylabel(f"predicted {axis_text(label)}")
-    ax.set_title(_summary(measured, label), loc="left", fontsize=6.2, linespacing=1.3, pad=3.0)
+    ax.set_title(_summary(measured, label), loc="left", fontsize=NOTE_PT, linespacing=1.3, pad=3.0)
     _residual_panel(below, true, given - true, None if sigma is None else sigma[known], measured)
     below.set_xlabel(f"{'true' if simulated else 'reference'} {axis_text(label)}")
-    below.set_ylabel(f"pred. {_MINUS} {'true' if simulated else 'ref.'}", fontsize=6.5)
+    below.set_ylabel(f"pred. {_MINUS} {'true' if simulated else 'ref.'}", fontsize=NOTE_PT)
     if simulated:
         mark_simulated(ax)
     return below
@@ -132,11 +135,12 @@ def _residual_panel(
             x_range=limits(true, fallback=(0.0, 1.0)),
             y_range=(-frame, frame),
         )
-    for side, marker in ((1.0, "^"), (-1.0, "v")):
+    for side, marker, text in ((1.0, "^", "beyond the frame, above"), (-1.0, "v", "below")):
         there = beyond & (np.sign(residual) == side)
         # Just inside, so that the mark is whole.
         edge = np.full(int(there.sum()), side * 0.94 * frame)
-        ax.scatter(true[there], edge, marker=marker, s=5.0, color=ACCENT, linewidths=0)
+        look: dict[str, Any] = {"s": 5.0, "color": ACCENT, "linewidths": 0}
+        ax.scatter(true[there], edge, marker=marker, label=text if there.any() else None, **look)
     ax.axhline(0.0, color=INK, linewidth=0.7)
     _running_lines(ax, true, residual, error)
     ax.set_ylim(-frame, frame)
@@ -156,13 +160,14 @@ def _running_lines(
     bins = np.array_split(np.argsort(true, kind="stable"), n_bin)
     centre = [np.median(true[rows]) for rows in bins]
     lower, middle, upper = np.array([np.percentile(residual[b], (16, 50, 84)) for b in bins]).T
-    ax.plot(centre, middle, color=ACCENT, linewidth=1.2)
-    for edge in (lower, upper):
-        ax.plot(centre, edge, color=ACCENT, linewidth=0.6)
+    ax.plot(centre, middle, color=ACCENT, linewidth=1.2, label="running median")
+    for edge, text in ((lower, "16th and 84th percentile"), (upper, None)):
+        ax.plot(centre, edge, color=ACCENT, linewidth=0.6, label=text)
     if error is not None and np.isfinite(error).any():
         quoted = [_median(error[rows]) for rows in bins]
-        for sign in (-1.0, 1.0):
-            ax.plot(centre, sign * np.array(quoted), color=INK, linewidth=0.8, linestyle="--")
+        look: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": "--"}
+        for sign, text in ((1.0, "median quoted error"), (-1.0, None)):
+            ax.plot(centre, sign * np.array(quoted), label=text, **look)
 
 
 def _median(values: Float64Array) -> float:
@@ -219,6 +224,7 @@ def residual_figure(
                 simulated=simulated,
             )
             figure.align_ylabels([ax, below])
+        common_legend(figure)
     return figure
 
 
@@ -257,9 +263,11 @@ def snr_figure(
             )
             _residual_panel(ax, x, y, e, measured)
             ax.set_ylabel(f"\N{GREEK CAPITAL LETTER DELTA} {axis_text(label)}")
+            ax.set_title(f"n = {x.size}", fontsize=NOTE_PT, pad=3)
             if simulated:
                 mark_simulated(ax)
         for ax in panels[len(labels) :]:
             ax.set_axis_off()
-        figure.supxlabel("S/N per pixel", fontsize=8.0)
+        figure.supxlabel("S/N per pixel")
+        common_legend(figure)
     return figure

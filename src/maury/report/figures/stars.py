@@ -14,8 +14,10 @@ from maury.report.figures.style import (
     COLUMN_MM,
     INK,
     MISSING,
+    NOTE_PT,
     Range,
     axis_text,
+    count_text,
     density_scatter,
     limits,
     mark_simulated,
@@ -82,6 +84,7 @@ def kiel(
     ax.set_ylim(y_range[1], y_range[0])
     ax.set_xlabel(axis_text(_TEFF))
     ax.set_ylabel(axis_text(_LOGG))
+    ax.set_title(count_text(x, y, (x_range, y_range)), fontsize=NOTE_PT, pad=3)
     if simulated:
         mark_simulated(ax, place="upper left")
 
@@ -127,7 +130,7 @@ def _draw_coloured(
         extend=extend.get(beyond, "neither"),
         extendfrac=0.03,
     )
-    bar.ax.set_title(axis_text(label), fontsize=7.0, pad=4.0)
+    bar.ax.set_title(axis_text(label), fontsize=NOTE_PT, pad=3)
     bar.ax.minorticks_off()
 
 
@@ -185,6 +188,7 @@ def abundance(
     ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel(axis_text(labels[0]))
     ax.set_ylabel(axis_text(labels[1]))
+    ax.set_title(count_text(across, up, (x_range, y_range)), fontsize=NOTE_PT, pad=3)
     if simulated:
         mark_simulated(ax, place="lower left")
 

@@ -32,18 +32,21 @@ OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "
 """Colours that the colour-blind can tell apart (Okabe & Ito 2008)."""
 DIVERGING = "RdBu_r"
 SIMULATED = "SIMULATED"
+NOTE_PT = 6.5
+"""Smallest text of a figure, on paper: notes, marks, legends. Journals refuse less than 6 pt."""
 
 Range = tuple[float, float]
 
 _RC: dict[Any, Any] = {
-    # At print size: journals refuse text below 6 pt, and the smallest here (marks, notes) are kept
-    # out of axes and legends.
-    "font.size": 7.5,
+    # At print size: these and `NOTE_PT` are all sizes that a figure has.
+    "font.size": 7.0,
     "axes.labelsize": 8.0,
     "axes.titlesize": 8.0,
+    "figure.labelsize": 8.0,
+    "figure.titlesize": 8.0,
     "xtick.labelsize": 7.0,
     "ytick.labelsize": 7.0,
-    "legend.fontsize": 6.5,
+    "legend.fontsize": NOTE_PT,
     "axes.linewidth": 0.6,
     "axes.edgecolor": INK,
     "axes.labelpad": 2.5,
@@ -95,7 +98,12 @@ def new_figure(width_mm: float = COLUMN_MM, height_mm: float = 75.0) -> Figure:
 
 def symbol_text(label: Label) -> str:
     """Return the symbol of a label as a figure shows it."""
-    return _PRETTY.get(label.symbol, label.symbol)
+    return pretty(label.symbol)
+
+
+def pretty(symbol: str) -> str:
+    """Return a symbol such as ``Teff`` as a figure shows it."""
+    return _PRETTY.get(symbol, symbol)
 
 
 def axis_text(label: Label) -> str:
@@ -139,7 +147,7 @@ def mark_simulated(ax: Axes, *, place: str = "lower right") -> None:
         transform=ax.transAxes,
         ha="left" if horizontal == "left" else "right",
         va=aligned,
-        fontsize=5.5,
+        fontsize=NOTE_PT,
         color=ACCENT,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8},
         zorder=20,
@@ -174,6 +182,36 @@ def limits(*values: ArrayLike, fallback: Range) -> Range:
     if margin <= 0:
         margin = 0.05 * (fallback[1] - fallback[0])
     return float(low - margin), float(high + margin)
+
+
+def count_text(x: ArrayLike, y: ArrayLike, ranges: tuple[Range, Range]) -> str:
+    """Return the number of stars drawn within a frame, and of those that it leaves out.
+
+    Parameters
+    ----------
+    x, y : (n,) float
+        Stars without one of them are not drawn, and not counted.
+    ranges : ((float, float), (float, float))
+        Limits of both axes.
+    """
+    across, up = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    known = np.isfinite(across) & np.isfinite(up)
+    inside = (across >= min(ranges[0])) & (across <= max(ranges[0]))
+    inside &= (up >= min(ranges[1])) & (up <= max(ranges[1]))
+    drawn, beyond = int(inside.sum()), int((known & ~inside).sum())
+    return f"n = {drawn}" + (f", {beyond} beyond" if beyond else "")
+
+
+def common_legend(figure: Figure) -> None:
+    """Name lines and marks once, above all panels: any of these may lack one."""
+    named: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles, names = ax.get_legend_handles_labels()
+        named |= dict(zip(names, handles, strict=True))
+    if named:
+        ncols = 5 if figure.get_figwidth() > COLUMN_MM / 25.4 else 2
+        look: dict[str, Any] = {"frameon": False, "ncols": ncols}
+        figure.legend(named.values(), named.keys(), loc="outside upper center", **look)
 
 
 def smooth_density(

@@ -144,5 +144,5 @@ def distributions_figure(
             ax.set_visible(False)
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
-        figure.supylabel("share of stars", fontsize=8.0)
+        figure.supylabel("share of stars")
     return figure

@@ -13,6 +13,7 @@ from maury.evaluation.audit_report import ALL, NO_DISTANCE, SPECTRUM, AuditRepor
 from maury.evaluation.census import Census
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
+from maury.labels.statistics import NOMINAL_2SIGMA
 from maury.model.directory import LOSSES
 from maury.prediction.calibration import repeat_scatter
 from maury.report import figures
@@ -149,9 +150,9 @@ def _one_to_one(material: Material, sample: PageStars) -> Plate:
         f"One to one: {sample.name} stars",
         f"{mark(material)}Predicted against reference labels of {len(sample)} spectra of "
         f"{_STARS[sample.name]}, coloured by density, with residuals below: running median (thick "
-        "red), 16th and 84th percentiles (thin red), median quoted error (dashed). Bias and "
-        "scatter are the mean and standard deviation of the residuals; robust scatter is 1.4826 "
-        "times their median absolute deviation.",
+        "red), 16th and 84th percentiles (thin red), median quoted error (dashed); triangles: "
+        "residuals beyond the frame. Bias and scatter are the mean and standard deviation of the "
+        "residuals; robust scatter is 1.4826 times their median absolute deviation.",
         figures.residual_figure(
             sample.truth,
             sample.mean,
@@ -168,15 +169,19 @@ def _trends(material: Material, sample: PageStars) -> Found:
     against = np.column_stack([sample.snr, sample.truth])
     names = ["S/N", *(figures.symbol_text(one) for one in material.labels)]
     # Computed for the data file; the figure makes the same ones.
-    strips = checks.trend_strips(residual, against)
+    n_bin = checks.trend_bins(len(sample))
+    strips = checks.trend_strips(residual, against, n_bin=n_bin)
+    noise = checks.trend_noise(residual, against, n_bin=n_bin)
     index = np.indices(strips.shape)
     columns = np.array(["snr", *material.model.label_names])
     yield Plate(
         "trends",
         "Residuals along S/N and each label",
         f"{mark(material)}Median residual of each label (rows), in units of its robust scatter, in "
-        f"eight bins of equal number of S/N and of each reference label (columns; low to high) of "
-        f"{len(sample)} spectra of held-out stars. Red: predicted too high; blue: too low. Labels "
+        f"{n_bin} bins of equal number along S/N and each reference label (columns), of "
+        f"{len(sample)} held-out spectra. Red: predicted too high; blue: too low. A number "
+        "is the largest of a strip, written where it is above four standard errors. Medians of "
+        "no trend at all scatter by 2 sigma within the hatched range of the colour bar. Labels "
         "drawn towards the mean go from red to blue along themselves.",
         figures.trends_figure(
             residual, against, labels=material.labels, names=names, simulated=material.simulated
@@ -186,6 +191,7 @@ def _trends(material: Material, sample: PageStars) -> Found:
             "along": columns[index[1].ravel()],
             "bin": index[2].ravel(),
             "median_residual_over_scatter": strips.ravel(),
+            "standard_error": noise[index[0].ravel(), index[1].ravel()],
         },
     )
     yield Plate(
@@ -334,7 +340,7 @@ def _calibration(material: Material, test: PageStars) -> Found:
         "Coverage curves",
         f"{mark(material)}Fraction of residuals of {len(test)} held-out spectra within the "
         "interval of each nominal probability, less that probability. In the grey band lie 95 % "
-        "of the points of a curve whose errors are right.",
+        f"of the points of a curve whose errors are right. {tails(material)}",
         checks.coverage_figure(z, labels, simulated=simulated),
         {"nominal": checks.LEVELS} | {one.name: curves[:, k] for k, one in enumerate(labels)},
     )
@@ -342,7 +348,8 @@ def _calibration(material: Material, test: PageStars) -> Found:
         "z",
         "Distributions of residual / error",
         f"{mark(material)}Residual over quoted error of {len(test)} held-out spectra; black: the "
-        "normal distribution of right errors. Values beyond 5 stand at the edge.",
+        "normal distribution of right errors. Values beyond 5 stand at the edge. "
+        f"{tails(material)}",
         checks.z_figure(z, labels, simulated=simulated),
         {"id": test.id} | {one.name: z[:, k] for k, one in enumerate(labels)},
     )
@@ -358,6 +365,22 @@ def _calibration(material: Material, test: PageStars) -> Found:
         checks.regime_figure(z, parts, labels, simulated=simulated),
         {"regime": [one.name for one in parts], "n": count.max(axis=1)}
         | {one.name: share[:, k] for k, one in enumerate(labels)},
+    )
+
+
+def tails(material: Material) -> str:
+    """Say why fewer residuals than of a normal distribution lie within two errors, if fewer do."""
+    low = [one for one in material.statistics if one.coverage_2sigma < NOMINAL_2SIGMA]
+    if not low:
+        return ""
+    least = min(one.coverage_2sigma for one in low)
+    one = np.mean([label.coverage_1sigma for label in low])
+    return (
+        f"Within two errors lie fewer than the 95.4 % of a normal distribution for {len(low)} of "
+        f"{len(material.statistics)} labels (at least {100 * least:.1f} %; within one, "
+        f"{100 * one:.1f} % on the average of these): residuals have more wild stars than a normal "
+        "distribution, so that no one error gives 68.3 and 95.4 % at once; the calibration takes "
+        "the middle. For an interval of 95.4 % take the quantiles q02 to q98."
     )
 
 

@@ -149,6 +149,7 @@ class FileSurvey:
             MappingProxyType({name: self._stored(name, v) for name, v in rows.items()}),
             start,
             self.at_rest,
+            simulated=self.simulated,
         )
 
     def _stored(self, name: str, values: AnyArray) -> AnyArray:

@@ -1,17 +1,13 @@
 // Draws what lies over the density: axes, graticule, regions, cross, marked star.
 
+import { theme } from "./colours.js";
 import { number } from "./dom.js";
 import { hammer, ticks } from "./geometry.js";
 
 export const MARGIN = { left: 52, right: 12, top: 10, bottom: 40 };
-const INK = "#1c1f26", FAINT = "#9aa0ad", REGION = "#d55e00";
 const FONT = "12px system-ui, sans-serif";
 
-export function drawOverlay(panel) {
-  const { overlay, size } = panel;
-  const pen = overlay.getContext("2d");
-  pen.setTransform(panel.ratio, 0, 0, panel.ratio, 0, 0);
-  pen.clearRect(0, 0, size.width, size.height);
+export function drawOverlay(panel, pen) {
   pen.font = FONT;
   if (panel.sky) graticule(pen, panel);
   else frame(pen, panel);
@@ -29,7 +25,7 @@ export function drawOverlay(panel) {
 function frame(pen, panel) {
   const { view, inner } = panel;
   const right = MARGIN.left + inner.width, bottom = MARGIN.top + inner.height;
-  pen.strokeStyle = pen.fillStyle = INK;
+  pen.strokeStyle = pen.fillStyle = theme.ink;
   pen.lineWidth = 1;
   pen.strokeRect(MARGIN.left + 0.5, MARGIN.top + 0.5, inner.width - 1, inner.height - 1);
   pen.textAlign = "center";
@@ -47,11 +43,8 @@ function frame(pen, panel) {
   for (const value of up.at) {
     const y = Math.round(panel.toPixel(view.x0, value)[1]) + 0.5;
     line(pen, MARGIN.left, y, MARGIN.left + 5, y);
+    line(pen, right, y, right - 5, y);
     pen.fillText(number(value, up.digits), MARGIN.left - 5, y);
-  }
-  for (const x of [right]) for (const value of up.at) {
-    const y = Math.round(panel.toPixel(view.x0, value)[1]) + 0.5;
-    line(pen, x, y, x - 5, y);
   }
   pen.save();
   pen.translate(12, MARGIN.top + inner.height / 2);
@@ -79,15 +72,15 @@ function graticule(pen, panel) {
   const range = (from, to, step) =>
     Array.from({ length: Math.round((to - from) / step) + 1 }, (_, k) => from + k * step);
   pen.lineWidth = 1;
-  pen.strokeStyle = "rgba(90, 96, 110, 0.35)";
+  pen.strokeStyle = theme.grid;
   for (const l of range(-120, 120, 60)) curve(range(-90, 90, 3).map((b) => [l, b]));
   for (const b of range(-60, 60, 30)) curve(range(-180, 180, 4).map((l) => [l, b]));
-  pen.strokeStyle = INK;
+  pen.strokeStyle = theme.ink;
   for (const l of [-180, 180]) curve(range(-90, 90, 2).map((b) => [l, b]));
-  pen.fillStyle = INK;
+  pen.fillStyle = theme.ink;
   pen.textBaseline = "middle";
   pen.lineWidth = 3;
-  pen.strokeStyle = "rgba(255, 255, 255, 0.85)";
+  pen.strokeStyle = theme.halo;
   const label = (text, x, y) => {
     pen.strokeText(text, x, y);
     pen.fillText(text, x, y);
@@ -100,7 +93,7 @@ function graticule(pen, panel) {
     label(`${number(b)}\u00b0`, x - 5, y);
   }
   pen.restore();
-  pen.fillStyle = INK;
+  pen.fillStyle = theme.ink;
   pen.textAlign = "center";
   pen.textBaseline = "top";
   pen.fillText(panel.axisText.x, MARGIN.left + inner.width / 2, MARGIN.top + inner.height + 22);
@@ -121,17 +114,17 @@ function outline(pen, panel) {
     pen.rect(left, top, right - left, bottom - top);
   }
   pen.lineWidth = 3.5;
-  pen.strokeStyle = "rgba(255, 255, 255, 0.9)";
+  pen.strokeStyle = theme.halo;
   pen.stroke();
   pen.lineWidth = 1.75;
-  pen.strokeStyle = REGION;
+  pen.strokeStyle = theme.region;
   pen.stroke();
 }
 
 function ring(pen, panel) {
   const [x, y] = panel.toPixel(panel.xs[panel.store.star], panel.ys[panel.store.star]);
   if (!Number.isFinite(x) || !Number.isFinite(y)) return;
-  for (const [width, colour] of [[5, "#ffffff"], [2.25, REGION]]) {
+  for (const [width, colour] of [[5, theme.halo], [2.25, theme.region]]) {
     pen.beginPath();
     pen.arc(x, y, 8, 0, 2 * Math.PI);
     pen.lineWidth = width;
@@ -143,7 +136,7 @@ function ring(pen, panel) {
 function cross(pen, panel) {
   const { x, y } = panel.cross;
   pen.lineWidth = 1;
-  pen.strokeStyle = INK;
+  pen.strokeStyle = theme.ink;
   line(pen, x - 12, y, x + 12, y);
   line(pen, x, y - 12, x, y + 12);
   const [dx, dy] = panel.toData(x, y);
@@ -151,15 +144,15 @@ function cross(pen, panel) {
   pen.textAlign = "right";
   pen.textBaseline = "top";
   pen.lineWidth = 4;
-  pen.strokeStyle = "rgba(255, 255, 255, 0.9)";
+  pen.strokeStyle = theme.halo;
   const place = [MARGIN.left + panel.inner.width - 8, MARGIN.top + 8];
   pen.strokeText(text, ...place);
-  pen.fillStyle = INK;
+  pen.fillStyle = theme.ink;
   pen.fillText(text, ...place);
 }
 
 function note(pen, panel, text) {
-  pen.fillStyle = FAINT;
+  pen.fillStyle = theme.faint;
   pen.textAlign = "center";
   pen.textBaseline = "middle";
   pen.fillText(text, MARGIN.left + panel.inner.width / 2, MARGIN.top + panel.inner.height / 2);

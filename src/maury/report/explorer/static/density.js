@@ -1,6 +1,6 @@
 // Counts stars per pixel and paints them: all stars that pass in grey, the selected in colour.
 
-import { greys, logSteps, viridis } from "./colours.js";
+import { logSteps, theme } from "./colours.js";
 
 export class Density {
   constructor(canvas) {
@@ -85,13 +85,13 @@ export class Density {
     const dot = this.dot(store.nSelected);
     this.count(this.chosen, store.selected, dot);
     const { words, all, chosen } = this;
-    if (some) this.shade(all, greys);
+    if (some) this.shade(all, theme.grey);
     else words.fill(0);
     const values = store.colour && store.columns.get(store.colour);
     if (values) this.shadeMean(store, values, dot);
     else {
       const steps = logSteps(largest(chosen));
-      for (let k = 0; k < words.length; k++) if (chosen[k]) words[k] = viridis[steps[chosen[k]]];
+      for (let k = 0; k < words.length; k++) if (chosen[k]) words[k] = theme.viridis[steps[chosen[k]]];
     }
     this.pen.putImageData(this.image, 0, 0);
   }
@@ -113,7 +113,7 @@ export class Density {
     for (let k = 0; k < words.length; k++) {
       if (!known[k]) continue;
       const step = (sums[k] / known[k] - dark) * scale;
-      words[k] = viridis[step < 0 ? 0 : step > 255 ? 255 : step | 0];
+      words[k] = theme.viridis[step < 0 ? 0 : step > 255 ? 255 : step | 0];
     }
   }
 }

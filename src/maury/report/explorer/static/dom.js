@@ -40,3 +40,21 @@ export function axisText(column) {
 
 // Lets a long name of capitals break after its underscores.
 export const breakable = (name) => name.replaceAll("_", "_\u200b");
+
+// Slow work that the header tells of, and that somebody may wait for.
+const working = new Set();
+
+export function busy(text, part) {
+  const task = { text, part };
+  const show = () => {
+    const last = [...working].at(-1), bar = byId("progress");
+    document.body.setAttribute("aria-busy", String(working.size > 0));
+    byId("working").hidden = !last;
+    byId("working-text").textContent = last ? last.text : "";
+    if (last?.part === undefined) bar.removeAttribute("value");
+    else bar.value = last.part;
+  };
+  working.add(task);
+  show();
+  return () => { working.delete(task); show(); };
+}

@@ -1,12 +1,16 @@
 // The filters: S/N, flags one by one with their reasons, errors of the labels.
 
-import { breakable, byId, count, make, number, pretty } from "./dom.js";
+import { where } from "./data.js";
+import { breakable, busy, byId, count, make, number, pretty } from "./dom.js";
 
 const STEPS = 100;
 
+// Builds the filters; what it returns reads and writes their state, as texts by name.
 export function buildFilters(store, say) {
   const body = byId("filter-body");
   const resets = [];
+  const expression = whereField(store, resets);
+  body.append(expression.host);
   const snr = store.info.get("snr");
   if (snr) {
     body.append(slider(store, snr, { side: "min", text: "S/N at least", say, resets, from: 0 }));
@@ -27,6 +31,72 @@ export function buildFilters(store, say) {
       store.touch("filters", event.timeStamp);
     },
   }, "Reset filters"));
+  return {
+    state: () => ({ where: expression.text(), ...changed(body) }),
+    apply: async (state) => {
+      for (const input of body.querySelectorAll("input[type=range], select")) {
+        const wanted = state.get(input.id);
+        if (wanted === null) continue;
+        input.value = wanted;
+        input.dispatchEvent(new Event(input.type === "range" ? "input" : "change"));
+      }
+      if (state.get("where")) await expression.set(state.get("where"));
+    },
+  };
+}
+
+// Sliders and choices that are not where they began.
+function changed(body) {
+  const found = {};
+  for (const input of body.querySelectorAll("input[type=range]")) {
+    if (input.value !== input.getAttribute("value")) found[input.id] = input.value;
+  }
+  for (const select of body.querySelectorAll("select")) {
+    if (select.value !== "any") found[select.id] = select.value;
+  }
+  return found;
+}
+
+// A condition on the columns: it is read by the server, which says what is wrong with it.
+function whereField(store, resets) {
+  const input = make("input", { type: "search", id: "where", autocomplete: "off",
+    spellcheck: false, maxlength: "500", placeholder: "m_h < -1 & snr > 40",
+    "aria-describedby": "where-problem where-help" });
+  const problem = make("p", { id: "where-problem", class: "problem", role: "alert", hidden: true });
+  let applied = "", last = 0;
+  const set = async (text, stamp) => {
+    const mine = ++last, done = busy("Selecting");
+    input.value = text;
+    try {
+      const mask = text ? await where(text, store.n) : null;
+      if (mine !== last) return;
+      applied = text;
+      problem.hidden = true;
+      input.removeAttribute("aria-invalid");
+      store.setWhere(mask, stamp);
+    } catch (error) {
+      if (mine !== last) return;
+      problem.textContent = error.message;
+      problem.hidden = false;
+      input.setAttribute("aria-invalid", "true");
+    } finally {
+      done();
+    }
+  };
+  const host = make("form", { class: "where", onsubmit: (event) => {
+    event.preventDefault();
+    set(input.value.trim(), event.timeStamp);
+  } }, make("label", { for: "where" }, "Only rows where"),
+  make("button", { type: "submit" }, "Select"), input, problem,
+  make("details", { class: "quiet", id: "where-help" }, make("summary", {}, "How to write it"),
+    make("p", {}, "Columns and numbers with + - * / and < <= > >= == !=, also 0 < x < 1; "
+      + "joined by & and |, turned round by !, in brackets. A flag stands by its name: !EMISSION. "
+      + "Missing values pass neither a condition nor its opposite."),
+    make("p", {}, store.about.columns.map((column) => column.name).join(", "))));
+  // The cross of a search field empties it without a submit.
+  input.addEventListener("search", (event) => { if (!input.value) set("", event.timeStamp); });
+  resets.push(() => { last += 1; applied = input.value = ""; problem.hidden = true; store.where = null; });
+  return { host, set, text: () => applied };
 }
 
 function slider(store, column, { side, text, say, resets, from }) {

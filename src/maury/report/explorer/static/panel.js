@@ -16,11 +16,13 @@ export class Panel {
     this.cross = null;
     this.mask = new Uint8Array(store.n);
     this.build(host, spec);
-    this.density = new Density(this.canvas);
+    this.density = this.painter();
     this.setAxes(...spec.axes);
     listen(this);
     new ResizeObserver(() => this.resize()).observe(this.stage);
   }
+
+  painter() { return new Density(this.canvas); }
 
   build(host, spec) {
     const title = make("h2", { id: `title-${spec.id}` }, spec.title);
@@ -33,7 +35,7 @@ export class Panel {
     head.append(make("span", { class: "spread" }),
       button("+", "Zoom in", () => this.zoom(0.6)),
       button("\u2212", "Zoom out", () => this.zoom(1 / 0.6)),
-      button("all", "Show all", () => this.resetView()));
+      button("all", "Show all", () => this.resetView()), this.saver(spec));
     this.canvas = make("canvas", { class: "density", "aria-hidden": "true" });
     this.overlay = make("canvas", {
       class: "overlay", tabIndex: 0, role: "application", "aria-labelledby": `title-${spec.id}`,
@@ -41,6 +43,31 @@ export class Panel {
     });
     this.stage = make("div", { class: "stage" }, this.canvas, this.overlay);
     host.append(make("section", { class: "panel", id: `panel-${spec.id}` }, head, this.stage));
+  }
+
+  saver(spec) {
+    const select = make("select", { class: "saver", "aria-label": `Save as figure: ${spec.title}` },
+      ...[["", "save"], ["png", "PNG"], ["svg", "SVG"]].map(
+        ([value, text]) => make("option", { value }, text)));
+    select.addEventListener("change", () => {
+      this.calls.save(select.value, this.id, () => this.figure());
+      select.value = "";
+    });
+    return select;
+  }
+
+  // What a figure of this panel is made of, see saving.js.
+  figure() {
+    this.density.fresh = true;
+    this.density.draw(this.store, { filters: true });
+    const { width, height } = this.inner;
+    return {
+      size: this.size,
+      paint: (pen) => {
+        pen.drawImage(this.canvas, MARGIN.left, MARGIN.top, width, height);
+        drawOverlay(this, pen);
+      },
+    };
   }
 
   setAxes(x, y) {
@@ -58,13 +85,19 @@ export class Panel {
   }
 
   resetView() {
-    this.home = this.sky
-      ? { x0: -2.83, x1: 2.83, y0: -1.415, y1: 1.415 }
-      : { ...ends(this.axes.x, "x"), ...ends(this.axes.y, "y") };
+    this.home = this.spread();
     this.setView({ ...this.home });
   }
 
+  spread() {
+    return this.sky ? { x0: -2.83, x1: 2.83, y0: -1.415, y1: 1.415 }
+      : { ...ends(this.axes.x, "x"), ...ends(this.axes.y, "y") };
+  }
+
+  get zoomed() { return Object.keys(this.home).some((end) => this.home[end] !== this.asked[end]); }
+
   setView(view) {
+    this.asked = { ...view };
     this.view = this.equal && this.inner ? this.fitted(view) : view;
     if (!this.inner) return;
     this.density.locate(this.xs, this.ys, this.view);
@@ -114,7 +147,7 @@ export class Panel {
     style.width = `${this.inner.width}px`;
     style.height = `${this.inner.height}px`;
     this.density.resize(this.inner.width, this.inner.height, this.ratio >= 1.5 ? 2 : 1);
-    this.setView(this.equal ? { ...this.home } : this.view);
+    this.setView(this.asked);
   }
 
   toPixel(x, y) {
@@ -172,10 +205,16 @@ export class Panel {
   draw(changed) {
     if (!this.inner) return;
     this.density.draw(this.store, changed);
-    drawOverlay(this);
+    this.drawOver();
   }
 
-  drawOver() { if (this.inner) drawOverlay(this); }
+  drawOver() {
+    if (!this.inner) return;
+    const pen = this.overlay.getContext("2d");
+    pen.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    pen.clearRect(0, 0, this.size.width, this.size.height);
+    drawOverlay(this, pen);
+  }
 }
 
 function ends(column, name) {

@@ -1,16 +1,15 @@
 // Draws strips over one wavelength axis: flux and fit, residual, derivative of a label.
 
+import { theme } from "./colours.js";
 import { number } from "./dom.js";
 import { ticks } from "./geometry.js";
 
 const LEFT = 50, RIGHT = 10, TOP = 16, BOTTOM = 36, GAP = 12;
 const STRONG = ["Ca II"], MOST_GUIDES = 16;
-const INK = "#1c1f26", FONT = "11px system-ui, sans-serif";
-export const STYLES = {
-  flux: { colour: INK, width: 1 },
-  fit: { colour: "#d55e00", width: 1.6 },
-  network: { colour: "#0072b2", width: 1.4 },
-  optimal: { colour: "#8a6d00", width: 1.2, dash: [4, 3] },
+const FONT = "11px system-ui, sans-serif";
+const STYLES = {
+  flux: { width: 1 }, fit: { width: 1.6 }, network: { width: 1.4 },
+  optimal: { width: 1.2, dash: [4, 3] },
 };
 
 export class SpectrumPlot {
@@ -95,6 +94,18 @@ export class SpectrumPlot {
     canvas.height = Math.round(box.height * ratio);
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
+    this.paint(pen, box);
+  }
+
+  // What a figure of this spectrum is made of, see saving.js.
+  figure() {
+    const box = this.canvas.getBoundingClientRect();
+    const size = { width: box.width, height: box.height };
+    return { size, paint: (pen) => this.paint(pen, size) };
+  }
+
+  paint(pen, box) {
+    const { data } = this;
     pen.font = FONT;
     this.plotWidth = box.width - LEFT - RIGHT;
     const weights = data.strips.map((strip) => strip.weight);
@@ -110,7 +121,7 @@ export class SpectrumPlot {
     this.lines(pen, box.height - BOTTOM);
     if (this.band) {
       const [a, b] = this.band.map((w) => this.x(w));
-      pen.fillStyle = "rgba(0, 114, 178, 0.15)";
+      pen.fillStyle = theme.band;
       pen.fillRect(a, TOP, b - a, box.height - BOTTOM - TOP);
     }
   }
@@ -132,7 +143,7 @@ export class SpectrumPlot {
     const pad = 0.06 * (high - low) || 0.5;
     [low, high] = [low - pad, high + pad];
     const y = (v) => top + ((high - v) / (high - low)) * height;
-    pen.strokeStyle = pen.fillStyle = INK;
+    pen.strokeStyle = pen.fillStyle = theme.ink;
     pen.lineWidth = 1;
     pen.setLineDash([]);
     pen.strokeRect(LEFT + 0.5, Math.round(top) + 0.5, this.plotWidth - 1, height);
@@ -155,7 +166,7 @@ export class SpectrumPlot {
     pen.rect(LEFT, top, this.plotWidth, height);
     pen.clip();
     if (strip.about !== undefined) {
-      pen.strokeStyle = "#9aa0ad";
+      pen.strokeStyle = theme.zero;
       segment(pen, LEFT, y(strip.about), LEFT + this.plotWidth, y(strip.about));
     }
     for (const curve of strip.curves) {
@@ -167,7 +178,7 @@ export class SpectrumPlot {
 
   curve(pen, curve, y) {
     const { wave } = this.data, style = STYLES[curve.style];
-    pen.strokeStyle = style.colour;
+    pen.strokeStyle = theme[curve.style];
     pen.lineWidth = style.width;
     pen.setLineDash(style.dash || []);
     pen.beginPath();
@@ -184,7 +195,7 @@ export class SpectrumPlot {
 
   shade(pen, curve, y) {
     const { wave } = this.data;
-    pen.strokeStyle = "rgba(28, 31, 38, 0.16)";
+    pen.strokeStyle = theme.shade;
     pen.lineWidth = Math.max(1, this.plotWidth / wave.length + 0.3);
     pen.beginPath();
     curve.values.forEach((v, i) => {
@@ -198,7 +209,7 @@ export class SpectrumPlot {
 
   bottom(pen, bottom) {
     const marks = ticks(this.range[0], this.range[1], this.plotWidth / 70);
-    pen.fillStyle = pen.strokeStyle = INK;
+    pen.fillStyle = pen.strokeStyle = theme.ink;
     pen.lineWidth = 1;
     pen.textAlign = "center";
     pen.textBaseline = "top";
@@ -217,7 +228,7 @@ export class SpectrumPlot {
       .filter(([wave]) => wave > this.range[0] && wave < this.range[1])
       .sort((a, b) => STRONG.includes(b[1]) - STRONG.includes(a[1]) || a[0] - b[0]);
     const taken = [];
-    pen.strokeStyle = pen.fillStyle = "#0b5a8a";
+    pen.strokeStyle = pen.fillStyle = theme.line;
     pen.textAlign = "center";
     pen.textBaseline = "bottom";
     pen.lineWidth = 1;
@@ -229,7 +240,7 @@ export class SpectrumPlot {
       taken.push([x, half]);
     }
     if (marks.length > MOST_GUIDES) return;
-    pen.strokeStyle = "rgba(0, 114, 178, 0.35)";
+    pen.strokeStyle = theme.guide;
     pen.setLineDash([2, 3]);
     for (const [wave] of marks) segment(pen, this.x(wave), TOP + 7, this.x(wave), bottom);
     pen.setLineDash([]);

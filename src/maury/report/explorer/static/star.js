@@ -1,7 +1,7 @@
 // The sheet of one star: flags with reasons, spectrum with fit, labels, nearest training stars.
 
 import { json } from "./data.js";
-import { byId, decimals, make, number, pretty } from "./dom.js";
+import { busy, byId, decimals, make, number, pretty } from "./dom.js";
 import { SpectrumPlot } from "./spectrum.js";
 
 const MAIN = ["teff", "logg", "m_h", "alpha_m"];
@@ -33,6 +33,11 @@ export class StarSheet {
       make("label", { for: "sensitivity-label" }, "Sensitivity of "), this.choice,
       make("span", { class: "quiet", id: "sensitivity-note" }));
     this.note = make("p", { class: "quiet", id: "spectrum-note", role: "status" });
+    this.elsewhere = make("p", { class: "elsewhere" });
+    this.saver = make("p", { class: "choice", hidden: true }, "Save the spectrum as ",
+      ...["PNG", "SVG"].map((kind) => make("button", { type: "button",
+        onclick: () => this.calls.save(kind.toLowerCase(), this.title.textContent,
+          () => this.figure()) }, kind)));
     this.flags = make("div", {});
     this.tables = make("div", {});
     this.host.setAttribute("aria-labelledby", "star-title");
@@ -41,8 +46,9 @@ export class StarSheet {
         button("\u2190", "Previous of the selection", () => this.step(-1)),
         button("\u2192", "Next of the selection", () => this.step(1)),
         button("\u00d7", "Close", () => this.close())),
-      this.place, this.flags,
-      make("div", { class: "spectrum-box" }, this.canvas), this.key, this.sensitive, this.note,
+      this.place, this.elsewhere, this.flags,
+      make("div", { class: "spectrum-box" }, this.canvas), this.key, this.sensitive, this.saver,
+      this.note,
       this.tables);
     this.host.addEventListener("keydown", (event) => { if (event.key === "Escape") this.close(); });
   }
@@ -73,7 +79,7 @@ export class StarSheet {
       this.host.hidden = false;
       document.body.classList.add("with-star");
       this.fill(star);
-      this.host.focus({ preventScroll: false });
+      this.host.focus({ preventScroll: true });
       await this.fetchSpectrum(row, stale);
     } catch (error) {
       if (!stale()) this.calls.say(error.message);
@@ -83,6 +89,9 @@ export class StarSheet {
   fill(star) {
     this.title.textContent = star.id;
     this.place.textContent = `row ${star.row}`;
+    // Followed only if the user does; the other site is told the position alone.
+    this.elsewhere.replaceChildren(...star.links.map(({ name, address, what }) => make("a",
+      { href: address, target: "_blank", rel: "noopener noreferrer", title: what }, name)));
     this.flags.replaceChildren(flags(star.flags));
     this.tables.replaceChildren(labels(star.labels), this.neighbours(star), rest(star.columns));
   }
@@ -91,33 +100,38 @@ export class StarSheet {
     const { has } = this.store.about;
     this.spectrum = this.sensitivity = null;
     const box = this.canvas.parentElement;
-    this.sensitive.hidden = true;
+    this.sensitive.hidden = this.saver.hidden = true;
     this.key.replaceChildren();
     if (!has.spectra) {
       box.hidden = true;
       this.note.textContent = "Start with --survey to see the spectrum.";
       return;
     }
-    this.note.textContent = "Reading the spectrum";
+    this.note.textContent = "";
+    let done = busy("Reading the spectrum");
     try {
       const spectrum = await json(`/api/spectrum/${row}`);
       if (stale()) return;
       this.spectrum = spectrum;
-      box.hidden = false;
-      this.note.textContent = has.model ? "Differentiating the networks"
-        : "Start with --model to see what a label listens to.";
+      box.hidden = this.saver.hidden = false;
       this.redraw();
-      if (!has.model) return;
+      if (!has.model) {
+        this.note.textContent = "Start with --model to see what a label listens to.";
+        return;
+      }
+      done();
+      done = busy("Differentiating the networks");
       const sensitivity = await json(`/api/sensitivity/${row}`);
       if (stale()) return;
       this.sensitivity = sensitivity;
       this.sensitive.hidden = false;
-      this.note.textContent = "";
       this.redraw();
     } catch (error) {
       if (stale()) return;
       if (!this.spectrum) box.hidden = true;
       this.note.textContent = error.message;
+    } finally {
+      done();
     }
   }
 
@@ -153,11 +167,17 @@ export class StarSheet {
     this.key.replaceChildren(...this.keyItems(spectrum, sensitivity));
   }
 
+  figure() {
+    const told = [...this.key.children].map((item) => item.textContent).join(", ");
+    const drawn = this.plot.figure();
+    return { ...drawn, lines: [`${this.title.textContent}: ${told}`] };
+  }
+
   keyItems(spectrum, sensitivity) {
     const item = (style, text) => make("span", { class: `swatch ${style}` }, text);
     const mark = spectrum.simulated ? "SIMULATED spectrum" : "spectrum";
     const items = [item("flux", mark)];
-    if (spectrum.fit) items.push(item("fit", `best fit: ${spectrum.origin}`));
+    if (spectrum.fit) items.push(item("fit", spectrum.origin));
     else items.push(make("span", {}, spectrum.origin));
     if (sensitivity) {
       items.push(item("network", "networks"));

@@ -1,6 +1,7 @@
 // Which stars pass the filters, and which of them are selected.
 
 import { column } from "./data.js";
+import { busy, pretty } from "./dom.js";
 
 export class Store {
   constructor(about) {
@@ -12,6 +13,8 @@ export class Store {
     this.filtered = new Uint8Array(this.n).fill(1);
     this.selected = new Uint8Array(this.n).fill(1);
     this.ranges = new Map();
+    this.where = null;
+    this.asked = 0;
     this.clearFlags();
     this.regions = new Map();
     this.nFiltered = this.n;
@@ -32,16 +35,26 @@ export class Store {
     const wanted = names.filter((name) => name && !this.columns.has(name));
     await Promise.all(wanted.map((name) => {
       if (!this.waiting.has(name)) {
+        this.asked += 1;
         this.waiting.set(name, column(name, this.about.packed_rows)
           .then((values) => { this.columns.set(name, values); })
-          .finally(() => { this.waiting.delete(name); this.showBusy(); }));
-        this.showBusy();
+          .finally(() => { this.waiting.delete(name); this.showReading(); }));
+        this.showReading();
       }
       return this.waiting.get(name);
     }));
   }
 
-  showBusy() { document.body.setAttribute("aria-busy", String(this.waiting.size > 0)); }
+  // Says how many of the columns that were asked for together are here.
+  showReading() {
+    this.read?.();
+    this.read = null;
+    const left = this.waiting.size, { asked } = this;
+    if (!left) { this.asked = 0; return; }
+    const [next] = this.waiting.keys(), symbol = this.info.get(next)?.symbol || next;
+    const text = `Reading ${pretty(symbol)} (${asked - left + 1} of ${asked} columns)`;
+    this.read = busy(text, (asked - left) / asked);
+  }
 
   get hasRegion() { return this.regions.size > 0; }
 
@@ -55,6 +68,12 @@ export class Store {
     const word = bit >> 5, mask = 1 << (bit & 31), { without, only } = this;
     without[word] = demand === "without" ? without[word] | mask : without[word] & ~mask;
     only[word] = demand === "only" ? only[word] | mask : only[word] & ~mask;
+    this.touch("filters", stamp);
+  }
+
+  // Rows that an expression selects, one byte each, or null.
+  setWhere(mask, stamp) {
+    this.where = mask;
     this.touch("filters", stamp);
   }
 
@@ -95,6 +114,7 @@ export class Store {
   filter() {
     const { n, filtered, without, only } = this;
     filtered.fill(1);
+    if (this.where) filtered.set(this.where);
     const flags = this.columns.get("flags");
     for (const [word, bits] of (flags || []).entries()) {
       const none = without[word], all = only[word];
