@@ -68,9 +68,9 @@ def test_a_model_measures_itself_beside_its_survey_and_draws_it(tmp_path, tiny_m
     alone = tmp_path / tiny_model.name
     alone.symlink_to(tiny_model)
     with pytest.raises(ConfigError, match=r"does not lie beside it; give a survey"):
-        Model.open(alone).validate()
+        validate(alone)
     (tmp_path / tiny_survey.name).symlink_to(tiny_survey)
-    report = Model.open(alone).validate()
+    report = validate(alone)
     assert report == validate(tiny_model, tiny_survey)
     ax = Figure().subplots()
     assert report.plot(ax) is ax

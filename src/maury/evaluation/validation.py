@@ -1,7 +1,7 @@
 """How good a model is on stars that took no part in making it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ class ValidationReport:
 
 def validate(
     model: Model | Path | str,
-    survey: Survey | Path | str,
+    survey: Survey | Path | str | None = None,
     *,
     split: str = "test",
     with_bounds: bool = True,
@@ -185,7 +185,8 @@ def validate(
     Parameters
     ----------
     model, survey
-        The model and a survey with labels, or their paths.
+        The model and a survey with labels, or their paths; by default the survey that the model was
+        trained on, if it lies beside the model.
     split : {"test", "unseen", "validation", "train"}
         Which stars: those that the model's split held out, those that it knows nothing of, those
         that chose its networks or calibrate their errors, or those that trained them. A star that
@@ -203,14 +204,29 @@ def validate(
     ColumnError
         If the survey has no values of any label of the model.
     ConfigError
-        If the survey has no such stars.
+        If the survey has no such stars, or none is given and none lies there.
     """
     model = model if isinstance(model, Model) else Model.open(model)
+    survey = _trained_on(model) if survey is None else survey
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     # Before anything is computed: the choice of rows may refuse, predictions may take minutes.
     rows = held_out_rows(model, survey, split=split)
     table = predict_rows(model, survey, rows)
     return compare_rows(model, survey, rows, table, split=split, with_bounds=with_bounds)
+
+
+def _trained_on(model: Model) -> Path:
+    """Find the survey of a model's training by its name, beside the model."""
+    about = model.provenance.get("survey")
+    name = about.get("name") if isinstance(about, Mapping) else None
+    if model.path is not None and isinstance(name, str) and name and name == Path(name).name:
+        beside = model.path.parent / name
+        if beside.is_dir():
+            return beside
+    raise ConfigError(
+        f"the survey that the model was trained on ({name or 'unknown'}) does not lie beside it; "
+        "give a survey with labels"
+    )
 
 
 def compare_rows(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,7 +28,7 @@ from pydantic import (
 )
 from safetensors.numpy import save
 
-from maury.errors import ConfigError, MauryError, ModelFileError, check_known
+from maury.errors import MauryError, ModelFileError, check_known
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.io.config_files import at_most, parse_json
 from maury.io.files import refuse_existing, writing
@@ -41,10 +41,6 @@ from maury.labels.statistics import robust_scale
 from maury.model.split import SplitRecord
 from maury.spectra.preparation import Preparation
 from maury.spectra.spectra import Medium, check_wavelengths, describe_grid
-
-if TYPE_CHECKING:
-    from maury.evaluation.validation import ValidationReport
-    from maury.survey.store import Survey
 
 LOSSES = "losses"
 """Attachment of a model: ``member_000`` and so on, (n_epoch, 2) float64, training and validation
@@ -297,40 +293,6 @@ class Model:
         if not self.is_method:
             made_of += f", {len(self.kept)} of {len(self.members)} networks kept"
         return f"<{mark}Model {where}: {made_of}, {grid}; labels: {', '.join(self.label_names)}>"
-
-    def validate(
-        self, survey: "Survey | Path | str | None" = None, *, split: str = "test"
-    ) -> "ValidationReport":
-        """Measure the model on stars whose labels are known, see `maury.validate`.
-
-        Parameters
-        ----------
-        survey : Survey or path-like, optional
-            By default the survey that it was trained on, if that lies beside the model.
-        split : str
-            Which stars.
-
-        Raises
-        ------
-        ConfigError
-            If no survey is given and none lies there, or it has no such stars.
-        """
-        # By way of the public name: what measures models stands above them, and is not known here.
-        import maury
-
-        return maury.validate(self, self._trained_on() if survey is None else survey, split=split)
-
-    def _trained_on(self) -> Path:
-        about = self.provenance.get("survey")
-        name = about.get("name") if isinstance(about, Mapping) else None
-        if self.path is not None and isinstance(name, str) and name == Path(name).name:
-            beside = self.path.parent / name
-            if name and beside.is_dir():
-                return beside
-        raise ConfigError(
-            f"the survey that the model was trained on ({name or 'unknown'}) does not lie beside "
-            "it; give a survey with labels: model.validate('labelled.zarr')"
-        )
 
     @property
     def is_method(self) -> bool:
