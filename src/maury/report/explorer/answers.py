@@ -129,10 +129,10 @@ class Answers:
         MauryError
             If what it asks for cannot be read.
         """
-        if path == "/":
-            return Answer(*reversed(self.files["index.html"]))
-        if path.startswith("/static/"):
-            return Answer(*reversed(_found(self.files, path.removeprefix("/static/"), "file")))
+        if path == "/" or path.startswith("/static/"):
+            name = path.removeprefix("/static/").removeprefix("/") or "index.html"
+            body, kind = _found(self.files, name, "file")
+            return Answer(kind, body)
         if path == "/api/about":
             return self.about
         if path.startswith("/api/column/"):

@@ -224,8 +224,9 @@ class Stars:
         """Return addresses of archives that show the star's place on the sky."""
         values = self._content.row(row)
         ra, dec = (values.get(name) for name in ("ra", "dec"))
-        numbers = isinstance(ra, float) and isinstance(dec, float)
-        if not numbers or not (0 <= ra <= 360 and -90 <= dec <= 90):
+        if not isinstance(ra, float) or not isinstance(dec, float):
+            return []
+        if not (0 <= ra <= 360 and -90 <= dec <= 90):
             return []
         # Fixed digits: nothing of the catalogue but two numbers is in an address.
         place = f"{ra:.6f}%20{dec:+.6f}".replace("+", "%2B")
