@@ -1,5 +1,6 @@
 """The documentation, built by Sphinx with warnings as errors."""
 
+import os
 import re
 import subprocess
 import sys
@@ -36,3 +37,22 @@ def cells(page: Path) -> Iterator[tuple[str, str]]:
             yield "python", re.sub(r"^%.*\n", "", text, flags=re.MULTILINE)
         else:
             yield KINDS[magic[1]], text[magic.end() :]
+
+
+def run_page(page: Path, folder: Path) -> int:
+    """Run the cells of a page in a folder, and return how many figures they show.
+
+    A cell that fails raises, with its text and its error.
+    """
+    nbclient = pytest.importorskip("nbclient")
+    read = pytest.importorskip("myst_nb.core.read").read_myst_markdown_notebook
+    notebook = read(page.read_text("utf-8"))
+    resources = {"metadata": {"path": str(folder)}}
+    with pytest.MonkeyPatch.context() as patch:
+        # Cells of bash call `maury`, which lies beside the interpreter.
+        beside = Path(sys.executable).parent
+        patch.setenv("PATH", f"{beside}{os.pathsep}{os.environ['PATH']}")
+        # None: a busy machine may take its time.
+        nbclient.NotebookClient(notebook, timeout=None, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return sum("image/png" in output.get("data", {}) for output in outputs)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.docs_site import DOCS, build_site, cells
+from builders.docs_site import DOCS, build_site, cells, run_page
 
 PAGES = [page.relative_to(DOCS).with_suffix("") for page in DOCS.rglob("*.md")]
 TUTORIALS = {page.as_posix() for page in PAGES if any(True for _ in cells(DOCS / f"{page}.md"))}
@@ -22,9 +22,16 @@ LEAST_FIGURES = {
 }
 
 
+QUICK = (
+    "start/ten_minutes",
+    "start/ten_million",
+    "start/own_survey",
+    "start/gaia_rvs",
+    "start/extend",
+)
+"""Tutorials that run with the long tests: 52, 46, 41, 37 and 16 s of processor time, measured."""
 ASKED = "MAURY_TUTORIALS"
-"""Variable that asks for the tutorials: most train and calibrate networks for minutes, so that they
-run where the pages are published, and on request."""
+"""Variable that asks for the whole site with all of them, as it is published."""
 
 
 def test_every_tutorial_is_known() -> None:
@@ -36,6 +43,12 @@ def site(tmp_path_factory) -> Path:
     if not os.environ.get(ASKED):
         pytest.skip(f"tutorials run for many minutes: set {ASKED}=1 to run them")
     return build_site(tmp_path_factory.mktemp("site"), run=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_a_tutorial_runs_from_its_first_cell_to_its_last(name, tmp_path) -> None:
+    assert run_page(DOCS / f"{name}.md", tmp_path) >= LEAST_FIGURES[name]
 
 
 @pytest.mark.slow

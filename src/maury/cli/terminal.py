@@ -282,6 +282,9 @@ class _Lines:
 
     def _left(self, name: str, share: float) -> str:
         now = self._now()
+        # The pieces that are counted are done; what is made of them is not counted.
+        if share >= 1.0:
+            return ", what follows takes a while"
         # What a run before this one has done tells nothing of how fast this one is.
         if self._first is None or self._first[0] != name:
             self._first = (name, now, share)

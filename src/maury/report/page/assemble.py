@@ -61,6 +61,7 @@ class Report:
 
 
 @one_at_a_time("out")
+@one_thread()
 def write_report(
     model: Model | Path | str,
     out: Path | str,
@@ -188,9 +189,8 @@ def _write(
             unfinished=lambda task: not task.last.is_file(),
         )
     else:
-        with one_thread():
-            for task in tasks:
-                _write_one(task, lambda rows: None)
+        for task in tasks:
+            _write_one(task, lambda rows: None)
     captions = [f"{plate.name}\n{plate.caption}\n" for plate in plates]
     (folder / "captions.txt").write_text("\n".join(captions), "utf-8")
     return {plate.name: folder / f"{plate.name}.png" for plate in plates}
