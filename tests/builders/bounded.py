@@ -114,6 +114,13 @@ def _model(path: Path) -> Any:
     return EnsembleNetwork(Model.open(path), engine="torch")
 
 
+def _method(path: Path) -> Any:
+    from maury.methods.registry import MethodNetwork
+    from maury.model.directory import Model
+
+    return MethodNetwork(Model.open(path))
+
+
 def _grid(path: Path) -> Any:
     import numpy as np
 
@@ -136,6 +143,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "report": _report_table,
     "survey": _survey,
     "model": _model,
+    "method": _method,
     "grid": _grid,
     "keras": _keras,
 }

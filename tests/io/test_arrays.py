@@ -1,7 +1,8 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from maury.io.arrays import on_finite_rows
+from maury.io.arrays import arrow_array, numpy_array, on_finite_rows
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -30,3 +31,30 @@ def test_matrices_of_rows_and_no_rows():
     np.testing.assert_array_equal(out[0], 2.0 * np.eye(3))
     assert np.isnan(out[1]).all()
     assert on_finite_rows(lambda known: known @ np.ones((3, 2)), np.zeros((0, 3))).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([1.5, np.nan, -np.inf]),
+        np.arange(7, dtype=np.int32)[::2],
+        np.array([2**40, -1]),
+        np.random.default_rng(1).random(19) > 0.5,
+        np.array(["", "a", "longer", "\u00fc\u2014"]),
+        np.array([], dtype=np.float64),
+        np.array([], dtype=np.str_),
+    ],
+)
+def test_arrow_and_back_as_pyarrow_does(values):
+    arrow = arrow_array(values)
+    assert arrow.equals(pa.array(values)) or np.isnan(values.astype(float)).any()
+    np.testing.assert_array_equal(numpy_array(arrow), values)
+    halves = pa.chunked_array([arrow[:1], arrow[1:]], type=arrow.type)
+    np.testing.assert_array_equal(numpy_array(halves), values)
+    np.testing.assert_array_equal(numpy_array(arrow[1:]), values[1:])
+
+
+@pytest.mark.parametrize("values", [pa.array([1, None]), pa.array([[1], [2, 3]])])
+def test_nulls_and_lists_are_no_plain_column(values):
+    with pytest.raises(TypeError, match="no plain column"):
+        numpy_array(values)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maury.errors import ColumnError, WavelengthError
-from maury.io.units import _SPELLED, to_unit, written
+from maury.io.units import _SAME, _SPELLED, to_unit, written
 from maury.labels.columns import Column
 from maury.survey.readers.grids import angstrom_per, header_grid
 from maury.survey.readers.values import converted
@@ -138,10 +138,23 @@ def test_a_unit_is_looked_up_in_a_standard_once(monkeypatch):
     from astropy import units
 
     written.cache_clear()
-    first = written("dex", "fits")
+    first = written("km/s", "fits")
 
     def refuse(*_):
         raise AssertionError("looked up again")
 
     monkeypatch.setattr(units, "Unit", refuse)
-    assert written("dex", "fits") == first == ("", " (dex)")
+    assert written("km/s", "fits") == first == ("km s-1", "")
+
+
+@pytest.mark.parametrize("unit", [*_SAME, "dex"])
+@pytest.mark.parametrize("standard", ["fits", "vounit"])
+def test_units_that_are_known_are_written_as_astropy_does(unit, standard):
+    from astropy import units
+
+    found, note = written(unit, standard)
+    if unit == "dex":
+        assert (found, note) == ("", " (dex)")
+    elif (unit, standard) != ("Angstrom", "vounit"):
+        assert found == units.Unit(unit).to_string(standard)
+        assert note == ""

@@ -120,6 +120,20 @@ def test_astropy_reads_fits_with_descriptions_and_without_a_warning(tmp_path, pa
     assert str(table["teff"].unit) == "K"
 
 
+def test_the_header_of_a_fits_table_is_astropys(tmp_path, parts):
+    out = tmp_path / "labels.fits"
+    assemble(parts[0], out, spec=SPEC)
+    with fits.open(out) as hdus:
+        found, data = hdus[1].header, hdus[1].columns
+        columns = [fits.Column(c.name, c.format, unit=c.unit, null=c.null) for c in data]
+        assert {c.null for c in columns} == {None, -(2**63)}
+        expected = fits.BinTableHDU.from_columns(columns, nrows=9, name="LABELS").header
+    # Those that astropy does not write by itself.
+    added = ("TCOMM", "TUCD", "SIMULATE")
+    cards = [card for card in found.cards if not card.keyword.startswith(added)]
+    assert [str(card) for card in cards] == [str(card) for card in expected.cards]
+
+
 def test_non_ascii_identifiers_survive_in_fits(tmp_path):
     rows = make_rows(0, 3, np.random.default_rng(1), identifier="ζ-Pup-{}")
     write_part(tmp_path / "p.parquet", SPEC, rows)

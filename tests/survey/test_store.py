@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -213,6 +214,16 @@ def test_opens_with_plain_xarray(store):
     assert data["flux"].dtype == data["ivar"].dtype == np.float32
     assert data["parallax"].attrs["units"] == "mas"
     assert json.loads((store / "zarr.json").read_text())["zarr_format"] == 3
+
+
+def test_arrays_that_do_not_agree_are_damage(store):
+    head = store / "snr" / "zarr.json"
+    content = json.loads(head.read_text("utf-8"))
+    content["shape"] = [content["shape"][0] + 1]
+    head.write_text(json.dumps(content), "utf-8")
+    shutil.rmtree(store / "manifest")
+    with pytest.raises(SurveyFileError, match="'star', where others have"):
+        Survey.open(store)
 
 
 def test_nothing_under_the_final_name_until_complete(tmp_path, rng):

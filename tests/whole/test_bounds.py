@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import struct
 import sys
 import zipfile
@@ -388,6 +389,40 @@ def _store_texts(folder: Path) -> tuple[str, Path]:
     content = struct.pack("<I", 2**31 - 1) + bytes(100)
     (store / "id" / "c" / "0").write_bytes(numcodecs.zstd.compress(content, 1))
     return "survey", store
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0" / "cannon.model"
+
+
+Numbers = dict[str, object]
+
+
+def _method(folder: Path, settings: Numbers, about: Numbers) -> tuple[str, Path]:
+    """Return the golden model of The Cannon with other numbers in its document."""
+    path = folder / "m.model"
+    shutil.copytree(GOLDEN, path)
+    (path / "SHA256SUMS").unlink()
+    content = json.loads((path / "model.json").read_text())
+    content["network"] |= settings
+    content["attachments"]["method"]["metadata"] |= about
+    (path / "model.json").write_text(json.dumps(content))
+    return "method", path
+
+
+METHOD_NUMBERS: dict[str, tuple[Numbers, Numbers, str]] = {
+    "runs": ({"runs": 10**15}, {}, "runs"),
+    "labels": ({"labels": ["teff"] * 10**6}, {}, "labels"),
+    "name": ({"name": "athos", "widths": [10**15]}, {}, "widths"),
+    "lags": ({}, {"noise_correlation": [0.0] * 10**6}, "lags"),
+    "correlation": ({}, {"noise_correlation": [1e300]}, "correlation"),
+    "low resolving power": ({}, {"resolving_power": 1e-300}, "resolving power of 1e-300"),
+    "high resolving power": ({}, {"resolving_power": 10**300}, "damaged|64 bits|resolving power"),
+}
+for _name, (_settings, _about, _said) in METHOD_NUMBERS.items():
+    CASES[f"method: {_name}"] = (
+        lambda folder, settings=_settings, about=_about: _method(folder, settings, about),
+        _said,
+    )
 
 
 @pytest.fixture(scope="module")

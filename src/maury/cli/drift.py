@@ -25,7 +25,7 @@ def drift(
     from maury.model.directory import Model
     from maury.prediction.drift import drift
     from maury.prediction.labellers import open_labeller
-    from maury.survey.readers.general import open_survey
+    from maury.survey.opening import open_survey
 
     if json_file is not None:
         # Before the work, so that it is not lost to a name that is taken.

@@ -5,10 +5,13 @@ numbers that are none out of matrix products.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 AnyArray = NDArray[Any]
 BoolArray = NDArray[np.bool_]
@@ -47,3 +50,52 @@ def on_finite_rows(function: Callable[[AnyArray], AnyArray], rows: AnyArray) -> 
     out = function(kept)
     out[~finite] = np.nan
     return out
+
+
+def arrow_array(values: AnyArray) -> "pa.Array":
+    """Return an array of numbers, truths or texts in arrow, which shares the memory of numbers.
+
+    `pyarrow.array` looks whether it was given something of pandas, and imports it for that, where
+    it is installed: .15 s, of 3 that a small survey takes.
+
+    Parameters
+    ----------
+    values : (n,) array of int, float, bool or str
+        NaN stays a number; there are no nulls.
+    """
+    import pyarrow as pa
+
+    if values.dtype.kind == "U":
+        texts = [text.encode() for text in values.tolist()]
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+        buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
+        return pa.Array.from_buffers(pa.large_string(), len(texts), buffers).cast(pa.string())
+    if values.dtype.kind == "b":
+        bits = pa.py_buffer(np.packbits(values, bitorder="little"))
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, bits])
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(
+        kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def numpy_array(values: "pa.Array | pa.ChunkedArray") -> AnyArray:
+    """Return numbers, truths or texts of arrow, without nulls, in numpy: without pandas, likewise.
+
+    Raises
+    ------
+    TypeError
+        If they are of another kind, or some are null.
+    """
+    import pyarrow as pa
+
+    if values.null_count or pa.types.is_nested(values.type):
+        raise TypeError(f"{values.type} with {values.null_count} nulls is no plain column")
+    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if pa.types.is_string(whole.type) or pa.types.is_large_string(whole.type):
+        return np.array(whole.to_pylist(), dtype=np.str_)
+    data, first, n = whole.buffers()[1], whole.offset, len(whole)
+    if pa.types.is_boolean(whole.type):
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=first + n, bitorder="little")
+        return bits[first:].astype(np.bool_)
+    return np.frombuffer(data, whole.type.to_pandas_dtype(), n, first * whole.type.byte_width)

@@ -52,7 +52,8 @@ def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
     from pyarrow import parquet
 
     with path.open("rb") as file:
-        return parquet.read_table(file, columns=columns, page_checksum_verification=True)
+        # Not `parquet.read_table`, which imports pyarrow.dataset, and that pandas.
+        return parquet.ParquetFile(file, page_checksum_verification=True).read(columns)
 
 
 def read_blocks(path: Path, columns: list[str], n_row: int, start: int = 0) -> "Iterator[pa.Table]":

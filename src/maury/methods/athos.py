@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +23,7 @@ from maury.io.arrays import (
     IndexArray,
     Int64Array,
 )
+from maury.io.limits import Limits
 from maury.labels.statistics import MAD_TO_SIGMA, robust_sigma
 from maury.methods.fitting.completion import (
     Completed,
@@ -62,6 +63,11 @@ _CLIP_ROUNDS = 4
 _LEAST_FLUX = 0.02
 
 
+_Width = Annotated[int, Field(ge=1, le=Limits.grid_pixels)]
+_MOST_WIDTHS = 100
+"""Each is tried beside each other one."""
+
+
 class AthosSettings(MethodSettings):
     """Settings of ATHOS.
 
@@ -77,8 +83,8 @@ class AthosSettings(MethodSettings):
     """
 
     ratios: int = Field(default=20, ge=1, le=500)
-    widths: tuple[int, ...] = Field(default=(3, 7, 15), min_length=1)
-    reach_aa: float = Field(default=30.0, gt=0.0)
+    widths: tuple[_Width, ...] = Field(default=(3, 7, 15), min_length=1, max_length=_MOST_WIDTHS)
+    reach_aa: float = Field(default=30.0, gt=0.0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +123,12 @@ class Athos(Method[AthosSettings]):
     def __post_init__(self) -> None:
         if self.weights.shape != (*self.windows.shape[:2], 2 + len(self.label_names)):
             raise ValueError(f"weights are {self.weights.shape} for {len(self.label_names)} labels")
+        # Its pixels are numbers of a file, and a spectrum is looked up by them.
+        widths = np.diff(self.windows[..., :2]), np.diff(self.windows[..., 2:])
+        end = Limits.grid_pixels if self.spectra is None else self.spectra.mean.size
+        lowest, highest = self.windows.min(initial=0), self.windows.max(initial=0)
+        if min(map(np.min, widths)) < 1 or lowest < 0 or highest > end:
+            raise ValueError(f"windows reach from pixel {lowest} to {highest} of {end}")
 
     @classmethod
     def train(

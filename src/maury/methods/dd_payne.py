@@ -29,6 +29,7 @@ from maury.methods.fitting.theory import EmulatorSource, conditions_of, shipped_
 from maury.methods.fitting.trained_payne import TrainedPayne
 from maury.methods.matisse import Matisse, MatisseSettings
 from maury.methods.protocols import (
+    MOST_STARS,
     NO_EXTERNAL,
     Evaluation,
     External,
@@ -82,12 +83,12 @@ class DDPayneSettings(MethodSettings):
 
     penalty: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     hidden: int = Field(default=200, ge=4, le=2000)
-    steps: int = Field(default=3000, ge=1)
-    batch_size: int = Field(default=128, ge=1)
-    guide_size: int = Field(default=32, ge=1)
+    steps: int = Field(default=3000, ge=1, le=MOST_STARS)
+    batch_size: int = Field(default=128, ge=1, le=MOST_STARS)
+    guide_size: int = Field(default=32, ge=1, le=MOST_STARS)
     learning_rate: float = Field(default=3e-3, gt=0.0, allow_inf_nan=False)
     warm: float = Field(default=0.3, ge=0.0, lt=1.0)
-    guides: int = Field(default=2500, ge=1)
+    guides: int = Field(default=2500, ge=1, le=MOST_STARS)
     guide_step: float = Field(default=0.08, ge=0.0, le=1.0)
     rv_sigma_kms: float = Field(default=3.0, gt=0.0, allow_inf_nan=False)
     tie_metals: bool = True

@@ -253,6 +253,9 @@ class Gauguin(GridMethod[GauguinSettings]):
         def family(name: str, number: int, first: int) -> Any:
             key = f"line.{name}.{number}"
             axes = (*about["axes"], name)
+            n_pixel, n_own = arrays["grid.wave"].size, arrays[f"{key}.weight"].size
+            if not 0 <= first <= n_pixel - n_own:
+                raise ValueError(f"{n_own} pixels of a line from {first} on, of {n_pixel}")
             grid = Grid.not_stored(arrays, key, label_names=axes, interpolation="quadratic")
             given = {"grid": grid, "first": int(first)}
             return read_fields(Family, arrays, about, given, f"{key}.")

@@ -26,6 +26,7 @@ from maury.methods.fitting.completion import (
 from maury.methods.fitting.noise import weighted_variance
 from maury.methods.fitting.stars import complete_stars, nodes_of
 from maury.methods.protocols import (
+    MOST_STARS,
     NO_EXTERNAL,
     External,
     FitResult,
@@ -51,6 +52,10 @@ _RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _LEAST_VARIANCE = 1e-8
 
 
+_MOST_CLASSES = 100
+"""Of S/N: vectors are kept for each."""
+
+
 class MatisseSettings(MethodSettings):
     """Settings of MATISSE.
 
@@ -65,8 +70,10 @@ class MatisseSettings(MethodSettings):
     """
 
     nodes: int = Field(default=24, ge=1, le=1000)
-    neighbours: int = Field(default=500, ge=_LEAST_STARS)
-    snr_classes: tuple[float, ...] = Field(default=(20.0, 40.0, 80.0), min_length=1)
+    neighbours: int = Field(default=500, ge=_LEAST_STARS, le=MOST_STARS)
+    snr_classes: tuple[float, ...] = Field(
+        default=(20.0, 40.0, 80.0), min_length=1, max_length=_MOST_CLASSES
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,7 @@ from maury.methods.fitting.theory import (
 )
 from maury.methods.fitting.trained_payne import TrainedPayne
 from maury.methods.protocols import (
+    MOST_STEPS,
     NO_EXTERNAL,
     External,
     FitResult,
@@ -89,8 +90,8 @@ class PayneSettings(MethodSettings):
     external: tuple[str, ...] = ()
     rv_error_kms: float = Field(default=1.3, gt=0.0, le=30.0)
     nuisances: bool = True
-    max_steps: int = Field(default=20, ge=1)
-    reuse: int = Field(default=3, ge=0)
+    max_steps: int = Field(default=20, ge=1, le=MOST_STEPS)
+    reuse: int = Field(default=3, ge=0, le=MOST_STEPS)
 
 
 @dataclass(frozen=True, eq=False)

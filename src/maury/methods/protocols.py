@@ -25,17 +25,29 @@ from typing import (
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from maury.errors import check_known
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array, StrArray
+from maury.io.limits import Limits
 from maury.labels.definitions import Label
 from maury.labels.flags import FLAG_DTYPE
 from maury.methods.storage import Arrays, read_fields, stored, write_fields
+from maury.spectra.noise import check_correlation
 from maury.spectra.preparation import Inputs, take
 from maury.spectra.spectra import Medium
 
+_LEAST_POWER, _MOST_POWER = 10.0, 1e7
+"""Of what a model was trained for: objective prisms have some 20, solar spectrographs 10^6. Kernels
+are as wide as wavelength over it, so that a file could ask for any width by a small one."""
+MOST_STEPS = 1_000
+"""Of a fit, fifty times the default: stars that do not settle take as many as a file says."""
+MOST_STARS = 1_000_000
+"""Stars, or steps of training, that a setting may name: more than any labelled sample has."""
+
 __all__ = [
+    "MOST_STARS",
+    "MOST_STEPS",
     "NO_EXTERNAL",
     "Evaluation",
     "External",
@@ -291,7 +303,7 @@ class MethodSettings(BaseModel):
     # A mistyped key would otherwise be ignored, and the default trained without a word.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = Field(default=(), max_length=Limits.labels)
 
 
 @dataclass(frozen=True)
@@ -441,6 +453,9 @@ class Method(ABC, Generic[SettingsT]):
             If something is missing or damaged.
         """
         power = about.get("resolving_power", cls.earlier_power)
+        if power is not None and not _LEAST_POWER <= power <= _MOST_POWER:
+            raise ValueError(f"a resolving power of {power}")
+        check_correlation(about.get("noise_correlation", ()))
         given = {"resolving_power": power, **cls.not_stored(arrays, about, settings)}
         given |= {"settings": settings, "label_names": label_names}
         made: Self = read_fields(cls, arrays, about, given)

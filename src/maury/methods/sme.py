@@ -32,6 +32,7 @@ from maury.methods.fitting.synthesis import (
 )
 from maury.methods.fitting.theory import in_air, known_power
 from maury.methods.protocols import (
+    MOST_STEPS,
     NO_EXTERNAL,
     External,
     FitResult,
@@ -78,7 +79,7 @@ class SmeSettings(MethodSettings):
 
     labels: tuple[str, ...] = ("teff", "logg", "m_h")
     external: tuple[str, ...] = ()
-    max_steps: int = Field(default=8, ge=1)
+    max_steps: int = Field(default=8, ge=1, le=MOST_STEPS)
     line_list: str = ""
     atmosphere: str = "marcs2012.sav"
     resolving_power: float = Field(default=0.0, ge=0.0)

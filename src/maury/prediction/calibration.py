@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
 from scipy.special import ndtri
 
 from maury.errors import TrainingError, check_known
@@ -612,6 +611,9 @@ def _quantile_regression(
     The sum of smoothed pinball losses, in the unit of a log-likelihood (each star counts once),
     and a Gaussian prior on b.
     """
+    # Here: a catalogue is made without, and it takes .2 s to import.
+    from scipy.optimize import minimize
+
     levels = np.array(LEVELS)
     offsets = np.log(ndtri(0.5 + 0.5 * levels))
     # Curvature of the expected loss relative to the information of a normal sample of this size,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maury.errors import ConfigError, InputFileError
-from maury.io.arrays import AnyArray, Float64Array
+from maury.io.arrays import AnyArray, Float64Array, arrow_array
 from maury.io.files import writing
 from maury.io.parquet import n_rows, read_table, write_table
 from maury.labels import columns as columns_module
@@ -386,7 +386,7 @@ def write_stored(catalogue: StoredCatalogue, path: Path, overwrite: bool = False
 def _arrow(spec: CatalogueSpec, rows: Rows) -> "pa.Table":
     import pyarrow as pa
 
-    arrays = {c.name: pa.array(rows[c.name], type=arrow_type(c)) for c in spec.columns}
+    arrays = {c.name: arrow_array(rows[c.name]).cast(arrow_type(c)) for c in spec.columns}
     kinds = votable.kinds_of_blocks(spec.columns, [pa.table(arrays)])
     schema = parquet.schema(spec.columns, spec.metadata, kinds)
     return pa.Table.from_arrays(list(arrays.values()), schema=schema)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import fdtri, ndtr, ndtri, stdtrit
 
 from maury.errors import ConfigError, InputFileError
@@ -139,6 +138,8 @@ def degrees_of_freedom(metadata: Mapping[str, Any]) -> float | None:
     def excess(freedom: float) -> float:
         near, far = (fdtri(n_label, freedom, level) for level in JOINT_LEVELS)
         return float(far / near - outer / inner)
+
+    from scipy.optimize import brentq
 
     if excess(_FREEDOM[0]) <= 0.0:
         return _FREEDOM[0]

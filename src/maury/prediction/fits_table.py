@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maury.errors import InputFileError, printable
-from maury.io.arrays import AnyArray
+from maury.io.arrays import AnyArray, numpy_array
 from maury.io.opening import open_fits
 from maury.io.units import described, written
 from maury.labels.columns import Column
@@ -129,15 +129,15 @@ def _fits_values(values: Any, kind: str) -> AnyArray:
     if kind == "str":
         return _fits_text(values)
     if kind == "bool":
-        return np.where(values.to_numpy(), b"T", b"F")
-    return np.asarray(values.to_numpy())
+        return np.where(numpy_array(values), b"T", b"F")
+    return numpy_array(values)
 
 
 def _fits_text(values: Any) -> NDArray[np.bytes_]:
     """Encode an arrow column of strings for FITS: what is not ASCII is a backslash escape."""
     import pyarrow.compute as pc
 
-    text = values.to_numpy().astype(np.str_)
+    text = numpy_array(values)
     plain = pc.all(pc.string_is_ascii(values)).as_py()
     # A backslash in plain text would be taken for an escape when it is read, so that it is escaped
     # as well.
@@ -150,18 +150,28 @@ def _table_header(catalogue: StoredCatalogue, record: np.dtype[Any]) -> bytes:
     """Return the header of the binary table of rows of the type `record`."""
     from astropy.io import fits
 
-    columns = [
-        fits.Column(
-            column.name,
-            _CODES.get(column.kind) or f"{record[column.name].itemsize}A",
-            unit=written(column.unit, "fits")[0] or None,
-            null=votable.NULLS.get(column.kind),
-        )
-        for column in catalogue.columns
-    ]
-    header = fits.BinTableHDU.from_columns(columns, nrows=0, name="LABELS").header
-    assert header["NAXIS1"] == record.itemsize
-    header["NAXIS2"] = len(catalogue)
+    # Card by card, as section 7.3 of the standard has them: astropy's tables take .2 s to import.
+    header = fits.Header(
+        [
+            ("XTENSION", "BINTABLE", "binary table extension"),
+            ("BITPIX", 8, "array data type"),
+            ("NAXIS", 2, "number of array dimensions"),
+            ("NAXIS1", record.itemsize, "length of dimension 1"),
+            ("NAXIS2", len(catalogue), "length of dimension 2"),
+            ("PCOUNT", 0, "number of group parameters"),
+            ("GCOUNT", 1, "number of groups"),
+            ("TFIELDS", len(catalogue.columns), "number of table fields"),
+        ]
+    )
+    for number, column in enumerate(catalogue.columns, start=1):
+        header[f"TTYPE{number}"] = column.name
+        width = record[column.name].itemsize
+        header[f"TFORM{number}"] = _CODES.get(column.kind) or f"{width}A"
+        if column.kind in votable.NULLS:
+            header[f"TNULL{number}"] = votable.NULLS[column.kind]
+        if unit := written(column.unit, "fits")[0]:
+            header[f"TUNIT{number}"] = unit
+    header["EXTNAME"] = ("LABELS", "extension name")
     header["SIMULATE"] = _simulated_card(catalogue)
     for number, column in enumerate(catalogue.columns, start=1):
         header[f"TUCD{number}"] = column.ucd

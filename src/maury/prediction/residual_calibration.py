@@ -20,7 +20,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import ndtri
 
 from maury.errors import ModelFileError, TrainingError
@@ -286,6 +285,8 @@ def _maximise(residual: Float64Array, error: Float64Array, terms: Float64Array) 
 
     Errors never grow with S/N: a coefficient that says so would have learnt it from chance.
     """
+    from scipy.optimize import minimize
+
     size = 1.4826 * float(np.median(np.abs(residual)))
     # Labels on a grid may be exact for most stars, and then have no median.
     size = size or float(np.abs(residual).mean()) or 1.0

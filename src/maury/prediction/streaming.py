@@ -55,7 +55,7 @@ from maury.prediction.draws import Draws, check_n_draw, drawable, draws_path, wr
 from maury.prediction.drift import drift
 from maury.prediction.predictor import BLOCK_STARS, WITHOUT, Predictor, catalogue_spec, hide
 from maury.spectra.batch import Batch, Readable
-from maury.survey.readers.general import open_survey
+from maury.survey.opening import open_survey
 from maury.survey.store import Survey
 
 __all__ = [

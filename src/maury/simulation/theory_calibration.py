@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
-from scipy.interpolate import BSpline
 
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, on_finite_rows
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
@@ -258,6 +257,8 @@ def _fit_strength(
     ridge: float,
 ) -> Float64Array:
     """Change of line strength (4, n_pixel) that adds the missing flux (n_star, n_pixel)."""
+    from scipy.interpolate import BSpline
+
     n_knot = max(4, round((wave_aa[-1] - wave_aa[0]) / _KNOT_SPACING_AA) + 1)
     inner = np.linspace(wave_aa[0], wave_aa[-1], n_knot)
     ends = _SPLINE_DEGREE

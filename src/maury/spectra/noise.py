@@ -73,7 +73,7 @@ def check_correlation(
     if least < -_NEGATIVE_POWER:
         raise CorrelationError(
             f"{name} = {list(values)} is no correlation of any noise: its matrix is not positive "
-            f"definite, with a power of {least:.2f} at some frequency (a single value is at most "
+            f"definite, with a power of {least:.3g} at some frequency (a single value is at most "
             "0.5); give the autocorrelation of the noise at lags of 1, 2, ... pixels, or [] for "
             "independent pixels"
         )

@@ -20,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from maury.io.arrays import BoolArray, Float64Array, Int64Array, StrArray
+from maury.io.arrays import BoolArray, Float64Array, Int64Array, StrArray, arrow_array, numpy_array
 from maury.labels.columns import BANDS, STAR_ID_FROM
 from maury.spectra.positions import ARCSEC, Positions
 from maury.spectra.rows import row_numbers
@@ -408,6 +408,6 @@ def plain_identifiers(ids: ArrayLike) -> StrArray:
     import pyarrow as pa
     from pyarrow import compute
 
-    texts = ids if isinstance(ids, pa.Array) else pa.array(np.asarray(ids).astype(np.str_))
+    texts = ids if isinstance(ids, pa.Array) else arrow_array(np.asarray(ids).astype(np.str_))
     plain = compute.replace_substring_regex(compute.utf8_trim_whitespace(texts), _GAIA, r"\1")
-    return np.asarray(plain.to_numpy(zero_copy_only=False)).astype(np.str_)
+    return numpy_array(plain)

@@ -1,4 +1,4 @@
-"""The survey store: an xarray dataset in Zarr v3, written in chunks and read lazily.
+"""The survey store: arrays in Zarr v3, written in chunks and read lazily.
 
 Dimensions are ``star`` (one row per spectrum) and ``pixel``. Variables are ``flux`` and ``ivar``
 (star, pixel), ``wave`` (pixel), and one variable per column (star); `maury.labels.columns` and
@@ -6,7 +6,7 @@ Dimensions are ``star`` (one row per spectrum) and ``pixel``. Variables are ``fl
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from maury.spectra.rows import row_numbers, row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths, describe_grid
 from maury.spectra.star_identity import StarMarks
 from maury.survey.manifest import check_manifest, manifest_digest
-from maury.survey.store_files import HEADER_FILE, check_chunks, check_files, check_sizes
+from maury.survey.store_files import HEADER_FILE, axes_of, check_chunks, check_files, check_sizes
 from maury.survey.writer import CHUNK_STARS as CHUNK_STARS
 from maury.survey.writer import COLUMN_CHUNK_STARS
 from maury.survey.writer import SurveyWriter as SurveyWriter
@@ -37,6 +37,7 @@ from maury.survey.writer import require_unique as require_unique
 
 if TYPE_CHECKING:
     import xarray as xr
+    import zarr
 
 logger = logging.getLogger(__name__)
 RAVE_RESOLVING_POWER = 7500.0
@@ -53,10 +54,11 @@ class Survey:
     ...     batch.spectra.flux.mean()
     """
 
-    def __init__(self, dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
-        self.dataset = dataset
+    def __init__(self, group: "zarr.Group", path: Path | addresses.Address) -> None:
         self.path = path
-        self._header = _header(dataset, path)
+        self._arrays: dict[str, zarr.Array] = dict(group.arrays())
+        self._sizes = check_sizes(self._arrays, path)
+        self._header = _header(group.attrs.get("maury"), self._arrays, path)
         self._block: dict[str, AnyArray] = {}
         self._block_rows = (-1, -1)
 
@@ -80,7 +82,8 @@ class Survey:
         MissingExtra
             If an address needs a package that is not installed.
         """
-        import xarray as xr
+        import zarr
+        from zarr.storage import LocalStore
 
         place = addresses.parse(path)
         if isinstance(place, addresses.Address):
@@ -93,20 +96,32 @@ class Survey:
             check_files(place)
             check_manifest(place)
         try:
-            # Attributes of a stranger name no times to be decoded, and no arrays to be loaded.
-            dataset = xr.open_zarr(
-                str(place),
-                consolidated=False,
-                chunks=None,
-                decode_times=False,
-                decode_timedelta=False,
-                decode_coords=False,
-            )
+            # A name would be taken for an address by what stands before its first colon.
+            store = str(place) if isinstance(place, addresses.Address) else LocalStore(place)
+            return cls(zarr.open_group(store, mode="r", use_consolidated=False), place)
+        except SurveyFileError:
+            raise
         except Exception as error:
-            # Damage shows as whatever xarray, zarr or a codec raises; users are told one thing.
+            # Damage shows as whatever zarr or a codec raises; users are told one thing.
             raise SurveyFileError(f"cannot open the survey store {place}: {error}") from error
-        check_sizes(dataset, place)
-        return cls(dataset, place)
+
+    @cached_property
+    def dataset(self) -> "xr.Dataset":
+        """The store as an xarray dataset, which is read lazily.
+
+        Nothing here reads by it: with pandas, it takes as long to import as 1500 spectra to label.
+        """
+        import xarray as xr
+
+        # Attributes of a stranger name no times to be decoded, and no arrays to be loaded.
+        return xr.open_zarr(
+            str(self.path),
+            consolidated=False,
+            chunks=None,
+            decode_times=False,
+            decode_timedelta=False,
+            decode_coords=False,
+        )
 
     def __len__(self) -> int:
         return self.n_star
@@ -150,20 +165,20 @@ class Survey:
     @property
     def n_star(self) -> int:
         """Number of rows (spectra)."""
-        return int(self.dataset.sizes["star"])
+        return self._sizes["star"]
 
     @property
     def n_pixel(self) -> int:
         """Number of pixels."""
-        return int(self.dataset.sizes["pixel"])
+        return self._sizes["pixel"]
 
     @cached_property
     def wave_aa(self) -> Float64Array:
         """Wavelengths in angstrom, shape ``(n_pixel,)``."""
         try:
             if isinstance(self.path, Path):
-                check_chunks(self.dataset["wave"], self.path, slice(None))
-            wave = self.dataset["wave"].to_numpy()
+                check_chunks(self._arrays["wave"], self.path, slice(None))
+            wave = np.asarray(self._arrays["wave"][:])
         except Exception as error:
             raise SurveyFileError(
                 f"{self.path}/wave/c/0 is damaged ({error}); copy it from a backup, or make the "
@@ -231,12 +246,12 @@ class Survey:
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the labels that the survey has values of."""
-        return tuple(d.name for d in self.label_definitions if d.name in self.dataset)
+        return tuple(d.name for d in self.label_definitions if d.name in self._arrays)
 
     @property
     def column_names(self) -> tuple[str, ...]:
         """Names of all columns, labels included."""
-        return tuple(str(n) for n, v in self.dataset.items() if v.dims == ("star",))
+        return tuple(n for n, v in sorted(self._arrays.items()) if axes_of(v) == ("star",))
 
     def column(self, name: str) -> AnyArray:
         """Read one column whole, shape ``(n_star,)``.
@@ -437,15 +452,15 @@ class Survey:
     def _table(self, names: list[str]) -> Float64Array:
         out = np.full((self.n_star, len(names)), np.nan)
         for position, name in enumerate(names):
-            if name in self.dataset:
+            if name in self._arrays:
                 out[:, position] = self.column(name)
         return out
 
     def _read(self, name: str, rows: slice) -> AnyArray:
         try:
             if isinstance(self.path, Path):
-                check_chunks(self.dataset[name], self.path, rows)
-            return np.asarray(self.dataset[name][rows].values)
+                check_chunks(self._arrays[name], self.path, rows)
+            return np.asarray(self._arrays[name][rows])
         except Exception as error:
             # Which chunk it is, is looked for only now: it takes a second reading of each.
             raise SurveyFileError(self._damage(name, rows) or str(error)) from error
@@ -465,15 +480,15 @@ class Survey:
     def _damage(self, name: str, rows: slice) -> str:
         """Say which chunk of some rows cannot be read."""
         first, stop, _ = rows.indices(self.n_star)
-        step = self.dataset[name].encoding.get("chunks", (self.n_star,))[0]
+        step = self._arrays[name].chunks[0]
         for start in range(first // step * step, stop, step):
             end = min(start + step, self.n_star)
             try:
                 if isinstance(self.path, Path):
-                    check_chunks(self.dataset[name], self.path, slice(start, end))
-                self.dataset[name][start:end].to_numpy()
+                    check_chunks(self._arrays[name], self.path, slice(start, end))
+                self._arrays[name][start:end]
             except Exception as error:
-                inner = "" if self.dataset[name].ndim == 1 else "/0"
+                inner = "" if self._arrays[name].ndim == 1 else "/0"
                 chunk = f"{self.path}/{name}/c/{start // step}{inner}"
                 return (
                     f"{self.path}: rows {start} to {end - 1} of {name!r} cannot be read, their "
@@ -483,12 +498,13 @@ class Survey:
         return f"cannot read {name!r} of {self.path}"
 
 
-def _header(dataset: "xr.Dataset", path: Path | addresses.Address) -> dict[str, Any]:
-    header = dataset.attrs.get("maury")
+def _header(
+    header: Any, arrays: Mapping[str, "zarr.Array"], path: Path | addresses.Address
+) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != SURVEY.name:
         raise SurveyFileError(f"{path} is a Zarr store, but not one of maury's surveys")
     header = SURVEY.upgrade(header, str(path), SurveyFileError)
     for name in ("flux", "ivar", "wave", "id", "star_id"):
-        if name not in dataset:
+        if name not in arrays:
             raise SurveyFileError(f"{path} lacks {name!r}; the store is damaged, make it anew")
     return header

@@ -1,7 +1,7 @@
 """Files of a survey store that may be anybody's: looked at before Zarr follows what they say."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from maury.io.limits import VARIABLE, check_columns, current, exceeded, unpacked
 from maury.survey.manifest import MANIFEST
 
 if TYPE_CHECKING:
-    import xarray as xr
+    import zarr
 
 HEADER_FILE = "zarr.json"
 """Metadata of a store, and of each of its arrays."""
@@ -51,23 +51,23 @@ def check_files(store: Path) -> None:
             ) from error
 
 
-def check_chunks(array: "xr.DataArray", store: Path, rows: slice) -> None:
+def check_chunks(array: "zarr.Array", store: Path, rows: slice) -> None:
     """Refuse chunks of some rows that unfold to absurdly many bytes.
 
     Only Zstandard, which a store is written with, says so in its first bytes.
     """
     limit = current().chunk_bytes
     # From the file: what libraries say of codecs differs from version to version.
-    head = parse_json((store / str(array.name) / HEADER_FILE).read_text("utf-8"))
+    head = parse_json((store / array.basename / HEADER_FILE).read_text("utf-8"))
     kinds = [str(codec["name"]) for codec in head["codecs"]]
     packed = kinds.count("zstd")
     # Of other codecs, or of one inside another, no header tells how much they unfold to.
     if packed > 1 or not set(kinds) <= _CODECS:
         raise ValueError(f"it is packed by {', '.join(kinds)}, which no survey store is")
     first, stop, _ = rows.indices(array.shape[0])
-    step = (array.encoding.get("chunks") or array.shape)[0]
+    step = array.chunks[0]
     for number in range(first // step, -(-stop // step)):
-        place = store / str(array.name) / "c" / str(number)
+        place = store / array.basename / "c" / str(number)
         # Of two axes a chunk is a file in a folder, c/0/0; of one axis it is c/0 itself.
         for file in place.iterdir() if place.is_dir() else [place]:
             if file.is_symlink() or place.is_symlink():
@@ -135,9 +135,31 @@ def _check_shape(
         )
 
 
-def check_sizes(dataset: "xr.Dataset", path: Path | addresses.Address) -> None:
-    """Refuse arrays of absurd shapes or chunks, also in stores whose files were not looked at."""
-    for name, array in dataset.variables.items():
-        chunks = array.encoding.get("chunks") or (1,)
-        axes = [str(axis) for axis in array.dims]
-        _check_shape(f"{path}: {name!r}", axes, array.shape, chunks, array.dtype.itemsize)
+def check_sizes(
+    arrays: Mapping[str, "zarr.Array"], path: Path | addresses.Address
+) -> dict[str, int]:
+    """Return the length of each dimension of a store, by name.
+
+    Raises
+    ------
+    SurveyFileError
+        If an array has an absurd shape or chunks, also in stores whose files were not looked at, or
+        two arrays do not agree.
+    """
+    sizes: dict[str, int] = {}
+    for name, array in sorted(arrays.items()):
+        axes = axes_of(array)
+        what = f"{path}: {name!r}"
+        _check_shape(what, axes, array.shape, array.chunks, array.dtype.itemsize)
+        for axis, size in zip(axes, array.shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise SurveyFileError(
+                    f"{what} has {size} values along {axis!r}, where others have {sizes[axis]}; "
+                    "the store is damaged, make it anew"
+                )
+    return sizes
+
+
+def axes_of(array: "zarr.Array") -> tuple[str, ...]:
+    """Return the names of the dimensions of an array."""
+    return tuple(str(axis) for axis in getattr(array.metadata, "dimension_names", None) or ())

@@ -41,7 +41,7 @@ from maury.prediction.uncertainty import UncertaintyModel, simulated_residuals
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.batch import Readable
 from maury.spectra.preparation import Inputs
-from maury.survey.readers.general import open_survey
+from maury.survey.opening import open_survey
 from maury.training.ensemble import member_jobs
 from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
 from maury.training.settings import EnsembleConfig

@@ -30,6 +30,10 @@ _BUILD_BLOCK = 256
 _COMPONENT_SPECTRA = 6000
 
 
+_MOST_AXES = 8
+"""Four nodes of each are read for a star: 65 536 spectra. APOGEE's grids have seven."""
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Spectra at all combinations of node values.
@@ -63,7 +67,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         shape = tuple(axis.size for axis in self.axes)
-        if len(shape) != len(self.label_names) or min(shape) < 2:
+        if len(shape) > _MOST_AXES:
+            raise ValueError(f"a grid of {len(shape)} labels, where {_MOST_AXES} are interpolated")
+        if len(shape) != len(self.label_names) or min(shape, default=0) < 2:
             raise ValueError(f"a grid needs two nodes or more per label, got {shape}")
         if any((np.diff(axis) <= 0).any() for axis in self.axes):
             raise ValueError("the nodes of each axis must increase")

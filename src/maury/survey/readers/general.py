@@ -13,7 +13,6 @@ from maury.errors import ConfigError, InputFileError
 from maury.io.arrays import AnyArray, Float64Array
 from maury.io.cluster import Cluster
 from maury.labels.definitions import Label
-from maury.spectra.batch import Readable as ReadableSurvey
 from maury.spectra.noise import resampled_correlation
 from maury.spectra.spectra import Medium, check_wavelengths
 from maury.survey.readers.arms import Arm, join_arms
@@ -46,21 +45,6 @@ from maury.survey.readers.writing import Opened, Progress, Reopening, Target, wr
 from maury.survey.store import Survey
 
 logger = logging.getLogger(__name__)
-
-
-def open_survey(path: Path | str) -> ReadableSurvey:
-    """Open a survey store, or, if the name ends in .toml, files that it describes.
-
-    Raises
-    ------
-    SurveyFileError
-        If there is neither.
-    ConfigError, InputFileError
-        If the TOML file is wrong, or a file that it describes is missing or damaged.
-    """
-    if str(path).lower().endswith(".toml") and Path(path).is_file():
-        return open_toml(path)
-    return Survey.open(path)
 
 
 def ingest_toml(
