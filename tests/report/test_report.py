@@ -5,11 +5,13 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
 from astropy.table import Table
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from builders.catalogues import QUANTILE_ENDS, catalogue_rows, write_catalogue
 from builders.untrained_model import untrained
@@ -23,6 +25,7 @@ from maury.prediction.streaming import predict
 from maury.report.cartography.bimodality import bimodality
 from maury.report.figures import checks, planes
 from maury.report.figures.style import SIMULATED
+from maury.report.page import assemble
 from maury.report.page import material as material_module
 from maury.report.page.assemble import sections, write_report
 from maury.report.page.material import gather, match, read_table
@@ -282,6 +285,27 @@ def test_nothing_is_left_of_a_report_that_fails(tmp_path, tiny_model, monkeypatc
     with pytest.raises(RuntimeError):
         write_report(tiny_model, tmp_path / "out", observed=catalogue)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_is_computed_on_one_thread(tmp_path, monkeypatch) -> None:
+    threads = {}
+
+    def counted(name):
+        def count(*_, **__):
+            threads[name] = {pool["num_threads"] for pool in threadpool_info()}
+            return SimpleNamespace(simulated=True)
+
+        return count
+
+    def stop(*_, **__):
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(assemble, "gather", counted("gather"))
+    monkeypatch.setattr(assemble, "_SECTIONS", (counted("section"),))
+    monkeypatch.setattr(assemble, "_write_page", stop)
+    with threadpool_limits(2), pytest.raises(ConfigError, match="enough"):
+        write_report(tmp_path / "any.model", tmp_path / "report")
+    assert threads == {"gather": {1}, "section": {1}}
 
 
 def test_a_model_without_calibration_and_audit_has_a_report_too(tiny_model, tiny_survey) -> None:

@@ -82,7 +82,9 @@ def method_settings(name: str, options: Mapping[str, Any] | None = None) -> Meth
             unknown = item["type"] == "extra_forbidden"
             hint = suggestion(key, cls.model_fields) if unknown else ""
             known = f" (known: {', '.join(cls.model_fields)})" if hint else ""
-            problems.append(f"[method] {key}: {item['msg']}, got {item['input']!r:.100}{hint}{known}")
+            problems.append(
+                f"[method] {key}: {item['msg']}, got {item['input']!r:.100}{hint}{known}"
+            )
         raise ConfigError(f"the settings of {name} are wrong: " + "; ".join(problems)) from error
 
 

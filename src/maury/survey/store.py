@@ -56,7 +56,7 @@ class Survey:
 
     def __init__(self, group: "zarr.Group", path: Path | addresses.Address) -> None:
         self.path = path
-        self._arrays: dict[str, zarr.Array] = dict(group.arrays())
+        self._arrays: dict[str, zarr.Array[Any]] = dict(group.arrays())
         self._sizes = check_sizes(self._arrays, path)
         self._header = _header(group.attrs.get("maury"), self._arrays, path)
         self._block: dict[str, AnyArray] = {}
@@ -499,7 +499,7 @@ class Survey:
 
 
 def _header(
-    header: Any, arrays: Mapping[str, "zarr.Array"], path: Path | addresses.Address
+    header: Any, arrays: Mapping[str, "zarr.Array[Any]"], path: Path | addresses.Address
 ) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != SURVEY.name:
         raise SurveyFileError(f"{path} is a Zarr store, but not one of maury's surveys")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maury.errors import SurveyFileError
 from maury.io import addresses
@@ -51,7 +51,7 @@ def check_files(store: Path) -> None:
             ) from error
 
 
-def check_chunks(array: "zarr.Array", store: Path, rows: slice) -> None:
+def check_chunks(array: "zarr.Array[Any]", store: Path, rows: slice) -> None:
     """Refuse chunks of some rows that unfold to absurdly many bytes.
 
     Only Zstandard, which a store is written with, says so in its first bytes.
@@ -136,7 +136,7 @@ def _check_shape(
 
 
 def check_sizes(
-    arrays: Mapping[str, "zarr.Array"], path: Path | addresses.Address
+    arrays: Mapping[str, "zarr.Array[Any]"], path: Path | addresses.Address
 ) -> dict[str, int]:
     """Return the length of each dimension of a store, by name.
 
@@ -160,6 +160,6 @@ def check_sizes(
     return sizes
 
 
-def axes_of(array: "zarr.Array") -> tuple[str, ...]:
+def axes_of(array: "zarr.Array[Any]") -> tuple[str, ...]:
     """Return the names of the dimensions of an array."""
     return tuple(str(axis) for axis in getattr(array.metadata, "dimension_names", None) or ())

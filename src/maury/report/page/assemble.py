@@ -122,21 +122,24 @@ def write_report(
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
     paths = {"logg": external_logg, "clusters": clusters, "compare": compare}
-    material = gather(
-        model,
-        survey,
-        observed,
-        gaia=gaia,
-        tables={name: None if path is None else Path(path) for name, path in paths.items()},
-        seed=seed,
-        stage=stage,
-    )
+    # Threads of BLAS and PyTorch wait for one another where a machine has other work.
+    with one_thread():
+        material = gather(
+            model,
+            survey,
+            observed,
+            gaia=gaia,
+            tables={name: None if path is None else Path(path) for name, path in paths.items()},
+            seed=seed,
+            stage=stage,
+        )
     # Beside the output, so that the finished directory takes its name in one step.
     partial = out.with_name(f".{out.name}.part")
     remove(partial)
     (partial / "figures").mkdir(parents=True)
     try:
-        found = list(sections(material, stage=stage))
+        with one_thread():
+            found = list(sections(material, stage=stage))
         stage("writing the figures")
         written = _write_page(material, found, partial, n_processes=n_processes)
         publish(partial, out, overwrite=overwrite)
