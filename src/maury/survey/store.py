@@ -114,7 +114,7 @@ class Survey:
         import xarray as xr
 
         # Attributes of a stranger name no times to be decoded, and no arrays to be loaded.
-        return xr.open_zarr(
+        opened: xr.Dataset = xr.open_zarr(
             str(self.path),
             consolidated=False,
             chunks=None,
@@ -122,6 +122,7 @@ class Survey:
             decode_timedelta=False,
             decode_coords=False,
         )
+        return opened
 
     def __len__(self) -> int:
         return self.n_star
@@ -503,8 +504,8 @@ def _header(
 ) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != SURVEY.name:
         raise SurveyFileError(f"{path} is a Zarr store, but not one of maury's surveys")
-    header = SURVEY.upgrade(header, str(path), SurveyFileError)
+    known: dict[str, Any] = SURVEY.upgrade(header, str(path), SurveyFileError)
     for name in ("flux", "ivar", "wave", "id", "star_id"):
         if name not in arrays:
             raise SurveyFileError(f"{path} lacks {name!r}; the store is damaged, make it anew")
-    return header
+    return known
