@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 
 from maury.errors import LengthMismatch, ModelFileError, TrainingError
 from maury.labels.flags import Flag
+from maury.prediction import evidence as evidence_module
 from maury.prediction import peculiar_spectra as anomaly
 from maury.prediction.coverage import CoverageModel
 from maury.prediction.detectors import DETECTORS, LEAST_STARS, OFTENER
@@ -627,3 +628,16 @@ def test_a_training_star_is_as_far_from_the_sample_as_its_threshold_says(clean: 
     del arrays["reference_star"]
     older = CoverageModel.from_arrays(arrays)
     np.testing.assert_array_equal(older.score(known).label_distance, stranger)
+
+
+def test_many_pixels_are_whitened_like_few(monkeypatch):
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(90, 5)) @ rng.normal(size=(5, 300)) * [[3.0]]
+    features += 0.1 * rng.normal(size=features.shape)
+    centre, plain = evidence_module.whitening(features, 4)
+    monkeypatch.setattr(evidence_module, "_MOST_FEATURES", 100)
+    again, found = evidence_module.whitening(features, 4)
+    np.testing.assert_array_equal(again, centre)
+    signs = np.sign(np.sum(plain * found, axis=0))
+    np.testing.assert_allclose(found * signs, plain, atol=1e-6 * np.abs(plain).max())
+    np.testing.assert_allclose(np.cov(((features - centre) @ found).T), np.eye(4), atol=1e-8)

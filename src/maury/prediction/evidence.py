@@ -19,6 +19,8 @@ _ROBUST_CLIP = 4.0
 """In sigma: beyond, a value is an outlier that may not widen the covariance."""
 _BLOCK = 256
 """Points whose distances are in memory together, so that they stay in the processor's cache."""
+_MOST_FEATURES = 2048
+"""Beyond, all eigenvectors of a covariance take minutes. Chosen."""
 _FAR = 1e30
 """Squared distance of references that fill up a group: beyond any, as points are clipped to 1e6,
 and finite, as BLAS multiplies lanes that it does not use, where infinity times 0 is invalid."""
@@ -45,10 +47,19 @@ def whitening(features: Float64Array, n_dimension: int) -> tuple[Float64Array, F
     On the strongest principal components, each scaled to unit variance.
     """
     centre = features.mean(axis=0)
-    strength, axes = np.linalg.eigh(np.cov(features, rowvar=False).reshape(centre.size, -1))
+    if centre.size > _MOST_FEATURES and len(features) > n_dimension:
+        from scipy.sparse.linalg import svds
+
+        # The few that are asked for, without a matrix of all pixels by all pixels.
+        start = np.ones(min(features.shape))
+        deviation = (features - centre) / np.sqrt(len(features) - 1)
+        _, size, vectors = svds(deviation, n_dimension, v0=start)
+        strength, axes = size**2, vectors.T
+    else:
+        strength, axes = np.linalg.eigh(np.cov(features, rowvar=False).reshape(centre.size, -1))
     chosen = np.argsort(strength)[::-1][:n_dimension]
     # Components of no variance, as of pixels that are constant, have no unit to be scaled to.
-    chosen = chosen[strength[chosen] > 1e-9 * max(float(strength[-1]), 1e-30)]
+    chosen = chosen[strength[chosen] > 1e-9 * max(float(strength.max()), 1e-30)]
     return centre, axes[:, chosen] / np.sqrt(strength[chosen])
 
 
