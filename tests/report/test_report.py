@@ -28,7 +28,7 @@ from maury.report.figures.style import SIMULATED
 from maury.report.page import assemble
 from maury.report.page import material as material_module
 from maury.report.page.assemble import sections, write_report
-from maury.report.page.material import gather, match, read_table
+from maury.report.page.material import gather, kiel_labels, match, read_table
 from maury.report.page.places import places_section
 from maury.report.page.plates import MOST_ROWS, Plate
 from maury.report.page.quality import (
@@ -441,11 +441,20 @@ def told_of(section) -> dict[str, str]:
     return {one.title: one.reason for one in section.omitted}
 
 
+def test_a_model_of_iron_has_kiel_diagrams_coloured_by_it(tmp_path) -> None:
+    found = little(tmp_path, ["teff", "logg", "fe_h"])
+    plates = {one.name: one for section in sections(found) for one in section.plates}
+    assert {"kiel_samples", "kiel_snr", "kiel_fe_h"} <= set(plates)
+    assert "coloured by [Fe/H]" in plates["kiel_fe_h"].caption
+    assert "fe_h" in plates["kiel_samples"].data
+    assert [label.name for label in kiel_labels(found.labels)] == ["teff", "logg", "fe_h"]
+
+
 def test_a_report_of_a_catalogue_alone_says_what_it_cannot_show(tmp_path) -> None:
     found = little(tmp_path, ["teff"])
     told = {title: why for one in sections(found) for title, why in told_of(one).items()}
     for title, why in {
-        "Kiel diagrams": "the model lacks Teff, log g or [M/H]",
+        "Kiel diagrams": "the model lacks Teff, log g, or both [M/H] and [Fe/H]",
         "Abundance planes": "the model lacks [M/H] or [alpha/M]",
         "Losses": "this model does not record the losses of its training",
         "One-to-one comparisons": "no labelled survey was given",

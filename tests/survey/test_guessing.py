@@ -136,10 +136,13 @@ def test_a_fits_table_with_wavelengths_in_another_hdu(tmp_path):
     wave = fits.table_to_hdu(Table({"wave": WAVE_AIR}))
     wave.name = "WAVE"
     fits.HDUList([fits.PrimaryHDU(), spectra, wave]).writeto(tmp_path / "spectra.fits")
-    Table({"sobject_id": columns["sobject_id"][::-1], "logg": np.linspace(1, 5, N)}).write(
-        tmp_path / "labels.csv"
-    )
+    # No survey has a column of the error of the velocity.
+    given = {"sobject_id": columns["sobject_id"][::-1], "logg": np.linspace(1, 5, N)}
+    given |= {"rv": np.linspace(-9, 9, N), "rv_err": np.ones(N)}
+    Table(given).write(tmp_path / "labels.csv")
     document = tomllib.loads(init_survey(tmp_path).text)
+    assert {"logg", "radial_velocity"} <= set(document["columns"])
+    assert "radial_velocity_error" not in document["columns"]
     assert document["spectra"]["flux"] == "sob_norm"
     assert document["spectra"]["error"] == "uob_norm"
     assert document["spectra"]["id"] == "sobject_id"

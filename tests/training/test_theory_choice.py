@@ -47,6 +47,9 @@ def test_the_emulator_is_taken_where_it_reaches_and_the_reason_is_told(tmp_path)
     elsewhere = chosen(other)
     assert elsewhere.name == "learnt"
     assert "angstrom" in elsewhere.reason
+    unknown = choose_theory("auto", known, Preparation(), LABEL_NAMES, power_known=False)
+    assert unknown.name == "learnt"
+    assert "resolving power" in unknown.reason
     with pytest.raises(ConfigError, match=r"ca_fe; write theory = \"learnt\""):
         chosen(known, (*LABEL_NAMES, "ca_fe"), "emulator")
 

@@ -62,6 +62,12 @@ def test_a_catalogue_shows_ranges_and_flags_and_draws_a_kiel_diagram(tmp_path):
     assert len(ax.collections[0].get_offsets()) == len(catalogue) - warned
     assert ax.xaxis_inverted()
     assert ax.yaxis_inverted()
+    bar = ax.figure.axes[-1]
+    assert bar.get_ylabel() == "[M/H]"
+    catalogue.table.remove_column("m_h")
+    other = Figure().subplots()
+    catalogue.kiel(other)
+    assert other.figure.axes[-1].get_ylabel() == "[Fe/H]"
 
 
 def test_a_model_measures_itself_beside_its_survey_and_draws_it(tmp_path, tiny_model, tiny_survey):

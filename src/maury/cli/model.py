@@ -20,6 +20,7 @@ from maury.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from maury.labels.definitions import Label
     from maury.model.directory import Model
     from maury.prediction.stored import StoredCatalogue
 
@@ -203,7 +204,6 @@ def _show_model(model: "Model") -> None:
 def _show_catalogue(catalogue: "StoredCatalogue") -> None:
     import numpy as np
 
-    from maury.labels.definitions import LABELS
     from maury.survey.summary import label_rows
 
     terminal.say(catalogue)
@@ -221,9 +221,33 @@ def _show_catalogue(catalogue: "StoredCatalogue") -> None:
     for name, n in counts.items():
         if n:
             terminal.say(f"  {name:<24} {n:>9}  {flags[name]['text']}")
-    numbers = [c.name for c in catalogue.columns if c.kind in ("float64", "int32", "int64")]
-    labels = [label for label in LABELS if label.name in numbers]
-    terminal.show_values(label_rows(labels, catalogue.column))
+    terminal.show_values(label_rows(_labels_of(catalogue), catalogue.column))
+
+
+def _labels_of(catalogue: "StoredCatalogue") -> list["Label"]:
+    """Labels of a catalogue: columns of numbers that have an error, and are no observables."""
+    import numpy as np
+
+    from maury.labels.columns import OBSERVED
+    from maury.labels.definitions import LABELS, Label
+
+    names = {c.name for c in catalogue.columns}
+    known = {label.name: label for label in LABELS}
+    observed = {column.name for column in OBSERVED}
+    found = []
+    for c in catalogue.columns:
+        if c.kind not in ("float64", "int32", "int64") or c.name in observed:
+            continue
+        if c.name in known:
+            found.append(known[c.name])
+        elif names & {f"{c.name}_error", f"{c.name}_formal_error"}:
+            # Of its range a catalogue says nothing.
+            everything = (-np.finfo(np.float64).max / 4, np.finfo(np.float64).max / 4)
+            about = c.description or c.name
+            unit = c.unit or "dex"
+            one = Label(name=c.name, symbol=c.name, unit=unit, description=about, range=everything)
+            found.append(one)
+    return found
 
 
 def demo(

@@ -209,7 +209,7 @@ class Catalogue:
         return name, str(self.table[name].unit or ""), *counts, *numbers
 
     def kiel(self, ax: Any = None, *, warned: bool = False) -> Any:
-        """Draw log g against Teff, coloured by [M/H], and return the axes.
+        """Draw log g against Teff, coloured by [M/H] or else [Fe/H], and return the axes.
 
         Parameters
         ----------
@@ -224,10 +224,11 @@ class Catalogue:
             ax = pyplot.figure(figsize=(4.5, 4.0), layout="constrained").subplots()
         rows = np.ones(len(self), bool) if warned else ~np.asarray(self.table["warn"], bool)
         table = self.table[rows]
-        colour = table["m_h"] if "m_h" in table.colnames else None
+        iron = next((name for name in ("m_h", "fe_h") if name in table.colnames), "")
+        colour = table[iron] if iron else None
         points = ax.scatter(table["teff"], table["logg"], c=colour, s=6, lw=0)
         if colour is not None:
-            ax.figure.colorbar(points, ax=ax, label="[M/H]")
+            ax.figure.colorbar(points, ax=ax, label={"m_h": "[M/H]", "fe_h": "[Fe/H]"}[iron])
         ax.set(xlabel="Teff [K]", ylabel="log g [dex]")
         ax.invert_xaxis()
         ax.invert_yaxis()

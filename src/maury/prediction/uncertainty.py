@@ -68,6 +68,9 @@ _N_PRIOR = 20_000
 """Stars that give the moments of the prior, to one percent of a standard deviation."""
 _EXAMPLE_KEY = 19
 """Key of the random numbers of the stars with faults that coverage learns from."""
+_MOST_COVER_PIXELS, _LEAST_COVER = 2**24, 1500
+"""Pixels of all stars from which coverage is learnt, whose evidence takes some 2 GB, and stars
+however many pixels they have: of these, four exceed a threshold by chance. Chosen."""
 _FLOOR_SNR = 60.0
 """S/N above which repeats give the floor: where noise adds little, what is left is the floor."""
 
@@ -397,7 +400,10 @@ def _calibrate(
     chosen: BoolArray,
 ) -> Calibration:
     if chosen.sum() < LEAST_STARS:
-        raise TrainingError(f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed")
+        raise TrainingError(
+            f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed: enlarge the "
+            "validation part of the split ([split] train, validation and test in the settings)"
+        )
     drawn = stars.reobserved(
         model, star_simulator, chosen, n_star=N_SIMULATED // 2, draw=REOBSERVED
     )
@@ -617,7 +623,8 @@ def _cover(
     star_simulator: TrainingStarSimulator,
     stars: _Labelled,
 ) -> CoverageModel | None:
-    rows = _few(stars.training & (stars.inputs.ivar > 0).any(axis=1))
+    n_pixel = stars.inputs.flux.shape[1]
+    rows = _few(stars.training & (stars.inputs.ivar > 0).any(axis=1), n_pixel)
     inputs, answer = take(stars.inputs, rows), stars.answer.rows(rows)
     star = star_numbers(stars.star_id[rows])
     rotating, double = _examples(model, network, star_simulator, stars)
@@ -635,13 +642,11 @@ def _cover(
         return None
 
 
-def _few(chosen: BoolArray) -> Int64Array:
-    """Rows of the chosen stars, evenly over the survey if coverage does not learn from so many.
-
-    Evidence is ten times as large as the spectra: of 20 000 stars of 8575 pixels too much.
-    """
+def _few(chosen: BoolArray, n_pixel: int) -> Int64Array:
+    """Rows of the chosen stars, evenly over the survey if coverage does not learn from so many."""
     rows = np.flatnonzero(chosen)
-    return rows[np.linspace(0, rows.size - 1, min(rows.size, MOST_STARS)).astype(np.int64)]
+    most = min(MOST_STARS, max(_LEAST_COVER, _MOST_COVER_PIXELS // n_pixel))
+    return rows[np.linspace(0, rows.size - 1, min(rows.size, most)).astype(np.int64)]
 
 
 def _examples(
@@ -651,7 +656,7 @@ def _examples(
     stars: _Labelled,
 ) -> tuple[Evidence | None, Evidence | None]:
     """Training stars that rotate, and with companions; None if networks take no photometry."""
-    whole = _few(stars.training & np.isfinite(stars.truth).all(axis=1))
+    whole = _few(stars.training & np.isfinite(stars.truth).all(axis=1), stars.inputs.flux.shape[1])
     inputs, truth = take(stars.inputs, whole), stars.truth[whole]
     if _sums(star_simulator, inputs) is None or not len(inputs):
         return None, None

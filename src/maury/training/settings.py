@@ -158,8 +158,14 @@ class EnsembleConfig(BaseModel):
         names = self.ensemble.labels or survey.label_names
         if not isinstance(training, SimulatedTraining):
             return choose_theory("auto", survey, self.preparation, names)
+        stated = "resolving_power" in training.observing.model_fields_set
         return choose_theory(
-            training.theory, survey, self.preparation, names, synthetic=training.synthetic
+            training.theory,
+            survey,
+            self.preparation,
+            names,
+            synthetic=training.synthetic,
+            power_known=stated or survey.resolving_power is not None,
         )
 
     def stated(self) -> dict[str, Any]:

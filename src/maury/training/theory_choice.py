@@ -39,6 +39,7 @@ def choose_theory(
     names: Sequence[str],
     *,
     synthetic: str | None = None,
+    power_known: bool = True,
 ) -> TheoryChoice:
     """Choose the theory to simulate the stars of a survey with.
 
@@ -56,6 +57,8 @@ def choose_theory(
         Labels to learn.
     synthetic : str, optional
         Path of synthetic spectra, with which a theory is learnt.
+    power_known : bool
+        Whether survey or settings state the resolving power, to which the emulator is broadened.
 
     Raises
     ------
@@ -87,4 +90,10 @@ def choose_theory(
     if not covers(wave):
         where = f"{wave[0]:.1f}-{wave[-1]:.1f} angstrom"
         return TheoryChoice("learnt", f"the emulator does not reach over {where}")
+    if not power_known:
+        return TheoryChoice(
+            "learnt",
+            "the survey does not say its resolving power, which the emulator needs; write "
+            "'resolving_power = ...' at the top of the TOML file that it is ingested with",
+        )
     return TheoryChoice("emulator", "it knows these labels and reaches over these pixels")

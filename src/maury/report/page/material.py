@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,14 @@ MOST_TRAINING = 4000
 """Training spectra that are predicted at most, evenly chosen."""
 TABLE_FORMATS = (".csv", ".ecsv", ".fits", ".vot", ".parquet")
 """Suffixes of tables that go with a report."""
+
+
+def kiel_labels(labels: Sequence[Label]) -> tuple[Label, ...]:
+    """Teff, log g, and [M/H] or else [Fe/H], of a Kiel diagram; none if one of them is missing."""
+    named = {label.name: label for label in labels}
+    iron = "m_h" if "m_h" in named else "fe_h"
+    names = ("teff", "logg", iron)
+    return tuple(named[name] for name in names) if set(names) <= set(named) else ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from maury.model.directory import LOSSES
 from maury.prediction.calibration import repeat_scatter
 from maury.report import figures
 from maury.report.figures import checks
-from maury.report.page.material import Material, PageStars
+from maury.report.page.material import Material, PageStars, kiel_labels
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 
 Found = Iterator[Plate | Omitted]
@@ -478,16 +478,18 @@ def _census(material: Material, sample: PageStars) -> Census:
 def overview(material: Material) -> Plate | None:
     """Return the Kiel diagram of the first screen, or None if there is nothing to draw."""
     sample = material.stars_with_most
-    if sample is None or not {"teff", "logg", "m_h"} <= set(material.model.label_names):
+    labels = kiel_labels(material.model.labels)
+    if sample is None or not labels:
         return None
-    teff, logg, m_h = (material.column(sample, n)[sample.good] for n in ("teff", "logg", "m_h"))
+    names, iron = [label.name for label in labels], labels[-1]
+    teff, logg, colour = (material.column(sample, name)[sample.good] for name in names)
     return Plate(
         "overview",
         f"{int(sample.good.sum())} {sample.name} spectra without a warning",
         f"{mark(material)}Kiel diagram of {int(sample.good.sum())} {sample.name} spectra without a "
-        "warning flag, coloured by predicted [M/H].",
-        figures.kiel_figure(teff, logg, m_h, simulated=material.simulated),
-        {"id": sample.id[sample.good], "teff": teff, "logg": logg, "m_h": m_h},
+        f"warning flag, coloured by predicted {iron.symbol}.",
+        figures.kiel_figure(teff, logg, colour, label=iron, simulated=material.simulated),
+        {"id": sample.id[sample.good], "teff": teff, "logg": logg, iron.name: colour},
     )
 
 

@@ -16,7 +16,7 @@ from maury.report.cartography.bimodality import Bimodality, bimodality
 from maury.report.figures import checks
 from maury.report.figures.cartography import separation_text
 from maury.report.figures.planes import Panel
-from maury.report.page.material import Material, PageStars, match
+from maury.report.page.material import Material, PageStars, kiel_labels, match
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 from maury.report.page.quality import mark
 
@@ -27,14 +27,13 @@ SNR_EDGES = (0.0, 25.0, 40.0, 60.0, np.inf)
 M_H_EDGES = (-np.inf, -0.6, -0.3, 0.0, np.inf)
 # [M/H] where both sequences of the disc are found, a tenth of a dex wide where stars are many.
 BIMODAL_EDGES = (-0.8, -0.5, -0.4, -0.3, -0.2, -0.1, 0.1)
-_NEEDED = ("teff", "logg", "m_h")
 _MINUS = "\N{MINUS SIGN}"
 
 
 def stars_section(material: Material) -> Section:
-    """Return Kiel diagrams of labels and predictions, in bins of S/N and of [M/H]."""
-    if not set(_NEEDED) <= set(material.model.label_names):
-        missing = Omitted("Kiel diagrams", "the model lacks Teff, log g or [M/H]")
+    """Return Kiel diagrams of labels and predictions, in bins of S/N and of metallicity."""
+    if not kiel_labels(material.model.labels):
+        missing = Omitted("Kiel diagrams", "the model lacks Teff, log g, or both [M/H] and [Fe/H]")
         return Section("stars", "Kiel diagrams", omitted=(missing,))
     plates, omitted = sort_out(list(_kiels(material)))
     return Section(
@@ -46,8 +45,9 @@ def stars_section(material: Material) -> Section:
 
 
 def _kiel_panel(material: Material, sample: PageStars, title: str, rows: Any, truth: bool) -> Panel:
-    teff, logg, m_h = (material.column(sample, name, truth=truth)[rows] for name in _NEEDED)
-    return Panel(title, teff, logg, m_h)
+    names = [label.name for label in kiel_labels(material.model.labels)]
+    teff, logg, iron = (material.column(sample, name, truth=truth)[rows] for name in names)
+    return Panel(title, teff, logg, iron)
 
 
 def _kiels(material: Material) -> Found:
@@ -69,9 +69,10 @@ def _kiels(material: Material) -> Found:
     )
     stars = material.stars_with_most
     assert stars is not None, "a report has observed or labelled stars"
+    iron = kiel_labels(material.model.labels)[-1]
     for name, values, edges, text in (
         ("snr", stars.snr, SNR_EDGES, "S/N"),
-        ("m_h", material.column(stars, "m_h"), M_H_EDGES, "[M/H]"),
+        (iron.name, material.column(stars, iron.name), M_H_EDGES, iron.symbol),
     ):
         parts = [
             _kiel_panel(
@@ -104,13 +105,15 @@ def _bin_text(name: str, low: float, high: float) -> str:
 def _kiel_plate(
     material: Material, name: str, title: str, text: str, panels: Sequence[Panel]
 ) -> Plate:
+    labels = kiel_labels(material.model.labels)
+    iron = labels[-1]
     return Plate(
         name,
         title,
-        f"{mark(material)}{text}, coloured by [M/H]; of more than 20 000 stars, the mean [M/H] of "
-        "each cell is drawn.",
-        figures.kiel_grid(panels, across=2, simulated=material.simulated),
-        _panel_data(panels, ("teff", "logg", "m_h")),
+        f"{mark(material)}{text}, coloured by {iron.symbol}; of more than 20 000 stars, the mean "
+        f"{iron.symbol} of each cell is drawn.",
+        figures.kiel_grid(panels, across=2, label=iron, simulated=material.simulated),
+        _panel_data(panels, tuple(label.name for label in labels)),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from maury.errors import MauryError
 from maury.io.arrays import BoolArray, Float64Array
 from maury.labels.columns import OBSERVED
+from maury.labels.columns import known as columns_of
 from maury.labels.definitions import LABELS, Label
 from maury.survey.guessing import naming
 from maury.survey.guessing.document import Entry, Section
@@ -73,7 +74,10 @@ def map_columns(joined: Sequence[Linked], first: Sequence[Entry] = ()) -> Mapped
     labels = _own_labels(found)
     known = {label.name: label for label in (*LABELS, *labels)}
     # An error without its value, or of a label that nobody defined, has no place.
-    for target in [t for t in found if t.endswith("_error") and t[:-6] not in found]:
+    possible = columns_of(known.values())
+    for target in [t for t in found if t.endswith("_error")]:
+        if target[:-6] in found and target in possible:
+            continue
         left += [one.name for one in found.pop(target)]
     counts = _counts(joined)
     entries = [*first, *_star(joined, counts, first)]
