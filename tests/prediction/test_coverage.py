@@ -641,3 +641,8 @@ def test_many_pixels_are_whitened_like_few(monkeypatch):
     signs = np.sign(np.sum(plain * found, axis=0))
     np.testing.assert_allclose(found * signs, plain, atol=1e-6 * np.abs(plain).max())
     np.testing.assert_allclose(np.cov(((features - centre) @ found).T), np.eye(4), atol=1e-8)
+    single = (features - centre).astype(np.float32)
+    strength, axes = evidence_module.leading_axes(single, 3)
+    expected, vectors = np.linalg.eigh(single.T @ single)
+    np.testing.assert_allclose(strength, expected[-3:], rtol=1e-4)
+    np.testing.assert_allclose(np.abs(np.sum(axes * vectors[:, -3:], axis=0)), 1.0, atol=1e-4)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, IndexArray
+from maury.prediction.evidence import few_of_many, leading_axes
 from maury.prediction.peculiar_spectra import CALCIUM_AA, PASCHEN_AA, line_profile
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 
@@ -106,7 +107,10 @@ class CauseModel:
         response = np.linalg.lstsq(terms, model, rcond=None)[0]
         usual = np.sqrt(np.maximum(np.median(weight, axis=0), 1e-12))
         scaled = np.clip(residual * np.sqrt(weight), -_CLIP, _CLIP)
-        strength, axes = np.linalg.eigh(scaled.T @ scaled / len(scaled))
+        if few_of_many(scaled.shape, _N_MODE):
+            strength, axes = leading_axes(scaled / np.sqrt(len(scaled)), _N_MODE)
+        else:
+            strength, axes = np.linalg.eigh(scaled.T @ scaled / len(scaled))
         strength, axes = strength[::-1][:_N_MODE], axes[:, ::-1][:, :_N_MODE].T
         excess = np.maximum(strength - _NOISE_MODE, _LEAST_MODE)
         modes = axes * np.sqrt(excess)[:, None] / usual

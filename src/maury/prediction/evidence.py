@@ -47,20 +47,32 @@ def whitening(features: Float64Array, n_dimension: int) -> tuple[Float64Array, F
     On the strongest principal components, each scaled to unit variance.
     """
     centre = features.mean(axis=0)
-    if centre.size > _MOST_FEATURES and len(features) > n_dimension:
-        from scipy.sparse.linalg import svds
-
-        # The few that are asked for, without a matrix of all pixels by all pixels.
-        start = np.ones(min(features.shape))
-        deviation = (features - centre) / np.sqrt(len(features) - 1)
-        _, size, vectors = svds(deviation, n_dimension, v0=start)
-        strength, axes = size**2, vectors.T
+    if few_of_many(features.shape, n_dimension):
+        strength, axes = leading_axes((features - centre) / np.sqrt(len(features) - 1), n_dimension)
     else:
         strength, axes = np.linalg.eigh(np.cov(features, rowvar=False).reshape(centre.size, -1))
     chosen = np.argsort(strength)[::-1][:n_dimension]
     # Components of no variance, as of pixels that are constant, have no unit to be scaled to.
     chosen = chosen[strength[chosen] > 1e-9 * max(float(strength.max()), 1e-30)]
     return centre, axes[:, chosen] / np.sqrt(strength[chosen])
+
+
+def few_of_many(shape: tuple[int, ...], count: int) -> bool:
+    """Whether `leading_axes` is worth while for values of a shape (n, k)."""
+    return shape[1] > _MOST_FEATURES and min(shape) > count
+
+
+def leading_axes(values: AnyArray, count: int) -> tuple[Float64Array, Float64Array]:
+    """Strongest eigenvalues (count,) and eigenvectors (k, count) of values.T @ values, (n, k).
+
+    The few that are asked for, without a matrix of all pixels by all pixels; the strongest last.
+    """
+    from scipy.sparse.linalg import svds
+
+    # A start of its own would be another one each time.
+    _, size, vectors = svds(values, count, v0=np.ones(min(values.shape)))
+    order = np.argsort(size)
+    return np.asarray(size[order], np.float64) ** 2, np.asarray(vectors[order].T, np.float64)
 
 
 def nearest(
