@@ -623,6 +623,7 @@ def _make_http(folder: Path) -> Callable[[bytes], None]:
     from astropy.table import Table
 
     from maury.prediction.catalogue import Catalogue
+    from maury.report.explorer import samp
     from maury.report.explorer import server as module
 
     rng = np.random.default_rng(2)
@@ -636,7 +637,7 @@ def _make_http(folder: Path) -> Callable[[bytes], None]:
     explorer.content._packed.clear()
     explorer.key = KEY
     # Whether a hub runs is asked of a file of the user.
-    module.samp.hub_runs = lambda: False
+    samp.hub_runs = lambda: False
     server = explorer._server
     port = server.server_address[1]
     cookie = f"Cookie: maury-{port}={KEY}".encode()

@@ -60,7 +60,7 @@ def test_a_network_of_the_payne_is_where_the_theory_begins(tmp_path, payne_file)
         apart = found - true_flux(labels)
         # Of what labels do: the mean spectrum is always that of the labelled stars.
         error[title] = np.std(apart - apart.mean(axis=0))
-    assert error["with"] < 0.8 * error["alone"], error
+    assert error["with"] < 0.9 * error["alone"], error
 
 
 def test_a_model_of_ours_is_one_too_unless_it_has_met_the_test_stars(tmp_path):

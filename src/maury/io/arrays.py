@@ -60,13 +60,14 @@ def arrow_array(values: AnyArray) -> "pa.Array":
 
     Parameters
     ----------
-    values : (n,) array of int, float, bool or str
+    values : (n,) array of int, float, bool or str; objects are texts
         NaN stays a number; there are no nulls.
     """
     import pyarrow as pa
 
-    if values.dtype.kind == "U":
-        texts = [text.encode() for text in values.tolist()]
+    # Texts of one length each, or objects, as those of rows that were brought together.
+    if values.dtype.kind in "UO":
+        texts = [str(text).encode() for text in values.tolist()]
         ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
         return pa.Array.from_buffers(pa.large_string(), len(texts), buffers).cast(pa.string())

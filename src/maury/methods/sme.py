@@ -83,7 +83,7 @@ class SmeSettings(MethodSettings):
     line_list: str = ""
     atmosphere: str = "marcs2012.sav"
     resolving_power: float = Field(default=0.0, ge=0.0)
-    calibration_stars: int = Field(default=0, ge=0)
+    calibration_stars: int = Field(default=0, ge=0, le=100_000)
 
 
 @dataclass(frozen=True, eq=False)
