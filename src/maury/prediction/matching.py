@@ -53,7 +53,8 @@ def matched(
         If the spectra cannot be brought to the grid of the model, with the reason.
     """
     preparation = model.preparation
-    spectra = survey.batch(0, min(1, len(survey))).spectra
+    # Without reading any: each part of a survey asks again.
+    spectra = _empty(survey.wave_aa, survey.medium)
     try:
         _require(model, preparation, spectra)
     except GridMismatch as error:
