@@ -29,7 +29,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [40, 150, 300, 600, 1000])
+@pytest.mark.parametrize("number", [40, 150, 300, 600, 800])
 def test_ctrl_c_during_imports(tmp_path, number):
     arguments = ["info", str(GOLDEN / "observed.zarr")]
     done = subprocess.run(

@@ -185,7 +185,9 @@ def _told_to_astropy(catalogue: StoredCatalogue) -> Iterator[str]:
     """Yield comments from which `astropy.table.Table.read` takes descriptions, not from TCOMM."""
     about = [{"name": one.name, "description": one.description} for one in catalogue.columns]
     # JSON is YAML, which astropy expects: no more than this of it is needed.
-    text = json.dumps({"datatype": about, "meta": {}}, ensure_ascii=True)
+    # Older versions of astropy do not go without the empty list of columns of other classes.
+    meta: dict[str, Any] = {"__serialized_columns__": {}}
+    text = json.dumps({"datatype": about, "meta": meta}, ensure_ascii=True)
     yield "--BEGIN-ASTROPY-SERIALIZED-COLUMNS--"
     for first in range(0, len(text), 70):
         rest = text[first:]

@@ -82,9 +82,6 @@ class Survey:
         MissingExtra
             If an address needs a package that is not installed.
         """
-        import zarr
-        from zarr.storage import LocalStore
-
         place = addresses.parse(path)
         if isinstance(place, addresses.Address):
             place.fingerprint(HEADER_FILE)
@@ -95,6 +92,9 @@ class Survey:
         else:
             check_files(place)
             check_manifest(place)
+        import zarr
+        from zarr.storage import LocalStore
+
         try:
             # A name would be taken for an address by what stands before its first colon.
             store = str(place) if isinstance(place, addresses.Address) else LocalStore(place)
