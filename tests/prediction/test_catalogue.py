@@ -283,8 +283,8 @@ def test_memory_of_convert_does_not_grow_with_the_rows(tmp_path, suffix, way):
         if suffix == ".cds":
             imports += "\nimport cdspyreadme"
         grown.append(growth_mb(imports, "convert(sys.argv[3], sys.argv[4])", source, out))
-    # Of five times the rows, held whole, at least four times as much. What is read ahead is bounded,
-    # but not all of it at work at the smaller size: from ECSV 22, 44 and 63 MB of 3, 15 and 60 parts.
+    # Of five times the rows, held whole, at least four times as much. What is read ahead is
+    # bounded, but not all at work at the smaller size: 22, 44, 63 MB of 3, 15, 60 parts of ECSV.
     assert grown[1] < 1.5 * grown[0] + 16, grown
 
 
