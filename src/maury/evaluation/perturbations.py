@@ -24,13 +24,12 @@ from maury.spectra.batch import Batch
 from maury.spectra.noise import noise_kernel
 from maury.spectra.observable_groups import column
 from maury.spectra.observables import band, band_extinction
-from maury.spectra.operators import SPEED_OF_LIGHT_KMS
+from maury.spectra.operators import FWHM_PER_SIGMA, SPEED_OF_LIGHT_KMS
 from maury.spectra.pixels import FLUX_FLOOR, continuum_level, good_pixels, ivar_from_snr
 from maury.spectra.spectra import arm_slices
 
 INFRARED = ("J", "H", "Ks", "W1", "W2")
 """Bands of 2MASS and WISE, whose point spread is wider than Gaia's."""
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 _EMISSION = (0.25, 0.41, 0.34)
 """Share of each line of the triplet in the equivalent width of emission: as their depths are."""
 _EMISSION_SIGMA_AA = 0.65
@@ -195,7 +194,7 @@ def broadened(
 def resolution_sigma_kms(resolving_power: float, factor: float) -> float:
     """Gaussian sigma, km/s, that takes spectra of a resolving power to `factor` times it."""
     extra = (factor * resolving_power) ** -2.0 - resolving_power**-2.0
-    return float(SPEED_OF_LIGHT_KMS / _FWHM_PER_SIGMA * np.sqrt(extra))
+    return float(SPEED_OF_LIGHT_KMS / FWHM_PER_SIGMA * np.sqrt(extra))
 
 
 def line_strengths(

@@ -241,6 +241,7 @@ def best_estimator(
     observing: ObservingModel | None,
     *,
     noise_correlation: Sequence[float] = RAVE_CORRELATION,
+    simulator: TrainingStarSimulator | None = None,
 ) -> BestEstimator | None:
     """Return the best linear estimator by the theory of a model; None where none reaches.
 
@@ -252,10 +253,12 @@ def best_estimator(
         Conditions under which the spectra are seen; the emulator needs them.
     noise_correlation : sequence of float
         Autocorrelation of the noise at lags of 1, 2, ... prepared pixels.
+    simulator : TrainingStarSimulator, optional
+        Of the model, where it is read already.
     """
     photometry = sees_photometry(model)
     if TrainingStarSimulator.learnt_by(model):
-        simulator = TrainingStarSimulator.of_model(model)
+        simulator = simulator or TrainingStarSimulator.of_model(model)
         weights = partial(
             learnt_weights, simulator, photometry=photometry, noise_correlation=noise_correlation
         )

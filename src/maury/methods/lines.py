@@ -18,6 +18,7 @@ from scipy.special import voigt_profile
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.protocols import Evaluation, ForwardModel
+from maury.spectra.operators import FWHM_PER_SIGMA
 
 __all__ = ["GROUPS", "LineModel", "find_lines"]
 
@@ -54,7 +55,6 @@ _WEAKEST = 0.002
 _STRONG = 0.45
 # Wings of strong lines as a sum of widths; chosen to span core to wing in steps of three.
 _LORENTZ_AA = (0.05, 0.35, 1.2, 4.0)
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 # Relative to the number of spectra, against collinear monomials.
 _RIDGE = 1e-5
 # Relative to the mean square of profiles, against blended lines.
@@ -234,7 +234,7 @@ def _profiles(
     repeats = np.where(strong, len(_LORENTZ_AA), 1)
     lorentz = np.concatenate([_LORENTZ_AA[:count] for count in repeats])
     centres, group = np.repeat(centres, repeats), np.repeat(group, repeats)
-    sigma = centres / resolving_power / _FWHM_PER_SIGMA
+    sigma = centres / resolving_power / FWHM_PER_SIGMA
     apart = wave - centres[:, None]
     return centres, group, np.asarray(voigt_profile(apart, sigma[:, None], lorentz[:, None]))
 

@@ -29,14 +29,13 @@ from maury.spectra.noise import (
     same_correlation,
     side_weight_correlation,
 )
-from maury.spectra.operators import SPEED_OF_LIGHT_KMS, ivar_from_snr
+from maury.spectra.operators import FWHM_PER_SIGMA, SPEED_OF_LIGHT_KMS, ivar_from_snr
 from maury.spectra.pixels import FLUX_FLOOR
 
 RAVE_WAVE_AA: Float64Array = np.asarray(8420.0 + 0.4 * np.arange(912), dtype=np.float64)
 """Air wavelengths of RAVE-like pixels, angstrom."""
 RAVE_WAVE_AA.setflags(write=False)
 
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 # Beyond this exponent a broadened spectrum holds nothing that float32 noise would not hide.
 _NEGLIGIBLE = 14.0
 # Stars at a time, whose Fourier transforms of thousands of points stay in the cache.
@@ -372,7 +371,7 @@ class Spectrograph:
         )
         # The emulator is broadened already, at its own resolving power: the rest is what is
         # missing.
-        instrument = (SPEED_OF_LIGHT_KMS / _FWHM_PER_SIGMA) ** 2 * np.clip(
+        instrument = (SPEED_OF_LIGHT_KMS / FWHM_PER_SIGMA) ** 2 * np.clip(
             power**-2.0 - self.resolving_power_in**-2.0, 0.0, None
         )
         # Gaussians of line spread and macroturbulence are one: their variances add.

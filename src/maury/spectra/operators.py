@@ -33,6 +33,7 @@ from maury.spectra.pixels import (
 
 __all__ = [
     "CONTINUUM_METHODS",
+    "FWHM_PER_SIGMA",
     "SPEED_OF_LIGHT_KMS",
     "Resampler",
     "air_to_vacuum",
@@ -57,7 +58,7 @@ SPEED_OF_LIGHT_KMS = 299792.458
 """Exact, by the definition of the metre."""
 # 64 stars of a thousand pixels, with their transposed copies, stay in the second-level cache.
 _BLOCK = 64
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 """Full width at half maximum of a Gaussian of unit standard deviation."""
 _REACH_SIGMA = 4.0
 """Beyond four standard deviations a Gaussian has 6e-5 of its area."""
@@ -163,7 +164,7 @@ def broadening(wave_aa: ArrayLike, resolving_power: float, to: float) -> scipy.s
     if not 0 < to < resolving_power:
         raise ValueError(f"a resolving power of {resolving_power} is not lowered to {to}")
     wave = np.asarray(wave_aa, dtype=np.float64)
-    sigma = wave * np.sqrt(to**-2 - resolving_power**-2) / _FWHM_PER_SIGMA
+    sigma = wave * np.sqrt(to**-2 - resolving_power**-2) / FWHM_PER_SIGMA
     first = np.searchsorted(wave, wave - _REACH_SIGMA * sigma)
     last = np.searchsorted(wave, wave + _REACH_SIGMA * sigma, side="right")
     counts = last - first

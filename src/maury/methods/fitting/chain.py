@@ -22,7 +22,7 @@ from maury.methods.protocols import Evaluation, ForwardModel
 from maury.simulation.broadening import rotation_transfer
 from maury.simulation.observing import Spectrograph
 from maury.simulation.theory_calibration import TheoryCalibration
-from maury.spectra.operators import SPEED_OF_LIGHT_KMS
+from maury.spectra.operators import FWHM_PER_SIGMA, SPEED_OF_LIGHT_KMS
 
 __all__ = [
     "Broadening",
@@ -93,7 +93,6 @@ def _derivative(flux: Float32Array) -> Float32Array:
     return np.asarray(out, dtype=np.float32)
 
 
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 # As in `maury.simulation.observing.rotation_transfer`, whose derivative is taken here.
 _LIMB_DARKENING = 0.6
 # Beyond this exponent a broadened spectrum holds nothing that float32 noise would not hide.
@@ -249,8 +248,8 @@ class Broadening:
         rotation = rotation * np.exp(ln_rotation)
         conditions = self.spectrograph.model
         power = conditions.resolving_power * np.exp(ln_power)
-        per_power = (SPEED_OF_LIGHT_KMS / _FWHM_PER_SIGMA) ** 2 * power**-2.0
-        own = (SPEED_OF_LIGHT_KMS / _FWHM_PER_SIGMA / self.spectrograph.resolving_power_in) ** 2
+        per_power = (SPEED_OF_LIGHT_KMS / FWHM_PER_SIGMA) ** 2 * power**-2.0
+        own = (SPEED_OF_LIGHT_KMS / FWHM_PER_SIGMA / self.spectrograph.resolving_power_in) ** 2
         variance = np.maximum(per_power - own, 0.0) + 0.5 * macroturbulence**2
         n_in = rows.shape[2]
         frequency = 2.0 * np.pi * scipy.fft.rfftfreq(n_in, self.spectrograph.step_kms)

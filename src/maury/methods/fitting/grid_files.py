@@ -19,7 +19,7 @@ from maury.errors import InputFileError
 from maury.io.arrays import Float32Array, Float64Array
 from maury.io.limits import check_regular
 from maury.methods.fitting.grid import Grid, Interpolation
-from maury.spectra.operators import Resampler, vacuum_to_air
+from maury.spectra.operators import FWHM_PER_SIGMA, Resampler, vacuum_to_air
 
 __all__ = ["LABEL_ALIASES", "read_ferre_grid", "read_synspec_grid"]
 
@@ -38,7 +38,6 @@ LABEL_ALIASES: dict[str, str] = {
     "vmicro": "vmic",
 }
 """Names that grid files give to labels, in lower case."""
-_FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 # Far more lines than a header of this format has: what goes on is another file.
 _MAX_HEADER_LINES = 1000
 # Longest header line, characters: a damaged file is not read whole into memory.
@@ -265,7 +264,7 @@ def _broaden(wave: Float64Array, spectra: Float32Array, inverse_power: float) ->
         return spectra
     # Even in ln(lambda), where a constant resolving power is one kernel for all pixels.
     even = np.geomspace(wave[0], wave[-1], 2 * wave.size)
-    sigma = inverse_power / _FWHM_PER_SIGMA / np.log(even[1] / even[0])
+    sigma = inverse_power / FWHM_PER_SIGMA / np.log(even[1] / even[0])
     reach = max(1, int(np.ceil(4 * sigma)))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     kernel /= kernel.sum()

@@ -334,7 +334,10 @@ class Stars:
             "lines": {name: LINES_OF.get(name, ()) for name in model.label_names},
         }
         best_weights = best_estimator(
-            model, self._conditions, noise_correlation=inputs.noise_correlation
+            model,
+            self._conditions,
+            noise_correlation=inputs.noise_correlation,
+            simulator=self._star_simulator,
         )
         if best_weights is None:
             return found
