@@ -221,7 +221,9 @@ def report(
 
 
 def compare(
-    survey: SurveyPath,
+    surveys: Annotated[
+        list[Path], typer.Argument(metavar="SURVEY", help="Survey store (.zarr); several: below.")
+    ],
     methods: Annotated[
         str, typer.Option("--methods", help="all, or names with commas between (maury methods).")
     ] = "all",
@@ -247,6 +249,14 @@ def compare(
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file: settings by name of method.")
     ] = None,
+    board: Annotated[
+        bool,
+        typer.Option("--leaderboard", help="One page and one figure, of all SURVEYs and seeds."),
+    ] = False,
+    seeds: Annotated[
+        int,
+        number("--seeds", least=1, most="members", help="Seeds of a leaderboard, from --seed on."),
+    ] = 3,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -254,14 +264,24 @@ def compare(
 
     A run that was killed goes on when the same command is given again, with more methods too.
     """
+    from maury.errors import ConfigError
     from maury.report.figures.comparison import draw
     from maury.training.comparison import compare, pairs_of
 
+    names = [name.strip() for name in methods.split(",")]
+    if board:
+        if folds > 1 or snr or reuse:
+            raise ConfigError("--leaderboard takes no --folds, --snr and --reuse; leave them out")
+        _leaderboard(surveys, out, names, range(seed, seed + seeds), config, overwrite=overwrite)
+        return
+    if len(surveys) > 1:
+        raise ConfigError(f"{len(surveys)} surveys are compared with --leaderboard only; give one")
+    survey = surveys[0]
     with terminal.named_bar() as progress:
         found = compare(
             survey,
             out,
-            methods=[name.strip() for name in methods.split(",")],
+            methods=names,
             folds=folds,
             seed=seed,
             snr=[float(value) for value in snr.split(",") if value.strip()],
@@ -274,3 +294,30 @@ def compare(
     draw(found, out)
     terminal.show_ranking(found)
     terminal.say(f"tables and figures are in {out}")
+
+
+def _leaderboard(
+    surveys: list[Path],
+    out: Path,
+    methods: list[str],
+    seeds: range,
+    config: Path | None,
+    *,
+    overwrite: bool,
+) -> None:
+    from maury.report.figures import leaderboard_figure, save
+    from maury.training.leaderboard import leaderboard
+
+    with terminal.named_bar() as progress:
+        found = leaderboard(
+            surveys,
+            out,
+            methods=methods,
+            seeds=seeds,
+            config=config,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    save(leaderboard_figure(found), out / "leaderboard", overwrite=True)
+    terminal.show_leaderboard(found)
+    terminal.say(f"the page is {out / 'leaderboard.md'}")

@@ -174,6 +174,15 @@ def show_ranking(found: Any) -> None:
                 say(f"  {loss}")
 
 
+def show_leaderboard(found: Any) -> None:
+    """Print the tables of a leaderboard."""
+    for runs in found.surveys:
+        say(f"{runs.name}, seeds {', '.join(map(str, found.seeds))}")
+        _show_table(found.rows(runs.name), fixed=1)
+        for name, reason in runs.not_run.items():
+            say(f"{name} was not run: {reason}")
+
+
 @contextmanager
 def member_bars() -> Iterator[Callable[[Any], None]]:
     """Yield a callback of training events that draws one bar per member."""

@@ -19,7 +19,7 @@ from maury.simulation.learnt_theory import LearntTheory
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.pixels import FLUX_FLOOR
 
-__all__ = ["compare_with_learnt_bound", "learnt_covariance", "learnt_weights"]
+__all__ = ["compare_with_learnt_bound", "learnt_bound", "learnt_covariance", "learnt_weights"]
 
 _STEP = 0.05
 """Step of a derivative, in scatters of a label: a polynomial is smooth over far more."""
@@ -161,6 +161,40 @@ def _prior(simulator: TrainingStarSimulator, *, photometry: bool) -> Float64Arra
     return np.cov(sample.T).reshape((sample.shape[1],) * 2)
 
 
+def learnt_bound(
+    simulator: TrainingStarSimulator,
+    labels: Float64Array,
+    snr: Float64Array,
+    *,
+    photometry: bool,
+    noise_correlation: Sequence[float],
+) -> Float64Array:
+    """Least 1 sigma error (n_star, n_label) of each label of each star, by the learnt derivatives.
+
+    Parameters
+    ----------
+    simulator : TrainingStarSimulator
+        With a learnt theory, and the stars that it was learnt from.
+    labels : (n_star, n_label) float64
+        A star without all of them has no bound.
+    snr : (n_star,) float64
+        S/N per pixel where the flux is 1.
+    photometry : bool
+        Whether labels are known beforehand as far as observables tell, or as the stars scatter.
+    noise_correlation : sequence of float
+        Correlation of the noise between pixels 1, 2, ... apart.
+    """
+    covariance = learnt_covariance(
+        _theory_of(simulator),
+        _with_hidden(simulator, labels),
+        snr,
+        prior=_prior(simulator, photometry=photometry),
+        noise_correlation=noise_correlation,
+    )
+    sigma = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    return np.asarray(sigma[:, : labels.shape[1]])
+
+
 def compare_with_learnt_bound(
     simulator: TrainingStarSimulator,
     truth: Float64Array,
@@ -188,14 +222,12 @@ def compare_with_learnt_bound(
     tuple of LabelBound
         One per label.
     """
-    theory, columns = _theory_of(simulator), _with_hidden(simulator, truth)
-    both = []
-    for photometry in (True, False):
-        prior = _prior(simulator, photometry=photometry)
-        covariance = learnt_covariance(
-            theory, columns, snr, prior=prior, noise_correlation=noise_correlation
+    both = [
+        learnt_bound(
+            simulator, truth, snr, photometry=photometry, noise_correlation=noise_correlation
         )
-        both.append(np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
+        for photometry in (True, False)
+    ]
     out = []
     for k, name in enumerate(simulator.names):
         overall, *bins = (

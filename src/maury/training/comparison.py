@@ -41,12 +41,13 @@ from maury.survey.store import Survey
 from maury.training.runs import train
 from maury.training.simulated_snr import fit_star_simulator, resimulate
 
-__all__ = ["COMPETITORS", "Competitor", "compare", "pairs_of"]
+__all__ = ["BOTH", "COMPETITORS", "Competitor", "compare", "divided_rows", "pairs_of"]
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
-_BOTH = "spectrum, photometry"
+BOTH = "spectrum, photometry"
+"""Inputs of an entry that sees photometry, too."""
 _TAUGHT = ("student",)
 """Presets that learn from another model, not from labelled stars."""
 _WARM_UP = 8
@@ -96,11 +97,11 @@ class Competitor:
 
 def _competitors() -> dict[str, Competitor]:
     methods = {
-        name: Competitor(name, name, _BOTH if name.endswith("-photometry") else "spectrum")
+        name: Competitor(name, name, BOTH if name.endswith("-photometry") else "spectrum")
         for name in METHODS
     }
     networks = {
-        name: Competitor(name, name, _BOTH if PRESETS[name]().photometry else "spectrum")
+        name: Competitor(name, name, BOTH if PRESETS[name]().photometry else "spectrum")
         for name in PRESETS
         if name not in _TAUGHT
     }
@@ -196,6 +197,24 @@ def compare(
     return result
 
 
+def divided_rows(
+    survey: Survey, seed: int, rule: Mapping[str, Any] | None = None
+) -> tuple[Int64Array, Split]:
+    """Return the labelled rows (n,) of a survey, and how a comparison divides them.
+
+    Raises
+    ------
+    ConfigError
+        If the survey has no labels.
+    """
+    names = survey.label_names
+    labelled = np.flatnonzero(np.isfinite(survey.labels(names)).any(axis=1))
+    if not names or labelled.size == 0:
+        raise ConfigError(f"{survey.path} has no labels to compare with")
+    config = SplitConfig.model_validate(rule or {})
+    return labelled, split_rows(survey.star_id[labelled], config=config, seed=seed)
+
+
 def pairs_of(texts: Iterable[str]) -> dict[str, str]:
     """Read ``METHOD=MODEL`` pairs.
 
@@ -268,12 +287,7 @@ class _Run:
 
     def split(self, fold: int) -> tuple[Int64Array, Split]:
         """Return the labelled rows, and how they are divided."""
-        names = self.survey.label_names
-        labelled = np.flatnonzero(np.isfinite(self.survey.labels(names)).any(axis=1))
-        if not names or labelled.size == 0:
-            raise ConfigError(f"{self.survey.path} has no labels to compare with")
-        config = SplitConfig.model_validate(self._rule(fold))
-        return labelled, split_rows(self.survey.star_id[labelled], config=config, seed=self.seed)
+        return divided_rows(self.survey, self.seed, self._rule(fold))
 
     def _rule(self, fold: int) -> dict[str, Any]:
         return {"folds": self.folds, "fold": fold} if self.folds > 1 else {}
@@ -366,7 +380,8 @@ class _Run:
         """Least errors of the test stars' simulated spectra, without and with photometry."""
         rows = self.rows(fold, "test")
         resimulated, nine = self._resimulated(self.survey.rows(rows), fold, view)
-        calibration = self._star_simulators[fold].calibration
+        simulator = self._star_simulators[fold]
+        calibration, observing = simulator.calibration, simulator.observing
         wave_aa, medium = resimulated.spectra.wave_aa, resimulated.spectra.medium
         bound = partial(
             cramer_rao,
@@ -375,9 +390,11 @@ class _Run:
             # The emulator, of which the bound takes its derivatives, is in air.
             wave_aa=wave_aa if medium == "air" else vacuum_to_air(wave_aa),
             modes=ObservedModes(calibration.continuum_modes, calibration.core_modes),
+            observing=observing,
+            noise_correlation=observing.correlation,
         )
         columns = [labels_module.LABEL_NAMES.index(name) for name in self.survey.label_names]
-        return {"spectrum": bound()[:, columns], _BOTH: bound(prior="photometry")[:, columns]}
+        return {"spectrum": bound()[:, columns], BOTH: bound(prior="photometry")[:, columns]}
 
     def ranking(self, done: Sequence[Competitor], not_run: Mapping[str, str]) -> Ranking:
         names = self.survey.label_names
@@ -439,7 +456,7 @@ class _Run:
             sigmas.append(sigma)
             # Warned of only where all methods are: one without a warning can carry the answer.
             warned.append(np.all([one["warned"] for one in part], axis=0))
-        inputs = _BOTH if any(one.inputs == _BOTH for one in done) else "spectrum"
+        inputs = BOTH if any(one.inputs == BOTH for one in done) else "spectrum"
         return MethodPredictions(
             CONSENSUS,
             inputs,

@@ -22,6 +22,7 @@ from .comparison import kinds_figure as kinds_figure
 from .comparison import scatter_figure as scatter_figure
 from .comparison import speed_figure as speed_figure
 from .cover import coverage_map as coverage_map
+from .leaderboard import leaderboard_figure as leaderboard_figure
 from .planes import Panel as Panel
 from .planes import density_plane as density_plane
 from .planes import elements_figure as elements_figure
