@@ -12,11 +12,11 @@ from maury.evaluation.validation import validate
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
 from maury.prediction.streaming import predict
+from maury.simulation.missing_labels import fill_from_spectra
 from maury.simulation.surveys import simulate_survey
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Preparation
 from maury.survey.store import Survey, SurveyWriter
-from maury.training.missing_labels import fill_from_spectra
 from maury.training.runs import train
 from maury.training.settings import EnsembleConfig, resolve
 from maury.training.theory_choice import choose_theory

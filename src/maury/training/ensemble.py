@@ -37,6 +37,7 @@ from maury.model.split import (
 )
 from maury.simulation.emulator import Emulator
 from maury.simulation.learnt_theory import Synthetic
+from maury.simulation.missing_labels import fill_from_spectra, fill_labels
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.observable_map import ObservableMap
 from maury.spectra.operators import vacuum_to_air
@@ -44,7 +45,6 @@ from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample, labelled_rows, listed_rows
 from maury.survey.plausibility import tell_of_constants
 from maury.survey.store import Survey
-from maury.training.missing_labels import fill_from_spectra, fill_labels
 from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
 from maury.training.settings import ChoiceConfig as ChoiceConfig
 from maury.training.settings import EnsembleConfig as EnsembleConfig

@@ -21,13 +21,13 @@ from maury.model.directory import Model
 from maury.model.split import Split
 from maury.simulation.drawing import draw_around
 from maury.simulation.emulator import Emulator
+from maury.simulation.missing_labels import fill_labels
 from maury.simulation.population import Population
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.spectra import describe_grid
 from maury.spectra.star_identity import StarMarks
 from maury.survey.store import Survey
-from maury.training.missing_labels import fill_labels
 from maury.training.simulated import FLUX_BUFFERS, PIXEL_WEIGHTS
 
 LEAST_OVERLAP_AA = 10.0

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from maury.simulation.missing_labels import fill_from_spectra, fill_labels
 from maury.simulation.population import Population
-from maury.training.missing_labels import fill_from_spectra, fill_labels
 
 
 def test_drawn_labels_scatter_as_the_stars_do_and_means_scatter_less():
