@@ -20,8 +20,8 @@ from maury.io.arrays import Float64Array
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid_files import read_ferre_grid
 from maury.methods.fitting.gridded import Foundation, GridFit, GridMethod, GridSettings
-from maury.methods.fitting.theory import draw_nuisances, finite_rows, in_air, shipped_emulator
-from maury.methods.fitting.windows import ELEMENTS, WINDOW_STARS, element_windows
+from maury.methods.fitting.theory import finite_rows, in_air, shipped_emulator
+from maury.methods.fitting.windows import WINDOW_STARS, element_windows, elements_of
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.methods.storage import stored
 from maury.spectra.noise import noise_seen
@@ -36,8 +36,8 @@ class FerreSettings(GridSettings):
     Attributes
     ----------
     grid : str
-        Path of a grid in FERRE's format (`maury.methods.fitting.grid_files`) in place of the
-        emulator's; then only its axes are labels.
+        Path of a grid in FERRE's format (`maury.methods.fitting.grid_files`) in place of one that
+        theory makes; then only its axes are labels.
     resolving_power : float
         To which that grid is broadened; 0 leaves it as it is.
     windows : bool
@@ -75,20 +75,13 @@ class Ferre(GridMethod[FerreSettings]):
         if settings.grid:
             return cls._of_file(training, settings)
         base = Foundation.lay(training, settings, seed)
-        rng = np.random.default_rng(seed)
-        chosen = base.truth[rng.choice(len(base.truth), WINDOW_STARS)]
-        typical = draw_nuisances(base.theory, chosen, settings.rv_error_kms, rng)
-        windows = element_windows(base.theory, typical) if settings.windows else {}
-        windows = {
-            name: window
-            for name, window in windows.items()
-            # An element with an axis of its own is fitted already.
-            if name not in settings.axes and ELEMENTS[name] in settings.axes
-        }
-        names = tuple(n for n in cls.known_labels or () if n in training.label_names)
-        return cls(
-            settings, names, base.core, base.pattern, shipped_emulator().spec.checksum, windows
-        )
+        theory, rng = base.theory, np.random.default_rng(seed)
+        chosen = theory.truth[rng.choice(len(theory.truth), WINDOW_STARS)]
+        typical = theory.drawn(chosen, settings.rv_error_kms, rng)
+        elements = elements_of(theory.names, base.core.grid.label_names)
+        windows = element_windows(theory.model, typical, [*elements]) if settings.windows else {}
+        names = base.label_names(training)
+        return cls(settings, names, base.core, base.pattern, theory.checksum, windows)
 
     @classmethod
     def _of_file(cls, training: Sample, settings: FerreSettings) -> Self:
@@ -115,12 +108,13 @@ class Ferre(GridMethod[FerreSettings]):
         fitted = self.core.fit(inputs, external=external)
         if self.pattern is None:
             return fitted.select(self.label_names)
-        out = self.nine(fitted)
+        out = self.whole(fitted)
+        axes = elements_of(out.label_names, self.core.grid.label_names)
         labels, covariance = out.labels.copy(), out.covariance.copy()
         for name, window in self.windows.items():
             if name in self.label_names:
                 column = out.label_names.index(name)
-                change, variance = self._in_window(inputs, fitted, ELEMENTS[name], window)
+                change, variance = self._in_window(inputs, fitted, axes[name], window)
                 # No good pixel in the window: nothing is measured.
                 labels[:, column] += np.where(np.isfinite(variance), change, np.nan)
                 covariance[:, column] = covariance[:, :, column] = 0.0

@@ -19,10 +19,9 @@ from pydantic import Field
 
 from maury.errors import ConfigError
 from maury.io.arrays import Float32Array, Float64Array
-from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag, set_where
 from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
-from maury.methods.fitting.theory import finite_rows, shipped_emulator
+from maury.methods.fitting.theory import finite_rows
 from maury.methods.iron import IronLines
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.spectra.noise import noise_seen
@@ -142,17 +141,22 @@ class Gaufre(GridMethod[GaufreSettings]):
             raise ConfigError(f"the mode ew needs the axes {', '.join(_EW_LABELS)}")
         base = Foundation.lay(training, settings, seed)
         iron = None
+        if settings.mode == "ew" and base.theory.learnt is not None:
+            raise ConfigError(
+                "the mode ew needs a theory with microturbulence, and "
+                f'{base.theory.choice.reason}; take mode = "chi2"'
+            )
         if settings.mode == "ew":
-            bounds = dict(zip(settings.axes, base.core.grid.bounds, strict=True))
+            bounds = dict(zip(base.core.grid.label_names, base.core.grid.bounds, strict=True))
             iron = IronLines.learn(base.theory, base.pattern, bounds)
-        names = tuple(n for n in LABEL_NAMES if n in training.label_names)
-        return cls(settings, names, base.core, base.pattern, shipped_emulator().spec.checksum, iron)
+        names = base.label_names(training)
+        return cls(settings, names, base.core, base.pattern, base.theory.checksum, iron)
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Find the velocity, then fit; see `Method`."""
         rest = self.at_rest(inputs)
         fitted = self.core.fit(rest, external=external)
-        out = self.nine(fitted)
+        out = self.whole(fitted)
         if self.iron is not None:
             out = self._balanced(rest, fitted, out)
         return out.select(self.label_names)
@@ -212,4 +216,4 @@ class Gaufre(GridMethod[GaufreSettings]):
             moved.covariance[rows, column] = moved.covariance[rows, :, column] = 0.0
         moved.covariance[np.ix_(rows, pair, pair)] = found.covariance[enough]
         flags = set_where(out.flags, Flag.NOT_CONVERGED, unsure)
-        return replace(self.nine(moved), flags=flags)
+        return replace(self.whole(moved), flags=flags)

@@ -17,15 +17,19 @@ import numpy as np
 from pydantic import Field
 
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
-from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.methods.fitting.chain import Chain, Continuum
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid import Grid, Interpolation
 from maury.methods.fitting.gridded import Foundation, GridMethod, GridSettings
 from maury.methods.fitting.knowledge import Prior
-from maury.methods.fitting.theory import at_rest, draw_nuisances, finite_rows, shipped_emulator
-from maury.methods.fitting.windows import ELEMENTS, WINDOW_STARS, element_windows, lines_of
+from maury.methods.fitting.theory import finite_rows
+from maury.methods.fitting.windows import (
+    WINDOW_STARS,
+    element_windows,
+    elements_of,
+    lines_of,
+)
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.methods.storage import Arrays, read_fields, stored, write_fields
 from maury.spectra.noise import noise_seen
@@ -166,19 +170,14 @@ class Gauguin(GridMethod[GauguinSettings]):
         """Build the grid, find the lines, and build a family for each; see `Method`."""
         del validation
         base = Foundation.lay(training, settings, seed)
-        names = tuple(n for n in LABEL_NAMES if n in training.label_names)
-        wanted = [name for name in ELEMENTS if name in names and name not in settings.axes]
-        families = {
-            name: lines for name, lines in _families(base, settings, seed) if name in wanted
-        }
-        return cls(
-            settings, names, base.core, base.pattern, shipped_emulator().spec.checksum, families
-        )
+        names = base.label_names(training)
+        families = _families(base, settings, names, seed)
+        return cls(settings, names, base.core, base.pattern, base.theory.checksum, families)
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit the parameters, then each line; see `Method`."""
         fitted = self.core.fit(inputs, external=external)
-        out = self.nine(fitted)
+        out = self.whole(fitted)
         good = np.flatnonzero(finite_rows(fitted.labels))
         labels, covariance, flags = out.labels.copy(), out.covariance.copy(), out.flags.copy()
         core = fitted.labels[good, : len(self.core.grid.label_names)]
@@ -188,7 +187,7 @@ class Gauguin(GridMethod[GauguinSettings]):
         flux = inputs.flux[good] - (fitted.flux[good] - plain)
         noise = noise_seen(self.core.noise_correlation, inputs.noise_correlation)
         for name, lines in self.families.items():
-            column = LABEL_NAMES.index(name)
+            column = out.label_names.index(name)
             value, variance, limit = self._combine(
                 lines, (flux, inputs.ivar[good]), core, fitted.covariance[good], noise
             )
@@ -268,30 +267,22 @@ class Gauguin(GridMethod[GauguinSettings]):
 
 
 def _families(
-    base: Foundation, settings: GauguinSettings, seed: int
-) -> list[tuple[str, tuple[Family, ...]]]:
-    """Find the lines of each element, and synthesise their families."""
-    rng = np.random.default_rng(seed)
-    chosen = base.truth[rng.choice(len(base.truth), WINDOW_STARS)]
-    typical = draw_nuisances(base.theory, chosen, settings.rv_error_kms, rng)
-    windows = element_windows(base.theory, typical)
-    axes = {}
-    for name, nodes in zip(settings.axes, base.core.grid.axes, strict=True):
-        step = _CORE_STEPS.get(name, 0.3)
-        count = max(int(np.ceil((nodes[-1] - nodes[0]) / step)) + 1, 3)
-        axes[name] = np.linspace(nodes[0], nodes[-1], count)
-    return [
-        (name, tuple(_lines(base, axes, name, window)))
-        for name, window in windows.items()
-        if name not in settings.axes
-    ]
+    base: Foundation, settings: GauguinSettings, names: tuple[str, ...], seed: int
+) -> dict[str, tuple[Family, ...]]:
+    """Find the lines of each element among labels, and synthesise their families."""
+    theory, rng = base.theory, np.random.default_rng(seed)
+    chosen = theory.truth[rng.choice(len(theory.truth), WINDOW_STARS)]
+    typical = theory.drawn(chosen, settings.rv_error_kms, rng)
+    elements = [n for n in elements_of(theory.names, base.core.grid.label_names) if n in names]
+    windows = element_windows(theory.model, typical, elements)
+    axes = base.nodes_between(_CORE_STEPS)
+    return {name: tuple(_lines(base, axes, name, window)) for name, window in windows.items()}
 
 
 def _lines(
     base: Foundation, axes: Mapping[str, Float64Array], name: str, window: Float64Array
 ) -> list[Family]:
-    wave = base.theory.wave_aa
-    column = LABEL_NAMES.index(name)
+    wave, column = base.theory.wave, base.theory.names.index(name)
     parts = [
         slice(max(line.start - _SIDE_PIXELS, 0), min(line.stop + _SIDE_PIXELS, wave.size))
         for line in lines_of(window)
@@ -299,14 +290,13 @@ def _lines(
     used = np.concatenate([np.arange(wave.size)[part] for part in parts])
 
     def synthesise(places: Float64Array) -> Float32Array:
-        nine = base.pattern.complete(places[:, :-1])
-        nine[:, column] = places[:, -1]
-        return at_rest(base.theory, nine)[:, used]
+        labels = base.pattern.complete(places[:, :-1])
+        labels[:, column] = places[:, -1]
+        return base.theory.at_rest(labels)[:, used]
 
-    low, high = base.theory.bounds[column]
-    abundances = np.clip(_ABUNDANCES, low, high)
+    abundances = np.unique(np.clip(_ABUNDANCES, *base.theory.bounds[column]))
     whole = Grid.build(
-        {**axes, name: np.unique(abundances)},
+        {**axes, name: abundances},
         synthesise,
         wave[used],
         interpolation="quadratic",

@@ -14,10 +14,10 @@ import numpy as np
 
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.labels.definitions import LABEL_NAMES
-from maury.methods.fitting.chain import Chain
 from maury.methods.fitting.grid import Grid
 from maury.methods.fitting.gridded import Pattern
 from maury.methods.fitting.noise import weighted_variance
+from maury.methods.fitting.survey_theory import SurveyTheory
 
 __all__ = ["Equilibrium", "IronLines"]
 
@@ -118,18 +118,21 @@ class IronLines:
     m_h: Float64Array
 
     @classmethod
-    def learn(cls, theory: Chain, pattern: Pattern, bounds: Mapping[str, Float64Array]) -> Self:
+    def learn(
+        cls, survey: SurveyTheory, pattern: Pattern, bounds: Mapping[str, Float64Array]
+    ) -> Self:
         """Measure the lines in theoretical spectra.
 
         Parameters
         ----------
-        theory : Chain
-            From `maury.methods.fitting.theory.observed_chain`.
+        survey : SurveyTheory
+            Of the emulator.
         pattern : Pattern
             Of the core, whose labels beyond Teff, log g and [M/H] are typical.
         bounds : mapping of str to (2,) float64
             Of the three labels.
         """
+        theory = survey.model
         wave = theory.wave_aa
         known = [(w, e) for w, e in FE_1 if wave[0] + 2 < w < wave[-1] - 2]
         width = np.gradient(wave)

@@ -425,6 +425,11 @@ class Method(ABC, Generic[SettingsT]):
         """
 
     @property
+    def calibrated_by(self) -> UnseenStars:
+        """Whose residuals calibrate the errors of this very method: `unseen`, as a rule."""
+        return self.unseen
+
+    @property
     def most_unseen(self) -> int | None:
         """Labelled stars that calibrate its errors at most, as a fit takes long; None for all."""
         return None

@@ -376,7 +376,7 @@ def unseen_stars(
         it says; None if these are none, if fits take labels from elsewhere, or if the validation
         stars are the test stars.
     """
-    kind, most = trained.unseen, trained.most_unseen
+    kind, most = trained.calibrated_by, trained.most_unseen
     if most == 0:
         logger.warning(
             "errors are those of the fit, in columns <label>_formal_error: give calibration_stars "

@@ -276,6 +276,21 @@ class LearntTheory:
         scaled = _scaled(np.clip(labels, low, high), self.centre[:n_label], self.scale[:n_label])
         return _product(_terms(scaled, self.base_powers), self.base)
 
+    def typical_slopes(self, labels: Float64Array) -> Float32Array:
+        """Return derivatives (n_star, n_label, n_pixel) of `typical` per unit of each label.
+
+        Beyond the range of the stars they are those at its end.
+        """
+        n_label = self.n_label
+        low, high = self.lowest[:n_label], self.highest[:n_label]
+        scaled = _scaled(np.clip(labels, low, high), self.centre[:n_label], self.scale[:n_label])
+        out = np.empty((*labels.shape, self.base.shape[1]), dtype=np.float32)
+        for k in range(n_label):
+            exponent, lowered = self.base_powers[:, k], self.base_powers.copy()
+            lowered[:, k] = np.maximum(exponent - 1, 0)
+            out[:, k] = _product(_terms(scaled, lowered) * (exponent / self.scale[k]), self.base)
+        return out
+
     def seen(self, labels: Float64Array, flux: Float32Array, ivar: Float32Array) -> Float32Array:
         """Spectra (n_star, n_pixel) of such labels that come nearest to observed ones.
 

@@ -14,15 +14,14 @@ import numpy as np
 import safetensors
 import torch
 
-from maury.errors import ConfigError, TrainingError
+from maury.errors import TrainingError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.cluster import Cluster
 from maury.io.files import discard, one_at_a_time, refuse_existing, work_folder
 from maury.labels import definitions as labels_module
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
-from maury.methods.fitting.synthetic_library import THEORIES, SyntheticLibrary
-from maury.methods.fitting.trained_payne import TrainedPayne
+from maury.methods.fitting.synthetic_library import read_synthetic
 from maury.model.directory import LOSSES, Affine, Member, Model, Scaling
 from maury.model.inference import has_observables, has_spectrum
 from maury.model.networks.base import NetworkConfig, ScalingRule
@@ -42,6 +41,7 @@ from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.observable_map import ObservableMap
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.preparation import Inputs, take
+from maury.spectra.star_identity import StarMarks
 from maury.survey.labelled_sample import LabelledSample, labelled_rows, listed_rows
 from maury.survey.plausibility import tell_of_constants
 from maury.survey.store import Survey
@@ -496,33 +496,21 @@ def _synthetic(stars: _Stars, settings: EnsembleConfig, seed: int) -> Synthetic 
     power = training.observing.resolving_power if stated else None
     wave = inputs.wave_aa if inputs.medium == "air" else vacuum_to_air(inputs.wave_aa)
     assert stars.simulated is not None, "such are the stars of a preset that simulates"
-    known, names = stars.simulated[stars.parts["train"]], [label.name for label in stars.labels]
-    path = Path(training.synthetic)
-    if training.synthetic in THEORIES:
-        library = SyntheticLibrary.of_theory(training.synthetic, wave, power)
-    elif (theory := TrainedPayne.read(path)) is None:
-        library = SyntheticLibrary.read(path, wave_aa=wave, resolving_power=power)
-    else:
-        _refuse_met(theory, stars, path)
-        library = SyntheticLibrary.drawn(
-            theory, names, known, wave_aa=wave, resolving_power=power, seed=seed, origin=path
-        )
-    columns, near = library.near(names, known)
-    return Synthetic(tuple(columns), near.labels, near.flux)
+    return read_synthetic(
+        training.synthetic,
+        [label.name for label in stars.labels],
+        stars.simulated[stars.parts["train"]],
+        wave_aa=np.asarray(wave),
+        resolving_power=power,
+        seed=seed,
+        check=lambda theory: theory.refuse_known(_test_marks(stars), training.synthetic),
+    )
 
 
-def _refuse_met(theory: TrainedPayne, stars: _Stars, path: Path) -> None:
-    """Refuse a model that learnt from test stars, which would steer this one by way of it."""
-    if theory.split is None:
-        return
+def _test_marks(stars: _Stars) -> StarMarks:
+    """Return what tells the test stars."""
     sample = stars.sample
-    rows = sample.rows[stars.rows[stars.parts["test"]]]
-    met = int(theory.split.took_part(sample.survey.stars.take(rows)).sum())
-    if met:
-        raise ConfigError(
-            f"{path} has learnt from {met} of {rows.size} test stars; train it on this survey with "
-            "the same seed and split"
-        )
+    return sample.survey.stars.take(sample.rows[stars.rows[stars.parts["test"]]])
 
 
 def _mapping(settings: EnsembleConfig) -> ObservableMap:

@@ -20,7 +20,7 @@ from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array
 from maury.methods.protocols import Evaluation
 from maury.methods.storage import Arrays, stored
 
-__all__ = ["Grid", "Interpolation"]
+__all__ = ["MOST_AXES", "Grid", "Interpolation"]
 
 Interpolation = Literal["linear", "quadratic", "cubic"]
 
@@ -30,7 +30,7 @@ _BUILD_BLOCK = 256
 _COMPONENT_SPECTRA = 6000
 
 
-_MOST_AXES = 8
+MOST_AXES = 8
 """Four nodes of each are read for a star: 65 536 spectra. APOGEE's grids have seven."""
 
 
@@ -67,8 +67,8 @@ class Grid:
 
     def __post_init__(self) -> None:
         shape = tuple(axis.size for axis in self.axes)
-        if len(shape) > _MOST_AXES:
-            raise ValueError(f"a grid of {len(shape)} labels, where {_MOST_AXES} are interpolated")
+        if len(shape) > MOST_AXES:
+            raise ValueError(f"a grid of {len(shape)} labels, where {MOST_AXES} are interpolated")
         if len(shape) != len(self.label_names) or min(shape, default=0) < 2:
             raise ValueError(f"a grid needs two nodes or more per label, got {shape}")
         if any((np.diff(axis) <= 0).any() for axis in self.axes):
@@ -115,14 +115,21 @@ class Grid:
         )
         return plain.compressed(components) if components else plain
 
-    def compressed(self, components: int) -> Self:
+    def compressed(self, components: int, *, like: Float32Array | None = None) -> Self:
         """Return the grid as principal components, at most as many as there are pixels.
 
         The error that remains is part of `own_variance`.
+
+        Parameters
+        ----------
+        components : int
+        like : (n, n_pixel) float32, optional
+            Spectra of which the components are; those of the nodes by default.
         """
         assert self.basis is None, "the grid is compressed already"
         # Neighbouring nodes are alike: components of a part serve the whole grid.
         some = self.nodes[:: max(1, len(self.nodes) // _COMPONENT_SPECTRA)]
+        some = some if like is None else like
         mean = some.mean(axis=0)
         _, _, axes = np.linalg.svd(some - mean, full_matrices=False)
         basis = np.ascontiguousarray(axes[:components], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Grids of the calibrated emulator, and what methods that fit them have in common."""
+"""Grids of the theory of a survey, and what methods that fit them have in common."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale, robust_sigma
 from maury.methods.fitting.chain import Chain, Continuum, Modes, Operator, Shift
 from maury.methods.fitting.fitter import Fitter
-from maury.methods.fitting.grid import Grid, Interpolation
+from maury.methods.fitting.grid import MOST_AXES, Grid, Interpolation
 from maury.methods.fitting.knowledge import Prior, Start, with_external
 from maury.methods.fitting.polynomials import bounded_terms
 from maury.methods.fitting.residuals import (
@@ -25,21 +25,8 @@ from maury.methods.fitting.residuals import (
     residual_modes,
     residual_variance,
 )
-from maury.methods.fitting.stars import complete_stars
-from maury.methods.fitting.theory import (
-    LEAST_STARS,
-    TYPICAL_STARS,
-    at_rest,
-    calibrate,
-    conditions_of,
-    finite_rows,
-    in_air,
-    nuisance_sigmas,
-    observed_chain,
-    require_emulator,
-    smooth_patterns,
-    typical_labels,
-)
+from maury.methods.fitting.survey_theory import SurveyTheory, TheoryKind
+from maury.methods.fitting.theory import finite_rows, nuisance_sigmas, require_emulator
 from maury.methods.protocols import (
     NO_EXTERNAL,
     External,
@@ -59,6 +46,7 @@ STEPS: dict[str, float] = {
     "teff": 250.0,
     "logg": 0.5,
     "m_h": 0.25,
+    "fe_h": 0.25,
     "alpha_m": 0.14,
     "si_fe": 0.2,
     "al_fe": 0.25,
@@ -66,6 +54,8 @@ STEPS: dict[str, float] = {
     "ni_fe": 0.2,
 }
 """Greatest step of each axis of a grid."""
+_NODES = 6
+"""Nodes of an axis without a step of its own; chosen: cubics need four."""
 # Scaled labels are kept within so many scatters, beyond which few training stars hold the
 # polynomial.
 _CLIP = 2.5
@@ -82,8 +72,13 @@ class GridSettings(MethodSettings):
 
     Attributes
     ----------
+    theory : {"auto", "emulator", "learnt"}
+        What the grid is made of (`maury.methods.fitting.survey_theory`).
+    synthetic : str
+        Synthetic spectra of the user, with which a learnt theory begins; "" for none.
     axes : tuple of str
-        Labels of the grid; the others follow them as among the training stars.
+        Labels of the grid; the others follow them as among the training stars. By default those of
+        the four that theory knows.
     interpolation : {"linear", "quadratic", "cubic"}
         See `maury.methods.fitting.grid`.
     components : int
@@ -100,7 +95,9 @@ class GridSettings(MethodSettings):
         Fits per star, from the best of so many parts of the grid.
     """
 
-    axes: tuple[str, ...] = ("teff", "logg", "m_h", "alpha_m")
+    theory: TheoryKind = "auto"
+    synthetic: str = ""
+    axes: tuple[str, ...] = Field(default=("teff", "logg", "m_h", "alpha_m"), max_length=MOST_AXES)
     interpolation: Interpolation = "cubic"
     components: int = Field(default=80, ge=0, le=400)
     calibrate: bool = True
@@ -111,9 +108,8 @@ class GridSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _known_axes(self) -> Self:
-        unknown = [name for name in self.axes if name not in STEPS]
-        if unknown or not self.axes or len(set(self.axes)) < len(self.axes):
-            raise ValueError(f"axes must be some of {', '.join(STEPS)}, got {self.axes}")
+        if not self.axes or len(set(self.axes)) < len(self.axes):
+            raise ValueError(f"axes must be different labels, at least one, got {self.axes}")
         outside = [name for name in self.external if name not in self.axes]
         if outside:
             raise ValueError(f"external labels must be axes, got {', '.join(outside)}")
@@ -130,7 +126,7 @@ def axes_around(names: tuple[str, ...], bounds: Float64Array) -> dict[str, Float
     """
     axes = {}
     for name, (low, high) in zip(names, bounds, strict=True):
-        count = int(np.ceil((high - low) / STEPS[name])) + 1
+        count = int(np.ceil((high - low) / STEPS[name])) + 1 if name in STEPS else _NODES
         axes[name] = np.linspace(low, high, max(count, 2))
     size = int(np.prod([axis.size for axis in axes.values()]))
     if size > _MOST_NODES:
@@ -143,28 +139,31 @@ def axes_around(names: tuple[str, ...], bounds: Float64Array) -> dict[str, Float
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """How the nine labels follow some of them, among labelled stars: quadratic polynomials.
+    """How all labels follow some of them, among labelled stars: quadratic polynomials.
 
     Attributes
     ----------
     core : tuple of str
         The labels that the others follow.
+    names : tuple of str
+        All labels.
     centre, scale : (n_core,) float64
-    polynomial : (n_term, 9) float64
-    scatter : (9,) float64
+    polynomial : (n_term, n_label) float64
+    scatter : (n_label,) float64
         1 sigma about it; zero for the core.
     """
 
     core: tuple[str, ...] = field(metadata=stored(None))
+    names: tuple[str, ...] = field(metadata=stored(None))
     centre: Float64Array
     scale: Float64Array
     polynomial: Float64Array
     scatter: Float64Array
 
     @classmethod
-    def learn(cls, core: tuple[str, ...], truth: Float64Array) -> Self:
-        """Learn from nine labels (n_star, 9)."""
-        index = [LABEL_NAMES.index(name) for name in core]
+    def learn(cls, core: tuple[str, ...], names: tuple[str, ...], truth: Float64Array) -> Self:
+        """Learn from the labels `names` (n_star, n_label)."""
+        index = [names.index(name) for name in core]
         centre, scale = robust_scale(truth[:, index])
         terms = bounded_terms((truth[:, index] - centre) / scale, _CLIP)
         normal = terms.T @ terms + _RIDGE * len(truth) * np.eye(terms.shape[1])
@@ -172,21 +171,26 @@ class Pattern:
         error = truth - terms @ polynomial
         scatter = np.array([robust_sigma(column) for column in error.T])
         scatter[index] = 0.0
-        return cls(core, centre, scale, np.asarray(polynomial, dtype=np.float64), scatter)
+        smooth: Float64Array = np.asarray(polynomial, dtype=np.float64)
+        return cls(core, names, centre, scale, smooth, scatter)
 
     def complete(self, core: Float64Array) -> Float64Array:
-        """Nine labels (n_star, 9) of a core (n_star, n_core)."""
+        """All labels (n_star, n_label) of a core (n_star, n_core)."""
         out = bounded_terms((core - self.centre) / self.scale, _CLIP) @ self.polynomial
-        if "m_h" in self.core and "fe_h" not in self.core:
-            # Beyond the labelled stars, iron still follows all metals.
-            metals = LABEL_NAMES.index("m_h")
-            given = core[:, self.core.index("m_h")]
-            out[:, LABEL_NAMES.index("fe_h")] += given - out[:, metals]
-        out[:, [LABEL_NAMES.index(name) for name in self.core]] = core
+        for given, follows in (("m_h", "fe_h"), ("fe_h", "m_h")):
+            if (
+                given in self.core
+                and follows not in self.core
+                and {given, follows} <= {*self.names}
+            ):
+                # Beyond the labelled stars, iron and all metals still follow each other.
+                beyond = core[:, self.core.index(given)] - out[:, self.names.index(given)]
+                out[:, self.names.index(follows)] += beyond
+        out[:, [self.names.index(name) for name in self.core]] = core
         return np.asarray(out)
 
     def slopes(self, core: Float64Array) -> Float64Array:
-        """Return derivatives (n_star, 9, n_core) of `complete`."""
+        """Return derivatives (n_star, n_label, n_core) of `complete`."""
         steps = _STEP_SHARE * self.scale
         ends = [
             self.complete(core + sign * step) for step in np.diag(steps) for sign in (1.0, -1.0)
@@ -287,7 +291,13 @@ class GridFit:
 _MODES = 8
 # Share of the range of each label added at its ends, so that training stars are inside.
 _MARGIN = 0.02
-_N = len(LABEL_NAMES)
+_COMPONENT_PLACES = 2000
+"""Spectra of a learnt theory of which components are computed: 25 for each of eighty."""
+_NEAR = 0.35
+"""Of the difference of two stars: as of draws about stars elsewhere
+(`maury.methods.fitting.trained_payne`)."""
+_OTHER_STEP = 0.3
+"""Coarse step of an axis, dex; elements scatter by a tenth of it to one half."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,54 +306,90 @@ class Foundation:
 
     Attributes
     ----------
-    theory : Chain
-        The calibrated emulator as the survey sees it.
-    truth : (n_star, 9) float64
-        Labels of training stars, or of typical ones if there are too few.
+    theory : SurveyTheory
     core : GridFit
     pattern : Pattern
     """
 
-    theory: Chain
-    truth: Float64Array
+    theory: SurveyTheory
     core: GridFit
     pattern: Pattern
 
     @classmethod
     def lay(cls, training: Sample, settings: GridSettings, seed: int) -> Foundation:
-        """Calibrate theory, build the grid, and measure what it leaves of training spectra."""
-        stars = complete_stars(training, LABEL_NAMES, least=0)
-        few = len(stars) < LEAST_STARS
-        observing = conditions_of(training)
-        calibration = calibrate(stars, observing) if settings.calibrate else None
-        wave = in_air(training)
-        none = np.zeros(wave.size, dtype=np.float32)
-        theory = observed_chain(wave, calibration, none, observing=observing)
-        truth = typical_labels(TYPICAL_STARS, seed) if few else stars.truth
-        pattern = Pattern.learn(settings.axes, truth)
-        index = [LABEL_NAMES.index(name) for name in settings.axes]
+        """Calibrate or learn theory, build the grid, and measure what it leaves of spectra."""
+        theory = SurveyTheory.lay(
+            training,
+            wanted=settings.theory,
+            synthetic=settings.synthetic,
+            calibrated=settings.calibrate,
+            seed=seed,
+        )
+        axes, truth = _axes_of(settings, theory.names), theory.truth
+        pattern = Pattern.learn(axes, theory.names, truth)
+        index = [theory.names.index(name) for name in axes]
         ends = np.array([truth[:, index].min(axis=0), truth[:, index].max(axis=0)]).T
         ends += _MARGIN * np.ptp(ends, axis=1, keepdims=True) * np.array([-1.0, 1.0])
         limits = theory.bounds[index]
         grid = Grid.build(
-            axes_around(settings.axes, np.clip(ends, limits[:, :1], limits[:, 1:])),
-            lambda core: at_rest(theory, pattern.complete(core)),
-            wave,
+            axes_around(axes, np.clip(ends, limits[:, :1], limits[:, 1:])),
+            lambda core: theory.at_rest(pattern.complete(core)),
+            theory.wave,
             interpolation=settings.interpolation,
-            components=settings.components,
+            components=0 if theory.learnt is not None else settings.components,
         )
-        continuum = None
-        if settings.nuisances:
-            continuum = smooth_patterns(wave, observing.continuum_rms)
-            continuum = continuum if calibration is None else calibration.continuum_modes
+        if theory.learnt is not None and settings.components:
+            # Far from all stars a polynomial is wild, and would take all components for itself.
+            like = theory.at_rest(pattern.complete(_about(truth[:, index], grid.bounds, seed)))
+            grid = grid.compressed(settings.components, like=like)
         core = GridFit(
-            grid, continuum, training.noise_correlation, settings.rv_error_kms, settings.starts
+            grid,
+            theory.continuum if settings.nuisances else None,
+            training.noise_correlation,
+            settings.rv_error_kms,
+            settings.starts,
         )
-        if not few and settings.nuisances:
-            core = _with_modes(core, stars, index)
-        if not few:
-            core = _with_variance(core, stars, index)
-        return cls(theory, truth, core, pattern)
+        if len(theory.stars) and settings.nuisances:
+            core = _with_modes(core, theory.stars, index)
+        if len(theory.stars):
+            core = _with_variance(core, theory.stars, index)
+        return cls(theory, core, pattern)
+
+    def label_names(self, training: Sample) -> tuple[str, ...]:
+        """Labels of the survey that theory knows."""
+        return tuple(name for name in self.theory.names if name in training.label_names)
+
+    def nodes_between(self, steps: Mapping[str, float]) -> dict[str, Float64Array]:
+        """Coarser nodes of the axes, three at least, at most `steps` apart."""
+        axes = {}
+        for name, nodes in zip(self.core.grid.label_names, self.core.grid.axes, strict=True):
+            step = steps.get(name, _OTHER_STEP)
+            count = max(int(np.ceil((nodes[-1] - nodes[0]) / step)) + 1, 3)
+            axes[name] = np.linspace(nodes[0], nodes[-1], count)
+        return axes
+
+
+def _about(core: Float64Array, bounds: Float64Array, seed: int) -> Float64Array:
+    """Places (n, n_axis) like those of stars (n_star, n_axis), a node's distance around them."""
+    rng = np.random.default_rng(seed)
+    some = core[rng.integers(0, len(core), _COMPONENT_PLACES)]
+    one, two = core[rng.integers(0, len(core), (2, _COMPONENT_PLACES))]
+    # A difference of two stars keeps what goes together, as log g and Teff do.
+    return np.asarray(np.clip(some + _NEAR * (one - two), *bounds.T))
+
+
+def _axes_of(settings: GridSettings, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Axes of the grid: as the settings have them, or what theory knows of the usual ones."""
+    missing = [name for name in settings.axes if name not in names]
+    if "axes" in settings.model_fields_set and missing:
+        raise ConfigError(
+            f"axes has {', '.join(missing)}, which theory does not know for this survey: it has "
+            f"{', '.join(names)}"
+        )
+    usual = ["fe_h" if n == "m_h" and n not in names else n for n in settings.axes]
+    found = tuple(name for name in usual if name in names)
+    # None of the usual labels: whatever there is, as many as a grid has by default.
+    return found or names[: len(settings.axes)]
 
 
 def _with_modes(core: GridFit, stars: Sample, index: list[int]) -> GridFit:
@@ -385,13 +431,13 @@ class GridMethod(Method[GridSettingsT]):
     pattern : Pattern or None
         None for a grid of other origin, whose axes are all its labels.
     emulator : str
-        Checksum of the emulator with which it was trained; it matters where there is a pattern.
+        Checksum of the emulator with which it was trained, "" for a learnt theory; it matters where
+        there is a pattern.
     """
 
     # 2: masked pixels are missing, no residuals known to be zero.
     revision: ClassVar[int] = 2
     settings_class: ClassVar[type[MethodSettings]] = GridSettings
-    known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
     earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
     unseen: ClassVar[UnseenStars] = "all"
 
@@ -400,12 +446,18 @@ class GridMethod(Method[GridSettingsT]):
     emulator: str
 
     def __post_init__(self) -> None:
-        if self.pattern is not None:
+        if self.pattern is not None and self.emulator:
             require_emulator(self.emulator)
 
-    def nine(self, fitted: FitResult) -> FitResult:
-        """Nine labels of a fitted core: the axes, and what follows them, with its scatter."""
-        assert self.pattern is not None, "only the emulator's grids have a pattern"
+    @property
+    def calibrated_by(self) -> UnseenStars:
+        """All stars as they are where the emulator gives labels; see `Method`."""
+        learnt = self.pattern is not None and not self.emulator
+        return "folds" if learnt else self.unseen
+
+    def whole(self, fitted: FitResult) -> FitResult:
+        """All labels of a fitted core: the axes, and what follows them, with its scatter."""
+        assert self.pattern is not None, "grids of other origin have no pattern"
         axes = fitted.select(self.core.grid.label_names)
         good = finite_rows(axes.labels)
         core = np.where(good[:, None], axes.labels, self.pattern.centre)
@@ -416,13 +468,15 @@ class GridMethod(Method[GridSettingsT]):
         # Stars scatter about the pattern; without this the labels beyond the axes would look exact.
         covariance += np.diag(self.pattern.scatter**2)
         labels = np.where(good[:, None], self.pattern.complete(core), np.nan)
-        return replace(axes, label_names=LABEL_NAMES, labels=labels, covariance=covariance)
+        return replace(axes, label_names=self.pattern.names, labels=labels, covariance=covariance)
 
     def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
         arrays, about = super().to_arrays()
         arrays |= self.core.grid.axis_arrays("grid")
         more = {"axes": list(self.core.grid.label_names), "pattern": self.pattern is not None}
+        if self.pattern is not None:
+            more["followers"] = list(self.pattern.names)
         return arrays, about | more
 
     @classmethod
@@ -434,7 +488,9 @@ class GridMethod(Method[GridSettingsT]):
             arrays, "grid", label_names=about["axes"], interpolation=settings.interpolation
         )
         core = {"grid": grid, "rv_error_kms": settings.rv_error_kms, "starts": settings.starts}
-        given = {"core": core, "pattern": {"core": tuple(about["axes"])}}
+        # Grids of earlier versions were the emulator's, and knew its labels alone.
+        names = tuple(about.get("followers", LABEL_NAMES))
+        given = {"core": core, "pattern": {"core": tuple(about["axes"]), "names": names}}
         if about["pattern"] or "resolving_power" in about:
             return given
         # A grid of other origin was never convolved to a survey's resolving power.

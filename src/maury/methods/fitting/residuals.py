@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maury.io.arrays import Float32Array
+from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.fitting.noise import Whitening
 
 __all__ = ["MODE_STARS", "RESIDUAL_STARS", "residual_modes", "residual_variance"]
@@ -17,6 +17,8 @@ _LEAST_VARIANCE = 1e-8
 """Least variance of a model: 1e-4 of the continuum, as small as no model of spectra errs."""
 WILD = 8.0
 """Residuals beyond so many sigma are cut there: cosmic rays that were missed shape no pattern."""
+_TINY = 1e-30
+"""Replaces a variance of zero, which stands out of no noise."""
 _MEDIAN_CHI2 = 0.4549
 """Median of the chi-square of one degree of freedom."""
 
@@ -66,11 +68,23 @@ def residual_modes(
     used = (ivar > 0) & np.isfinite(fitted)
     scaled = np.where(used, (flux - fitted) * np.sqrt(ivar), 0).astype(np.float32)
     white = whiten.of(used)(np.clip(scaled, -wild, wild)).astype(np.float64)
-    value, vector = np.linalg.eigh(white.T @ white / len(white))
-    value, vector = value[::-1][:count], vector[:, ::-1][:, :count]
+    value, vector = _components(white, count)
     # Noise alone reaches so far (Marchenko & Pastur 1967, Math. USSR Sb. 1, 457).
     kept = value > (1 + np.sqrt(white.shape[1] / len(white))) ** 2
     size = np.sqrt(np.maximum(value[kept] - 1.0, 0.0))
     patterns = whiten.undo((vector[:, kept] * size).T)
     noise = np.nanmedian(np.where(used, 1.0 / np.sqrt(np.where(used, ivar, 1.0)), np.nan), axis=0)
     return np.asarray(patterns * np.where(np.isfinite(noise), noise, 0.0), dtype=np.float32)
+
+
+def _components(white: Float64Array, count: int) -> tuple[Float64Array, Float64Array]:
+    """Largest variances (count,) of rows, and their directions (n_pixel, count)."""
+    n_star, n_pixel = white.shape
+    if n_star >= n_pixel:
+        value, vector = np.linalg.eigh(white.T @ white / n_star)
+        return value[::-1][:count], vector[:, ::-1][:, :count]
+    # Of stars or pixels, the smaller matrix has the same eigenvalues.
+    value, left = np.linalg.eigh(white @ white.T / n_star)
+    value, left = value[::-1][:count], left[:, ::-1][:, :count]
+    length = np.sqrt(np.maximum(value * n_star, _TINY))
+    return value, np.asarray(white.T @ left / length)

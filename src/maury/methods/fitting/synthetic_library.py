@@ -9,7 +9,7 @@ networks (`maury.methods.fitting.trained_payne`) spectra are drawn.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -28,10 +28,11 @@ from maury.methods.fitting.grid_files import (
     read_index,
 )
 from maury.methods.fitting.trained_payne import TrainedPayne, plain_label
+from maury.simulation.learnt_theory import Synthetic
 from maury.spectra.operators import vacuum_to_air
 from maury.survey.readers.planes import npz_array
 
-__all__ = ["THEORIES", "SyntheticLibrary", "Theory"]
+__all__ = ["THEORIES", "SyntheticLibrary", "Theory", "read_synthetic"]
 
 _LEAST_SPECTRA = 20
 """Spectra below which not even slopes by four labels are known; chosen."""
@@ -264,3 +265,55 @@ class Theory(Protocol):
 
 THEORIES: Parts[Theory] = Parts("maury.theories", {})
 """Theories by name, of installed packages and named modules; `maury` has none of its own here."""
+
+
+def read_synthetic(
+    given: str,
+    names: Sequence[str],
+    stars: Float64Array,
+    *,
+    wave_aa: Float64Array,
+    resolving_power: float | None,
+    seed: int,
+    check: Callable[[TrainedPayne], None] = lambda theory: None,
+) -> Synthetic:
+    """Read a theory of the user as a survey would see it.
+
+    Parameters
+    ----------
+    given : str
+        Name of `THEORIES`, path of spectra, or of a network that gives them.
+    names : sequence of str
+        Labels of the survey.
+    stars : (n_star, n_label) float64
+        Of its stars, finite.
+    wave_aa, resolving_power
+        As of `SyntheticLibrary.read`.
+    seed : int
+        Of draws from a network.
+    check : callable
+        Raises if a trained network may not be used.
+
+    Raises
+    ------
+    ConfigError, InputFileError
+        If it cannot be read, or does not know such stars.
+    """
+    path = Path(given)
+    if given in THEORIES:
+        library = SyntheticLibrary.of_theory(given, wave_aa, resolving_power)
+    elif (theory := TrainedPayne.read(path)) is None:
+        library = SyntheticLibrary.read(path, wave_aa=wave_aa, resolving_power=resolving_power)
+    else:
+        check(theory)
+        library = SyntheticLibrary.drawn(
+            theory,
+            names,
+            stars,
+            wave_aa=wave_aa,
+            resolving_power=resolving_power,
+            seed=seed,
+            origin=path,
+        )
+    columns, near = library.near(names, stars)
+    return Synthetic(tuple(columns), near.labels, near.flux)

@@ -33,6 +33,7 @@ from maury.methods.registry import load_method
 from maury.model.directory import Model
 from maury.model.split import SplitRecord
 from maury.spectra.operators import vacuum_to_air
+from maury.spectra.star_identity import StarMarks
 from maury.survey.readers.planes import npz_array
 
 __all__ = ["HasSpectra", "TrainedPayne", "plain_label", "read_network"]
@@ -159,6 +160,17 @@ class TrainedPayne:
             spectra=lambda labels: network.evaluate(labels, jacobian=False).flux,
             fixed=about.fixed,
         )
+
+    def refuse_known(self, test: StarMarks, origin: object) -> None:
+        """Raise `ConfigError` if it has learnt from a test star, and would steer a model by it."""
+        if self.split is None:
+            return
+        known = self.split.took_part(test)
+        if known.any():
+            raise ConfigError(
+                f"{origin} has learnt from {known.sum()} of {known.size} test stars; train it on "
+                "this survey with the same seed and split"
+            )
 
     def inputs(self, names: Sequence[str], labels: Float64Array) -> Float64Array:
         """Labels (n, n_own) of the network, of stars with labels (n, n_label) of a survey.

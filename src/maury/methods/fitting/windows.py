@@ -1,25 +1,44 @@
-"""Windows of pixels where one element has its lines and others do not, found from the emulator."""
+"""Windows of pixels where one element has its lines and others do not, found from theory."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from maury.io.arrays import Float64Array
 from maury.methods.protocols import ForwardModel
 
-__all__ = ["ELEMENTS", "WINDOW_STARS", "element_windows", "lines_of"]
+__all__ = ["WINDOW_STARS", "element_windows", "elements_of", "lines_of"]
 
 
-ELEMENTS: dict[str, str] = {
-    "si_fe": "alpha_m",
-    "al_fe": "m_h",
-    "mg_fe": "alpha_m",
-    "ni_fe": "m_h",
-}
-"""Abundances by windows, and the axis of a grid on which each is measured, as its lines follow it.
+_ALPHA = ("o_fe", "ne_fe", "mg_fe", "si_fe", "s_fe", "ca_fe", "ti_fe")
+"""Elements that follow [alpha/M], as of the grids of APOGEE (Garcia Perez et al. 2016, table 3)."""
 
-As in the pipeline of APOGEE (Garcia Perez et al. 2016, AJ 151, 144, section 5).
-"""
+
+def elements_of(names: Sequence[str], axes: Sequence[str]) -> dict[str, str]:
+    """Abundances by windows, and the axis of a grid on which each is measured.
+
+    The axis is the one that lines of the element follow, as in the pipeline of APOGEE (Garcia Perez
+    et al. 2016, AJ 151, 144, section 5). Abundances that are axes, or follow none, are left out.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Labels; abundances are those that end in ``_fe``.
+    axes : sequence of str
+        Labels of the grid.
+    """
+    out = {}
+    for name in names:
+        if not name.endswith("_fe") or name in axes:
+            continue
+        wanted = ("alpha_m", "m_h", "fe_h") if name in _ALPHA else ("m_h", "fe_h")
+        axis = next((axis for axis in wanted if axis in axes), None)
+        if axis is not None:
+            out[name] = axis
+    return out
+
 
 # Scatter, dex, of other abundances among stars, against 0.1 of those measured; chosen after the
 # population of the simulator.
@@ -41,8 +60,10 @@ _LEAST = 0.08
 _GAP = 2
 
 
-def element_windows(model: ForwardModel, labels: Float64Array) -> dict[str, Float64Array]:
-    """Weights (n_pixel,) between 0 and 1 of each of `ELEMENTS`.
+def element_windows(
+    model: ForwardModel, labels: Float64Array, elements: Sequence[str]
+) -> dict[str, Float64Array]:
+    """Weights (n_pixel,) between 0 and 1 of each of `elements`.
 
     A pixel counts by the share that the element has of the squared derivatives by abundances, if
     that is more than half, and if the derivative is not small against the largest.
@@ -50,21 +71,28 @@ def element_windows(model: ForwardModel, labels: Float64Array) -> dict[str, Floa
     Parameters
     ----------
     model : ForwardModel
-        Whose labels are those of `maury.methods.fitting.theory.EmulatorSource`, offsets included.
+        Of labels, and of the offsets of `maury.methods.fitting.theory.EmulatorSource` if there are.
     labels : (n_star, n_label) float64
         Typical stars.
+    elements : sequence of str
+        Labels that end in ``_fe``.
     """
     slopes = model.evaluate(labels).jacobian
     assert slopes is not None, "derivatives were asked for"
     names = model.label_names
+    own = [name for name in names if name.endswith("_fe")]
     size = {
         name: np.sqrt(np.mean(slopes[:, names.index(name)].astype(np.float64) ** 2, axis=0))
-        for name in (*ELEMENTS, *_SCATTER)
+        for name in (*own, *_SCATTER)
+        if name in names
     }
-    own = sum(slopes[:, names.index(name)] for name in ELEMENTS)
-    iron = np.sqrt(np.mean((slopes[:, names.index("fe_h")] - own).astype(np.float64) ** 2, axis=0))
+    # At fixed [X/Fe] all elements follow iron; metals are iron where iron is no label.
+    given = next((name for name in ("fe_h", "m_h") if name in names), None)
+    with_iron = np.zeros(slopes[:, 0].shape) if given is None else slopes[:, names.index(given)]
+    alone = with_iron - sum(slopes[:, names.index(name)] for name in own)
+    iron = np.sqrt(np.mean(alone.astype(np.float64) ** 2, axis=0))
     out = {}
-    for name in ELEMENTS:
+    for name in elements:
         others = (0.5 * iron) ** 2
         for other, value in size.items():
             if other != name:
