@@ -11,6 +11,7 @@ from scipy.interpolate import CubicHermiteSpline, RegularGridInterpolator
 from builders.training_survey import WAVE as SURVEY_WAVE
 from builders.training_survey import write_survey
 from maury.errors import ConfigError, InputFileError
+from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.grid import Grid
@@ -196,14 +197,14 @@ def test_axes_keep_to_their_steps_and_to_a_size():
 
 def test_unknown_axes_are_refused():
     with pytest.raises(ValueError, match="axes must be"):
-        GridSettings(axes=("teff", "colour"))
+        GridSettings(axes=("teff", "teff"))
     with pytest.raises(ValueError, match="external labels must be axes"):
         GridSettings(axes=("teff",), external=("logg",))
 
 
 def test_patterns_keep_the_core_and_follow_the_sample():
     truth = typical_labels(3000, 9)
-    pattern = Pattern.learn(("teff", "logg", "m_h", "alpha_m"), truth)
+    pattern = Pattern.learn(("teff", "logg", "m_h", "alpha_m"), LABEL_NAMES, truth)
     core = truth[:, [0, 1, 2, 4]]
     nine = pattern.complete(core)
     assert nine[:, [0, 1, 2, 4]] == pytest.approx(core)

@@ -185,11 +185,13 @@ class Grid:
         weight = np.ones((n, count, 1))
         for axis, nodes in enumerate(self.axes):
             places, plain, slope = _weights(nodes, labels[:, axis], self.interpolation)
-            index = (index[:, :, None] * nodes.size + places[:, None]).reshape(n, -1)
+            # Not -1, which is ambiguous where there is no star.
+            width = index.shape[1] * places.shape[1]
+            index = (index[:, :, None] * nodes.size + places[:, None]).reshape(n, width)
             factor = np.repeat(plain[:, None], count, axis=1)
             if slopes:
                 factor[:, 1 + axis] = slope
-            weight = (weight[:, :, :, None] * factor[:, :, None]).reshape(n, count, -1)
+            weight = (weight[:, :, :, None] * factor[:, :, None]).reshape(n, count, width)
         return index, weight.astype(np.float32)
 
     def axis_arrays(self, prefix: str) -> Arrays:
