@@ -170,6 +170,51 @@ def test_thinned_network_is_the_same_for_every_batch_and_differs_by_seed():
     assert not torch.allclose(whole, plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "filters", "units", "n_out"),
+    [("starnet", (4, 16), (256, 128), 9), ("astronn", (2, 4), (192, 96), 18)],
+)
+def test_padded_convolutions_keep_the_pixels_as_in_the_code_of_the_authors(
+    name, filters, units, n_out
+):
+    """Layers by hand, written down from the papers; each kernel of 8 sees three pixels before."""
+    _, network = make(name, n_pixel=40, n_observable=0)
+    network.eval()
+    flux, observables = inputs(3, 40, 0)
+    state = {key: value.numpy() for key, value in network.state_dict().items()}
+    signal = flux.numpy()[:, None]
+    for number, n_filter in enumerate(filters, start=1):
+        weight, bias = (state[f"spectrum.conv{number}.{part}"] for part in ("weight", "bias"))
+        assert weight.shape == (n_filter, signal.shape[1], 8)
+        padded = np.pad(signal, [(0, 0), (0, 0), (3, 4)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 8, axis=2)
+        signal = np.maximum(np.einsum("ncpk,fck->nfp", windows, weight) + bias[:, None], 0)
+        assert signal.shape == (3, n_filter, 40)
+    pooled = signal.reshape(3, filters[1], 10, 4).max(axis=3).reshape(3, -1)
+    for part, n_unit in zip(("spectrum.dense", "head.hidden"), units, strict=True):
+        pooled = np.maximum(pooled @ state[f"{part}.weight"].T + state[f"{part}.bias"], 0)
+        assert pooled.shape == (3, n_unit)
+    expected = pooled @ state["head.out.weight"].T + state["head.out.bias"]
+    assert expected.shape == (3, n_out)
+    with torch.no_grad():
+        found = network(flux, observables).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_models_of_before_padding_are_read_as_they_were():
+    for name in ("starnet", "astronn"):
+        assert network_config_of({"name": name}).padding == "valid"
+        written = {"name": name, **network_config(name).model_dump(mode="json")}
+        assert network_config_of(written).padding == "same"
+    assert network_config_of({"name": "bialek2020"}).padding == "same"
+
+
+def test_initial_weights_of_astronn_are_those_of_its_authors():
+    _, network = make("astronn", n_pixel=400, n_observable=0)
+    weights = [p for n, p in network.named_parameters() if n.endswith("dense.weight")]
+    assert float(weights[0].detach().std()) == pytest.approx(0.05, rel=0.02)
+
+
 def test_unknown_keys_and_values_are_all_named_with_suggestions():
     with pytest.raises(ConfigError) as caught:
         network_config("guiglion2020", {"kernal": 8, "dropout": 1.5})
@@ -194,12 +239,14 @@ def test_astronn_has_the_three_dropouts_of_its_authors_and_four_in_earlier_model
     stored = {"name": "astronn", "dropout": 0.2, "mc_passes": 5}
     earlier = network_config_of(stored)
     assert earlier.head_dropout
+    assert earlier.padding == "valid"
     older = build(earlier, 64, 0, 9)
     assert [layer.p for layer in older.modules() if isinstance(layer, PassDropout)] == [0.2] * 4
-    older.load_state_dict(network.state_dict())
+    _, valid = make("astronn", n_pixel=64, n_observable=0, padding="valid")
+    older.load_state_dict(valid.state_dict())
     with torch.no_grad():
         none = torch.zeros(1, 0)
-        torch.testing.assert_close(older.eval()(spectrum, none), network.eval()(spectrum, none))
+        torch.testing.assert_close(older.eval()(spectrum, none), valid.eval()(spectrum, none))
     written = {"name": "astronn", **network_config("astronn").model_dump(mode="json")}
     assert not network_config_of(written).head_dropout
 

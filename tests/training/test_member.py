@@ -11,6 +11,7 @@ import torch
 
 from maury.errors import TrainingError
 from maury.model.networks.published import network_config
+from maury.training import member
 from maury.training.member import TrainingConfig, TrainingTensors, read_tensors, train_member
 from maury.training.processes import MemberJob, WorkFolder, run_job, train_members
 
@@ -68,6 +69,77 @@ def test_the_best_weights_are_kept_and_training_stops():
     assert same(result, shorter)
 
 
+def rates_of(config, monkeypatch, losses):
+    """Step size of each epoch of a run whose losses are given."""
+    found, told = [], iter(losses)
+    monkeypatch.setattr(member._Run, "_validate", lambda self: next(told))
+    seen = member._Run._pass
+
+    def pass_on(self):
+        loss = seen(self)
+        found.append(self._optimizer.param_groups[0]["lr"])
+        return loss
+
+    monkeypatch.setattr(member._Run, "_pass", pass_on)
+    result = run(config)
+    return found, result
+
+
+def test_the_rate_is_halved_on_a_plateau_and_no_further_than_its_least(monkeypatch):
+    config = TrainingConfig(
+        epochs=9, learning_rate=8e-4, plateau=2, plateau_gain=0.1, least_rate=1.5e-4
+    )
+    # A fall by less than the gain is none: two such epochs, and again two, and again.
+    losses = [1.0, 0.95, 0.92, 0.85, 0.84, 0.83, 0.82, 0.815, 0.81]
+    rates, _ = rates_of(config, monkeypatch, losses)
+    expected = [8, 8, 8, 4, 4, 4, 2, 2, 1.5]
+    np.testing.assert_allclose(rates, 1e-4 * np.array(expected))
+
+
+def test_without_a_plateau_the_rate_stays(monkeypatch):
+    rates, _ = rates_of(TrainingConfig(epochs=5), monkeypatch, [1.0] * 5)
+    assert set(rates) == {1e-3}
+
+
+def test_a_gain_too_small_does_not_count_for_the_patience(monkeypatch):
+    losses = [1.0, 0.99, 0.98, 0.97, 0.96, 0.95]
+    config = TrainingConfig(epochs=6, patience=3, least_gain=0.05)
+    _, result = rates_of(config, monkeypatch, losses)
+    assert result.n_epochs == 4
+    # The best weights are kept all the same.
+    assert result.best_epoch == 4
+
+
+def test_the_penalty_makes_weights_small_and_leaves_the_validation_loss_alone():
+    free, held = (run(TrainingConfig(epochs=30, learning_rate=5e-3, l2=l2)) for l2 in (0.0, 0.1))
+
+    def size(result):
+        return sum(float(w.square().sum()) for w in result.weights.values() if w.ndim > 1)
+
+    assert size(held) < 0.5 * size(free)
+    losses = []
+    run(
+        TrainingConfig(epochs=1, l2=10.0),
+        on_epoch=lambda epoch, train, validation: losses.append(validation),
+    )
+    assert losses[0] < 5.0
+
+
+def test_long_gradients_are_cut(monkeypatch):
+    lengths = []
+    cut = torch.nn.utils.clip_grad_norm_
+
+    def told(parameters, norm):
+        kept = list(parameters)
+        cut(kept, norm)
+        lengths.append(math.sqrt(sum(float(p.grad.square().sum()) for p in kept)))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", told)
+    run(TrainingConfig(epochs=1, gradient_norm=1e-3))
+    assert lengths
+    assert max(lengths) <= 1e-3 * 1.001
+
+
 def test_only_the_present_labels_count():
     flux, observables, truth, variance = sample(64)
     truth[::2, 0] = np.nan
@@ -90,7 +162,9 @@ def test_only_the_present_labels_count():
 @pytest.mark.two_threads
 @pytest.mark.parametrize("stop_at", [1, 4, 7])
 def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, stop_at):
-    config = TrainingConfig(epochs=9, schedule="one_cycle", weight_decay=1e-3)
+    config = TrainingConfig(
+        epochs=9, schedule="one_cycle", weight_decay=1e-3, plateau=1, plateau_gain=1e-2, patience=9
+    )
     whole = run(config)
 
     def stop(epoch, *losses):

@@ -54,6 +54,20 @@ class TrainingConfig(BaseModel):
     patience : int
         Passes without a better validation loss after which training stops; the best weights are
         kept.
+    least_gain : float
+        By how much a validation loss must fall to count as better for `patience`.
+    plateau : int
+        Passes without a better loss after which the step size is halved, and again; 0 for never.
+    plateau_of : {"validation", "training"}
+        Whose loss that is.
+    plateau_gain : float
+        By how much it must fall to count as better.
+    least_rate : float
+        To which the step size is halved at most.
+    l2 : float
+        Penalty on the squares of all weights but biases, added to the loss of training.
+    gradient_norm : float
+        To which longer gradients are cut; 0 for never.
     schedule : {"constant", "cosine", "one_cycle"}
         Course of the step size over `epochs`: constant, half a cosine down to 0, or a linear rise
         over the first 30 % and half a cosine down.
@@ -70,6 +84,13 @@ class TrainingConfig(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     epochs: int = Field(default=1000, ge=1)
     patience: int = Field(default=40, ge=1)
+    least_gain: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    plateau: int = Field(default=0, ge=0)
+    plateau_of: Literal["validation", "training"] = "validation"
+    plateau_gain: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    least_rate: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    l2: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    gradient_norm: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
     engine: Literal["torch", "compiled"] = "torch"
 
@@ -254,6 +275,22 @@ def run_to_the_end(
     return run
 
 
+@dataclass
+class _Wait:
+    """Epochs since a loss last fell by more than some gain."""
+
+    best: float = math.inf
+    since: int = 0
+
+    def told(self, loss: float, gain: float) -> int:
+        """Take the loss of an epoch; return how many have brought nothing by now."""
+        if loss < self.best - gain:
+            self.best, self.since = loss, 0
+        else:
+            self.since += 1
+        return self.since
+
+
 class _Run(Run):
     def __init__(
         self,
@@ -286,12 +323,12 @@ class _Run(Run):
         self.best_epoch = 0
         self.best_loss = math.inf
         self.best = copy_weights(self._module)
+        self._idle, self._flat, self._halved = _Wait(), _Wait(), 0
 
     @property
     def finished(self) -> bool:
         """Whether the epochs, or the patience, are at an end."""
-        waited = self.epoch - self.best_epoch
-        return self.epoch >= self._config.epochs or waited >= self._config.patience
+        return self.epoch >= self._config.epochs or self._idle.since >= self._config.patience
 
     def advance(self) -> tuple[float, float | None]:
         """Run one epoch; return its training and validation loss."""
@@ -308,7 +345,23 @@ class _Run(Run):
         if validation_loss < self.best_loss:
             self.best_loss, self.best_epoch = validation_loss, epoch
             self.best = copy_weights(self._module)
+        self._idle.told(validation_loss, self._config.least_gain)
+        self._watch(train_loss if self._config.plateau_of == "training" else validation_loss)
         return train_loss, validation_loss
+
+    def _watch(self, loss: float) -> None:
+        """Halve the step size where the loss no longer falls, as Keras does on a plateau."""
+        if self._config.plateau and (
+            self._flat.told(loss, self._config.plateau_gain) >= self._config.plateau
+        ):
+            self._halved += 1
+            self._flat.since = 0
+
+    def _rate(self, progress: float) -> float:
+        planned = self._config.rate(progress)
+        halved = planned * 0.5**self._halved
+        # A plan that goes lower by itself is followed.
+        return min(planned, max(halved, self._config.least_rate))
 
     def _pass(self) -> float:
         self._module.train()
@@ -318,15 +371,22 @@ class _Run(Run):
         for number, index in enumerate(batches):
             done = (self.epoch + number / len(batches)) / self._config.epochs
             for group in self._optimizer.param_groups:
-                group["lr"] = self._config.rate(done)
+                group["lr"] = self._rate(done)
             stars = self._train.rows(index)
             self._optimizer.zero_grad(set_to_none=True)
             loss = self._loss(stars)
-            loss.backward()  # type: ignore[no-untyped-call]
+            whole = loss + self._penalty() if self._config.l2 else loss
+            whole.backward()  # type: ignore[no-untyped-call]
+            if self._config.gradient_norm:
+                nn.utils.clip_grad_norm_(self._module.parameters(), self._config.gradient_norm)
             self._optimizer.step()
             # Weighted by stars, as the last batch is smaller than the others.
             total += loss.detach() * len(stars)
         return float(total) / len(self._train)
+
+    def _penalty(self) -> Tensor:
+        weights = [p for p in self._module.parameters() if p.ndim > 1]
+        return self._config.l2 * torch.stack([w.square().sum() for w in weights]).sum()
 
     def _validate(self) -> float:
         self._module.eval()
@@ -351,6 +411,9 @@ class _Run(Run):
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
             "best_loss": self.best_loss,
+            "idle": [self._idle.best, self._idle.since],
+            "flat": [self._flat.best, self._flat.since],
+            "halved": self._halved,
         }
         write_tensors(path, tensors, state)
 
@@ -365,6 +428,10 @@ class _Run(Run):
         self.best = groups["best"]
         self.epoch, self.best_epoch = int(state["epoch"]), int(state["best_epoch"])
         self.best_loss = float(state["best_loss"])
+        # Checkpoints of before there was a choice know of the best epoch alone.
+        idle = state.get("idle", [self.best_loss, self.epoch - self.best_epoch])
+        self._idle, self._flat = _Wait(*idle), _Wait(*state.get("flat", []))
+        self._halved = int(state.get("halved", 0))
 
 
 def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -13,17 +13,13 @@ from torch.nn import functional
 from maury.io.config_files import at_most
 from maury.model.networks.base import (
     Filters,
-    Kernel,
-    NetworkConfig,
     ScalingRule,
     Units,
-    draw_normal,
     linear,
     preset,
 )
 from maury.model.networks.layers import (
     Centre,
-    Convolution,
     PassDropout,
     TwoBranch,
     gaussian_loss,
@@ -33,6 +29,7 @@ from maury.model.networks.layers import (
     positive,
     sequence,
 )
+from maury.model.networks.pooled import Pooled, narrow
 
 _LEAST_VARIANCE = 1e-3
 """Added to the variance by the authors' Gaussian layer (StarNet, `GaussianLayer`)."""
@@ -44,69 +41,15 @@ _WIDE = (8, 4)
 PixelRange = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
 
 
-def _same(n_in: int, n_out: int, kernel: int) -> tuple[nn.Module, nn.Module]:
-    """Return padding, and a convolution that keeps the number of pixels, as Keras does."""
-    before = (kernel - 1) // 2
-    padding = nn.ConstantPad1d((before, kernel - 1 - before), 0.0)
-    return padding, Convolution(n_in, n_out, kernel, dtype=torch.float32)
-
-
-class _SamePooled(NetworkConfig):
-    """Two padded convolutions, max-pooling, two dense layers; observables join before the second.
-
-    Attributes
-    ----------
-    filters, kernel, pool, units : int
-        Of the convolutions, of the pooling, of the two dense layers.
-    photometry_units : int
-        Of the dense layer of observables, which the paper does not have.
-    """
-
-    photometry: bool = False
-    filters: tuple[Filters, Filters] = (4, 16)
-    kernel: Kernel = 8
-    pool: Kernel = 4
-    units: tuple[Units, Units] = (256, 128)
-    photometry_units: Units = 32
-
-    def _spectrum(self, n_pixel: int, dropout: float) -> list[tuple[str, nn.Module]]:
-        layers: list[tuple[str, nn.Module]] = []
-        n_in = 1
-        for number, n_out in enumerate(self.filters, start=1):
-            padding, convolution = _same(n_in, n_out, self.kernel)
-            layers += [(f"pad{number}", padding), (f"conv{number}", convolution)]
-            layers.append((f"act{number}", nn.ReLU()))
-            if number == 1:
-                layers.append(("dropout1", PassDropout(dropout)))
-            n_in = n_out
-        n_flat = n_in * positive(n_pixel // self.pool)
-        return [
-            *layers,
-            ("pool", nn.MaxPool1d(self.pool)),
-            ("flatten", nn.Flatten()),
-            ("dropout2", PassDropout(dropout)),
-            ("dense", linear(n_flat, self.units[0])),
-            ("act", nn.ReLU()),
-            ("dropout3", PassDropout(dropout)),
-        ]
-
-    def _observables(self, n_observable: int) -> tuple[nn.Module | None, int]:
-        """Branch of the observables, and the features of both branches."""
-        if not self.photometry:
-            return None, self.units[0]
-        dense = sequence(("dense", linear(n_observable, self.photometry_units)), ("act", nn.ReLU()))
-        return dense, self.units[0] + self.photometry_units
-
-
 @preset
-class Bialek2020(_SamePooled):
+class Bialek2020(Pooled):
     """StarNet of Bialek et al. (2020, MNRAS 498, 3817, arXiv:1911.02602): mean and variance.
 
     A deep ensemble (Lakshminarayanan et al. 2017, NeurIPS 30): networks from other initial weights,
     each of which predicts a Gaussian and is trained by its likelihood, joined by the law of total
-    variance. Layers, initial weights, variance (softplus + .001), rate and batch are those of the
-    authors' code (`StarNet2017DeepEnsemble`), which also cuts gradients off at norm 1 and halves
-    the rate on a plateau.
+    variance. Layers, initial weights, variance (softplus + .001), rate, batch, the cut of gradients
+    at norm 1 and the halving of the rate on a plateau are those of the authors' code
+    (`StarNet2017DeepEnsemble`).
     """
 
     name: ClassVar[str] = "bialek2020"
@@ -117,6 +60,11 @@ class Bialek2020(_SamePooled):
         "learning_rate": 7e-4,
         "epochs": 60,
         "patience": 12,
+        "least_gain": 1e-4,
+        "plateau": 3,
+        "plateau_gain": 1e-4,
+        "least_rate": 2e-5,
+        "gradient_norm": 1.0,
     }
     # A deep ensemble is all of its networks.
     ensemble_defaults: ClassVar[Mapping[str, Any]] = {"percentile": 100.0}
@@ -124,8 +72,8 @@ class Bialek2020(_SamePooled):
 
     def assemble(self, n_pixel: int, n_observable: int, n_label: int) -> nn.Module:
         """Build the network, see `build`."""
-        spectrum = sequence(*self._spectrum(n_pixel, 0.0))
-        photometry, n_feature = self._observables(n_observable)
+        spectrum = sequence(*self.spectrum_layers(n_pixel, 0.0))
+        photometry, n_feature = self.observable_layers(n_observable)
         hidden, out = linear(n_feature, self.units[1]), linear(self.units[1], 2 * n_label)
         head = sequence(("hidden", hidden), ("act", nn.ReLU()), ("out", out))
         network = initialise(
@@ -211,7 +159,7 @@ class Censored(nn.Module):
 
 
 @preset
-class Leung2019(_SamePooled):
+class Leung2019(Pooled):
     """Censored network of Leung & Bovy (2019, MNRAS 483, 3255): elements see their windows alone.
 
     Teff, log g and [Fe/H] come from the whole spectrum, as in `astronn`; each further label from
@@ -242,8 +190,9 @@ class Leung2019(_SamePooled):
         "learning_rate": 5e-4,
         "epochs": 50,
         "patience": 20,
-        # The authors' penalty on weights.
-        "weight_decay": 5e-9,
+        "plateau": 2,
+        "least_rate": 1e-8,
+        "l2": 5e-9,
     }
     scaling: ClassVar[ScalingRule] = "standard"
 
@@ -270,8 +219,10 @@ class Leung2019(_SamePooled):
         n_element = n_label - n_full
         if self.windows and len(self.windows) != n_element:
             raise ValueError(f"{len(self.windows)} labels have windows, and {n_element} need them")
-        spectrum = sequence(("centre", Centre(n_pixel)), *self._spectrum(n_pixel, self.dropout))
-        photometry, n_feature = self._observables(n_observable)
+        spectrum = sequence(
+            ("centre", Centre(n_pixel)), *self.spectrum_layers(n_pixel, self.dropout)
+        )
+        photometry, n_feature = self.observable_layers(n_observable)
         hidden = sequence(("hidden", linear(n_feature, self.units[1])), ("act", nn.ReLU()))
         elements = nn.ModuleList(self._element(k, n_pixel, n_full) for k in range(n_element))
         network = Censored(
@@ -281,7 +232,7 @@ class Leung2019(_SamePooled):
             elements,
         )
         # The width of the authors' initial weights.
-        return initialise(network, _narrow)
+        return initialise(network, narrow)
 
     def _element(self, number: int, n_pixel: int, n_full: int) -> _Element:
         windows = self.windows[number] if self.windows else ((0, n_pixel),)
@@ -311,11 +262,6 @@ class Leung2019(_SamePooled):
     def n_passes(self) -> int:
         """Number of thinned networks averaged at prediction."""
         return self.mc_passes
-
-
-def _narrow(weight: Tensor) -> Tensor:
-    draw_normal(weight, 0.05)
-    return weight
 
 
 def pixel_windows(
