@@ -20,13 +20,13 @@ from maury.labels.definitions import LABEL_NAMES
 from maury.simulation.bound import ObservedModes, Prior, cramer_rao
 from maury.simulation.conditions import survey_conditions
 from maury.simulation.learnt_bound import learnt_bound
+from maury.simulation.missing_labels import fill_from_spectra
 from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.simulation.population import Population
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.preparation import Inputs, Preparation, take
 from maury.survey.store import Survey
 from maury.training.comparison import BOTH, Progress, compare, divided_rows
-from maury.training.missing_labels import fill_from_spectra
 from maury.training.simulated_snr import fit_star_simulator
 from maury.training.theory_choice import choose_theory
 
