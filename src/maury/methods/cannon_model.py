@@ -14,8 +14,15 @@ from typing import Self
 import numpy as np
 
 from maury.errors import TrainingError
-from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, IndexArray
-from maury.methods.fitting.polynomials import n_term, terms
+from maury.io.arrays import (
+    AnyArray,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    IndexArray,
+    Int64Array,
+)
+from maury.methods.fitting.polynomials import n_term, terms, terms_slope
 
 __all__ = ["QuadraticModel", "scatter_of"]
 
@@ -36,6 +43,8 @@ _TOLERANCE = 1e-4
 _SWEEPS = 400
 # Change of a coefficient, in flux, at which descent ends: far below any noise.
 _SPARSE_TOLERANCE = 1e-9
+# Smallest eigenvalue of the unit-diagonal normal matrix that is no rounding of label errors.
+_LEAST_INFORMATION = 1e-9
 # Pixels whose normal matrices lie in memory: 128 x 55 x 55 doubles are 3 MB.
 _PIXEL_BLOCK = 128
 
@@ -79,6 +88,7 @@ class QuadraticModel:
         *,
         sparsity: float = 0.0,
         uses: BoolArray | None = None,
+        label_errors: Float64Array | None = None,
     ) -> Self:
         """Learn coefficients and scatter by maximum likelihood.
 
@@ -86,6 +96,12 @@ class QuadraticModel:
         |theta_d| over d >= 1 (Casey et al. 2016, eq. 3); s^2 is the root of sum (r^2 w^2 - w) = 0
         in s^2 (the derivative of the likelihood), and 0 if there is none. The two are
         alternated until s stands.
+
+        Errors of the labels make lines look weaker than they are (regression dilution). Sums over
+        stars are therefore of Hermite polynomials of the labels in place of their powers, whose
+        expectation over the errors is the power of the true label (corrected scores of Nakamura
+        1990, Biometrika 77, 127; Cheng & Schneeweiss 1998, J. R. Stat. Soc. B 60, 189), and what
+        errors of labels add to the residuals is no scatter.
 
         Parameters
         ----------
@@ -97,11 +113,14 @@ class QuadraticModel:
             Lambda of the L1 term.
         uses : (n_pixel, n_label) bool, optional
             Which labels a pixel may depend on (censoring); all by default.
+        label_errors : (n_star, n_label) float64, optional
+            1 sigma, independent of one another; 0 or NaN for a label that is exact.
 
         Raises
         ------
         TrainingError
-            If there are fewer stars than coefficients.
+            If there are fewer stars than coefficients, or errors of labels are so large that
+            nothing of their scatter is left to learn from.
         """
         size = n_term(labels.shape[1])
         if len(labels) < size:
@@ -111,13 +130,12 @@ class QuadraticModel:
             )
         low, pivot, high = np.percentile(labels, [2.5, 50.0, 97.5], axis=0)
         scale = np.where(high > low, high - low, 1.0)
-        vector = terms((labels - pivot) / scale)
-        allowed = _allowed_terms(uses, labels.shape[1], flux.shape[1])
+        errors = np.zeros(labels.shape) if label_errors is None else np.nan_to_num(label_errors)
         theta, scatter = _alternate(
             np.asarray(flux, np.float64),
             np.asarray(ivar, np.float64),
-            vector,
-            allowed=allowed,
+            _Regressors.of((labels - pivot) / scale, errors / scale),
+            allowed=_allowed_terms(uses, labels.shape[1], flux.shape[1]),
             sparsity=sparsity,
         )
         return cls(pivot, scale, theta, scatter, labels.min(axis=0), labels.max(axis=0))
@@ -234,6 +252,18 @@ def _allowed_terms(uses: BoolArray | None, n_label: int, n_pixel: int) -> BoolAr
 
 
 @cache
+def _powers(n_label: int) -> Int64Array:
+    """Exponents (n_term, n_label) of the labels in each term."""
+    first, second = np.triu_indices(n_label)
+    power = np.zeros((n_term(n_label), n_label), dtype=np.int64)
+    power[1 + np.arange(n_label), np.arange(n_label)] = 1
+    pair = 1 + n_label + np.arange(first.size)
+    np.add.at(power, (pair, first), 1)
+    np.add.at(power, (pair, second), 1)
+    return power
+
+
+@cache
 def _products(n_label: int) -> tuple[IndexArray, IndexArray]:
     """Distinct products of two terms.
 
@@ -244,31 +274,82 @@ def _products(n_label: int) -> tuple[IndexArray, IndexArray]:
     place : (n_term, n_term) int
         Which product each pair of terms is.
     """
-    size = n_term(n_label)
-    first, second = np.triu_indices(n_label)
-    power = np.zeros((size, n_label), dtype=np.int64)
-    power[1 + np.arange(n_label), np.arange(n_label)] = 1
-    pair = 1 + n_label + np.arange(first.size)
-    np.add.at(power, (pair, first), 1)
-    np.add.at(power, (pair, second), 1)
+    power = _powers(n_label)
+    size = len(power)
     total = (power[:, None] + power[None]).reshape(size * size, n_label)
     _, where, place = np.unique(total, axis=0, return_index=True, return_inverse=True)
     return np.stack(np.unravel_index(where, (size, size)), axis=1), place.reshape(size, size)
 
 
+@dataclass(frozen=True, eq=False)
+class _Regressors:
+    """What the sums over stars are made of, freed of the errors of the labels.
+
+    Attributes
+    ----------
+    seen : (n_star, n_term) float64
+        Terms of the labels as they are.
+    vector : (n_star, n_term), products : (n_star, n_product) float64
+        Terms and products of terms, of expectation as of the true labels.
+    scaled, errors : (n_star, n_label) float64
+    """
+
+    seen: Float64Array
+    vector: Float64Array
+    products: Float64Array
+    scaled: Float64Array
+    errors: Float64Array
+
+    @classmethod
+    def of(cls, scaled: Float64Array, errors: Float64Array) -> Self:
+        seen = terms(scaled)
+        one, two = _products(scaled.shape[1])[0].T
+        if not errors.any():
+            return cls(seen, seen, seen[:, one] * seen[:, two], scaled, errors)
+        power = _powers(scaled.shape[1])
+        vector, products = (_unbiased(scaled, errors, p) for p in (power, power[one] + power[two]))
+        normal = products.sum(axis=0)[_products(scaled.shape[1])[1]]
+        root = np.sqrt(np.maximum(np.diagonal(normal), 1e-300))
+        if np.linalg.eigvalsh(normal / np.outer(root, root))[0] <= _LEAST_INFORMATION:
+            raise TrainingError(
+                "the errors of some labels are as large as the labels scatter, so that nothing can "
+                "be learnt of them; name fewer labels, or write label_errors = false in [method]"
+            )
+        return cls(seen, vector, products, scaled, errors)
+
+    def label_noise(self, theta: Float64Array) -> Float64Array:
+        """Variance (n_star, n_pixel) of the flux by the errors of the labels, to first order."""
+        slope = terms_slope(self.scaled) * self.errors[:, None]
+        total = np.zeros((len(self.scaled), len(theta)))
+        for k in range(self.scaled.shape[1]):
+            total += (slope[:, :, k] @ theta.T) ** 2
+        return total
+
+
+def _unbiased(scaled: Float64Array, errors: Float64Array, power: Int64Array) -> Float64Array:
+    """Monomials (n_star, n_monomial), unbiased for those of the labels without their errors."""
+    x, square = scaled, errors**2
+    # Hermite polynomials: their mean over a Gaussian error of x is the power of the true x.
+    known = [np.ones_like(x), x, x**2 - square, x**3 - 3.0 * x * square]
+    known.append(x**4 - 6.0 * x**2 * square + 3.0 * square**2)
+    table = np.stack(known)
+    out = np.ones((len(x), len(power)))
+    for k in range(x.shape[1]):
+        out *= table[power[:, k], :, k].T
+    return out
+
+
 def _alternate(
     flux: Float64Array,
     ivar: Float64Array,
-    vector: Float64Array,
+    labels: _Regressors,
     *,
     allowed: BoolArray | None,
     sparsity: float,
 ) -> tuple[Float64Array, Float64Array]:
     """Solve for coefficients and scatter in turn, the pixels whose scatter still moves only."""
-    n_pixel, size = flux.shape[1], vector.shape[1]
-    n_label = round((np.sqrt(8 * size + 1) - 3) / 2)
-    one, two = _products(n_label)[0].T
-    products = vector[:, one] * vector[:, two]
+    n_pixel, size = flux.shape[1], labels.vector.shape[1]
+    place = _products(labels.scaled.shape[1])[1]
     good = ivar > 0
     known = np.where(good, flux, 0.0)
     theta = np.zeros((n_pixel, size))
@@ -281,11 +362,13 @@ def _alternate(
             pixel = moving[start : start + _PIXEL_BLOCK]
             f, i = known[:, pixel], ivar[:, pixel]
             weight = i / (1.0 + i * scatter[pixel] ** 2)
-            normal = (weight.T @ products)[:, _products(n_label)[1]]
-            right = (weight * f).T @ vector
+            normal = (weight.T @ labels.products)[:, place]
+            right = (weight * f).T @ labels.vector
             may = None if allowed is None else allowed[pixel]
             theta[pixel] = _solve(normal, right, may, sparsity, theta[pixel])
-            found = scatter_of(f - vector @ theta[pixel].T, i)
+            if labels.errors.any():
+                i = i / (1.0 + i * labels.label_noise(theta[pixel]))
+            found = scatter_of(f - labels.seen @ theta[pixel].T, i)
             change = np.abs(found - scatter[pixel])
             scatter[pixel] = found
             still.append(pixel[change > _TOLERANCE * np.maximum(found, 1e-4)])

@@ -33,6 +33,7 @@ __all__ = [
     "Operator",
     "PixelShift",
     "Shift",
+    "pixel_derivative",
 ]
 
 
@@ -69,20 +70,20 @@ class PixelShift:
     ) -> tuple[Float32Array, Float32Array | None]:
         """Shift; see `maury.methods.fitting.chain.Operator`."""
         moved = values.astype(np.float32) * self._per_kms
-        first = _derivative(rows[:, 0])
-        second = _derivative(first)
-        third = _derivative(second)
+        first = pixel_derivative(rows[:, 0])
+        second = pixel_derivative(first)
+        third = pixel_derivative(second)
         out = rows.copy()
         out[:, 0] += moved * (-first + moved * (second / 2 - moved * third / 6))
         if rows.shape[1] > 1:
-            out[:, 1:] -= moved[:, None] * _derivative(rows[:, 1:])
+            out[:, 1:] -= moved[:, None] * pixel_derivative(rows[:, 1:])
         if not slopes:
             return out, None
         by_velocity = -self._per_kms * (first - moved * (second - moved * third / 2))
         return out, np.asarray(by_velocity[:, None], dtype=np.float32)
 
 
-def _derivative(flux: Float32Array) -> Float32Array:
+def pixel_derivative(flux: Float32Array) -> Float32Array:
     """By pixel, from six neighbours; one-sided differences are crude, but few."""
     out = np.gradient(flux, axis=-1)
     a, b, c = np.float32(45 / 60), np.float32(-9 / 60), np.float32(1 / 60)
