@@ -1,6 +1,7 @@
 """What reaches a terminal: nothing that steers it, in any encoding, and a word after Ctrl-C."""
 
 import ast
+import logging
 import os
 import shutil
 import subprocess
@@ -94,3 +95,14 @@ def test_catalogues_are_written_where_the_locale_cannot_decode_their_path(tmp_pa
         done = maury_command(*command, **broken, PYTHONCOERCECLOCALE="0")
         assert done.returncode == 0, (command[0], done.stderr[-2000:])
     assert len(Catalogue.read(out).table) == len(Survey.open(survey))
+
+
+def test_a_warning_is_told_once():
+    once = terminal.Once()
+
+    def record(level, text):
+        return logging.LogRecord("maury", level, "", 0, text, (), None)
+
+    assert [once.filter(record(logging.WARNING, "a")) for _ in range(2)] == [True, False]
+    assert once.filter(record(logging.WARNING, "b"))
+    assert all(once.filter(record(logging.INFO, "a")) for _ in range(2))

@@ -287,3 +287,106 @@ def test_what_the_file_says_of_the_resolving_power_is_so(folder):
     text = init_survey(folder).text
     assert "does not train" not in text
     assert "a theory that is learnt needs none" in " ".join(text.replace("#", " ").split())
+
+
+# Files of published formats beside others
+
+
+def write_visit(path, star):
+    """Write a visit of APOGEE: three detectors, each from red to blue, no card of wavelengths."""
+    rng = np.random.default_rng(1)
+    edges = ((16480.0, 16950.0), (15860.0, 16430.0), (15140.0, 15800.0))
+    wave = np.stack([np.linspace(high, low, 400) for low, high in edges])
+    flux = (100 + rng.normal(0, 1, wave.shape)).astype(np.float32)
+    primary = fits.PrimaryHDU()
+    primary.header.update({"OBJID": star, "VRAD": -12.5, "SNR": 100.0, "RA": 6.1, "DEC": 53.7})
+    arrays = (flux, np.ones_like(flux), np.zeros(wave.shape, np.int16), wave)
+    fits.HDUList([primary, *(fits.ImageHDU(one) for one in arrays)]).writeto(path)
+
+
+def test_one_file_of_a_survey_beside_a_table_of_its_catalogue(tmp_path):
+    write_visit(tmp_path / "apVisit-r13-9518-57729-104.fits", "2M00242666+5341178")
+    rows = {"APOGEE_ID": ["2M00000002+7417074", "2M00242666+5341178"], "TEFF": [4000.0, 4900.0]}
+    Table(rows).write(tmp_path / "allStar.fits")
+    found = init_survey(tmp_path)
+    document = tomllib.loads(found.text)
+    assert document["spectra"] == {"file": "apVisit-r13-9518-57729-104.fits", "reader": "apvisit"}
+    # The reader knows grid and medium, the recipe all that no header says.
+    assert "wavelength" not in document
+    assert (document["at_rest"], document["resolving_power"]) == (False, 22500)
+    assert document["columns"]["radial_velocity"] == {"name": "VRAD", "unit": "km/s"}
+    assert document["table"][0]["through"] == {"table": "spectra", "column": "OBJID"}
+    survey = ingest_toml(tmp_path / "survey.toml", tmp_path / "out.zarr")
+    assert survey.medium == "vacuum"
+    assert survey.column("teff").tolist() == [4900.0]
+    assert survey.column("radial_velocity").tolist() == [-12.5]
+
+
+@pytest.mark.parametrize(
+    ("folder", "at_rest", "power", "n_star"),
+    [
+        ("lamost_lrs", False, 1800, 2),
+        ("rvs", True, 11500, 3),
+        ("galah_dr3", None, 28000, 1),
+        ("apogee", False, 22500, 1),
+        ("sdss", False, 2000, 1),
+        ("eso", False, None, 1),
+    ],
+)
+def test_public_files_are_described_as_they_are(shared, tmp_path, folder, at_rest, power, n_star):
+    place = shared / "real" / folder
+    if not place.is_dir():
+        pytest.skip("the public files are not beside the reference data")
+    init_survey(place, tmp_path / "survey.toml")
+    found = tomllib.loads((tmp_path / "survey.toml").read_text())
+    assert (found.get("at_rest"), found.get("resolving_power")) == (at_rest, power)
+    told = check_toml(tmp_path / "survey.toml")
+    assert not any("would stop" in line for line in told.lines)
+    survey = ingest_toml(tmp_path / "survey.toml", tmp_path / "out.zarr")
+    assert len(survey) == n_star
+    # GALAH's cameras are arms of one survey, on one grid.
+    assert len(found.get("arm", ())) == (3 if folder == "galah_dr3" else 0)
+
+
+def test_a_grid_that_no_file_gives_is_asked_for_and_not_made_up(tmp_path):
+    columns = {"ID": [f"s{k}" for k in range(8)], "FLUX": np.ones((8, 300), dtype=np.float32)}
+    Table(columns).write(tmp_path / "spectra.fits")
+    found = init_survey(tmp_path)
+    assert "start" not in tomllib.loads(found.text)["wavelength"]
+    assert "What are they?" in found.text
+    with pytest.raises(InputFileError, match="does not say its wavelengths"):
+        check_toml(tmp_path / "survey.toml")
+
+
+def test_identifiers_that_stand_twice_are_named(folder):
+    with (folder / "labels.csv").open("a") as stream:
+        stream.write("\n4611686018427380000,5100,0.1")
+    text = " ".join(init_survey(folder).text.replace("#", " ").split())
+    assert "twice in star (such as 4611686018427380000)" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "doubtful_air"), [("AIRMASS flux", False), ("wave_air flux", True)]
+)
+def test_an_airmass_says_nothing_of_the_medium(names, doubtful_air):
+    assert ("A name says" in medium_of(None, None, None, names).why) == doubtful_air
+
+
+def test_natural_logarithms_are_seen():
+    assert "natural logarithms" in unit_of(np.linspace(9.045, 9.059, 200), None).why
+
+
+def test_an_archive_is_named_as_one(tmp_path):
+    (tmp_path / "spectra.zip").write_bytes(b"PK")
+    with pytest.raises(InputFileError, match=r"spectra\.zip \(an archive: unpack it"):
+        init_survey(tmp_path)
+
+
+def test_an_hdu_is_found_in_any_case_of_its_letters(tmp_path):
+    from maury.io.opening import find_hdu
+
+    error = fits.ImageHDU(np.ones(5))
+    # As other programs write it: astropy itself turns names into capitals.
+    error.header["EXTNAME"] = "input_sigma"
+    hdus = [fits.PrimaryHDU(), error]
+    assert find_hdu(hdus, "Input_Sigma", tmp_path, image=True) is error

@@ -35,7 +35,7 @@ def init(
         # Spectra often lie where only those who made them may write.
         hint = "" if out else "; or name a file elsewhere: --out survey.toml"
         raise OutputError(f"{error}{hint}") from error
-    terminal.say(f"{target}: {found.n_check} guesses to check")
+    terminal.say(f"{target}: {found.n_check} guess{'es' * (found.n_check != 1)} to check")
     try:
         check(target)
         _draw(target, picture, overwrite)

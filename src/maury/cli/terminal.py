@@ -35,6 +35,23 @@ def say(*values: Any, **options: Any) -> None:
     print(*(printable(str(value)) for value in values), **options)
 
 
+class Once(logging.Filter):
+    """Lets a warning through once: a command may open the same files several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is no warning, or one that was not told yet."""
+        if record.levelno != logging.WARNING:
+            return True
+        text = record.getMessage()
+        new = text not in self._told
+        self._told.add(text)
+        return new
+
+
 @contextmanager
 def cluster(scheduler: str | None, workers: int | None, *, local: bool = False) -> Iterator[Any]:
     """Yield the workers of a scheduler, or None without one; `local` may start one for workers."""

@@ -277,12 +277,13 @@ def find_hdu(hdus: Any, key: int | str | None, path: Path, *, image: bool) -> An
             )
         return hdus[found[0]]
     names = [str(hdu.name) for hdu in hdus]
-    if isinstance(key, str) and key.upper() in names:
-        return hdus[names.index(key.upper())]
+    upper = [name.upper() for name in names]
+    if isinstance(key, str) and key.upper() in upper:
+        return hdus[upper.index(key.upper())]
     if isinstance(key, int) and 0 <= key < len(names):
         return hdus[key]
     listed = ", ".join(f"{k} {name!r}" for k, name in enumerate(names))
-    hint = suggestion(key.upper(), names) if isinstance(key, str) else ""
+    hint = suggestion(key.upper(), upper) if isinstance(key, str) else ""
     raise InputFileError(f"{path} has no HDU {key!r}{hint} (it has {listed})")
 
 

@@ -9,7 +9,7 @@ from maury.errors import MauryError
 from maury.io.opening import reading
 from maury.io.source_table import SourceTable
 from maury.survey.guessing import naming
-from maury.survey.guessing.document import Entry
+from maury.survey.guessing.document import Entry, unknown_grid
 from maury.survey.guessing.seen import LEAST_PIXELS, Seen
 from maury.survey.readers.planes import npz_array
 
@@ -38,10 +38,9 @@ def look_at_arrays(path: Path) -> Seen:
     text = f"{n_star} texts or whole numbers."
     entries += [Entry("id", name, text, len(ids) > 1) for name in ids[:1]]
     keys = (
-        Entry("values", named, "The array of the wavelengths.")
-        if named is not None
-        else Entry("start", 0.0, "No array looks like wavelengths: write start and step.", True),
-        *(() if named is not None else (Entry("step", 1.0),)),
+        unknown_grid(path.name)
+        if named is None
+        else (Entry("values", named, "The array of the wavelengths."),)
     )
     return Seen(path, "spectra", n_star, tuple(entries), keys, wave=wave, names=" ".join(names))
 
@@ -59,8 +58,7 @@ def vectors_of(table: SourceTable) -> Seen | None:
     if noise is not None:
         entries.append(Entry(*noise, f"Its name sounds like {noise[0]}."))
     named = naming.wave_among(same)
-    why = "No column looks like wavelengths: write start and step."
-    keys: tuple[Entry, ...] = (Entry("start", 0.0, why, doubtful=True), Entry("step", 1.0))
+    keys = unknown_grid(table.path.name)
     if named is not None:
         keys = (Entry("values", named, "Wavelengths stand beside each flux."),)
     return Seen(

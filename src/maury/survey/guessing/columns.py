@@ -23,6 +23,11 @@ _MAGNITUDES = (-5.0, 40.0)
 _MOST_STAND_INS = 4
 """Different numbers that one column has for "missing"; more are a wrong unit, or no numbers."""
 _STARS = ("sourceid", "gaiasourceid", "gaiaid", "starid", "apogeeid", "gaiadr3sourceid", "star")
+_STRUCTURE = re.compile(
+    r"(?:SIMPLE|BITPIX|NAXIS\d*|EXTEND|XTENSION|EXTNAME|[PG]COUNT|TFIELDS|T(?:TYPE|FORM|UNIT)\d+"
+    r"|CHECKSUM|DATASUM|BZERO|BSCALE)"
+)
+"""Cards that FITS itself needs, and that say nothing of a star."""
 _NAMED_TABLES = 40
 """Columns left out that a comment names."""
 
@@ -71,6 +76,9 @@ def map_columns(joined: Sequence[Linked], first: Sequence[Entry] = ()) -> Mapped
                 left.append(name)
             else:
                 found.setdefault(target, []).append(_Candidate(linked, name, doubtful, values))
+    for entry in first:
+        # What is known needs no guess, and is written once.
+        left += [one.name for one in found.pop(entry.key, []) if one.name != _source(entry)]
     labels = _own_labels(found)
     known = {label.name: label for label in (*LABELS, *labels)}
     # An error without its value, or of a label that nobody defined, has no place.
@@ -85,6 +93,11 @@ def map_columns(joined: Sequence[Linked], first: Sequence[Entry] = ()) -> Mapped
     entries += [_entry(one, found[one], counts, known.get(one)) for one in ordered]
     entries += _left_out(left, [e.value for e in entries])
     return Mapped(Section("[columns]", tuple(entries)), [_definition(one) for one in labels])
+
+
+def _source(entry: Entry) -> object:
+    """Return the name of the column that an entry takes."""
+    return entry.value["name"] if isinstance(entry.value, Mapping) else entry.value
 
 
 def _numbers(linked: Linked, name: str) -> Float64Array | None:
@@ -149,7 +162,9 @@ def _star(
     joined: Sequence[Linked], counts: Mapping[str, int], first: Sequence[Entry]
 ) -> list[Entry]:
     """Return the entry ``star_id``: spectra of one star must not be divided by a split."""
-    taken = {str(entry.value) for entry in first}
+    taken = {str(_source(entry)) for entry in first}
+    if any(entry.key == "star_id" for entry in first):
+        return []
     for linked in joined:
         for name in linked.table.names:
             if naming.plain(name) in _STARS and name not in taken:
@@ -257,6 +272,7 @@ def _other_unit(target: str, middle: float) -> str | None:
 def _left_out(names: Sequence[str], used: Sequence[object]) -> list[Entry]:
     taken = {one["name"] if isinstance(one, Mapping) else one for one in used}
     rest = [name for name in dict.fromkeys(names) if name not in taken]
+    rest = [name for name in rest if not _STRUCTURE.fullmatch(name)]
     if not rest:
         return []
     more = f" and {len(rest) - _NAMED_TABLES} more" if len(rest) > _NAMED_TABLES else ""

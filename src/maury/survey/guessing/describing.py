@@ -92,7 +92,9 @@ def describe_folder(folder: Path | str, out: Path | str) -> Description:
     InputFileError
         If the folder holds no spectra.
     """
-    folder, out = Path(folder).absolute(), Path(out).absolute()
+    # Messages name the file as it was given; paths in it are relative to where it stands.
+    folder, out = Path(folder).absolute(), Path(out)
+    base = out.absolute().parent
     seen = look(folder)
     if not seen.spectra:
         raise InputFileError(
@@ -102,9 +104,9 @@ def describe_folder(folder: Path | str, out: Path | str) -> Description:
     chosen = seen.spectra[0]
     told = None if chosen.wave is None else unit_of(chosen.wave, chosen.unit)
     with ExitStack() as stack:
-        links = _links(seen, chosen, out.parent, stack)
-        mapped = map_columns(links.joined, [links.id_column] if links.id_column else [])
-        parts = _Parts(seen, chosen, told, links, mapped, out)
+        links = _links(seen, chosen, base, stack)
+        mapped = map_columns(links.joined, _known_columns(chosen, links))
+        parts = _Parts(seen, chosen, told, links, mapped, base)
         # The medium needs spectra, and reading them needs a description: air stands in for it.
         provisional = parts.text(Entry("medium", chosen.medium or "air"))
         wave, flux = _sample(provisional, out)
@@ -121,14 +123,13 @@ class _Parts:
     told: Told | None
     links: Links
     mapped: Mapped
-    out: Path
+    base: Path
 
     def text(self, medium: Entry) -> str:
         """Return the file."""
         sections = [
             Section("", tuple(self._top())),
-            Section("[spectra]", tuple(self._spectra())),
-            Section("[wavelength]", tuple(self._wavelength(medium))),
+            *(self._arms() if self.chosen.arms else self._one(medium)),
             *(one.section for one in self.links.joined if one.section is not None),
             *self.links.apart,
             self.mapped.columns,
@@ -143,31 +144,37 @@ class _Parts:
                 "others), then: maury check FILE, and maury ingest toml FILE OUT.zarr. "
                 "The keys are explained in the guide to ingest."
             ),
-            Entry(
-                "resolving_power",
-                10000,
-                "lambda / FWHM of the spectrograph, which no file says. Without it errors are not "
-                "compared with their bound, and the emulator (8404-8800 angstrom, all nine "
-                "labels) simulates no stars; a theory that is learnt needs none.",
-                doubtful=True,
-                off=True,
-            ),
-            Entry(
-                "at_rest",
-                True,
-                "Are the spectra shifted to the rest frame of their stars? If not, write false "
-                "and map radial_velocity in [columns].",
-                doubtful=True,
-                off=True,
-            ),
+            self._power(),
+            self._rest(),
         ]
-        resample = _resample(self.chosen, self.told)
+        resample = None if self.chosen.arms else _resample(self.chosen, self.told)
         return [*entries, *([resample] if resample else []), *self._others()]
+
+    def _power(self) -> Entry:
+        known = self.chosen.known
+        if known is not None and known.resolving_power is not None:
+            return Entry("resolving_power", known.resolving_power, f"As {known.who} {known.says}.")
+        why = (
+            "lambda / FWHM of the spectrograph, which no file says. Without it errors are not "
+            "compared with their bound, and the emulator (8404-8800 angstrom, all nine "
+            "labels) simulates no stars; a theory that is learnt needs none."
+        )
+        return Entry("resolving_power", 10000, why, doubtful=True, off=True)
+
+    def _rest(self) -> Entry:
+        known = self.chosen.known
+        if known is not None and known.at_rest is not None:
+            return Entry("at_rest", known.at_rest, f"As {known.who} {known.says}.")
+        why = (
+            "Are the spectra shifted to the rest frame of their stars? If not, write false "
+            "and map radial_velocity in [columns]."
+        )
+        return Entry("at_rest", True, why, doubtful=True, off=True)
 
     def _others(self) -> list[Entry]:
         others = [f"{name} ({why})" for name, why in self.seen.others]
         others += [
-            f"{_shown(one.path, self.out.parent)} ({one.n_star} spectra; an [[arm]]?)"
+            f"{_shown(one.path, self.base)} ({_counted(one)}; an [[arm]]?)"
             for one in self.seen.spectra[1:]
         ]
         if not others:
@@ -176,10 +183,27 @@ class _Parts:
         why = f"Files that are left out: {'; '.join(others[:_NAMED])}{more}."
         return [Entry(why=why, doubtful=len(self.seen.spectra) > 1)]
 
+    def _one(self, medium: Entry) -> list[Section]:
+        return [
+            Section("[spectra]", tuple(self._spectra())),
+            Section("[wavelength]", tuple(self._wavelength(medium))),
+        ]
+
+    def _arms(self) -> list[Section]:
+        """Return the arms of one survey, which readers of published formats settle."""
+        sections = []
+        for one in self.chosen.arms:
+            assert one.known is not None, "arms are those of a recipe"
+            resample = _resample(one, None)
+            name = Entry("name", one.known.arm, f"{_counted(one)}.")
+            sections.append(Section("[[arm]]", (name, *([resample] if resample else []))))
+            place = Entry(_key(one), _shown(one.path, self.base))
+            sections.append(Section("[arm.spectra]", (place, *one.spectra)))
+        return sections
+
     def _spectra(self) -> list[Entry]:
-        key = "folder" if self.chosen.is_folder else "file"
-        why = f"{self.chosen.n_star} spectra."
-        place = Entry(key, _shown(self.chosen.path, self.out.parent), why)
+        why = f"{_counted(self.chosen)}."
+        place = Entry(_key(self.chosen), _shown(self.chosen.path, self.base), why)
         ids = [self.links.id_entry] if self.links.id_entry else []
         noise = {"error", "ivar"} & {entry.key for entry in self.chosen.spectra}
         without = Entry(
@@ -197,6 +221,24 @@ class _Parts:
             return []
         unit = [] if self.told is None else self.told.entries()
         return [medium, *self.chosen.wavelength, *unit]
+
+
+def _counted(one: Seen) -> str:
+    return "1 spectrum" if one.n_star == 1 else f"{one.n_star} spectra"
+
+
+def _key(one: Seen) -> str:
+    return "folder" if one.is_folder else "file"
+
+
+def _known_columns(chosen: Seen, links: Links) -> list[Entry]:
+    """Return entries of ``[columns]`` that need no guess."""
+    found = [links.id_column] if links.id_column else []
+    own = [one.table for one in links.joined if one.section is None]
+    if chosen.known is not None and own:
+        others = {n for one in links.joined if one.section is not None for n in one.table.names}
+        found += chosen.known.entries(own[0].names, others)
+    return found
 
 
 def _links(seen: Look, chosen: Seen, base: Path, stack: ExitStack) -> Links:
@@ -253,21 +295,27 @@ def open_text(text: str, path: Path) -> FileSurvey:
 
 
 def _resample(chosen: Seen, told: Told | None) -> Entry | None:
-    """Return a common grid for files that do not share one: their overlap, in their usual step."""
-    if told is None or len(chosen.grids) < 2:
+    """Return a common grid for spectra that do not share one."""
+    if len(chosen.grids) < 2:
         return None
-    grids = [np.sort(told.angstrom(grid)) for grid in chosen.grids]
+    raw = chosen.grids if told is None else [told.angstrom(grid) for grid in chosen.grids]
+    grids = [np.sort(grid) for grid in raw]
     if all(same_grid(grids[0], grid) for grid in grids[1:]):
         return None
+    which = f"The first {len(grids)} spectra stand on different grids"
+    known = chosen.known
+    if known is not None and known.grid is not None:
+        value = known.grid.model_dump(exclude_defaults=True)
+        return Entry("resample", value, f"{which}; this is that of {known.who}.")
+    # Without a recipe: their overlap, in their usual step.
     step = float(f"{np.median([np.median(np.diff(grid)) for grid in grids]):.3g}")
     low, high = max(grid[0] for grid in grids), min(grid[-1] for grid in grids)
     start = float(np.ceil(low / step) * step)
     n = int((high - start) / step) + 1
-    why = f"The first {len(grids)} files stand on different grids; this is what they share."
     if n < 2:
-        return Entry(why="Files stand on grids that do not overlap.", doubtful=True)
+        return Entry(why="Spectra stand on grids that do not overlap.", doubtful=True)
     value = {"start": round(start, 6), "step": step, "n": n}
-    return Entry("resample", value, why, doubtful=True)
+    return Entry("resample", value, f"{which}; this is what they share.", doubtful=True)
 
 
 def _shown(path: Path, base: Path) -> str:

@@ -42,6 +42,15 @@ class Entry:
         return lines
 
 
+def unknown_grid(place: str) -> tuple[Entry, ...]:
+    """Return keys of ``[wavelength]`` where nothing tells the grid: a question, and no guess."""
+    why = (
+        f"Nothing in {place} gives the wavelengths. What are they? Write those of the first "
+        "pixel and the step between pixels, in 'unit', or 'values', where they stand."
+    )
+    return (Entry("start", 8420.0, why, doubtful=True, off=True), Entry("step", 0.4, off=True))
+
+
 @dataclass(frozen=True)
 class Section:
     """A table of the file: its header, such as ``[spectra]`` or ``[[table]]``, and its entries."""

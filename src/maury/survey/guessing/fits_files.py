@@ -14,7 +14,7 @@ from maury.io.limits import current
 from maury.io.opening import open_fits, reading
 from maury.io.tables import fits_table
 from maury.survey.guessing import naming
-from maury.survey.guessing.document import Entry
+from maury.survey.guessing.document import Entry, unknown_grid
 from maury.survey.guessing.seen import LEAST_PIXELS, Seen
 from maury.survey.readers.grids import header_grid, header_medium
 
@@ -104,8 +104,7 @@ def _elsewhere(
         ):
             entry = Entry("values", {"hdu": hdu.name}, f"An image of {n_pixel} numbers.")
             return (entry,), np.asarray(image(hdu), dtype=np.float64).ravel(), None
-    why = f"Nothing in {path.name} looks like {n_pixel} wavelengths: write start and step."
-    return (Entry("start", 0.0, why, doubtful=True), Entry("step", 1.0)), None, None
+    return unknown_grid(path.name), None, None
 
 
 def _pixel_rows(path: Path, hdu: Any) -> Seen | None:

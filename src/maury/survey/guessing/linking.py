@@ -138,7 +138,11 @@ def link(
             break
         links.joined.append(_linked(best, tables[best.path], n_star, base))
         pending.remove(best.path)
-    links.apart += [_apart(path, tables[path], base) for path in pending]
+    known = [one for one in (links.ids,) if one is not None]
+    known += [one.take(t, "") for one in links.joined for t in _identifiers(one.table).values()]
+    links.apart += [
+        _apart(path, tables[path], base, _twice(words[path], known)) for path in pending
+    ]
     return links
 
 
@@ -259,13 +263,30 @@ def _linked(option: _Option, table: SourceTable, n_star: int, base: Path) -> Lin
     return Linked(option.path.name, table, option.rows, Section("[[table]]", tuple(entries)))
 
 
-def _apart(path: Path, table: SourceTable, base: Path) -> Section:
+def _twice(words: Mapping[str, StrArray], known: Sequence[StrArray]) -> str:
+    """Return the column of a table that knows spectra, but some of them twice; else nothing."""
+    for name, here in words.items():
+        for keys in known:
+            found = here[np.isin(here, keys) & (here != "")]
+            if np.unique(found).size < found.size:
+                values, counts = np.unique(found, return_counts=True)
+                return f"{name} (such as {values[counts > 1][0]})"
+    return ""
+
+
+def _apart(path: Path, table: SourceTable, base: Path, twice: str) -> Section:
+    entries = (Entry("file", _relative(path, base), off=True), Entry("id", "?", off=True))
+    if twice:
+        why = (
+            f"{path.name} ({table.n_row} rows) has identifiers of the spectra twice in {twice}, "
+            "and is left out: which row counts? Leave one row for each, and write its id here."
+        )
+        return Section("[[table]]", (Entry(why=why, doubtful=True), *entries), off=True)
     why = (
         f"{path.name} ({table.n_row} rows) has no column whose values are identifiers of the "
         f"spectra or stand in a table above, and is left out. Its columns: "
         f"{', '.join(table.names[:30])}."
     )
-    entries = (Entry("file", _relative(path, base), off=True), Entry("id", "?", off=True))
     return Section("[[table]]", (Entry(why=why, doubtful=True), *entries), off=True)
 
 

@@ -13,7 +13,7 @@ from maury.io.opening import files_of
 from maury.io.tables import TABLE_SUFFIXES, open_table
 from maury.survey.guessing.document import Entry
 from maury.survey.guessing.fits_files import look_at_fits
-from maury.survey.guessing.published import look_at_published, readers_of
+from maury.survey.guessing.published import look_at_published, published_among
 from maury.survey.guessing.seen import Seen
 from maury.survey.guessing.text_files import look_at_text
 from maury.survey.readers.sources import FITS_SUFFIXES
@@ -24,8 +24,11 @@ _SAMPLE = 5
 """Files that stand for all others of their kind; chosen."""
 _DOCUMENTS = (
     *(".md", ".rst", ".html", ".htm", ".pdf", ".ps", ".eps", ".png", ".jpg", ".jpeg", ".gif"),
-    *(".json", ".toml", ".yaml", ".py", ".sh", ".md5", ".sha256", ".ipynb", ".h5", ".zip", ".tar"),
+    *(".json", ".toml", ".yaml", ".py", ".sh", ".md5", ".sha256", ".ipynb"),
 )
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+_UNREAD = (".h5", ".hdf5", ".asdf", ".sav", ".mat", ".pickle", ".pkl")
+"""Containers that no reader opens: the first may hold anything, the last may run anything."""
 _STORES = (".zarr", ".model")
 
 
@@ -36,7 +39,7 @@ class Look:
     Attributes
     ----------
     spectra : tuple of Seen
-        Candidates; the first holds most spectra.
+        Candidates; the first has a grid, and holds most spectra.
     tables : tuple of Path
     others : tuple of (str, str)
         Names of other files, and why they are left out.
@@ -73,16 +76,20 @@ def look(folder: Path) -> Look:
     spectra = [one for one in found if one.kind == "spectra"]
     others = ((os.fspath(one.path.relative_to(folder)), one.why) for one in found)
     return Look(
-        tuple(
-            sorted(spectra, key=lambda one: (one.wave is None and one.reader is None, -one.n_star))
-        ),
+        tuple(sorted(spectra, key=_preference)),
         tuple(one.path for one in found if one.kind == "table"),
         tuple(other for other, one in zip(others, found, strict=True) if one.kind == "other"),
     )
 
 
-def _is_fits(path: Path) -> bool:
-    return _suffix(path) in FITS_SUFFIXES
+def _preference(one: Seen) -> tuple[bool, int, int]:
+    """Return what sorts candidates: those whose grid is known, many spectra, much said of them."""
+    keys = {entry.key for entry in one.spectra}
+    return (
+        one.wave is None and one.reader is None,
+        -one.n_star,
+        -len(keys & {"id", "error", "ivar", "reader"}) - one.is_folder,
+    )
 
 
 def _suffix(path: Path) -> str:
@@ -99,6 +106,14 @@ def _group(paths: Sequence[Path]) -> list[Seen]:
         published = look_at_published(paths)
         if published is not None:
             return [published]
+        among, rest = published_among(paths)
+        if among:
+            return [*among, *(_group_of_own(rest) if rest else [])]
+    return _group_of_own(paths)
+
+
+def _group_of_own(paths: Sequence[Path]) -> list[Seen]:
+    """Return what files of one folder and suffix are, none of them of a published format."""
     if len(paths) > _MOST_EACH:
         sample = [look_at(path) for path in paths[:_SAMPLE]]
         alike = {one.kind for one in sample} == {"spectrum"}
@@ -118,10 +133,6 @@ def _folder(single: Sequence[Seen], paths: Sequence[Path]) -> Seen:
     first = single[0]
     pattern, certain = _pattern(paths)
     why = f"{len(paths)} files, one star each; identifiers are their names without suffix."
-    arms = {name for path in paths[:_SAMPLE] if _is_fits(path) for name in readers_of(path)}
-    if arms:
-        why += f" Some are read by {', '.join(sorted(arms))}: put each of these into a folder of "
-        why += "its own, and write an [[arm]] with that reader."
     entry = Entry("pattern", pattern, why if certain else f"{why} It also matches other files.")
     return replace(
         first,
@@ -130,7 +141,7 @@ def _folder(single: Sequence[Seen], paths: Sequence[Path]) -> Seen:
         paths=tuple(paths),
         n_star=len(paths),
         grids=tuple(one.wave for one in single if one.wave is not None),
-        spectra=(replace(entry, doubtful=not certain or bool(arms)), *first.spectra),
+        spectra=(replace(entry, doubtful=not certain), *first.spectra),
     )
 
 
@@ -159,6 +170,10 @@ def look_at(path: Path) -> Seen:
     suffix = _suffix(path)
     if suffix in _DOCUMENTS:
         return Seen(path, "other", why="a document")
+    if path.name.lower().endswith(_ARCHIVES):
+        return Seen(path, "other", why="an archive: unpack it, and look again")
+    if suffix in _UNREAD:
+        return Seen(path, "other", why="no format that is read: export it as FITS, Parquet or NPZ")
     try:
         if suffix in FITS_SUFFIXES:
             return look_at_fits(path)

@@ -10,7 +10,7 @@ _NOISE = re.compile(r"err|sigma|unc|^sig|^e_|^std|noise|^uob", re.IGNORECASE)
 _IVAR = re.compile(r"ivar|invvar|inv_var|inverse_?var", re.IGNORECASE)
 _ID = re.compile(
     r"^(?:.*_)?(?:id|ids|name|star|target|object|obj|file|filename|spectrum|designation|source)$"
-    r"|sourceid|source_id|sobject|specid|obsid|obs_id|starname|apogee_id|filename",
+    r"|sourceid|source_id|sobject|specid|objid|obsid|obs_id|starname|apogee_id|filename",
     re.IGNORECASE,
 )
 _ERRORS = (
@@ -49,7 +49,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Spellings of the survey's columns, in small letters and figures alone. Archives: Gaia, 2MASS,
 AllWISE, VizieR, StarHorse, APOGEE, GALAH, RAVE, LAMOST."""
 DOUBTFUL = frozenset(
-    {"am", "afe", "alphafe", "j", "h", "k", "ks", "km", "sn", "metallicity", "grav"}
+    {"am", "afe", "alphafe", "j", "h", "k", "ks", "km", "sn", "metallicity", "grav", "epoch"}
 )
 """Spellings that mean something else in other tables."""
 # Those with lines in spectra of stars; of others nobody writes abundances.

@@ -7,6 +7,7 @@ from typing import Literal
 from maury.io.arrays import Float64Array
 from maury.spectra.spectra import Medium
 from maury.survey.guessing.document import Entry
+from maury.survey.guessing.recipes import Known
 
 Kind = Literal["spectra", "spectrum", "table", "other"]
 LEAST_PIXELS = 50
@@ -45,6 +46,10 @@ class Seen:
         Why a file is left out.
     reader : str, optional
         Name of a published format.
+    known : Known, optional
+        What recipes say of it.
+    arms : tuple of Seen
+        Arms of one survey, this one among them, in order of wavelength.
     """
 
     path: Path
@@ -61,6 +66,8 @@ class Seen:
     paths: tuple[Path, ...] = ()
     why: str = ""
     reader: str | None = None
+    known: Known | None = None
+    arms: "tuple[Seen, ...]" = ()
 
     @property
     def is_folder(self) -> bool:

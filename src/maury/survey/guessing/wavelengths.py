@@ -1,5 +1,6 @@
 """In which unit and medium wavelengths are: by what files say, by size, and by strong lines."""
 
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ _OPTICAL_AA = (2900.0, 12000.0)
 """Where most spectrographs on the ground work: tells angstrom from nanometres and micrometres."""
 _LONGEST_AA = 55000.0
 """The red end of the M band."""
+_MOST_LN = 12.0
+"""Natural logarithm of three times that."""
 _FARTHEST_KMS = 400.0
 """Beyond the velocities of nearly all stars of the Galaxy, and of air against vacuum."""
 _STEP_KMS = 2.0
@@ -85,7 +88,12 @@ def unit_of(wave: Float64Array, stated: str | None) -> Told:
     if high / 10 <= last <= _LONGEST_AA / 10 and first >= low / 10:
         why = f"{span}: nanometres, unless they are angstrom of the ultraviolet."
         return Told("nm", False, why, doubtful=True)
-    return Told("Angstrom", False, f"{span}: no unit fits well.", doubtful=True)
+    # exp of it: a bound on the exponent keeps nonsense from overflowing.
+    if last < _MOST_LN and low <= np.exp(first) and np.exp(last) <= _LONGEST_AA:
+        why = f"{span}: natural logarithms of angstrom? Write exp of them into the files."
+        return Told("Angstrom", False, why, doubtful=True)
+    why = f"{span}: in which unit? None fits well."
+    return Told("Angstrom", False, why, doubtful=True)
 
 
 def _uniform(wave: Float64Array) -> bool:
@@ -111,11 +119,17 @@ def medium_of(
     """
     if stated is not None:
         return Entry("medium", stated, "The header of the file says so.")
-    for word, medium in (("vac", "vacuum"), ("air", "air")):
-        if word in names.lower():
+    # Whole words: an airmass, or a pair, says nothing of the medium.
+    words = set(re.split(r"[^a-z]+|(?<=wave)|(?<=lambda)", names.lower()))
+    for word, medium in (("vac", "vacuum"), ("vacuum", "vacuum"), ("air", "air")):
+        if word in words:
             return Entry("medium", medium, f"A name says '{word}' ({names}).", doubtful=True)
     if wave_aa is None or flux is None:
-        return Entry("medium", "air", "Nothing tells air from vacuum here.", doubtful=True)
+        why = (
+            "Are the wavelengths in air or in vacuum (83 km/s apart)? No file says, and no line "
+            "could be looked at; air stands here until you do."
+        )
+        return Entry("medium", "air", why, doubtful=True)
     velocity = line_velocity(wave_aa, flux)
     if velocity is None:
         why = (

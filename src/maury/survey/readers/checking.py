@@ -120,8 +120,12 @@ def _lines(survey: FileSurvey) -> list[str]:
     rest = {True: "at rest", False: "not at rest", None: "at rest, as nothing else is said"}
     if survey.at_rest is None and "radial_velocity" in survey.columns:
         rest[None] = "at rest or not is not said"
+    such = ", ".join(dict.fromkeys((str(ids[0]), str(ids[-1]))))
+    if len(survey) == 1:
+        mark = mark.replace("spectra", "spectrum")
     return [
-        f"{survey.path}: {len(survey)} {mark} of {n_star} stars, ids such as {ids[0]}, {ids[-1]}",
+        f"{survey.path}: {len(survey)} {mark} of {n_star} star{'s' * (n_star > 1)}, ids such as "
+        f"{such}",
         f"grid: {describe_grid(survey.wave_aa, survey.medium)}{resampled}; {rest[survey.at_rest]}",
         f"resolving power: {'not stated' if power is None else f'{power:g}'}",
     ]
