@@ -437,3 +437,40 @@ def test_colours_of_one_figure_differ_for_the_colour_blind(colours, blind) -> No
     apart = np.linalg.norm(seen[:, None] - seen, axis=2)[np.triu_indices(len(seen), 1)]
     # A difference of 2.3 is just noticed side by side (Mahy et al. 1994); marks lie apart.
     assert apart.min() > 10
+
+
+def test_axes_bear_the_names_of_the_columns_that_they_show() -> None:
+    from astropy.table import Table
+
+    teff, logg = np.linspace(4000, 6500, 60), np.linspace(1, 4.5, 60)
+    rng = np.random.default_rng(2)
+    table = Table({"fe_h": rng.normal(0, 0.2, 60), "mg_fe": rng.normal(0, 0.1, 60)})
+    table["Zr II"] = rng.normal(0, 0.1, 60)
+    iron, magnesium, own = table["fe_h"], table["mg_fe"], table["Zr II"]
+    panel = figures.Panel("", teff, logg, iron)
+    plane = figures.Panel("", iron, magnesium)
+    for figure, wanted in [
+        (figures.kiel_figure(teff, logg, iron), {"[Fe/H]"}),
+        (figures.kiel_figure(teff, logg, own), {"Zr II"}),
+        (figures.kiel_figure(teff, logg, np.asarray(iron), label="fe_h"), {"[Fe/H]"}),
+        (figures.kiel_grid([panel], across=1), {"[Fe/H]"}),
+        (figures.abundance_figure(iron, magnesium), {"[Fe/H]", "[Mg/Fe]"}),
+        (figures.plane_grid([plane], across=1), {"[Fe/H]", "[Mg/Fe]"}),
+    ]:
+        written = " ".join(texts(figure))
+        assert all(word in written for word in wanted)
+        assert "[M/H]" not in written
+        draw(figure)
+    # Arrays have no name: the default, as documented, and what is given counts above a name.
+    assert "[M/H]" in " ".join(texts(figures.kiel_figure(teff, logg, np.asarray(iron))))
+    given = figures.kiel_figure(teff, logg, iron, label="m_h")
+    assert "[M/H]" in " ".join(texts(given))
+    with pytest.raises(UnknownName, match="did you mean 'fe_h'"):
+        figures.kiel_figure(teff, logg, iron, label="feh")
+
+
+def test_regimes_are_called_by_the_metallicity_that_there_is() -> None:
+    parts = checks.regimes([50.0], [2.0], [-0.7], symbol="[Fe/H]")
+    assert [one.name for one in parts if "H]" in one.name and one.rows[0]] == [
+        "[Fe/H] < \N{MINUS SIGN}0.5"
+    ]

@@ -13,6 +13,7 @@ from maury.io.arrays import Float64Array
 from maury.labels.definitions import Label, select
 from maury.report.cartography.bimodality import CLEAN, Bimodality
 from maury.report.cartography.gradients import ALPHA_LINE, Gradient, mean_map
+from maury.report.figures.naming import Named, label_of
 from maury.report.figures.planes import Panel, plane_grid
 from maury.report.figures.style import (
     ACCENT,
@@ -80,7 +81,7 @@ def gradient_panel(
     ax: Axes,
     groups: Mapping[str, Sequence[Gradient]],
     *,
-    label: Label = _M_H,
+    label: Label | str = _M_H,
     put_in: Mapping[str, float] | None = None,
     simulated: bool = False,
 ) -> Axes:
@@ -124,7 +125,7 @@ def gradient_panel(
     _frame(ax, [one for some in groups.values() for one in some], put_in)
     ax.axhline(0.0, color=MISSING, linewidth=0.5, zorder=0)
     ax.set_xlabel(f"{other} [kpc]")
-    ax.set_ylabel(f"d{axis_text(label)} / d{first[0].along} [dex / kpc]")
+    ax.set_ylabel(f"d{axis_text(label_of((), label, _M_H))} / d{first[0].along} [dex / kpc]")
     if simulated:
         mark_simulated(ax, place="lower right")
     return ax
@@ -147,7 +148,7 @@ def gradients_figure(
     radial: Mapping[str, Sequence[Gradient]],
     vertical: Mapping[str, Sequence[Gradient]],
     *,
-    label: Label = _M_H,
+    label: Label | str = _M_H,
     put_in: tuple[Mapping[str, float], Mapping[str, float]] | None = None,
     simulated: bool = False,
 ) -> Figure:
@@ -260,7 +261,7 @@ def bimodality_panel(
     values: ArrayLike,
     found: Bimodality,
     *,
-    label: Label = _ALPHA_M,
+    label: Named = None,
     error: float = 0.0,
     title: str = "",
     simulated: bool = False,
@@ -274,8 +275,8 @@ def bimodality_panel(
     values : (n,) float
         As they were fitted.
     found : Bimodality
-    label : Label
-        Its definition.
+    label : Label, str or None
+        What they are; by default what they are called, else [alpha/M].
     error : float
         Typical error, if errors were taken out.
     title : str
@@ -285,9 +286,10 @@ def bimodality_panel(
     """
     x = np.asarray(values, np.float64)
     x = x[np.isfinite(x)]
-    low, high = np.percentile(x, (0.5, 99.5)) if x.size else label.range
+    span = label_of(values, label, _ALPHA_M).range
+    low, high = np.percentile(x, (0.5, 99.5)) if x.size else span
     if not low < high:
-        low, high = label.range
+        low, high = span
     grid = np.linspace(low, high, 200)
     ax.hist(
         x,
@@ -321,7 +323,7 @@ def bimodality_panel(
 def bimodality_figure(
     parts: Sequence[tuple[str, ArrayLike, Bimodality]],
     *,
-    label: Label = _ALPHA_M,
+    label: Named = None,
     simulated: bool = False,
 ) -> Figure:
     """Return `bimodality_panel` of stars in some bins of metallicity, three in a row.
@@ -329,8 +331,8 @@ def bimodality_figure(
     Parameters
     ----------
     parts : sequence of (title, values, Bimodality)
-    label : Label
-        What is bimodal.
+    label : Label, str or None
+        What is bimodal; by default what the values are called, else [alpha/M].
     simulated : bool
         Whether to mark every panel as simulated.
     """
@@ -342,7 +344,8 @@ def bimodality_figure(
             bimodality_panel(ax, values, found, label=label, title=title, simulated=simulated)
         for ax in panels[len(parts) :]:
             ax.set_axis_off()
-        figure.supxlabel(axis_text(label))
+        first = parts[0][1] if parts else ()
+        figure.supxlabel(axis_text(label_of(first, label, _ALPHA_M)))
         figure.supylabel("share of stars")
         common_legend(figure)
     return figure

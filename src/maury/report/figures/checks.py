@@ -170,9 +170,19 @@ class Regime:
     rows: BoolArray
 
 
-def regimes(snr: ArrayLike, logg: ArrayLike, m_h: ArrayLike) -> list[Regime]:
-    """Divide stars by S/N, gravity and metallicity; each star is in one regime of each kind."""
-    s, g, m = (np.asarray(a, np.float64) for a in (snr, logg, m_h))
+def regimes(
+    snr: ArrayLike, logg: ArrayLike, metals: ArrayLike, *, symbol: str = "[M/H]"
+) -> list[Regime]:
+    """Divide stars by S/N, gravity and metallicity; each star is in one regime of each kind.
+
+    Parameters
+    ----------
+    snr, logg, metals : (n,) float
+        A star without one of them is in no regime of that kind.
+    symbol : str
+        What the metallicity is called.
+    """
+    s, g, m = (np.asarray(a, np.float64) for a in (snr, logg, metals))
     return [
         Regime("all", np.ones(s.shape, np.bool_)),
         Regime("S/N < 40", s < 40),
@@ -180,9 +190,9 @@ def regimes(snr: ArrayLike, logg: ArrayLike, m_h: ArrayLike) -> list[Regime]:
         Regime("S/N \N{GREATER-THAN OR EQUAL TO} 60", s >= 60),
         Regime("giants", g < 3.5),
         Regime("dwarfs", g >= 3.5),
-        Regime("[M/H] < \N{MINUS SIGN}0.5", m < -0.5),
-        Regime("[M/H] \N{MINUS SIGN}0.5\N{EN DASH}0", (m >= -0.5) & (m < 0)),
-        Regime("[M/H] \N{GREATER-THAN OR EQUAL TO} 0", m >= 0),
+        Regime(f"{symbol} < \N{MINUS SIGN}0.5", m < -0.5),
+        Regime(f"{symbol} \N{MINUS SIGN}0.5\N{EN DASH}0", (m >= -0.5) & (m < 0)),
+        Regime(f"{symbol} \N{GREATER-THAN OR EQUAL TO} 0", m >= 0),
     ]
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from maury.io.arrays import Float64Array
 from maury.labels.definitions import Label, select
+from maury.report.figures.naming import Named, label_of
 from maury.report.figures.stars import DENSE
 from maury.report.figures.style import (
     COLOURS,
@@ -138,7 +139,7 @@ def kiel_panel(ax: Axes, panel: Panel, *, ranges: tuple[Range, Range], colour_ra
 
 
 def kiel_grid(
-    panels: Sequence[Panel], *, across: int, label: Label = _M_H, simulated: bool = False
+    panels: Sequence[Panel], *, across: int, label: Named = None, simulated: bool = False
 ) -> Figure:
     """Return Kiel diagrams with common axes and one colour bar.
 
@@ -148,8 +149,8 @@ def kiel_grid(
         Teff in K, log g in dex, and the label that colours them.
     across : int
         Panels in a row.
-    label : Label
-        Definition of the colour.
+    label : Label, str or None
+        What the colour is; by default what the first panel's is called, else [M/H].
     simulated : bool
         Whether to mark every panel as simulated.
     """
@@ -159,10 +160,13 @@ def kiel_grid(
     )
     colours = [np.asarray(one.colour, np.float64) for one in panels if one.colour is not None]
     known = np.concatenate([one[np.isfinite(one)] for one in colours]) if colours else np.empty(0)
+    shown = label_of(
+        next((one.colour for one in panels if one.colour is not None), ()), label, _M_H
+    )
     # Colours for the middle 96 %: a few metal-poor stars would leave one colour for the disc.
-    low, high = np.percentile(known, (2.0, 98.0)) if known.size else label.range
+    low, high = np.percentile(known, (2.0, 98.0)) if known.size else shown.range
     if not low < high:
-        low, high = label.range
+        low, high = shown.range
     with style():
         figure, axes = _grid(len(panels), across, 46.0)
         for ax, panel in zip(axes, panels, strict=False):
@@ -170,7 +174,7 @@ def kiel_grid(
             _caption(ax, panel.coloured(), simulated, "upper left")
         _outer_labels(figure, axes, (axis_text(_TEFF), axis_text(_LOGG)))
         bar = figure.colorbar(drawn, ax=list(axes), pad=0.01, aspect=40, extend="both")
-        bar.set_label(axis_text(label))
+        bar.set_label(axis_text(shown))
         bar.ax.minorticks_off()
     return figure
 
@@ -179,7 +183,7 @@ def plane_grid(
     panels: Sequence[Panel],
     *,
     across: int,
-    labels: tuple[Label, Label] = (_M_H, _ALPHA_M),
+    labels: tuple[Named, Named] = (None, None),
     line: tuple[ArrayLike, ArrayLike] | None = None,
     simulated: bool = False,
 ) -> Figure:
@@ -191,20 +195,23 @@ def plane_grid(
     across : int
         Panels in a row.
     labels : (Label, Label)
-        Definitions of the abundances across and up.
+        What stands across and up; by default what the first panel's are called, else [M/H] and
+        [alpha/M].
     line : (x, y), optional
         A line to draw in every panel.
     simulated : bool
         Whether to mark every panel as simulated.
     """
+    first, second = (panels[0].x, panels[0].y) if panels else ((), ())
+    pair = label_of(first, labels[0], _M_H), label_of(second, labels[1], _ALPHA_M)
     ranges = (
-        limits(*(one.x for one in panels), fallback=labels[0].range),
-        limits(*(one.y for one in panels), fallback=labels[1].range),
+        limits(*(one.x for one in panels), fallback=pair[0].range),
+        limits(*(one.y for one in panels), fallback=pair[1].range),
     )
     with style():
         figure, axes = _grid(len(panels), across, 42.0)
         _fill(figure, axes, panels, ranges=ranges, line=line, simulated=simulated)
-        _outer_labels(figure, axes, (axis_text(labels[0]), axis_text(labels[1])))
+        _outer_labels(figure, axes, (axis_text(pair[0]), axis_text(pair[1])))
     return figure
 
 

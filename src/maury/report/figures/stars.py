@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from maury.io.arrays import BoolArray, Float64Array
 from maury.labels.definitions import Label, select
+from maury.report.figures.naming import Named, label_of
 from maury.report.figures.style import (
     COLOURS,
     COLUMN_MM,
@@ -40,7 +41,7 @@ def kiel(
     logg: ArrayLike,
     colour: ArrayLike,
     *,
-    label: Label = _M_H,
+    label: Named = None,
     simulated: bool = False,
 ) -> None:
     """Draw effective temperature (decreasing to the right) against log g (increasing downwards).
@@ -56,11 +57,12 @@ def kiel(
         Effective temperature in K and log g in dex; stars without one are left out.
     colour : (n,) float
         Label that colours the stars; those without it are grey.
-    label : Label
-        Definition of `colour`.
+    label : Label, str or None
+        What `colour` is; by default what it is called, as a column of a table is, else [M/H].
     simulated : bool
         Whether to mark the axes as simulated.
     """
+    coloured_by = label_of(colour, label, _M_H)
     x, y, c = (np.asarray(a, dtype=np.float64) for a in (teff, logg, colour))
     known = np.isfinite(x) & np.isfinite(y)
     x, y, c = x[known], y[known], c[known]
@@ -78,7 +80,7 @@ def kiel(
     )
     if coloured.any():
         _draw_coloured(
-            ax, x[coloured], y[coloured], c[coloured], label=label, ranges=(x_range, y_range)
+            ax, x[coloured], y[coloured], c[coloured], label=coloured_by, ranges=(x_range, y_range)
         )
     ax.set_xlim(x_range[1], x_range[0])
     ax.set_ylim(y_range[1], y_range[0])
@@ -160,7 +162,7 @@ def abundance(
     x: ArrayLike,
     y: ArrayLike,
     *,
-    labels: tuple[Label, Label] = (_M_H, _ALPHA_M),
+    labels: tuple[Named, Named] = (None, None),
     simulated: bool = False,
 ) -> None:
     """Draw two abundances against one another, points coloured by their density.
@@ -172,22 +174,23 @@ def abundance(
     x, y : (n,) float
         Abundances in dex; stars without one of them are left out.
     labels : (Label, Label)
-        Definitions of `x` and `y`.
+        What `x` and `y` are; by default what they are called, else [M/H] and [alpha/M].
     simulated : bool
         Whether to mark the axes as simulated.
     """
+    first, second = label_of(x, labels[0], _M_H), label_of(y, labels[1], _ALPHA_M)
     across, up = (np.asarray(a, dtype=np.float64) for a in (x, y))
     known = np.isfinite(across) & np.isfinite(up)
     across, up = across[known], up[known]
-    x_range = limits(across, fallback=labels[0].range)
-    y_range = limits(up, fallback=labels[1].range)
+    x_range = limits(across, fallback=first.range)
+    y_range = limits(up, fallback=second.range)
     if across.size:
         density_scatter(ax, across, up, x_range=x_range, y_range=y_range)
     ax.set_xlim(*x_range)
     ax.set_ylim(*y_range)
     ax.locator_params(axis="x", nbins=6)
-    ax.set_xlabel(axis_text(labels[0]))
-    ax.set_ylabel(axis_text(labels[1]))
+    ax.set_xlabel(axis_text(first))
+    ax.set_ylabel(axis_text(second))
     ax.set_title(count_text(across, up, (x_range, y_range)), fontsize=NOTE_PT, pad=3)
     if simulated:
         mark_simulated(ax, place="lower left")
@@ -198,7 +201,7 @@ def kiel_figure(
     logg: ArrayLike,
     colour: ArrayLike,
     *,
-    label: Label = _M_H,
+    label: Named = None,
     simulated: bool = False,
 ) -> Figure:
     """Return a Kiel diagram of one column's width; see `kiel` for the arguments."""
@@ -212,7 +215,7 @@ def abundance_figure(
     x: ArrayLike,
     y: ArrayLike,
     *,
-    labels: tuple[Label, Label] = (_M_H, _ALPHA_M),
+    labels: tuple[Named, Named] = (None, None),
     simulated: bool = False,
 ) -> Figure:
     """Return a plane of two abundances of one column's width; see `abundance`."""

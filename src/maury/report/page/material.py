@@ -41,10 +41,16 @@ TABLE_FORMATS = (".csv", ".ecsv", ".fits", ".vot", ".parquet")
 
 def kiel_labels(labels: Sequence[Label]) -> tuple[Label, ...]:
     """Teff, log g, and [M/H] or else [Fe/H], of a Kiel diagram; none if one of them is missing."""
+    named, iron = {label.name: label for label in labels}, metallicity(labels)
+    if iron is None or not {"teff", "logg"} <= set(named):
+        return ()
+    return (named["teff"], named["logg"], iron)
+
+
+def metallicity(labels: Sequence[Label]) -> Label | None:
+    """Return [M/H], or else [Fe/H], or None if neither is among some labels."""
     named = {label.name: label for label in labels}
-    iron = "m_h" if "m_h" in named else "fe_h"
-    names = ("teff", "logg", iron)
-    return tuple(named[name] for name in names) if set(names) <= set(named) else ()
+    return named.get("m_h") or named.get("fe_h")
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from maury.model.directory import LOSSES
 from maury.prediction.calibration import repeat_scatter
 from maury.report import figures
 from maury.report.figures import checks
-from maury.report.page.material import Material, PageStars, kiel_labels
+from maury.report.page.material import Material, PageStars, kiel_labels, metallicity
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 
 Found = Iterator[Plate | Omitted]
@@ -353,7 +353,13 @@ def _calibration(material: Material, test: PageStars) -> Found:
         checks.z_figure(z, labels, simulated=simulated),
         {"id": test.id} | {one.name: z[:, k] for k, one in enumerate(labels)},
     )
-    parts = checks.regimes(test.snr, material.column(test, "logg"), material.column(test, "m_h"))
+    iron = metallicity(material.labels)
+    parts = checks.regimes(
+        test.snr,
+        material.column(test, "logg"),
+        material.column(test, "m_h" if iron is None else iron.name),
+        symbol="[M/H]" if iron is None else iron.symbol,
+    )
     share, count = checks.regime_coverage(z, parts)
     yield Plate(
         "coverage_regimes",

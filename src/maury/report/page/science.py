@@ -16,7 +16,7 @@ from maury.report.cartography.bimodality import Bimodality, bimodality
 from maury.report.figures import checks
 from maury.report.figures.cartography import separation_text
 from maury.report.figures.planes import Panel
-from maury.report.page.material import Material, PageStars, kiel_labels, match
+from maury.report.page.material import Material, PageStars, kiel_labels, match, metallicity
 from maury.report.page.plates import Omitted, Plate, Rows, Section, sort_out
 from maury.report.page.quality import mark
 
@@ -130,12 +130,20 @@ def _panel_data(panels: Sequence[Panel], names: tuple[str, ...]) -> dict[str, An
 def abundances_section(material: Material) -> Section:
     """Return [alpha/M] against [M/H], elements against iron, slices, and the bimodality."""
     names = material.model.label_names
-    if not {"m_h", "alpha_m"} <= set(names):
-        missing = Omitted("Abundance planes", "the model lacks [M/H] or [alpha/M]")
-        return Section("abundances", "Abundances", omitted=(missing,))
+    both = {"m_h", "alpha_m"} <= set(names)
     stars = material.stars_with_most
     assert stars is not None, "a report has observed or labelled stars"
-    found: list[Plate | Omitted] = [_elements(material, stars), _slices(material, stars)]
+    planes = _planes(material)
+    if not planes:
+        missing = Omitted(
+            "Abundance planes", "the model lacks a metallicity or a further abundance"
+        )
+        return Section("abundances", "Abundances", omitted=(missing,))
+    if not both:
+        missing = Omitted("Sequences of [alpha/M]", "the model lacks [M/H] or [alpha/M]")
+        plate = _elements(material, stars, planes)
+        return Section("abundances", "Abundances", (plate,), omitted=(missing,))
+    found: list[Plate | Omitted] = [_elements(material, stars, planes), _slices(material, stars)]
     fitted = [_bimodality(material, stars, truth=False)]
     training = material.samples.get("training")
     if training is not None:
@@ -145,18 +153,28 @@ def abundances_section(material: Material) -> Section:
     return Section("abundances", "Abundances", plates, omitted, tables=tables)
 
 
-def _elements(material: Material, stars: PageStars) -> Plate:
-    chosen = [one for one in material.labels if one.name.endswith("_fe")]
-    iron = "fe_h" if "fe_h" in material.model.label_names else "m_h"
+def _planes(material: Material) -> list[tuple[str, str]]:
+    """Return what stands across and up: [alpha/M] by [M/H], every [X/Fe] by [Fe/H]; else what is.
+
+    Each falls back on the other metallicity, where the model has only one.
+    """
+    names, metals = material.model.label_names, metallicity(material.labels)
+    if metals is None:
+        return []
+    iron = "fe_h" if "fe_h" in names else metals.name
+    alpha = [(metals.name, "alpha_m")] if "alpha_m" in names else []
+    return [*alpha, *((iron, name) for name in names if name.endswith("_fe"))]
+
+
+def _elements(material: Material, stars: PageStars, planes: Sequence[tuple[str, str]]) -> Plate:
     good = stars.good
-    planes = [("m_h", "alpha_m"), *((iron, one.name) for one in chosen)]
-    x = {name: material.column(stars, name)[good] for name in ("m_h", iron)}
+    x = {name: material.column(stars, name)[good] for name, _ in planes}
     y = {name: material.column(stars, name)[good] for _, name in planes}
     definitions = {one.name: one for one in (*LABELS, *material.labels)}
     return Plate(
         "elements",
         "Abundance planes",
-        f"{mark(material)}[alpha/M] against [M/H], and [X/Fe] against [Fe/H] of every element, of "
+        f"{mark(material)}Abundances against metallicity, of "
         f"{int(good.sum())} {stars.name} stars without a warning flag: logarithm of the number of "
         "stars where a cell holds at least four, single stars elsewhere.",
         figures.elements_figure(
