@@ -76,6 +76,11 @@ def test_lines_of_any_bar():
     assert bars.disable
     lines = terminal._Lines(bars, "training", now=watch)
     assert lines.text() == "training, 1 s since the start"
+    # Lines ten seconds apart differ, also after minutes.
+    for seconds, said in ((70.0, "1 min 10 s"), (80.0, "1 min 20 s"), (5000.0, "1 h 23 min")):
+        watch.time = seconds
+        assert lines.text() == f"training, {said} since the start"
+    watch.time = 0.0
     one, two = (bars.add_task("", total=100, completed=done) for done in (40, 0))
     # What an earlier run has done says nothing of the pace of this one.
     assert lines.text() == "training: 20%"

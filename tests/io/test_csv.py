@@ -102,3 +102,33 @@ def test_ecsv_is_utf8_in_a_locale_of_ascii(tmp_path):
     )
     assert done.stdout.strip() == r"'Gr\xfcn \u2013 1'", done.stderr[-1000:]
     assert "Gr\xfcn \u2013 1" in (tmp_path / "t.ecsv").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id teff name\n007 5000.5 'a b'\n008  -  c\n",
+        "# made by hand\n# id teff name\n007   5000.5 'a b'\n\n008  - c\n",
+        "id, teff, name\n007, 5000.5, a b\n008, -, c\n",
+        "id\tteff\tname\n007\t5000.5\ta b\n008\t-\tc\n",
+    ],
+)
+def test_texts_of_columns_have_names_and_keep_leading_zeros(opened, text):
+    table = opened(text.replace("'", '"'), "t.dat")
+    assert table.names == ("id", "teff", "name")
+    assert table.texts("id").tolist() == ["007", "008"]
+    assert table.texts("name").tolist() == ["a b", "c"]
+    assert table.texts("teff").tolist() == ["5000.5", "-"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("007 5000.5\n008 5100.0\n", "no line of names above its 2 columns"),
+        ("id teff\n007 5000.5 3\n", "row 1 has 3 cells, of 2 columns"),
+        ("id teff\n", "has no rows"),
+    ],
+)
+def test_a_text_that_is_no_table_is_one_error(opened, text, error):
+    with pytest.raises(InputFileError, match=error):
+        opened(text, "t.txt")

@@ -448,6 +448,14 @@ def test_a_model_of_iron_has_kiel_diagrams_coloured_by_it(tmp_path) -> None:
     assert "coloured by [Fe/H]" in plates["kiel_fe_h"].caption
     assert "fe_h" in plates["kiel_samples"].data
     assert [label.name for label in kiel_labels(found.labels)] == ["teff", "logg", "fe_h"]
+    assert "elements" not in plates
+
+
+def test_a_model_of_iron_and_magnesium_shows_their_plane(tmp_path) -> None:
+    found = little(tmp_path, ["teff", "logg", "fe_h", "mg_fe"])
+    section = next(one for one in sections(found) if one.title == "Abundances")
+    assert {"fe_h", "mg_fe"} <= set(section.plates[0].data)
+    assert told_of(section) == {"Sequences of [alpha/M]": "the model lacks [M/H] or [alpha/M]"}
 
 
 def test_a_report_of_a_catalogue_alone_says_what_it_cannot_show(tmp_path) -> None:
@@ -455,7 +463,7 @@ def test_a_report_of_a_catalogue_alone_says_what_it_cannot_show(tmp_path) -> Non
     told = {title: why for one in sections(found) for title, why in told_of(one).items()}
     for title, why in {
         "Kiel diagrams": "the model lacks Teff, log g, or both [M/H] and [Fe/H]",
-        "Abundance planes": "the model lacks [M/H] or [alpha/M]",
+        "Abundance planes": "the model lacks a metallicity or a further abundance",
         "Losses": "this model does not record the losses of its training",
         "One-to-one comparisons": "no labelled survey was given",
         "Audit and sensitivity": "no labelled survey was given",

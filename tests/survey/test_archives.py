@@ -112,7 +112,7 @@ def test_everything_wrong_in_a_recipe_is_told_at_once():
     for part in (
         "name: String should match pattern",
         "titel: unknown key; did you mean 'title'?",
-        "title: must be given",
+        "it lacks title, [id]",
         "documentation:",
         "columns.tef: unknown column; did you mean 'teff'?",
         "file.0.name:",
@@ -130,8 +130,8 @@ def test_everything_wrong_in_a_recipe_is_told_at_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('[id]\ncolumn = "ID"\n', ""), "needs [id] and [columns]"),
-        (('kind = "catalogue"', 'kind = "spectra"'), "needs [spectra]"),
+        (('[id]\ncolumn = "ID"\n', ""), "it lacks [id], which must be given; the least"),
+        (('kind = "catalogue"', 'kind = "spectra"'), "it lacks [spectra]"),
         (('name = "mine"', 'name = "mine'), "cannot read mine.toml"),
         (('teff = "TEFF"', 'teff = { name = "T", index = -1 }'), "index"),
     ],
@@ -399,3 +399,14 @@ def test_ingest_takes_the_name_of_a_recipe_as_a_command(tmp_path):
         assert "not found" in str(done.exception)
     done = runner.invoke(app, ["ingest", "mars", "a", "b"])
     assert isinstance(done.exception, UnknownName)
+
+
+def test_what_a_bare_recipe_lacks_is_told_in_one_text_with_an_example_that_reads():
+    with pytest.raises(ConfigError) as caught:
+        parse('name = "log"\nkind = "catalogue"\n', what="log.toml")
+    message = str(caught.value)
+    lacking = "title, description, citation, documentation, [id], [columns]"
+    assert message.startswith(f"log.toml is wrong: it lacks {lacking}, which must be given")
+    assert message.count("must be given") == 1
+    example = message[message.index("name = ") :]
+    assert parse(example, what="the example").kind == "catalogue"

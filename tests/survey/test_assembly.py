@@ -257,6 +257,48 @@ def test_a_catalogue_that_matches_nothing_is_said(tmp_path, caplog) -> None:
     assert "no spectrum is matched to ref (id: star_id = id)" in caplog.text
 
 
+def test_identifiers_that_an_earlier_catalogue_knows_are_named_with_it(tmp_path) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "log", range(20))
+    catalogue(tmp_path, "ref", range(20))
+    later = ONE[ONE.index("    [[catalogue]]") :].replace('"star_id"', '"GAIA"')
+    text = ONE.replace("ref.", "log.") + later
+    with pytest.raises(ConfigError, match=r'via = "log", spectra = "GAIA"'):
+        build_survey(write_recipe(tmp_path, text), tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize("role", ["columns", "reference"])
+def test_a_recommended_cut_on_a_column_that_an_excerpt_lacks(tmp_path, caplog, role) -> None:
+    simulated_spectra(tmp_path, teff=np.linspace(4000, 6000, 40), parallax=np.full(40, np.nan))
+    catalogue(tmp_path, "ref", range(20))
+    table = Table.read(tmp_path / "ref.fits")
+    table.remove_column("FLAG")
+    table.write(tmp_path / "ref.fits", overwrite=True)
+    text = ONE.replace("match =", f'role = "{role}"\n    match =')
+    if role == "reference":
+        # Labels that nobody checked are not let in; the remedy is named.
+        with pytest.raises(ColumnError, match=r'without = \["flag"\] in the \[\[catalogue\]\]'):
+            build_survey(write_recipe(tmp_path, text), tmp_path / "out.zarr")
+        return
+    built = build_survey(write_recipe(tmp_path, text), tmp_path / "out.zarr")
+    step = next(one for one in built.flow if one.step == "flag")
+    assert (step.n_in, step.n_out, step.why) == (20, 20, "not applied: ref.fits has no FLAG")
+    assert caplog.text.count("'flag' is not applied: ref.fits has no FLAG") == 1
+
+
+@pytest.mark.parametrize("suffix", [".dat", ".txt"])
+def test_a_catalogue_may_be_a_text_of_columns(tmp_path, suffix) -> None:
+    simulated_spectra(tmp_path)
+    catalogue(tmp_path, "ref", range(20))
+    form = "ascii.commented_header" if suffix == ".dat" else "ascii.basic"
+    Table.read(tmp_path / "ref.fits").write(tmp_path / f"ref{suffix}", format=form)
+    built = build_survey(write_recipe(tmp_path, ONE), tmp_path / "out.zarr")
+    other = ONE.replace("ref.fits", f"ref{suffix}")
+    text = build_survey(write_recipe(tmp_path, other), tmp_path / "text.zarr")
+    np.testing.assert_array_equal(text.survey.id, built.survey.id)
+    np.testing.assert_allclose(text.survey.column("teff"), built.survey.column("teff"))
+
+
 def test_of_rows_with_one_identifier_the_preferred_is_taken(tmp_path) -> None:
     simulated_spectra(tmp_path)
     snr = np.array([90.0, 60.0, np.nan, 120.0])
@@ -413,7 +455,9 @@ def test_mistakes_in_a_recipe_are_told_at_once(tmp_path) -> None:
     for part in ("keep", "one of 'store'", "did you mean 'match'", "asplund2009"):
         assert part in str(caught.value)
     later = ONE.replace('spectra = "star_id"', 'via = "late"')
-    with pytest.raises(ConfigError, match="'via' must name a catalogue before it"):
+    with pytest.raises(
+        ConfigError, match=r"which is no \[\[catalogue\]\] above it \(above it stand: none\)"
+    ):
         load_recipe(write_recipe(tmp_path, later))
 
 

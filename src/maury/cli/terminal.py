@@ -300,7 +300,7 @@ class _Lines:
         name = self._name or (tasks[-1].description if tasks else "")
         measured = [task for task in tasks if task.total]
         if not measured:
-            elapsed = _duration(self._now() - self._start)
+            elapsed = _elapsed(self._now() - self._start)
             return f"{name}, {elapsed} since the start" if name else ""
         done = sum(task.completed for task in measured)
         share = done / sum(task.total or 0.0 for task in measured)
@@ -358,6 +358,15 @@ def _duration(seconds: float) -> str:
         return f"{max(int(seconds + 0.5), 1)} s"
     minutes = int(seconds / 60 + 0.5)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _elapsed(seconds: float) -> str:
+    """Return seconds since the start in words, so exact that lines one after another differ."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{max(whole, 1)} s"
+    minutes = whole // 60
+    return f"{minutes} min {whole % 60} s" if minutes < 60 else _duration(seconds)
 
 
 _SHOWN = (

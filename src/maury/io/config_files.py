@@ -140,7 +140,10 @@ def _in_words(error: Any, model: type[BaseModel]) -> str:
         return f"{place}: unknown key{hint} (known: {', '.join(fields)})"
     if error["type"] == "missing":
         return f"{place}: must be given"
-    return f"{place}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r:.60}"
+    text = f"{place}: {error['msg'].removeprefix('Value error, ')}"
+    # Of a whole table, which begins somewhere and is cut short, the text has said what is wrong.
+    whole = isinstance(error["input"], dict | list | tuple) and error["type"] == "value_error"
+    return text if whole else f"{text}, got {error['input']!r:.60}"
 
 
 def _fields_at(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:

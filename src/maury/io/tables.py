@@ -27,6 +27,7 @@ from maury.io.opening import (
 )
 from maury.io.parquet import ColumnSize, check_pages, column_sizes
 from maury.io.source_table import SourceTable, _is_text
+from maury.io.text_tables import PARTED, first_lines, read_spaced
 from maury.io.votable_guard import check_votable
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ TABLE_SUFFIXES: Mapping[str, str] = {
     ".csv": "csv",
     ".csv.gz": "csv",
     ".tsv": "csv",
+    ".tab": "text",
+    ".dat": "text",
+    ".txt": "text",
+    ".asc": "text",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
@@ -67,7 +72,10 @@ def table_format(path: Path) -> str:
 
 
 def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) -> SourceTable:
-    """Open a FITS, VOTable, ECSV, CSV, TSV or Parquet table until `stack` closes.
+    """Open a FITS, VOTable, ECSV, CSV, TSV, Parquet or text table until `stack` closes.
+
+    Texts (``.dat``, ``.txt``, ``.tab``, ``.asc``) have a line of names, and cells with blanks, or
+    with what parts CSV files, between them.
 
     Parameters
     ----------
@@ -91,8 +99,10 @@ def open_table(path: Path, stack: ExitStack, *, hdu: int | str | None = None) ->
             table = fits_table(
                 find_hdu(open_fits(path, stack, memmap=True), hdu, path, image=False), path
             )
-        elif kind == "csv":
+        elif kind == "csv" or (kind == "text" and _is_parted(path)):
             table = _csv_table(path, stack)
+        elif kind == "text":
+            table = _spaced_table(path)
         elif kind == "parquet":
             table = _parquet_table(path, stack)
         else:
@@ -246,6 +256,24 @@ def _csv_table(path: Path, stack: ExitStack) -> SourceTable:
     place = {name: number for number, name in enumerate(names)}
     known = tuple(name for name in names if name)
     return SourceTable(path, known, table.num_rows, {}, lambda name: table.column(place[name]))
+
+
+def _spaced_table(path: Path) -> SourceTable:
+    import pyarrow as pa
+
+    names, columns = read_spaced(path)
+    # As texts, as CSV files are read: what numbers are is settled in one place.
+    cells = {
+        name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=False)
+    }
+    n_row = len(columns[0]) if columns else 0
+    return SourceTable(path, names, n_row, {}, lambda name: pa.chunked_array([cells[name]]))
+
+
+def _is_parted(path: Path) -> bool:
+    """Whether commas and the like part the cells of a text."""
+    _, first = first_lines(path)
+    return any(letter in first for letter in PARTED)
 
 
 def _csv_header(path: Path, encoding: str) -> tuple[tuple[str, ...], str, int]:

@@ -278,10 +278,17 @@ def require_columns(cuts: Iterable[Cut], table: SourceTable) -> None:
                 lacking.setdefault(name, []).append(cut.name)
     if lacking:
         listed = "; ".join(f"{name!r} (for {', '.join(of)})" for name, of in lacking.items())
+        off = dict.fromkeys(cut for of in lacking.values() for cut in of)
         raise ColumnError(
             f"{table.path} lacks columns that cuts need: {listed}; take the table that the recipe "
-            f"describes, or switch these cuts off (it has {', '.join(table.names[:40])})"
+            f"describes, or leave these cuts out, in a build by "
+            f"without = [{', '.join(map(_quoted, off))}] in the [[catalogue]] (it has "
+            f"{', '.join(table.names[:40])})"
         )
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
 
 
 def judge(

@@ -460,10 +460,49 @@ def parse(text: str, *, what: str) -> SurveyRecipe:
     return _recipe_of(parse_toml(text.encode(), what=what), what)
 
 
+_LEAST = """\
+name = "my-survey"
+title = "My survey"
+kind = "catalogue"
+description = "Labels of my stars"
+citation = []
+documentation = "https://example.org"
+[id]
+column = "STAR"
+[columns]
+teff = "TEFF"
+"""
+"""The least recipe of a catalogue, as messages show it."""
+
+
+def _lacking(document: Mapping[str, Any]) -> list[str]:
+    """Return what a recipe lacks, in one text with an example; nothing if it is whole."""
+    kind = document.get("kind")
+    needed = [n for n, field in SurveyRecipe.model_fields.items() if field.is_required()]
+    needed += [] if kind == "spectra" else ["id", "columns"]
+    needed += [] if kind not in ("spectra", "both") else ["spectra"]
+    absent = [name for name in needed if name not in document]
+    if not absent:
+        return []
+    tables = ("id", "columns", "spectra")
+    listed = ", ".join(f"[{name}]" if name in tables else name for name in absent)
+    example = _LEAST if kind not in ("spectra", "both") else ""
+    shown = f"; the least that a catalogue needs is:\n{example}" if example else ""
+    return [f"it lacks {listed}, which must be given{shown}"]
+
+
+def _tells_of_lacking(text: str) -> bool:
+    place, _, why = text.partition(": ")
+    return (why == "must be given" and "." not in place) or why.startswith("a recipe of kind ")
+
+
 def _recipe_of(document: dict[str, Any], what: str) -> SurveyRecipe:
-    problems: list[str] = []
+    problems = _lacking(document)
     labels = labels_of(document, problems)
-    recipe = validated(document, SurveyRecipe, problems)
+    found: list[str] = []
+    recipe = validated(document, SurveyRecipe, found)
+    # What is lacking is told once, with an example, and not key by key.
+    problems += [text for text in found if not (problems and _tells_of_lacking(text))]
     problems += unknown_columns(document, labels)
     spectra = document.get("spectra")
     if isinstance(spectra, Mapping):

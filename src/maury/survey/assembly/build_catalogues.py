@@ -13,7 +13,7 @@ from maury.errors import ColumnError, ConfigError, InputFileError, check_known
 from maury.io.arrays import AnyArray, BoolArray, Float64Array, IndexArray, StrArray
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
-from maury.survey.archives import SurveyRecipe, apply_cuts, load
+from maury.survey.archives import Cut, SurveyRecipe, apply_cuts, load
 from maury.survey.archives.recipe import EpochFacts
 from maury.survey.assembly.build_file import CatalogueEntry
 from maury.survey.assembly.flow import Flow
@@ -197,7 +197,10 @@ def open_catalogue(entry: CatalogueEntry, flow: Flow, stack: ExitStack) -> CutCa
         why=f"rows of {table.path.name}",
         source=", ".join(recipe.citation),
     )
-    cuts = (*recipe.cuts(without=entry.without, also=entry.also), *entry.cut)
+    recommended = recipe.cuts(without=entry.without, also=entry.also)
+    if entry.role == "columns":
+        recommended = _applicable(entry, recommended, table, flow)
+    cuts = (*recommended, *entry.cut)
     selection = apply_cuts(cuts, table, missing=recipe.table.missing)
     for cut, step in zip(selection.cuts, selection.flow(), strict=True):
         lost = f" ({step.n_missing} without a value)" if step.n_missing else ""
@@ -218,6 +221,26 @@ def open_catalogue(entry: CatalogueEntry, flow: Flow, stack: ExitStack) -> CutCa
     return _preferred(opened, flow) if entry.match.prefer is not None else opened
 
 
+def _applicable(
+    entry: CatalogueEntry, cuts: Sequence[Cut], table: SourceTable, flow: Flow
+) -> tuple[Cut, ...]:
+    """Return recommended cuts whose columns a table has; the others are told, and taken down.
+
+    Of a table that gives no labels alone: an excerpt of the Gaia archive has the columns that
+    somebody asked for, and no bad label gets in.
+    """
+    kept = []
+    for cut in cuts:
+        lacking = [name for name in cut.columns if name not in table.names]
+        if not lacking or cut.name in entry.also:
+            kept.append(cut)
+            continue
+        why = f"not applied: {table.path.name} has no {', '.join(lacking)}"
+        logger.warning("%s: the recommended cut %r is %s", entry.title, cut.name, why)
+        flow.add(entry.title, cut.name, table.n_row, table.n_row, why=why, source=cut.source)
+    return tuple(kept)
+
+
 def _tell_lacking(recipe: SurveyRecipe, table: SourceTable) -> None:
     lacking = [c.name for c in recipe.columns.values() if c.name not in table.names]
     # Releases of a catalogue differ by some columns; a file with none of them is of another one.
@@ -227,7 +250,8 @@ def _tell_lacking(recipe: SurveyRecipe, table: SourceTable) -> None:
             f"{', '.join(table.names[:20])}); name the file that belongs to the recipe"
         )
     if lacking:
-        logger.warning("%s has no %s", table.path, ", ".join(sorted(set(lacking))))
+        names = ", ".join(sorted(set(lacking)))
+        logger.warning("%s has no %s: what comes of them is missing", table.path, names)
 
 
 def _preferred(catalogue: CutCatalogue, flow: Flow) -> CutCatalogue:

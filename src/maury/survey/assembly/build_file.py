@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from maury.errors import ConfigError
+from maury.errors import ConfigError, suggestion
 from maury.io.config_files import read_toml, validated
 from maury.labels import definitions as labels
 from maury.survey.archives import Cut
@@ -219,8 +219,12 @@ class BuildRecipe(Strict):
         for number, entry in enumerate(given):
             # Catalogues are matched in order: a later one has no rows yet to go by.
             if entry.match.via is not None and entry.match.via not in titles[:number]:
+                before = titles[:number]
                 raise ValueError(
-                    f"{entry.title}: 'via' must name a catalogue before it, got {entry.match.via!r}"
+                    f"{entry.title}: 'via' names {entry.match.via!r}, which is no [[catalogue]] "
+                    f"above it{suggestion(entry.match.via, before)} (above it stand: "
+                    f"{', '.join(before) or 'none'}); put that one, such as an observing log, "
+                    "first"
                 )
         return given
 

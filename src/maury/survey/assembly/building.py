@@ -219,10 +219,11 @@ def _columns(
     """Columns of the spectra, and of the catalogues; each from one source alone."""
     columns = dict(spectra.columns)
     if recipe.references:
-        for label in spectra.labels:
-            for name in (label.name, label.error_name):
-                if columns.pop(name, None) is not None:
-                    logger.warning("%s of the spectra gives way to the references", name)
+        names = [name for label in spectra.labels for name in (label.name, label.error_name)]
+        gone = [name for name in names if columns.pop(name, None) is not None]
+        if gone:
+            text = ", ".join(gone)
+            logger.warning("labels of the references replace those of the spectra: %s", text)
     taken: dict[str, str] = {}
     for title, (catalogue, rows) in matched.items():
         stated = catalogue.entry.take

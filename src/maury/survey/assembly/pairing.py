@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from maury.errors import ConfigError
 from maury.io.arrays import Int64Array, StrArray
 from maury.spectra.star_identity import linked
 from maury.survey.assembly.build_catalogues import CutCatalogue
@@ -51,6 +52,7 @@ def match_catalogue(
     wanted = catalogue.entry.match
     if wanted.by == "id":
         if wanted.via is None:
+            _require_column(spectra, catalogue, earlier)
             left = spectra.texts(wanted.spectra)
         else:
             other, index = earlier[wanted.via]
@@ -75,6 +77,21 @@ def match_catalogue(
         )
     _note(catalogue, match, flow)
     return match.index
+
+
+def _require_column(
+    spectra: SpectraSource,
+    catalogue: CutCatalogue,
+    earlier: Mapping[str, tuple[CutCatalogue, Int64Array]],
+) -> None:
+    """Say by way of which catalogue the identifiers are known that the spectra lack themselves."""
+    name = catalogue.entry.match.spectra
+    holders = [title for title, (other, _) in earlier.items() if name in other.table.names]
+    if name not in spectra.columns and holders:
+        raise ConfigError(
+            f"{catalogue.title}: the spectra have no column {name!r}, but {holders[0]} has; write "
+            f'match = {{ by = "id", via = "{holders[0]}", spectra = "{name}", ... }}'
+        )
 
 
 def _via(catalogue: CutCatalogue, index: Int64Array, epoch_yr: float) -> Positions:
@@ -113,9 +130,10 @@ def _note(catalogue: CutCatalogue, match: Match, flow: Flow) -> None:
             left &= ~out
     if not match.matched.any():
         logger.warning(
-            "no spectrum is matched to %s (%s); compare identifiers, epochs and units of both",
+            "no spectrum is matched to %s (%s); %s",
             catalogue.title,
             way,
+            _advice(catalogue),
         )
     flow.add(
         f"spectra in {catalogue.title}",
@@ -124,6 +142,19 @@ def _note(catalogue: CutCatalogue, match: Match, flow: Flow) -> None:
         match.matched.sum(),
         why=_claims(match),
         source=way,
+    )
+
+
+def _advice(catalogue: CutCatalogue) -> str:
+    """Return what may be wrong with a match that found nothing."""
+    match = catalogue.entry.match
+    if match.by == "position":
+        return "compare epochs and units of both positions"
+    of = match.via or "the spectra"
+    return (
+        f"compare the identifiers {match.spectra!r} of {of} (key 'spectra') and "
+        f"{match.catalogue!r} of the table (key 'catalogue'); if another table, such as an "
+        "observing log, knows both, give it as a [[catalogue]] above, and name it by 'via'"
     )
 
 

@@ -182,11 +182,23 @@ def look_at(path: Path) -> Seen:
 
             return look_at_arrays(path)
         kind = TABLE_SUFFIXES.get(suffix)
-        if kind in (None, "csv"):
-            return look_at_text(path, is_table=kind is not None)
+        if kind in (None, "csv", "text"):
+            return look_at_text(path, is_table=kind == "csv" or _is_text_table(path, kind))
         return _look_at_table(path, parquet=kind == "parquet")
     except (MauryError, OSError) as error:
         return Seen(path, "other", why=f"it cannot be read: {error}")
+
+
+def _is_text_table(path: Path, kind: str | None) -> bool:
+    """Whether a text opens as a table; a README does not, nor a list of one column."""
+    if kind is None:
+        return False
+    try:
+        with ExitStack() as stack:
+            table = open_table(path, stack)
+            return len(table.names) > 1
+    except MauryError:
+        return False
 
 
 def _look_at_table(path: Path, *, parquet: bool) -> Seen:
