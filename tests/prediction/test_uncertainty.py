@@ -17,10 +17,12 @@ from maury.prediction import uncertainty
 from maury.prediction.predictor import catalogue_spec
 from maury.prediction.streaming import Options, Predictor, plan, predict, predict_rows
 from maury.prediction.uncertainty import UncertaintyModel
+from maury.simulation.surveys import simulate_survey
 from maury.spectra.batch import Batch
 from maury.spectra.operators import shift_to_rest
 from maury.survey.store import Survey
 from maury.training import ensemble
+from maury.training.runs import train
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +329,23 @@ def test_few_stars_hold_out_none(tmp_path, tiny_survey, monkeypatch):
     settings = {"training": {"steps": 2, "stars": 200}, "ensemble": {"members": 1}}
     model = ensemble.train(tiny_survey, tmp_path / "m", config=settings)
     assert HELD_OUT_FOLDS not in model.training
+
+
+def test_a_hundred_labelled_stars_are_enough_for_calibrated_errors(tmp_path, monkeypatch):
+    """Eight validate, and those that single networks held out do the rest."""
+    monkeypatch.setattr(uncertainty, "N_SIMULATED", 400)
+    survey = simulate_survey(tmp_path / "s.zarr", n_star=100, seed=3)
+    settings = {"training": {"steps": 4, "stars": 200}, "ensemble": {"members": 4}}
+    model = train(survey, tmp_path / "m", config=settings, seed=1)
+    star = survey.star_id
+    validation = model.split.contains("validation", star).sum()
+    training = model.split.contains("train", star)
+    fold = held_out_fold(star, n_fold=model.training[HELD_OUT_FOLDS], seed=1)
+    unseen = (training & (fold < len(model.kept))).sum()
+    assert validation < 30 < validation + unseen
+    found = UncertaintyModel.load(model, EnsembleNetwork(model))
+    assert found is not None
+    assert found.calibration.n_real == validation + unseen
 
 
 def test_one_network_can_be_asked_alone(default_model, default_survey):

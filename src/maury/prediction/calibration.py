@@ -112,6 +112,25 @@ LEVELS = (0.4, 0.55, 0.683, 0.8, 0.9, 0.954)
 """Central probabilities that are matched."""
 LEAST_STARS = 30
 """Fewer fix a scale to no better than some 15 %: 1 / sqrt(2 n) is 13 %."""
+
+
+def require_stars(n_star: int) -> None:
+    """Refuse to calibrate errors on too few held-out stars.
+
+    Raises
+    ------
+    TrainingError
+        If there are fewer than `LEAST_STARS`; it says what to do.
+    """
+    if n_star < LEAST_STARS:
+        raise TrainingError(
+            f"errors cannot be calibrated on {n_star} held-out stars (of the validation part, and, "
+            f"where networks hold out folds, of the training part); at least {LEAST_STARS} are "
+            "needed: give more labelled stars, or hold out more, as by [split] train = 0.6, "
+            "validation = 0.3, test = 0.1 in the settings"
+        )
+
+
 REGIME_PRIOR = 0.15
 """Standard deviation expected of each regime coefficient (of the logarithm of the factor)."""
 COMPLETENESS_PRIOR = 0.5
@@ -291,17 +310,13 @@ class Calibration:
         Raises
         ------
         TrainingError
-            If fewer than 30 labelled stars are given.
+            If fewer than 30 labelled stars are given, held-out ones of single networks among them.
         ValueError
             If held-out stars come without simulated ones.
         """
         residual, error = np.asarray(residual, np.float64), np.asarray(error, np.float64)
         n_star, n_label = residual.shape
-        if n_star < LEAST_STARS:
-            raise TrainingError(
-                f"errors cannot be calibrated on {n_star} stars; at least {LEAST_STARS} are "
-                "needed: enlarge the validation part of the split, or give more labelled stars"
-            )
+        require_stars(n_star + (0 if held_out is None else len(held_out.residual)))
         start = cls.none(n_label)
         # Simulated spectra of stars that trained the networks would have errors that are too small.
         reobserved = simulated if held_out is None else held_out.reobserved

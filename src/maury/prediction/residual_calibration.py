@@ -113,7 +113,8 @@ class ResidualCalibration:
         if (known.sum(axis=0) < LEAST_STARS).all():
             raise TrainingError(
                 f"{known.sum(axis=0).max(initial=0)} stars that were not learnt from have labels; "
-                f"at least {LEAST_STARS} are needed: enlarge the validation part of the split"
+                f"at least {LEAST_STARS} are needed: give more labelled stars, or hold out more, "
+                "as by [split] train = 0.6, validation = 0.3, test = 0.1 in the settings"
             )
         names = list(label_names)
         columns = np.array([names.index(n) if n in names else -1 for n in _REGION], np.int64)

@@ -33,6 +33,7 @@ from maury.prediction.calibration import (
     Regime,
     condition,
     repeat_scatter,
+    require_stars,
 )
 from maury.prediction.completeness import completeness, degraded
 from maury.prediction.conformal import joint_radii
@@ -156,7 +157,8 @@ class UncertaintyModel(Labeller):
         Raises
         ------
         TrainingError
-            If too few validation stars are there, and no calibration is inherited.
+            If validation stars and those that single networks held out are too few together, and
+            no calibration is inherited.
         """
         network, star_simulator = network or EnsembleNetwork(model), _star_simulator(model)
         stars = _Labelled.read(model, network, survey, sample)
@@ -399,11 +401,9 @@ def _calibrate(
     stars: _Labelled,
     chosen: BoolArray,
 ) -> Calibration:
-    if chosen.sum() < LEAST_STARS:
-        raise TrainingError(
-            f"{chosen.sum()} validation stars; at least {LEAST_STARS} are needed: enlarge the "
-            "validation part of the split ([split] train, validation and test in the settings)"
-        )
+    # Before any star is simulated: a hundred labelled stars have eight to validate with, and forty
+    # that four networks held out.
+    require_stars(int(chosen.sum() + _unseen_by(model, stars).sum()))
     drawn = stars.reobserved(
         model, star_simulator, chosen, n_star=N_SIMULATED // 2, draw=REOBSERVED
     )
@@ -513,7 +513,7 @@ def _held_out(
     # The rule of training, repeated from its seed: another one would evaluate networks on stars
     # that they know.
     fold = held_out_fold(stars.star_id, n_fold=n_fold, seed=model.seed or 0)
-    n_evaluated = min(len(model.kept), n_fold)
+    n_evaluated = _n_evaluated(model)
     # Each control star is evaluated by one network, so that the sample is as large as that of the
     # ensemble, and weighs all networks alike.
     turn = np.arange(len(drawn.truth)) % n_evaluated
@@ -542,6 +542,20 @@ def _held_out(
             if evaluated is real:
                 single.append((prediction, inputs, truth, real[-1][2]))
     return HeldOutResiduals(*_pooled(real), _pooled(reobserved), _pooled(control)), single
+
+
+def _n_evaluated(model: Model) -> int:
+    """Return how many networks held out a fold of their own."""
+    return min(len(model.kept), int(model.training.get(HELD_OUT_FOLDS, 0)))
+
+
+def _unseen_by(model: Model, stars: _Labelled) -> BoolArray:
+    """Training stars (n_star,) that a network held out."""
+    n_fold = model.training.get(HELD_OUT_FOLDS, 0)
+    if not n_fold:
+        return np.zeros(len(stars.star_id), dtype=np.bool_)
+    fold = held_out_fold(stars.star_id, n_fold=n_fold, seed=model.seed or 0)
+    return np.asarray(stars.training & (fold < _n_evaluated(model)))
 
 
 def _pooled(parts: list[Evaluated]) -> Evaluated:
