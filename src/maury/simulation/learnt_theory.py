@@ -4,11 +4,10 @@ Where no synthetic spectra reach, the labelled spectra are all there is to tell 
 spectrum. Flux is a polynomial of the labels, pixel by pixel (Ness et al. 2015, ApJ 808, 16, eq. 4,
 has a quadratic one), and stars scatter about it along a few modes. A polynomial of some eighty
 terms, fitted to two thousand noisy spectra, holds noise in each of its coefficients, which a
-network would take for lines. Three things are known of coefficients that noise is not: they are as
-broad as the line spread, they are large where lines are and next to nothing elsewhere, and they
-are few against the pixels. So they are made orthogonal to one another, smoothed over the width of a
-pixel or two, and shrunk where they do not rise above the noise around (James & Stein 1961,
-Proc. Fourth Berkeley Symp. 1, 361).
+network would take for lines. Some things are known of coefficients that noise is not: they are as
+broad as the line spread, they are large where lines are and next to nothing elsewhere, and a few
+spectra tell nearly all of them. So they are made orthogonal to one another, and shrunk by what they
+have in common (`maury.simulation.coefficient_shrinkage`).
 """
 
 from __future__ import annotations
@@ -20,14 +19,18 @@ from itertools import combinations_with_replacement
 from typing import Self
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
 from maury.io.workers import one_thread
 from maury.labels.statistics import MAD_TO_SIGMA, robust_scale
 from maury.simulation.broadening import broadened
+from maury.simulation.coefficient_shrinkage import (
+    Scatter,
+    noise_spectra,
+    principal_components,
+    shrunk,
+)
 from maury.simulation.companions import shifted
-from maury.spectra.noise import noise_kernel
 
 __all__ = ["LearntTheory", "Synthetic"]
 
@@ -39,16 +42,12 @@ _SPECTRA_PER_TERM = 2
 """Least synthetic spectra a term, which have no noise; chosen."""
 _DEGREES = (4, 3, 2, 1)
 """Degrees of the structural labels that are tried, the highest that the stars allow."""
+_BEND_SIGMA = 1.0
+"""Scaled labels beyond count in their logarithm, so that a few lone stars do not bend a polynomial
+of all: on a simulated survey errors of the flux fell by a tenth."""
 _CLIP_SIGMA = 6.0
-"""Scaled labels beyond are taken to be there: a polynomial runs away where no star holds it."""
-_SMOOTH_PIXELS = 1.3
-"""Sigma of the smoothing of coefficients: below the line spread of any spectrograph, whose lines
-are two pixels wide or more; what is sharper stays where it is significant."""
-_WINDOW_PIXELS = 4.0
-"""Sigma of the window over which a coefficient is compared with its noise: about one line."""
-_NOISE_MARGIN = 1.3
-"""Power over that of the noise below which a coefficient counts as noise: above 1, as local powers
-scatter. Chosen, not measured."""
+"""Scaled and bent labels beyond are taken to be there: a polynomial runs away where no star holds
+it."""
 _STAR_WEIGHTS = (0.1, 4.0)
 """Bounds of a star's weight, so that no star rules and none is lost: chosen, not measured."""
 _MOST_STARS = 2500
@@ -89,7 +88,11 @@ class Synthetic:
     flux: Float32Array
 
     def coefficients(
-        self, powers: Float64Array, centre: Float64Array, scale: Float64Array
+        self,
+        powers: Float64Array,
+        centre: Float64Array,
+        scale: Float64Array,
+        bend: Float64Array,
     ) -> Float64Array:
         """Coefficients (n_term, n_pixel) of terms of the shared labels alone; 0 of the others."""
         own = np.array(self.columns, dtype=np.int64)
@@ -97,7 +100,7 @@ class Synthetic:
         chosen = np.flatnonzero((powers[:, others] == 0).all(axis=1))
         # Lower terms come first: as many as the spectra hold.
         chosen = chosen[: max(1, len(self.labels) // _SPECTRA_PER_TERM)]
-        scaled = _scaled(self.labels, centre[own], scale[own])
+        scaled = _scaled(self.labels, centre[own], scale[own], bend[own])
         terms = _terms(scaled, powers[np.ix_(chosen, own)])
         # Nothing is noise here: this much only holds terms that the spectra do not tell apart.
         normal = terms.T @ terms
@@ -128,6 +131,8 @@ class LearntTheory:
         Coefficients of the polynomial of the labels alone; the same as `coefficients` where nothing
         is hidden.
     base_powers : (n_term_of_labels, n_label) int64
+    bend : (n_column,) float64
+        Scaled columns beyond count in their logarithm; infinite where none does.
     """
 
     centre: Float64Array
@@ -140,6 +145,7 @@ class LearntTheory:
     hidden_basis: Float32Array
     base: Float32Array
     base_powers: Float64Array
+    bend: Float64Array
 
     @classmethod
     def fit(
@@ -187,29 +193,29 @@ class LearntTheory:
         synthetic: Synthetic | None,
     ) -> tuple[Self, Float64Array]:
         centre, scale = robust_scale(labels)
-        scaled = _scaled(labels, centre, scale)
         first = _structural(names)
-        powers = _powers(scaled.shape[1], first, len(labels))
+        powers = _powers(labels.shape[1], first, len(labels))
+        bend = _bend(labels.shape[1], first)
         known = None
         if synthetic is not None:
-            known = synthetic.coefficients(powers, centre, scale)
-        terms = _terms(scaled, powers)
+            known = synthetic.coefficients(powers, centre, scale, bend)
+        terms = _Terms.of(_scaled(labels, centre, scale, bend), powers, first)
         base = _fit(terms, stars, known)
-        white = stars.white(terms, base)
+        white = stars.white(terms.values, base)
         basis = _hidden(white, stars)
-        hidden = _coordinates(terms, base, stars, basis)
+        hidden = _coordinates(terms.values, base, stars, basis)
         columns, own = np.hstack([labels, hidden]), powers
         coefficients = base
         if hidden.shape[1]:
             centre, scale = robust_scale(columns)
-            scaled = _scaled(columns, centre, scale)
+            bend = _bend(columns.shape[1], first)
             whole = (*first, *range(labels.shape[1], columns.shape[1]))
             own = _powers(columns.shape[1], whole, len(labels))
             if synthetic is not None:
-                known = synthetic.coefficients(own, centre, scale)
-            terms = _terms(scaled, own)
+                known = synthetic.coefficients(own, centre, scale, bend)
+            terms = _Terms.of(_scaled(columns, centre, scale, bend), own, whole)
             coefficients = _fit(terms, stars, known)
-            white = stars.white(terms, coefficients)
+            white = stars.white(terms.values, coefficients)
         modes = _modes(white, stars)
         return cls(
             centre=centre,
@@ -222,18 +228,20 @@ class LearntTheory:
             hidden_basis=basis.astype(np.float32),
             base=base.astype(np.float32),
             base_powers=powers,
+            bend=bend,
         ), hidden
 
     @classmethod
     def checked(cls, arrays: Mapping[str, AnyArray], *, n_label: int) -> Self:
-        """Put arrays of a file together.
+        """Put arrays of a file together; those of before have no `bend`.
 
         Raises
         ------
         ValueError
             If their shapes do not fit each other.
         """
-        found = cls(**arrays)
+        straight = np.full(np.shape(arrays["centre"]), np.inf)
+        found = cls(**{"bend": straight, **arrays})
         n_term, n_column = found.powers.shape
         n_hidden, n_pixel = found.hidden_basis.shape
         shapes = {
@@ -241,6 +249,7 @@ class LearntTheory:
             "scale": (n_column,),
             "lowest": (n_column,),
             "highest": (n_column,),
+            "bend": (n_column,),
             "coefficients": (n_term, n_pixel),
             "modes": (len(found.modes), n_pixel),
             "base": (len(found.base_powers), n_pixel),
@@ -266,14 +275,15 @@ class LearntTheory:
 
     def flux(self, columns: Float64Array) -> Float32Array:
         """Noise-free flux (n_star, n_pixel) of labels and hidden properties (n_star, n_column)."""
-        scaled = _scaled(self.clip(columns), self.centre, self.scale)
+        scaled = _scaled(self.clip(columns), self.centre, self.scale, self.bend)
         return _product(_terms(scaled, self.powers), self.coefficients)
 
     def typical(self, labels: Float64Array) -> Float32Array:
         """Flux (n_star, n_pixel) by the labels (n_star, n_label) alone; NaN if one is unknown."""
         n_label = self.n_label
         low, high = self.lowest[:n_label], self.highest[:n_label]
-        scaled = _scaled(np.clip(labels, low, high), self.centre[:n_label], self.scale[:n_label])
+        centre, scale, bend = (x[:n_label] for x in (self.centre, self.scale, self.bend))
+        scaled = _scaled(np.clip(labels, low, high), centre, scale, bend)
         return _product(_terms(scaled, self.base_powers), self.base)
 
     def typical_slopes(self, labels: Float64Array) -> Float32Array:
@@ -452,8 +462,13 @@ def _level(ivar: Float32Array) -> Float64Array:
     return out
 
 
-def _scaled(columns: Float64Array, centre: Float64Array, scale: Float64Array) -> Float64Array:
-    return np.asarray(np.clip((columns - centre) / scale, -_CLIP_SIGMA, _CLIP_SIGMA))
+def _scaled(
+    columns: Float64Array, centre: Float64Array, scale: Float64Array, bend: Float64Array
+) -> Float64Array:
+    scaled = (columns - centre) / scale
+    bent = np.isfinite(bend)
+    scaled[:, bent] = bend[bent] * np.arcsinh(scaled[:, bent] / bend[bent])
+    return np.asarray(np.clip(scaled, -_CLIP_SIGMA, _CLIP_SIGMA))
 
 
 def _structural(names: Sequence[str]) -> tuple[int, ...]:
@@ -461,6 +476,13 @@ def _structural(names: Sequence[str]) -> tuple[int, ...]:
     names = list(names)
     found = [next((names.index(n) for n in kind if n in names), None) for kind in _STRUCTURAL]
     return tuple(column for column in found if column is not None)
+
+
+def _bend(n_column: int, first: Sequence[int]) -> Float64Array:
+    """From where on each column counts in its logarithm: those alone that have high degrees."""
+    out = np.full(n_column, np.inf)
+    out[list(first)] = _BEND_SIGMA
+    return out
 
 
 def _powers(n_column: int, first: Sequence[int], n_star: int) -> Float64Array:
@@ -503,92 +525,81 @@ def _product(terms: Float64Array, coefficients: Float64Array | Float32Array) -> 
     return np.asarray(terms.astype(np.float32) @ coefficients.astype(np.float32))
 
 
-def _fit(terms: Float64Array, stars: _Stars, known: Float64Array | None = None) -> Float64Array:
-    """Coefficients (n_term, n_pixel), each shrunk where it does not rise above its noise.
+@dataclass(frozen=True, eq=False)
+class _Terms:
+    """Terms of the polynomial for each star (n_star, n_term), and what they have in common.
+
+    Those of one label share the places of its lines; those `together` are of labels that shape all
+    lines. The first, which is the mean spectrum, is in no group.
+    """
+
+    values: Float64Array
+    groups: tuple[Int64Array, ...]
+    together: BoolArray
+
+    @classmethod
+    def of(cls, scaled: Float64Array, powers: Float64Array, whole: Sequence[int]) -> Self:
+        """Terms of scaled columns (n_star, n_column), of which those of `whole` shape all lines."""
+        single = [k for k in range(powers.shape[1]) if k not in whole]
+        own = powers[1:]
+        together = (own[:, single] == 0).all(axis=1)
+        # Of labels that shape all lines, terms of one degree are alike.
+        degree = np.where(together, own.sum(axis=1), 0)
+        kind = np.column_stack([degree, own[:, single] > 0])
+        number = np.unique(kind, axis=0, return_inverse=True)[1].ravel()
+        groups = tuple(np.flatnonzero(number == k) for k in range(int(number.max(initial=-1)) + 1))
+        return cls(_terms(scaled, powers), groups, together)
+
+
+def _fit(terms: _Terms, stars: _Stars, known: Float64Array | None = None) -> Float64Array:
+    """Coefficients (n_term, n_pixel), each shrunk as far as it may be noise.
 
     Towards 0, or towards those that are `known`.
     """
     if known is not None:
-        return known + _fit(terms, stars.less(terms, known))
+        return known + _fit(terms, stars.less(terms.values, known))
     root = np.sqrt(stars.weight)[:, None]
-    orthogonal, triangle = np.linalg.qr(terms * root)
+    orthogonal, triangle = np.linalg.qr(terms.values * root)
     # Terms that no star tells apart from earlier ones are left out, not divided by nothing.
     size = np.abs(np.diag(triangle))
-    told = size > 1e-6 * size.max()
+    told = np.flatnonzero(size > 1e-6 * size.max())
     single = orthogonal.astype(np.float32)
     weights = root.astype(np.float32)
-    raw = np.zeros((terms.shape[1], stars.flux.shape[1]))
-    for rows in _blocks(len(terms)):
+    raw = np.zeros((terms.values.shape[1], stars.flux.shape[1]))
+    for rows in _blocks(len(single)):
         raw += single[rows].T @ (stars.flux[rows] * weights[rows])
-    raw[~told] = 0.0
-    rest = np.zeros(stars.flux.shape[1])
-    for rows in _blocks(len(terms)):
-        part = stars.flux[rows] * weights[rows] - single[rows] @ raw.astype(np.float32)
-        rest += (part**2).sum(axis=0, dtype=np.float64)
-    freedom = max(len(terms) - len(raw), 1)
-    noise = np.sqrt(np.maximum(rest / freedom, 1e-20))
-    kept = raw / noise
-    kept[1:] = _shrunk(kept[1:], stars.correlation)
-    solved = np.zeros_like(raw)
-    chosen = np.flatnonzero(told)
-    solved[chosen] = np.linalg.solve(triangle[np.ix_(chosen, chosen)], (kept * noise)[chosen])
-    return solved
+    raw[np.setdiff1d(np.arange(len(raw)), told)] = 0.0
+
+    def solved(values: Float64Array) -> Float64Array:
+        out = np.zeros_like(raw)
+        out[told] = np.linalg.solve(triangle[np.ix_(told, told)], values[told])
+        return out
+
+    white = stars.white(terms.values, solved(raw))
+    # Least squares takes up a part of the noise, as many squares as there are terms.
+    freedom = max(len(single) - len(raw), 1)
+    white *= np.float32(np.sqrt(len(single) / freedom))
+    variance, direction = _above_noise(white, stars)
+    raw[1:] = stars.sigma * shrunk(
+        raw[1:] / stars.sigma,
+        Scatter(white, direction, variance),
+        groups=terms.groups,
+        together=terms.together,
+        correlation=stars.correlation,
+    )
+    return solved(raw)
 
 
-def _shrunk(signal: Float64Array, correlation: Sequence[float]) -> Float64Array:
-    """Coefficients (n, n_pixel) in units of their noise, as far as they are more than that.
-
-    The noise of a coefficient is correlated from pixel to pixel as that of a spectrum is.
-    """
-    smooth = gaussian_filter1d(signal, _SMOOTH_PIXELS, axis=1)
-    parts = zip((smooth, signal - smooth), _noise_shares(correlation), strict=True)
-    return np.asarray(sum(_kept(part, share) for part, share in parts))
-
-
-def _noise_shares(correlation: Sequence[float]) -> tuple[float, float]:
-    """Variance of unit noise that is smoothed, and of what smoothing takes off it."""
-    reach = int(6 * _SMOOTH_PIXELS) + len(correlation)
-    delta = np.zeros(2 * reach + 1)
-    delta[reach] = 1.0
-    kernel = gaussian_filter1d(delta, _SMOOTH_PIXELS)
-
-    def variance(filtered: Float64Array) -> float:
-        overlap = np.correlate(filtered, filtered, "full")[2 * reach :]
-        return float(overlap[0] + 2.0 * overlap[1 : 1 + len(correlation)] @ np.array(correlation))
-
-    return variance(kernel), variance(delta - kernel)
-
-
-def _kept(part: Float64Array, noise: float) -> Float64Array:
-    power = gaussian_filter1d(part**2, _WINDOW_PIXELS, axis=1)
-    share = 1.0 - _NOISE_MARGIN * noise / np.maximum(power, 1e-12)
-    return np.asarray(part * np.clip(share, 0.0, 1.0))
-
-
-def _components(white: Float32Array, count: int) -> tuple[Float64Array, Float32Array]:
-    """Largest variances (count,) of white residuals, and their directions (count, n_pixel)."""
-    n_star, n_pixel = white.shape
-    if n_star <= n_pixel:
-        value, vector = np.linalg.eigh((white @ white.T).astype(np.float64))
-        last = slice(-min(count, n_star), None)
-        largest = value[last][::-1]
-        rotated = vector[:, last][:, ::-1].T.astype(np.float32) @ white
-        size = np.sqrt(np.maximum(largest, 1e-12))[:, None].astype(np.float32)
-        return largest / n_star, np.asarray(rotated / size)
-    value, vector = np.linalg.eigh((white.T @ white).astype(np.float64))
-    last = slice(-min(count, n_pixel), None)
-    return value[last][::-1] / n_star, np.asarray(vector[:, last][:, ::-1].T, dtype=np.float32)
+def _above_noise(white: Float32Array, stars: _Stars) -> tuple[Float64Array, Float32Array]:
+    """Variances that exceed the largest of noise (Horn 1965, Psychometrika 30, 179), directions."""
+    value, direction = principal_components(white, _MOST_MODES)
+    chosen = value > _noise_variance(white.shape, stars.correlation)
+    return value[chosen], direction[chosen]
 
 
 def _noise_variance(shape: tuple[int, int], correlation: tuple[float, ...]) -> float:
-    """Largest variance that noise alone shows in a direction (Horn 1965, Psychometrika 30, 179)."""
-    kernel = noise_kernel(correlation) if correlation else np.ones(1)
-    rng = np.random.default_rng(0)
-    white = rng.standard_normal((shape[0], shape[1] + kernel.size - 1), dtype=np.float32)
-    noise = sum(
-        np.float32(share) * white[:, lag : lag + shape[1]] for lag, share in enumerate(kernel)
-    )
-    return float(_components(np.asarray(noise), 1)[0][0])
+    """Largest variance that noise alone shows in a direction."""
+    return float(principal_components(noise_spectra(shape, correlation), 1)[0][0])
 
 
 def _hidden(white: Float32Array, stars: _Stars) -> Float64Array:
@@ -598,7 +609,7 @@ def _hidden(white: Float32Array, stars: _Stars) -> Float64Array:
     smooth = np.polynomial.legendre.legvander(x, _CONTINUUM_DEGREE) / stars.sigma[:, None]
     level = np.linalg.qr(smooth)[0].astype(np.float32)
     lines = np.asarray(white - (white @ level) @ level.T, dtype=np.float32)
-    value, direction = _components(lines, _MOST_HIDDEN)
+    value, direction = principal_components(lines, _MOST_HIDDEN)
     # Robust: a few odd stars are no property that all stars have.
     usual = (MAD_TO_SIGMA * np.median(np.abs(lines @ direction.T), axis=0)) ** 2
     noise = max(1.0, _noise_variance(white.shape, stars.correlation))
@@ -632,9 +643,7 @@ def _projected(
 
 def _modes(white: Float32Array, stars: _Stars) -> Float32Array:
     """Modes (n_mode, n_pixel) of the scatter of stars, without that of the noise."""
-    value, direction = _components(white, _MOST_MODES)
-    largest = _noise_variance(white.shape, stars.correlation)
-    chosen = value > largest
+    value, direction = _above_noise(white, stars)
     # Noise adds to the variance in the direction of a mode about as much as it shows at most.
-    size = np.sqrt(np.clip(value[chosen] - largest, 0.0, None))
-    return np.asarray(size[:, None] * direction[chosen] * stars.sigma, dtype=np.float32)
+    size = np.sqrt(np.clip(value - _noise_variance(white.shape, stars.correlation), 0.0, None))
+    return np.asarray(size[:, None] * direction * stars.sigma, dtype=np.float32)
