@@ -170,6 +170,42 @@ def test_nothing_is_extrapolated(stars):
     assert (theory.clip(beyond) <= labels.max(axis=0)).all()
 
 
+def test_lone_stars_far_from_all_others_do_not_bend_the_polynomial_of_these(stars):
+    labels, _, ivar, _ = stars
+    rng = np.random.default_rng(9)
+    far = labels.copy()
+    far[:6, 2] = rng.uniform(-3.2, -2.6, 6)
+
+    def flux(labels):
+        # Lines of metals fade out, where a straight line would have them in emission.
+        depth = np.outer(0.12 * np.exp(1.6 * np.minimum(labels[:, 2], 1.0)), METAL)
+        return 1 - depth - np.outer(0.1 - 0.03 * (labels[:, 0] - 5000) / 500, COMMON)
+
+    seen = (flux(far) + rng.normal(0, 1 / SNR, (N_STAR, N_PIXEL))).astype(np.float32)
+    theory, _ = LearntTheory.fit(seen, ivar, labels=far, names=NAMES, noise_correlation=())
+    # Labels of high degrees bend, and none else.
+    np.testing.assert_array_equal(np.isfinite(theory.bend), [True, True, True, False])
+    new = rng.normal((5000, 3.0, -0.2, 0.1), (400, 0.6, 0.25, 0.1), (200, 4))
+    assert np.sqrt(np.mean((theory.flux(new) - flux(new)) ** 2)) < 0.15 / SNR
+    poor = new[:20].copy()
+    poor[:, 2] = -2.9
+    assert np.sqrt(np.mean((theory.flux(poor) - flux(poor)) ** 2)) < 0.5 / SNR
+
+
+def test_a_theory_of_before_bends_no_label(stars):
+    theory, _ = learnt(stars)
+    arrays = theory.to_arrays()
+    before = {name: array for name, array in arrays.items() if name != "bend"}
+    old = LearntTheory.checked(before, n_label=4)
+    assert np.isinf(old.bend).all()
+    some = stars[0][:50]
+    z = np.clip((some - theory.centre) / theory.scale, -6.0, 6.0)
+    terms = np.prod(z[:, None, :] ** theory.powers[None], axis=2)
+    expected = terms @ theory.coefficients
+    np.testing.assert_allclose(old.flux(old.clip(some)), expected, atol=2e-4)
+    assert np.abs(old.flux(some) - theory.flux(some)).max() > 1e-2
+
+
 def test_arrays_of_a_file_must_fit_each_other(stars):
     theory, _ = learnt(stars)
     arrays = theory.to_arrays()
@@ -177,6 +213,8 @@ def test_arrays_of_a_file_must_fit_each_other(stars):
     np.testing.assert_array_equal(again.flux(stars[0][:5]), theory.flux(stars[0][:5]))
     with pytest.raises(ValueError, match="base"):
         LearntTheory.checked(arrays | {"base": theory.base[:, 1:]}, n_label=4)
+    with pytest.raises(ValueError, match="bend"):
+        LearntTheory.checked(arrays | {"bend": theory.bend[1:]}, n_label=4)
     with pytest.raises(ValueError, match="do not fit"):
         LearntTheory.checked(arrays, n_label=3)
     with pytest.raises(ValueError, match="powers"):

@@ -119,12 +119,12 @@ def shrunk(
     along = signal @ direction.T
     rest = signal - along @ direction
     single = scatter.residual @ scatter.direction.T
-    residual = scatter.residual - single @ scatter.direction
-    low = np.zeros_like(rest)
+    residual = np.asarray(scatter.residual - single @ scatter.direction, dtype=np.float32)
+    low: Float64Array = np.zeros_like(rest)
     if np.count_nonzero(together) >= _LEAST_ROWS:
         size = np.sqrt(np.maximum(np.mean(residual**2, axis=0, dtype=np.float64), 1e-12))
         low[together] = _of_low_rank(rest[together] / size, correlation) * size
-    kept = low + _local(rest - low, residual, groups, correlation)
+    kept: Float64Array = low + _local(rest - low, residual, groups, correlation)
     if len(direction):
         power = along**2 / scatter.variance
         kept_share = [_shares(row[None], 1.0)[0] for row in power]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
 from typing import Self
 
@@ -597,6 +597,7 @@ def _above_noise(white: Float32Array, stars: _Stars) -> tuple[Float64Array, Floa
     return value[chosen], direction[chosen]
 
 
+@lru_cache(maxsize=8)
 def _noise_variance(shape: tuple[int, int], correlation: tuple[float, ...]) -> float:
     """Largest variance that noise alone shows in a direction."""
     return float(principal_components(noise_spectra(shape, correlation), 1)[0][0])

@@ -453,11 +453,11 @@ class TrainingStarSimulator:
             observing = ObservingModel.model_validate(about["observing"])
             theory: dict[str, Any] = {}
             if "labels" in about:
-                names = [item.name for item in fields(LearntTheory)]
+                parts = [item.name for item in fields(LearntTheory)]
                 # Theories of before have no bend: their labels were not bent.
                 if "learnt.bend" not in arrays:
-                    names.remove("bend")
-                known = {name: arrays[f"learnt.{name}"] for name in names}
+                    parts.remove("bend")
+                known = {part: arrays[f"learnt.{part}"] for part in parts}
                 theory["learnt"] = LearntTheory.checked(known, n_label=len(about["labels"]))
                 theory["names"] = tuple(map(str, about["labels"]))
                 theory["hidden"] = arrays["hidden"]
