@@ -280,25 +280,29 @@ class LearntTheory:
 
     def typical(self, labels: Float64Array) -> Float32Array:
         """Flux (n_star, n_pixel) by the labels (n_star, n_label) alone; NaN if one is unknown."""
-        n_label = self.n_label
-        low, high = self.lowest[:n_label], self.highest[:n_label]
-        centre, scale, bend = (x[:n_label] for x in (self.centre, self.scale, self.bend))
-        scaled = _scaled(np.clip(labels, low, high), centre, scale, bend)
+        scaled, _ = self._scaled_labels(labels)
         return _product(_terms(scaled, self.base_powers), self.base)
+
+    def _scaled_labels(self, labels: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Labels (n_star, n_label) as the polynomial has them, and their rise per unit of each."""
+        own = slice(self.n_label)
+        inside = np.clip(labels, self.lowest[own], self.highest[own])
+        centre, scale, bend = self.centre[own], self.scale[own], self.bend[own]
+        # The slope of asinh(z / b) b; without a bend, which is then infinite, it is 1.
+        rise = 1.0 / (scale * np.hypot(1.0, (inside - centre) / scale / bend))
+        return _scaled(inside, centre, scale, bend), rise
 
     def typical_slopes(self, labels: Float64Array) -> Float32Array:
         """Return derivatives (n_star, n_label, n_pixel) of `typical` per unit of each label.
 
         Beyond the range of the stars they are those at its end.
         """
-        n_label = self.n_label
-        low, high = self.lowest[:n_label], self.highest[:n_label]
-        scaled = _scaled(np.clip(labels, low, high), self.centre[:n_label], self.scale[:n_label])
+        scaled, rise = self._scaled_labels(labels)
         out = np.empty((*labels.shape, self.base.shape[1]), dtype=np.float32)
-        for k in range(n_label):
+        for k in range(self.n_label):
             exponent, lowered = self.base_powers[:, k], self.base_powers.copy()
             lowered[:, k] = np.maximum(exponent - 1, 0)
-            out[:, k] = _product(_terms(scaled, lowered) * (exponent / self.scale[k]), self.base)
+            out[:, k] = _product(_terms(scaled, lowered) * exponent * rise[:, k, None], self.base)
         return out
 
     def seen(self, labels: Float64Array, flux: Float32Array, ivar: Float32Array) -> Float32Array:
