@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
+    "maury_settings",
     "maury_tables",
     "maury_api",
     "maury_cells",

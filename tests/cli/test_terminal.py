@@ -106,3 +106,12 @@ def test_a_warning_is_told_once():
     assert [once.filter(record(logging.WARNING, "a")) for _ in range(2)] == [True, False]
     assert once.filter(record(logging.WARNING, "b"))
     assert all(once.filter(record(logging.INFO, "a")) for _ in range(2))
+
+
+def test_a_table_in_a_file_is_cut_nowhere(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    header = tuple(f"column number {k}" for k in range(9))
+    terminal.show_values([header, tuple("x" * 14 for _ in header)])
+    out = capsys.readouterr().out
+    assert all(name in out for name in header)
+    assert "…" not in out

@@ -1,6 +1,7 @@
 """Drift: a survey beside the training sample, in plain numbers and words."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,19 @@ def test_a_survey_of_the_same_kind_does_not_drift(model, tmp_path):
     for one in found.quantities:
         assert one.outside < 0.04, one
         assert one.median == pytest.approx(one.median_training, abs=one.scatter_training + 1e-9)
+
+
+def test_the_survey_that_trained_a_model_is_no_news(tmp_path):
+    """No warning that spectra may be unlike the training sample which they are."""
+    store = simulate_survey(tmp_path / "s.zarr", n_star=60, seed=3)
+    other = simulate_survey(tmp_path / "other.zarr", n_star=60, seed=4)
+    model = learning.train(store, tmp_path / "m", config=QUICK, n_processes=1)
+    assert unjudged(model)
+    for survey, own in ((store, True), (other, False)):
+        found = replace(drift(model, survey), quantities=(), flags={})
+        assert (found.own, found.blind) == (own, not own)
+        assert ("cannot tell" in found.summary) != own
+        assert ("survey that trained the model" in found.summary) == own
 
 
 def test_a_lower_snr_is_found_where_it_is(model, tmp_path):
@@ -165,6 +179,8 @@ def test_imported_networks_flag_what_they_can_and_say_what_they_cannot(
         unlike = (rows["flags"] & Flag.SPECTRUM_UNLIKE.value) != 0
         assert unlike.sum() <= 1 if name == "as they are" else unlike.all()
     blind = unjudged(imported)
+    # Two detectors set CONTINUUM_BAD.
+    assert len(set(blind)) == len(blind)
     assert {"RADIAL_VELOCITY_WRONG", "LABELS_UNLIKE", "TRAINING_STAR"} <= set(blind)
     assert "SPECTRUM_UNLIKE" not in blind
     catalogue = predict(imported, store, tmp_path / "c.fits")

@@ -390,3 +390,31 @@ def test_an_hdu_is_found_in_any_case_of_its_letters(tmp_path):
     error.header["EXTNAME"] = "input_sigma"
     hdus = [fits.PrimaryHDU(), error]
     assert find_hdu(hdus, "Input_Sigma", tmp_path, image=True) is error
+
+
+@pytest.mark.parametrize("name", ["GaiaDR3", "dr3_source_id", "KIC", "TIC ID", "whatever"])
+def test_tables_are_joined_by_values_whatever_their_names(folder, name):
+    log = (folder / "log.csv").read_text()
+    (folder / "log.csv").write_text(log.replace("gaia_id", name))
+    document = tomllib.loads(init_survey(folder).text)
+    through = {one["file"]: one.get("through") for one in document["table"]}
+    assert through["labels.csv"] == through["gaia.csv"] == {"table": "log.csv", "column": name}
+
+
+def test_short_numbers_join_no_tables_by_chance(folder):
+    log = (folder / "log.csv").read_text().replace(",300", ",{}")
+    (folder / "log.csv").write_text(log.format(*range(N)))
+    (folder / "noise.csv").write_text("n,q\n" + "\n".join(f"{k},{k}" for k in range(N)))
+    document = tomllib.loads(init_survey(folder).text)
+    assert "noise.csv" not in {one["file"] for one in document["table"]}
+
+
+def test_a_text_of_columns_is_a_table_and_a_readme_is_none(folder):
+    rows = (folder / "labels.csv").read_text().replace(",", " ")
+    (folder / "labels.csv").unlink()
+    (folder / "labels.dat").write_text(f"# {rows}")
+    found = init_survey(folder)
+    files = [one["file"] for one in tomllib.loads(found.text)["table"]]
+    assert "labels.dat" in files
+    assert "README.txt" in found.text
+    assert "README.txt" not in files

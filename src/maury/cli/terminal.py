@@ -1,6 +1,7 @@
 """What the command line shows: progress bars on standard error, tables on standard output."""
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ afterwards."""
 _SHARE_BETWEEN = 0.02
 """Share of the time that a command has run after which the next line comes, if that is longer: a
 run of ten hours writes some three hundred."""
+_WIDEST = 200
+"""Characters of a table in a file or a pipe, at most; longer cells are broken."""
 _REFRESH_SECONDS = 0.5
 """A bar on a terminal moves so often; chosen."""
 
@@ -537,6 +540,7 @@ def _show_table(rows: Sequence[Sequence[str]], *, fixed: int = 0) -> None:
     """Print a table, its header first; cells of the first `fixed` columns are never broken."""
     from rich.box import SIMPLE
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
@@ -547,7 +551,12 @@ def _show_table(rows: Sequence[Sequence[str]], *, fixed: int = 0) -> None:
         # Reports write +-, which every encoding has.
         table.add_row(*(_plain(cell.replace("+-", "\N{PLUS-MINUS SIGN}")) for cell in row))
     # Rich measures the terminal itself; into a pipe it writes no colours.
-    Console(file=raw_stream(sys.stdout)).print(table)
+    console = Console(file=raw_stream(sys.stdout))
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # A file has no right edge: nothing has to be cut off.
+        wide = console.options.update(width=_WIDEST)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
 
 
 def _plain(text: str) -> str:

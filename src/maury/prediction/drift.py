@@ -136,6 +136,8 @@ class Drift:
         Names of the flags that the model cannot raise, see `unjudged`.
     common : SurveyCheck
         What all stars of the survey have in common beside those in training.
+    own : bool
+        Whether it is the survey that trained the model.
     """
 
     n_star: int
@@ -144,6 +146,15 @@ class Drift:
     flags: Mapping[str, tuple[float, float]]
     unjudged: tuple[str, ...] = ()
     common: SurveyCheck = field(default_factory=SurveyCheck.none)
+    own: bool = False
+
+    @property
+    def blind(self) -> bool:
+        """Whether spectra may be unlike the training sample in ways that the model cannot tell.
+
+        Not of the survey that trained it, whose stars are the training sample.
+        """
+        return bool(self.unjudged) and not self.own
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -170,13 +181,15 @@ class Drift:
         if not self.n_training:
             known = ", ".join(q.name for q in self.quantities) or "nothing"
             line = f"the training sample is not known, but for the range of {known}"
+        if self.own:
+            line = f"{self.n_star} spectra of the survey that trained the model"
         if self.findings:
             worst, more = self.findings[:_WORST], len(self.findings) - _WORST
             line = "the survey differs from the training sample:\n  " + "\n  ".join(worst)
             line += f"\n  and {more} more, which 'maury drift' lists" if more > 0 else ""
         if self.unlike:
             line += f"\nlabels of all its stars are doubtful ({Flag.SURVEY_UNLIKE.name})"
-        return f"{line}; {self.blindness}" if self.unjudged else line
+        return f"{line}; {self.blindness}" if self.blind else line
 
     @property
     def blindness(self) -> str:
@@ -344,8 +357,9 @@ def drift(
     """
     inputs = spread_inputs(model, survey, n_star)
     common = SurveyCheck.none() if labeller is None else check_survey(labeller, inputs)
+    blind, own = unjudged(model), _is_own(model, survey)
     if SAMPLE not in model.attachments:
-        return replace(_by_range(model, inputs), unjudged=unjudged(model), common=common)
+        return replace(_by_range(model, inputs), unjudged=blind, common=common, own=own)
     arrays, about = model.arrays(SAMPLE), model.attachments[SAMPLE].metadata
     try:
         found = _values(inputs, model, (arrays["flux_centre"], arrays["flux_basis"]))
@@ -358,7 +372,17 @@ def drift(
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ModelFileError(f"{model.path}: its sample is damaged: {error}") from error
     flags = {n: (share, shares.get(n, 0.0)) for n, share in _flag_shares(inputs).items()}
-    return Drift(len(inputs), n_training, quantities, flags, unjudged(model), common)
+    return Drift(len(inputs), n_training, quantities, flags, blind, common, own)
+
+
+def _is_own(model: Model, survey: Readable) -> bool:
+    """Whether a survey has the origin that the model's record has of its training survey."""
+    recorded = model.provenance.get("survey")
+    if not isinstance(recorded, Mapping) or not survey.provenance:
+        return False
+    known = {name: value for name, value in recorded.items() if name != "name"}
+    # As JSON, in which one of the two was kept: a list there is a tuple here.
+    return json.dumps(known, sort_keys=True) == json.dumps(dict(survey.provenance), sort_keys=True)
 
 
 def spread_inputs(model: Model, survey: Readable, n_star: int) -> Inputs:
@@ -378,7 +402,7 @@ def unjudged(model: Model) -> tuple[str, ...]:
     A model without coverage has no reconstruction and no distances, and one whose training stars
     are not known cannot say which star is among them.
     """
-    flags = [] if "coverage" in model.attachments else list(DETECTORS.values())
+    flags = [] if "coverage" in model.attachments else list(dict.fromkeys(DETECTORS.values()))
     if Likeness.load(model) is not None and Flag.SPECTRUM_UNLIKE in flags:
         flags.remove(Flag.SPECTRUM_UNLIKE)
     if RESIDUAL_CALIBRATION in model.attachments and model.is_method:

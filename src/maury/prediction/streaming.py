@@ -720,7 +720,7 @@ def _drift(predictor: Predictor, survey: Readable, work: Path) -> dict[str, Any]
         note["drift"]["unlike"] = found.unlike
         with writing(known, overwrite=True) as partial:
             partial.write_text(json.dumps(note), "utf-8")
-        level = logging.WARNING if found.findings or found.unjudged else logging.INFO
+        level = logging.WARNING if found.findings or found.blind else logging.INFO
         logger.log(level, "%s: %s", survey.path, found.summary)
     return read_stamp(known)
 

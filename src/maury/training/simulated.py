@@ -72,6 +72,8 @@ class SimulatedTraining(BaseModel):
     learning_rate : float
         Largest step size of AdamW; it rises linearly over the share `rise` of the steps, and falls
         by half a cosine.
+    rise : float
+        That share.
     weight_decay : float
         Decoupled weight decay.
     averaging : float

@@ -18,6 +18,10 @@ from maury.survey.readers.sources import stem
 
 _LEAST_SHARE = 0.02
 """Of the spectra that a table must know to be joined at all; chosen."""
+_FEW_COLUMNS, _FEW_ROWS = 60, 200_000
+"""Of a table whose columns are all compared, whatever their names: some seconds at most."""
+_MOST_EACH = 50
+"""Exposures of a star, in the mean of a log, above which a column is of a field or a night."""
 _CHANCE_DIGITS = 6
 """Whole numbers of fewer digits, as of fibres or plates, may agree by chance."""
 
@@ -128,22 +132,60 @@ def link(
         _row_by_row(links, tables, n_star, base)
     joined = {one.table.path for one in links.joined}
     pending = [path for path in paths if path not in joined]
-    while pending:
-        best = max(
-            (one for path in pending for one in _options(path, words[path], links)),
-            key=lambda one: one.rank,
-            default=None,
-        )
-        if best is None or best.matched < max(1.0, _LEAST_SHARE * n_star):
-            break
-        links.joined.append(_linked(best, tables[best.path], n_star, base))
-        pending.remove(best.path)
+    _join(links, pending, tables, words, base=base, n_star=n_star)
+    # Whatever is left may go by a name that nobody thought of: by values alone, then.
+    every = {path: _texts_of_few(tables[path]) for path in pending}
+    _join(links, pending, tables, every, base=base, n_star=n_star, any_name=True)
     known = [one for one in (links.ids,) if one is not None]
     known += [one.take(t, "") for one in links.joined for t in _identifiers(one.table).values()]
     links.apart += [
         _apart(path, tables[path], base, _twice(words[path], known)) for path in pending
     ]
     return links
+
+
+def _join(
+    links: Links,
+    pending: list[Path],
+    tables: Mapping[Path, SourceTable],
+    words: Mapping[Path, Mapping[str, StrArray]],
+    *,
+    base: Path,
+    n_star: int,
+    any_name: bool = False,
+) -> None:
+    """Join tables, the surest first, and take them out of `pending`, until no more can be."""
+    while pending:
+        best = max(
+            (one for path in pending for one in _options(path, words[path], links, any_name)),
+            key=lambda one: one.rank,
+            default=None,
+        )
+        if best is None or best.matched < max(1.0, _LEAST_SHARE * n_star):
+            return
+        links.joined.append(_linked(best, tables[best.path], n_star, base))
+        pending.remove(best.path)
+
+
+def _texts_of_few(table: SourceTable) -> dict[str, StrArray]:
+    """Return the columns of a small table that hold whole numbers or texts, as texts."""
+    if len(table.names) > _FEW_COLUMNS or table.n_row > _FEW_ROWS:
+        return {}
+    found = {name: texts for name in table.names if (texts := _texts(table, name)) is not None}
+    return {name: texts for name, texts in found.items() if _names_something(texts)}
+
+
+def _names_something(texts: StrArray) -> bool:
+    """Whether values look like identifiers: long whole numbers, or no numbers, of many stars."""
+    given = texts[texts != ""]
+    long = [not one.isdigit() or len(one) >= _CHANCE_DIGITS for one in given[:10].tolist()]
+    numbers = [one.lstrip("+-").replace(".", "", 1).isdigit() and "." in one for one in given[:10]]
+    return bool(
+        given.size
+        and all(long)
+        and not any(numbers)
+        and _MOST_EACH * np.unique(given).size > given.size
+    )
 
 
 def _identifiers(table: SourceTable) -> dict[str, StrArray]:
@@ -205,8 +247,13 @@ def _row_by_row(links: Links, tables: Mapping[Path, SourceTable], n_star: int, b
             links.id_column = Entry("id", value, f"{n_star} different values.")
 
 
-def _options(path: Path, words: Mapping[str, StrArray], links: Links) -> list[_Option]:
-    """Return the ways in which a table may be joined, by each of its identifiers."""
+def _options(
+    path: Path, words: Mapping[str, StrArray], links: Links, any_name: bool
+) -> list[_Option]:
+    """Return the ways in which a table may be joined, by each of its identifiers.
+
+    With `any_name` each column of a small log may lead to it, else those that sound like one.
+    """
     options = []
     for name, here in words.items():
         if links.ids is not None:
@@ -216,15 +263,20 @@ def _options(path: Path, words: Mapping[str, StrArray], links: Links) -> list[_O
             filed = _option(path, name, stems, links.ids, None)
             options += [one for one in (option, filed) if one is not None][:1]
         for log in links.joined:
-            for column in log.table.names:
-                if not (naming.is_identifier(column) or column == name):
-                    continue
-                texts = _texts(log.table, column)
-                if texts is not None:
+            for column, texts in _leading(log.table, name, any_name).items():
+                if texts.size:
                     keys = log.take(texts, "")
                     option = _option(path, name, here, keys, (log.title, column))
                     options += [option] if option is not None else []
     return options
+
+
+def _leading(table: SourceTable, name: str, any_name: bool) -> dict[str, StrArray]:
+    """Return columns of a joined table that may lead to the column `name` of another one."""
+    if any_name and (few := _texts_of_few(table)):
+        return few
+    wanted = [one for one in table.names if naming.is_identifier(one) or one == name]
+    return {one: texts for one in wanted if (texts := _texts(table, one)) is not None}
 
 
 def _option(

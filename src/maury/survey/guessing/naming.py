@@ -10,6 +10,9 @@ _NOISE = re.compile(r"err|sigma|unc|^sig|^e_|^std|noise|^uob", re.IGNORECASE)
 _IVAR = re.compile(r"ivar|invvar|inv_var|inverse_?var", re.IGNORECASE)
 _ID = re.compile(
     r"^(?:.*_)?(?:id|ids|name|star|target|object|obj|file|filename|spectrum|designation|source)$"
+    r"|^(?:gaia_?)?e?dr[1-4](?:_?(?:id|name|source|source_?id))?$"
+    r"|^(?:gaia|kic|epic|tic|hip|hd|tyc|tycho2?|2mass|tmass|allwise|ucac4|cname)"
+    r"(?:_?(?:id|no|number|name))?$"
     r"|sourceid|source_id|sobject|specid|objid|obsid|obs_id|starname|apogee_id|filename",
     re.IGNORECASE,
 )
