@@ -15,7 +15,7 @@ from maury.io.arrays import Float32Array, Float64Array
 from maury.io.workers import one_thread
 from maury.methods.fitting.spectral_network import SpectralNetwork
 
-__all__ = ["Guide", "NetworkTraining", "train_spectral_network"]
+__all__ = ["Guide", "NetworkTraining", "train_on_spectra", "train_spectral_network"]
 
 
 # Adam's second moment over 50 steps instead of 1000: training is a few thousand steps in all.
@@ -139,9 +139,69 @@ def _train(
         optimizer.step()
         if step % 100 == 0 and not math.isfinite(float(loss.detach())):
             raise TrainingError(f"the loss is no longer finite at step {step}; lower learning_rate")
+    return _network(low, low + width, layers)
+
+
+def train_on_spectra(
+    labels: Float64Array,
+    flux: Float32Array,
+    *,
+    hidden: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> SpectralNetwork:
+    """Train a network on noise-free spectra, by the mean absolute difference, on one thread.
+
+    The first step of Ting et al. (2019, ApJ 879, 69, sect. 3.1); L1 loss and RAdam (Liu et al.
+    2020) are those of the authors' code.
+
+    Parameters
+    ----------
+    labels : (n_spectrum, n_label) float64
+    flux : (n_spectrum, n_pixel) float32
+        Finite.
+    hidden : int
+        Width of both hidden layers.
+    steps, batch_size : int
+    learning_rate : float
+        Largest step size; it falls by a cosine.
+    seed : int
+
+    Raises
+    ------
+    TrainingError
+        If the loss is no longer finite.
+    """
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        low = labels.min(axis=0)
+        width = np.where(np.ptp(labels, axis=0) > 0, np.ptp(labels, axis=0), 1.0)
+        layers = _initial(labels.shape[1], hidden, flux.mean(axis=0))
+        x = torch.from_numpy(((labels - low) / width - 0.5).astype(np.float32))
+        seen = torch.from_numpy(np.ascontiguousarray(flux, dtype=np.float32))
+        optimizer = torch.optim.RAdam(layers, lr=learning_rate, betas=_BETAS)
+        rng = np.random.default_rng(seed)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+            rows = rng.integers(0, len(labels), batch_size)
+            loss = (_forward(layers, x[rows]) - seen[rows]).abs().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step % 100 == 0 and not math.isfinite(float(loss.detach())):
+                raise TrainingError(
+                    f"the loss is no longer finite at step {step}; lower learning_rate"
+                )
+        return _network(low, low + width, layers)
+
+
+def _network(lowest: Float64Array, highest: Float64Array, layers: list[Tensor]) -> SpectralNetwork:
     names = ("weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
     arrays: dict[str, Any] = {n: a.detach().numpy() for n, a in zip(names, layers, strict=True)}
-    return SpectralNetwork(low, low + width, **arrays)
+    return SpectralNetwork(lowest, highest, **arrays)
 
 
 def _tensors(

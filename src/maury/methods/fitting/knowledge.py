@@ -175,6 +175,8 @@ _NEIGHBOURS = 100
 _RIDGE = 1e-3
 # Scaled observables are kept within so many scatters, where training stars hold the polynomial.
 _CLIP = 3.5
+# In standard deviations: as the ranges of our labels are to the scatter of RAVE's stars.
+_OWN_RANGE = 6.0
 _WIDTH = {label.name: label.range[1] - label.range[0] for label in LABELS}
 _MIDDLE = {label.name: 0.5 * (label.range[0] + label.range[1]) for label in LABELS}
 
@@ -266,7 +268,13 @@ class LabelKnowledge:
         """
         if kind == "sample":
             return Prior.joint(np.tile(self.mean, (n_star, 1)), self.covariance)
-        wide = Prior.of(names, n_star, {k: (_MIDDLE[k], _WIDTH[k]) for k in names})
+        # Labels of a user's own have no range of ours: six scatters of the stars are as wide.
+        spread = _OWN_RANGE * np.sqrt(np.diagonal(self.covariance))
+        known = {
+            name: (_MIDDLE.get(name, mean), _WIDTH.get(name, width))
+            for name, mean, width in zip(names, self.mean, spread, strict=True)
+        }
+        wide = Prior.of(names, n_star, known)
         if {"m_h", "fe_h"} <= set(names):
             row = np.zeros(len(names))
             row[names.index("m_h")] = 1.0

@@ -11,7 +11,7 @@ from maury.io.arrays import Float32Array, Float64Array
 from maury.methods.protocols import Evaluation
 from maury.methods.storage import stored
 
-__all__ = ["Activation", "SpectralNetwork"]
+__all__ = ["Activation", "NetworkModel", "SpectralNetwork"]
 
 Activation = Literal["silu", "leaky_relu"]
 _LEAK = np.float32(0.01)
@@ -84,6 +84,41 @@ class SpectralNetwork:
         slope = slope.reshape(-1, n_label, self.bias_1.size) * gate_1[:, None]
         out = slope.reshape(-1, self.bias_1.size) @ self.weight_2
         return Evaluation(flux, out.reshape(-1, n_label, self.bias_2.size))
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkModel:
+    """A network as a forward model (`maury.methods.protocols.ForwardModel`), exact in itself.
+
+    Attributes
+    ----------
+    network : SpectralNetwork
+    label_names : tuple of str
+    wave : (n_pixel,) float64
+    """
+
+    network: SpectralNetwork
+    label_names: tuple[str, ...]
+    wave: Float64Array
+
+    @property
+    def bounds(self) -> Float64Array:
+        """Range (n_label, 2) of the labels that it was trained with."""
+        return np.stack([self.network.lowest, self.network.highest], axis=1)
+
+    @property
+    def wave_aa(self) -> Float64Array:
+        """Wavelengths (n_pixel,) in angstrom."""
+        return self.wave
+
+    def evaluate(self, labels: Float64Array, *, jacobian: bool = True) -> Evaluation:
+        """Flux and derivatives; see `maury.methods.protocols.ForwardModel`."""
+        return self.network.evaluate(labels, jacobian=jacobian)
+
+    def variance(self, labels: Float64Array) -> Float32Array:
+        """Return zero: methods measure what is left of their own fits."""
+        del labels
+        return np.zeros(self.wave.size, dtype=np.float32)
 
 
 def _silu(x: Float32Array, *, slope: bool) -> tuple[Float32Array, Float32Array]:

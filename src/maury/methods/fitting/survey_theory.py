@@ -41,7 +41,7 @@ from maury.simulation.observing import TRAINING_CONDITIONS
 from maury.simulation.theory_calibration import TheoryCalibration
 from maury.simulation.theory_choice import TheoryChoice, choose
 
-__all__ = ["LearntSource", "SurveyTheory", "TheoryKind", "filled_stars"]
+__all__ = ["LearntSource", "SurveyTheory", "TheoryKind", "choice_for", "filled_stars"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class SurveyTheory:
         TrainingError
             If there are too few stars to learn from.
         """
-        choice = _choice(training, wanted, synthetic)
+        choice = choice_for(training, wanted, synthetic)
         logger.info("theory: %s, as %s", choice.name, choice.reason)
         if choice.name == "learnt":
             return cls._learn(training, choice, synthetic, seed)
@@ -268,8 +268,14 @@ def filled_stars(sample: Sample) -> Sample:
     return replace(sample, truth=filled)
 
 
-def _choice(training: Sample, wanted: TheoryKind, synthetic: str) -> TheoryChoice:
-    """Choose a theory; the emulator, uncalibrated, where stars are too few to learn from."""
+def choice_for(training: Sample, wanted: TheoryKind, synthetic: str) -> TheoryChoice:
+    """Choose a theory; the emulator, uncalibrated, where stars are too few to learn from.
+
+    Raises
+    ------
+    ConfigError, TrainingError
+        As of `SurveyTheory.lay`.
+    """
     if wanted == "emulator" and synthetic:
         raise ConfigError("synthetic: a theory of your own takes the place of the emulator")
     if wanted == "emulator":
