@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders.any_window import FIVE, made
 from builders.method_samples import inputs_of, sample_of
-from maury.errors import ConfigError
+from maury.errors import ConfigError, UnknownName
+from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag
 from maury.labels.statistics import robust_sigma
 from maury.methods.dd_payne import DDPayne, DDPayneSettings, _Theory, gradient_correlation
@@ -165,6 +167,74 @@ def test_it_survives_saving(trained):
     seen = inputs_of(flux, ivar)
     np.testing.assert_array_equal(again.apply(seen).labels, method.apply(seen).labels)
     np.testing.assert_array_equal(again.apply(seen).flags, method.apply(seen).flags)
+
+
+def test_the_weight_of_a_label_is_its_own():
+    """D_scale: a label of weight zero is as free as without theory, the others are not."""
+    sample = sample_of(*stars(300, 2), names=NAMES)
+    quick = {"hidden": 40, "steps": 400, "guides": 200, "guide_size": 8, "batch_size": 48}
+    quick |= {"penalty": 3.0, "learning_rate": 5e-3, "warm": 0.0}
+    free, held = (
+        DDPayne.train(sample, sample, settings=DDPayneSettings(scales=scales, **quick), seed=0)
+        for scales in ({"al_fe": 0.0}, {})
+    )
+    truth = stars(50, 3)[0]
+    freed, all_held = (np.median(one.agreement(truth), axis=0) for one in (free, held))
+    assert freed[4] < all_held[4] - 0.15
+    assert abs(freed[0] - all_held[0]) < 0.1
+    with pytest.raises(UnknownName, match="did you mean 'al_fe'"):
+        DDPayne.train(
+            sample, sample, settings=DDPayneSettings(scales={"al_f": 1.0}, **quick), seed=0
+        )
+
+
+def test_theory_that_guides_is_calibrated_where_stars_have_all_labels():
+    """Lines a tenth stronger than theory's: slopes of calibrated theory are, too."""
+    rng = np.random.default_rng(4)
+    low = [4400, 1.2, -0.8, -0.8, 0.0, 0.0, 0.0, 0.0, 0.0]
+    high = [5600, 4.4, 0.2, -0.8, 0.25, 0.25, 0.25, 0.25, 0.1]
+    truth = rng.uniform(low, high, (200, 9))
+    truth[:, 3] = truth[:, 2]
+    plain = _Theory(RAVE_WAVE_AA, "air", LABEL_NAMES, TRAINING_CONDITIONS)
+    flux = 1 - 1.1 * (1 - plain.evaluate(truth).flux)
+    flux += rng.standard_normal(flux.shape).astype(np.float32) / SNR
+    sample = sample_of(truth, flux, np.full(flux.shape, SNR**2), names=LABEL_NAMES)
+    quick = {"hidden": 16, "steps": 20, "guides": 60, "guide_size": 8, "batch_size": 32}
+    methods = [
+        DDPayne.train(
+            sample, sample, settings=DDPayneSettings(calibrate=calibrate, **quick), seed=0
+        )
+        for calibrate in (True, False)
+    ]
+    depth = [
+        float(np.mean(1 - one._theory.evaluate(truth[:20]).flux) / np.mean(1 - flux[:20]))
+        for one in methods
+    ]
+    assert depth[0] == pytest.approx(1.0, abs=0.02)
+    assert depth[1] == pytest.approx(1 / 1.1, abs=0.02)
+    arrays, about = methods[0].to_arrays()
+    again = DDPayne.from_arrays(
+        arrays, about, settings=methods[0].settings, label_names=methods[0].label_names
+    )
+    np.testing.assert_array_equal(again.agreement(truth[:5]), methods[0].agreement(truth[:5]))
+
+
+def test_elsewhere_it_is_guided_by_what_the_stars_teach():
+    sample = made(FIVE, 300, 1)
+    quick = {"hidden": 24, "steps": 60, "guides": 100}
+    method = DDPayne.train(sample, sample, settings=DDPayneSettings(**quick), seed=0)
+    assert method.learnt is not None
+    arrays, about = method.to_arrays()
+    kept = {"settings": method.settings, "label_names": method.label_names}
+    again = DDPayne.from_arrays(arrays, json.loads(json.dumps(about)), **kept)
+    np.testing.assert_array_equal(
+        again.agreement(sample.truth[:5]), method.agreement(sample.truth[:5])
+    )
+    arrays["learnt.powers"] = arrays["learnt.powers"] + 1000
+    with pytest.raises(ValueError, match="powers"):
+        DDPayne.from_arrays(arrays, about, **kept)
+    with pytest.raises(ConfigError, match="resolving_power"):
+        DDPayne.train(sample, sample, settings=DDPayneSettings(theory="emulator", **quick), seed=0)
 
 
 def test_theory_knows_its_labels_and_pixels():

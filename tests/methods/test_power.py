@@ -83,7 +83,7 @@ def test_methods_with_theory_beside_spectra_refuse_it_too(tmp_path):
     settings = method_settings("sme", {"labels": ["teff", "logg"]})
     with pytest.raises(ConfigError, match=r"resolving_power = .*TOML"):
         Sme.train(sample, sample, settings=settings, seed=0)
-    settings = method_settings("dd-payne", {"labels": ["teff", "logg"]})
+    settings = method_settings("dd-payne", {"labels": ["teff", "logg"], "theory": "emulator"})
     with pytest.raises(ConfigError, match=r"resolving_power = .*TOML"):
         DDPayne.train(sample, sample, settings=settings, seed=0)
     settings = method_settings("synspec", {"directory": str(tmp_path)})

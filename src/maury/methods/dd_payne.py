@@ -7,25 +7,32 @@ a flag warns.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
-from maury.errors import ConfigError
+from maury.errors import ConfigError, check_known
 from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.flags import Flag, set_where
 from maury.methods.cannon_model import scatter_of
-from maury.methods.fitting.chain import Broadening, Chain, PixelShift
+from maury.methods.fitting.chain import Broadening, Calibrated, Chain, Operator, PixelShift
 from maury.methods.fitting.fitter import Fitter
 from maury.methods.fitting.knowledge import Prior
 from maury.methods.fitting.spectral_network import SpectralNetwork
 from maury.methods.fitting.stars import complete_stars
-from maury.methods.fitting.theory import EmulatorSource, conditions_of, shipped_emulator
+from maury.methods.fitting.survey_theory import LearntSource, SurveyTheory, TheoryKind
+from maury.methods.fitting.theory import (
+    EmulatorSource,
+    calibrate,
+    conditions_of,
+    shipped_emulator,
+)
 from maury.methods.fitting.trained_payne import TrainedPayne
 from maury.methods.matisse import Matisse, MatisseSettings
 from maury.methods.protocols import (
@@ -40,12 +47,15 @@ from maury.methods.protocols import (
     UnseenStars,
 )
 from maury.methods.storage import Arrays, stored
+from maury.simulation.learnt_theory import LearntTheory
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel, Spectrograph
+from maury.simulation.theory_calibration import TheoryCalibration
 from maury.spectra.operators import vacuum_to_air
 from maury.spectra.preparation import Inputs
 
 __all__ = ["DDPayne", "DDPayneSettings", "gradient_correlation"]
 
+logger = logging.getLogger(__name__)
 
 # Stars whose derivatives lie in memory together: 128 x 9 x 1000 floats are 5 MB.
 _BLOCK = 128
@@ -63,6 +73,15 @@ class DDPayneSettings(MethodSettings):
     ----------
     penalty : float
         Weight of |derivative - that of theory|; 0 is the plain Payne on observed spectra.
+    scales : mapping of str to float
+        D_scale of single labels, by which their differences count; 1 for the others.
+    theory : {"auto", "emulator", "learnt"}
+        What guides (`maury.methods.fitting.survey_theory`): the emulator where it knows the labels
+        and reaches over the pixels, else a theory that is learnt from the labelled stars.
+    synthetic : str
+        Theory of the user, with which the learnt one begins; "" for none.
+    calibrate : bool
+        Whether the emulator is calibrated on the stars first, where these have all nine labels.
     hidden, steps, batch_size, guide_size : int
         Width of the hidden layers; steps; stars, and points with theory, per step.
     learning_rate : float
@@ -82,6 +101,12 @@ class DDPayneSettings(MethodSettings):
     """
 
     penalty: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    scales: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    theory: TheoryKind = "auto"
+    synthetic: str = ""
+    calibrate: bool = True
     hidden: int = Field(default=200, ge=4, le=2000)
     steps: int = Field(default=3000, ge=1, le=MOST_STARS)
     batch_size: int = Field(default=128, ge=1, le=MOST_STARS)
@@ -132,6 +157,10 @@ class DDPayne(Method[DDPayneSettings]):
     noise_correlation : tuple of float
     tie : (float, float)
         Mean and scatter of [M/H] - [Fe/H] among the training stars.
+    calibration : TheoryCalibration or None
+        Of the emulator that guided.
+    learnt : LearntTheory or None
+        What guided in place of the emulator.
     """
 
     # 2: masked pixels are missing, no residuals known to be zero.
@@ -140,7 +169,6 @@ class DDPayne(Method[DDPayneSettings]):
     paper: ClassVar[str] = "Xiang et al. (2019, ApJS 245, 34); Ting et al. (2017, ApJ 849, L9)"
     bibtex_key: ClassVar[str] = "2019ApJS..245...34X"
     settings_class: ClassVar[type[MethodSettings]] = DDPayneSettings
-    known_labels: ClassVar[tuple[str, ...] | None] = LABEL_NAMES
     earlier_power: ClassVar[float | None] = TRAINING_CONDITIONS.resolving_power
     unseen: ClassVar[UnseenStars] = "validation"
 
@@ -151,10 +179,15 @@ class DDPayne(Method[DDPayneSettings]):
     medium: str
     noise_correlation: tuple[float, ...]
     tie: tuple[float, float] = (0.0, 1.0)
+    calibration: TheoryCalibration | None = None
+    learnt: LearntTheory | None = None
 
     def __post_init__(self) -> None:
         if self.network.lowest.size != len(self.label_names):
             raise ValueError(f"the network has {self.network.lowest.size} labels")
+        if self.learnt is not None:
+            # Its powers are loops, of which a file may not ask for many.
+            LearntTheory.checked(self.learnt.to_arrays(), n_label=len(self.label_names))
 
     @classmethod
     def train(
@@ -165,7 +198,8 @@ class DDPayne(Method[DDPayneSettings]):
         Raises
         ------
         ConfigError
-            If a label is not one of those that the emulator has, or it lacks some pixels.
+            If the emulator is asked for, and lacks a label or some pixels; if `scales` names a
+            label that is not learnt.
         TrainingError
             If too few stars have all labels, or the loss diverges.
         """
@@ -174,15 +208,19 @@ class DDPayne(Method[DDPayneSettings]):
         stars = complete_stars(training, settings.labels)
         names, truth, flux = stars.label_names, stars.truth, stars.inputs.flux
         ivar = stars.inputs.ivar
-        observing = conditions_of(training)
-        theory = _Theory(training.wave_aa, training.medium, names, observing)
+        for name in settings.scales:
+            check_known("label", name, names)
+        theory = _guiding(training, stars, settings, seed)
         rng = np.random.default_rng(seed)
         points = theory.points(truth, settings.guides, settings.guide_step, rng)
         noise = float(np.median(1.0 / np.sqrt(ivar[ivar > 0])))
         guide_flux, slopes = theory.evaluate(points)
         assert slopes is not None, "derivatives were asked for"
-        names_of = (one.name for one in fields(learning.NetworkTraining))
-        config = learning.NetworkTraining(**{key: getattr(settings, key) for key in names_of})
+        known = {one.name for one in fields(learning.NetworkTraining)} - {"scales"}
+        config = learning.NetworkTraining(
+            **{key: getattr(settings, key) for key in known},
+            scales=tuple(settings.scales.get(name, 1.0) for name in names),
+        )
         network = learning.train_spectral_network(
             truth,
             flux,
@@ -204,8 +242,10 @@ class DDPayne(Method[DDPayneSettings]):
             wave_aa=training.wave_aa,
             medium=training.medium,
             noise_correlation=tuple(training.noise_correlation),
-            resolving_power=observing.resolving_power,
+            resolving_power=training.resolving_power,
             tie=_tie(truth, names),
+            calibration=theory.calibration if isinstance(theory, _Theory) else None,
+            learnt=theory.learnt if isinstance(theory, _LearntGuide) else None,
         )
 
     @cached_property
@@ -216,10 +256,14 @@ class DDPayne(Method[DDPayneSettings]):
         return Fitter(chain, noise_correlation=self.noise_correlation, reuse=2)
 
     @cached_property
-    def _theory(self) -> _Theory:
+    def _theory(self) -> _Theory | _LearntGuide:
+        if self.learnt is not None:
+            return _LearntGuide(self.learnt, self.label_names, self.wave_aa)
         assert self.resolving_power is not None, "theory is not seen at an unknown one"
         observing = TRAINING_CONDITIONS.at_power(self.resolving_power)
-        return _Theory(self.wave_aa, self.medium, self.label_names, observing)
+        return _Theory(
+            self.wave_aa, self.medium, self.label_names, observing, calibration=self.calibration
+        )
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit spectra; see `maury.methods.protocols.Method.apply`."""
@@ -257,8 +301,7 @@ class DDPayne(Method[DDPayneSettings]):
 
     def as_theory(self) -> TrainedPayne:
         """Return the network as a source of spectra."""
-        power = self.resolving_power
-        assert power is not None, "training refuses an unknown one"
+        power = self.resolving_power or np.inf
         wave = self.wave_aa if self.medium == "air" else vacuum_to_air(self.wave_aa)
         bounds = np.stack([self.network.lowest, self.network.highest], axis=1)
 
@@ -300,6 +343,64 @@ def gradient_correlation(first: Float32Array, second: Float32Array) -> Float64Ar
     return np.asarray(np.divide(product, power, out=np.zeros_like(power), where=power > 0))
 
 
+def _guiding(
+    training: Sample, stars: Sample, settings: DDPayneSettings, seed: int
+) -> _Theory | _LearntGuide:
+    """Return the theory whose derivatives guide; `ConfigError` if the emulator cannot and must."""
+    if settings.theory != "learnt" and not settings.synthetic:
+        try:
+            observing = conditions_of(training)
+            plain = _Theory(training.wave_aa, training.medium, stars.label_names, observing)
+        except ConfigError as error:
+            if settings.theory == "emulator":
+                raise
+            logger.info("theory: learnt, as %s", error)
+        else:
+            if not settings.calibrate:
+                return plain
+            nine = complete_stars(training, LABEL_NAMES, least=0)
+            return _Theory(
+                training.wave_aa,
+                training.medium,
+                stars.label_names,
+                observing,
+                calibration=calibrate(nine, observing),
+            )
+    laid = SurveyTheory.lay(stars, wanted="learnt", synthetic=settings.synthetic, seed=seed)
+    assert laid.learnt is not None, "it was asked for"
+    return _LearntGuide(laid.learnt, stars.label_names, training.wave_aa)
+
+
+class _LearntGuide:
+    """A theory that was learnt from the stars, or begun at spectra of the user."""
+
+    def __init__(self, learnt: LearntTheory, names: tuple[str, ...], wave_aa: Float64Array) -> None:
+        self.learnt = learnt
+        self._model = LearntSource(learnt, names, wave_aa)
+
+    def points(
+        self, truth: Float64Array, count: int, step: float, rng: np.random.Generator
+    ) -> Float64Array:
+        """Training labels, each moved by itself, within the range of the stars."""
+        return _moved(truth, count, step, rng, self._model.bounds)
+
+    def evaluate(self, labels: Float64Array) -> Evaluation:
+        """Flux and derivatives."""
+        parts = [
+            self._model.evaluate(labels[k : k + _BLOCK]) for k in range(0, len(labels), _BLOCK)
+        ]
+        slopes = [part.jacobian for part in parts if part.jacobian is not None]
+        return Evaluation(np.concatenate([p.flux for p in parts]), np.concatenate(slopes))
+
+
+def _moved(
+    truth: Float64Array, count: int, step: float, rng: np.random.Generator, bounds: Float64Array
+) -> Float64Array:
+    base = truth[rng.integers(0, len(truth), count)]
+    moved = base + step * np.ptp(truth, axis=0) * rng.standard_normal(base.shape)
+    return np.asarray(np.clip(moved, *bounds.T))
+
+
 class _Theory:
     """The shipped emulator at the pixels of a survey, by some of its nine labels."""
 
@@ -309,7 +410,9 @@ class _Theory:
         medium: str,
         names: tuple[str, ...],
         observing: ObservingModel,
+        calibration: TheoryCalibration | None = None,
     ) -> None:
+        self.calibration = calibration
         unknown = [name for name in names if name not in LABEL_NAMES]
         if unknown:
             raise ConfigError(
@@ -325,17 +428,17 @@ class _Theory:
             raise ConfigError(f"theory lacks pixels of these spectra: {error}") from error
         self._index = [LABEL_NAMES.index(name) for name in names]
         none = np.zeros(wave.size, dtype=np.float32)
-        self._chain = Chain(EmulatorSource(), (Broadening(instrument),), wave, none)
+        operators: list[Operator] = [Broadening(instrument)]
+        if calibration is not None:
+            operators.append(Calibrated(calibration, LABEL_NAMES))
+        self._chain = Chain(EmulatorSource(), tuple(operators), wave, none)
         self._bounds = emulator.bounds[: len(LABEL_NAMES)]
 
     def points(
         self, truth: Float64Array, count: int, step: float, rng: np.random.Generator
     ) -> Float64Array:
         """Training labels, each moved by itself, within the emulator's bounds."""
-        base = truth[rng.integers(0, len(truth), count)]
-        width = np.ptp(truth, axis=0)
-        moved = base + step * width * rng.standard_normal(base.shape)
-        return np.asarray(np.clip(moved, *self._bounds[self._index].T))
+        return _moved(truth, count, step, rng, self._bounds[self._index])
 
     def evaluate(self, labels: Float64Array) -> Evaluation:
         """Flux and derivatives by the chosen labels."""

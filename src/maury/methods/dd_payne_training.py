@@ -40,6 +40,8 @@ class NetworkTraining:
         Weight of the differences of derivatives.
     warm : float
         Share of the steps, at the start, in which the flux is learnt from theory too.
+    scales : tuple of float
+        D_scale of each label, by which its differences count; empty for 1 each.
     """
 
     hidden: int
@@ -49,6 +51,7 @@ class NetworkTraining:
     learning_rate: float
     penalty: float
     warm: float
+    scales: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,10 @@ def _guide_loss(
 ) -> Tensor:
     x, flux, slopes = theory
     found, found_slopes = _with_slopes(layers, x)
-    loss = config.penalty * (found_slopes - slopes).abs().mean() / noise
+    apart = (found_slopes - slopes).abs()
+    if config.scales:
+        apart = apart * torch.tensor(config.scales, dtype=torch.float32)[:, None]
+    loss = config.penalty * apart.mean() / noise
     if progress < config.warm:
         loss = loss + ((found - flux) ** 2).mean() / noise**2
     return loss
