@@ -13,7 +13,7 @@ from maury.methods.fitting.survey_theory import SurveyTheory, filled_stars
 from maury.methods.registry import method_class, method_settings
 from maury.spectra.operators import fill_bad_pixels
 
-METHODS = ("athos", "dd-payne", "ferre", "gaufre", "gauguin", "matisse", "payne")
+METHODS = ("athos", "cannon", "dd-payne", "ferre", "gaufre", "gauguin", "matisse", "payne")
 OPTIONS = {
     "athos": {"widths": [3, 6], "reach_aa": 12.0},
     "dd-payne": {"hidden": 40, "steps": 600, "guides": 300, "learning_rate": 0.01},

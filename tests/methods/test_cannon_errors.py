@@ -156,7 +156,7 @@ def test_a_velocity_that_is_left_is_fitted():
     )
     for k in range(3):
         off = [robust_sigma(found.labels[:, k] - test_truth[:, k]) for found in (rest, fitted)]
-        assert off[1] < 0.75 * off[0]
+        assert off[1] < 0.8 * off[0]
         z = (fitted.labels - test_truth)[:, k] / fitted.sigma[:, k]
         assert robust_sigma(z) == pytest.approx(1.0, abs=0.2)
 
@@ -248,3 +248,34 @@ def test_models_with_and_without_misfit_survive_saving():
         )
         inputs = inputs_of(flux[:5], ivar[:5])
         np.testing.assert_array_equal(again.apply(inputs).sigma, method.apply(inputs).sigma)
+
+
+def test_the_scatter_is_that_of_a_prediction_where_stars_are_few():
+    """Eighty stars and ten coefficients: residuals alone would say an eighth less."""
+    rng = np.random.default_rng(30)
+    theta = rng.normal(0, 0.05, (400, n_term(3)))
+    ivar = np.full((80, 400), 1e8)
+    scaled, truth = draw_labels(80, rng)
+    flux = terms(scaled) @ theta.T + 0.02 * rng.standard_normal((80, 400))
+    model = QuadraticModel.fit(flux, ivar, truth)
+    other, probe = draw_labels(500, rng)
+    seen = terms(other) @ theta.T + 0.02 * rng.standard_normal((500, 400))
+    actual = np.sqrt(np.mean((seen - model.flux(probe)) ** 2))
+    assert np.sqrt(np.mean(model.scatter**2)) == pytest.approx(actual, rel=0.06)
+
+
+def test_stars_that_lack_a_label_are_learnt_from():
+    truth, flux, ivar, _ = observed(400, 31)
+    gaps = np.random.default_rng(32).random(truth.shape) < 0.3
+    sample = sample_of(np.where(gaps, np.nan, truth), flux, ivar)
+    test_truth, test_flux, test_ivar, _ = observed(400, 33)
+    spread = []
+    for fill in (True, False):
+        settings = CannonSettings(fill_labels=fill)
+        method = Cannon.train(sample, sample, settings=settings, seed=0)
+        found = method.apply(inputs_of(test_flux, test_ivar))
+        spread.append([robust_sigma(column) for column in (found.labels - test_truth).T])
+        z = (found.labels - test_truth) / found.sigma
+        assert max(robust_sigma(column) for column in z.T) < 1.6
+    # A third of the stars has all labels.
+    assert np.mean(np.log(spread[0])) < np.mean(np.log(spread[1])) + 0.05

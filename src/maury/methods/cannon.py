@@ -17,6 +17,7 @@ from pydantic import Field
 from maury.errors import ConfigError, check_known
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.flags import FLAG_DTYPE, Flag, set_where
+from maury.labels.statistics import robust_sigma
 from maury.methods.cannon_fit import QuadraticFit
 from maury.methods.cannon_model import QuadraticModel
 from maury.methods.fitting.chain import Chain, Modes, Operator, PixelShift
@@ -26,6 +27,7 @@ from maury.methods.fitting.noise import sandwich
 from maury.methods.fitting.pixel_width import PixelWidth
 from maury.methods.fitting.residuals import MODE_STARS, residual_modes
 from maury.methods.fitting.stars import complete_stars, spread_stars
+from maury.methods.fitting.survey_theory import filled_stars
 from maury.methods.fitting.theory import finite_rows
 from maury.methods.protocols import (
     NO_EXTERNAL,
@@ -52,6 +54,9 @@ _N_START = 64
 _MOST_PATTERNS = 100
 # How far beyond the training labels a fit may go, in their ranges, as `cannon_fit` has it.
 _REACH = 0.5
+# Share of the known values of an incomplete label that are hidden, to see how well it is estimated:
+# hundreds of some thousand stars, and most of them stay to learn from.
+_HIDDEN = 0.2
 # In standard deviations: bounds of what is left of velocity and width.
 _LIMIT_SIGMA = 5.0
 # Of the logarithm of the width: beyond, a Taylor series of first order does not hold.
@@ -72,6 +77,10 @@ class CannonSettings(MethodSettings):
         counts. One fit ends in a wrong minimum for some stars, and converges there.
     label_errors : bool
         Whether the errors that the survey has of its labels are taken out of what is learnt.
+    fill_labels : bool
+        Whether missing labels of training stars are estimated from their spectra and other labels,
+        with an error (taken out of what is learnt if `label_errors`); otherwise such stars are left
+        out.
     misfit : int
         Patterns, at most, in which training spectra differ from the model at their own labels: a
         misfit that is alike in many pixels, which the errors of labels then know of.
@@ -87,6 +96,7 @@ class CannonSettings(MethodSettings):
     censor: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
     runs: int = Field(default=8, ge=1, le=16)
     label_errors: bool = True
+    fill_labels: bool = True
     misfit: int = Field(default=20, ge=0, le=_MOST_PATTERNS)
     rv_sigma_kms: float = Field(default=0.0, ge=0.0, le=30.0)
     width_scatter: float = Field(default=0.0, ge=0.0, le=0.3)
@@ -182,6 +192,8 @@ class Cannon(Method[CannonSettings]):
                 "'resolving_power = ...' at the top of the TOML file that the survey is ingested "
                 "with"
             )
+        if settings.fill_labels and not np.isfinite(training.truth).all():
+            training = _filled(training, seed)
         stars = complete_stars(training, settings.labels)
         names, truth = stars.label_names, stars.truth
         model = QuadraticModel.fit(
@@ -322,6 +334,23 @@ class Cannon(Method[CannonSettings]):
             moved = np.linalg.pinv(own, hermitian=True) @ pulled.astype(np.float64)
             total = total + moved @ moved.transpose(0, 2, 1)
         return square * total
+
+
+def _filled(training: Sample, seed: int) -> Sample:
+    """Stars with missing labels estimated, and the errors of these estimates.
+
+    The error is the scatter of what is estimated of known values that were hidden.
+    """
+    filled = filled_stars(training)
+    known = np.isfinite(training.truth)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
+    hidden = known & (rng.random(known.shape) < _HIDDEN) & ~known.all(axis=0)
+    tried = filled_stars(replace(training, truth=np.where(hidden, np.nan, training.truth))).truth
+    # A star without any label left is not estimated at all.
+    apart = np.where(hidden & np.isfinite(tried), tried - training.truth, np.nan)
+    error = np.array([robust_sigma(column) for column in apart.T])
+    own = np.where(known, training.truth_error, error)
+    return replace(filled, truth_error=own)
 
 
 def _misfit(model: QuadraticModel, stars: Sample, count: int) -> Float32Array | None:

@@ -45,6 +45,8 @@ _SWEEPS = 400
 _SPARSE_TOLERANCE = 1e-9
 # Smallest eigenvalue of the unit-diagonal normal matrix that is no rounding of label errors.
 _LEAST_INFORMATION = 1e-9
+# Share of the stars that is left beyond the coefficients, at least; chosen.
+_LEAST_LEFT = 0.1
 # Pixels whose normal matrices lie in memory: 128 x 55 x 55 doubles are 3 MB.
 _PIXEL_BLOCK = 128
 
@@ -95,7 +97,9 @@ class QuadraticModel:
         Weights w = ivar / (1 + ivar s^2); theta minimises sum w (f - v theta)^2 + Lambda sum
         |theta_d| over d >= 1 (Casey et al. 2016, eq. 3); s^2 is the root of sum (r^2 w^2 - w) = 0
         in s^2 (the derivative of the likelihood), and 0 if there is none. The two are
-        alternated until s stands.
+        alternated until s stands. Residuals r of n stars from p coefficients that these stars
+        themselves gave are too small, and those of other stars larger by the errors of the
+        coefficients: r^2 is taken (n + p) / (n - p) times, as the variance of a prediction is.
 
         Errors of the labels make lines look weaker than they are (regression dilution). Sums over
         stars are therefore of Hermite polynomials of the labels in place of their powers, whose
@@ -365,10 +369,12 @@ def _alternate(
             normal = (weight.T @ labels.products)[:, place]
             right = (weight * f).T @ labels.vector
             may = None if allowed is None else allowed[pixel]
+            allowed_terms = size if may is None else may.sum(axis=1)
             theta[pixel] = _solve(normal, right, may, sparsity, theta[pixel])
             if labels.errors.any():
                 i = i / (1.0 + i * labels.label_noise(theta[pixel]))
-            found = scatter_of(f - labels.seen @ theta[pixel].T, i)
+            residual = (f - labels.seen @ theta[pixel].T) * np.sqrt(_predicted(i, allowed_terms))
+            found = scatter_of(residual, i)
             change = np.abs(found - scatter[pixel])
             scatter[pixel] = found
             still.append(pixel[change > _TOLERANCE * np.maximum(found, 1e-4)])
@@ -376,6 +382,14 @@ def _alternate(
         if moving.size == 0:
             break
     return theta, scatter
+
+
+def _predicted(ivar: Float64Array, n_term: int | AnyArray) -> Float64Array:
+    """Variance of a prediction over the mean square of residuals, (n_pixel,)."""
+    n_star = (ivar > 0).sum(axis=0)
+    # With hardly more stars than coefficients residuals tell nothing, and less than this bound.
+    left = np.maximum(n_star - n_term, _LEAST_LEFT * np.maximum(n_star, 1))
+    return np.asarray((n_star + n_term) / left, dtype=np.float64)
 
 
 def _solve(
