@@ -71,7 +71,7 @@ def test_theory_is_not_seen_at_an_unknown_or_too_high_resolving_power(sharp_surv
     for power, message in ((None, r"resolving_power = .*TOML"), (28_000.0, "below the emulator")):
         unfit = replace(part, resolving_power=power)
         # The others then learn their theory from the stars, unless they are told not to.
-        options = {} if name.startswith("payne") or name == "space" else {"theory": "emulator"}
+        options = {} if name == "space" else {"theory": "emulator"}
         with pytest.raises(ConfigError, match=message):
             cls.train(unfit, unfit, settings=method_settings(name, options), seed=0)
 
