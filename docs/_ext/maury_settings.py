@@ -64,11 +64,26 @@ def default(field: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
+def plain(text: str) -> str:
+    """Return a text of a docstring without its marks."""
+    return text.replace("`", "")
+
+
+def literal(text: str) -> nodes.Node | str:
+    """Return a value in code style, in which quotation marks stay as TOML has them."""
+    return code(text) if text and not text.startswith("a section") else text
+
+
 def section(kind: type[BaseModel]) -> nodes.table:
     """Return the table of one section."""
     words = described(kind)
     rows = [
-        (code(name), default(field), limits(field), words.get(name, "").replace("`", ""))
+        (
+            code(name),
+            literal(default(field)),
+            literal(limits(field)),
+            words.get(name, "").replace("`", ""),
+        )
         for name, field in kind.model_fields.items()
     ]
     return table(("key", "default", "allowed", "meaning"), rows, (18, 18, 22, 60))

@@ -67,8 +67,10 @@ class SimulatedTraining(BaseModel):
 
     Attributes
     ----------
-    batch_size, steps : int
-        Stars per step, and steps; with a learnt theory `LEARNT_STEPS` by default.
+    batch_size : int
+        Stars per step.
+    steps : int
+        Steps of a training; 7000 by default where the theory is learnt (`LEARNT_STEPS`).
     learning_rate : float
         Largest step size of AdamW; it rises linearly over the share `rise` of the steps, and falls
         by half a cosine.
@@ -90,9 +92,16 @@ class SimulatedTraining(BaseModel):
         spectra (`maury.methods.fitting.synthetic_library.SyntheticLibrary`), or of a network that
         gives them (`maury.methods.fitting.trained_payne.TrainedPayne`): the learnt theory begins
         at them.
-    dropping, draw, noise, disturbances, observing
-        Missing inputs; choice of the stars; their S/N; what real surveys have besides; the
-        instrument. The scatter of the continuum is measured on the labelled stars, and
+    dropping : Dropping
+        Which inputs of the stars are missing, and how often.
+    draw : DrawConfig
+        Which stars are simulated, and how much wider than the labelled sample.
+    noise : BatchNoise
+        Their S/N.
+    disturbances : Disturbances
+        What real surveys have besides: companions, dust, fringes, a zero level.
+    observing : ObservingModel
+        The instrument. The scatter of the continuum is measured on the labelled stars, and
         `observing.continuum_rms` adds to it.
     """
 
