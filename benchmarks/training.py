@@ -26,7 +26,8 @@ import numpy as np
 
 from maury.model.inference import EnsembleNetwork
 from maury.survey.store import Survey
-from maury.training.ensemble import _collect, _Stars, train
+from maury.training.ensemble import train
+from maury.training.labelled_stars import LabelledStars, collect_stars
 from maury.training.member import Sample, TrainingConfig, train_member
 from maury.training.settings import EnsembleConfig, resolve
 from peer import Peer
@@ -52,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = resolve(arguments.config, preset="guiglion2020", members=1, split=None)
     survey = Survey.open(arguments.survey)
-    stars = _collect(survey, settings, 0, None)
+    stars = collect_stars(survey, settings, 0, None)
     samples = {part: stars.sample(part) for part in PARTS}
     ratios: dict[str, list[tuple[float, float]]] = {"guiglion2020": [], "default": []}
     with tempfile.TemporaryDirectory() as folder, Peer(arguments.keras) as peer:
@@ -110,7 +111,9 @@ def _train(samples: Any, settings: EnsembleConfig, seed: int, epochs: int) -> Co
     return course
 
 
-def _train_default(survey: Survey, stars: _Stars, steps: int, out: Path) -> tuple[float, float]:
+def _train_default(
+    survey: Survey, stars: LabelledStars, steps: int, out: Path
+) -> tuple[float, float]:
     """CPU seconds of one member of the default preset, and its loss as Keras counts it.
 
     Its seed is that of the split, so that the weights are the same each time.

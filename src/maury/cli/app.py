@@ -13,6 +13,7 @@ from maury.cli import (
     drift,
     fetch,
     first,
+    joint,
     model,
     publish,
     quality,
@@ -42,6 +43,7 @@ ingest_app.command("released")(survey.ingest_released)
 ingest_app.command("toml")(survey.ingest_toml)
 ingest_app.command("recipe")(archives.ingest_recipe)
 app.add_typer(ingest_app, name="ingest", no_args_is_help=True)
+app.add_typer(joint.app, name="joint", no_args_is_help=True)
 app.command("import-keras")(model.import_keras)
 for command in (
     # In the order of `maury --help`: a survey, a model, its quality, a catalogue, its publication.

@@ -432,8 +432,20 @@ def show_offsets(offsets: Any) -> None:
     _show_table(offsets.rows())
 
 
+def show_joint(found: Any) -> None:
+    """Print the figures of a joint model, and how far two surveys' answers to a star differ."""
+    if found.simulated:
+        say("SIMULATED spectra")
+    _show_table(found.rows(), fixed=3)
+    for pair, scatter in found.differences.items():
+        values = ", ".join(f"{name} {value:.2f}" for name, value in scatter.items())
+        say(f"{pair}, robust scatter of the differences over their errors: {values}")
+
+
 _LEFT = (
     "label",
+    "answered by",
+    "seen by",
     "changed",
     "method",
     "inputs",

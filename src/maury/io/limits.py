@@ -96,6 +96,8 @@ class Limits:
     members, labels, observables, steps, lags : int
         Networks of a model, its labels, the observables that they take, the steps that prepare
         spectra for them, and the lags of the autocorrelation of their noise.
+    surveys : int
+        Surveys of a joint model.
     units, layers, rank, filters, kernel : int
         Sizes of a network: of a dense layer; layers or blocks; columns of a covariance factor; of a
         convolution, and of what is pooled. Some ten times the largest published network of stellar
@@ -125,6 +127,7 @@ class Limits:
     json_items: int = 4_000_000
     tensor_bytes: int = 2**29
     members: int = 1000
+    surveys: int = 16
     labels: int = 200
     observables: int = 10_000
     steps: int = 100

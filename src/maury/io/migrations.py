@@ -14,7 +14,7 @@ from typing import Any
 
 from maury.errors import MauryError
 
-__all__ = ["MODEL", "SURVEY", "Format"]
+__all__ = ["JOINT_MODEL", "MODEL", "SURVEY", "Format"]
 
 Header = dict[str, Any]
 Step = Callable[[Header], Header]
@@ -72,3 +72,4 @@ class Format:
 
 MODEL = Format("maury model", 1)
 SURVEY = Format("maury survey", 1)
+JOINT_MODEL = Format("maury joint model", 1)

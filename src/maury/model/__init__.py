@@ -3,7 +3,8 @@
 `Model` is a directory of safetensors and JSON: weights, preparation, scaling, split, attachments,
 citations. `networks` are the architectures (a new one goes there), `engines` compute them fast,
 `inference` runs an ensemble on prepared inputs (a whole prediction, with errors and flags, is
-`maury.prediction`). `split` decides which stars train, validate and test; `keras` imports published
+`maury.prediction`). A `JointModel` (`joint_model`) holds one model for each of several surveys, and
+what they share. `split` decides which stars train, validate and test; `keras` imports published
 networks.
 """
 

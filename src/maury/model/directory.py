@@ -594,6 +594,12 @@ def _read_document(path: Path) -> _ModelDocument:
         # What is checked must be what lies here, not what a link points to at another time.
         if part.is_symlink():
             raise damaged(part, "it is a link, and a model directory may hold none")
+    if (path / "joint.json").is_file():
+        inside = ", ".join(sorted(one.parent.name for one in path.glob("*/model.json")))
+        raise ModelFileError(
+            f"{path} is a joint model of several surveys; give it to 'maury joint', or give one "
+            f"of the models in it ({inside})"
+        )
     if not file.is_file():
         raise ModelFileError(f"{path} holds no model.json, so it is no model directory")
     if file.stat().st_size > current().json_bytes:

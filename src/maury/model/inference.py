@@ -13,7 +13,7 @@ from maury.errors import ConfigError, ModelFileError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.io.limits import current, exceeded
 from maury.labels.columns import BANDS
-from maury.model.directory import Model
+from maury.model.directory import Affine, Model
 from maury.model.engines.engine import BLOCK_ROWS, EnsembleOutput, make_engine
 from maury.model.imputation import Imputer
 from maury.model.networks.published import NetworkConfig, build, network_config_of
@@ -207,7 +207,8 @@ class EnsembleNetwork:
         ivar = np.where(dark, np.float32(0), inputs.ivar[rows])
         flux = np.asarray(inputs.flux[rows], dtype=np.float32)
         outputs = self._engine.predict(flux, ivar, observables)
-        return self._join(outputs if only is None else outputs.member(only))
+        chosen = outputs if only is None else outputs.member(only)
+        return join_members(chosen, self.model.scaling.labels)
 
     def _filled(self, imputer: Imputer, observables: Float32Array) -> Float32Array:
         """Fill in bands; further columns neither tell a band nor are told by any."""
@@ -218,29 +219,38 @@ class EnsembleNetwork:
         out[:, ~further] = imputer.fill(np.ascontiguousarray(observables[:, ~further]))
         return out
 
-    def _join(self, outputs: EnsembleOutput) -> Prediction:
-        scaling = self.model.scaling.labels
-        means = outputs.mean
-        variance = None if outputs.variance is None else outputs.variance.mean(axis=0)
+
+def join_members(outputs: EnsembleOutput, scaling: Affine) -> Prediction:
+    """Return mean, errors and covariance of the members' outputs, in the unit of each label.
+
+    Parameters
+    ----------
+    outputs : EnsembleOutput
+        Scaled.
+    scaling : Affine
+        Of the labels.
+    """
+    means = outputs.mean
+    variance = None if outputs.variance is None else outputs.variance.mean(axis=0)
+    if len(means) > 1:
+        # n - 1: of four members, dividing by n would make the spread 13 % too small.
+        spread = means.var(axis=0, ddof=1)
+        variance = spread if variance is None else variance + spread
+    if variance is None:
+        variance = np.full(means.shape[1:], math.nan)
+    covariance = None if outputs.covariance is None else outputs.covariance.mean(axis=0)
+    if covariance is not None:
         if len(means) > 1:
-            # n - 1: of four members, dividing by n would make the spread 13 % too small.
-            spread = means.var(axis=0, ddof=1)
-            variance = spread if variance is None else variance + spread
-        if variance is None:
-            variance = np.full(means.shape[1:], math.nan)
-        covariance = None if outputs.covariance is None else outputs.covariance.mean(axis=0)
-        if covariance is not None:
-            if len(means) > 1:
-                apart = (means - means.mean(axis=0)).transpose(1, 2, 0)
-                covariance += apart @ apart.transpose(0, 2, 1) / (len(means) - 1)
-            # Scaled labels become physical ones by a diagonal matrix S, covariances by S C S.
-            covariance *= scaling.scale[:, None] * scaling.scale
-        return Prediction(
-            mean=scaling.inverse(means.mean(axis=0)),
-            sigma=np.sqrt(variance) * scaling.scale,
-            covariance=covariance,
-            features=outputs.features,
-        )
+            apart = (means - means.mean(axis=0)).transpose(1, 2, 0)
+            covariance += apart @ apart.transpose(0, 2, 1) / (len(means) - 1)
+        # Scaled labels become physical ones by a diagonal matrix S, covariances by S C S.
+        covariance *= scaling.scale[:, None] * scaling.scale
+    return Prediction(
+        mean=scaling.inverse(means.mean(axis=0)),
+        sigma=np.sqrt(variance) * scaling.scale,
+        covariance=covariance,
+        features=outputs.features,
+    )
 
 
 def _imputer_of(model: Model) -> Imputer | None:

@@ -50,9 +50,10 @@ class Prediction:
     own: Float64Array | None = None
 
     def rows(self, chosen: AnyArray) -> Self:
-        """Return mean, errors and covariance of some stars, by mask or row numbers."""
+        """Return mean, errors, covariance and quantiles of some stars, by mask or row numbers."""
         covariance = None if self.covariance is None else self.covariance[chosen]
-        return type(self)(self.mean[chosen], self.sigma[chosen], covariance)
+        quantiles = None if self.quantiles is None else self.quantiles[:, chosen]
+        return type(self)(self.mean[chosen], self.sigma[chosen], covariance, quantiles=quantiles)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@
 (`labellers`), and raises the flags of a prediction: `coverage` says what is unlike the training
 sample, `peculiar_spectra` what has emission, second lines or another velocity. `calibration`,
 `conformal` and `uncertainty` are how errors are learnt on held-out stars (by `training`) and given
-to new ones. `streaming` runs it over a survey, resumable and in parallel, `by_star` combines the
-spectra of a star, `catalogue` holds and writes the result. Before a run, `self_check` compares the
-model with itself and `drift` the survey with the training sample.
+to new ones. `joint_predictor` and `joint_catalogue` answer stars that several surveys saw.
+`streaming` runs it over a survey, resumable and in parallel, `by_star` combines the spectra of a
+star, `catalogue` holds and writes the result. Before a run, `self_check` compares the model with
+itself and `drift` the survey with the training sample.
 """
 
 import lazy_loader as lazy

@@ -156,14 +156,21 @@ class ResidualCalibration:
             return None
         arrays = model.arrays(RESIDUAL_CALIBRATION)
         try:
-            return cls._read(arrays, len(model.labels))
+            return cls.from_arrays(arrays, len(model.labels))
         except (KeyError, ValueError) as error:
             raise ModelFileError(
                 f"{model.path}: the calibration of its errors is damaged: {error}"
             ) from error
 
     @classmethod
-    def _read(cls, arrays: Mapping[str, AnyArray], n_label: int) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, AnyArray], n_label: int) -> Self:
+        """Read what `to_arrays` gave.
+
+        Raises
+        ------
+        ValueError, KeyError
+            If it is something else.
+        """
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("slope", "floor"), (n_label,))
         shapes |= {"coefficients": (n_label, _N_TERM), "columns": (len(_REGION),)}
         shapes |= {"centre": (1 + len(_REGION),), "scale": (1 + len(_REGION),)}

@@ -3,9 +3,9 @@
 The `emulator` gives a spectrum for labels, the `population` gives labels and magnitudes,
 `observing` adds what a spectrograph does; `surveys` makes whole simulated surveys of them. For
 training, `theory_calibration` fits the emulator to labelled spectra, `drawing` draws labels around
-the labelled stars, `training_stars` simulates their spectra, and `companions` adds the light of a
-second star. `bound` is the Cramer-Rao bound on every label. The data of emulator and population are
-in `data`.
+the labelled stars, `training_stars` simulates their spectra, `joint_stars` does so for several
+surveys at once, and `companions` adds the light of a second star. `bound` is the Cramer-Rao bound
+on every label. The data of emulator and population are in `data`.
 """
 
 import lazy_loader as lazy

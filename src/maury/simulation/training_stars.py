@@ -288,11 +288,23 @@ class TrainingStarSimulator:
         labels, observables = self.drawn(n_star, rng, draw=draw)
         # Microturbulence and abundances that are no labels are drawn, so that they are learnt to be
         # unknown.
-        full = self._complete(labels, rng)
+        full = self.complete(labels, rng)
         # What theory was clipped to is the truth of the simulated spectrum.
         labels = full[:, : len(self.names)]
         flux = self.spectra(full, rng, disturbances=disturbances)
         self._pair(flux, labels, observables, disturbances, rng)
+        return self.pool_of(flux, labels, observables, noise=noise, disturbances=disturbances)
+
+    def pool_of(
+        self,
+        flux: Float32Array,
+        labels: Float64Array,
+        observables: Float64Array,
+        *,
+        noise: BatchNoise = _NOISE,
+        disturbances: Disturbances = _CLEAN,
+    ) -> SimulatedPool:
+        """Return a pool of spectra that `spectra` simulated (n_star, n_pixel), to be observed."""
         # A labelled star without a good pixel has none.
         snr = self.snr[np.isfinite(self.snr)]
         return SimulatedPool(
@@ -308,11 +320,26 @@ class TrainingStarSimulator:
             _NO_MODES if self.learnt is None else self.learnt.modes,
         )
 
-    def _complete(self, labels: Float64Array, rng: np.random.Generator | None) -> Float64Array:
-        """All that a spectrum depends on, from what is drawn, moved to where theory reaches."""
+    def complete(
+        self, columns: Float64Array, rng: np.random.Generator | None = None
+    ) -> Float64Array:
+        """All that a spectrum depends on, moved to where theory reaches.
+
+        Parameters
+        ----------
+        columns : (n_star, n_label + n_hidden) float64
+            Labels and hidden properties, as of `columns`.
+        rng : numpy Generator, optional
+            Draws what the emulator needs besides labels; else it is typical of such stars.
+
+        Returns
+        -------
+        (n_star, n) float64
+            The labels come first.
+        """
         if self.learnt is not None:
-            return self.learnt.clip(labels)
-        return _emulator().clip(Population.load().complete(labels, rng))
+            return self.learnt.clip(columns)
+        return _emulator().clip(Population.load().complete(columns, rng))
 
     def _pair(
         self,

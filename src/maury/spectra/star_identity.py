@@ -8,7 +8,7 @@ rounding.
 """
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -385,6 +385,55 @@ def linked(n: int, i: Int64Array, j: Int64Array) -> Int64Array:
     """Return the group, numbered from 0, of each of `n` things that pairs `i`, `j` link."""
     graph = coo_array((np.ones(i.size, dtype=np.int8), (i, j)), shape=(n, n))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def shared_stars(surveys: Sequence[StarMarks]) -> list[Int64Array]:
+    """Return numbers of the stars of several surveys, equal for all rows of one star.
+
+    Positions decide, else photometry where one of two rows has no position. Equal identifiers
+    decide only where neither can: two surveys may number their stars alike.
+
+    Parameters
+    ----------
+    surveys : sequence of StarMarks
+
+    Returns
+    -------
+    list of (n,) int64
+        Numbers from 0, one array for each survey.
+    """
+    sizes = [len(marks) for marks in surveys]
+    first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    i: list[Int64Array] = []
+    j: list[Int64Array] = []
+    for number, marks in enumerate(surveys):
+        own = np.arange(sizes[number])
+        # Spectra of a star that its survey knows to be one.
+        _, one, star = np.unique(marks.star_id, return_index=True, return_inverse=True)
+        named = marks.star_id != ""
+        i.append(first[number] + own[named])
+        j.append(first[number] + one[star.reshape(-1)][named])
+        for earlier in range(number):
+            a, b = KnownStars(surveys[earlier]).pairs(marks)
+            c, d = _same_name(marks, surveys[earlier])
+            i += [first[number] + a, first[number] + c]
+            j += [first[earlier] + b, first[earlier] + d]
+    group = linked(int(first[-1]), np.concatenate(i), np.concatenate(j))
+    return [group[first[k] : first[k + 1]] for k in range(len(sizes))]
+
+
+def _same_name(left: StarMarks, right: StarMarks) -> tuple[Int64Array, Int64Array]:
+    """Rows of equal identifiers that neither positions nor photometry can compare."""
+    names = plain_identifiers(right.star_id)
+    known, first = np.unique(names, return_index=True)
+    mine = plain_identifiers(left.star_id)
+    place = np.minimum(np.searchsorted(known, mine), known.size - 1)
+    i = np.flatnonzero((mine != "") & (known[place] == mine)) if known.size else np.zeros(0, int)
+    j = first[place[i]] if known.size else i
+    both_placed = left.has_place[i] & right.has_place[j]
+    both_lit = left.has_light[i] & right.has_light[j]
+    free = ~(both_placed | both_lit)
+    return i[free].astype(np.int64), j[free].astype(np.int64)
 
 
 _GAIA = r"(?i)^gaia\s*(?:e?dr3)?[\s:_]+(\d{5,19})$"

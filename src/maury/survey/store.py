@@ -7,6 +7,7 @@ Dimensions are ``star`` (one row per spectrum) and ``pixel``. Variables are ``fl
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from maury.errors import ConfigError, RowError, SurveyFileError, check_known, suggestion
+from maury.errors import (
+    ConfigError,
+    LengthMismatch,
+    RowError,
+    SurveyFileError,
+    check_known,
+    suggestion,
+)
 from maury.io import addresses
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.limits import check_text
@@ -61,6 +69,7 @@ class Survey:
         self._header = _header(group.attrs.get("maury"), self._arrays, path)
         self._block: dict[str, AnyArray] = {}
         self._block_rows = (-1, -1)
+        self._given: dict[str, AnyArray] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -247,12 +256,36 @@ class Survey:
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the labels that the survey has values of."""
-        return tuple(d.name for d in self.label_definitions if d.name in self._arrays)
+        has = set(self.column_names)
+        return tuple(d.name for d in self.label_definitions if d.name in has)
 
     @property
     def column_names(self) -> tuple[str, ...]:
         """Names of all columns, labels included."""
-        return tuple(n for n, v in sorted(self._arrays.items()) if axes_of(v) == ("star",))
+        stored = {n for n, v in self._arrays.items() if axes_of(v) == ("star",)}
+        return tuple(sorted(stored | set(self._given)))
+
+    def with_columns(self, columns: Mapping[str, ArrayLike]) -> Self:
+        """Return the same survey with columns (n_star,) added or replaced; nothing is written.
+
+        Raises
+        ------
+        LengthMismatch
+            If a column has another number of rows.
+        """
+        given = {name: np.asarray(values) for name, values in columns.items()}
+        for name, values in given.items():
+            if values.shape != (self.n_star,):
+                raise LengthMismatch(
+                    f"column {name!r} of {self.path} must have {self.n_star} rows, got "
+                    f"{values.shape}"
+                )
+        other = copy(self)
+        other._given = {**self._given, **given}
+        other._block, other._block_rows = {}, (-1, -1)
+        for name in ("id", "star_id", "stars"):
+            other.__dict__.pop(name, None)
+        return other
 
     def column(self, name: str) -> AnyArray:
         """Read one column whole, shape ``(n_star,)``.
@@ -453,11 +486,13 @@ class Survey:
     def _table(self, names: list[str]) -> Float64Array:
         out = np.full((self.n_star, len(names)), np.nan)
         for position, name in enumerate(names):
-            if name in self._arrays:
+            if name in self.column_names:
                 out[:, position] = self.column(name)
         return out
 
     def _read(self, name: str, rows: slice) -> AnyArray:
+        if name in self._given:
+            return self._given[name][rows]
         try:
             if isinstance(self.path, Path):
                 check_chunks(self._arrays[name], self.path, rows)

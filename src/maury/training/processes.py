@@ -18,12 +18,15 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
 from maury.errors import MauryError, TrainingError
-from maury.io.arrays import Float32Array, Float64Array
+from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.io.cluster import Cluster
 from maury.io.workers import one_thread
 from maury.model.directory import Affine, Scaling
+from maury.model.networks.default import DefaultConfig
 from maury.model.networks.published import network_config
+from maury.simulation.joint_stars import JointStars
 from maury.simulation.training_stars import TrainingStarSimulator
+from maury.training.joint_run import JointSettings, JointTask, train_joint_network
 from maury.training.member import (
     TrainedMember,
     TrainingConfig,
@@ -95,10 +98,7 @@ class WorkFolder:
         """
         arrays, about = star_simulator.to_arrays()
         tensors = {name: torch.tensor(array) for name, array in arrays.items()}
-        for part in _SCALING:
-            affine = getattr(scaling, part)
-            tensors |= {f"{part}.{f.name}": torch.tensor(getattr(affine, f.name)) for f in _AFFINE}
-        write_tensors(self._star_simulator_file(member), tensors, about)
+        write_tensors(self._star_simulator_file(member), tensors | _of_scaling(scaling), about)
 
     def has_star_simulator(self, member: int | None = None) -> bool:
         """Whether `put_star_simulator` was called before."""
@@ -109,13 +109,32 @@ class WorkFolder:
         own = member is not None and self._star_simulator_file(member).is_file()
         tensors, about = read_tensors(self._star_simulator_file(member if own else None))
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        scaling = Scaling(
-            *(
-                Affine(**{f.name: arrays.pop(f"{part}.{f.name}") for f in _AFFINE})
-                for part in _SCALING
-            )
-        )
+        scaling = _scaling_among(arrays)
         return TrainingStarSimulator.from_arrays(arrays, about), scaling
+
+    def put_joint_stars(self, stars: JointStars, scaling: Scaling, member: int) -> None:
+        """Write the stars of several surveys that a member knows, and the scaling."""
+        tensors = {name: torch.tensor(array) for name, array in stars.to_arrays().items()}
+        write_tensors(self._joint_file(member), tensors | _of_scaling(scaling), {})
+
+    def has_joint_stars(self, member: int) -> bool:
+        """Whether `put_joint_stars` was called before."""
+        return _is_whole(self._joint_file(member))
+
+    def joint_task(self, settings: JointSettings, member: int) -> JointTask:
+        """Return what a member of a joint model is trained on."""
+        tensors, _ = read_tensors(self._joint_file(member))
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        scaling = _scaling_among(arrays)
+        simulators = {
+            name: WorkFolder(self.path / name).star_simulator(member)[0]
+            for name in settings.training
+        }
+        stars = JointStars.from_arrays(arrays, settings.labels)
+        return JointTask(simulators, stars, scaling, self.start(member) or {}, settings)
+
+    def _joint_file(self, member: int) -> Path:
+        return self.path / f"joint-{member:03d}.safetensors"
 
     def put_start(self, member: int, start: Mapping[str, Float32Array]) -> None:
         """Write the weights that a member starts with."""
@@ -200,6 +219,27 @@ def _is_whole(file: Path) -> bool:
 
 
 _SCALING, _AFFINE = ("observables", "labels"), fields(Affine)
+_SCALED = "scaling."
+
+
+def _of_scaling(scaling: Scaling) -> dict[str, torch.Tensor]:
+    """Return a scaling as tensors."""
+    return {
+        f"{_SCALED}{part}.{f.name}": torch.tensor(getattr(getattr(scaling, part), f.name))
+        for part in _SCALING
+        for f in _AFFINE
+    }
+
+
+def _scaling_among(arrays: dict[str, AnyArray]) -> Scaling:
+    """Take what `_of_scaling` gave out of other arrays."""
+    parts = (
+        Affine(**{f.name: arrays.pop(f"{_SCALED}{part}.{f.name}") for f in _AFFINE})
+        for part in _SCALING
+    )
+    return Scaling(*parts)
+
+
 _SAMPLE = ("flux", "observables", "target", "variance")
 
 
@@ -216,6 +256,8 @@ class MemberJob(BaseModel):
         Architecture and settings.
     checkpoint_seconds : float
         Least time between two checkpoints.
+    joint : JointSettings, optional
+        Of a network for several surveys.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -227,6 +269,7 @@ class MemberJob(BaseModel):
     network: dict[str, Any]
     training: TrainingConfig | SimulatedTraining
     checkpoint_seconds: float
+    joint: JointSettings | None = None
 
     @property
     def done(self) -> bool:
@@ -245,12 +288,17 @@ class MemberJob(BaseModel):
 
         network = network_config(self.preset, self.network)
         common: dict[str, Any] = {
-            "config": self.training,
             "seed": self.seed,
             "checkpoint": folder.checkpoint(self.member),
             "checkpoint_seconds": self.checkpoint_seconds,
             "on_epoch": on_epoch,
         }
+        if self.joint is not None:
+            assert isinstance(network, DefaultConfig), "the preset maury"
+            task = folder.joint_task(self.joint, self.member)
+            folder.put_result(self.member, train_joint_network(task, network, **common))
+            return
+        common["config"] = self.training
         if network.simulates:
             star_simulator, scaling = folder.star_simulator(self.member)
             common["start"] = folder.start(self.member)

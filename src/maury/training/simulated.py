@@ -8,6 +8,7 @@ the same bits: every step draws from a generator of (member seed, step).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from maury.errors import TrainingError
-from maury.io.arrays import Float32Array
+from maury.io.arrays import Float32Array, Float64Array
 from maury.io.workers import one_thread
 from maury.model.directory import Scaling
 from maury.model.networks.published import NetworkConfig, build
@@ -195,36 +196,23 @@ def train_on_simulated_stars(
         return TrainedMember(run.averaged_weights(), None, run.epoch, run.epoch)
 
 
-class _Run(Run):
-    """The state of one training run, between two epochs."""
+class SteppedRun(Run):
+    """The state of a run of ever-new stars, between two epochs.
 
-    def __init__(
-        self,
-        star_simulator: TrainingStarSimulator,
-        network: NetworkConfig,
-        scaling: Scaling,
-        config: SimulatedTraining,
-        seed: int,
-        start: Mapping[str, Float32Array] | None = None,
-    ) -> None:
-        self._config, self._seed, self._scaling = config, seed, scaling
+    Parameters
+    ----------
+    module : Module
+        Of which all parameters that ask for a gradient are learnt.
+    config : SimulatedTraining
+    seed : int
+    """
+
+    def __init__(self, module: nn.Module, config: SimulatedTraining, seed: int) -> None:
+        self._config, self._seed, self._module = config, seed, module
         self.epoch = 0
-        rng = _generator(seed, 0)
-        self._pool = star_simulator.pool(
-            min(config.stars, max(_LEAST_POOL, _LARGEST_POOL // star_simulator.wave_aa.size)),
-            rng,
-            draw=config.draw,
-            noise=config.noise,
-            disturbances=config.disturbances,
-        )
-        torch.manual_seed(epoch_seed(seed, 0))
-        n_pixel, n_observable = star_simulator.wave_aa.size, star_simulator.observables.shape[1]
-        self._module = build(network, n_pixel, n_observable, star_simulator.labels.shape[1])
-        _set_flux_scale(self._module, self._pool)
-        if start is not None:
-            _load(self._module, start)
+        self._learnt: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            self._module.parameters(),
+            self._learnt,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             # A shorter memory of squared gradients than the usual 0.999, which lags behind in a run
@@ -232,8 +220,12 @@ class _Run(Run):
             betas=(0.9, 0.98),
             fused=True,
         )
-        self._averaged = [p.detach().clone() for p in self._module.parameters()]
+        self._averaged = [p.detach().clone() for p in self._learnt]
         self._module.train()
+
+    @abstractmethod
+    def loss(self, step: int, rng: np.random.Generator) -> Tensor:
+        """Loss of the stars of one step."""
 
     @property
     def finished(self) -> bool:
@@ -259,39 +251,26 @@ class _Run(Run):
     def _step(self, step: int) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.rate(step / self._config.steps)
-        inputs, target = self._batch(_generator(self._seed, step + 1))
-        loss = self._module(*inputs).negative_log_likelihood(target, torch.zeros_like(target))
+        loss = self.loss(step, generator(self._seed, step + 1))
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._module.parameters(), self._config.gradient_norm)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._learnt, self._config.gradient_norm)
         self._optimizer.step()
         # An early running mean would keep the initial weights for too long.
         decay = min(self._config.averaging, (1.0 + step) / (10.0 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(self._averaged, list(self._module.parameters()), 1.0 - decay)
+            torch._foreach_lerp_(self._averaged, self._learnt, 1.0 - decay)
         return float(loss.detach())
 
-    def _batch(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        flux, ivar, observables, labels = self._pool.batch(self._config.batch_size, rng)
-        ivar, observables = drop_inputs(
-            ivar, observables, self._pool.mapping.depends, dropping=self._config.dropping, rng=rng
-        )
-        # A network without photometry has no columns, but its model has a scaling of all.
-        scaled = observables.astype(np.float32)
-        if observables.shape[1]:
-            scaled = self._scaling.observables.forward(observables)
-        inputs = (torch.from_numpy(flux), torch.from_numpy(ivar), torch.from_numpy(scaled))
-        return inputs, torch.from_numpy(self._scaling.labels.forward(labels))
-
     def averaged_weights(self) -> Mapping[str, Tensor]:
-        """Return the running mean of the weights, and the buffers."""
+        """Return the running mean of the weights, and what is not learnt."""
         weights = copy_weights(self._module)
-        names = [name for name, _ in self._module.named_parameters()]
+        names = [name for name, p in self._module.named_parameters() if p.requires_grad]
         return weights | dict(zip(names, self._averaged, strict=True))
 
     def save(self, path: Path) -> None:
         """Write the whole state to `path` in one step."""
-        tensors = {f"weights/{k}": v for k, v in self._module.state_dict().items()}
+        tensors = {f"weights/{k}": v for k, v in copy_weights(self._module).items()}
         tensors |= {f"averaged/{k}": v for k, v in enumerate(self._averaged)}
         tensors |= adam_tensors(self._optimizer)
         write_tensors(path, tensors, {"seed": self._seed, "epoch": self.epoch})
@@ -308,7 +287,67 @@ class _Run(Run):
         self.epoch = int(state["epoch"])
 
 
-def _set_flux_scale(module: nn.Module, pool: SimulatedPool) -> None:
+class _Run(SteppedRun):
+    """A run of one survey."""
+
+    def __init__(
+        self,
+        star_simulator: TrainingStarSimulator,
+        network: NetworkConfig,
+        scaling: Scaling,
+        config: SimulatedTraining,
+        seed: int,
+        start: Mapping[str, Float32Array] | None = None,
+    ) -> None:
+        self._scaling = scaling
+        rng = generator(seed, 0)
+        self._pool = star_simulator.pool(
+            min(config.stars, max(_LEAST_POOL, _LARGEST_POOL // star_simulator.wave_aa.size)),
+            rng,
+            draw=config.draw,
+            noise=config.noise,
+            disturbances=config.disturbances,
+        )
+        torch.manual_seed(epoch_seed(seed, 0))
+        n_pixel, n_observable = star_simulator.wave_aa.size, star_simulator.observables.shape[1]
+        module = build(network, n_pixel, n_observable, star_simulator.labels.shape[1])
+        set_flux_scale(module, self._pool)
+        if start is not None:
+            _load(module, start)
+        super().__init__(module, config, seed)
+
+    def loss(self, step: int, rng: np.random.Generator) -> Tensor:
+        """Negative log-likelihood of the labels of a batch."""
+        del step
+        inputs, target = self._batch(rng)
+        found: Tensor = self._module(*inputs).negative_log_likelihood(
+            target, torch.zeros_like(target)
+        )
+        return found
+
+    def _batch(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        flux, ivar, observables, labels = self._pool.batch(self._config.batch_size, rng)
+        ivar, observables = drop_inputs(
+            ivar, observables, self._pool.mapping.depends, dropping=self._config.dropping, rng=rng
+        )
+        inputs = (
+            torch.from_numpy(flux),
+            torch.from_numpy(ivar),
+            scaled(self._scaling, observables),
+        )
+        return inputs, torch.from_numpy(self._scaling.labels.forward(labels))
+
+
+def scaled(scaling: Scaling, observables: Float64Array) -> Tensor:
+    """Scaled observables; a network without photometry has no columns, but its model a scaling."""
+    values = observables.astype(np.float32)
+    if observables.shape[1]:
+        values = scaling.observables.forward(observables)
+    return torch.from_numpy(values)
+
+
+def set_flux_scale(module: nn.Module, pool: SimulatedPool) -> None:
+    """Give a network centre and scale of each pixel, as the stars of a pool have them."""
     flux = pool.flux[:_STATISTICS_ROWS].astype(np.float64)
     # The pool is free of noise, which is part of the scatter of a pixel as the network meets it.
     noise = 1.0 / float(np.median(pool.survey_snr))
@@ -327,6 +366,7 @@ def _load(module: nn.Module, start: Mapping[str, Float32Array]) -> None:
     module.load_state_dict(weights | kept)
 
 
-def _generator(seed: int, step: int) -> np.random.Generator:
+def generator(seed: int, step: int) -> np.random.Generator:
+    """Random numbers of one step of one member; step 0 draws its stars."""
     # A new generator for each step makes resuming exact; SFC64 is cheap to seed and fast.
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, step])))

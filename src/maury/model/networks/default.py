@@ -231,15 +231,23 @@ class DefaultNetwork(nn.Module):
 
     def embed(self, flux: Tensor, ivar: Tensor, observables: Tensor) -> Tensor:
         """Features (n, width) before the last layer; arguments as of `forward`."""
+        return self.join_observables(self.of_spectrum(flux, ivar), observables)
+
+    def of_spectrum(self, flux: Tensor, ivar: Tensor) -> Tensor:
+        """Return what a spectrum adds to the features (n, width) that enter the blocks."""
         pixels, quality, presence = self._spectrum(flux, ivar)
         projected = self.project(pixels)
         if self.n_block:
             projected = projected * (1.0 + self.gate(presence))
         # The straight way spares a label that is linear in the flux the bend.
-        features = self.join(projected) + self.bend(functional.silu(projected))
+        features: Tensor = self.join(projected) + self.bend(functional.silu(projected))
         features = features + self.quality(quality)
         if self.n_block:
             features = features + self.presence(presence)
+        return features
+
+    def join_observables(self, features: Tensor, observables: Tensor) -> Tensor:
+        """Features (n, width) before the last layer, from those of spectra and the observables."""
         if self.observables is not None:
             features = features + self.observables(with_presence(observables))
         embedded: Tensor = functional.silu(self.norm(self.body(features)))
