@@ -7,8 +7,8 @@ surveys as well.
 
 import hashlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
 from types import MappingProxyType
@@ -455,6 +455,34 @@ class SplitRecord:
             ),
             MappingProxyType({str(how): int(n) for how, n in data.get("identified", {}).items()}),
         )
+
+
+def with_known_parts(split: Split, records: Iterable[SplitRecord], stars: StarMarks) -> Split:
+    """Return a split in which stars that earlier models know keep the part that they had there.
+
+    Parameters
+    ----------
+    split : Split
+    records : iterable of SplitRecord
+        Of the earlier models. What trained any of them tests nothing.
+    stars : StarMarks
+        Of the rows of the split.
+    """
+    code = np.zeros(len(stars), dtype=np.int64)
+    for k, name in enumerate(PARTS):
+        code[split.part(name)] = k
+    known = list(records)
+    # The last wins where the parts of earlier models overlap: training stars come last.
+    for k in reversed(range(len(PARTS))):
+        for record in known:
+            code[stars.whole(record.contains(PARTS[k], stars))] = k
+    return split_by_code(split, code)
+
+
+def split_by_code(split: Split, code: Int64Array) -> Split:
+    """Return a split by the number of each row's part (n_row,), -1 for none."""
+    train, validation, test = (np.flatnonzero(code == k) for k in range(len(PARTS)))
+    return replace(split, train=train, validation=validation, test=test)
 
 
 def _marks(stars: StarMarks | ArrayLike) -> StarMarks:

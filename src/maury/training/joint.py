@@ -31,7 +31,14 @@ from maury.model.directory import Affine, Model, Scaling
 from maury.model.joint_model import SURVEY_NAME, JointModel, shared_name
 from maury.model.networks.default import DefaultConfig
 from maury.model.networks.joint import JointNetwork, once, output_rows
-from maury.model.split import PARTS, Split, held_out_fold, split_rows
+from maury.model.split import (
+    PARTS,
+    Split,
+    held_out_fold,
+    split_by_code,
+    split_rows,
+    with_known_parts,
+)
 from maury.prediction.joint_predictor import (
     calibrate_sets,
     label_scaling,
@@ -334,16 +341,8 @@ def _new_member(
         )
 
     def divide(split: Split, rows: Int64Array) -> Split:
-        """Stars that the model knows keep the part that they had."""
-        stars = survey.stars.take(rows)
-        part = np.zeros(rows.size, dtype=np.int64)
-        for code, one in enumerate(PARTS):
-            part[split.part(one)] = code
-        # The last wins: what trained any network tests none.
-        for code in (2, 1, 0):
-            for model in source.models.values():
-                part[stars.whole(model.split.contains(PARTS[code], stars))] = code
-        return _by_code(split, part)
+        records = [model.split for model in source.models.values()]
+        return with_known_parts(split, records, survey.stars.take(rows))
 
     return _prepared(name, common, settings, seed, divide)
 
@@ -478,17 +477,11 @@ def division(
     def of(name: str) -> Callable[[Split, Int64Array], Split]:
         def divide(split: Split, rows: Int64Array) -> Split:
             code = part[common.star[name][rows]]
-            return _by_code(split, code)
+            return split_by_code(split, code)
 
         return divide
 
     return {name: of(name) for name in common.surveys}
-
-
-def _by_code(split: Split, code: Int64Array) -> Split:
-    """Return a split of rows (n_row,) of which each has the number of its part, -1 for none."""
-    train, validation, test = (np.flatnonzero(code == k) for k in range(len(PARTS)))
-    return replace(split, train=train, validation=validation, test=test)
 
 
 def _prepared(

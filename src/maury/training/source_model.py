@@ -18,7 +18,7 @@ from maury.errors import ConfigError, GridMismatch, ModelFileError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.model.directory import Model
-from maury.model.split import Split
+from maury.model.split import Split, with_known_parts
 from maury.simulation.drawing import draw_around
 from maury.simulation.emulator import Emulator
 from maury.simulation.missing_labels import fill_labels
@@ -126,16 +126,7 @@ class SourceModel:
 
     def divide(self, split: Split, stars: StarMarks) -> Split:
         """Return the split in which stars of the source model keep the part they had there."""
-        part = np.zeros(len(stars), dtype=np.int8)
-        names = ("train", "validation", "test")
-        for code, name in enumerate(names):
-            part[split.part(name)] = code
-        # The last wins where a source model's parts overlap: what it was trained on tests nothing.
-        for code in (2, 1, 0):
-            known = self.model.split.contains(names[code], stars)
-            part[stars.whole(known)] = code
-        train, validation, test = (np.flatnonzero(part == code) for code in range(3))
-        return replace(split, train=train, validation=validation, test=test)
+        return with_known_parts(split, [self.model.split], stars)
 
     def fill(self, labels: Float64Array) -> Float64Array:
         """Return labels, missing ones filled in from the source model's stars of such labels.
