@@ -114,12 +114,16 @@ def main() -> None:
     better = None
     for name in place:
         mine = own_residual[name][place[name]]
-        rms = np.sqrt(np.nanmean(mine**2, axis=0))
+        # No spectrum of a survey tells the labels that it lacks.
+        n = np.isfinite(mine).sum(axis=0)
+        rms = np.sqrt(np.where(n > 0, np.nansum(mine**2, axis=0) / np.maximum(n, 1), np.inf))
         if better is None:
             better = mine, rms
         else:
-            wins = np.nan_to_num(rms, nan=np.inf) < np.nan_to_num(better[1], nan=np.inf)
-            better = np.where(wins, mine, better[0]), np.fmin(rms, better[1])
+            better = (
+                np.where(rms < better[1], mine, better[0]),
+                np.minimum(rms, better[1]),
+            )
     assert better is not None, "there are two surveys"
     header = ("label", *(f"{name}: joint / own" for name in opened), "together / better own")
     table = [header]

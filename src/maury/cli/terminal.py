@@ -436,7 +436,9 @@ def show_joint(found: Any) -> None:
     """Print the figures of a joint model, and how far two surveys' answers to a star differ."""
     if found.simulated:
         say("SIMULATED spectra")
-    _show_table(found.rows(), fixed=3)
+    for which, table in found.tables().items():
+        say(f"Held-out stars: {which}")
+        _show_table([tuple(_LINE_BREAK.get(cell, cell) for cell in table[0]), *table[1:]], fixed=2)
     for pair, scatter in found.differences.items():
         values = ", ".join(f"{name} {value:.2f}" for name, value in scatter.items())
         say(f"{pair}, robust scatter of the differences over their errors: {values}")
@@ -445,7 +447,6 @@ def show_joint(found: Any) -> None:
 _LEFT = (
     "label",
     "answered by",
-    "seen by",
     "changed",
     "method",
     "inputs",

@@ -73,22 +73,31 @@ class JointValidation:
     differences: Mapping[str, Mapping[str, float]]
     simulated: bool
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return a table in words, with a header."""
-        header = ("label", "answered by", "seen by", "stars", "rms", "bias", "scatter", "error")
-        rows: list[tuple[str, ...]] = [
-            (
-                one.label,
-                one.answered_by,
-                one.seen_by,
-                str(one.n_star),
-                *(f"{x:.4g}" for x in (one.rms, one.bias, one.scatter, one.error)),
-                f"{100 * one.within:.0f} %",
-                f"{100 * one.outer:.0f} %",
+    def tables(self) -> dict[str, list[tuple[str, ...]]]:
+        """Return a table in words, with a header, for each group of stars, by who saw them."""
+        header = ("label", "answered by", "stars", "rms", "error", "in 1 sigma", "q02-q98")
+        out: dict[str, list[tuple[str, ...]]] = {}
+        for one in self.figures:
+            seen = one.answered_by if one.seen_by == "all" else one.seen_by
+            which = f"all stars of {seen}" if one.seen_by == "all" else f"stars seen by {seen}"
+            out.setdefault(which, [header]).append(
+                (
+                    one.label,
+                    one.answered_by,
+                    str(one.n_star),
+                    f"{one.rms:.3g}",
+                    f"{one.error:.3g}",
+                    f"{100 * one.within:.0f} %",
+                    f"{100 * one.outer:.0f} %",
+                )
             )
-            for one in self.figures
-        ]
-        return [(*header, "within 1", "q02-q98"), *rows]
+        return {
+            which: [header, *sorted(rows, key=lambda row: self._order(row[0]))]
+            for which, (header, *rows) in out.items()
+        }
+
+    def _order(self, label: str) -> int:
+        return [one.label for one in self.figures].index(label)
 
     def to_json(self) -> str:
         """Return all figures as JSON; what is unknown is null."""

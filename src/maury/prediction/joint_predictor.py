@@ -38,7 +38,9 @@ __all__ = ["JointLabels", "best_rows", "calibrate_sets"]
 
 logger = logging.getLogger(__name__)
 
-_CALIBRATION, _CORRELATION, _SCALING = "calibration", "correlation", "scaling"
+_CALIBRATION, _DIFFERENCE, _SCALING = "calibration", "difference", "scaling"
+_WITHIN_ONE = 0.683
+"""Share of a normal law within one standard deviation."""
 _VALIDATION = "validation stars that all of these surveys saw, which trained no network"
 
 
@@ -78,8 +80,8 @@ class JointLabels:
     ) -> Float64Array:
         """Error (n_star, n_label) of the difference of the answers of two surveys to one star.
 
-        sqrt(e1^2 + e2^2 - 2 rho e1 e2), with the correlation of their errors over validation stars;
-        NaN where too few of these saw both.
+        f sqrt(e1^2 + e2^2 - 2 rho e1 e2), with the correlation rho of their errors over validation
+        stars, and f such that 68.3 % of these lie within one error; NaN where too few saw both.
 
         Parameters
         ----------
@@ -87,11 +89,11 @@ class JointLabels:
             Name of a survey, and the errors that its own model states.
         """
         names = [name for name in self.model.names if name in (first[0], second[0])]
-        rho = self.model.arrays.get(f"{_CORRELATION}/{'+'.join(names)}")
-        if rho is None or rho.shape != (len(self.model.labels),):
+        known = self.model.arrays.get(f"{_DIFFERENCE}/{'+'.join(names)}")
+        if known is None or known.shape != (2, len(self.model.labels)):
             return np.full(first[1].shape, np.nan)
-        one, two = first[1], second[1]
-        return np.asarray(np.sqrt(np.maximum(one**2 + two**2 - 2.0 * rho * one * two, 0.0)))
+        rho, factor = known
+        return np.asarray(factor * _of_difference(first[1], second[1], rho))
 
     def predict(self, inputs: Mapping[str, Inputs]) -> Prediction:
         """Predict labels and errors as the networks give them.
@@ -287,7 +289,10 @@ def calibrate_sets(
                 star = np.intersect1d(star, chosen[name][0])
             if not star.size:
                 continue
-            inputs = {name: _inputs(model, common, name, star, chosen[name]) for name in names}
+            inputs = {
+                name: model.models[name].preparation.apply(_batch(common, name, star, chosen[name]))
+                for name in names
+            }
             truth = np.full((star.size, len(model.labels)), np.nan)
             for name in names:
                 theirs = _truth(model, common, name, star, chosen[name])
@@ -304,37 +309,45 @@ def calibrate_sets(
             head = f"{_CALIBRATION}/{'+'.join(names)}"
             arrays |= {f"{head}/{name}": values for name, values in found.to_arrays().items()}
             if size == 2:
-                arrays[f"{_CORRELATION}/{'+'.join(names)}"] = _correlation(
-                    model, common, names, star, chosen, truth
-                )
+                alone = [
+                    answers_alone(model, name, _batch(common, name, star, chosen[name]))
+                    for name in names
+                ]
+                arrays[f"{_DIFFERENCE}/{'+'.join(names)}"] = _difference(alone, truth)
     return arrays
 
 
-def _correlation(
-    model: JointModel,
-    common: CommonStars,
-    names: tuple[str, ...],
-    star: Int64Array,
-    chosen: Mapping[str, _Chosen],
-    truth: Float64Array,
-) -> Float64Array:
-    """Correlation (n_label,) of the errors of two surveys; NaN of labels that one lacks.
+def _difference(alone: Sequence[Prediction], truth: Float64Array) -> Float64Array:
+    """Correlation of the errors of two surveys, and factor of the error of their difference.
 
     They see the same magnitudes and know the same stars, so that their answers err alike.
+
+    Returns
+    -------
+    (2, n_label) float64
+        NaN of labels that one of them lacks.
     """
-    scores = []
-    for name in names:
-        rows = chosen[name][1][np.searchsorted(chosen[name][0], star)]
-        own = answers_alone(model, name, common.surveys[name].rows(rows))
-        scores.append((own.mean - truth) / own.sigma)
+    scores = [(own.mean - truth) / own.sigma for own in alone]
     # From the scatter of sum and difference: no wild star makes or breaks a correlation
     # (Gnanadesikan & Kettenring 1972, Biometrics 28, 81).
     plus, minus = (
-        np.array([robust_sigma(column[np.isfinite(column)]) for column in both.T])
+        np.array([robust_sigma(column) for column in both.T])
         for both in (scores[0] + scores[1], scores[0] - scores[1])
     )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((plus**2 - minus**2) / (plus**2 + minus**2), dtype=np.float64)
+        rho = (plus**2 - minus**2) / (plus**2 + minus**2)
+        score = np.abs(alone[0].mean - alone[1].mean) / _of_difference(
+            alone[0].sigma, alone[1].sigma, rho
+        )
+    factor = [
+        np.quantile(one[np.isfinite(one)], _WITHIN_ONE) if np.isfinite(one).any() else np.nan
+        for one in score.T
+    ]
+    return np.stack([rho, np.array(factor)])
+
+
+def _of_difference(one: Float64Array, two: Float64Array, rho: Float64Array) -> Float64Array:
+    return np.asarray(np.sqrt(np.maximum(one**2 + two**2 - 2.0 * rho * one * two, 0.0)))
 
 
 def answers_alone(model: JointModel, name: str, batch: Batch) -> Prediction:
@@ -371,11 +384,10 @@ def _validation(model: Model, survey: Survey, star: Int64Array) -> _Chosen:
     return best_rows(star, rows, np.zeros(len(survey), dtype=np.bool_), snr)
 
 
-def _inputs(
-    model: JointModel, common: CommonStars, name: str, star: Int64Array, chosen: _Chosen
-) -> Inputs:
+def _batch(common: CommonStars, name: str, star: Int64Array, chosen: _Chosen) -> Batch:
+    """Best spectrum of each of some stars in a survey."""
     rows = chosen[1][np.searchsorted(chosen[0], star)]
-    return model.models[name].preparation.apply(common.surveys[name].rows(rows))
+    return common.surveys[name].rows(rows)
 
 
 def _truth(
