@@ -319,3 +319,9 @@ def test_the_command_line(tmp_path, joint, surveys):
         app, ["joint", "predict", str(joint.path), "one", "--out", str(tmp_path / "y.fits")]
     )
     assert wrong.exit_code != 0
+
+
+def test_arrays_are_those_of_the_reference(joint):
+    kinds = {name.partition("/")[0] for name in joint.arrays}
+    assert kinds == {"shared", "scaling", "calibration", "difference"}
+    assert {"bias", "out.weight"} <= set(joint.shared(0))
