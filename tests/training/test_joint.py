@@ -306,6 +306,9 @@ def test_wrong_settings_are_told(tmp_path, surveys):
 def test_the_command_line(tmp_path, joint, surveys):
     run = CliRunner().invoke
     given = [f"{name}={survey.path}" for name, survey in surveys.items()]
+    told = run(app, ["info", str(joint.path)])
+    assert "JointModel" in told.output
+    assert "two:" in told.output
     found = run(app, ["joint", "validate", str(joint.path), *given])
     assert found.exit_code == 0, found.output
     assert "SIMULATED" in found.output

@@ -161,7 +161,9 @@ def import_keras(
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="Survey store, model directory or catalogue.")],
+    path: Annotated[
+        Path, typer.Argument(help="Survey store, model directory, joint model or catalogue.")
+    ],
 ) -> None:
     """Say what a survey store, a model directory or a catalogue holds.
 
@@ -170,6 +172,7 @@ def info(
     half its width.
     """
     from maury.model.directory import Model
+    from maury.model.joint_model import JointModel, is_joint
     from maury.prediction.catalogue import Catalogue
     from maury.survey.store import Survey
     from maury.survey.summary import summarize
@@ -177,6 +180,12 @@ def info(
     # Told by content: all three may be directories, of any name.
     if (path / "model.json").is_file():
         _show_model(Model.open(path))
+    elif is_joint(path):
+        joint = JointModel.open(path)
+        terminal.say(joint)
+        for name, model in joint.models.items():
+            terminal.say(f"\n{name}:")
+            _show_model(model)
     elif path.is_dir() and path.suffix.lower() != ".dataset":
         found = summarize(Survey.open(path))
         terminal.say(found)
