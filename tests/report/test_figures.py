@@ -474,3 +474,21 @@ def test_regimes_are_called_by_the_metallicity_that_there_is() -> None:
     assert [one.name for one in parts if "H]" in one.name and one.rows[0]] == [
         "[Fe/H] < \N{MINUS SIGN}0.5"
     ]
+
+
+def test_ticks_are_numbers_that_there_are() -> None:
+    losses = np.column_stack([np.linspace(3, 1, 20), np.linspace(3, 1, 20)])
+    figure = figures.losses_figure({"a": losses}, kept={"a": True})
+    draw(figure)
+    assert np.array_equal(
+        figure.axes[0].get_xticks() % 1, np.zeros(figure.axes[0].get_xticks().size)
+    )
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(0, 0.1, (2, 4000))
+    figure = figures.plane_grid([figures.Panel("", x, y)], across=1)
+    draw(figure)
+    bar = next(ax for ax in figure.axes if ax.get_ylabel() == "stars per cell")
+    low, high = bar.get_ylim()
+    shown = [value for value in bar.get_yticks() if low <= value <= high]
+    assert len(shown) >= 2, "one number tells no scale"
+    assert {5.0, 10.0} & set(shown)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from maury.io.arrays import Float64Array
@@ -276,9 +276,10 @@ def _common_bar(figure: Figure, meshes: Sequence[Any], axes: Sequence[Axes]) -> 
         one.set_clim(_CROWD, top)
     bar = figure.colorbar(drawn[0], ax=list(axes), pad=0.01, aspect=40)
     bar.set_label("stars per cell")
-    # Counts, not powers of ten.
+    # Counts, not powers of ten, and more than one of them on a short bar.
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     bar.ax.yaxis.set_major_formatter("{x:g}")
-    bar.ax.yaxis.set_minor_formatter(NullFormatter() if top > 10 * _CROWD else "{x:g}")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _grid(
@@ -296,7 +297,9 @@ def _caption(ax: Axes, panel: Panel, simulated: bool, place: str) -> None:
     text = count_text(panel.x, panel.y, (ax.get_xlim(), ax.get_ylim()))
     ax.set_title(f"{panel.title}; {text}" if panel.title else text, fontsize=NOTE_PT, pad=3)
     if len(panel.known()[0]) == 0:
-        ax.text(0.5, 0.5, "no stars", transform=ax.transAxes, ha="center", color=MISSING)
+        # On white: a line that is drawn in every panel would strike it out.
+        look: dict[str, Any] = {"ha": "center", "color": MISSING, "backgroundcolor": "white"}
+        ax.text(0.5, 0.5, "no stars", transform=ax.transAxes, **look)
     if simulated:
         mark_simulated(ax, place=place)
 

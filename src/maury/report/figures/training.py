@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from maury.labels.definitions import Label
@@ -61,6 +62,9 @@ def losses(
     if lowest > 0:
         ax.set_yscale("log")
     ax.set_xlabel("epoch")
+    # There is no epoch 2.5.
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_ylabel("loss (scaled labels)")
     ax.legend(frameon=False, ncols=2 if len(by_member) > 4 else 1, loc="upper right")
     if simulated:
