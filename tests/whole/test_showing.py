@@ -56,6 +56,10 @@ def test_a_catalogue_shows_ranges_and_flags_and_draws_a_kiel_diagram(tmp_path):
     text = catalogue._repr_html_()
     warned = int(np.asarray(catalogue.table["warn"]).sum())
     assert f"{len(catalogue)} rows, {warned} with a warning" in text
+    assert f"Catalogue: {len(catalogue)} rows, {warned} with a warning; labels: teff" in repr(
+        catalogue
+    )
+    assert "\n" not in repr(catalogue)
     assert "<td>teff</td><td>K</td>" in text
     ax = Figure().subplots()
     catalogue.kiel(ax)

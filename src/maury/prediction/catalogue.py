@@ -239,6 +239,12 @@ class Catalogue:
     def __str__(self) -> str:
         return str(self.stored())
 
+    def __repr__(self) -> str:
+        mark = "SIMULATED " if self.simulated else ""
+        warned = int(np.asarray(self.table["warn"]).sum())
+        labels = ", ".join(self._label_names())
+        return f"<{mark}Catalogue: {len(self)} rows, {warned} with a warning; labels: {labels}>"
+
     def stored(self, path: Path | str = "the catalogue") -> StoredCatalogue:
         """Return it as one that is read in blocks, under a name for messages."""
         return of_table(Path(path), self.table, self.metadata)

@@ -57,7 +57,11 @@ class StoredCatalogue:
 
     def __str__(self) -> str:
         mark = "SIMULATED " if self.simulated else ""
-        lines = [f"  {c.name:<16} {c.unit:<6} {c.description}" for c in self.columns]
+        # As wide as the longest, so that units and descriptions stand below each other.
+        name, unit = (
+            max((len(getattr(c, key)) for c in self.columns), default=0) for key in ("name", "unit")
+        )
+        lines = [f"  {c.name:<{name}} {c.unit:<{unit}} {c.description}" for c in self.columns]
         return "\n".join([f"{mark}catalogue of {len(self)} rows", *lines])
 
     @property
