@@ -322,6 +322,22 @@ def test_one_file_of_a_survey_beside_a_table_of_its_catalogue(tmp_path):
     assert survey.column("radial_velocity").tolist() == [-12.5]
 
 
+def test_files_that_a_reader_cannot_take_apart_from_others_are_named(tmp_path):
+    """Two visits beside files of a kind of its own that the reader's pattern matches as well."""
+    for k in range(2):
+        write_visit(tmp_path / f"apVisit-r13-9518-57729-10{k}.fits", f"2M0024266{k}+5341178")
+    for k in range(3):
+        rows = {"wave": WAVE_AIR, "flux": flux(k), "err": np.full(WAVE_AIR.size, 0.01)}
+        Table(rows).write(tmp_path / f"apVisit-own-{k}.fits")
+    found = init_survey(tmp_path)
+    spectra = tomllib.loads(found.text)["spectra"]
+    assert "reader" not in spectra
+    assert spectra["pattern"] == "apVisit-own-*.fits"
+    text = " ".join(found.text.replace("#", " ").split())
+    assert "and 1 more of the format apvisit: put these into a folder of their own" in text
+    assert len(ingest_toml(tmp_path / "survey.toml", tmp_path / "out.zarr")) == 3
+
+
 @pytest.mark.parametrize(
     ("folder", "at_rest", "power", "n_star"),
     [

@@ -174,7 +174,7 @@ class _Parts:
     def _others(self) -> list[Entry]:
         others = [f"{name} ({why})" for name, why in self.seen.others]
         others += [
-            f"{_shown(one.path, self.base)} ({_counted(one)}; an [[arm]]?)"
+            f"{_named(one, self.base)} ({_counted(one)}; an [[arm]]?)"
             for one in self.seen.spectra[1:]
         ]
         if not others:
@@ -225,6 +225,13 @@ class _Parts:
 
 def _counted(one: Seen) -> str:
     return "1 spectrum" if one.n_star == 1 else f"{one.n_star} spectra"
+
+
+def _named(one: Seen, base: Path) -> str:
+    """Return the file, or the folder with its pattern, of spectra that are left out."""
+    pattern = next((str(entry.value) for entry in one.spectra if entry.key == "pattern"), "*")
+    place = _shown(one.path, base)
+    return place if not one.is_folder else pattern if place == "." else f"{place}/{pattern}"
 
 
 def _key(one: Seen) -> str:

@@ -104,7 +104,7 @@ def _group(paths: Sequence[Path]) -> list[Seen]:
     """Return what files of one folder and suffix are; those of one star each become one."""
     if _suffix(paths[0]) in (*FITS_SUFFIXES, ".csv"):
         published = look_at_published(paths)
-        if published is not None:
+        if published is not None and published.kind == "spectra":
             return [published]
         among, rest = published_among(paths)
         if among:

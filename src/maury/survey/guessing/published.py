@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 
-from maury.errors import MauryError
+from maury.errors import InputFileError, MauryError
 from maury.io.arrays import Float64Array
 from maury.io.opening import open_fits, reading
 from maury.survey.guessing.document import Entry
@@ -89,9 +89,12 @@ def _published(paths: Sequence[Path], names: Sequence[str]) -> Seen:
             source = open_format(chosen, place, stack)
             n_star, medium, grids = source.n_star, source.medium, _grids(source)
             is_table = source.table is not None
+            if 1 < len(paths) <= _MOST_MIXED and n_star != _spectra_in(paths, chosen):
+                # The pattern of the format matches other files of the folder as well.
+                raise InputFileError("other files of the folder would be read with them")
     except MauryError as error:
-        more = f", and {len(paths) - 1} more of the format {chosen}: put these into a folder of "
-        return Seen(paths[0], "other", why=f"{more}their own ({error})".removeprefix(", "))
+        more = f"and {len(paths) - 1} more of the format {chosen}: put these into a folder of "
+        return Seen(paths[0], "other", why=f"{more}their own ({error})")
     return Seen(
         place,
         "spectra",
@@ -104,6 +107,15 @@ def _published(paths: Sequence[Path], names: Sequence[str]) -> Seen:
         medium=medium,
         is_table=is_table,
     )
+
+
+def _spectra_in(paths: Sequence[Path], reader: str) -> int:
+    """Return the number of spectra in some files, each opened by itself."""
+    total = 0
+    for path in paths:
+        with ExitStack() as stack:
+            total += open_format(reader, path, stack).n_star
+    return total
 
 
 def _grids(source: FormatSource) -> tuple[Float64Array, ...]:
