@@ -135,6 +135,8 @@ def test_a_board_is_the_mean_of_its_comparisons(board):
     assert document["settings"]["athos"]["method"]["ratios"] == 5
     page = (out / "leaderboard.md").read_text("utf-8")
     assert "`athos`: ratios = 5" in page
+    others = Leaderboard(found.surveys, {**QUICK, "gaufre": {"method": {"reuse": 2}}})
+    assert "gaufre" not in others.to_markdown()
 
 
 def test_a_board_that_was_broken_off_goes_on(board, surveys):

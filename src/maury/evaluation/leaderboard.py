@@ -228,7 +228,8 @@ class Leaderboard:
             if runs.not_run:
                 parts.append("Not in the table:")
                 parts.append("\n".join(f"- `{n}`: {why}" for n, why in runs.not_run.items()))
-        parts += ["## Settings", _about_settings(self.settings)]
+        shown = {name: told for name, told in self.settings.items() if name in self.methods}
+        parts += ["## Settings", _about_settings(shown)]
         return "\n\n".join(parts) + "\n"
 
     def write(self, directory: Path | str, *, overwrite: bool = False) -> None:
