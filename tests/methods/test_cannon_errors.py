@@ -279,3 +279,13 @@ def test_stars_that_lack_a_label_are_learnt_from():
         assert max(robust_sigma(column) for column in z.T) < 1.6
     # A third of the stars has all labels.
     assert np.mean(np.log(spread[0])) < np.mean(np.log(spread[1])) + 0.05
+
+
+def test_a_pixel_that_is_bad_in_all_spectra_is_no_pattern():
+    truth, flux, ivar, _ = observed(600, 34, wide=0.12)
+    ivar[:, 40] = 0.0
+    flux[:, 40] = 0.0
+    method = trained(truth, flux, ivar)
+    assert method.misfit is not None
+    assert (method.misfit[:, 40] == 0).all()
+    assert np.isfinite(method.apply(inputs_of(flux[:5], ivar[:5])).sigma).all()

@@ -31,10 +31,10 @@ def residual_variance(flux: Float32Array, ivar: Float32Array, fitted: Float32Arr
     used = (ivar > 0) & np.isfinite(fitted)
     square = np.where(used, (flux - fitted) ** 2, np.nan)
     noise = np.where(used, 1.0 / np.where(used, ivar, 1.0), np.nan)
-    with np.errstate(invalid="ignore"):
-        total = np.nanmedian(square, axis=0) / _MEDIAN_CHI2
-        beyond = total - np.nanmedian(noise, axis=0)
-    beyond = np.where(np.isfinite(beyond), beyond, 0.0)
+    # Of a pixel that is bad in all spectra nothing is known.
+    dead = ~used.any(axis=0)
+    square, noise = np.where(dead, 0.0, square), np.where(dead, 0.0, noise)
+    beyond = np.nanmedian(square, axis=0) / _MEDIAN_CHI2 - np.nanmedian(noise, axis=0)
     smooth = np.convolve(np.pad(beyond, 2, mode="edge"), np.full(5, 0.2), mode="valid")
     return np.maximum(smooth, _LEAST_VARIANCE).astype(np.float32)
 
@@ -73,8 +73,11 @@ def residual_modes(
     kept = value > (1 + np.sqrt(white.shape[1] / len(white))) ** 2
     size = np.sqrt(np.maximum(value[kept] - 1.0, 0.0))
     patterns = whiten.undo((vector[:, kept] * size).T)
-    noise = np.nanmedian(np.where(used, 1.0 / np.sqrt(np.where(used, ivar, 1.0)), np.nan), axis=0)
-    return np.asarray(patterns * np.where(np.isfinite(noise), noise, 0.0), dtype=np.float32)
+    # A pixel that is bad in all spectra has no noise, and no pattern.
+    dead = ~used.any(axis=0)
+    sigma = np.where(used, 1.0 / np.sqrt(np.where(used, ivar, 1.0)), np.nan)
+    noise = np.nanmedian(np.where(dead, 0.0, sigma), axis=0)
+    return np.asarray(patterns * noise, dtype=np.float32)
 
 
 def _components(white: Float64Array, count: int) -> tuple[Float64Array, Float64Array]:
