@@ -1,6 +1,7 @@
 """ATHOS: choice of ratios, chained relations, independence of the continuum."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_ratios_are_those_of_window_means():
 
 
 def test_candidates_are_apart_and_within_reach():
-    found = _candidates(60, AthosSettings(widths=(3, 6)), 20.0)
+    found = _candidates(np.zeros(60, dtype=bool), AthosSettings(widths=(3, 6)), 20.0)
     assert np.all(found[:, 2] >= found[:, 1])
     assert np.all(found[:, [2, 3]].mean(1) - found[:, [0, 1]].mean(1) <= 20.0)
     assert np.all(found[:, 3] <= 60)
@@ -100,3 +101,41 @@ def test_windows_that_do_not_fit_are_refused():
     sample = sample_of(*made(50, 7))
     with pytest.raises(ConfigError, match="no two windows"):
         Athos.train(sample, sample, settings=AthosSettings(widths=(90,)), seed=0)
+
+
+def test_the_error_is_that_of_flux_and_coefficients_and_follows_the_noise():
+    truth, flux, ivar = made(900, 21)
+    sample = sample_of(truth, flux, ivar)
+    settings = AthosSettings(ratios=8, widths=(3, 6), reach_aa=20.0)
+    method = Athos.train(sample, sample, settings=settings, seed=0)
+    assert method.errors_follow_noise
+    rng = np.random.default_rng(22)
+    truth, flux, ivar = made(400, 23)
+    noisier = flux + 0.05 * rng.standard_normal(flux.shape)
+    seen = [inputs_of(flux, ivar), inputs_of(noisier, 1.0 / (1.0 / ivar + 0.05**2))]
+    few, many = (method.apply(one) for one in seen)
+    assert (np.median(many.sigma / few.sigma, axis=0) > 1.5).all()
+    z = (many.labels - truth) / many.sigma
+    assert all(0.6 < robust_sigma(column) < 1.3 for column in z.T)
+    smooth = method.apply(replace(seen[1], noise_correlation=(0.4,)))
+    assert (np.median(smooth.sigma / many.sigma, axis=0) > 1.0).all()
+    # Few stars hold the relations less well.
+    small = Athos.train(sample.rows(np.arange(40)), sample, settings=settings, seed=0)
+    parts = [np.median(np.trace(one.coefficients[0], axis1=1, axis2=2)) for one in (small, method)]
+    assert parts[0] > 5 * parts[1]
+
+
+def test_no_ratio_stands_in_telluric_bands_or_ranges_to_avoid():
+    sample = sample_of(*made(300, 24))
+    plain = Athos.train(sample, sample, settings=AthosSettings(widths=(3,), ratios=6), seed=0)
+    wave = sample.wave_aa
+    low, high = wave[plain.windows[0, 0, 0]] - 0.1, wave[plain.windows[0, 0, 1] - 1] + 0.1
+    avoid = AthosSettings(widths=(3,), ratios=6, avoid=((low, high),))
+    careful = Athos.train(sample, sample, settings=avoid, seed=0)
+    for first, stop, other, end in careful.windows.reshape(-1, 4):
+        for pixels in (wave[first:stop], wave[other:end]):
+            assert not ((pixels >= low) & (pixels <= high)).any()
+    earth = replace(sample, inputs=replace(sample.inputs, wave_aa=7595.0 + 0.4 * np.arange(120)))
+    with pytest.raises(ConfigError, match="tellurics = false"):
+        Athos.train(earth, earth, settings=AthosSettings(), seed=0)
+    Athos.train(earth, earth, settings=AthosSettings(tellurics=False, ratios=4), seed=0)

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import robust_scale
-from maury.methods.fitting.chain import Broadening, Calibrated, Chain, Continuum, Modes, Shift
+from maury.methods.fitting.chain import (
+    Broadening,
+    Calibrated,
+    Chain,
+    Continuum,
+    Modes,
+    Shift,
+)
+from maury.methods.fitting.pixel_width import PixelWidth
 from maury.methods.fitting.residuals import residual_modes, residual_variance
 from maury.methods.fitting.theory import (
     OFFSETS,
@@ -188,3 +196,25 @@ def test_variance_beyond_noise_is_measured():
     flux = rng.normal(0, np.hypot(0.02, 0.01), ivar.shape).astype(np.float32)
     found = residual_variance(flux, ivar, np.zeros_like(flux))
     assert found.mean() == pytest.approx(0.01**2, rel=0.15)
+
+
+@pytest.mark.parametrize("ln_width", [-0.15, 0.0, 0.2])
+def test_widths_of_two_terms_broaden_lines_and_keep_their_area(ln_width):
+    """Gaussian lines as wide as the resolving power, against the same with another width."""
+    power = 7500.0
+    centres = np.array([8515.0, 8530.3, 8541.9, 8575.0])
+
+    def lines(factor):
+        sigma = centres / power / 2.3548 * factor
+        apart = (WAVE - centres[:, None]) / sigma[:, None]
+        return 1 - (0.3 / factor * np.exp(-0.5 * apart**2)).sum(axis=0)
+
+    width = PixelWidth(WAVE, power, 0.25, terms=2)
+    rows = np.repeat(lines(1.0)[None, None], 2, axis=1).astype(np.float32)
+    values = np.array([[ln_width]])
+    out, slope = width.apply(rows, values, slopes=True)
+    change = max(np.abs(lines(np.exp(ln_width)) - lines(1.0)).max(), 1e-3)
+    assert out[0, 0] == pytest.approx(lines(np.exp(ln_width)), abs=0.25 * change)
+    assert out[0, 1] == pytest.approx(out[0, 0]), "derivatives are broadened alike"
+    ends = [width.apply(rows, values + step, slopes=False)[0][0, 0] for step in (0.01, -0.01)]
+    assert slope[0, 0] == pytest.approx((ends[0] - ends[1]) / 0.02, abs=2e-3)

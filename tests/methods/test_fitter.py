@@ -10,6 +10,7 @@ from scipy.optimize import least_squares
 from maury.errors import UnknownName
 from maury.labels.flags import Flag
 from maury.labels.statistics import robust_sigma
+from maury.methods.fitting.contours import confidence_limits
 from maury.methods.fitting.fitter import Fitter, Tie
 from maury.methods.fitting.knowledge import Prior
 from maury.methods.fitting.noise import Whitening
@@ -320,3 +321,68 @@ def test_results_are_selected_and_joined():
     assert len(FitResult.join([two, two])) == 8
     with pytest.raises(UnknownName):
         found.select(["d"])
+
+
+class Curved:
+    """One bent label, and one that the first trades off against."""
+
+    label_names = ("a", "b")
+    bounds = np.array([[-3.0, 3.0], [-5.0, 5.0]])
+    wave_aa = 8420.0 + 100 * T
+
+    def evaluate(self, labels, *, jacobian=True):
+        a, b = labels.T[:, :, None]
+        flux = np.exp(0.8 * a) * T + b * T**2
+        slopes = np.stack([0.8 * np.exp(0.8 * a) * T, np.broadcast_to(T**2, flux.shape)], axis=1)
+        return Evaluation(flux.astype(np.float32), slopes.astype(np.float32))
+
+    def variance(self, labels):
+        return np.zeros(T.size, dtype=np.float32)
+
+
+def test_confidence_limits_are_where_the_profile_of_chi_square_has_risen_by_one():
+    fitter, rng = Fitter(Curved(), tolerance=1e-6), np.random.default_rng(3)
+    truth = np.column_stack([rng.uniform(-0.5, 0.5, 12), rng.uniform(-1, 1, 12)])
+    clean = Curved().evaluate(truth).flux
+    flux = (clean + 0.3 * rng.normal(size=clean.shape)).astype(np.float32)
+    ivar = np.full(flux.shape, 0.3**-2.0, dtype=np.float32)
+    flat, free = Prior.flat(12, 2), np.ones((12, 2), dtype=bool)
+    found = fitter.fit(flux, ivar, np.zeros((12, 2)))
+    limits = confidence_limits(fitter, flux, ivar, found, prior=flat, free=free, count=2)
+
+    def profile(row, a):
+        shape = T**2
+        rest = flux[row] - np.exp(0.8 * a) * T
+        b = (rest @ shape) / (shape @ shape)
+        return np.sum((rest - b * shape) ** 2) * 0.3**-2.0
+
+    skew = []
+    for row in range(12):
+        rise = [
+            profile(row, limits[row, 0, k]) - profile(row, found.labels[row, 0]) for k in (0, 1)
+        ]
+        # Limits are found along a straight valley, which this one is not quite.
+        assert rise == pytest.approx([1.0, 1.0], abs=0.3)
+        skew.append((limits[row, 0] - found.labels[row, 0]) / found.sigma[row, 0])
+    below, above = np.median(np.abs(skew), axis=0)
+    assert below > 1.02 > 0.98 > above
+    frozen = free & np.array([False, True])
+    none = confidence_limits(fitter, flux, ivar, found, prior=flat, free=frozen, count=2)
+    assert np.isnan(none[:, 0]).all()
+    assert (none[:, 1, 0] < none[:, 1, 1]).all()
+
+
+def test_the_objective_is_chi_square_and_prior():
+    truth, flux, ivar = spectra(5, 4)
+    prior = Prior.of(("a", "b", "c"), 5, {"b": (0.1, 0.2)})
+    fitter = Fitter(MODEL, noise_correlation=CORRELATION, block=2)
+    one, two = (fitter.objective(flux, ivar, truth + d, prior=prior) for d in (0.0, 0.05))
+    whiten = np.linalg.inv(toeplitz([1, *CORRELATION, *np.zeros(T.size - 3)]))
+    for row in range(5):
+        rise = []
+        for d in (0.0, 0.05):
+            apart = (flux[row] - MODEL.evaluate(truth[[row]] + d).flux[0]) * np.sqrt(ivar[row])
+            rise.append(apart @ whiten @ apart + ((truth[row, 1] + d - 0.1) / 0.2) ** 2)
+        assert two[row] - one[row] == pytest.approx(rise[1] - rise[0], rel=1e-3)
+    gone = fitter.objective(flux, ivar, np.full((5, 3), np.nan), prior=prior)
+    assert np.isnan(gone).all()

@@ -1,6 +1,7 @@
 """Grids: interpolation, derivatives, compression, and their files."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import CubicHermiteSpline, RegularGridInterpolator
 
+from builders.method_samples import inputs_of
 from builders.training_survey import WAVE as SURVEY_WAVE
 from builders.training_survey import write_survey
 from maury.errors import ConfigError, InputFileError
@@ -138,7 +140,6 @@ def test_errors_of_grid_fits_hold():
     rng = np.random.default_rng(5)
     truth = places(400, 6)
     flux = synthesise(truth) + 0.01 * rng.normal(size=(400, WAVE.size)).astype(np.float32)
-    from builders.method_samples import inputs_of
 
     fit = GridFit(GRIDS["cubic", 12], None, (), 1.3)
     found = fit.fit(inputs_of(flux, np.full(flux.shape, 1e4)))
@@ -178,7 +179,6 @@ def test_more_starts_are_never_worse():
     rng = np.random.default_rng(7)
     truth = places(60, 8)
     flux = synthesise(truth) + 0.02 * rng.normal(size=(60, WAVE.size)).astype(np.float32)
-    from builders.method_samples import inputs_of
 
     inputs = inputs_of(flux, np.full(flux.shape, 2500))
     one, four = (GridFit(GRIDS["cubic", 0], None, (), 1.3, k).fit(inputs) for k in (1, 4))
@@ -328,7 +328,7 @@ def test_a_missing_spectrum_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (" RESOLUTION", " NPCA = 4\n RESOLUTION", "is compressed .NPCA.; give the grid of spectra"),
+        (" RESOLUTION", " NPCA = 4\n NPIX = 3\n RESOLUTION", "spectra where its header says"),
         ("1.000000e+00", "nan", "flux that is not finite"),
         (" LABEL(1)", "", "cannot read"),
         (" STEPS", " STAPS", "has no STEPS"),
@@ -406,3 +406,103 @@ def test_ferre_fits_a_grid_of_its_users_own(tmp_path):
     config, stars = samples_of(survey, ("logg",), grid=str(path))
     with pytest.raises(ConfigError, match=r"none of which is a label of the survey .logg."):
         fit_method(config, stars, seed=0)
+
+
+def write_parts(folder, *, compressed, binary, gap=0.0):
+    """Write a grid of two stretches of wavelengths, and what it holds."""
+    wave = [8415.0 + 0.2 * np.arange(90), 8433.0 + gap + 0.25 * np.arange(80)]
+    spectra = []
+    for teff in (4000, 4500, 5000):
+        for metals in (-1, -0.5, 0, 0.5):
+            depth = 0.3 + 0.1 * metals - 0.05 * (teff - 4500) / 500
+            spectra.append([1 - depth * np.exp(-0.5 * ((w - 8430) / 1.0) ** 2) for w in wave])
+    pixels = np.hstack([np.array([one[k] for one in spectra]) for k in (0, 1)])
+    axes = "N_P = 3 4\n LLIMITS = 4000 -1\n STEPS = 500 0.5\n"
+    axes += " LABEL(1) = 'TEFF'\n LABEL(2) = 'METALS'\n"
+    rows, more, before = pixels, "", np.zeros((0, 170))
+    if compressed:
+        pieces = (100, 70)
+        mean, parts, strength = pixels.mean(0), [], []
+        for piece in (slice(0, 100), slice(100, 170)):
+            _, _, axis = np.linalg.svd(pixels[:, piece] - mean[piece], full_matrices=False)
+            parts.append(axis[:3])
+            strength.append((pixels[:, piece] - mean[piece]) @ axis[:3].T)
+        before = np.vstack([mean, 0 * mean, np.hstack(parts)])
+        rows, more = np.hstack(strength), f" NPCA = {pieces[0]} {pieces[1]}\n NPIX = 6\n"
+    head = f" &SYNTH\n MULTI = 2\n{more} {axes} /\n"
+    for one in wave:
+        head += f" &SYNTH\n NPIX = {one.size}\n WAVE = {one[0]} {one[1] - one[0]}\n LOGW = 0\n"
+        head += " RESOLUTION = 20000\n /\n"
+    text = [" ".join(f"{x:.8e}" for x in row) for row in before]
+    if binary:
+        rows.astype("<f4").tofile(folder / "made.unf")
+        (folder / "made.hdr").write_text(head + "\n".join(text) + "\n")
+        return folder / "made.hdr"
+    text += [" ".join(f"{x:.8e}" for x in row) for row in rows]
+    (folder / "made.dat").write_text(head + "\n".join(text) + "\n")
+    return folder / "made.dat"
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_grids_in_parts_compressed_or_binary_are_read(tmp_path, compressed, binary):
+    path = write_parts(tmp_path, compressed=compressed, binary=binary)
+    found = read_ferre_grid(path, wave_aa=INNER)
+    assert found.axes[0].tolist() == [4000, 4500, 5000]
+    flux = found.evaluate(np.array([[4500.0, 0.5]])).flux[0]
+    expected = 1 - 0.35 * np.exp(-0.5 * ((INNER - 8430) / 1.0) ** 2)
+    seen = found.own_variance < 1
+    assert seen.mean() > 0.95
+    assert flux[seen] == pytest.approx(expected[seen], abs=0.01)
+
+
+def test_pixels_between_the_parts_of_a_grid_have_no_weight(tmp_path):
+    path = write_parts(tmp_path, compressed=False, binary=True, gap=3.0)
+    found = read_ferre_grid(path, wave_aa=INNER)
+    gap = (INNER > 8433.0) & (INNER < 8436.0)
+    assert (found.own_variance[gap] > 1e5).all()
+    assert (found.own_variance[~gap] < 1).mean() > 0.95
+    noise = np.random.default_rng(0).normal(0, 0.01, (20, INNER.size))
+    flux = found.evaluate(np.tile([4300.0, -0.2], (20, 1))).flux + noise
+    flux[:, gap] = 0.2
+    inputs = inputs_of(flux.astype("f4"), np.full(flux.shape, 1e4))
+    place = GridFit(found, None, (), 1.3).fit(replace(inputs, wave_aa=INNER)).labels
+    depth = 0.1 * (place[:, 1] + 0.2) - 1e-4 * (place[:, 0] - 4300)
+    assert np.abs(np.median(depth)) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.replace("NPCA = 100 70", "NPCA = 100 71"), "should be"),
+        (lambda t: t.replace("MULTI = 2", "MULTI = 5000"), "MULTI = 5000"),
+        (lambda t: t.replace("NPIX = 80", "NPIX = 81"), "made.hdr is damaged"),
+        (lambda t: t.replace("NPIX = 6", "NPIX = 7"), "no multiple of 7"),
+        (lambda t: t.replace("N_P = 3 4", "N_P = 3 5"), "where its header says 15"),
+    ],
+)
+def test_damaged_compressed_grids_are_named(tmp_path, change, said):
+    path = write_parts(tmp_path, compressed=True, binary=True)
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputFileError, match=said):
+        read_ferre_grid(path, wave_aa=INNER)
+    (tmp_path / "made.unf").unlink()
+    with pytest.raises(InputFileError):
+        read_ferre_grid(path, wave_aa=INNER)
+
+
+def test_a_markov_chain_gives_the_errors_of_the_covariance_where_that_is_right():
+    place = 0.25 * places(40, 3) + 0.75 * places(4000, 9).mean(axis=0)
+    made = GRIDS["cubic", 0]
+    clean = made.evaluate(place).flux
+    flux = clean + np.random.default_rng(4).normal(0, 0.01, clean.shape)
+    inputs = inputs_of(flux.astype("f4"), np.full(flux.shape, 1e4))
+    fit = GridFit(made, None, (), 1.3)
+    plain, chained = fit.fit(inputs), fit.fit(inputs, chain=3000)
+    np.testing.assert_array_equal(plain.labels, chained.labels)
+    ratio = chained.sigma / plain.sigma
+    assert np.median(ratio, axis=0) == pytest.approx(1.0, abs=0.15)
+    again = fit.fit(inputs, chain=3000)
+    np.testing.assert_array_equal(again.covariance, chained.covariance)
+    none = fit.fit(inputs, truth=place, chain=10)
+    assert (none.sigma == 0).all()

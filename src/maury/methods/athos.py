@@ -3,20 +3,23 @@
 Hanke, Hansen, Koch & Grebel (2018, A&A 619, A134). Their ratios are for optical spectra; here they
 are chosen anew, among many, for the band of the survey. Teff is linear in a ratio, [Fe/H] in a
 ratio and Teff, log g in a ratio, Teff and [Fe/H], any other label in a ratio and all three; each
-label is the median over its ratios, and their median absolute deviation its error.
+label is the median over its ratios. Its error is that of the flux, that of the coefficients, and
+the scatter that training stars have beyond both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
 from maury.errors import ConfigError
 from maury.io.arrays import (
+    AnyArray,
+    BoolArray,
     Float32Array,
     Float64Array,
     FloatArray,
@@ -33,6 +36,8 @@ from maury.methods.fitting.completion import (
 )
 from maury.methods.fitting.noise import weighted_variance
 from maury.methods.fitting.stars import complete_stars
+from maury.methods.fitting.survey_theory import filled_stars
+from maury.methods.fitting.theory import in_air
 from maury.methods.protocols import (
     NO_EXTERNAL,
     External,
@@ -41,6 +46,7 @@ from maury.methods.protocols import (
     MethodSettings,
     Sample,
 )
+from maury.spectra.noise import noise_seen
 from maury.spectra.preparation import Inputs
 
 __all__ = ["Athos", "AthosSettings"]
@@ -63,6 +69,19 @@ _CLIP_ROUNDS = 4
 _LEAST_FLUX = 0.02
 
 
+_TELLURIC_AA = (
+    (6276.0, 6318.0),
+    (6866.0, 6960.0),
+    (7164.0, 7340.0),
+    (7590.0, 7710.0),
+    (8128.0, 8352.0),
+    (8940.0, 9850.0),
+)
+"""Bands of oxygen and water in air (Hinkle et al. 2003, BAAS 35, 1260) that absorb percents at any
+site: no ratio stands there, as lines of the Earth move through the spectra of stars."""
+_Range = tuple[float, float]
+_MOST_RANGES = 1000
+"""Ranges that a setting may name: more than there are bands in any window."""
 _Width = Annotated[int, Field(ge=1, le=Limits.grid_pixels)]
 _MOST_WIDTHS = 100
 """Each is tried beside each other one."""
@@ -80,11 +99,17 @@ class AthosSettings(MethodSettings):
     reach_aa : float
         Largest distance in angstrom of the two windows of a ratio, so that the continuum between
         them is nearly the same.
+    tellurics : bool
+        Whether windows may not lie in the telluric bands of oxygen and water.
+    avoid : tuple of (float, float)
+        Further ranges, angstrom in air, in which no window may lie.
     """
 
     ratios: int = Field(default=20, ge=1, le=500)
     widths: tuple[_Width, ...] = Field(default=(3, 7, 15), min_length=1, max_length=_MOST_WIDTHS)
     reach_aa: float = Field(default=30.0, gt=0.0, allow_inf_nan=False)
+    tellurics: bool = True
+    avoid: tuple[_Range, ...] = Field(default=(), max_length=_MOST_RANGES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +125,15 @@ class Athos(Method[AthosSettings]):
     weights : (n_label, n_ratio, 2 + n_label) float64
         Constant, factor of the ratio, factor of each label.
     systematic : (n_label,) float64
-        Scatter of the training stars beyond that among ratios.
+        Scatter of the training stars beyond the errors of flux and coefficients; in models of
+        earlier versions beyond the scatter among ratios.
     spectra : SpectrumStatistics or None
         Of training spectra, for masked pixels; None in models that were trained before it was.
+    coefficients : (n_label, n_ratio, 2 + n_label, 2 + n_label) float64 or None
+        Covariance of the weights; None in models of earlier versions, whose error is the scatter
+        among ratios.
+    noise_correlation : tuple of float
+        Of the training spectra.
     """
 
     # 2: masked pixels are missing, no residuals known to be zero.
@@ -110,8 +141,6 @@ class Athos(Method[AthosSettings]):
     name: ClassVar[str] = "athos"
     paper: ClassVar[str] = "Hanke et al. (2018, A&A 619, A134)"
     bibtex_key: ClassVar[str] = "2018A&A...619A.134H"
-    # Errors are the scatter among ratios, as it was at the noise of the training spectra.
-    follows_noise: ClassVar[bool] = False
     settings_class: ClassVar[type[MethodSettings]] = AthosSettings
 
     order: Int64Array
@@ -119,6 +148,8 @@ class Athos(Method[AthosSettings]):
     weights: Float64Array
     systematic: Float64Array
     spectra: SpectrumStatistics | None = None
+    coefficients: Float64Array | None = None
+    noise_correlation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.weights.shape != (*self.windows.shape[:2], 2 + len(self.label_names)):
@@ -143,36 +174,45 @@ class Athos(Method[AthosSettings]):
         TrainingError
             If there is no such star.
         """
-        stars = complete_stars(training, settings.labels)
+        stars = complete_stars(filled_stars(training), settings.labels)
         names, truth, flux = stars.label_names, stars.truth, stars.inputs.flux
         pixel_aa = float(np.median(np.diff(training.wave_aa)))
-        candidates = _candidates(len(training.wave_aa), settings, settings.reach_aa / pixel_aa)
+        bad = _avoided(in_air(training), settings)
+        candidates = _candidates(bad, settings, settings.reach_aa / pixel_aa)
         order, given = _chain(names)
         chosen = _choose(flux, truth, candidates, given, settings.ratios)
         windows = candidates[chosen]
         weights = np.zeros((*chosen.shape, 2 + len(names)))
+        coefficients = np.zeros((*weights.shape, weights.shape[2]))
         for label, uses in enumerate(given):
             ratio = _ratios(flux, windows[label])
             for k in range(ratio.shape[1]):
-                weights[label, k] = _clipped_fit(ratio[:, k], truth, label, uses)
-        none = np.zeros(len(names))
+                found = _clipped_fit(ratio[:, k], truth, label, uses)
+                weights[label, k], coefficients[label, k] = found
         trained = cls(
             settings=settings,
             label_names=names,
             order=np.array(order, dtype=np.int64),
             windows=windows,
             weights=weights,
-            systematic=none,
+            systematic=np.zeros(len(names)),
+            spectra=SpectrumStatistics.learn(
+                flux, stars.inputs.ivar, noise_correlation=tuple(training.noise_correlation)
+            ),
+            coefficients=coefficients,
+            noise_correlation=tuple(training.noise_correlation),
         )
-        spectra = SpectrumStatistics.learn(
-            flux, stars.inputs.ivar, noise_correlation=tuple(training.noise_correlation)
-        )
-        labels, spread = trained.regress(flux)
+        answered = trained.apply(stars.inputs)
         beyond = [
-            max(robust_sigma(miss) ** 2 - float(np.median(own)) ** 2, 0.0)
-            for miss, own in zip((labels - truth).T, spread.T, strict=True)
+            max(robust_sigma(miss) ** 2 - float(np.nanmedian(own)) ** 2, 0.0)
+            for miss, own in zip((answered.labels - truth).T, answered.sigma.T, strict=True)
         ]
-        return replace(trained, systematic=np.sqrt(np.array(beyond)), spectra=spectra)
+        return replace(trained, systematic=np.sqrt(np.array(beyond)))
+
+    @property
+    def errors_follow_noise(self) -> bool:
+        """Whether errors are propagated from the flux; not in models of earlier versions."""
+        return self.coefficients is not None
 
     def regress(self, flux: FloatArray) -> tuple[Float64Array, Float64Array]:
         """Labels of spectra, and their scatter among ratios.
@@ -212,10 +252,50 @@ class Athos(Method[AthosSettings]):
             flux[gap] = found.flux
             factor[gap], extra[gap] = self._growth(found, inputs.ivar[gap])
         labels, spread = self.regress(flux)
-        sigma = np.sqrt(factor * (spread**2 + self.systematic**2) + extra)
+        if self.coefficients is None:
+            sigma = np.sqrt(factor * (spread**2 + self.systematic**2) + extra)
+        else:
+            variance = factor * self._statistical(flux, labels, inputs) + extra
+            sigma = np.sqrt(variance + self.systematic**2)
         blank = ~good.any(axis=1)
         labels[blank] = sigma[blank] = np.nan
         return FitResult.without_fit(self.label_names, labels, sigma=sigma)
+
+    def _statistical(
+        self, flux: Float32Array, labels: Float64Array, inputs: Inputs
+    ) -> Float64Array:
+        """Variance (n_star, n_label) by the errors of flux and of coefficients.
+
+        That of the flux passes through the mean over ratios at the mean spectrum, and is that of
+        the labels that a label takes, too. Masked pixels have the noise of the others here.
+        """
+        assert self.spectra is not None, "such models have statistics of spectra"
+        assert self.coefficients is not None, "such models have a covariance of coefficients"
+        good = inputs.ivar > 0
+        noise = np.where(good, 1.0 / np.where(good, inputs.ivar, 1.0), 0.0)
+        count = np.maximum(good.sum(axis=1, keepdims=True), 1)
+        level = np.where(good, noise, noise.sum(axis=1, keepdims=True) / count)
+        scale = np.maximum(np.median(flux / self.spectra.mean, axis=1), _LEAST_FLUX)[:, None]
+        lags = noise_seen(self.noise_correlation, inputs.noise_correlation)
+        gradient = self.gradient(self.spectra.mean)
+        out = weighted_variance(gradient, np.sqrt(level) / scale, correlation=lags)
+        sums = _sums(flux)
+        for label in self.order:
+            ratio = _ratio_of(sums, self.windows[label])
+            # All ratios are fitted to the same stars, so that their errors do not average out.
+            terms = np.empty((*ratio.shape, 2 + labels.shape[1]))
+            terms[:, :, 0], terms[:, :, 1], terms[:, :, 2:] = 1.0, ratio, labels[:, None]
+            single = np.einsum("nri,rij,nrj->nr", terms, self.coefficients[label], terms)
+            out[:, label] += np.maximum(single, 0.0).mean(axis=1)
+        return np.asarray(out)
+
+    @classmethod
+    def not_stored(
+        cls, arrays: Mapping[str, AnyArray], about: Mapping[str, Any], settings: AthosSettings
+    ) -> dict[str, Any]:
+        """Return what earlier versions did not store; see `Method`."""
+        del arrays, settings
+        return {"noise_correlation": tuple(about.get("noise_correlation", ()))}
 
     def _growth(self, found: Completed, ivar: Float32Array) -> tuple[Float64Array, Float64Array]:
         """By what masked pixels multiply the variance of labels, and what they add to it.
@@ -271,12 +351,24 @@ def _chain(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
     return [*known, *rest], given
 
 
-def _candidates(n_pixel: int, settings: AthosSettings, reach: float) -> Int64Array:
+def _avoided(wave_aa: Float64Array, settings: AthosSettings) -> BoolArray:
+    """Pixels (n_pixel,) in which no window may lie, of wavelengths in air."""
+    ranges = (*(_TELLURIC_AA if settings.tellurics else ()), *settings.avoid)
+    bad = np.zeros(wave_aa.size, dtype=np.bool_)
+    for low, high in ranges:
+        bad |= (wave_aa >= low) & (wave_aa <= high)
+    return bad
+
+
+def _candidates(bad: BoolArray, settings: AthosSettings, reach: float) -> Int64Array:
     """Pairs of windows that do not overlap and lie within `reach` pixels, (n_candidate, 4)."""
+    n_pixel = bad.size
+    counted = np.concatenate([[0], np.cumsum(bad)])
     starts = [
         (first, first + width)
         for width in sorted(settings.widths)
         for first in range(0, n_pixel - width + 1, _STEP_PIXELS)
+        if counted[first + width] == counted[first]
     ]
     window = np.array(starts, dtype=np.int64).reshape(-1, 2)
     centre = window.mean(axis=1)
@@ -289,8 +381,9 @@ def _candidates(n_pixel: int, settings: AthosSettings, reach: float) -> Int64Arr
     found = np.concatenate(pairs) if pairs else np.zeros((0, 4), dtype=np.int64)
     if len(found) == 0:
         raise ConfigError(
-            f"no two windows of {settings.widths} pixels fit into {n_pixel} pixels within "
-            f"{settings.reach_aa} angstrom; choose narrower windows or a longer reach"
+            f"no two windows of {settings.widths} pixels fit into {n_pixel} pixels, of which "
+            f"{bad.sum()} are avoided, within {settings.reach_aa} angstrom; choose narrower "
+            "windows or a longer reach, or avoid less (tellurics = false)"
         )
     return found
 
@@ -365,8 +458,14 @@ def _strengths(
 
 def _clipped_fit(
     ratio: Float64Array, truth: Float64Array, label: int, uses: Sequence[int]
-) -> Float64Array:
-    """Least squares of a label by constant, ratio and other labels, outliers left out."""
+) -> tuple[Float64Array, Float64Array]:
+    """Least squares of a label by constant, ratio and other labels, outliers left out.
+
+    Returns
+    -------
+    (2 + n_label,), (2 + n_label, 2 + n_label) float64
+        Weights, zero for labels that are not used, and their covariance.
+    """
     columns = np.column_stack([np.ones(len(truth)), ratio, truth[:, uses]])
     # Kelvins beside ratios near one: columns of one size keep the solution exact.
     size = np.maximum(np.abs(columns).max(axis=0), 1e-12)
@@ -379,7 +478,13 @@ def _clipped_fit(
         if np.array_equal(inside, kept) or inside.sum() <= columns.shape[1]:
             break
         kept = inside
+    place = np.concatenate([[0, 1], 2 + np.array(uses, dtype=np.intp)])
     out = np.zeros(2 + truth.shape[1])
-    out[:2] = solved[:2]
-    out[2 + np.array(uses, dtype=np.intp)] = solved[2:]
-    return out
+    out[place] = solved
+    scaled = columns[kept] / size
+    miss = truth[kept, label] - columns[kept] @ solved
+    freedom = max(int(kept.sum()) - place.size, 1)
+    spread = np.linalg.pinv(scaled.T @ scaled) * float(miss @ miss) / freedom
+    covariance = np.zeros((out.size, out.size))
+    covariance[np.ix_(place, place)] = spread / np.outer(size, size)
+    return out, covariance

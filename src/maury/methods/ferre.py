@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
+from pydantic import Field
 
 from maury.errors import ConfigError
 from maury.io.arrays import Float64Array
@@ -30,6 +31,10 @@ from maury.spectra.preparation import Inputs
 __all__ = ["Ferre", "FerreSettings"]
 
 
+_MOST_CHAIN = 1_000_000
+"""Steps of a chain that a setting may ask for: a thousand give an error to some 5 %."""
+
+
 class FerreSettings(GridSettings):
     """Settings of FERRE.
 
@@ -42,11 +47,15 @@ class FerreSettings(GridSettings):
         To which that grid is broadened; 0 leaves it as it is.
     windows : bool
         Whether abundances are measured in windows.
+    chain : int
+        Steps of a Markov chain that gives the errors of the parameters, as FERRE's ALGOR = 5; 0
+        takes the covariance at the best fit.
     """
 
     grid: str = ""
     resolving_power: float = 0.0
     windows: bool = True
+    chain: int = Field(default=0, ge=0, le=_MOST_CHAIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +114,7 @@ class Ferre(GridMethod[FerreSettings]):
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit the grid, then each abundance in its window; see `Method`."""
-        fitted = self.core.fit(inputs, external=external)
+        fitted = self.core.fit(inputs, external=external, chain=self.settings.chain)
         if self.pattern is None:
             return fitted.select(self.label_names)
         out = self.whole(fitted)

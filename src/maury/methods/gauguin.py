@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field
 
 from maury.io.arrays import AnyArray, BoolArray, Float32Array, Float64Array
+from maury.labels.columns import Column
 from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.methods.fitting.chain import Chain, Continuum
 from maury.methods.fitting.fitter import Fitter
@@ -33,13 +34,24 @@ from maury.methods.fitting.windows import (
 from maury.methods.protocols import NO_EXTERNAL, External, FitResult, MethodSettings, Sample
 from maury.methods.storage import Arrays, read_fields, stored, write_fields
 from maury.spectra.noise import noise_seen
-from maury.spectra.preparation import Inputs
+from maury.spectra.preparation import Inputs, take
 
 __all__ = ["Family", "Gauguin", "GauguinSettings"]
 
 
-# Pixels at each side of a line that hold its local continuum.
 _SIDE_PIXELS = 4
+"""Pixels at each side of a line that hold its local continuum, at least: level and slope take as
+many at the very least."""
+_SIDE_WIDTHS = 3.0
+"""The same in widths (FWHM) of lines, beyond which a straight line is no continuum; chosen."""
+_MOST_LINES = 12
+"""Lines of an element, those that tell most of it: the twelve best of an element hold nearly all
+that a window of 260 angstrom tells, and each takes a fit."""
+_SEEN_SIGMA = 1.0
+"""Lines of an element are seen where their strength S is more than so many of its errors. As S goes
+as 10^A, an error of the abundance A is that of S over S ln 10."""
+_LIMIT_SIGMA = 2.0
+"""An upper limit lies so many errors above the best abundance: 97.7 %."""
 # Coarser than the grid: abundances change lines smoothly with the atmosphere, and a family has one
 # grid a line.
 _CORE_STEPS = {"teff": 500.0, "logg": 0.9, "m_h": 0.5, "alpha_m": 0.3}
@@ -56,7 +68,8 @@ class GauguinSettings(GridSettings):
     interpolation : {"linear", "quadratic", "cubic"}
         Of the grid of parameters.
     pseudo_continuum : float
-        Standard deviation of the local continuum of each line.
+        Standard deviation of the local continuum of each line, of its level and of its slope over
+        half of the line's pixels.
     """
 
     interpolation: Interpolation = "linear"
@@ -94,6 +107,7 @@ class Family:
         *,
         pseudo_continuum: float,
         noise_correlation: tuple[float, ...],
+        slope: bool = True,
     ) -> tuple[FitResult, Float64Array]:
         """Fit the abundance of stars whose atmosphere is known.
 
@@ -105,17 +119,21 @@ class Family:
             Finite.
         pseudo_continuum, noise_correlation
             As of the method.
+        slope : bool
+            Whether the local continuum has a slope; none in models of earlier versions.
 
         Returns
         -------
         result : FitResult
-            Its column before the last is the abundance.
+            Its column after the core is the abundance.
         follows : (n_star, n_core) float64
             Derivatives of the abundance by the fixed atmosphere.
         """
         n, count = core.shape
         part, noise = flux[:, self.pixels], ivar[:, self.pixels]
-        level = np.full((1, self.weight.size), max(pseudo_continuum, 1e-6), dtype=np.float32)
+        shapes = [np.ones(self.weight.size), np.linspace(-1.0, 1.0, self.weight.size)]
+        shapes = shapes if slope else shapes[:1]
+        level = (max(pseudo_continuum, 1e-6) * np.array(shapes)).astype(np.float32)
         chain = Chain(self.grid, (Continuum(level),), self.grid.wave, self.grid.own_variance)
         fitter = Fitter(
             chain,
@@ -124,9 +142,11 @@ class Family:
             tolerance=0.02,
             block=_BLOCK,
         )
-        place = np.column_stack([core, self._coarse(part, noise, core), np.zeros(n)])
-        frozen = np.arange(count + 2) < count
-        prior = Prior.of(chain.label_names, n, {"continuum_1": (0.0, 1.0)})
+        none = np.zeros((n, len(level)))
+        place = np.column_stack([core, self._coarse(part, noise, core), none])
+        frozen = np.arange(place.shape[1]) < count
+        priors = dict.fromkeys(chain.label_names[count + 1 :], (0.0, 1.0))
+        prior = Prior.of(chain.label_names, n, priors)
         result = fitter.fit(part, noise, place, prior=prior, frozen=frozen)
         slopes = chain.evaluate(np.clip(result.labels, *chain.bounds.T)).jacobian
         assert slopes is not None, "derivatives were asked for"
@@ -146,6 +166,28 @@ class Family:
         return np.asarray(nodes[chi2.argmin(axis=1)])
 
 
+class _Abundance(NamedTuple):
+    """An abundance of some stars.
+
+    Attributes
+    ----------
+    value, variance : (n_star,) float64
+        Mean over lines, and its variance with that of the atmosphere.
+    own_sigma : (n_star,) float64
+        Error by the noise alone.
+    n_line : (n_star,) float64
+        Lines with a good pixel.
+    lowest : (n_star,) bool
+        Whether all of them end at the lowest abundance.
+    """
+
+    value: Float64Array
+    variance: Float64Array
+    own_sigma: Float64Array
+    n_line: Float64Array
+    lowest: BoolArray
+
+
 @dataclass(frozen=True, eq=False)
 class Gauguin(GridMethod[GauguinSettings]):
     """Gauss-Newton on a grid; abundances line by line.
@@ -154,6 +196,10 @@ class Gauguin(GridMethod[GauguinSettings]):
     ----------
     families : mapping of str to tuple of Family
         The lines of each element.
+    tells_limits : bool
+        Whether the local continuum has a slope, upper limits stand in columns of their own, and
+        fits that do not settle on the linear grid are taken to a smooth one; not in models of
+        earlier versions.
     """
 
     name: ClassVar[str] = "gauguin"
@@ -162,6 +208,7 @@ class Gauguin(GridMethod[GauguinSettings]):
     settings_class: ClassVar[type[MethodSettings]] = GauguinSettings
 
     families: Mapping[str, tuple[Family, ...]] = field(metadata=stored(None))
+    tells_limits: bool = True
 
     @classmethod
     def train(
@@ -176,7 +223,7 @@ class Gauguin(GridMethod[GauguinSettings]):
 
     def apply(self, inputs: Inputs, *, external: Mapping[str, External] = NO_EXTERNAL) -> FitResult:
         """Fit the parameters, then each line; see `Method`."""
-        fitted = self.core.fit(inputs, external=external)
+        fitted = self._settled(self.core.fit(inputs, external=external), inputs, external)
         out = self.whole(fitted)
         good = np.flatnonzero(finite_rows(fitted.labels))
         labels, covariance, flags = out.labels.copy(), out.covariance.copy(), out.flags.copy()
@@ -186,17 +233,51 @@ class Gauguin(GridMethod[GauguinSettings]):
         # Velocity, continuum and patterns of the fit are taken off: families know none of them.
         flux = inputs.flux[good] - (fitted.flux[good] - plain)
         noise = noise_seen(self.core.noise_correlation, inputs.noise_correlation)
+        further: dict[str, Float64Array] = {}
         for name, lines in self.families.items():
             column = out.label_names.index(name)
-            value, variance, limit = self._combine(
+            found = self._combine(
                 lines, (flux, inputs.ivar[good]), core, fitted.covariance[good], noise
             )
-            labels[good, column] = value
+            labels[good, column] = found.value
             covariance[good, column] = covariance[good, :, column] = 0.0
-            covariance[good, column, column] = variance
-            flags[good[limit]] |= Flag.UPPER_LIMIT.value
+            covariance[good, column, column] = found.variance
+            if not self.tells_limits:
+                flags[good[found.lowest]] |= Flag.UPPER_LIMIT.value
+            else:
+                unseen = found.lowest | (found.own_sigma > 1.0 / (_SEEN_SIGMA * np.log(10.0)))
+                limit, count = np.full((2, len(out)), np.nan)
+                above = found.value + _LIMIT_SIGMA * np.sqrt(found.variance)
+                limit[good], count[good] = np.where(unseen, above, np.nan), found.n_line
+                further |= {f"{name}_limit": limit, f"n_lines_{name}": count}
         out = replace(out, labels=labels, covariance=covariance, flags=flags.astype(FLAG_DTYPE))
-        return out.select(self.label_names)
+        return replace(out.select(self.label_names), further=further)
+
+    @property
+    def further_columns(self) -> tuple[Column, ...]:
+        """Upper limit and number of lines of each element."""
+        if not self.tells_limits:
+            return ()
+        columns = []
+        for name in self.families:
+            text = f"Upper limit of {name} (2 sigma) where its lines are not seen"
+            columns.append(Column(f"{name}_limit", "", "stat.max;phys.abund", text))
+            text = f"Lines with a good pixel that {name} is the mean of"
+            columns.append(Column(f"n_lines_{name}", "", "meta.number", text))
+        return tuple(columns)
+
+    def _settled(
+        self, fitted: FitResult, inputs: Inputs, external: Mapping[str, External]
+    ) -> FitResult:
+        """Fit stars anew, on a smooth grid, that go to and fro at a kink of the linear one."""
+        restless = np.flatnonzero((fitted.flags & Flag.NOT_CONVERGED.value) != 0)
+        grid = self.core.grid
+        if not self.tells_limits or grid.interpolation != "linear" or not restless.size:
+            return fitted
+        smooth = replace(self.core, grid=replace(grid, interpolation="quadratic"))
+        known = {n: External(x.value[restless], x.error[restless]) for n, x in external.items()}
+        again = smooth.fit(take(inputs, restless), external=known)
+        return fitted.with_rows(restless, again)
 
     def _combine(
         self,
@@ -205,11 +286,12 @@ class Gauguin(GridMethod[GauguinSettings]):
         core: Float64Array,
         core_covariance: Float64Array,
         noise_correlation: tuple[float, ...],
-    ) -> tuple[Float64Array, Float64Array, BoolArray]:
-        """Weighted mean over lines, its variance, and whether all lines end at the lowest value."""
+    ) -> _Abundance:
+        """Weighted mean over lines."""
         count = core.shape[1]
         total = np.zeros(len(core))
         mean = np.zeros(len(core))
+        n_line = np.zeros(len(core))
         follows = np.zeros(core.shape)
         lowest = np.ones(len(core), dtype=np.bool_)
         for line in lines:
@@ -218,6 +300,7 @@ class Gauguin(GridMethod[GauguinSettings]):
                 core,
                 pseudo_continuum=self.settings.pseudo_continuum,
                 noise_correlation=noise_correlation,
+                slope=self.tells_limits,
             )
             variance = result.covariance[:, count, count]
             usable = np.isfinite(variance) & (variance > 0)
@@ -225,13 +308,15 @@ class Gauguin(GridMethod[GauguinSettings]):
             value = np.where(usable, result.labels[:, count], 0.0)
             total += weight
             mean += weight * value
+            n_line += usable
             follows += weight[:, None] * np.where(usable[:, None], slope, 0.0)
             lowest &= ~usable | (value <= line.grid.bounds[-1, 0] + 1e-3)
         known = total > 0
         total = np.where(known, total, np.nan)
         follows /= total[:, None]
         frozen = np.einsum("ni,nij,nj->n", follows, core_covariance[:, :count, :count], follows)
-        return mean / total, 1.0 / total + frozen, lowest & known
+        own = 1.0 / total
+        return _Abundance(mean / total, own + frozen, np.sqrt(own), n_line, lowest & known)
 
     def to_arrays(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays and plain JSON; see `Method`."""
@@ -263,7 +348,8 @@ class Gauguin(GridMethod[GauguinSettings]):
             name: tuple(family(name, k, first) for k, first in enumerate(lines))
             for name, lines in about["lines"].items()
         }
-        return {**super().not_stored(arrays, about, settings), "families": families}
+        given = {"families": families, "tells_limits": bool(about.get("tells_limits", False))}
+        return {**super().not_stored(arrays, about, settings), **given}
 
 
 def _families(
@@ -275,18 +361,32 @@ def _families(
     typical = theory.drawn(chosen, settings.rv_error_kms, rng)
     elements = [n for n in elements_of(theory.names, base.core.grid.label_names) if n in names]
     windows = element_windows(theory.model, typical, elements)
+    slopes = theory.model.evaluate(typical).jacobian
+    assert slopes is not None, "derivatives were asked for"
     axes = base.nodes_between(_CORE_STEPS)
-    return {name: tuple(_lines(base, axes, name, window)) for name, window in windows.items()}
+    families = {}
+    for name, window in windows.items():
+        power = np.mean(slopes[:, theory.names.index(name)].astype(np.float64) ** 2, axis=0)
+        # The best lines, in the order of wavelength.
+        lines = sorted(lines_of(window), key=lambda line: -(window * power)[line].sum())
+        best = sorted(lines[:_MOST_LINES], key=lambda line: line.start)
+        families[name] = tuple(_lines(base, axes, name, window, best))
+    return families
 
 
 def _lines(
-    base: Foundation, axes: Mapping[str, Float64Array], name: str, window: Float64Array
+    base: Foundation,
+    axes: Mapping[str, Float64Array],
+    name: str,
+    window: Float64Array,
+    lines: list[slice],
 ) -> list[Family]:
     wave, column = base.theory.wave, base.theory.names.index(name)
-    parts = [
-        slice(max(line.start - _SIDE_PIXELS, 0), min(line.stop + _SIDE_PIXELS, wave.size))
-        for line in lines_of(window)
-    ]
+    side = _SIDE_PIXELS
+    if base.theory.resolving_power is not None:
+        width = np.median(wave) / base.theory.resolving_power / np.median(np.diff(wave))
+        side = max(side, round(_SIDE_WIDTHS * float(width)))
+    parts = [slice(max(one.start - side, 0), min(one.stop + side, wave.size)) for one in lines]
     used = np.concatenate([np.arange(wave.size)[part] for part in parts])
 
     def synthesise(places: Float64Array) -> Float32Array:

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from maury.errors import check_known
 from maury.io.arrays import AnyArray, Float32Array, Float64Array, Int64Array, StrArray
 from maury.io.limits import Limits
+from maury.labels.columns import Column
 from maury.labels.definitions import Label
 from maury.labels.flags import FLAG_DTYPE
 from maury.methods.storage import Arrays, read_fields, stored, write_fields
@@ -133,6 +134,8 @@ class FitResult:
         Bits of `maury.labels.flags.Flag` that the method adds to those of the preparation.
     flux : (n_star, n_pixel) float32 or None
         Best-fit spectrum; None for a method without one.
+    further : mapping of str to (n_star,) float64
+        Columns of its own (`Method.further_columns`); NaN where unknown.
     """
 
     label_names: tuple[str, ...]
@@ -142,6 +145,7 @@ class FitResult:
     n_freedom: Int64Array
     flags: Int64Array
     flux: Float32Array | None = None
+    further: Mapping[str, Float64Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n, k = self.labels.shape
@@ -218,6 +222,18 @@ class FitResult:
             covariance=self.covariance[:, index][:, :, index],
         )
 
+    def with_rows(self, rows: Int64Array, other: FitResult) -> Self:
+        """Return the result with other values of some stars, of the same labels and columns."""
+        assert self.label_names == other.label_names, "results have the same labels"
+        put: dict[str, Any] = {}
+        for name in ("labels", "covariance", "chi2", "n_freedom", "flags"):
+            put[name] = getattr(self, name).copy()
+            put[name][rows] = getattr(other, name)
+        if self.flux is not None and other.flux is not None:
+            put["flux"] = self.flux.copy()
+            put["flux"][rows] = other.flux
+        return replace(self, **put)
+
     @classmethod
     def join(cls, parts: Sequence[FitResult]) -> Self:
         """Concatenate results of the same labels; at least one."""
@@ -229,7 +245,8 @@ class FitResult:
         fluxes = [part.flux for part in parts if part.flux is not None]
         # Spectra of some parts alone would no longer stand in the rows of their labels.
         flux = np.concatenate(fluxes) if len(fluxes) == len(parts) else None
-        return cls(first.label_names, **joined, flux=flux)
+        further = {n: np.concatenate([part.further[n] for part in parts]) for n in first.further}
+        return cls(first.label_names, **joined, flux=flux, further=further)
 
 
 @dataclass(frozen=True)
@@ -423,6 +440,16 @@ class Method(ABC, Generic[SettingsT]):
         FitResult
             Of `label_names`, in that order.
         """
+
+    @property
+    def errors_follow_noise(self) -> bool:
+        """Whether errors of this very method follow the noise: `follows_noise`, as a rule."""
+        return self.follows_noise
+
+    @property
+    def further_columns(self) -> tuple[Column, ...]:
+        """Columns of numbers that `FitResult.further` gives, beside labels and errors."""
+        return ()
 
     @property
     def calibrated_by(self) -> UnseenStars:

@@ -167,6 +167,7 @@ def as_prediction(result: FitResult, inputs: Inputs) -> Prediction:
         flags=np.where(blank, 0, result.flags).astype(result.flags.dtype),
         chi2_reduced=np.where(blank, np.nan, result.chi2_reduced) if fitted else None,
         worst_wavelength_aa=_worst(result, inputs, blank) if fitted else None,
+        further={name: np.where(blank, np.nan, one) for name, one in result.further.items()},
     )
 
 

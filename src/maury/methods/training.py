@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from maury.io.files import one_at_a_time, refuse_existing
 from maury.labels import definitions as labels_module
 from maury.methods.protocols import FitResult, Method, MethodSettings, Sample
 from maury.methods.registry import as_prediction, method_class, method_settings
-from maury.model.directory import METHOD, Affine, Model, Scaling
+from maury.model.directory import FURTHER_COLUMNS, METHOD, Affine, Model, Scaling
 from maury.model.output import Unseen, has_spectrum
 from maury.model.split import (
     PARTS,
@@ -500,4 +500,6 @@ def as_model(
             "survey": {"name": survey.path.name, **dict(survey.provenance)},
         },
     )
-    return model.with_arrays(METHOD, arrays, metadata=about)
+    columns = [asdict(column) for column in trained.further_columns]
+    more = {FURTHER_COLUMNS: columns} if columns else {}
+    return model.with_arrays(METHOD, arrays, metadata={**about, **more})

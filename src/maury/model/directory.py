@@ -8,6 +8,7 @@ data: nothing in it is executed, and every file is checked before it is used.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -36,6 +37,7 @@ from maury.io.limits import current
 from maury.io.migrations import MODEL
 from maury.io.tensors import check_sum, damaged, read_tensor_file, write_sums
 from maury.labels import definitions as labels_module
+from maury.labels.columns import Column
 from maury.labels.definitions import Label
 from maury.labels.statistics import robust_scale
 from maury.model.split import SplitRecord
@@ -49,9 +51,12 @@ THEORY_ONLY = "theory_only"
 """Key of the provenance of a model that theory alone trained (`maury.training.theory_only`)."""
 METHOD = "method"
 """Attachment that a model has in place of networks, if `maury.methods` made it."""
+FURTHER_COLUMNS = "further_columns"
+"""Key of the metadata of that attachment: columns that the method's catalogues have besides."""
 RESIDUAL_CALIBRATION = "residual_calibration"
 """Attachment by which errors are calibrated on residuals alone
 (`maury.prediction.residual_calibration`)."""
+_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,63}")
 ScalingRule = Literal["min-max", "standard", "robust"]
 
 
@@ -298,6 +303,28 @@ class Model:
     def is_method(self) -> bool:
         """Whether it is a method of `maury.methods`, and holds no networks."""
         return METHOD in self.attachments
+
+    @property
+    def further_columns(self) -> tuple[Column, ...]:
+        """Columns of a method's own in its catalogues.
+
+        Raises
+        ------
+        ModelFileError
+            If the file does not state them as `maury` does.
+        """
+        if not self.is_method:
+            return ()
+        stated: Any = self.attachments[METHOD].metadata.get(FURTHER_COLUMNS, [])
+        try:
+            found = tuple(Column(**one) for one in stated)
+        except TypeError as error:
+            raise ModelFileError(f"{self.path}: {FURTHER_COLUMNS} is damaged: {error}") from error
+        own = {f.name for f in fields(Column)}
+        fine = all(isinstance(getattr(one, name), str) for one in found for name in own)
+        if not fine or not all(_COLUMN.fullmatch(one.name) for one in found):
+            raise ModelFileError(f"{self.path}: {FURTHER_COLUMNS} has names that are none")
+        return found
 
     @property
     def errors_calibrated(self) -> bool:

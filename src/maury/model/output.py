@@ -1,6 +1,7 @@
 """Predictions of a model, whatever kind of model it is."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -37,6 +38,8 @@ class Prediction:
         Those of `maury.labels.columns.QUANTILES`, where errors are calibrated.
     own : (n_star, n_label) float64 or None
         Part of `sigma` that a spectrum does not have in common with others of its star.
+    further : mapping of str to (n_star,) float64
+        Columns of a method's own.
     """
 
     mean: Float64Array
@@ -48,6 +51,7 @@ class Prediction:
     worst_wavelength_aa: Float64Array | None = None
     quantiles: Float64Array | None = None
     own: Float64Array | None = None
+    further: Mapping[str, Float64Array] = field(default_factory=dict)
 
     def rows(self, chosen: AnyArray) -> Self:
         """Return mean, errors, covariance and quantiles of some stars, by mask or row numbers."""

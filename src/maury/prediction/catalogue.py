@@ -53,6 +53,7 @@ class CatalogueSpec:
         quantiles: bool = False,
         correlations: bool = False,
         coverage: bool = False,
+        further: Sequence[Column] = (),
         error_parts: bool = False,
         by_star: bool = False,
         calibrated: bool = True,
@@ -74,6 +75,8 @@ class CatalogueSpec:
             Whether the correlations of the errors of all pairs of labels follow the labels.
         coverage : bool
             Whether the columns of `maury.labels.columns.COVERAGE` follow the flags.
+        further : sequence of Column
+            Columns of a method's own, after these.
         error_parts : bool
             Whether each error is followed by its two parts, `maury.labels.columns.ERROR_PARTS`.
         by_star : bool
@@ -97,6 +100,7 @@ class CatalogueSpec:
             columns_module.FLAGS,
             columns_module.WARN,
             *(columns_module.COVERAGE if coverage else ()),
+            *further,
             known["snr"],
             *(known[name] for name in columns_module.IN_CATALOGUE if name in present),
         )

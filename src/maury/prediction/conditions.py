@@ -53,7 +53,11 @@ def tell_of_conditions(model: Model, labeller: Labeller, survey: Readable) -> No
             own,
         )
     network, noise = labeller.network, survey.noise_correlation
-    if noise is None or not isinstance(network, MethodNetwork) or network.method.follows_noise:
+    if (
+        noise is None
+        or not isinstance(network, MethodNetwork)
+        or network.method.errors_follow_noise
+    ):
         return
     learnt = model.preparation.noise_correlation
     if not same_correlation(noise, learnt):

@@ -227,7 +227,8 @@ def _columns(labels: Sequence[Label], found: Prediction, calibrated: bool) -> di
         rows |= _correlations(labels, found.covariance)
     if found.chi2_reduced is not None and found.worst_wavelength_aa is not None:
         rows |= {CHI2.name: found.chi2_reduced, WORST_WAVELENGTH.name: found.worst_wavelength_aa}
-    return rows
+    # A column of its own is no other one's.
+    return {**found.further, **rows}
 
 
 def _correlations(labels: Sequence[Label], covariance: Float64Array) -> dict[str, AnyArray]:
@@ -360,6 +361,7 @@ def catalogue_spec(
         quantiles=calibrated,
         correlations=(simulates or model.is_method) and correlations,
         coverage=simulates or model.is_method,
+        further=model.further_columns,
         error_parts=error_parts,
         by_star=by_star,
         calibrated=calibrated,

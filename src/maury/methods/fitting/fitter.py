@@ -224,6 +224,28 @@ class Fitter:
             parts.append(_best(found))
         return FitResult.join([part.result for part in parts])
 
+    def objective(
+        self,
+        flux: Float32Array,
+        ivar: Float32Array,
+        labels: Float64Array,
+        *,
+        prior: Prior | None = None,
+    ) -> Float64Array:
+        """Chi-square and prior (n_star,) at labels (n_star, n_label); NaN where one is not finite.
+
+        Up to a constant of the prior, so that differences of one star tell.
+        """
+        n, k = labels.shape
+        known = prior if prior is not None else Prior.flat(n, k)
+        out = np.full(n, np.nan)
+        for first in range(0, n, self.block):
+            rows = slice(first, first + self.block)
+            held = np.zeros((len(labels[rows]), k), dtype=np.bool_)
+            problem = _Problem(self, flux[rows], ivar[rows], known.rows(rows), held)
+            out[rows] = problem.objective(labels[rows])
+        return out
+
     def seen_with(self, noise_correlation: tuple[float, ...]) -> Self:
         """Return the fitter of spectra with noise of this correlation; itself if it is its own."""
         noise = noise_seen(self.noise_correlation, noise_correlation)
@@ -350,6 +372,22 @@ class _Problem:
         descent = (slopes @ white[:, :, None])[:, :, 0].astype(np.float64)
         chi2 = np.einsum("np,np->n", white, white).astype(np.float64)
         return self._with_prior(descent, chi2, free, rows)
+
+    def objective(self, labels: Float64Array) -> Float64Array:
+        """Return the objective (n_star,) at finite labels (n_star, n_label); NaN elsewhere."""
+        usable = np.flatnonzero(self.seen & np.isfinite(labels).all(axis=1))
+        out = np.full(len(labels), np.nan)
+        if usable.size:
+            filled = labels.copy()
+            filled[~np.isfinite(labels).all(axis=1)] = labels[usable[0]]
+            self._weigh(filled)
+            free = labels[np.ix_(usable, self.free)]
+            flux, _ = self.model.evaluate(labels[usable], jacobian=False)
+            apart = (self.flux[usable] - flux) * self.weight[usable]
+            white = self.whiten.rows(usable)(apart)
+            chi2 = np.einsum("np,np->n", white, white).astype(np.float64)
+            out[usable] = self._with_prior(np.zeros_like(free), chi2, free, usable)[1]
+        return out
 
     def _with_prior(
         self,

@@ -1,7 +1,12 @@
 """Grids of spectra in files: FERRE's format, and directories of spectra as Synspec writes them.
 
 A FERRE grid is one text file: a header ``&SYNTH ... /`` of Fortran assignments, then one spectrum
-per line, the last dimension varying fastest (FERRE user guide, "Structure of the grid files").
+per line, the last dimension varying fastest (FERRE user guide, "Structure of the grid files"). Or a
+``.hdr`` of headers, and beside it a ``.unf`` of the spectra in 4-byte floats. With ``MULTI`` a
+header for each stretch of wavelengths follows the first. With ``NPCA``, the number of pixels of
+each piece, spectra are coefficients of principal components, ``NPIX`` in all, and the headers are
+followed by the mean spectrum, one more line that nothing is made of, and the components (as the
+libraries of APOGEE are written, Garcia Perez et al. 2016, AJ 151, 144, section 4).
 """
 
 from __future__ import annotations
@@ -10,13 +15,14 @@ import csv
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from maury.errors import InputFileError
-from maury.io.arrays import Float32Array, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array
 from maury.io.limits import check_regular
 from maury.methods.fitting.grid import Grid, Interpolation
 from maury.spectra.operators import FWHM_PER_SIGMA, Resampler, vacuum_to_air
@@ -42,6 +48,10 @@ LABEL_ALIASES: dict[str, str] = {
 _MAX_HEADER_LINES = 1000
 # Longest header line, characters: a damaged file is not read whole into memory.
 _LONGEST_LINE = 65536
+_MOST_PARTS = 100
+"""Stretches of wavelengths of a grid: spectrographs have a few, echelles a hundred orders."""
+_UNKNOWN_VARIANCE = 1e6
+"""Of the flux of pixels that a grid does not reach: they have no weight beside any noise."""
 
 
 def read_ferre_grid(
@@ -57,7 +67,7 @@ def read_ferre_grid(
     Parameters
     ----------
     path : Path
-        One text file, its grid not compressed.
+        A text file, or the ``.hdr`` beside a ``.unf``.
     wave_aa : (n_pixel,) float64
         Pixels, angstrom in air.
     resolving_power : float
@@ -71,9 +81,8 @@ def read_ferre_grid(
         If it is no such file, is cut short, or does not reach over the pixels.
     """
     try:
-        header, spectra = _read_lines(path)
-        return _from_lines(
-            path, header, spectra, wave_aa, (resolving_power, interpolation, components)
+        return _from_file(path, _read_file(path), wave_aa, resolving_power).grid(
+            path, interpolation, components
         )
     except InputFileError:
         raise
@@ -82,31 +91,91 @@ def read_ferre_grid(
         raise InputFileError(f"the header of {path} is damaged: {error}") from error
 
 
-def _from_lines(
-    path: Path,
-    header: Mapping[str, str],
-    spectra: Float32Array,
-    wave_aa: Float64Array,
-    options: tuple[float, Interpolation, int],
-) -> Grid:
-    resolving_power = options[0]
+class _File(NamedTuple):
+    """What a grid file holds: headers, lines before the spectra, spectra or coefficients."""
+
+    headers: list[dict[str, str]]
+    before: Float32Array
+    rows: Float32Array
+
+
+class _Seen(NamedTuple):
+    """Spectra on the pixels of a survey, and which pixels they reach."""
+
+    axes: dict[str, Float64Array]
+    flux: Float32Array
+    wave_aa: Float64Array
+    reached: BoolArray
+
+    def grid(self, path: Path, interpolation: Interpolation, components: int) -> Grid:
+        """Return the grid, in which pixels that it does not reach have no weight."""
+        grid = _as_grid(path, self.axes, self.flux, self.wave_aa, (interpolation, components))
+        own = np.where(self.reached, grid.own_variance, _UNKNOWN_VARIANCE).astype(np.float32)
+        return replace(grid, own_variance=own)
+
+
+def _from_file(path: Path, file: _File, wave_aa: Float64Array, resolving_power: float) -> _Seen:
+    header, *parts = file.headers
     sizes = [int(value) for value in _numbers(header, "N_P", path)]
     starts, steps = _numbers(header, "LLIMITS", path), _numbers(header, "STEPS", path)
     labels = [header.get(f"LABEL({k + 1})", f"label_{k + 1}") for k in range(len(sizes))]
-    if int(_numbers(header, "NPCA", path, [0.0])[0]):
-        raise InputFileError(f"{path} is compressed (NPCA); give the grid of spectra itself")
-    if min(sizes, default=0) < 1 or math.prod(sizes) != len(spectra):
+    if min(sizes, default=0) < 1 or math.prod(sizes) != len(file.rows):
         raise InputFileError(
-            f"{path} holds {len(spectra)} spectra where its header says {math.prod(sizes)}"
+            f"{path} holds {len(file.rows)} spectra where its header says {math.prod(sizes)}"
         )
     axes = {
         _label_name(name): np.asarray(start + step * np.arange(size), dtype=np.float64)
         for name, start, step, size in zip(labels, starts, steps, sizes, strict=True)
     }
-    wave = _wavelengths(header, spectra.shape[1], path)
-    grid_power = _numbers(header, "RESOLUTION", path, [np.inf])[0]
-    seen = on_pixels(path, wave, spectra, wave_aa, (grid_power, resolving_power))
-    return _as_grid(path, axes, seen, wave_aa, (options[1], options[2]))
+    spectra = _expanded(path, file)
+    flux = np.ones((len(spectra), wave_aa.size), dtype=np.float32)
+    reached = np.zeros(wave_aa.size, dtype=np.bool_)
+    first = 0
+    for part in parts or [header]:
+        last = first + int(_numbers(part, "NPIX", path)[0]) if parts else spectra.shape[1]
+        wave = _wavelengths({**header, **part}, last - first, path)
+        half = 0.5 * np.gradient(wave_aa)
+        inside = np.ones(wave_aa.size, dtype=np.bool_)
+        if parts:
+            # Pixels between two stretches belong to neither, and are left out.
+            inside = (wave_aa - half >= wave[0]) & (wave_aa + half <= wave[-1]) & ~reached
+        if np.count_nonzero(inside) > 1:
+            power = _numbers({**header, **part}, "RESOLUTION", path, [np.inf])[0]
+            flux[:, inside] = on_pixels(
+                path, wave, spectra[:, first:last], wave_aa[inside], (power, resolving_power)
+            )
+            reached |= inside
+        first = last
+    if first != spectra.shape[1]:
+        raise InputFileError(f"{path} holds {spectra.shape[1]} pixels, and its headers {first}")
+    if not reached[[0, -1]].all():
+        raise InputFileError(
+            f"{path} does not reach over the pixels {wave_aa[0]:.1f}-{wave_aa[-1]:.1f}; cut the "
+            "survey in the preparation"
+        )
+    return _Seen(axes, flux, wave_aa, reached)
+
+
+def _expanded(path: Path, file: _File) -> Float32Array:
+    """Spectra (n, n_pixel): the rows themselves, or what their coefficients make."""
+    pieces = [int(value) for value in _numbers(file.headers[0], "NPCA", path, [0.0])]
+    if not any(pieces):
+        return file.rows
+    count, rest = divmod(file.rows.shape[1], len(pieces))
+    wanted = (2 + count, sum(pieces))
+    if rest or min(pieces) < 1 or file.before.shape != wanted:
+        raise InputFileError(
+            f"{path}: of {len(pieces)} pieces (NPCA) and {file.rows.shape[1]} coefficients the "
+            f"mean and the components should be {wanted}, got {file.before.shape}"
+        )
+    mean, components = file.before[0], file.before[2:]
+    out = np.empty((len(file.rows), mean.size), dtype=np.float32)
+    edges = np.concatenate([[0], np.cumsum(pieces)])
+    for k in range(len(pieces)):
+        part = slice(edges[k], edges[k + 1])
+        strength = file.rows[:, k * count : (k + 1) * count]
+        out[:, part] = mean[part] + strength @ components[:, part]
+    return out
 
 
 def read_synspec_grid(
@@ -186,24 +255,68 @@ def _as_grid(
     return grid.compressed(options[1]) if options[1] else grid
 
 
-def _read_lines(path: Path) -> tuple[dict[str, str], Float32Array]:
+def _read_file(path: Path) -> _File:
     try:
         check_regular(path)
         with path.open(encoding="ascii") as file:
-            header: dict[str, str] = {}
-            if "&SYNTH" not in file.readline(_LONGEST_LINE).upper():
-                raise InputFileError(f"{path} does not begin with &SYNTH, so it is no FERRE grid")
-            for _ in range(_MAX_HEADER_LINES):
-                line = file.readline(_LONGEST_LINE)
-                # A slash ends a namelist of Fortran.
-                if not line or line.strip() == "/":
-                    break
-                key, _, value = line.partition("=")
-                header[key.strip().upper().replace(" ", "")] = value.strip().strip("'\"").strip()
-            spectra = np.loadtxt(file, dtype=np.float32, ndmin=2)
+            headers = [_header(file, path)]
+            several = int(_numbers(headers[0], "MULTI", path, [0.0])[0])
+            if not 0 <= several <= _MOST_PARTS:
+                raise InputFileError(f"{path} has MULTI = {several}")
+            headers += [_header(file, path) for _ in range(several)]
+            table = _lines(file, path)
+        pieces = [int(value) for value in _numbers(headers[0], "NPCA", path, [0.0])]
+        width = int(_numbers(headers[0], "NPIX", path, [0.0])[0]) if any(pieces) else 0
+        if path.suffix.lower() == ".hdr":
+            width = width or sum(
+                int(_numbers(part, "NPIX", path)[0]) for part in headers[1:] or headers
+            )
+            return _File(headers, _equal(table, path), _binary(path.with_suffix(".unf"), width))
+        n_before = 2 + width // len(pieces) if width else 0
+        before, rows = _equal(table[:n_before], path), _equal(table[n_before:], path)
     except (OSError, ValueError) as error:
         raise InputFileError(f"cannot read {path}: {error}") from error
-    return header, spectra
+    return _File(headers, before, rows)
+
+
+def _header(file: TextIO, path: Path) -> dict[str, str]:
+    header: dict[str, str] = {}
+    if "&SYNTH" not in file.readline(_LONGEST_LINE).upper():
+        raise InputFileError(f"{path} does not begin with &SYNTH, so it is no FERRE grid")
+    for _ in range(_MAX_HEADER_LINES):
+        line = file.readline(_LONGEST_LINE)
+        # A slash ends a namelist of Fortran.
+        if not line or line.strip() == "/":
+            break
+        key, _, value = line.partition("=")
+        header[key.strip().upper().replace(" ", "")] = value.strip().strip("'\"").strip()
+    return header
+
+
+def _lines(file: TextIO, path: Path) -> list[Float32Array]:
+    """Lines of numbers, which may differ in length."""
+    del path
+    return [np.array(line.split(), dtype=np.float32) for line in file if line.strip()]
+
+
+def _equal(lines: list[Float32Array], path: Path) -> Float32Array:
+    if not lines:
+        return np.zeros((0, 0), dtype=np.float32)
+    if len({line.size for line in lines}) > 1:
+        raise InputFileError(f"{path} has lines of different lengths")
+    return np.stack(lines)
+
+
+def _binary(path: Path, width: int) -> Float32Array:
+    """Rows (n, width) of 4-byte floats of this machine's order, as Fortran writes them unformatted.
+
+    FERRE reads the same: direct access, no marks between records.
+    """
+    check_regular(path)
+    values = np.fromfile(path, dtype="<f4")
+    if width < 1 or values.size % width:
+        raise InputFileError(f"{path} holds {values.size} numbers, no multiple of {width}")
+    return np.asarray(values.reshape(-1, width), dtype=np.float32)
 
 
 def _numbers(

@@ -25,6 +25,7 @@ from maury.methods.fitting.residuals import (
     residual_modes,
     residual_variance,
 )
+from maury.methods.fitting.sampling import sampled
 from maury.methods.fitting.survey_theory import SurveyTheory, TheoryKind
 from maury.methods.fitting.theory import finite_rows, nuisance_sigmas, require_emulator
 from maury.methods.protocols import (
@@ -252,8 +253,11 @@ class GridFit:
         *,
         external: Mapping[str, External] = NO_EXTERNAL,
         truth: Float64Array | None = None,
+        chain: int = 0,
     ) -> FitResult:
         """Fit spectra; with `truth` (n_star, n_axis), only the nuisances.
+
+        With `chain` steps of a Markov chain give the covariance.
 
         Returns
         -------
@@ -271,7 +275,11 @@ class GridFit:
         known = [with_external(Start(one, prior, frozen), names, external) for one in places]
         places = np.stack([one.place for one in known])
         fitter = self.fitter.seen_with(inputs.noise_correlation)
-        return fitter.fit(flux, ivar, places, prior=known[0].prior, frozen=known[0].frozen)
+        known_prior, held = known[0].prior, known[0].frozen
+        found = fitter.fit(flux, ivar, places, prior=known_prior, frozen=held)
+        if not chain:
+            return found
+        return sampled(fitter, flux, ivar, found, prior=known_prior, frozen=held, steps=chain)
 
     def _starts(self, flux: Float32Array, ivar: Float32Array) -> Float64Array:
         """Labels (n_start, n_star, n_axis) of good nodes."""

@@ -30,11 +30,14 @@ class PixelWidth:
         Of the spectra that the model was made on.
     largest : float
         Bound of the logarithm of the relative width.
+    terms : {1, 2}
+        With 2 the next term, d(s^2)^2 / 8 times the fourth derivative, is added.
     """
 
     wave_aa: Float64Array
     resolving_power: float
     largest: float
+    terms: int = 1
 
     @property
     def parameters(self) -> dict[str, tuple[float, float]]:
@@ -54,5 +57,11 @@ class PixelWidth:
         curve = self._variance * pixel_derivative(pixel_derivative(rows))
         ln_width = values[:, 0].astype(np.float32)[:, None, None]
         # The variance goes as the square of the width: (exp(2 x) - 1) / 2, whose slope is exp(2 x).
-        out = rows + np.float32(0.5) * np.expm1(2.0 * ln_width) * curve
-        return out, np.exp(2.0 * ln_width) * curve[:, :1] if slopes else None
+        growth = np.expm1(2.0 * ln_width)
+        out = rows + np.float32(0.5) * growth * curve
+        rise = curve[:, :1]
+        if self.terms > 1:
+            next_curve = self._variance * pixel_derivative(pixel_derivative(curve))
+            out += np.float32(0.125) * growth**2 * next_curve
+            rise = rise + np.float32(0.5) * growth * next_curve[:, :1]
+        return out, np.exp(2.0 * ln_width) * rise if slopes else None

@@ -19,6 +19,7 @@ from maury.io.arrays import Float32Array, Float64Array
 from maury.labels.definitions import LABEL_NAMES
 from maury.methods.fitting.chain import Chain, Continuum, Shift
 from maury.methods.fitting.stars import complete_stars
+from maury.methods.fitting.starting import RidgeStart
 from maury.methods.fitting.synthetic_library import read_synthetic
 from maury.methods.fitting.theory import (
     LEAST_STARS,
@@ -28,6 +29,7 @@ from maury.methods.fitting.theory import (
     conditions_of,
     draw_nuisances,
     in_air,
+    learn_start,
     nuisance_sigmas,
     observed_chain,
     shipped_emulator,
@@ -236,6 +238,15 @@ class SurveyTheory:
             return self.learnt.typical(labels)
         assert isinstance(self.model, Chain), "the emulator is seen through a chain"
         return at_rest(self.model, labels)
+
+    def start(self, rv_error_kms: float, seed: int) -> RidgeStart:
+        """Learn to start fits, from spectra of the emulator, or from those of the stars."""
+        if self.learnt is None:
+            return learn_start(self.model, self.truth, rv_error_kms, seed)
+        inputs = self.stars.inputs
+        typical = self.learnt.typical(self.truth)
+        flux = np.where(inputs.ivar > 0, inputs.flux, typical)
+        return RidgeStart.learn(self.names, flux, self.truth)
 
     def drawn(
         self, labels: Float64Array, rv_error_kms: float, rng: np.random.Generator

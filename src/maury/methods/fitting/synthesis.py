@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-STEPS: dict[str, float] = {"teff": 20.0, "logg": 0.05, "vmic": 0.05}
+STEPS: dict[str, float] = {"teff": 20.0, "logg": 0.05, "vmic": 0.05, "vmac": 0.3, "vsini": 0.3}
 """Steps of derivatives, of about the error of a spectrum of S/N 50: larger steps meet curvature,
 smaller ones the single precision in which codes write their spectra."""
 _STEP = 0.02
@@ -37,7 +37,7 @@ _SECONDS = 600
 _SOLAR_VMIC = 1.0
 """Microturbulence, km/s, where it is no label: as usually taken for the Sun."""
 _SOLAR = "asplund2009"
-_SYNTHESISED = ("teff", "logg", "m_h", "fe_h", "alpha_m", "vmic")
+_SYNTHESISED = ("teff", "logg", "m_h", "fe_h", "alpha_m", "vmic", "vmac", "vsini")
 
 
 @runtime_checkable
@@ -211,12 +211,14 @@ class PySmeSynthesiser:
     def synthesise(self, labels: Mapping[str, float], wave_aa: Float64Array) -> Float64Array:
         """Synthesise with PySME; see `Synthesiser`.
 
-        Labels are ``teff``, ``logg``, ``vmic`` (km/s), and those of `composition`.
+        Labels are ``teff``, ``logg``, ``vmic``, ``vmac``, ``vsini`` (km/s), and those of
+        `composition`.
         """
         sme = _pysme("sme").SME_Structure()
         sme.teff, sme.logg = labels["teff"], labels["logg"]
         sme.monh = labels.get("m_h", 0.0)
-        sme.vmic, sme.vmac, sme.vsini = labels.get("vmic", _SOLAR_VMIC), 0.0, 0.0
+        sme.vmic = labels.get("vmic", _SOLAR_VMIC)
+        sme.vmac, sme.vsini = labels.get("vmac", 0.0), labels.get("vsini", 0.0)
         sme.abund = self._abundances(sme.monh, composition(labels))
         sme.linelist = self._lines
         if self._nodes is None:
@@ -247,7 +249,7 @@ def composition(labels: Mapping[str, float]) -> dict[str, float]:
     Raises
     ------
     ConfigError
-        If a label is none of these, nor ``teff``, ``logg`` or ``vmic``.
+        If a label is none of these, nor ``teff``, ``logg``, ``vmic``, ``vmac`` or ``vsini``.
     """
     metals = labels.get("m_h", 0.0)
     iron = labels.get("fe_h", metals) - metals
