@@ -94,7 +94,8 @@ class SpaceSettings(MethodSettings):
     rounds : int
         Turns of the two stages.
     width : bool
-        Whether the width of the lines is fitted.
+        Whether the width of the lines is fitted; where theory is not calibrated this moves Teff by
+        some 30 K, so that it is not by default.
     limits : bool
         Whether confidence limits of each label are given, from the contour of chi-square.
     external : tuple of str
@@ -107,7 +108,7 @@ class SpaceSettings(MethodSettings):
     synthetic: str = ""
     calibrate: bool = True
     rounds: int = Field(default=2, ge=1, le=10)
-    width: bool = True
+    width: bool = False
     limits: bool = True
     external: tuple[str, ...] = ()
     rv_error_kms: float = Field(default=1.3, gt=0.0, le=10.0)
