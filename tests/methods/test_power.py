@@ -70,8 +70,8 @@ def test_theory_is_not_seen_at_an_unknown_or_too_high_resolving_power(sharp_surv
     cls, part = method_class(name), stars.part("train")
     for power, message in ((None, r"resolving_power = .*TOML"), (28_000.0, "below the emulator")):
         unfit = replace(part, resolving_power=power)
-        # The others then learn their theory from the stars, unless they are told not to.
-        options = {} if name == "space" else {"theory": "emulator"}
+        # They learn their theory from the stars then, unless they are told not to.
+        options = {"theory": "emulator"}
         with pytest.raises(ConfigError, match=message):
             cls.train(unfit, unfit, settings=method_settings(name, options), seed=0)
 

@@ -95,7 +95,7 @@ class SpaceSettings(MethodSettings):
         Turns of the two stages.
     width : bool
         Whether the width of the lines is fitted; where theory is not calibrated this moves Teff by
-        some 30 K, so that it is not by default.
+        more than its sampling error, so that it is not by default.
     limits : bool
         Whether confidence limits of each label are given, from the contour of chi-square.
     external : tuple of str
