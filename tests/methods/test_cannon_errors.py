@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from builders.method_samples import draw_labels, inputs_of, sample_of
-from maury.errors import ConfigError, TrainingError
+from maury.errors import ConfigError
 from maury.labels.statistics import robust_sigma
 from maury.methods.cannon import Cannon, CannonSettings
 from maury.methods.cannon_model import QuadraticModel
@@ -103,10 +103,13 @@ def test_a_survey_with_errors_of_labels_has_them_taken_out_unless_told_not_to():
     assert np.abs(np.array(slopes[0]) - 1).max() < np.abs(np.array(slopes[1]) - 1).max()
 
 
-def test_errors_as_large_as_the_scatter_are_refused():
+def test_errors_as_large_as_the_scatter_are_told_and_taken_for_none(caplog):
     truth, flux, ivar, _ = observed(400, 8)
-    with pytest.raises(TrainingError, match="as large as the labels scatter"):
-        QuadraticModel.fit(flux, ivar, truth, label_errors=np.tile([900.0, 0.0, 0.0], (400, 1)))
+    errors = np.tile([900.0, 0.0, 0.0], (400, 1))
+    found = QuadraticModel.fit(flux, ivar, truth, label_errors=errors)
+    assert "as large as the labels scatter" in caplog.text
+    without = QuadraticModel.fit(flux, ivar, truth)
+    assert np.array_equal(found.theta, without.theta)
 
 
 def test_errors_know_of_a_misfit_that_is_alike_in_many_pixels():

@@ -89,8 +89,9 @@ def test_labels_and_errors_of_simulated_stars_hold_under_masks(survey, name):
     some = stars.sample.rows(np.arange(150))
     truth = some.truth[:, [some.label_names.index(n) for n in method.label_names]]
     # Of 150 stars some go to another node, or take another velocity, with another error; pixels
-    # completed from all others have less noise, which shows in the scatter among ratios.
-    check(method, some.inputs, truth, shrinks=0.04 if name == "athos" else 0.02)
+    # completed from all others have less noise, which shows in the scatter among ratios. The
+    # Cannon weighs no misfit that pixels have in common, so that its errors may fall with them.
+    check(method, some.inputs, truth, shrinks=0.04 if name in ("athos", "cannon") else 0.02)
 
 
 class Analytic:

@@ -134,7 +134,7 @@ def test_vectors_of_every_format_are_alike(opened):
 
 def test_a_table_of_another_suffix_or_with_too_long_a_name(tmp_path, monkeypatch):
     with ExitStack() as stack, pytest.raises(InputFileError, match=r"no suffix.*\.csv.*rename it"):
-        open_table(tmp_path / "t.dat", stack)
+        open_table(tmp_path / "t.xyz", stack)
     (tmp_path / "t.csv").write_text("a_column_of_many_letters\n1\n")
     monkeypatch.setenv(limits.VARIABLE, "text_characters=10")
     with ExitStack() as stack, pytest.raises(InputFileError, match=r"name that is too long.*10"):

@@ -252,7 +252,7 @@ class Athos(Method[AthosSettings]):
             flux[gap] = found.flux
             factor[gap], extra[gap] = self._growth(found, inputs.ivar[gap])
         labels, spread = self.regress(flux)
-        if self.coefficients is None:
+        if self.coefficients is None or self.spectra is None:
             sigma = np.sqrt(factor * (spread**2 + self.systematic**2) + extra)
         else:
             variance = factor * self._statistical(flux, labels, inputs) + extra

@@ -7,6 +7,7 @@ everything that many stars have to say of a pixel, and many pixels of a star, is
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Self
@@ -25,6 +26,8 @@ from maury.io.arrays import (
 from maury.methods.fitting.polynomials import n_term, terms, terms_slope
 
 __all__ = ["QuadraticModel", "scatter_of"]
+
+logger = logging.getLogger(__name__)
 
 
 # Relative to a unit diagonal: above rounding of doubles (2e-16), below any real curvature.
@@ -315,10 +318,13 @@ class _Regressors:
         normal = products.sum(axis=0)[_products(scaled.shape[1])[1]]
         root = np.sqrt(np.maximum(np.diagonal(normal), 1e-300))
         if np.linalg.eigvalsh(normal / np.outer(root, root))[0] <= _LEAST_INFORMATION:
-            raise TrainingError(
-                "the errors of some labels are as large as the labels scatter, so that nothing can "
-                "be learnt of them; name fewer labels, or write label_errors = false in [method]"
+            # Of so few stars, or labels so uncertain, the correction would leave nothing.
+            logger.warning(
+                "the errors of some labels are as large as the labels scatter, and are taken for "
+                "none: derivatives by these labels are then too small; name fewer labels, or give "
+                "more stars"
             )
+            return cls.of(scaled, np.zeros_like(errors))
         return cls(seen, vector, products, scaled, errors)
 
     def label_noise(self, theta: Float64Array) -> Float64Array:
