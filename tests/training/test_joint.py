@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from builders.training_survey import write_survey
 from maury.cli.app import app
-from maury.errors import ConfigError, ModelFileError, OutputExists
+from maury.errors import ConfigError, ModelFileError, OutputExists, TrainingError
 from maury.evaluation.joint_validation import validate_joint
 from maury.model.directory import Model
 from maury.model.joint_model import JointModel
@@ -300,6 +300,12 @@ def test_wrong_settings_are_told(tmp_path, surveys):
     with pytest.raises(ConfigError, match="takes the same of all"):
         own = {"preparation": {"observables": []}}
         train_joint(surveys, out, config={**CONFIG, "survey": {"two": own}})
+    bare = {
+        name: survey.with_columns(dict.fromkeys(survey.label_names, np.full(N, np.nan)))
+        for name, survey in surveys.items()
+    }
+    with pytest.raises(TrainingError, match="none of the surveys one, two has labels"):
+        train_joint(bare, out)
     assert not out.exists()
 
 

@@ -45,8 +45,7 @@ many at the very least."""
 _SIDE_WIDTHS = 3.0
 """The same in widths (FWHM) of lines, beyond which a straight line is no continuum; chosen."""
 _MOST_LINES = 12
-"""Lines of an element, those that tell most of it: the twelve best of an element hold nearly all
-that a window of 260 angstrom tells, and each takes a fit."""
+"""Lines of an element, those that tell most of it, as each takes a fit; chosen, not measured."""
 _SEEN_SIGMA = 1.0
 """Lines of an element are seen where their strength S is more than so many of its errors. As S goes
 as 10^A, an error of the abundance A is that of S over S ln 10."""

@@ -162,7 +162,10 @@ def _joined(scale: ReferenceLabels, own: ReferenceLabels) -> ReferenceLabels:
         has = np.isfinite(one)
         values.append(np.where(has, one, two))
         errors.append(np.where(has, one_error, two_error))
-    return ReferenceLabels(scale.survey, names, np.stack(values, axis=1), np.stack(errors, axis=1))
+    shape = (len(names), len(scale.values))
+    # Surveys without labels have none to stack.
+    columns = (np.reshape(one, shape).T for one in (values, errors))
+    return ReferenceLabels(scale.survey, names, *columns)
 
 
 def _columns(

@@ -462,12 +462,19 @@ def division(
     ------
     ConfigError
         If rows are to be divided, not stars.
+    TrainingError
+        If no star has labels.
     """
     if settings.split.rule != "star":
         raise ConfigError("a joint model divides whole stars; leave out rule in [split]")
     labelled = {
         name: np.isfinite(survey.labels()).any(axis=1) for name, survey in common.surveys.items()
     }
+    if not any(rows.any() for rows in labelled.values()):
+        raise TrainingError(
+            f"none of the surveys {', '.join(common.surveys)} has labels to learn; ingest one of "
+            "them with labels"
+        )
     known = np.unique(np.concatenate([common.star[n][labelled[n]] for n in common.surveys]))
     whole = split_rows([f"{k:012d}" for k in known], config=settings.split, seed=seed)
     part = np.full(int(known.max(initial=0)) + 1, -1)
