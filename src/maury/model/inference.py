@@ -165,7 +165,9 @@ class EnsembleNetwork:
             out[rows] = joined
             return out
 
-        return Prediction(**{f.name: whole(f.name) for f in fields(Prediction)})
+        # Columns of its own has a method alone.
+        names = [f.name for f in fields(Prediction) if f.name != "further"]
+        return Prediction(**{name: whole(name) for name in names})
 
     def photometry_share(self, observables: Float32Array) -> Float64Array:
         """Share (n_star,) of the bands of which stars have a magnitude or colour.
