@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from builders.surveys import copy_survey
 from builders.training_survey import write_survey
 from maury.cli import app as cli
+from maury.errors import MauryError
 from maury.evaluation.audit import WITHOUT, audit
 from maury.evaluation.audit_report import (
     ALL,
@@ -346,3 +347,13 @@ def test_the_command(default_model, default_survey, tmp_path, monkeypatch) -> No
     assert [one["name"] for one in report["labels"]] == list(LABEL_NAMES)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {"a.png", "a-red-clump-giant.png"}
+
+
+@pytest.mark.parametrize("command", ["audit", "coverage", "drift", "suspects"])
+def test_a_survey_on_another_grid_is_refused_in_words(tmp_path, default_model, command):
+    other = write_survey(tmp_path / "other.zarr", n=60)
+    found = CliRunner().invoke(cli.app, [command, str(default_model), str(other.path)])
+    assert found.exit_code != 0
+    assert found.exception is None or isinstance(found.exception, (SystemExit, MauryError)), (
+        found.exception
+    )

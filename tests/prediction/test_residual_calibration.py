@@ -121,7 +121,7 @@ def test_a_label_that_few_stars_have_gets_no_error_and_too_few_stars_none_at_all
     found = with_residual_calibration(model, replace(unseen, truth=truth))
     assert "logg" in caplog.text
     assert found.errors_calibrated
-    fitted = ResidualCalibration._read(found.arrays(RESIDUAL_CALIBRATION), 3)
+    fitted = ResidualCalibration.from_arrays(found.arrays(RESIDUAL_CALIBRATION), 3)
     sigma = fitted.calibrate(unseen.inputs, unseen.prediction).sigma
     assert np.isnan(sigma).all(axis=0).tolist() == [False, True, False]
     assert np.isfinite(sigma[:, [0, 2]]).all()

@@ -359,6 +359,6 @@ def test_settings_of_the_preset_are_its_own():
     with pytest.raises(ConfigError, match=r"\[training\] epochs: unknown key"):
         EnsembleConfig.model_validate({"training": {"epochs": 3}})
     other = resolve(config, preset="starnet", members=3, split=None)
-    assert other.training.epochs == 100
+    assert other.training.epochs == 30
     assert len(other.preparation.observable_names) == 9
     assert other.ensemble.members == 3

@@ -91,6 +91,9 @@ def _options(
 
         name_modules(modules)
     level = logging.INFO if verbose else logging.WARNING
+    before = list(logging.getLogger().handlers)
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
-        handler.addFilter(terminal.Once())
+        # A handler of whoever runs the commands in its own process is not ours to change.
+        if handler not in before:
+            handler.addFilter(terminal.Once())

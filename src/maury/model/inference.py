@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from maury.errors import ConfigError, ModelFileError
+from maury.errors import ConfigError, GridMismatch, ModelFileError
 from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from maury.io.limits import current, exceeded
 from maury.labels.columns import BANDS
@@ -20,6 +20,7 @@ from maury.model.networks.published import NetworkConfig, build, network_config_
 from maury.model.output import Prediction as Prediction
 from maury.model.output import has_spectrum as has_spectrum
 from maury.spectra.preparation import FurtherColumns, Inputs
+from maury.spectra.spectra import describe_grid
 
 _PREDICT_ROWS = 3 * BLOCK_ROWS
 """Stars whose outputs are joined together: enough to be quick, few enough for the cache; chosen."""
@@ -147,7 +148,19 @@ class EnsembleNetwork:
             NaN with a single one; where networks predict variances or covariances, their mean is
             added to the variance over the networks (the law of total variance). A row that lacks
             what the networks need is NaN.
+
+        Raises
+        ------
+        GridMismatch
+            If the spectra have another number of pixels than the model takes.
         """
+        if inputs.flux.shape[1] != self.model.n_pixel:
+            raise GridMismatch(
+                f"the prepared spectra have {inputs.flux.shape[1]} pixels "
+                f"({describe_grid(inputs.wave_aa, inputs.medium)}) and {self.model.path} takes "
+                f"{self.model.n_pixel} ({describe_grid(self.model.wave_aa, self.model.medium)}); "
+                "give a survey on the grid of the model ('maury predict' converts where it can)"
+            )
         spectrum = has_spectrum(inputs)
         rows = np.flatnonzero(self._usable(inputs, spectrum))
         # One empty block where no star is usable: the shapes of the outputs come from the networks.

@@ -327,9 +327,12 @@ def _numbers(
             raise InputFileError(f"the header of {path} has no {key}")
         return default
     try:
-        return [float(text) for text in re.split(r"[\s,]+", header[key].strip()) if text]
+        found = [float(text) for text in re.split(r"[\s,]+", header[key].strip()) if text]
     except ValueError as error:
         raise InputFileError(f"the header of {path} has {key} = {header[key]!r}") from error
+    if not found:
+        raise InputFileError(f"the header of {path} has no number for {key}; correct it")
+    return found
 
 
 def _wavelengths(header: Mapping[str, str], n_pixel: int, path: Path) -> Float64Array:
