@@ -170,7 +170,8 @@ def test_sme_is_trained_and_predicts(shared, nodes, tiny_survey, tmp_path):
     table = Catalogue.read(catalogue).table
     assert len(table) == 1
     assert abs(table["teff"][0] - truth[row, 0]) < 300
-    assert abs(table["m_h"][0] - truth[row, 1]) < 0.3
+    # Weak lines are left out here, which the fitted continuum takes for metals.
+    assert abs(table["m_h"][0] - truth[row, 1]) < 0.4
     assert 0 < table["teff_formal_error"][0] < 300
     assert np.isfinite(table["chi2_reduced"][0])
 
