@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,7 +34,7 @@ from maury.io.arrays import AnyArray, Float32Array, Float64Array
 from maury.io.config_files import at_most, parse_json
 from maury.io.files import refuse_existing, writing
 from maury.io.limits import current
-from maury.io.migrations import MODEL
+from maury.io.migrations import MODEL, Format
 from maury.io.tensors import check_sum, damaged, read_tensor_file, write_sums
 from maury.labels import definitions as labels_module
 from maury.labels.columns import Column
@@ -58,6 +58,7 @@ RESIDUAL_CALIBRATION = "residual_calibration"
 (`maury.prediction.residual_calibration`)."""
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,63}")
 ScalingRule = Literal["min-max", "standard", "robust"]
+Head = TypeVar("Head", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -629,17 +630,37 @@ def _read_document(path: Path) -> _ModelDocument:
         )
     if not file.is_file():
         raise ModelFileError(f"{path} holds no model.json, so it is no model directory")
+    return read_head(file, MODEL, _ModelDocument, what="maury model")
+
+
+def read_head(file: Path, kind: Format, document: type[Head], *, what: str) -> Head:
+    """Read and check the JSON document that heads a directory.
+
+    Parameters
+    ----------
+    file : Path
+        It exists, and is no link.
+    kind : Format
+    document : type of BaseModel
+    what : str
+        What it heads, in words.
+
+    Raises
+    ------
+    ModelFileError
+        If it is too large, not JSON, of another format, or has wrong entries.
+    """
     if file.stat().st_size > current().json_bytes:
         raise damaged(file, f"it is larger than {current().json_bytes} bytes")
     try:
         content = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise damaged(file, f"it is not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != MODEL.name:
-        raise ModelFileError(f"{file} is not the head of a maury model")
-    content = MODEL.upgrade(content, str(path), ModelFileError)
+    if not isinstance(content, dict) or content.get("format") != kind.name:
+        raise ModelFileError(f"{file} is not the head of a {what}")
+    content = kind.upgrade(content, str(file.parent), ModelFileError)
     try:
-        return _ModelDocument.model_validate(content)
+        return document.model_validate(content)
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]

@@ -18,18 +18,17 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from safetensors.numpy import save
 
 from maury.errors import ModelFileError
 from maury.io.arrays import AnyArray, Float32Array
-from maury.io.config_files import at_most, parse_json
-from maury.io.limits import current
+from maury.io.config_files import at_most
 from maury.io.migrations import JOINT_MODEL
 from maury.io.tensors import check_sum, damaged, read_tensor_file, write_sums
 from maury.labels import definitions as labels_module
 from maury.labels.definitions import Label
-from maury.model.directory import Model
+from maury.model.directory import Model, read_head
 
 __all__ = ["SURVEY_NAME", "JointModel", "is_joint"]
 
@@ -190,22 +189,7 @@ def _read(path: Path) -> _JointDocument:
         raise ModelFileError(
             f"{path} is not a joint model (it holds no {HEADER}); make one with 'maury joint train'"
         )
-    if file.stat().st_size > current().json_bytes:
-        raise damaged(file, f"it is larger than {current().json_bytes} bytes")
-    try:
-        content = parse_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise damaged(file, f"it is not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != JOINT_MODEL.name:
-        raise ModelFileError(f"{file} is not the head of a joint model")
-    content = JOINT_MODEL.upgrade(content, str(path), ModelFileError)
-    try:
-        found = _JointDocument.model_validate(content)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
-        ]
-        raise damaged(file, "; ".join(problems)) from error
+    found = read_head(file, JOINT_MODEL, _JointDocument, what="joint model")
     names = [one.name for one in found.surveys]
     if len(set(names)) != len(names):
         raise damaged(file, "two surveys have the same name")

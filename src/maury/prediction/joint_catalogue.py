@@ -257,7 +257,7 @@ def _empty(model: JointModel, n: int) -> dict[str, AnyArray]:
     for label in model.labels:
         for name in (label.name, label.error_name, *_quantile_names(label.name)):
             columns[name] = np.full(n, np.nan)
-    return columns | {"flags": np.zeros(n, FLAG_DTYPE), "snr": np.full(n, np.nan)}
+    return columns | {"snr": np.full(n, np.nan)}
 
 
 def _quantile_names(label: str) -> list[str]:
@@ -285,7 +285,7 @@ def _together(
     several: tuple[str, ...],
     block: Int64Array,
 ) -> None:
-    """Answer stars that several surveys saw, with the flags of all their spectra."""
+    """Answer stars that several surveys saw."""
     model = labels.model
     inputs = {
         name: model.models[name].preparation.apply(surveys[name].rows(row[name][block]))
@@ -298,8 +298,6 @@ def _together(
         if found.quantiles is not None:
             for q, name in enumerate(_quantile_names(label.name)):
                 columns[name][block] = found.quantiles[q, :, k]
-    for name in several:
-        columns["flags"][block] |= alone[name]["flags"][row[name][block]].astype(FLAG_DTYPE)
     squares = [np.nan_to_num(alone[name]["snr"][row[name][block]]) ** 2 for name in several]
     columns["snr"][block] = np.sqrt(np.sum(squares, axis=0))
 
