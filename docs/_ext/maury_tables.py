@@ -112,7 +112,7 @@ def catalogue_table() -> nodes.table:
 
 
 def flags_table() -> nodes.table:
-    """Return the flags with their bits."""
+    """Return the flags with their bits and what to do about each."""
     rows = [
         (
             str(flag.value.bit_length() - 1),
@@ -120,10 +120,12 @@ def flags_table() -> nodes.table:
             code(str(flag.name)),
             "yes" if flag.warns else "",
             flag.text,
+            flag.remedy,
         )
         for flag in flags.Flag
     ]
-    return table(("bit", "value", "name", "warns", "meaning"), rows, (5, 8, 26, 8, 50))
+    header = ("bit", "value", "name", "warns", "meaning", "what to do")
+    return table(header, rows, (5, 8, 26, 8, 40, 50))
 
 
 def errors_table() -> nodes.table:

@@ -14,6 +14,7 @@ from astropy.table import Table
 
 import maury.cli
 from maury.cli import terminal
+from maury.labels.flags import Flag
 from maury.prediction.catalogue import Catalogue
 from maury.survey.store import Survey
 
@@ -106,6 +107,20 @@ def test_a_warning_is_told_once():
     assert [once.filter(record(logging.WARNING, "a")) for _ in range(2)] == [True, False]
     assert once.filter(record(logging.WARNING, "b"))
     assert all(once.filter(record(logging.INFO, "a")) for _ in range(2))
+
+
+def test_the_commonest_warnings_are_told_with_what_to_do(capsys):
+    counts = {"LOW_SNR": 2, "CONTINUUM_BAD": 40, "A_V_MISSING": 50, "HOT_STAR": 2, "EMISSION": 1}
+    terminal.show_commonest_flags(counts, 50)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[:3]] == [
+        "CONTINUUM_BAD",
+        "LOW_SNR",
+        "HOT_STAR",
+    ]
+    assert "40 (80%)" in lines[0]
+    assert Flag.CONTINUUM_BAD.remedy in lines[0]
+    assert "1 flag more" in lines[3]
 
 
 def test_a_table_in_a_file_is_cut_nowhere(capsys, monkeypatch):

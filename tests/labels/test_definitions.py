@@ -1,12 +1,16 @@
 """Labels, columns and flags: one definition each, from which everything else derives."""
 
+import re
+
 import numpy as np
 import pytest
 from astropy import units
 from astropy.io.votable.ucd import check_ucd
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.main import get_command
 
+from maury.cli.app import app
 from maury.errors import ConfigError, UnknownName
 from maury.labels import columns, flags
 from maury.labels import definitions as labels
@@ -89,6 +93,16 @@ def test_flag_bits_are_single_unique_and_described():
     assert [flag.value for flag in Flag] == [1 << bit for bit in range(len(Flag))]
     assert all(flag.text and len(flag.text) < 80 for flag in Flag)
     assert len({flag.text for flag in Flag}) == len(Flag)
+
+
+def test_every_flag_has_a_remedy_that_names_commands_as_they_are():
+    assert all(flag.remedy and len(flag.remedy) < 90 for flag in Flag)
+    for flag in Flag:
+        for words in re.findall(r"'maury ([^']*)'", flag.remedy):
+            name, *options = words.split()
+            command = get_command(app).commands[name]
+            known = {option for one in command.params for option in one.opts}
+            assert {word for word in options if word.startswith("--")} <= known, flag
 
 
 def test_missing_inputs_inform_and_missing_answers_warn():

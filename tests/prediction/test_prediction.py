@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from multiprocessing import active_children
 
@@ -253,6 +254,8 @@ def test_a_plan_is_picklable_and_its_parts_can_be_done_in_any_order(
     written = finish(planned)
     assert (written.n_star, written.simulated) == (90, True)
     assert written.n_warned == catalogue.table["warn"].sum() > 0
+    set_bits = [name for mask in catalogue.table["flags"] for name in names(int(mask))]
+    assert written.flags == Counter(set_bits)
     assert_equal_tables(Catalogue.read(written.path).table, catalogue.table)
     other = replace(planned.parts[0], checksum="0" * 64)
     with pytest.raises(ModelFileError, match="another model"):

@@ -112,6 +112,7 @@ def predict(
     terminal.say(
         f"{written.n_star}{mark} rows in {out}, {written.n_warned} of them with a warning flag"
     )
+    terminal.show_commonest_flags(written.flags, written.n_star)
     if samples:
         terminal.say(f"{samples} draws of each in {draws_path(out)}")
 

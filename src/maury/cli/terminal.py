@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ _SHARE_BETWEEN = 0.02
 run of ten hours writes some three hundred."""
 _WIDEST = 200
 """Characters of a table in a file or a pipe, at most; longer cells are broken."""
+_FLAGS_SHOWN = 3
+"""Flags that a summary shows: as many as are read; `maury info` counts all."""
 _REFRESH_SECONDS = 0.5
 """A bar on a terminal moves so often; chosen."""
 
@@ -507,6 +509,21 @@ def show_census(census: Any) -> None:
     ]
     if shares:
         _show_table([("flag", "", "share", "reason"), *shares])
+
+
+def show_commonest_flags(counts: Mapping[str, int], n_row: int) -> None:
+    """Print of the warning flags that are set most often what they mean, and what to do."""
+    from maury.labels.flags import Flag
+
+    warning = sorted((Flag[name] for name in counts if Flag[name].warns), key=lambda flag: flag)
+    # Sorted anew and stably: of flags as common as one another the lowest bit stands first.
+    ranked = sorted(warning, key=lambda flag: -counts[str(flag.name)])
+    for flag in ranked[:_FLAGS_SHOWN]:
+        count = counts[str(flag.name)]
+        say(f"  {flag.name}: {count} ({count / n_row:.0%}); {flag.text}. Do: {flag.remedy}")
+    more = len(ranked) - _FLAGS_SHOWN
+    if more > 0:
+        say(f"  and {more} flag{'s' * (more > 1)} more, which 'maury info' counts")
 
 
 def show_suggestions(suggestions: Any, most: int = 20) -> None:

@@ -338,6 +338,16 @@ def count_true(part: Path, name: str) -> int:
     return pc.sum(read_table(part, [name])[name]).as_py() or 0
 
 
+def count_flags(parts: Sequence[Path]) -> dict[str, int]:
+    """Count the rows of parts with each flag, by its name; flags of no row are left out."""
+    counts = dict.fromkeys(Flag, 0)
+    for part in parts:
+        mask = read_table(part, ["flags"])["flags"].to_numpy()
+        for flag in counts:
+            counts[flag] += int(np.count_nonzero(mask & flag.value))
+    return {str(flag.name): count for flag, count in counts.items() if count}
+
+
 def assemble(
     parts: Sequence[Path], path: Path, *, spec: CatalogueSpec, overwrite: bool = False
 ) -> None:

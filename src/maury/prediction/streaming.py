@@ -10,7 +10,7 @@ A survey is a store, or files that a TOML file describes (`open_survey`).
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -44,6 +44,7 @@ from maury.prediction.catalogue import (
     CatalogueSpec,
     assemble,
     check_suffix,
+    count_flags,
     count_true,
     is_whole,
     of_parts,
@@ -213,12 +214,15 @@ class Written:
         Rows, and those with a warning flag.
     simulated : bool
         Whether the spectra are simulated.
+    flags : mapping of str to int
+        Rows with each flag that occurs, by its name.
     """
 
     path: Path
     n_star: int
     n_warned: int
     simulated: bool
+    flags: Mapping[str, int]
 
 
 def plan(
@@ -392,9 +396,10 @@ def finish(plan: Plan) -> Written:
         (plan.work / _JOINED).touch()
     assemble(parts, plan.out, spec=plan.spec, overwrite=plan.overwrite)
     n_warned = sum(count_true(part, "warn") for part in parts)
+    flags = count_flags(parts)
     discard(plan.work, plan.out)
     simulated = bool(plan.spec.metadata["simulated"])
-    return Written(plan.out, n_row, n_warned, simulated)
+    return Written(plan.out, n_row, n_warned, simulated, flags)
 
 
 def _draw(parts: Sequence[Path], plan: Plan) -> None:
