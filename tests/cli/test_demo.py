@@ -1,9 +1,12 @@
 """How far a command is: the demonstration's clock, and lines where there is no terminal."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from maury.cli import terminal
 from maury.cli.demo import PLAN, Clock
+from maury.training.processes import MemberEvent
 
 STAGES = {"first": 10.0, "second": 20.0, "third": 10.0}
 
@@ -90,7 +93,28 @@ def test_lines_of_any_bar():
     assert lines.text() == "training: 40%, 2 min left"
     for task in (one, two):
         bars.update(task, completed=100)
-    assert lines.text() == "training: 100%, what follows takes a while"
+    # Lines differ while what follows is not counted, and say what it is where they are told.
+    assert lines.text() == "training: 100%, and what follows, 30 s since the start"
+    watch.time = 40.0
+    assert lines.text() == "training: 100%, and what follows, 40 s since the start"
+    lines.stage = "calibrating errors"
+    assert lines.text() == "calibrating errors, 40 s since the start"
+
+
+def test_members_that_have_not_begun_are_counted(capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr(terminal, "_told_by", lambda lines: made.append(lines) or nullcontext())
+    with terminal.member_bars() as (progress, stage):
+        stage("training 2 networks")
+        # Numbers of members that a resumed run still trains need not begin at 0.
+        progress(MemberEvent(5, 10, 10, 0.1, None, n_members=2))
+        assert made[0].text() == "training: 50%"
+        progress(MemberEvent(3, 5, 10, 0.1, None, n_members=2))
+        assert made[0].text().startswith("training: 75%")
+        progress(MemberEvent(3, 10, 10, 0.1, None, n_members=2))
+        stage("auditing")
+        assert made[0].text() == "auditing, 1 s since the start"
+    assert capsys.readouterr().err.splitlines() == ["training 2 networks", "auditing"]
 
 
 def test_lines_name_what_is_done_now():

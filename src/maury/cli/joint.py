@@ -41,7 +41,7 @@ def train(
     """
     from maury.training.joint import train_joint
 
-    with terminal.member_bars() as progress:
+    with terminal.member_bars() as (progress, _):
         model = train_joint(
             _named(surveys),
             out,
@@ -81,7 +81,7 @@ def add(
     from maury.training.joint import add_survey
 
     ((name, path),) = _named([survey]).items()
-    with terminal.member_bars() as progress:
+    with terminal.member_bars() as (progress, _):
         model = add_survey(
             joint,
             name,

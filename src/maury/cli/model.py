@@ -81,7 +81,10 @@ def train(
         learn = train_on_theory
     else:
         learn = partial(train, preset=preset, method=method, leave_out=leave_out, split=split)
-    with terminal.cluster(scheduler, workers) as cluster, terminal.member_bars() as progress:
+    with (
+        terminal.cluster(scheduler, workers) as cluster,
+        terminal.member_bars() as (progress, stage),
+    ):
         result = learn(
             survey,
             model,
@@ -91,11 +94,10 @@ def train(
             n_processes=processes or workers,
             cluster=cluster,
             progress=progress,
+            stage=stage,
             overwrite=overwrite,
         )
     terminal.say(result)
-    if theory := result.training.get("theory"):
-        terminal.say(f"theory of the simulated stars: {theory['name']}, as {theory['reason']}")
 
 
 def methods() -> None:
@@ -202,6 +204,9 @@ def _show_model(model: "Model") -> None:
     terminal.say(f"split: by {split.rule}; spectra: {rows}; stars identified by: {known}")
     survey = model.provenance.get("survey", "not recorded")
     terminal.say(f"trained on: {survey.get('name') if isinstance(survey, dict) else survey}")
+    if isinstance(theory := model.training.get("theory"), dict):
+        told = f"{theory.get('name')}, as {theory.get('reason')}"
+        terminal.say(f"theory of the simulated stars: {told}")
     terminal.say(f"attachments: {', '.join(model.attachments) or 'none'}")
     terminal.say(f"licence: {model.provenance.get('licence', 'not recorded')}")
     terminal.say(f"cite: {model.citation}")

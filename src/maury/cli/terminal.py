@@ -206,8 +206,11 @@ def show_leaderboard(found: Any) -> None:
 
 
 @contextmanager
-def member_bars() -> Iterator[Callable[[Any], None]]:
-    """Yield a callback of training events that draws one bar per member."""
+def member_bars() -> Iterator[tuple[Callable[[Any], None], Callable[[str], None]]]:
+    """Yield a callback of training events that draws one bar per member, and one of stages.
+
+    The latter is called with what begins, in words, which is told at once.
+    """
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -217,20 +220,31 @@ def member_bars() -> Iterator[Callable[[Any], None]]:
         TextColumn("loss {task.fields[loss]:.5f}"),
         TimeElapsedColumn(),
     )
-    with _bars(*columns, name="training") as bars:
-        tasks: dict[int, Any] = {}
+    bars = _new_bars(*columns)
+    lines = _Lines(bars, "training")
+    tasks: dict[int, Any] = {}
 
-        def update(event: Any) -> None:
-            if event.member not in tasks:
-                tasks[event.member] = bars.add_task(
-                    "", total=event.n_epochs, member=event.member, loss=float("nan")
-                )
-            loss = event.validation_loss
-            # Networks trained on simulated stars have no validation loss.
-            loss = event.training_loss if loss is None else loss
-            bars.update(tasks[event.member], completed=event.epoch, loss=loss)
+    def update(event: Any) -> None:
+        if event.member not in tasks:
+            tasks[event.member] = bars.add_task(
+                "", total=event.n_epochs, member=event.member, loss=float("nan")
+            )
+            # Members that have not begun are no bars yet, and are still to be done.
+            lines.waiting = float(max(event.n_members - len(tasks), 0) * event.n_epochs)
+        loss = event.validation_loss
+        # Networks trained on simulated stars have no validation loss.
+        loss = event.training_loss if loss is None else loss
+        bars.update(tasks[event.member], completed=event.epoch, loss=loss)
 
-        yield update
+    def stage(text: str) -> None:
+        lines.stage = text
+        if bars.disable:
+            _tell(text)
+        else:
+            bars.console.print(_plain(text))
+
+    with bars, _told_by(lines) if bars.disable else nullcontext():
+        yield update, stage
 
 
 @contextmanager
@@ -285,7 +299,10 @@ def _new_bars(*columns: Any) -> "Progress":
 def _told_by_lines(bars: "Progress", name: str = "") -> Any:
     if not bars.disable:
         return nullcontext()
-    lines = _Lines(bars, name)
+    return _told_by(_Lines(bars, name))
+
+
+def _told_by(lines: "_Lines") -> Any:
     return _every(lambda elapsed: _between(elapsed), lambda: _tell(lines.text()))
 
 
@@ -298,24 +315,29 @@ class _Lines:
         self._bars, self._name, self._now = bars, name, now
         self._start = now()
         self._first: tuple[str, float, float] | None = None
+        # What is done beside the pieces that are counted, before and after them.
+        self.stage = ""
+        # What is still to be done of bars that are not there yet.
+        self.waiting = 0.0
 
     def text(self) -> str:
         """Return a line; an empty one before anything was begun."""
-        tasks = [task for task in self._bars.tasks if task.visible]
+        tasks = self._bars.tasks
         name = self._name or (tasks[-1].description if tasks else "")
         measured = [task for task in tasks if task.total]
-        if not measured:
-            elapsed = _elapsed(self._now() - self._start)
-            return f"{name}, {elapsed} since the start" if name else ""
         done = sum(task.completed for task in measured)
-        share = done / sum(task.total or 0.0 for task in measured)
-        return f"{name}: {share:.0%}{self._left(name, share)}"
+        total = sum((task.total or 0.0 for task in measured), self.waiting)
+        if 0.0 < done < total or (total and not self.stage):
+            return f"{name}: {done / total:.0%}{self._left(name, done / total)}"
+        elapsed = _elapsed(self._now() - self._start)
+        name = self.stage or name
+        return f"{name}, {elapsed} since the start" if name else ""
 
     def _left(self, name: str, share: float) -> str:
         now = self._now()
         # The pieces that are counted are done; what is made of them is not counted.
         if share >= 1.0:
-            return ", what follows takes a while"
+            return f", and what follows, {_elapsed(now - self._start)} since the start"
         # What a run before this one has done tells nothing of how fast this one is.
         if self._first is None or self._first[0] != name:
             self._first = (name, now, share)

@@ -55,7 +55,7 @@ def transfer(
     """
     from maury.training.transfer import transfer
 
-    with terminal.member_bars() as progress:
+    with terminal.member_bars() as (progress, stage):
         target = transfer(
             model,
             survey,
@@ -66,6 +66,7 @@ def transfer(
             config=config,
             n_processes=processes,
             progress=progress,
+            stage=stage,
             overwrite=overwrite,
         )
     terminal.say(target)
@@ -87,7 +88,7 @@ def adapt(
     """
     from maury.training.adaptation import adapt
 
-    with terminal.member_bars() as progress:
+    with terminal.member_bars() as (progress, _):
         adapted = adapt(
             model,
             survey,

@@ -32,7 +32,7 @@ from maury.training.labelled_stars import (
     fit_star_simulator,
     synthetic_of,
 )
-from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
+from maury.training.processes import MemberJob, Progress, Stage, WorkFolder, train_members
 from maury.training.settings import ChoiceConfig as ChoiceConfig
 from maury.training.settings import EnsembleConfig as EnsembleConfig
 from maury.training.settings import resolve
@@ -62,6 +62,7 @@ def train(
     n_processes: int | None = None,
     cluster: Cluster | None = None,
     progress: Progress | None = None,
+    stage: Stage = logger.info,
     overwrite: bool = False,
     complete: Callable[[Model, LabelledSample], Model] = lambda model, sample: model,
     finish: Callable[[Model, str], object] | None = None,
@@ -97,6 +98,8 @@ def train(
         Workers to train the members on (`maury.io.cluster.connect`), in place of processes here.
     progress : callable, optional
         Called with a `maury.training.processes.MemberEvent` after each epoch of each member.
+    stage : callable
+        Called with what begins, in words; the theory that was chosen, and why, among them.
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
     complete : callable
@@ -135,6 +138,9 @@ def train(
         theory = settings.theory_of(survey)
     # A target model goes on with the theory of its source, the emulator.
     settings = settings.seen_in(survey, theory=theory.name if theory else "emulator")
+    if theory is not None:
+        stage(f"theory of the simulated stars: {theory.name}, as {theory.reason}")
+    stage("reading and preparing the labelled stars")
     left_out = listed_rows(survey, leave_out)
     stars = collect_stars(survey, settings, seed, source, left_out, divide=divide)
     synthetic = synthetic_of(stars, settings, seed) if settings.network.simulates else None
@@ -145,8 +151,10 @@ def train(
         for part in ("train", "validation"):
             folder.put_sample(part, *stars.scaled(part))
     else:
+        stage("fitting the theory to the labelled stars")
         _put_star_simulators(folder, stars, settings, seed, source, synthetic)
     jobs = member_jobs(folder, settings, seed)
+    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     n_processes = min(n_processes or os.cpu_count() or 1, len(jobs))
     train_members(
         jobs,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class MemberEvent:
         Of this epoch, in scaled units.
     validation_loss : float or None
         The same of the validation stars; None where they take no part.
+    n_members : int
+        Members that this run trains, those that have not begun included; 0 where it is not known.
     """
 
     member: int
@@ -59,8 +61,11 @@ class MemberEvent:
     n_epochs: int
     training_loss: float
     validation_loss: float | None
+    n_members: int = 0
 
 
+Stage = Callable[[str], None]
+"""Called with what begins, in words."""
 Progress = Callable[[MemberEvent], None]
 
 
@@ -360,13 +365,18 @@ def train_members(
         If the scheduler of the cluster or worker after worker is lost.
     """
     todo = [job for job in jobs if not job.done]
+
+    def tell(event: MemberEvent) -> None:
+        # A share of those alone that have begun would be whole again and again.
+        progress(replace(event, n_members=len(todo)))
+
     if cluster is not None:
-        _train_on(cluster, todo, progress)
+        _train_on(cluster, todo, tell)
         return
     if n_processes == 1:
         with one_thread():
             for job in todo:
-                job.run(progress)
+                job.run(tell)
         return
     waiting = list(reversed(todo))
     running: dict[int, subprocess.Popen[str]] = {}
@@ -378,7 +388,7 @@ def train_members(
                 running[job.member] = _start(job, events)
             job, line = events.get()
             if line:
-                progress(MemberEvent(**json.loads(line)))
+                tell(MemberEvent(**json.loads(line)))
             elif running.pop(job.member).wait() != 0:
                 log = WorkFolder(job.folder).log(job.member)
                 raise TrainingError(f"member {job.member} failed: {_last_line(log)} (see {log})")

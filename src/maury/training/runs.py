@@ -30,7 +30,7 @@ from maury.prediction.uncertainty import UncertaintyModel, complete
 from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 from maury.training import ensemble
-from maury.training.processes import Progress
+from maury.training.processes import Progress, Stage
 from maury.training.settings import EnsembleConfig, resolve
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def train(
     n_processes: int | None = None,
     cluster: Cluster | None = None,
     progress: Progress | None = None,
+    stage: Stage = logger.info,
     overwrite: bool = False,
 ) -> Model:
     """Train an ensemble, calibrate its errors, learn what it covers, and audit it.
@@ -95,6 +96,9 @@ def train(
     progress : callable, optional
         Called with a `maury.training.processes.MemberEvent` (member, epoch, losses) after each
         epoch of each member.
+    stage : callable
+        Called with what begins, in words: the theory that was chosen, and why; what follows the
+        networks. Logged by default.
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
 
@@ -124,7 +128,8 @@ def train(
         if preset is not None:
             raise ConfigError(f"give a preset or a method, got {preset!r} and {method!r}")
         _check_method(method)
-        completion = Completion()
+        completion = Completion(stage=stage)
+        stage(f"fitting {method} to the labelled stars")
         return train_method(
             survey,
             model,
@@ -139,7 +144,7 @@ def train(
         )
     preset = method or preset
     settings = resolve(config, preset=preset, members=members, split=split)
-    completion = Completion()
+    completion = Completion(stage=stage)
     return ensemble.train(
         survey,
         model,
@@ -149,6 +154,7 @@ def train(
         n_processes=n_processes,
         cluster=cluster,
         progress=progress,
+        stage=stage,
         overwrite=overwrite,
         complete=completion,
         finish=completion.describe,
@@ -178,10 +184,12 @@ class Completion:
     ----------
     inherited : Calibration, optional
         Of another model, for the case that too few validation stars are there to calibrate errors.
+    stage : callable
+        Called with what begins, in words.
     """
 
-    def __init__(self, *, inherited: Calibration | None = None) -> None:
-        self._inherited = inherited
+    def __init__(self, *, inherited: Calibration | None = None, stage: Stage = logger.info) -> None:
+        self._inherited, self._stage = inherited, stage
         self._opened: tuple[LabelledSample, EnsembleNetwork | MethodNetwork] | None = None
 
     def __call__(
@@ -202,6 +210,7 @@ class Completion:
             Predicts stars that a method did not learn from; of networks, these are the validation
             stars.
         """
+        self._stage("calibrating errors, and learning what the sample covers")
         network = self.open(model, sample)
         if isinstance(network, MethodNetwork):
             whole = with_residual_calibration(model, None if unseen is None else unseen())
@@ -217,11 +226,13 @@ class Completion:
         if "sky" not in whole.attachments:
             whole = with_residual_calibration(whole, _validation_stars(whole, network, sample))
             whole = with_likeness(whole, sample)
+        self._stage("measuring what later surveys are compared with")
         if labeller := UncertaintyModel.load(whole, network):
             whole = with_common(whole, labeller, sample)
         whole = with_self_check(with_sample(whole, sample), sample, network=network)
         if "calibration" not in whole.attachments:
             return whole
+        self._stage("auditing: which labels are measured")
         try:
             report = audit(whole, sample.survey, network=network, sample=sample)
         except MauryError as error:
@@ -238,6 +249,7 @@ class Completion:
 
     def describe(self, model: Model, name: str) -> None:
         """Write the card of a model that is about to get its name."""
+        self._stage("measuring the validation stars for the card")
         measure = None
         if self._opened is not None:
             sample, network = self._opened

@@ -9,6 +9,7 @@ calibrated on such stars: they hold if that guess does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +31,11 @@ from maury.spectra.operators import vacuum_to_air
 from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 from maury.training import ensemble
-from maury.training.processes import Progress
+from maury.training.processes import Progress, Stage
 from maury.training.runs import Completion
 from maury.training.settings import EnsembleConfig, resolve
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["MISMATCH", "train_on_theory"]
 
@@ -52,8 +55,8 @@ _LEAST_SCATTER = 0.05
 class _OnTheory(Completion):
     """Completes a model, and lets it say that theory alone trained it."""
 
-    def __init__(self, survey: Survey) -> None:
-        super().__init__()
+    def __init__(self, survey: Survey, stage: Stage) -> None:
+        super().__init__(stage=stage)
         self._survey = survey
 
     def __call__(
@@ -80,6 +83,7 @@ def train_on_theory(
     n_processes: int | None = None,
     cluster: Cluster | None = None,
     progress: Progress | None = None,
+    stage: Stage = logger.info,
     overwrite: bool = False,
 ) -> Model:
     """Train the default preset for a survey without labels, on theory alone.
@@ -105,6 +109,8 @@ def train_on_theory(
         Workers to train the members on, in place of processes here.
     progress : callable, optional
         Called with a `maury.training.processes.MemberEvent` after each epoch of each member.
+    stage : callable
+        Called with what begins, in words.
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
 
@@ -130,9 +136,10 @@ def train_on_theory(
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
     settings = resolve(config, preset=None, members=members, split=None)
     simulation = Simulation(observing=_conditions(survey, settings))
-    completion = _OnTheory(survey)
+    completion = _OnTheory(survey, stage)
     # Not kept: the same seed gives the same stars, so that a run that was killed finds them again.
     with TemporaryDirectory(prefix="maury-") as folder:
+        stage(f"simulating {_N_STAR} stars on the pixels of {survey.path.name}")
         stars = simulate_survey(
             Path(folder) / "theory.zarr",
             n_star=_N_STAR,
@@ -148,6 +155,7 @@ def train_on_theory(
             n_processes=n_processes,
             cluster=cluster,
             progress=progress,
+            stage=stage,
             overwrite=overwrite,
             complete=completion,
             finish=completion.describe,

@@ -20,7 +20,7 @@ from maury.prediction.calibration import Calibration
 from maury.simulation.emulator import Emulator
 from maury.survey.store import Survey
 from maury.training import ensemble
-from maury.training.processes import Progress
+from maury.training.processes import Progress, Stage
 from maury.training.runs import Completion
 from maury.training.settings import EnsembleConfig
 from maury.training.source_model import SourceModel, source_training
@@ -48,6 +48,7 @@ def transfer(
     n_processes: int | None = None,
     cluster: Cluster | None = None,
     progress: Progress | None = None,
+    stage: Stage = logger.info,
     overwrite: bool = False,
 ) -> Model:
     """Fine-tune a trained model on the labelled stars of another survey.
@@ -84,6 +85,8 @@ def transfer(
     progress : callable, optional
         Called with a `maury.training.processes.MemberEvent` (member, epoch, losses) after each
         epoch of each member.
+    stage : callable
+        Called with what begins, in words; logged by default.
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
 
@@ -117,7 +120,7 @@ def transfer(
     inherited = None
     if "calibration" in source.model.attachments:
         inherited = Calibration.from_arrays(source.model.arrays("calibration"))
-    completion = Completion(inherited=inherited)
+    completion = Completion(inherited=inherited, stage=stage)
     return ensemble.train(
         survey,
         out,
@@ -126,6 +129,7 @@ def transfer(
         n_processes=n_processes,
         cluster=cluster,
         progress=progress,
+        stage=stage,
         overwrite=overwrite,
         complete=completion,
         finish=completion.describe,
