@@ -98,6 +98,7 @@ COMMANDS = [
     ["ingest", "released", "released", "in.zarr"],
     ["ingest", "recipe", "recipe.toml", "released", "in.zarr"],
     ["simulate", "taken", "--stars", "3"],
+    ["simulate-xp", SURVEY, "taken"],
     ["train", SURVEY, "new.model", "--method", "cannon"],
     ["train", SURVEY, "new.model", "--config", "bad.toml"],
     ["methods"],

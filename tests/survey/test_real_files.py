@@ -197,3 +197,5 @@ def test_coefficients_of_xp_spectra_as_datalink_serves_them(real, tmp_path, kind
             assert found["rp_54"][0] == row["rp_coefficients"][0][54]
     else:
         assert np.isfinite([found["bp_00"][0], found["rp_54"][0]]).all()
+    # Read off with astropy.
+    assert (found["bp_n_relevant_bases"][0], found["rp_n_relevant_bases"][0]) == (22, 12)

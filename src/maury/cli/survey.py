@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from maury.cli import terminal
-from maury.cli.common import Overwrite, Scheduler, Seed, SkipBad, StorePath, Workers, number
+from maury.cli.common import (
+    Overwrite,
+    Scheduler,
+    Seed,
+    SkipBad,
+    StorePath,
+    SurveyPath,
+    Workers,
+    number,
+)
 
 
 def ingest_released(
@@ -91,3 +100,16 @@ def simulate(
             cluster=cluster,
         )
     terminal.say(survey)
+
+
+def simulate_xp(
+    survey: SurveyPath, out: StorePath, seed: Seed = 0, overwrite: Overwrite = False
+) -> None:
+    """Write a survey again with SIMULATED Gaia XP coefficients of its stars.
+
+    They follow its labels, A_V and magnitudes. The new survey is marked as simulated.
+    """
+    from maury.simulation.xp_coefficients import add_simulated_xp
+    from maury.survey.store import Survey
+
+    terminal.say(add_simulated_xp(Survey.open(survey), out, seed=seed, overwrite=overwrite))

@@ -34,6 +34,7 @@ from maury.prediction.labellers import open_labeller
 from maury.prediction.matching import matched
 from maury.prediction.self_check import require_self_check
 from maury.spectra.batch import Batch, Readable
+from maury.spectra.observable_groups import G_OF_XP
 from maury.spectra.preparation import SOURCES, Inputs, take
 from maury.version import __version__
 
@@ -272,6 +273,8 @@ def hide(
     names |= {column for source in hidden for column in further.get(source, ())}
     missing = np.full(len(batch), np.nan)
     columns = {name: missing if name in names else v for name, v in batch.columns.items()}
+    if "phot_g_mean_mag" in names & set(batch.columns):
+        columns.setdefault(G_OF_XP, batch.columns["phot_g_mean_mag"])
     spectra = batch.spectra
     if "spectrum" in without:
         spectra = spectra.replace(ivar=np.zeros_like(spectra.ivar))

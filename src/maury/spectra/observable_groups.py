@@ -398,6 +398,9 @@ class FurtherColumns(Config):
 _ZERO_POINT_G_MAG = 25.6873668671
 """G of one photo-electron a second in Gaia EDR3 and DR3 (Riello et al. 2021, A&A 649, A3, table 5,
 in the Vega system)."""
+G_OF_XP = "phot_g_mean_mag_of_xp"
+"""Column of the G that XP coefficients alone are divided by, of stars whose G is hidden as an
+input (`maury.prediction.predictor.hide`): without any, they would be hidden with it."""
 XP_SIZE = 55
 """Coefficients of each of the BP and RP mean spectra (De Angeli et al. 2023, A&A 674, A2)."""
 
@@ -464,6 +467,7 @@ def _g_flux(batch: Batch) -> Measured:
     magnitude, error_mag = (
         column(batch, f"phot_g_mean_mag{end}")[:, None] for end in ("", "_error")
     )
+    magnitude = np.where(np.isfinite(magnitude), magnitude, column(batch, G_OF_XP)[:, None])
     flux = 10.0 ** (-0.4 * (magnitude - _ZERO_POINT_G_MAG))
     return _in_single(flux), 0.4 * np.log(10.0) * error_mag * flux
 

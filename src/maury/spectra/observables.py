@@ -196,7 +196,29 @@ def band_extinction(a_v: ArrayLike, bands: Sequence[str], *, r_v: float = 3.1) -
 
 @lru_cache(maxsize=32)
 def _relative_extinction(bands: tuple[str, ...], r_v: float) -> tuple[float, ...]:
-    wavelengths_um = [band(name).effective_wavelength_um for name in bands]
+    law = extinction_law([band(name).effective_wavelength_um for name in bands], r_v=r_v)
+    return tuple(map(float, law))
+
+
+def extinction_law(wavelength_um: ArrayLike, *, r_v: float = 3.1) -> Float64Array:
+    """Extinction over A_V by wavelength: the law of Gordon et al. (2023, ApJ 950, 86).
+
+    Parameters
+    ----------
+    wavelength_um : (n,) array_like
+        Micrometres, .0912 to 32.
+    r_v : float
+        A_V / E(B-V), 2.3 to 5.6.
+
+    Returns
+    -------
+    (n,) float64
+
+    Raises
+    ------
+    MissingExtra
+        If the package `dust_extinction` is not installed.
+    """
     try:
         from dust_extinction.parameter_averages import G23
     except ImportError as error:
@@ -206,5 +228,4 @@ def _relative_extinction(bands: tuple[str, ...], r_v: float) -> tuple[float, ...
         ) from error
     from astropy import units
 
-    law = G23(Rv=r_v)
-    return tuple(float(law(value * units.micron)) for value in wavelengths_um)
+    return np.asarray(G23(Rv=r_v)(np.asarray(wavelength_um, np.float64) * units.micron))
