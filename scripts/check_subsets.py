@@ -3,12 +3,12 @@
     python scripts/check_subsets.py SURVEY.zarr MODEL [--part test|validation] [--json OUT]
     python scripts/check_subsets.py --compare NAME=FILE ...
 
-Spectrum, XP coefficients, photometry (all bands and A_V) and parallax are each there or not: sixteen
-subsets. Printed is a row of each as markdown: stars with labels, share within one calibrated error
-(mean and range over labels), share between the quantiles of 2.3 and 97.7 %, share silently wrong
-(off by more than three errors in any label, and not warned of), and the root mean square residual
-of Teff, log g and [M/H], less the stars beyond five robust scatters. The second form sets the
-shares of several such files side by side.
+Spectrum, XP coefficients, photometry (all bands and A_V) and parallax are each there or not:
+sixteen subsets. Printed is a row of each as markdown: stars with labels, share within one
+calibrated error (mean and range over labels), share between the quantiles of 2.3 and 97.7 %, share
+silently wrong (off by more than three errors in any label, and not warned of), and the root mean
+square residual of Teff, log g and [M/H], less the stars beyond five robust scatters. The second
+form sets the shares of several such files side by side.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from maury.model.networks.invertible import Coupling
 from maury.model.networks.probabilistic import pixel_windows
 from maury.model.networks.published import build, network_config
 from maury.model.posterior import posterior_samples
+from maury.prediction.predictor import hide
 from maury.prediction.streaming import predict_rows
 from maury.spectra.batch import Batch
 from maury.spectra.preparation import Preparation, XpCoefficients
@@ -327,6 +328,17 @@ def test_xp_coefficients_beyond_the_relevant_bases_are_zero():
     assert np.all(values[3, :55] == 0)
     # Nothing is said of RP.
     np.testing.assert_array_equal(values[:, 55:], whole[:, 55:])
+
+
+def test_xp_stay_where_g_is_hidden_as_an_input():
+    batch = xp_batch()
+    preparation = Preparation.from_json({"observables": [{"observable": "xp"}]})
+    seen = hide(batch, ("G", "BP"), further=preparation.further_sources)
+    assert np.isnan(seen.get("phot_g_mean_mag")).all()
+    expected = preparation.apply(batch).observables
+    np.testing.assert_array_equal(preparation.apply(seen).observables, expected)
+    gone = hide(batch, ("xp",), further=preparation.further_sources)
+    assert np.isnan(preparation.apply(gone).observables).all()
 
 
 def test_a_star_without_g_or_xp_has_no_coefficients():
