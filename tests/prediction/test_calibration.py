@@ -13,7 +13,7 @@ from maury.prediction.calibration import (
     Regime,
     repeat_scatter,
 )
-from maury.prediction.completeness import N_COMPLETENESS
+from maury.prediction.completeness import N_COMPLETENESS, N_FURTHER
 
 
 def regime(n, rng):
@@ -348,6 +348,24 @@ def test_errors_of_stars_that_lack_inputs_get_a_factor_of_their_own():
     np.testing.assert_allclose(factor[n // 2 :], 1.0, rtol=1e-12)
     again = Calibration.from_arrays(found.to_arrays())
     np.testing.assert_array_equal(again.factor(where), factor)
+
+
+def test_calibrations_of_before_know_nothing_of_further_columns():
+    rng = np.random.default_rng(3)
+    n = 3000
+    there = np.zeros((n, N_COMPLETENESS + N_FURTHER))
+    there[: n // 2, N_COMPLETENESS] = 1.0
+    where = replace(regime(n, rng), completeness=there)
+    error = rng.uniform(0.5, 2.0, (n, 2))
+    residual = normal(error * np.where(there[:, N_COMPLETENESS, None] > 0, 1.5, 1.0), rng)
+    found = Calibration.none(2).with_completeness(residual, error, where)
+    np.testing.assert_allclose(found.factor(where)[: n // 2], 1.5, rtol=0.06)
+    again = Calibration.from_arrays(found.to_arrays())
+    np.testing.assert_array_equal(again.factor(where), found.factor(where))
+    before = replace(found, completeness_coefficients=np.zeros((2, N_COMPLETENESS)))
+    np.testing.assert_array_equal(before.factor(where), 1.0)
+    plain = replace(where, completeness=there[:, :N_COMPLETENESS])
+    np.testing.assert_array_equal(found.factor(plain), 1.0)
 
 
 def test_means_are_deshrunk_about_the_centre() -> None:

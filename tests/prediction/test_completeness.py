@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maury.model.networks.default import DefaultConfig
-from maury.prediction.completeness import N_COMPLETENESS, completeness, degraded
+from maury.prediction.completeness import N_COMPLETENESS, N_FURTHER, completeness, degraded
 from maury.spectra.observable_map import ObservableMap
 from maury.spectra.preparation import Inputs, Preparation
 
@@ -63,6 +63,45 @@ def test_errors_count_where_they_are_told_and_large():
 def test_a_network_without_photometry_has_no_bands():
     found = completeness(whole(2), ObservableMap.empty())
     np.testing.assert_array_equal(found, np.zeros((2, N_COMPLETENESS)))
+
+
+def with_columns():
+    own = {"observable": "columns", "source": "own", "columns": ["one", "two"]}
+    other = {"observable": "columns", "source": "other", "columns": ["three"]}
+    defaults = DefaultConfig.preparation_defaults["observables"]
+    return Preparation.from_json({"observables": [*defaults, own, other]}).observable_map
+
+
+def test_further_columns_are_counted_by_group():
+    mapping = with_columns()
+    inputs = whole(4)
+    columns = np.zeros((4, 3), np.float32)
+    columns[1, 0] = columns[2, :2] = columns[3] = np.nan
+    inputs = replace(inputs, observables=np.hstack([inputs.observables, columns]))
+    found = completeness(inputs, mapping)
+    assert found.shape == (4, N_COMPLETENESS + N_FURTHER)
+    # One of two columns is a group that is there.
+    np.testing.assert_array_equal(found[:, N_COMPLETENESS], [0, 0, 0.5, 1])
+    np.testing.assert_array_equal(found[:, N_COMPLETENESS + 1 :], 0)
+    dark = completeness(replace(inputs, ivar=0 * inputs.ivar), mapping)
+    np.testing.assert_array_equal(dark[:, N_COMPLETENESS + 1], [0, 0, 0.5, 1])
+
+
+def test_stars_lose_whole_groups_of_further_columns():
+    mapping = with_columns()
+    assert mapping.groups is not None
+    kinds = dict(zip(mapping.names, mapping.groups.tolist(), strict=True))
+    assert kinds["G"] == kinds["W2"] == kinds["a_v"] == 0
+    assert (kinds["parallax"], kinds["own"], kinds["other"]) == (1, 2, 3)
+    assert MAP.groups is None
+    inputs = whole(3000)
+    columns = np.zeros((3000, 3), np.float32)
+    inputs = replace(inputs, observables=np.hstack([inputs.observables, columns]))
+    found = completeness(degraded(inputs, mapping, np.random.default_rng(0)), mapping)
+    dark, none, away = found[:, DARK] > 0, found[:, NO_BAND] > 0, found[:, N_COMPLETENESS] > 0
+    # Any of them may be all that is left of a star, in some percent of the stars.
+    for case in (dark & none & ~away, dark & ~none & away, ~dark & none & away):
+        assert case.mean() > 0.015
 
 
 def test_degraded_stars_lose_inputs_and_are_told_of_noise():

@@ -47,6 +47,34 @@ def test_any_subset_of_the_sources_is_met():
     np.testing.assert_allclose(counts, 1 / 6, atol=0.03)
 
 
+def test_whole_groups_are_lost_and_something_that_tells_is_left():
+    rng = np.random.default_rng(5)
+    # Two bands, a parallax and two groups of columns.
+    groups = np.array([0, 0, 1, 2, 3])
+    ivar, observables = np.ones((16_000, 3), np.float32), np.zeros((16_000, 5))
+    dark, seen = drop_inputs(
+        ivar,
+        observables,
+        np.eye(5, dtype=bool),
+        dropping=some(groups=1.0),
+        rng=rng,
+        groups=groups,
+    )
+    kept = np.column_stack([(dark > 0).any(axis=1), np.isfinite(seen)])
+    np.testing.assert_array_equal(kept[:, 1], kept[:, 2])
+    cases, counts = np.unique(kept[:, [0, 1, 3, 4, 5]], axis=0, return_counts=True)
+    # All 32 but nothing and the parallax alone.
+    assert len(cases) == 30
+    assert not (~cases[:, [0, 1, 3, 4]]).all(axis=1).any()
+    assert counts.min() > 0.8 * 16_000 / 32
+    # Without groups, as for a survey without further columns, nothing of the kind is drawn.
+    again = [
+        drop_inputs(ivar, observables, np.eye(5, dtype=bool), dropping=one, rng=rng)
+        for one in (some(groups=1.0), some(groups=0.0))
+    ]
+    assert all(np.isfinite(values).all() for _, values in again)
+
+
 def test_pixels_are_lost_as_gaps_ends_and_alone():
     lost = drop_pixels(6000, 900, 0.6, np.random.default_rng(2))
     share = lost.mean(axis=1)

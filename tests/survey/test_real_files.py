@@ -171,6 +171,8 @@ def opened(recipe, path):
         entry = CatalogueEntry(recipe=recipe, file=str(path), match={"by": "id", "spectra": "id"})
         catalogue = open_catalogue(entry, Flow(), stack)
         names = ("ra", "dec", "parallax") if recipe == "gaia-dr3" else ("bp_00", "rp_54")
+        if recipe == "gaia-dr3-xp":
+            names += ("bp_n_relevant_bases", "rp_n_relevant_bases")
         return {name: catalogue.values(name) for name in names}
 
 

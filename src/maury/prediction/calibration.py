@@ -23,7 +23,7 @@ from maury.labels.columns import QUANTILES
 from maury.labels.definitions import LABEL_NAMES
 from maury.labels.statistics import MAD_TO_SIGMA
 from maury.model.output import Prediction
-from maury.prediction.completeness import N_COMPLETENESS
+from maury.prediction.completeness import N_COMPLETENESS, N_FURTHER
 from maury.prediction.conformal import (
     JOINT_LEVELS,
     NORMAL_QUANTILES,
@@ -157,7 +157,7 @@ class Regime:
     ----------
     snr, logg, m_h : (n_star,) float64
         S/N per pixel; predicted surface gravity and metallicity.
-    completeness : (n_star, 18) float64
+    completeness : (n_star, 18 or 25) float64
         What is there of their inputs (`maury.prediction.completeness.completeness`); 0 throughout
         for stars that lack nothing.
     """
@@ -251,7 +251,7 @@ class Calibration:
     joint : (2,) float64 or None
         Squared Mahalanobis radii of the joint regions of `maury.prediction.conformal.JOINT_LEVELS`;
         None where too few held-out stars tell.
-    completeness_coefficients : (n_label, 18) float64 or None
+    completeness_coefficients : (n_label, 18 or 25) float64 or None
         Of `Regime.completeness`, on the logarithm of the factor; None in older models.
     prior_mean, prior_covariance : (n_label,), (n_label, n_label) float64 or None
         Moments of the labels of the stars that the networks were trained on, towards which the
@@ -385,7 +385,10 @@ class Calibration:
         """Factor of each error, shape ``(n_star, n_label)``."""
         logarithm = regime.design() @ self.regime_coefficients.T + self.global_scale
         if self.completeness_coefficients is not None:
-            logarithm = logarithm + regime.completeness @ self.completeness_coefficients.T
+            # Models of before do not know of further columns, nor do stars that lack nothing.
+            known = min(regime.completeness.shape[1], self.completeness_coefficients.shape[1])
+            coefficients = self.completeness_coefficients[:, :known]
+            logarithm = logarithm + regime.completeness[:, :known] @ coefficients.T
         limit = _LARGEST_LOG_FACTOR
         return np.asarray(np.exp(np.clip(logarithm, -limit, limit)))
 
@@ -519,7 +522,10 @@ class Calibration:
         shapes |= {"course": (n_label, _N_TERM), "tails": (n_label, len(QUANTILES))}
         shapes |= {"centre": (n_label,), "stretch": (n_label,)}
         later = {"own_coefficients": (n_label, _N_TERM), "joint": (len(JOINT_LEVELS),)}
-        later |= {"completeness_coefficients": (n_label, N_COMPLETENESS), "prior_mean": (n_label,)}
+        there = arrays.get("completeness_coefficients", np.zeros((n_label, 0)))
+        more = N_FURTHER if there.shape == (n_label, N_COMPLETENESS + N_FURTHER) else 0
+        later |= {"completeness_coefficients": (n_label, N_COMPLETENESS + more)}
+        later |= {"prior_mean": (n_label,)}
         later |= {"prior_covariance": (n_label, n_label)}
         shapes |= {name: shape for name, shape in later.items() if name in arrays}
         for name, shape in shapes.items():

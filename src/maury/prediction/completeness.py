@@ -12,12 +12,20 @@ from maury.simulation.dropping import Dropping, drop_inputs
 from maury.spectra.observable_map import ObservableMap
 from maury.spectra.preparation import Inputs
 
-__all__ = ["N_COMPLETENESS", "completeness", "degraded"]
+__all__ = ["N_COMPLETENESS", "N_FURTHER", "completeness", "degraded"]
 
 N_COMPLETENESS = 18
 """Columns of `completeness`."""
+N_FURTHER = 7
+"""More of them where there are further columns."""
 _DROPPING = Dropping(
-    spectrum=0.25, observables=0.1, sources=0.04, all_but_one=0.0, subset=0.4, pixels=0.6
+    spectrum=0.25,
+    observables=0.1,
+    sources=0.04,
+    all_but_one=0.0,
+    subset=0.4,
+    groups=0.6,
+    pixels=0.6,
 )
 """More is dropped than in training, so that each loss is met by hundreds of labelled stars."""
 _TOLD = Disturbances.none().model_copy(update={"told": 0.5, "told_noisy": 0.8})
@@ -41,6 +49,9 @@ def completeness(inputs: Inputs, mapping: ObservableMap) -> Float64Array:
         than at the red end; no spectrum; share of the bands lost, none left, no parallax, no A_V;
         errors of bands, parallax and A_V in decades, where told; of stars without a spectrum, no
         parallax, bands lost, its square, no A_V, bands lost without A_V, and without parallax.
+        Where there are further columns, (n_star, 25): share of their groups lost; the same of stars
+        without a spectrum, without any band, without both, without parallax, and without that and
+        a spectrum; neither spectrum nor any band.
     """
     bad = inputs.ivar <= 0
     dark: BoolArray = np.all(bad, axis=1)
@@ -55,7 +66,19 @@ def completeness(inputs: Inputs, mapping: ObservableMap) -> Float64Array:
     observables = (bands, bands >= 1.0, parallax, a_v, *errors.T)
     alone = (parallax, bands, bands**2, a_v, bands * a_v, bands * parallax)
     both = [dark * one for one in alone]
-    return np.column_stack([*pixels, *observables, *both]).astype(np.float64)
+    columns = [*pixels, *observables, *both]
+    if mapping.further.any():
+        gone, none = _further_lost(inputs, mapping), bands >= 1.0
+        where = (1.0, dark, none, none * dark, parallax, parallax * dark)
+        columns += [*(gone * one for one in where), none * dark]
+    return np.column_stack(columns).astype(np.float64)
+
+
+def _further_lost(inputs: Inputs, mapping: ObservableMap) -> Float64Array:
+    """Share (n_star,) of the groups of further columns of which there is no value."""
+    own = mapping.depends & mapping.further
+    there = np.isfinite(inputs.observables).astype(np.float32) @ own.T.astype(np.float32) > 0
+    return np.asarray(1.0 - there[:, own.any(axis=1)].mean(axis=1))
 
 
 def _photometry(
@@ -97,6 +120,11 @@ def degraded(inputs: Inputs, mapping: ObservableMap, rng: np.random.Generator) -
     if mapping.names:
         observables = disturb_observables(observables, mapping, _TOLD, rng)
     ivar, observables = drop_inputs(
-        inputs.ivar, observables, mapping.depends, dropping=_DROPPING, rng=rng
+        inputs.ivar,
+        observables,
+        mapping.depends,
+        dropping=_DROPPING,
+        rng=rng,
+        groups=mapping.groups,
     )
     return replace(inputs, ivar=ivar, observables=observables.astype(np.float32))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from maury.io.arrays import BoolArray, Float32Array, Float64Array
+from maury.io.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 
 __all__ = ["Dropping", "drop_inputs", "drop_pixels"]
 
 _LARGEST_LOSS = 0.6
 """Largest share of the pixels that a spectrum loses: with less than two fifths of the window it is
 another survey. Chosen, not measured."""
+_PARALLAX_GROUP = 1
+"""Its number among the groups of sources."""
 _LARGEST_GAP = 0.15
 """Largest share of the pixels in one gap: the gap between two detectors, or a band of telluric
 lines. Chosen, not measured."""
@@ -29,6 +31,10 @@ class Dropping(BaseModel):
     all_but_one, subset : float
         All sources but one; each source with a probability of the star's own, so that any subset
         is met.
+    groups : float
+        The spectrum and each group of sources by itself with a probability of one half, so that any
+        subset of these is met, but for none of them or the parallax alone. Only where there are
+        further columns.
     pixels : float
         A third of these each: one to six gaps; the ends; pixels at random.
     """
@@ -40,6 +46,7 @@ class Dropping(BaseModel):
     sources: float = Field(default=0.04, ge=0.0, le=1.0)
     all_but_one: float = Field(default=0.02, ge=0.0, le=1.0)
     subset: float = Field(default=0.1, ge=0.0, le=1.0)
+    groups: float = Field(default=0.3, ge=0.0, le=1.0)
     pixels: float = Field(default=0.3, ge=0.0, le=1.0)
 
 
@@ -50,6 +57,7 @@ def drop_inputs(
     *,
     dropping: Dropping,
     rng: np.random.Generator,
+    groups: Int64Array | None = None,
 ) -> tuple[Float32Array, Float64Array]:
     """Return copies with inputs taken away at random.
 
@@ -63,6 +71,8 @@ def drop_inputs(
         Which observables are made of which source.
     dropping : Dropping
     rng : numpy Generator
+    groups : (n_source,) int64, optional
+        Number of the group of each source (`maury.spectra.observable_map.ObservableMap.groups`).
     """
     n_star, n_source = len(ivar), len(depends)
     kept = np.where(drop_pixels(n_star, ivar.shape[1], dropping.pixels, rng), np.float32(0), ivar)
@@ -81,8 +91,25 @@ def drop_inputs(
     # Half of what a star without a spectrum would lose besides stays with it, as nothing else is
     # left to learn from.
     lost[blind] &= rng.random((int(blind.sum()), n_source)) < 0.5
+    if groups is not None:
+        chosen = np.flatnonzero(rng.random(n_star) < dropping.groups)
+        blind[chosen], away = _drop_groups(chosen.size, groups, rng)
+        lost[chosen] = away | (rng.random(away.shape) < dropping.sources)
     gone = lost.astype(np.float32) @ depends.astype(np.float32) > 0
     return np.where(blind[:, None], np.float32(0), kept), np.where(gone, np.nan, observables)
+
+
+def _drop_groups(
+    n_star: int, groups: Int64Array, rng: np.random.Generator
+) -> tuple[BoolArray, BoolArray]:
+    """Which stars (n_star,) lose their spectrum, and which sources (n_star, n_source) are lost."""
+    # The spectrum goes as one more group, in front.
+    kept = rng.random((n_star, 2 + groups.max())) < 0.5
+    # A parallax alone tells of no star.
+    alone = np.delete(np.arange(kept.shape[1]), 1 + _PARALLAX_GROUP)
+    none = np.flatnonzero(~kept[:, alone].any(axis=1))
+    kept[none, rng.choice(alone, none.size)] = True
+    return ~kept[:, 0], ~kept[:, 1:][:, groups]
 
 
 def drop_pixels(n_star: int, n_pixel: int, share: float, rng: np.random.Generator) -> BoolArray:

@@ -338,7 +338,7 @@ def _opacity(
     stimulated = 1.0 - np.exp(-1e8 * _HC_OVER_K / (wave_angstrom * heat))
     per_atom = _negative_hydrogen(wave_angstrom, heat, stimulated) * electron
     per_atom = per_atom + _hydrogen(wave_angstrom, heat) * stimulated
-    # Rayleigh scattering (Dalgarno & Williams 1962, ApJ 136, 690).
+    # Rayleigh scattering (Dalgarno 1962, in Kurucz 1970, SAO Special Report 309).
     per_atom = per_atom + (
         5.799e-13 / wave_angstrom**4 + 1.422e-6 / wave_angstrom**6 + 2.784 / wave_angstrom**8
     )

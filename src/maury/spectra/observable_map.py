@@ -63,6 +63,20 @@ class ObservableMap:
         return self.names.index(name) if name in self.names else None
 
     @property
+    def groups(self) -> Int64Array | None:
+        """Which sources (n_source,) come from one catalogue, by number.
+
+        Bands and A_V, the parallax, each group of further columns: surveys have all of one or
+        nothing. None where there are no further columns, of which losses of single sources and
+        subsets of them tell enough.
+        """
+        if not self.further.any():
+            return None
+        own = [(self.depends[k] & self.further).any() for k in range(len(self.names))]
+        numbers = np.where(np.array(self.names) == "parallax", 1, 0)
+        return np.asarray(np.where(own, 1 + np.cumsum(own), numbers), dtype=np.int64)
+
+    @property
     def is_error(self) -> BoolArray:
         """Which observables (n_observable,) are errors."""
         out = np.zeros(self.depends.shape[1], dtype=np.bool_)

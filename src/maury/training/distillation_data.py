@@ -168,6 +168,7 @@ class TeacherModel:
             depends if self.photometry else depends[:0],
             dropping=self._settings.dropping,
             rng=rng,
+            groups=self.model.preparation.observable_map.groups if self.photometry else None,
         )
         # The S/N of a spectrum that is not there is not known either.
         snr = np.where((ivar > 0).any(axis=1), inputs.snr, np.nan)

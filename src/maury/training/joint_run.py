@@ -242,7 +242,12 @@ def _dropped(
         # A star without one of the spectra is one of another set.
         dropping = dropping.model_copy(update={"spectrum": 0.0})
     kept, observables = drop_inputs(
-        spectra[chosen[0]][1], observables, first.mapping.depends, dropping=dropping, rng=rng
+        spectra[chosen[0]][1],
+        observables,
+        first.mapping.depends,
+        dropping=dropping,
+        rng=rng,
+        groups=first.mapping.groups,
     )
     ivar = {chosen[0]: kept}
     for name in chosen[1:]:

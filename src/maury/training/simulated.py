@@ -328,7 +328,12 @@ class _Run(SteppedRun):
     def _batch(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         flux, ivar, observables, labels = self._pool.batch(self._config.batch_size, rng)
         ivar, observables = drop_inputs(
-            ivar, observables, self._pool.mapping.depends, dropping=self._config.dropping, rng=rng
+            ivar,
+            observables,
+            self._pool.mapping.depends,
+            dropping=self._config.dropping,
+            rng=rng,
+            groups=self._pool.mapping.groups,
         )
         inputs = (
             torch.from_numpy(flux),
