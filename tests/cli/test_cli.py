@@ -177,6 +177,7 @@ def test_an_audit_is_printed_without_the_tables_that_it_does_not_have(capsys):
         labels=[SimpleNamespace(basis="shuffled spectra")],
         swap_rows=lambda: [("label", "response")],
         magnitude_rows=lambda: [("label", "kept"), ("Teff", "1.1")],
+        further_rows=lambda: [("label", "all inputs")],
         sensitivity_rows=lambda: [("label", "correlation")],
     )  # fmt: skip
     terminal.show_audit(report)

@@ -87,6 +87,19 @@ def test_further_columns_are_counted_by_group():
     np.testing.assert_array_equal(dark[:, N_COMPLETENESS + 1], [0, 0, 0.5, 1])
 
 
+def test_noise_of_xp_counts_where_it_is_told_and_large():
+    xp = {"observable": "xp", "noise": True}
+    mapping = Preparation.from_json({"observables": [{"observable": "a_v"}, xp]}).observable_map
+    inputs = whole(4)
+    observables = np.zeros((4, mapping.depends.shape[1]), np.float32)
+    observables[:, -1] = [0.7, -0.3, np.nan, 0.7]
+    ivar = inputs.ivar.copy()
+    ivar[3] = 0
+    found = completeness(replace(inputs, ivar=ivar, observables=observables), mapping)
+    np.testing.assert_allclose(found[:, -3], [0.7, 0, 0, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(found[:, -2], [0, 0, 0, 0.7], rtol=1e-6)
+
+
 def test_stars_lose_whole_groups_of_further_columns():
     mapping = with_columns()
     assert mapping.groups is not None

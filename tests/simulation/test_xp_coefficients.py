@@ -12,6 +12,7 @@ from maury.errors import ColumnError, ConfigError
 from maury.labels.columns import part_names
 from maury.simulation import xp_coefficients as xp
 from maury.simulation.energy_distribution import WAVE_NM, energy_distribution
+from maury.simulation.xp_noise import relevant_bases
 from maury.spectra.observable_groups import XpCoefficients
 from maury.survey.store import Survey, SurveyWriter
 
@@ -106,7 +107,7 @@ def test_errors_and_truncation_are_those_of_a_published_spectrum(published, name
         np.array(coefficients[f"{name}_coefficient{end}"][0], dtype=float)
         for end in ("s", "_errors")
     )
-    assert xp.relevant_bases(values[None], errors[None])[0] == n
+    assert relevant_bases(values[None], errors[None])[0] == n
     energy = np.tile(distribution(5500), (200, 1))
     found = xp.Arm.load(name).measure(energy, np.full(200, magnitude), np.random.default_rng(1))
     ratio = np.median(found.errors, axis=0)[:35] / errors[:35]
@@ -198,10 +199,12 @@ def test_a_survey_with_them_is_simulated_and_else_as_it_was(tmp_path):
     # Two spectra of one star have one set of coefficients.
     np.testing.assert_array_equal(made.column("bp_07")[::2], made.column("bp_07")[1::2])
     assert len(set(made.column("bp_07"))) == 20
-    values, errors = XpCoefficients().measure(after)
-    assert values.shape == (40, 110)
+    values, errors = XpCoefficients(noise=True).measure(after)
+    assert values.shape == (40, 111)
     assert np.isfinite(values).all()
     # Over the flux in G the first coefficients are a few percent, as of published spectra.
+    # Of a star of G = 11.8, noisier than one of 11.
+    assert np.all((values[:, 110] > 0.0) & (values[:, 110] < 0.3))
     assert np.all((values[:, [0, 55]] > 0.03) & (values[:, [0, 55]] < 0.12))
     cut = part_names("rp", 55)[int(made.column("rp_n_relevant_bases")[0])]
     assert np.isnan(errors[0, 55 + int(cut[-2:])])

@@ -14,10 +14,13 @@ from hypothesis.extra import numpy as hnp
 from pyarrow import parquet
 
 from maury.errors import ColumnError, ConfigError, UnknownName
+from maury.evaluation.audit import audit
+from maury.evaluation.validation import held_out_rows
 from maury.labels.flags import Flag
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork
 from maury.prediction.predictor import Predictor, hide
+from maury.prediction.streaming import predict_rows
 from maury.simulation.disturbances import Disturbances, disturb_observables
 from maury.simulation.drawing import draw_around
 from maury.spectra.batch import Batch
@@ -406,6 +409,19 @@ def test_no_noise_is_added_to_further_columns(model):
     assert mapping.further.any()
     assert (moved[:, mapping.further] == 1).all()
     assert (moved[:, 0] != 1).all()
+
+
+def test_an_audit_says_what_further_columns_tell(model, seismic_survey):
+    report = audit(model, seismic_survey, n_bootstrap=50)
+    rows = report.further_rows()
+    # Alone, they do not suffice for labels.
+    assert rows[0] == ("label", "unit", "all inputs", "without seismic")
+    assert len(rows) == 1 + len(report.labels)
+    (logg,) = (one for one in report.labels if one.name == "logg")
+    held = held_out_rows(model, seismic_survey)
+    found = predict_rows(model, seismic_survey, held, without=("seismic",))
+    residual = found["logg"] - seismic_survey.labels(["logg"])[held, 0]
+    assert logg.cases["without seismic"].scatter == pytest.approx(residual.std(), rel=1e-5)
 
 
 def test_the_saved_model_gives_the_same_bits(model, seismic_survey):

@@ -326,8 +326,24 @@ def test_xp_coefficients_beyond_the_relevant_bases_are_zero():
     assert np.isnan(errors[0, 3:55]).all()
     np.testing.assert_array_equal(values[1:3], whole[1:3])
     assert np.all(values[3, :55] == 0)
-    # Nothing is said of RP.
+    # Nothing is said of RP, and the noise is that of all, cut or not.
     np.testing.assert_array_equal(values[:, 55:], whole[:, 55:])
+
+
+def test_noise_of_xp_is_told_in_decades():
+    batch = xp_batch()
+    told = XpCoefficients(noise=True).measure(batch)[0][:, 110]
+    np.testing.assert_allclose(told, np.log10(1e-4 / 1.5e-5), rtol=1e-6)
+    none = {f"{part}_error": np.full(6, np.nan) for part in part_names("bp", 55)}
+    some = xp_batch(**none, rp_03_error=np.full(6, 1e9))
+    np.testing.assert_allclose(XpCoefficients(noise=True).measure(some)[0][:, 110], told, rtol=1e-6)
+    none |= {f"{part}_error": np.full(6, np.nan) for part in part_names("rp", 55)}
+    assert np.isnan(XpCoefficients(noise=True).measure(xp_batch(**none))[0][:, 110]).all()
+    mapping = Preparation.from_json(
+        {"observables": [{"observable": "xp", "noise": True}]}
+    ).observable_map
+    assert mapping.error_columns.tolist() == [110]
+    assert "noise" not in XpCoefficients().names[-1]
 
 
 def test_xp_stay_where_g_is_hidden_as_an_input():

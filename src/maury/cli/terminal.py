@@ -512,6 +512,7 @@ def show_audit(report: Any) -> None:
         (f"Scatter, by what the networks see; gain over {basis}", list(zip(*shown, strict=True))),
         ("Scatter with the spectra of other stars, and response to them", report.swap_rows()),
         ("To use or not to use absolute magnitudes (parallaxes)", report.magnitude_rows()),
+        ("Scatter with and without further columns", report.further_rows()),
         ("Correlation with the best linear estimator; responses", report.sensitivity_rows()),
     ):
         if len(rows) > 1:

@@ -73,6 +73,9 @@ WITHOUT: Mapping[str, tuple[str, ...]] = {
 """Cases, and the inputs that are hidden in each, as ``maury predict --without`` names them."""
 
 _MOST_ROWS, _MOST_DONORS = 2000, 10_000
+_LEAST_ALONE = 0.9
+"""Share of stars that must have a group of further columns for it to be looked at alone: scatters
+are compared on stars that have all cases; chosen."""
 
 
 def audit(
@@ -191,7 +194,13 @@ def _residuals(
         means[name] = output(sample.without(rows, hiding))
     residuals = {name: finite_only(mean - truth) for name, mean in means.items()}
     # A case that no star can be in (a network that needs the spectrum) is left out, not failed.
-    return {name: one for name, one in residuals.items() if np.isfinite(one).any()}
+    least = {f"{source} alone": _LEAST_ALONE for source in model.preparation.further_sources}
+    answered = {name: np.isfinite(one).any(axis=1).mean() for name, one in residuals.items()}
+    return {
+        name: one
+        for name, one in residuals.items()
+        if answered[name] > 0 and answered[name] >= least.get(name, 0.0)
+    }
 
 
 def _cases(model: Model, network: EnsembleNetwork) -> dict[str, tuple[str, ...]]:
@@ -200,9 +209,15 @@ def _cases(model: Model, network: EnsembleNetwork) -> dict[str, tuple[str, ...]]
         return {}
     sources = set(model.preparation.source_names)
     changed = {"photometry", "spectrum"} | sources
+    further = model.preparation.further_sources
+    cases = dict(WITHOUT) | {f"without {source}": (source,) for source in further}
+    for group in model.preparation.further:
+        if group.suffices:
+            others = sources - {group.source}
+            cases[f"{group.source} alone"] = ("spectrum", *sorted(others))
     return {
         name: without
-        for name, without in WITHOUT.items()
+        for name, without in cases.items()
         if changed.intersection(without) and not network.needs.intersection(without)
     }
 

@@ -210,6 +210,21 @@ class AuditReport:
             ),
         ]
 
+    def further_rows(self) -> list[tuple[str, ...]]:
+        """Return as text what further columns tell: scatter with all, without each, by each alone.
+
+        The header alone where the model takes none.
+        """
+        usual = {ALL, SPECTRUM, PHOTOMETRY, NO_DISTANCE, SHUFFLED, CONTROL}
+        usual |= {f"without {name}" for name in ("A_V", "Gaia", "2MASS", "WISE")}
+        found = {name: None for one in self.labels for name in one.cases if name not in usual}
+        told = [one for one in self.labels if found and found.keys() <= one.cases.keys()]
+        shown = (ALL, *found)
+        return [
+            ("label", "unit", *shown),
+            *((one.symbol, one.unit, *(_scatter_text(one, n) for n in shown)) for one in told),
+        ]
+
     def sensitivity_rows(self) -> list[tuple[str, ...]]:
         """Return a table as text: per label and type of star, correlation, and response of best.
 

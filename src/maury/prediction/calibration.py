@@ -157,7 +157,7 @@ class Regime:
     ----------
     snr, logg, m_h : (n_star,) float64
         S/N per pixel; predicted surface gravity and metallicity.
-    completeness : (n_star, 18 or 25) float64
+    completeness : (n_star, 18 or 28) float64
         What is there of their inputs (`maury.prediction.completeness.completeness`); 0 throughout
         for stars that lack nothing.
     """
@@ -251,7 +251,7 @@ class Calibration:
     joint : (2,) float64 or None
         Squared Mahalanobis radii of the joint regions of `maury.prediction.conformal.JOINT_LEVELS`;
         None where too few held-out stars tell.
-    completeness_coefficients : (n_label, 18 or 25) float64 or None
+    completeness_coefficients : (n_label, 18 to 28) float64 or None
         Of `Regime.completeness`, on the logarithm of the factor; None in older models.
     prior_mean, prior_covariance : (n_label,), (n_label, n_label) float64 or None
         Moments of the labels of the stars that the networks were trained on, towards which the
@@ -523,7 +523,8 @@ class Calibration:
         shapes |= {"centre": (n_label,), "stretch": (n_label,)}
         later = {"own_coefficients": (n_label, _N_TERM), "joint": (len(JOINT_LEVELS),)}
         there = arrays.get("completeness_coefficients", np.zeros((n_label, 0)))
-        more = N_FURTHER if there.shape == (n_label, N_COMPLETENESS + N_FURTHER) else 0
+        # What was not known of further columns when a model was made has no coefficient.
+        more = min(max(there.shape[-1] - N_COMPLETENESS, 0), N_FURTHER)
         later |= {"completeness_coefficients": (n_label, N_COMPLETENESS + more)}
         later |= {"prior_mean": (n_label,)}
         later |= {"prior_covariance": (n_label, n_label)}

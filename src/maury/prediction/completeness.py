@@ -16,7 +16,7 @@ __all__ = ["N_COMPLETENESS", "N_FURTHER", "completeness", "degraded"]
 
 N_COMPLETENESS = 18
 """Columns of `completeness`."""
-N_FURTHER = 7
+N_FURTHER = 10
 """More of them where there are further columns."""
 _DROPPING = Dropping(
     spectrum=0.25,
@@ -28,7 +28,7 @@ _DROPPING = Dropping(
     pixels=0.6,
 )
 """More is dropped than in training, so that each loss is met by hundreds of labelled stars."""
-_TOLD = Disturbances.none().model_copy(update={"told": 0.5, "told_noisy": 0.8})
+_TOLD = Disturbances.none().model_copy(update={"told": 0.5, "told_noisy": 0.8, "blurred": 0.4})
 """Errors that are told, mostly large ones; what nobody tells of no calibration can know."""
 
 
@@ -49,9 +49,10 @@ def completeness(inputs: Inputs, mapping: ObservableMap) -> Float64Array:
         than at the red end; no spectrum; share of the bands lost, none left, no parallax, no A_V;
         errors of bands, parallax and A_V in decades, where told; of stars without a spectrum, no
         parallax, bands lost, its square, no A_V, bands lost without A_V, and without parallax.
-        Where there are further columns, (n_star, 25): share of their groups lost; the same of stars
+        Where there are further columns, (n_star, 28): share of their groups lost; the same of stars
         without a spectrum, without any band, without both, without parallax, and without that and
-        a spectrum; neither spectrum nor any band.
+        a spectrum; neither spectrum nor any band; noise of XP coefficients in decades, where told,
+        and that of stars without a spectrum, and without any band besides.
     """
     bad = inputs.ivar <= 0
     dark: BoolArray = np.all(bad, axis=1)
@@ -70,7 +71,9 @@ def completeness(inputs: Inputs, mapping: ObservableMap) -> Float64Array:
     if mapping.further.any():
         gone, none = _further_lost(inputs, mapping), bands >= 1.0
         where = (1.0, dark, none, none * dark, parallax, parallax * dark)
+        blurred = _blurred(inputs, mapping)
         columns += [*(gone * one for one in where), none * dark]
+        columns += [blurred, blurred * dark, blurred * dark * none]
     return np.column_stack(columns).astype(np.float64)
 
 
@@ -104,6 +107,13 @@ def _photometry(
         if told:
             errors[:, place] = np.mean(told, axis=0)
     return missing[:, 0], missing[:, 1], missing[:, 2], errors
+
+
+def _blurred(inputs: Inputs, mapping: ObservableMap) -> Float64Array:
+    """Decades (n_star,) by which XP coefficients are noisier than usual, where that is told."""
+    told = [column for column in mapping.error_columns if column >= 0 and mapping.further[column]]
+    noise = np.maximum(np.nan_to_num(inputs.observables[:, told]), 0.0)
+    return np.asarray(noise.sum(axis=1), dtype=np.float64)
 
 
 def degraded(inputs: Inputs, mapping: ObservableMap, rng: np.random.Generator) -> Inputs:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from maury.io.arrays import Float32Array, Float64Array, Int64Array
+from maury.simulation.xp_noise import blur_xp
 from maury.spectra.observable_groups import error_input
 from maury.spectra.observable_map import ObservableMap
 
@@ -47,6 +48,9 @@ class Disturbances(BaseModel):
         Share of the other stars with noise that is not told: of some bands, the parallax or A_V.
     noise_mag, noise_parallax, noise_a_v : (float, float)
         Range of the errors, log-uniform: mag, relative, mag.
+    blurred, noise_xp : float and (float, float)
+        Share of stars whose XP coefficients are noisier than those of their like, and told so, and
+        range of that factor, log-uniform: 40 is 8 mag of a star that photons limit.
     reddened, reddening_mag : float
         Share of stars behind more or less dust than their like, and its scale.
     blended, blend_mag : float
@@ -76,6 +80,8 @@ class Disturbances(BaseModel):
     noise_mag: tuple[float, float] = (0.01, 0.5)
     noise_parallax: tuple[float, float] = (0.01, 0.5)
     noise_a_v: tuple[float, float] = (0.02, 0.6)
+    blurred: Share = 0.35
+    noise_xp: tuple[float, float] = (1.0, 40.0)
     reddened: Share = 0.2
     reddening_mag: Size = 0.4
     blended: Share = 0.03
@@ -97,7 +103,16 @@ class Disturbances(BaseModel):
     @classmethod
     def none(cls) -> Disturbances:
         """Stars as those of the labelled sample: with its small noise, and nothing else."""
-        shares = ("told", "outlier", "reddened", "blended", "scattered", "fringed", "lines")
+        shares = (
+            "told",
+            "outlier",
+            "blurred",
+            "reddened",
+            "blended",
+            "scattered",
+            "fringed",
+            "lines",
+        )
         none = dict.fromkeys((*shares, "cores", "rotating", "paired", "moving"), 0.0)
         return cls.model_validate(none)
 
@@ -150,6 +165,7 @@ def disturb_observables(
         columns = np.flatnonzero(responses[a_v] == 1.0)
         out[:, columns] = np.maximum(out[:, columns], 0.0)
     quoted = error * np.exp(_TELLING_SCATTER * rng.standard_normal(error.shape))
+    blur_xp(out, mapping, share=disturbances.blurred, factors=disturbances.noise_xp, rng=rng)
     return _tell(out, quoted, told, mapping)
 
 
@@ -239,7 +255,7 @@ def _tell(
 ) -> Float64Array:
     """Put errors into their columns, and NaN where they are not told or there is no value."""
     for source, column in enumerate(mapping.error_columns):
-        if column < 0:
+        if column < 0 or mapping.further[column]:
             continue
         values = error_input(error[:, source])
         there = np.isfinite(observables[:, mapping.responses[source] != 0]).any(axis=1)

@@ -25,6 +25,7 @@ from maury.io.arrays import AnyArray, Float64Array, Int64Array
 from maury.labels.columns import Column, part_names
 from maury.labels.columns import known as known_columns
 from maury.simulation.energy_distribution import WAVE_NM, energy_distribution
+from maury.simulation.xp_noise import relevant_bases
 from maury.spectra.observables import extinction_law
 from maury.survey.store import Survey
 from maury.survey.writer import CHUNK_STARS, SurveyWriter
@@ -215,22 +216,6 @@ def hermite_functions(argument: Float64Array, count: int) -> Float64Array:
     for n in range(2, count):
         out[n] = np.sqrt(2.0 / n) * argument * out[n - 1] - np.sqrt((n - 1) / n) * out[n - 2]
     return out
-
-
-def relevant_bases(values: Float64Array, errors: Float64Array) -> Float64Array:
-    """Coefficients (n_star,) before those that together are compatible with noise.
-
-    The fewest such that the root mean square of all further ones over their errors, whose standard
-    deviation is 1 / sqrt(2 m) for m of them, is within two of these of 1 (De Angeli et al. 2023,
-    section 3.4). NaN where there are none.
-    """
-    size = values.shape[1]
-    # From the last one backwards: the mean square of all from one on.
-    left = np.arange(size, 0, -1)
-    square = np.cumsum(((values / errors) ** 2)[:, ::-1], axis=1)[:, ::-1] / left
-    noise = np.sqrt(square) < 1.0 + 2.0 / np.sqrt(2.0 * left)
-    first = np.where(noise.any(axis=1), noise.argmax(axis=1), size).astype(np.float64)
-    return np.where(np.isfinite(values).all(axis=1), first, np.nan)
 
 
 @cache

@@ -401,6 +401,10 @@ in the Vega system)."""
 G_OF_XP = "phot_g_mean_mag_of_xp"
 """Column of the G that XP coefficients alone are divided by, of stars whose G is hidden as an
 input (`maury.prediction.predictor.hide`): without any, they would be hidden with it."""
+_UNIT_XP_ERROR = 1.5e-5
+"""Median error over the flux in G of which the logarithm is 0: of a star of G = 11; chosen."""
+_XP_ERROR_RANGE = (-1.0, 3.0)
+"""Decades of that unit beyond which an error tells no more; chosen."""
 XP_SIZE = 55
 """Coefficients of each of the BP and RP mean spectra (De Angeli et al. 2023, A&A 674, A2)."""
 
@@ -417,6 +421,10 @@ class XpCoefficients(FurtherColumns):
         Whether coefficients beyond ``bp_n_relevant_bases`` and ``rp_n_relevant_bases``, where the
         survey has these columns, are 0, as in the truncated spectra of the archive: they are
         compatible with noise. Their errors are then unknown.
+    noise : bool
+        Whether the median error over the flux in G is one observable more, ``xp_noise``: a network
+        can then weigh coefficients of fainter stars than the labelled ones, and simulated stars
+        are trained with that are as faint.
     """
 
     observable: Literal["xp"] = "xp"  # type: ignore[assignment]
@@ -425,6 +433,7 @@ class XpCoefficients(FurtherColumns):
         tuple[Annotated[str, Field(pattern=_COLUMN_NAME)] | ColumnRange, ...], Field(min_length=1)
     ] = (ColumnRange(name="bp", size=XP_SIZE), ColumnRange(name="rp", size=XP_SIZE))
     truncate: bool = True
+    noise: bool = False
 
     @model_validator(mode="after")
     def _normalised_by_g(self) -> Self:
@@ -435,7 +444,23 @@ class XpCoefficients(FurtherColumns):
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the observables."""
-        return tuple(f"{name}/G" for name in self.survey_columns)
+        told = (self.error_name,) if self.noise else ()
+        return (*(f"{name}/G" for name in self.survey_columns), *told)
+
+    @property
+    def error_name(self) -> str:
+        """Name of the observable that tells the noise."""
+        return f"{self.source}_noise"
+
+    @property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Inputs that each observable is made of."""
+        return tuple(frozenset({self.source}) for _ in self.names)
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """No coefficient over the flux in G is a sum of magnitudes."""
+        return tuple({} for _ in self.names)
 
     def measure(self, batch: Batch) -> Measured:
         """Values and 1 sigma errors, both (n_star, n_observable) float64."""
@@ -448,6 +473,10 @@ class XpCoefficients(FurtherColumns):
         if self.truncate:
             beyond = self._beyond(batch) & np.isfinite(ratio)
             ratio, error = np.where(beyond, 0.0, ratio), np.where(beyond, np.nan, error)
+        if self.noise:
+            told = xp_error_input(errors / flux, there=np.isfinite(ratio))
+            ratio = np.hstack([ratio, told])
+            error = np.hstack([error, np.full(told.shape, np.nan)])
         return ratio, error
 
     def _beyond(self, batch: Batch) -> BoolArray:
@@ -460,6 +489,29 @@ class XpCoefficients(FurtherColumns):
             # A comparison with NaN is false: of a star that does not tell it all are kept.
             found.append(np.arange(size)[None, :] >= least)
         return np.concatenate(found, axis=1)
+
+
+def xp_error_input(error: Float64Array, *, there: BoolArray) -> Float64Array:
+    """Median error of XP coefficients over the flux in G, as networks take it.
+
+    Decades above 1.5e-5, within -1 to 3; NaN (n_star, 1) where it or all coefficients are unknown.
+
+    Parameters
+    ----------
+    error : (n_star, n_coefficient) float64
+    there : (n_star, n_coefficient) bool
+        Which coefficients are known.
+    """
+    known = np.where(there & (error > 0), error, np.nan)
+    some = np.isfinite(known).any(axis=1)
+    median = np.full(len(error), np.nan)
+    median[some] = np.nanmedian(known[some], axis=1)
+    return np.clip(np.log10(median / _UNIT_XP_ERROR), *_XP_ERROR_RANGE)[:, None]
+
+
+def xp_error(told: Float64Array) -> Float64Array:
+    """Median error over the flux in G of what `xp_error_input` tells."""
+    return np.asarray(_UNIT_XP_ERROR * 10.0**told)
 
 
 def _g_flux(batch: Batch) -> Measured:

@@ -261,6 +261,9 @@ class Preparation(Config):
             if isinstance(group, MeasurementErrors)
             for name, column in zip(group.of, group.names, strict=True)
         }
+        for group in self.observables:
+            if isinstance(group, XpCoefficients) and group.noise:
+                errors[group.source] = self.observable_names.index(group.error_name)
         return ObservableMap(
             names,
             self.sources,
