@@ -47,7 +47,7 @@ def test_stars_whose_noise_is_unknown_stay_as_they_are():
     np.testing.assert_array_equal(after[25:], before[25:])
 
 
-def test_a_clean_pool_blurs_nothing_and_the_usual_one_a_third():
+def test_a_clean_pool_blurs_nothing_and_the_usual_one_some():
     before = stars()
     clean = disturb_observables(before, MAP, Disturbances.none(), np.random.default_rng(2))
     np.testing.assert_array_equal(clean[:, 1:], before[:, 1:])

@@ -50,7 +50,7 @@ class Disturbances(BaseModel):
         Range of the errors, log-uniform: mag, relative, mag.
     blurred, noise_xp : float and (float, float)
         Share of stars whose XP coefficients are noisier than those of their like, and told so, and
-        range of that factor, log-uniform: 40 is 8 mag of a star that photons limit.
+        range of that factor, log-uniform: 12 is 5 mag of a star that photons limit.
     reddened, reddening_mag : float
         Share of stars behind more or less dust than their like, and its scale.
     blended, blend_mag : float
@@ -80,8 +80,8 @@ class Disturbances(BaseModel):
     noise_mag: tuple[float, float] = (0.01, 0.5)
     noise_parallax: tuple[float, float] = (0.01, 0.5)
     noise_a_v: tuple[float, float] = (0.02, 0.6)
-    blurred: Share = 0.35
-    noise_xp: tuple[float, float] = (1.0, 40.0)
+    blurred: Share = 0.12
+    noise_xp: tuple[float, float] = (1.0, 12.0)
     reddened: Share = 0.2
     reddening_mag: Size = 0.4
     blended: Share = 0.03

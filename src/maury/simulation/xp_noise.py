@@ -10,6 +10,7 @@ from maury.spectra.observable_map import ObservableMap
 
 __all__ = ["blur_xp", "relevant_bases"]
 
+# Up to which errors of published spectra are alike.
 _FLAT_ORDERS = 25
 _ERROR_SHAPE = np.concatenate(
     [np.ones(_FLAT_ORDERS), np.linspace(1.0, 0.1, XP_SIZE - _FLAT_ORDERS)]
