@@ -402,7 +402,7 @@ G_OF_XP = "phot_g_mean_mag_of_xp"
 """Column of the G that XP coefficients alone are divided by, of stars whose G is hidden as an
 input (`maury.prediction.predictor.hide`): without any, they would be hidden with it."""
 _UNIT_XP_ERROR = 1.5e-5
-"""Median error over the flux in G of which the logarithm is 0: of a star of about G = 12; chosen."""
+"""Median error over the flux in G of which the logarithm is 0: of a star of some G = 12; chosen."""
 _XP_ERROR_RANGE = (-1.0, 3.0)
 """Decades of that unit beyond which an error tells no more; chosen."""
 XP_SIZE = 55
