@@ -172,7 +172,7 @@ def test_cautions_of_reports_are_printed(capsys):
 
 def test_an_audit_is_printed_without_the_tables_that_it_does_not_have(capsys):
     report = SimpleNamespace(
-        title="An audit", warning="", note="few stars",
+        title="An audit", warning="", note="few stars", remarks=("and old",), grounds="on luck",
         rows=lambda: [("label", "unit", "gain"), ("Teff", "K", "2.0")],
         labels=[SimpleNamespace(basis="shuffled spectra")],
         swap_rows=lambda: [("label", "response")],
@@ -183,7 +183,8 @@ def test_an_audit_is_printed_without_the_tables_that_it_does_not_have(capsys):
     terminal.show_audit(report)
     said = capsys.readouterr().out
     assert said.startswith(
-        "An audit\nnote: few stars\nScatter, by what the networks see; gain over"
+        "An audit\nnote: few stars\nnote: and old\nverdicts on luck\n"
+        "Scatter, by what the networks see; gain over"
     )
     assert "absolute magnitudes" in said
     assert "spectra of other stars" not in said

@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,24 @@ def test_the_commonest_warnings_are_told_with_what_to_do(capsys):
     assert "40 (80%)" in lines[0]
     assert Flag.CONTINUUM_BAD.remedy in lines[0]
     assert "1 flag more" in lines[3]
+
+
+def test_messages_name_arguments_of_python_only_as_such():
+    """A reader of the command line cannot give an argument of a function."""
+    found = []
+    for path in sorted(Path(maury.cli.__file__).parents[1].rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                texts = [
+                    one.value
+                    for one in ast.walk(node.exc)
+                    if isinstance(one, ast.Constant) and isinstance(one.value, str)
+                ]
+                said = " ".join(texts)
+                leak = re.search(r"""\b[a-z_]+=['"]""", said)
+                if leak and "in Python" not in said[: leak.start()]:
+                    found.append(f"{path.name}:{node.lineno}: {leak.group()}")
+    assert found == []
 
 
 def test_a_table_in_a_file_is_cut_nowhere(capsys, monkeypatch):

@@ -20,9 +20,12 @@ from maury.evaluation.audit_report import (
     SHUFFLED,
     SPECTRUM,
     audit_metadata,
+    differences,
+    metadata_grounds,
 )
 from maury.evaluation.sensitivity import LINES, LINES_OF, STAR_TYPES, nearest_to, optimal_weights
 from maury.evaluation.swaps import alike, bootstrap_scatter, response
+from maury.labels.columns import BANDS
 from maury.labels.definitions import LABEL_NAMES, select
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
@@ -239,6 +242,17 @@ def test_typical_stars() -> None:
     assert nearest_to("metal-poor giant", labels[:1]).size == 0
 
 
+def test_a_star_is_of_one_type_only() -> None:
+    """A sample of Sun-like dwarfs alone has no red clump of its coolest stars."""
+    rng = np.random.default_rng(0)
+    dwarfs = SUN + rng.normal(size=(50, 9)) * [300, 0.3, 0.2, 0.2, 0, 0, 0, 0, 0]
+    shifted = np.where(np.arange(50)[:, None] < 8, [-300, -0.9, 0, 0, 0, 0, 0, 0, 0], 0) + dwarfs
+    found = {name: set(nearest_to(name, shifted).tolist()) for name in STAR_TYPES}
+    assert len(found["Sun-like dwarf"]) == 8
+    assert not found["Sun-like dwarf"] & found["red clump giant"]
+    assert not found["red clump giant"] & found["metal-poor giant"]
+
+
 def test_inputs_that_are_missing_are_known_to_predictions() -> None:
     assert {name for without in WITHOUT.values() for name in without} <= set(INPUTS)
 
@@ -266,6 +280,43 @@ def test_every_case_of_the_default_network(default) -> None:
     assert [one.star for one in default.sensitivities] == list(STAR_TYPES)[
         : len(default.sensitivities)
     ]
+
+
+def test_the_report_says_on_which_inputs_it_stands(
+    default, default_model, default_survey, tmp_path
+):
+    model = Model.open(default_model)
+    assert default.inputs == ("spectrum", *model.preparation.source_names)
+    assert default.absent == ()
+    assert default.grounds.endswith(f"compared with {PHOTOMETRY}")
+    survey = Survey.open(default_survey)
+    none = np.full(len(survey), np.nan)
+    infrared = dict.fromkeys(("j_m", "h_m", "ks_m"), none)
+    less = audit(
+        model, copy_survey(default_survey, tmp_path / "l.zarr", **infrared), n_bootstrap=20
+    )
+    assert less.absent == ("J", "H", "Ks")
+    assert "none of J, H, Ks" in less.grounds
+    # A case without what is not there anyway would be that of all inputs again.
+    assert all("without 2MASS" not in one.cases for one in less.labels)
+    blind = dict.fromkeys(("parallax", "a_v"), none) | {
+        band.column: none for band in BANDS if band.name in model.preparation.source_names
+    }
+    bare = audit(model, copy_survey(default_survey, tmp_path / "b.zarr", **blind), n_bootstrap=20)
+    assert bare.inputs == ("spectrum",)
+    assert bare.note.startswith("the stars have no photometry")
+    assert {one.basis for one in bare.labels} == {SHUFFLED}
+
+
+def test_verdicts_that_differ_from_the_card_are_told_with_the_reason(default) -> None:
+    said = audit_metadata(default)
+    assert differences(default, said) == ()
+    said["labels"]["logg"]["verdict"] = "unlike any"
+    (told,) = differences(default, said)
+    assert "log g unlike any" in told
+    assert metadata_grounds(said) == default.grounds
+    assert default.grounds in told
+    assert differences(default, {"labels": 3}) == ()
 
 
 def test_scatters_are_those_of_predictions(default, default_model, default_survey) -> None:

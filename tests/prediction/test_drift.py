@@ -13,13 +13,25 @@ from builders.training_survey import write_survey
 from maury import import_keras, ingest_released, simulate_survey
 from maury.cli.app import app
 from maury.errors import ModelFileError
+from maury.labels.columns import BANDS
 from maury.labels.flags import Flag
 from maury.model.directory import Model
-from maury.prediction.drift import SAMPLE, Likeness, drift, unjudged
+from maury.prediction.drift import (
+    SAMPLE,
+    Drift,
+    Likeness,
+    Quantity,
+    drift,
+    never_had,
+    unjudged,
+    without_unexpected,
+)
 from maury.prediction.predictor import Predictor
 from maury.prediction.streaming import predict
+from maury.spectra.batch import Batch
 from maury.spectra.operators import SPEED_OF_LIGHT_KMS
 from maury.spectra.preparation import Preparation
+from maury.spectra.spectra import Spectra
 from maury.survey.store import Survey
 from maury.training import runs as learning
 
@@ -81,7 +93,28 @@ def test_a_band_that_is_shifted_or_missing_is_named(model, tmp_path, survey):
     missing = write_survey(tmp_path / "b.zarr", n=N, seed=9, parallax=np.full(N, np.nan))
     found = drift(model, missing)
     assert quantity(found, model.preparation.observable_names[0]).missing == 1.0
-    assert any("missing for 100%" in line for line in found.findings)
+    assert found.findings[-1].startswith("missing: ")
+    assert "for 100% (in training 0%)" in found.findings[-1]
+    # One line for all inputs that are missing, and no flag that says it again.
+    assert not any("NO_PARALLAX" in line for line in found.findings)
+
+
+def test_what_is_missing_does_not_bury_what_is_wrong():
+    gone = [Quantity(f"M_{k}", None, 1.0, None, 1.0, 0.0, 1.0, 0.0) for k in range(8)]
+    off = [Quantity("S/N", 20.0, 100.0, 1.0, 1.0, 1.0, 0.0, 0.0)]
+    flags = {"MAGNITUDE_MISSING": (1.0, 0.0), "SPIKES": (0.9, 0.1), "CONTINUUM_BAD": (0.5, 0.0)}
+    found = Drift(100, 100, (*gone, *off), flags)
+    names = [line.split(":")[0] for line in found.findings]
+    assert names == ["CONTINUUM_BAD", "S/N", "SPIKES", "missing"]
+    derived = [replace(gone[0], name=name) for name in ("0-1", "0_error", "1_error")]
+    again = Drift(100, 100, (*gone, *derived), {})
+    # What follows from bands that are named is not named again.
+    assert again.findings[-1].startswith(f"missing: {', '.join(q.name for q in gone)} for 100%")
+    many = [replace(off[0], name=f"q{k}") for k in range(5)]
+    summary = Drift(100, 100, (*gone, *many), flags).summary.splitlines()
+    assert summary[1].strip().startswith("CONTINUUM_BAD")
+    assert summary[-2].strip().startswith("missing: M_0, M_1")
+    assert summary[-1].strip() == "and 4 more, which 'maury drift' lists"
 
 
 def test_another_flux_scale_is_found_in_the_spectra(model, tmp_path, survey):
@@ -230,3 +263,25 @@ def test_the_command_prints_words_and_writes_numbers(model, survey, tmp_path):
     written = json.loads(target.read_text())
     assert written["n_star"] == N
     assert written["findings"] == []
+
+
+def test_an_input_that_no_training_star_had_is_missed_in_none(model, tmp_path):
+    names = list(model.preparation.source_names)
+    arrays = dict(model.arrays(SAMPLE))
+    about = model.attachments[SAMPLE].metadata
+    gone = [name in ("M_W1", "M_W2", "a_v") for name in about["names"]]
+    arrays["missing"] = np.where(gone, 1.0, arrays["missing"])
+    less = model.with_arrays(SAMPLE, arrays, metadata=about)
+    assert never_had(model) == ()
+    assert never_had(less) == tuple(name for name in names if name in ("W1", "W2", "a_v"))
+    flux = np.ones((3, 5), dtype=np.float32)
+    bands = {band.column: np.array([1.0, 2.0, 3.0]) for band in BANDS if band.name in names}
+    bands |= {"w1mpro": np.full(3, np.nan), "a_v": np.full(3, np.nan)}
+    bands["j_m"] = np.array([1.0, np.nan, 3.0])
+    batch = Batch(Spectra(8500.0 + np.arange(5.0), flux, flux), bands)
+    given = np.full(3, (Flag.MAGNITUDE_MISSING | Flag.A_V_MISSING | Flag.LOW_SNR).value)
+    found = without_unexpected(given, batch, names, never_had(less))
+    # Of those that others have, the second star lacks J.
+    only = Flag.LOW_SNR.value
+    assert found.tolist() == [only, only | Flag.MAGNITUDE_MISSING.value, only]
+    assert without_unexpected(given, batch, names, ()).tolist() == given.tolist()

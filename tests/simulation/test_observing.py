@@ -158,6 +158,21 @@ def test_three_stars_in_a_hundred_have_spikes():
     assert spikes.sum(axis=1).max() <= 3
 
 
+def test_the_level_of_the_continuum_scatters_as_told_and_draws_nothing_otherwise():
+    quiet = {"continuum_rms": 0.0, "fringe_rms": 0.0}
+    level = spectrograph(continuum_level=0.02, **quiet)._continuum_residual(
+        4000, np.random.default_rng(0)
+    )
+    # One factor for all pixels of a star; 4000 stars fix its scatter to 1.1 %.
+    np.testing.assert_allclose(level, np.broadcast_to(level[:, :1], level.shape), rtol=1e-6)
+    assert level[:, 0].std() == pytest.approx(0.02, rel=0.05)
+    rng, other = np.random.default_rng(1), np.random.default_rng(1)
+    spectrograph()._continuum_residual(3, rng)
+    other.standard_normal((3, 7), dtype=np.float32)
+    other.random((3, 3, 1), dtype=np.float32)
+    assert rng.random() == other.random()
+
+
 def test_continuum_residuals_are_below_one_per_cent_and_smooth():
     n = 500
     quiet = {"snr_median": 1e6, "snr_range": (9e5, 1.1e6), "spike_fraction": 0.0}

@@ -74,8 +74,9 @@ def test_texts_in_nm_and_vacuum_that_a_log_joins(folder):
     assert document["columns"]["star_id"] == "gaia_id"
     assert [one["name"] for one in document["label"]] == ["ti_fe"]
     assert "README.txt" in found.text
-    # Doubtful: nothing but resolution and rest frame, which no file says.
-    assert found.n_check == 2
+    # Doubtful: nothing but resolution, rest frame and noise, which no file says.
+    assert found.n_check == 3
+    assert "# noise_correlation = [" in found.text
 
     survey = ingest_toml(folder / "survey.toml", folder / "out.zarr")
     assert survey.medium == "vacuum"
@@ -116,7 +117,7 @@ def test_nothing_is_overwritten(folder):
     with pytest.raises(OutputExists):
         init_survey(folder)
     assert (folder / "survey.toml").read_text() == "mine"
-    assert init_survey(folder, overwrite=True).n_check == 2
+    assert init_survey(folder, overwrite=True).n_check == 3
 
 
 def test_a_folder_without_spectra_says_what_it_holds(tmp_path):

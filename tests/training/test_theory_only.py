@@ -1,15 +1,20 @@
 """A model from theory alone: what its stars are like, and what it says of its errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from maury.errors import ConfigError
+from maury.cli.app import app
+from maury.errors import ColumnError, ConfigError
+from maury.evaluation import audit as audit_module
 from maury.evaluation.card import read_card
 from maury.prediction import uncertainty
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
 from maury.simulation.mismatch import TheoryMismatch
-from maury.simulation.surveys import simulate_survey
+from maury.simulation.surveys import simulate_survey, simulation_like
 from maury.spectra.operators import air_to_vacuum
 from maury.survey.store import Survey
 from maury.survey.writer import SurveyWriter
@@ -95,7 +100,42 @@ def test_the_stars_are_those_of_the_survey(trained):
     assert about["noise_correlation"] == [0.2]
     assert about["snr_median"] == pytest.approx(np.median(survey.column("snr")))
     assert about["theory_mismatch"]["alike"] is False
+    assert about["continuum_level"] == theory_only.CONTINUUM_LEVEL
     assert model.provenance["theory_only"]["survey"] == "own.zarr"
+
+
+def test_it_is_audited_without_labels_on_the_inputs_of_the_survey(trained, monkeypatch):
+    survey, model = trained
+    monkeypatch.setattr(audit_module, "_MOST_ROWS", 200)
+    report = audit_module.audit(model, survey, n_bootstrap=20)
+    assert report.simulated
+    assert report.n_star == 200
+    assert report.inputs == ("spectrum",)
+    assert set(report.absent) == set(model.preparation.source_names)
+    assert report.remarks[0].startswith("own.zarr has no labels: the stars are simulated")
+    assert {one.verdict for one in report.labels} <= {"measured", "inferred"}
+    with pytest.raises(ColumnError, match=r"maury card .*") as found:
+        audit_module.audit(replace(model, provenance={}), survey)
+    assert f"maury simulate OUT.zarr --like {survey.path}" in str(found.value)
+
+
+def test_stars_to_audit_any_model_on_are_simulated_like_a_survey(tmp_path):
+    like = write_unlabelled(tmp_path / "own.zarr")
+    out = str(tmp_path / "s.zarr")
+    given = ["simulate", out, "--stars", "30", "--like", str(like.path)]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    stars = Survey.open(out)
+    np.testing.assert_array_equal(stars.wave_aa, like.wave_aa)
+    assert stars.resolving_power == 9000.0
+    assert np.median(stars.column("snr")) == pytest.approx(np.median(like.column("snr")), rel=0.2)
+    assert np.isfinite(stars.column("teff")).all()
+    far = write_unlabelled(tmp_path / "far.zarr", wave=6500.0 + 0.5 * np.arange(200))
+    with pytest.raises(ConfigError, match="8404-8800 angstrom"):
+        simulation_like(far)
+    vague = write_unlabelled(tmp_path / "vague.zarr", resolving_power=None)
+    with pytest.raises(ConfigError, match="does not say its resolving power"):
+        simulation_like(vague)
 
 
 def test_what_theory_cannot_do_is_one_error(tmp_path):

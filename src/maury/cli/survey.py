@@ -78,13 +78,30 @@ def simulate(
         bool,
         typer.Option("--galaxy", help="Place the stars in discs with metallicity gradients."),
     ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="SURVEY",
+            help="On the pixels of this survey, at its resolving power, noise and S/N.",
+        ),
+    ] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate a RAVE-like survey with the emulator that ships with maury."""
-    from maury.simulation.surveys import simulate_survey
+    from maury.simulation.surveys import simulate_survey, simulation_like
+    from maury.survey.store import Survey
 
+    model = None if like is None else Survey.open(like)
+    chosen = None
+    if model is not None:
+        if observed or galaxy or workers or scheduler:
+            raise typer.BadParameter(
+                "--like goes without --observed, --galaxy, --workers and --scheduler"
+            )
+        chosen = simulation_like(model)
     with (
         terminal.cluster(scheduler, workers, local=True) as cluster,
         terminal.bar("simulating") as progress,
@@ -95,6 +112,8 @@ def simulate(
             seed=seed,
             observed=observed,
             galaxy=galaxy,
+            simulation=chosen,
+            like=model,
             overwrite=overwrite,
             progress=progress,
             cluster=cluster,

@@ -503,8 +503,9 @@ def draw_audit(report: Any, path: Path, *, overwrite: bool) -> None:
 def show_audit(report: Any) -> None:
     """Print an audit."""
     say(report.title)
-    for caution in filter(None, (report.warning, report.note)):
+    for caution in filter(None, (report.warning, report.note, *report.remarks)):
         say(f"note: {caution}")
+    say(f"verdicts {report.grounds}")
     known = [column for column in zip(*report.rows(), strict=True) if set(column[1:]) != {"-"}]
     shown = [column for column in known if column[0] not in ("unit", "n")]
     basis = " and ".join(sorted({one.basis for one in report.labels}))

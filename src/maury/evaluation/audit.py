@@ -9,11 +9,15 @@ the spectrum is that of another star, alike in everything but this label.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from pydantic import ValidationError
 
+from maury.errors import ModelFileError
 from maury.evaluation.audit_report import (
     ALL,
     CONTROL,
@@ -27,8 +31,11 @@ from maury.evaluation.audit_report import (
     LabelAudit,
     Verdict,
     audit_metadata,
+    differences,
 )
 from maury.evaluation.sensitivity import (
+    STAR_TYPES,
+    TYPICAL,
     Sensitivity,
     best_estimator,
     compare_with_optimal,
@@ -54,6 +61,8 @@ from maury.prediction.streaming import hide
 from maury.prediction.uncertainty import UncertaintyModel
 from maury.simulation.conditions import known_conditions
 from maury.simulation.observing import ObservingModel
+from maury.simulation.surveys import Simulation, simulate_survey
+from maury.spectra.absent import absent_sources
 from maury.spectra.preparation import Inputs, take
 from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
@@ -76,6 +85,10 @@ _MOST_ROWS, _MOST_DONORS = 2000, 10_000
 _LEAST_ALONE = 0.9
 """Share of stars that must have a group of further columns for it to be looked at alone: scatters
 are compared on stars that have all cases; chosen."""
+_NO_LABELS = (
+    "{} has no labels: the stars are simulated on its pixels, as those that trained the model, and "
+    "have the inputs that its stars have"
+)
 
 
 def audit(
@@ -110,6 +123,12 @@ def audit(
     sample : LabelledSample, optional
         The labelled rows of the survey, where they are prepared already.
 
+    Notes
+    -----
+    A model that theory alone trained (`maury train --theory-only`) is audited on a survey without
+    labels, too: on simulated stars as it was trained on, of another seed, on the pixels of the
+    survey and with the inputs that its stars have. The report is marked as of simulated spectra.
+
     Returns
     -------
     AuditReport
@@ -117,12 +136,53 @@ def audit(
     Raises
     ------
     ColumnError
-        If the survey has no values of any label of the model.
+        If the survey has no values of any label of the model, and not theory alone trained it.
     ConfigError
         If the survey has no such stars.
     """
     model = model if isinstance(model, Model) else Model.open(model)
     survey = survey if isinstance(survey, Survey) else Survey.open(survey)
+    absent = absent_sources(model.preparation, survey.column_names, survey.column)
+    sizes = (n_shuffle, n_bootstrap)
+    if model.theory_only and not np.isfinite(survey.labels(model.labels)).any():
+        with TemporaryDirectory(prefix="maury-") as folder:
+            stars = _simulated(model, survey, Path(folder) / "simulated.zarr", seed)
+            found = _audit(model, stars, "unseen", seed, sizes, network, None, absent)
+        return replace(
+            found,
+            survey=survey.path.name,
+            stars="simulated stars of another seed",
+            remarks=(_NO_LABELS.format(survey.path.name), *found.remarks),
+        )
+    return _audit(model, survey, split, seed, sizes, network, sample, absent)
+
+
+def _simulated(model: Model, survey: Survey, path: Path, seed: int) -> Survey:
+    """Simulate stars like those that trained a model, on the pixels of a survey."""
+    about = model.provenance.get("survey")
+    known = about if isinstance(about, Mapping) else {}
+    try:
+        simulation = Simulation.model_validate(known.get("simulation"))
+    except ValidationError as error:
+        raise ModelFileError(
+            f"{model.path} does not say how its stars were simulated; train it again"
+        ) from error
+    # With the seed of the training they would be the stars that trained it.
+    own = seed + 1 if known.get("seed") == seed else seed
+    return simulate_survey(path, n_star=_MOST_ROWS, seed=own, simulation=simulation, like=survey)
+
+
+def _audit(
+    model: Model,
+    survey: Survey,
+    split: str,
+    seed: int,
+    sizes: tuple[int, int],
+    network: EnsembleNetwork | None,
+    sample: LabelledSample | None,
+    absent: tuple[str, ...],
+) -> AuditReport:
+    """Audit on the labelled stars of a survey, with `absent` sources counted as missing."""
     rows = held_out_rows(model, survey, split=split)
     # 2000 spectra fix a scatter to 2 %; more would only cost time. Evenly chosen: surveys are
     # sorted by field or date.
@@ -131,9 +191,10 @@ def audit(
     pool = _pool(model, survey, trained=split == "train")
     network = network or EnsembleNetwork(model)
     sample = sample or LabelledSample.read(survey, model.preparation, np.union1d(rows, pool))
-    truth, inputs = survey.labels(model.labels)[rows], sample.prepared(rows)
+    seen = _Seen(model, sample, absent)
+    truth, inputs = survey.labels(model.labels)[rows], seen.without(rows)
     output = _output_of(model, network)
-    residuals = _residuals(output, network, sample, rows, truth)
+    residuals = _residuals(output, network, seen, rows, truth)
     numbers = _star_numbers(survey.star_id)
     star = numbers[rows]
     swap = Swap(
@@ -141,7 +202,7 @@ def audit(
         inputs,
         truth,
         star,
-        pool=sample.prepared(pool),
+        pool=seen.without(pool),
         pool_truth=survey.labels(model.labels)[pool],
         pool_star=numbers[pool],
         # Likeness is judged in units of what the model can tell apart at all.
@@ -149,14 +210,14 @@ def audit(
         given=np.flatnonzero(np.isfinite(truth).any(axis=0)),
     )
     labels = tuple(
-        _audit_label(label, k, residuals, swap, rng, (n_shuffle, n_bootstrap))
-        for k, label in enumerate(model.labels)
+        _audit_label(label, k, residuals, swap, rng, sizes) for k, label in enumerate(model.labels)
     )
-    return AuditReport(
+    sensitivities = tuple(
+        _sensitivities(network, inputs, truth, conditions=known_conditions(survey, model))
+    )
+    report = AuditReport(
         labels=labels,
-        sensitivities=tuple(
-            _sensitivities(network, inputs, truth, conditions=known_conditions(survey, model))
-        ),
+        sensitivities=sensitivities,
         simulated=survey.simulated,
         n_row=int(rows.size),
         n_star=int(np.unique(star).size),
@@ -164,8 +225,47 @@ def audit(
         model="" if model.path is None else Path(model.path).name,
         survey=survey.path.name,
         warning="" if split == "train" else model.split.warning,
-        note=_note(model, residuals),
+        note=_note(model, residuals, seen),
+        inputs=("spectrum", *seen.present),
+        absent=seen.absent,
     )
+    return replace(report, remarks=tuple(_remarks(model, report)))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Prepared stars as a model sees them, of a survey that lacks some of its sources."""
+
+    model: Model
+    sample: LabelledSample
+    absent: tuple[str, ...]
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Sources that the model takes, and the survey has."""
+        if not sees_photometry(self.model):
+            return ()
+        names = self.model.preparation.source_names
+        return tuple(name for name in names if name not in self.absent)
+
+    def without(self, rows: Int64Array, hidden: tuple[str, ...] = ()) -> Inputs:
+        """Return some rows of the survey, without what it lacks and what is hidden besides."""
+        every = (*hidden, *self.absent)
+        if not every:
+            return self.sample.prepared(rows)
+        further = self.model.preparation.further_sources
+        return self.sample.without(rows, partial(hide, without=every, further=further))
+
+
+def _remarks(model: Model, report: AuditReport) -> Iterator[str]:
+    """Sentences about what the report lacks, and where an earlier one says otherwise."""
+    if report.sensitivities:
+        told = {one.star for one in report.sensitivities}
+        lacking = [name for name in STAR_TYPES if name not in told] if TYPICAL not in told else []
+        if lacking:
+            yield f"no star of the sample is most like a {' or a '.join(lacking)}"
+    if "audit" in model.attachments:
+        yield from differences(report, model.attachments["audit"].metadata)
 
 
 def _output_of(model: Model, network: EnsembleNetwork) -> Output:
@@ -182,19 +282,18 @@ def _output_of(model: Model, network: EnsembleNetwork) -> Output:
 def _residuals(
     output: Output,
     network: EnsembleNetwork,
-    sample: LabelledSample,
+    seen: _Seen,
     rows: Int64Array,
     truth: Float64Array,
 ) -> dict[str, Float64Array]:
     """Residuals (n_row, n_label) in each case that the networks can do, by its name."""
-    model = network.model
-    means = {ALL: output(sample.prepared(rows))}
-    for name, without in _cases(model, network).items():
-        hiding = partial(hide, without=without, further=model.preparation.further_sources)
-        means[name] = output(sample.without(rows, hiding))
+    means = {ALL: output(seen.without(rows))}
+    for name, without in _cases(network, seen).items():
+        means[name] = output(seen.without(rows, without))
     residuals = {name: finite_only(mean - truth) for name, mean in means.items()}
     # A case that no star can be in (a network that needs the spectrum) is left out, not failed.
-    least = {f"{source} alone": _LEAST_ALONE for source in model.preparation.further_sources}
+    further = network.model.preparation.further_sources
+    least = {f"{source} alone": _LEAST_ALONE for source in further}
     answered = {name: np.isfinite(one).any(axis=1).mean() for name, one in residuals.items()}
     return {
         name: one
@@ -203,18 +302,19 @@ def _residuals(
     }
 
 
-def _cases(model: Model, network: EnsembleNetwork) -> dict[str, tuple[str, ...]]:
+def _cases(network: EnsembleNetwork, seen: _Seen) -> dict[str, tuple[str, ...]]:
     """Cases that change what the networks see, and that they can answer."""
-    if not sees_photometry(model):
+    if not seen.present:
         return {}
-    sources = set(model.preparation.source_names)
-    changed = {"photometry", "spectrum"} | sources
-    further = model.preparation.further_sources
+    preparation = network.model.preparation
+    present = set(seen.present)
+    changed = {"photometry", "spectrum"} | present
+    further = [source for source in preparation.further_sources if source in present]
     cases = dict(WITHOUT) | {f"without {source}": (source,) for source in further}
-    for group in model.preparation.further:
-        if group.suffices:
-            others = sources - {group.source}
-            cases[f"{group.source} alone"] = ("spectrum", *sorted(others))
+    for group in preparation.further:
+        if group.suffices and group.source in present:
+            others = sorted(present - {group.source})
+            cases[f"{group.source} alone"] = ("spectrum", *others)
     return {
         name: without
         for name, without in cases.items()
@@ -234,17 +334,17 @@ def _pool(model: Model, survey: Survey, *, trained: bool) -> Int64Array:
     return rows[:: max(1, -(-rows.size // _MOST_DONORS))]
 
 
-def _note(model: Model, residuals: Mapping[str, Float64Array]) -> str:
+def _note(model: Model, residuals: Mapping[str, Float64Array], seen: _Seen) -> str:
     if PHOTOMETRY in residuals:
         return ""
+    who = f"the network '{model.network['name']}'"
     if not sees_photometry(model):
-        reason = "takes no photometry"
+        reason = f"{who} takes no photometry"
+    elif not seen.present:
+        reason = "the stars have no photometry"
     else:
-        reason = "gives no labels without a spectrum"
-    return (
-        f"the network '{model.network['name']}' {reason}: the gain is that of spectra of like "
-        "stars over shuffled spectra"
-    )
+        reason = f"{who} gives no labels without a spectrum"
+    return f"{reason}: the gain is that of spectra of like stars over shuffled spectra"
 
 
 def _sensitivities(

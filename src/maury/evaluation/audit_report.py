@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -118,6 +118,11 @@ class AuditReport:
         Why the stars are not an independent test; empty if they are.
     note : str
         Why the verdict does not rest on photometry alone; empty if it does.
+    inputs, absent : tuple of str
+        What the stars had, and what the model takes and none of them had: ``spectrum``, bands,
+        ``parallax``, ``a_v``, further columns.
+    remarks : tuple of str
+        What else a reader should know, in sentences.
     """
 
     labels: tuple[LabelAudit, ...]
@@ -130,6 +135,15 @@ class AuditReport:
     survey: str = ""
     warning: str = ""
     note: str = ""
+    inputs: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def grounds(self) -> str:
+        """On which inputs the verdicts stand, and what the scatter was compared with."""
+        basis = " and ".join(sorted({one.basis for one in self.labels}))
+        return grounds(self.inputs, self.absent, basis)
 
     @property
     def title(self) -> str:
@@ -242,6 +256,64 @@ class AuditReport:
         ]
 
 
+def grounds(inputs: Sequence[str], absent: Sequence[str], basis: str) -> str:
+    """Say on which inputs verdicts stand, and what the scatter was compared with.
+
+    Parameters
+    ----------
+    inputs, absent : sequence of str
+        As of `AuditReport`.
+    basis : str
+        As of `LabelAudit`.
+    """
+    lacking = f", none of {', '.join(absent)}" if absent else ""
+    had = ", ".join(inputs) or "inputs that were not recorded"
+    return f"on {had}{lacking}; compared with {basis}"
+
+
+def differences(report: AuditReport, earlier: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say where the verdicts of a report differ from those of an earlier audit, and why they may.
+
+    Parameters
+    ----------
+    report : AuditReport
+    earlier : mapping
+        Of `audit_metadata`.
+
+    Returns
+    -------
+    tuple of str
+        A sentence, or none where no verdict differs.
+    """
+    known = earlier.get("labels")
+    before = known if isinstance(known, Mapping) else {}
+    said = {one.name: before.get(one.name) for one in report.labels}
+    other = [
+        f"{one.symbol} {found.get('verdict')}"
+        for one in report.labels
+        if isinstance(found := said[one.name], Mapping) and found.get("verdict") != one.verdict
+    ]
+    if not other:
+        return ()
+    on = metadata_grounds(earlier)
+    return (
+        f"the card of the model says otherwise: {', '.join(other)} ({on}; {earlier.get('stars')} "
+        f"of {earlier.get('survey')}); each verdict holds for stars with such inputs",
+    )
+
+
+def metadata_grounds(earlier: Mapping[str, Any]) -> str:
+    """Say of the content of `audit_metadata` what `AuditReport.grounds` says of a report."""
+    labels = earlier.get("labels")
+    every = labels.values() if isinstance(labels, Mapping) else ()
+    basis = sorted({str(one.get("basis")) for one in every if isinstance(one, Mapping)})
+    lists = (earlier.get(name) for name in ("inputs", "absent"))
+    inputs, absent = (
+        [str(x) for x in one] if isinstance(one, list | tuple) else [] for one in lists
+    )
+    return grounds(inputs, absent, " and ".join(basis))
+
+
 def audit_metadata(report: AuditReport) -> dict[str, Any]:
     """Return what a catalogue says of its labels: verdict, gain, and what it rests on.
 
@@ -253,7 +325,7 @@ def audit_metadata(report: AuditReport) -> dict[str, Any]:
     -------
     dict
         Plain JSON: ``labels`` (by name: verdict, gain, basis, response, errors), ``rule``,
-        ``n_spectra``, ``stars``, ``survey``, ``simulated``, ``note``.
+        ``n_spectra``, ``stars``, ``survey``, ``simulated``, ``note``, ``inputs``, ``absent``.
     """
     names = ("verdict", "gain", "gain_error", "basis", "response", "response_error")
     return {
@@ -269,6 +341,8 @@ def audit_metadata(report: AuditReport) -> dict[str, Any]:
         "survey": report.survey,
         "simulated": report.simulated,
         "note": report.note,
+        "inputs": list(report.inputs),
+        "absent": list(report.absent),
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from maury.errors import ConfigError, MauryError, ModelFileError
+from maury.evaluation.audit_report import metadata_grounds
 from maury.evaluation.card_text import markdown
 from maury.evaluation.validation import compare_rows, held_out_rows, validate
 from maury.io.config_files import parse_json
@@ -65,7 +66,8 @@ class ModelCard:
     training : dict
         Settings, and rows left out by reason.
     calibration : dict
-        Whether errors are calibrated, whether coverage is known, verdicts of the audit.
+        Whether errors are calibrated, whether coverage is known, verdicts of the audit, and on
+        which stars, inputs and comparison they stand (`verdicts_on`).
     metrics : list of dict
         Reports of `maury.evaluation.validation`, each of the stars that it names. Test stars are
         among them only if `maury validate` was run on them.
@@ -351,8 +353,11 @@ def _split(model: Model) -> dict[str, Any]:
 
 def _calibration(model: Model) -> dict[str, Any]:
     verdicts: dict[str, Any] = {}
+    on = ""
     if "audit" in model.attachments:
-        audited = model.attachments["audit"].metadata.get("labels")
+        about = model.attachments["audit"].metadata
+        on = f"{about.get('stars')} of {about.get('survey')}, {metadata_grounds(about)}"
+        audited = about.get("labels")
         if isinstance(audited, Mapping):
             verdicts = {
                 name: one.get("verdict") for name, one in audited.items() if isinstance(one, dict)
@@ -361,6 +366,7 @@ def _calibration(model: Model) -> dict[str, Any]:
         "errors_calibrated": model.errors_calibrated,
         "coverage_known": "coverage" in model.attachments,
         "verdicts": verdicts,
+        "verdicts_on": on,
     }
 
 
@@ -398,7 +404,8 @@ def _limits(model: Model) -> list[str]:
     inferred = [name for name, verdict in about["verdicts"].items() if verdict == "inferred"]
     if inferred:
         limits.append(
-            f"Inferred from photometry or other labels rather than measured: {', '.join(inferred)}."
+            "Inferred from photometry or other labels rather than measured: "
+            f"{', '.join(inferred)}. Of stars with other inputs 'maury audit' may say otherwise."
         )
     if model.split.warning:
         limits.append(f"Split: {model.split.warning}.")

@@ -154,4 +154,5 @@ def _errors(card: ModelCard) -> str:
         else "Quoted errors are not calibrated."
     )
     verdicts = ", ".join(f"{name} {verdict}" for name, verdict in about["verdicts"].items())
-    return calibrated + (f" Audit: {_plain(verdicts)}." if verdicts else "")
+    on = _plain(about.get("verdicts_on", ""))
+    return calibrated + (f" Audit ({on}): {_plain(verdicts)}." if verdicts else "")

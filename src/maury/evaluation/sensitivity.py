@@ -292,6 +292,9 @@ def nearest_to(
 ) -> Int64Array:
     """Return the rows of the stars most like a type: at most eight, none if all are far.
 
+    A star that is more like another type is left out: types that a sample lacks would otherwise
+    have the stars of those that it has.
+
     Parameters
     ----------
     star : str
@@ -304,10 +307,13 @@ def nearest_to(
     if star == TYPICAL:
         centre, scale = robust_scale(labels)
         offset = (labels - centre) / np.where(scale > 0, scale, 1.0)
+        distance = np.sqrt(np.sum(offset**2, axis=1))
     else:
         columns = [k for k in _places(label_names) if k is not None]
-        offset = (labels[:, columns] - np.array(STAR_TYPES[star])) / _ALIKE
-    distance = np.sqrt(np.sum(offset**2, axis=1))
+        apart = (labels[:, None, columns] - np.array(list(STAR_TYPES.values()))) / _ALIKE
+        every = np.sqrt(np.sum(apart**2, axis=2))
+        number = list(STAR_TYPES).index(star)
+        distance = np.where(every.argmin(axis=1) == number, every[:, number], np.inf)
     # NaN would sort last too, but would not be caught by the limit on distance.
     distance = np.where(np.isfinite(labels).all(axis=1), distance, np.inf)
     order = np.argsort(distance, kind="stable")[:_MOST_STARS]

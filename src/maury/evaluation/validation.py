@@ -299,14 +299,16 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> Int64
     ConfigError
         If the survey has no such stars.
     """
-    check_known("split", split, STARS)
+    check_known("choice of stars", split, STARS)
     names = [label.name for label in model.labels]
     # One label suffices: statistics are taken label by label.
     labelled = np.isfinite(survey.labels(model.labels)).any(axis=1)
     if not labelled.any():
         raise ColumnError(
             f"{survey.path} has no values of {', '.join(names)}, with which to compare; "
-            "give a survey with labels"
+            "give a survey with labels, or simulated stars on its pixels ('maury simulate OUT.zarr "
+            f"--like {survey.path}'); what was measured of the model when it was trained, 'maury "
+            f"card {model.path}' prints"
         )
     record, star = model.split, survey.stars
     if split == "unseen":
@@ -322,8 +324,8 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> Int64
     if rows.size == 0:
         raise ConfigError(
             f"none of the {int(labelled.sum())} labelled spectra of {survey.path} is of "
-            f"{STARS[split]}; give the survey that the model was trained on, or one of "
-            "other stars with split='unseen'"
+            f"{STARS[split]}; give the survey that the model was trained on, or take the stars "
+            "that it knows nothing of (--stars unseen, in Python split='unseen')"
         )
     return rows
 

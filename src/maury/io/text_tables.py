@@ -59,7 +59,7 @@ def read_spaced(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
         raise InputFileError(
             f"{path} has no line of names above its {len(first.split())} columns; write one (as "
             "many words as columns), or export it as CSV, FITS or ECSV: a table of the CDS with "
-            "its ReadMe by 'astropy.table.Table.read(..., format=\"ascii.cds\")'"
+            "its ReadMe in Python by 'astropy.table.Table.read(..., format=\"ascii.cds\")'"
         )
     with ExitStack() as stack:
         text = open_unpacked(path, stack).read().decode(encoding_of(path))

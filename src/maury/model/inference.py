@@ -159,7 +159,8 @@ class EnsembleNetwork:
                 f"the prepared spectra have {inputs.flux.shape[1]} pixels "
                 f"({describe_grid(inputs.wave_aa, inputs.medium)}) and {self.model.path} takes "
                 f"{self.model.n_pixel} ({describe_grid(self.model.wave_aa, self.model.medium)}); "
-                "give a survey on the grid of the model ('maury predict' converts where it can)"
+                "give a survey on the grid of the model, as this command converts none ('maury "
+                "predict' does, where it can)"
             )
         spectrum = has_spectrum(inputs)
         rows = np.flatnonzero(self._usable(inputs, spectrum))

@@ -10,7 +10,7 @@ have in common, and whether that makes all labels doubtful, is that of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -20,20 +20,22 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from maury.errors import ModelFileError
-from maury.io.arrays import AnyArray, BoolArray, Float64Array
-from maury.labels.flags import Flag
+from maury.io.arrays import AnyArray, BoolArray, Float64Array, Int64Array
+from maury.labels.columns import BANDS
+from maury.labels.flags import Flag, set_where
 from maury.model.directory import RESIDUAL_CALIBRATION, Model
 from maury.model.output import has_spectrum
 from maury.prediction.detectors import DETECTORS
 from maury.prediction.survey_check import SurveyCheck, check_survey
-from maury.spectra.batch import Readable
+from maury.spectra.batch import Batch, Readable
+from maury.spectra.observable_groups import column
 from maury.spectra.preparation import Inputs, join_inputs, take
 from maury.survey.labelled_sample import LabelledSample
 
 if TYPE_CHECKING:
     from maury.prediction.uncertainty import UncertaintyModel
 
-__all__ = ["SAMPLE", "Drift", "Quantity", "drift", "with_sample"]
+__all__ = ["SAMPLE", "Drift", "Quantity", "drift", "never_had", "with_sample", "without_unexpected"]
 
 
 SAMPLE = "sample"
@@ -51,6 +53,20 @@ _N_COMPONENT, _LEAST_STARS = 6, 20
 _REST = "flux beyond components (in units of noise)"
 _WORST = 3
 """Findings that `predict` shows: as many as are read; `maury drift` lists all."""
+_COLUMN_OF = {band.name: band.column for band in BANDS}
+_OF_SOURCE = {
+    "parallax": (Flag.NO_PARALLAX, Flag.PARALLAX_ERROR_UNKNOWN, Flag.PARALLAX_POOR),
+    "a_v": (Flag.A_V_MISSING,),
+}
+"""Flags of a source that is no band."""
+_OF_MISSING = (
+    Flag.NO_PARALLAX,
+    Flag.PARALLAX_ERROR_UNKNOWN,
+    Flag.MAGNITUDE_MISSING,
+    Flag.A_V_MISSING,
+    Flag.COLUMN_MISSING,
+)
+"""Flags that say again that an input is missing."""
 _MARGIN, _BEYOND = 1.0, 1.5
 """How far beyond 99 % of the training spectra one is unlike them: by the width of their range in a
 component, by half as much again in what components leave."""
@@ -87,17 +103,24 @@ class Quantity:
     missing_training: float
 
     @property
+    def lacking(self) -> str:
+        """Of how many stars it is missing, in words; empty if of hardly more than in training."""
+        if self.missing - self.missing_training <= _SHARE:
+            return ""
+        return f"for {self.missing:.0%} (in training {self.missing_training:.0%})"
+
+    @property
     def excess(self) -> float:
         """How much it differs: in scatters, or in shares of the stars; 0 where nothing is known."""
         shift = 0.0
         if self.median is not None and self.median_training is not None:
             unit = self.scatter_training or np.inf
             shift = abs(self.median - self.median_training) / unit
-        return max(shift, self.outside, self.missing - self.missing_training)
+        return max(shift, self.outside)
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What differs, in words; nothing where nothing does."""
+        """What differs of the values that there are, in words; nothing where nothing does."""
         found = []
         if self.median is not None and self.median_training is not None:
             unit = self.scatter_training or 0.0
@@ -113,10 +136,6 @@ class Quantity:
                 found.append(f"spread more widely ({self.scatter:.3g}, in training {unit:.3g})")
         if self.outside > _OUTSIDE:
             found.append(f"{self.outside:.0%} outside the training range")
-        if self.missing - self.missing_training > _SHARE:
-            found.append(
-                f"missing for {self.missing:.0%} (in training {self.missing_training:.0%})"
-            )
         return tuple(found)
 
 
@@ -158,16 +177,32 @@ class Drift:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What differs, in words, each with the name of its quantity or flag, the worst first."""
+        """What differs, in words, each with the name of its quantity or flag, the worst first.
+
+        What all stars have in common, then flags that warn, quantities, other flags; inputs that
+        are missing stand in one line, the last.
+        """
         ranked = sorted(self.quantities, key=lambda quantity: -quantity.excess)
-        found = [*self.common.findings]
-        found += [f"{q.name}: {', '.join(q.findings)}" for q in ranked if q.findings]
-        found += [
-            f"{name}: {here:.0%} of the stars (in training {there:.0%})"
+        flags = {
+            name: f"{name}: {here:.0%} of the stars (in training {there:.0%})"
             for name, (here, there) in self.flags.items()
-            if here - there > _SHARE
-        ]
-        return tuple(found)
+            if here - there > _SHARE and Flag[name] not in _OF_MISSING
+        }
+        found = [*self.common.findings]
+        found += [text for name, text in flags.items() if Flag[name].warns]
+        found += [f"{q.name}: {', '.join(q.findings)}" for q in ranked if q.findings]
+        found += [text for name, text in flags.items() if not Flag[name].warns]
+        return (*found, *([self._missing] if self._missing else []))
+
+    @property
+    def _missing(self) -> str:
+        """Which inputs are missing more often than in training, in a line; empty for none."""
+        names: dict[str, list[str]] = {}
+        for quantity in self.quantities:
+            if quantity.lacking:
+                names.setdefault(quantity.lacking, []).append(quantity.name)
+        told = "; ".join(f"{', '.join(_underived(one))} {share}" for share, one in names.items())
+        return f"missing: {told}; errors of labels are larger without" if told else ""
 
     @property
     def unlike(self) -> bool:
@@ -184,7 +219,10 @@ class Drift:
         if self.own:
             line = f"{self.n_star} spectra of the survey that trained the model"
         if self.findings:
-            worst, more = self.findings[:_WORST], len(self.findings) - _WORST
+            # The line of what is missing is one of many, and told beside the worst of the others.
+            rest = [text for text in self.findings if text != self._missing]
+            worst, more = rest[:_WORST], len(rest) - _WORST
+            worst += [self._missing] if self._missing else []
             line = "the survey differs from the training sample:\n  " + "\n  ".join(worst)
             line += f"\n  and {more} more, which 'maury drift' lists" if more > 0 else ""
         if self.unlike:
@@ -396,6 +434,52 @@ def spread_inputs(model: Model, survey: Readable, n_star: int) -> Inputs:
     )
 
 
+def never_had(model: Model) -> tuple[str, ...]:
+    """Return the sources of observables that no training star of a model had.
+
+    None for a model without the attachment ``sample``.
+    """
+    if SAMPLE not in model.attachments:
+        return ()
+    names = _texts(model.attachments[SAMPLE].metadata.get("names") or ())
+    shares = model.arrays(SAMPLE).get("missing", np.zeros(0))
+    missing = dict(zip(names, shares.tolist(), strict=False))
+    had = np.array([missing.get(n, 0.0) < 1.0 for n in model.preparation.observable_names])
+    sources = zip(model.preparation.source_names, model.preparation.sources, strict=True)
+    return tuple(name for name, used in sources if not (used & had).any())
+
+
+def without_unexpected(
+    flags: Int64Array, batch: Batch, sources: Sequence[str], never: Sequence[str]
+) -> Int64Array:
+    """Return flags without those of inputs that no training star had: none of them is missed.
+
+    Parameters
+    ----------
+    flags : (n_star,) int64
+        Of the preparation.
+    batch : Batch
+        The same stars, without what counts as missing.
+    sources : sequence of str
+        Of the observables that the model asks for.
+    never : sequence of str
+        Of `never_had`.
+    """
+    if not never:
+        return flags
+    off = [flag for source, those in _OF_SOURCE.items() if source in never for flag in those]
+    bands = [name for name in sources if name in _COLUMN_OF]
+    if set(bands) & set(never):
+        off.append(Flag.MAGNITUDE_MISSING)
+    for flag in off:
+        flags = flags & ~np.int64(flag.value)
+    expected = [_COLUMN_OF[name] for name in bands if name not in never]
+    if Flag.MAGNITUDE_MISSING in off and expected:
+        lacking = [np.isnan(column(batch, name)) for name in expected]
+        flags = set_where(flags, Flag.MAGNITUDE_MISSING, np.any(lacking, axis=0))
+    return flags
+
+
 def unjudged(model: Model) -> tuple[str, ...]:
     """Return the names of the flags that a model cannot raise, for want of what they compare.
 
@@ -483,6 +567,17 @@ def _projected(
     known = (inputs.ivar > 0).sum(axis=1)
     chi2 = (rest**2 * inputs.ivar).sum(axis=1) / np.maximum(known, 1)
     return coefficients, np.sqrt(chi2)
+
+
+def _underived(names: Sequence[str]) -> list[str]:
+    """Leave out errors, and colours of bands that are named: they say the same again."""
+    kept = [
+        name
+        for name in names
+        if not name.endswith("_error")
+        and not ("-" in name and all(f"M_{band}" in names for band in name.split("-")))
+    ]
+    return kept or list(names)
 
 
 def _spread(values: Float64Array, where: BoolArray) -> Float64Array:

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 _WIDEST_PIXEL = 1.2
 """Width of a pixel over that of the model's, above which its pixels would be made of fewer ones;
 a fifth is what two surveys of one spectrograph may differ by. Chosen."""
+_ADVICE = (
+    "move the model to such spectra with 'maury transfer', or train one on them with 'maury train'"
+)
+"""What to do about spectra that cannot be brought to the grid of a model."""
 _LEAST_COVERED = 0.4
 """Share of the model's pixels that spectra must reach: training takes 60 % away at most."""
 
@@ -87,7 +91,7 @@ def _require(model: Model, preparation: Preparation, spectra: Spectra) -> None:
     """Fail before the first batch, not in the middle of a survey."""
     wave_aa, medium = preparation.prepared_grid(spectra)
     got = _empty(wave_aa, medium)
-    require_same_grid(model.wave_aa, got, medium=model.medium)
+    require_same_grid(model.wave_aa, got, medium=model.medium, advice=_ADVICE)
 
 
 def _empty(wave_aa: Float64Array, medium: Medium) -> Spectra:
@@ -118,14 +122,17 @@ def _steps(
         told.append(f"given in {medium}")
     covered = _covered(model.wave_aa, wave)
     if covered < _LEAST_COVERED:
-        raise GridMismatch(f"{error}; they reach {100 * covered:.0f} % of its pixels") from None
+        raise GridMismatch(
+            f"spectra reach {100 * covered:.0f} % of its pixels, of which {_LEAST_COVERED:.0%} are "
+            f"needed: {error}"
+        ) from None
     _refuse_wide_pixels(model.wave_aa, wave, error)
     theirs = survey.resolving_power
     if theirs is not None and power is not None:
         if theirs < power / (1.0 + POWER_MARGIN):
             raise GridMismatch(
-                f"{error}; their resolving power of {theirs:g} is lower than the {power:g} that "
-                "the model was trained at, and lines cannot be made sharper"
+                f"their resolving power of {theirs:g} is lower than the {power:g} that the model "
+                f"was trained at, and lines cannot be made sharper: {error}"
             ) from None
         steps += _sharper(survey, power, level)
     else:
@@ -160,6 +167,6 @@ def _refuse_wide_pixels(pixels: Float64Array, wave: Float64Array, error: GridMis
     theirs, ours = (float(np.median(np.diff(one) / one[1:])) for one in (wave, pixels))
     if theirs > _WIDEST_PIXEL * ours:
         raise GridMismatch(
-            f"{error}; their pixels are {theirs / ours:.1f} times as wide, and what lies between "
-            "them cannot be made up"
+            f"their pixels are {theirs / ours:.1f} times as wide, and what lies between them "
+            f"cannot be made up: {error}"
         ) from None

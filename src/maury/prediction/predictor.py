@@ -29,7 +29,7 @@ from maury.model.output import Prediction
 from maury.prediction.catalogue import CatalogueSpec
 from maury.prediction.conditions import training_power
 from maury.prediction.conformal import JOINT_LEVELS
-from maury.prediction.drift import unjudged
+from maury.prediction.drift import never_had, unjudged, without_unexpected
 from maury.prediction.labellers import open_labeller
 from maury.prediction.matching import matched
 from maury.prediction.self_check import require_self_check
@@ -97,6 +97,7 @@ class Predictor:
         self.without = tuple(check_known("input", name, inputs) for name in without)
         self.given = given and check_known("label", given, self.model.label_names)
         self.preparation = self.model.preparation
+        self._never_had = never_had(self.model)
         self.labeller = open_labeller(self.model, engine=engine, network=network)
         # Networks that have just been trained are those that the self-check was made with.
         if network is None:
@@ -203,7 +204,9 @@ class Predictor:
             (Flag.LABEL_OUTSIDE, _outside(mean, scaling.labels)),
             (Flag.TRAINING_STAR, self.model.split.took_part(batch.stars)),
         )
-        flags = flags.astype(FLAG_DTYPE)
+        further = self.model.preparation.further_sources
+        seen, asked = hide(batch, self.without, further=further), self.preparation.source_names
+        flags = without_unexpected(flags.astype(FLAG_DTYPE), seen, asked, self._never_had)
         for flag, where in checks:
             flags = set_where(flags, flag, where)
         return flags

@@ -61,6 +61,8 @@ class ObservingModel(BaseModel):
         Standard deviation of the radial velocity left after the shift to rest.
     continuum_rms : float
         Rms of the smooth residual of continuum normalisation, mean over stars.
+    continuum_level : float
+        Standard deviation, over stars, of the level of the continuum itself.
     fringe_rms : float
         Rms of fringes of one period per star, of 8 to 40 angstrom.
     snr_median, snr_scatter : float
@@ -95,6 +97,7 @@ class ObservingModel(BaseModel):
     macroturbulence_kms: float = Field(default=3.98, ge=0.0)
     rv_error_kms: float = Field(default=1.3, ge=0.0)
     continuum_rms: float = Field(default=0.004, ge=0.0)
+    continuum_level: float = Field(default=0.0, ge=0.0)
     fringe_rms: float = Field(default=0.0015, ge=0.0)
     snr_median: float = Field(default=54.6, gt=0.0)
     snr_scatter: float = Field(default=0.395, gt=0.0)
@@ -435,7 +438,7 @@ class Spectrograph:
         return np.asarray(weight[:, None] * basis, dtype=np.float32)
 
     def _continuum_residual(self, n: int, rng: np.random.Generator) -> Float32Array:
-        """Factor (n_star, n_pixel) near 1: smooth residual and fringes."""
+        """Factor (n_star, n_pixel) near 1: smooth residual, level and fringes."""
         model, basis = self.model, self._continuum_basis
         coefficients = rng.standard_normal((n, basis.shape[0]), dtype=np.float32)
         residual = np.float32(model.continuum_rms) * (coefficients @ basis)
@@ -447,6 +450,10 @@ class Spectrograph:
         fringe *= np.float32(model.fringe_rms * np.sqrt(6.0)) * amplitude
         residual += fringe
         residual += np.float32(1.0)
+        # Nothing is drawn for no level, so that stars of earlier versions stay what they were.
+        if model.continuum_level > 0.0:
+            level = rng.standard_normal((n, 1), dtype=np.float32)
+            residual += np.float32(model.continuum_level) * level
         return np.asarray(residual)
 
     def _noise(

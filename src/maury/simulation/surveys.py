@@ -25,6 +25,7 @@ from maury.io.cluster import Cluster
 from maury.io.workers import one_thread
 from maury.labels.columns import BANDS, Column
 from maury.labels.definitions import LABEL_NAMES, LABELS
+from maury.simulation.bound import covers
 from maury.simulation.emulator import Emulator
 from maury.simulation.galaxy import Discs
 from maury.simulation.observing import (
@@ -100,6 +101,63 @@ PLACE = (
 
 LABELLED_SURVEY = Simulation()
 OBSERVED_SURVEY = Simulation(selection=OBSERVED, observing=SURVEY_CONDITIONS, labelled=False)
+
+
+_SNR_ENDS = (1.0, 99.0)
+"""Percentiles of a survey's S/N between which it is simulated: ends are outliers; chosen."""
+_LEAST_SCATTER = 0.05
+"""Of ln(S/N), where all spectra of a survey have the same; chosen."""
+
+
+def simulation_like(survey: Survey) -> Simulation:
+    """Return how labelled stars are simulated as a survey observes them.
+
+    Parameters
+    ----------
+    survey : Survey
+        Its resolving power, noise and S/N are taken; where it does not tell its noise or S/N, those
+        of RAVE.
+
+    Raises
+    ------
+    ConfigError
+        If the emulator does not reach over its pixels, or it does not say its resolving power.
+    """
+    require_reached(survey)
+    if survey.resolving_power is None:
+        raise ConfigError(
+            f"{survey.path} does not say its resolving power, at which stars are simulated: write "
+            "'resolving_power = ...' at the top of the TOML file that it is ingested with"
+        )
+    observing = TRAINING_CONDITIONS.at_power(survey.resolving_power)
+    if survey.noise_correlation is not None:
+        observing = observing.with_noise(survey.noise_correlation)
+    return Simulation(observing=observing.model_copy(update=snr_of(survey)))
+
+
+def require_reached(survey: Survey) -> None:
+    """Raise `ConfigError` unless the emulator reaches over the pixels of a survey."""
+    wave = survey.wave_aa if survey.medium == "air" else vacuum_to_air(survey.wave_aa)
+    if not covers(wave):
+        raise ConfigError(
+            f"the emulator knows 8404-8800 angstrom, {survey.path} reaches over "
+            f"{wave[0]:.1f}-{wave[-1]:.1f}; cut its spectra ('resample' in its TOML file), or "
+            "train on labelled stars"
+        )
+
+
+def snr_of(survey: Survey) -> dict[str, Any]:
+    """Return settings of the S/N as a survey has it; none where it does not tell."""
+    snr = survey.column("snr") if "snr" in survey.column_names else np.zeros(0)
+    snr = snr[np.isfinite(snr) & (snr > 0)]
+    if snr.size == 0:
+        return {}
+    low, high = np.percentile(snr, _SNR_ENDS)
+    return {
+        "snr_median": float(np.median(snr)),
+        "snr_scatter": max(float(np.std(np.log(snr))), _LEAST_SCATTER),
+        "snr_range": (0.9 * float(low), 1.1 * float(high)),
+    }
 
 
 class Simulator:

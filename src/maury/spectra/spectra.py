@@ -237,6 +237,7 @@ def require_same_grid(
     medium: str = "air",
     tolerance_aa: float = 0.01,
     what: str = "model",
+    advice: str = "give spectra on this grid, or use a model made for theirs",
 ) -> None:
     """Raise `GridMismatch` unless `got` stands on the expected grid.
 
@@ -252,6 +253,8 @@ def require_same_grid(
         Largest difference allowed, in angstrom.
     what : str
         Who expects it, for the message.
+    advice : str
+        What to do, for the message.
     """
     same = (
         got.medium == medium
@@ -261,6 +264,5 @@ def require_same_grid(
     if not same:
         raise GridMismatch(
             f"{what} expects {describe_grid(expected_aa, medium)}, "
-            f"got {describe_grid(got.wave_aa, got.medium)}; add the steps 'medium' and 'resample' "
-            "to its preparation, or use a model made for this grid"
+            f"got {describe_grid(got.wave_aa, got.medium)}; {advice}"
         )

@@ -214,8 +214,10 @@ def _refuse(check: SurveyCheck, model: Model, survey: Readable) -> None:
     """Refuse what cannot be known, and say what is left as it is."""
     if check.n_star < LEAST_STARS:
         raise ConfigError(
-            f"{survey.path} has {check.n_star} stars that tell what they have in common; at least "
-            f"{LEAST_STARS} are needed"
+            f"an adaptation measures what the spectra of at least {LEAST_STARS} stars have in "
+            f"common, got {check.n_star} of the {len(survey)} of {survey.path} with a spectrum and "
+            "labels that allow it; give more stars, or predict them with the model as it is and "
+            "heed their flags"
         )
     found = [change for change in check.changes if change.found]
     for change in found:

@@ -23,6 +23,7 @@ from maury.model.split import (
     held_out_fold,
 )
 from maury.simulation.learnt_theory import Synthetic
+from maury.spectra.absent import absent_sources
 from maury.survey.labelled_sample import LabelledSample, listed_rows
 from maury.survey.store import Survey
 from maury.training.labelled_stars import (
@@ -140,6 +141,8 @@ def train(
     settings = settings.seen_in(survey, theory=theory.name if theory else "emulator")
     if theory is not None:
         stage(f"theory of the simulated stars: {theory.name}, as {theory.reason}")
+    if lacking := absent_sources(settings.preparation, survey.column_names, survey.column):
+        stage(f"no star of the survey has {', '.join(lacking)}: the networks learn without")
     stage("reading and preparing the labelled stars")
     left_out = listed_rows(survey, leave_out)
     stars = collect_stars(survey, settings, seed, source, left_out, divide=divide)

@@ -13,6 +13,7 @@ from maury.io.arrays import Float64Array, StrArray
 from maury.io.files import refuse_existing, writing
 from maury.io.source_table import SourceTable
 from maury.io.tables import open_table
+from maury.spectra.noise import RAVE_CORRELATION
 from maury.survey.guessing.columns import Mapped, map_columns
 from maury.survey.guessing.document import Entry, Section, written
 from maury.survey.guessing.linking import Links, link
@@ -146,6 +147,7 @@ class _Parts:
             ),
             self._power(),
             self._rest(),
+            self._noise(),
         ]
         resample = None if self.chosen.arms else _resample(self.chosen, self.told)
         return [*entries, *([resample] if resample else []), *self._others()]
@@ -170,6 +172,14 @@ class _Parts:
             "and map radial_velocity in [columns]."
         )
         return Entry("at_rest", True, why, doubtful=True, off=True)
+
+    def _noise(self) -> Entry:
+        why = (
+            "Is the noise of neighbouring pixels correlated, as resampling leaves it? Write its "
+            "autocorrelation at lags of 1, 2, ... pixels, 0 for none. Without the key that of RAVE "
+            "is taken: errors are too large or too small where it is another."
+        )
+        return Entry("noise_correlation", [*RAVE_CORRELATION], why, doubtful=True, off=True)
 
     def _others(self) -> list[Entry]:
         others = [f"{name} ({why})" for name, why in self.seen.others]

@@ -10,7 +10,9 @@ import numpy as np
 
 from maury.errors import GridMismatch, InputFileError
 from maury.labels import columns as columns_module
+from maury.spectra.absent import absent_sources
 from maury.spectra.batch import Batch
+from maury.spectra.preparation import Preparation
 from maury.spectra.spectra import describe_grid
 from maury.survey.plausibility import check_range_of_wavelengths, tell_of_labels
 from maury.survey.readers.file_survey import FileSurvey
@@ -90,13 +92,25 @@ def _check(survey: FileSurvey, collector: _Collector) -> SurveyCheck:
     check_range_of_wavelengths(survey.wave_aa, what=str(survey.path))
     tell_of_labels(survey.columns, survey.labels, what=str(survey.path))
     batches, problems = _some(survey)
-    lines = [*_lines(survey), *_noise(batches), *problems, *_left_out(survey)]
+    lines = [*_lines(survey), *_noise(batches), *problems, *_left_out(survey), *_absent(survey)]
     return SurveyCheck(
         tuple(lines),
         _values(survey, batches),
         _joins(survey),
         tuple(dict.fromkeys(collector.messages)),
     )
+
+
+def _absent(survey: FileSurvey) -> list[str]:
+    """Say once which inputs of the default network no star of the survey has."""
+    known = {name: np.asarray(values) for name, values in survey.columns.items()}
+    lacking = absent_sources(Preparation(), list(known), known.__getitem__)
+    if not lacking:
+        return []
+    return [
+        f"without {', '.join(lacking)}, which the default network takes where a survey has them; "
+        "it does without, with larger errors"
+    ]
 
 
 def _some(survey: FileSurvey) -> tuple[list[Batch], list[str]]:
