@@ -1,6 +1,6 @@
 """Which inputs of a model a whole survey lacks: told once, and not star by star."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def source_columns(preparation: Preparation) -> dict[str, tuple[str, ...]]:
 
 
 def absent_sources(
-    preparation: Preparation, names: AnyArray | list[str], column: Callable[[str], AnyArray]
+    preparation: Preparation, names: Sequence[str], column: Callable[[str], AnyArray]
 ) -> tuple[str, ...]:
     """Return the sources of which no star of a survey has a value.
 
