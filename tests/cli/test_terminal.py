@@ -119,7 +119,7 @@ def test_the_commonest_warnings_are_told_with_what_to_do(capsys):
         "LOW_SNR",
         "HOT_STAR",
     ]
-    assert "40 (80%)" in lines[0]
+    assert "40 (80.0%)" in lines[0]
     assert Flag.CONTINUUM_BAD.remedy in lines[0]
     assert "1 flag more" in lines[3]
 

@@ -544,7 +544,7 @@ def show_commonest_flags(counts: Mapping[str, int], n_row: int) -> None:
     ranked = sorted(warning, key=lambda flag: -counts[str(flag.name)])
     for flag in ranked[:_FLAGS_SHOWN]:
         count = counts[str(flag.name)]
-        say(f"  {flag.name}: {count} ({count / n_row:.0%}); {flag.text}. Do: {flag.remedy}")
+        say(f"  {flag.name}: {count} ({count / n_row:.1%}); {flag.text}. Do: {flag.remedy}")
     more = len(ranked) - _FLAGS_SHOWN
     if more > 0:
         say(f"  and {more} flag{'s' * (more > 1)} more, which 'maury info' counts")
