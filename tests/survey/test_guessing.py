@@ -262,7 +262,7 @@ def test_the_commands_write_a_figure_and_say_what_would_be_read(folder, capsys):
     init(folder)
     told = capsys.readouterr().out
     assert "12 spectra of 6 stars" in told
-    assert "2 guesses to check" in told
+    assert "3 guesses to check" in told
     assert (folder / "survey.png").read_bytes().startswith(b"\x89PNG")
     check(folder / "survey.toml")
     assert "12 of 12" in capsys.readouterr().out
