@@ -176,8 +176,8 @@ class _Parts:
     def _noise(self) -> Entry:
         why = (
             "Is the noise of neighbouring pixels correlated, as resampling leaves it? Write its "
-            "autocorrelation at lags of 1, 2, ... pixels, [0.0] for none. Without the key that of RAVE "
-            "is taken: errors are too large or too small where it is another."
+            "autocorrelation at lags of 1, 2, ... pixels, [0.0] for none. Without the key "
+            "that of RAVE is taken: errors are too large or too small where it is another."
         )
         return Entry("noise_correlation", [*RAVE_CORRELATION], why, doubtful=True, off=True)
 
