@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ _SHARE_BETWEEN = 0.02
 run of ten hours writes some three hundred."""
 _WIDEST = 200
 """Characters of a table in a file or a pipe, at most; longer cells are broken."""
+_NARROW = 80
+"""Characters of a line of text: what the narrowest usual terminal shows."""
 _FLAGS_SHOWN = 3
 """Flags that a summary shows: as many as are read; `maury info` counts all."""
 _REFRESH_SECONDS = 0.5
@@ -500,12 +503,18 @@ def draw_audit(report: Any, path: Path, *, overwrite: bool) -> None:
         save(drawn, path.with_name(f"{path.stem}-{one.slug}.png"), overwrite=overwrite)
 
 
+def _say_wrapped(text: str) -> None:
+    """Print a sentence, broken where a narrow terminal ends."""
+    for line in textwrap.wrap(text, _NARROW, subsequent_indent="  ", break_on_hyphens=False):
+        say(line)
+
+
 def show_audit(report: Any) -> None:
     """Print an audit."""
     say(report.title)
     for caution in filter(None, (report.warning, report.note, *report.remarks)):
-        say(f"note: {caution}")
-    say(f"verdicts {report.grounds}")
+        _say_wrapped(f"note: {caution}")
+    _say_wrapped(f"verdicts {report.grounds}")
     known = [column for column in zip(*report.rows(), strict=True) if set(column[1:]) != {"-"}]
     shown = [column for column in known if column[0] not in ("unit", "n")]
     basis = " and ".join(sorted({one.basis for one in report.labels}))
