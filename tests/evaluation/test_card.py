@@ -278,7 +278,12 @@ def test_verdicts_of_an_audit_are_among_the_limits(trained, audited, inferred):
     other = trained.with_arrays("audit", arrays, metadata={"labels": audited})
     said = [one for one in ModelCard.of(other).limits if one.startswith("Inferred from photometry")]
     assert said == (
-        ["Inferred from photometry or other labels rather than measured: teff."] if inferred else []
+        [
+            "Inferred from photometry or other labels rather than measured: teff. Of stars with "
+            "other inputs 'maury audit' may say otherwise."
+        ]
+        if inferred
+        else []
     )
 
 

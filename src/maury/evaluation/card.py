@@ -356,7 +356,8 @@ def _calibration(model: Model) -> dict[str, Any]:
     on = ""
     if "audit" in model.attachments:
         about = model.attachments["audit"].metadata
-        on = f"{about.get('stars')} of {about.get('survey')}, {metadata_grounds(about)}"
+        where = [str(about[name]) for name in ("stars", "survey") if about.get(name)]
+        on = ", ".join(filter(None, (" of ".join(where), metadata_grounds(about))))
         audited = about.get("labels")
         if isinstance(audited, Mapping):
             verdicts = {
