@@ -21,3 +21,8 @@ def test_labels_of_ones_own_are_shown_with_their_range(tmp_path):
     assert rows["ti_fe"][1:4] == ["dex", "2", "1"]
     table = done.output[done.output.rindex("lowest") :]
     assert "parallax" not in table
+
+
+def test_a_path_that_is_not_there_is_told_as_such(tmp_path):
+    done = CliRunner().invoke(app, ["info", str(tmp_path / "absent.zarr")])
+    assert "there is no such file or directory" in str(done.exception)

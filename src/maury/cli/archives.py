@@ -107,4 +107,4 @@ def ingest_recipe(
             progress=progress,
             cluster=cluster,
         )
-    terminal.say(survey)
+    terminal.say_survey(survey)

@@ -173,12 +173,18 @@ def info(
     labels with their ranges, missing values and outliers: outside the plotting range by more than
     half its width.
     """
+    from maury.errors import InputFileError
     from maury.model.directory import Model
     from maury.model.joint_model import JointModel, is_joint
     from maury.prediction.catalogue import Catalogue
     from maury.survey.store import Survey
     from maury.survey.summary import summarize
 
+    if not path.exists():
+        raise InputFileError(
+            f"{path}: there is no such file or directory; give a survey store, a model "
+            "directory, a joint model or a catalogue"
+        )
     # Told by content: all three may be directories, of any name.
     if (path / "model.json").is_file():
         _show_model(Model.open(path))

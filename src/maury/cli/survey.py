@@ -38,7 +38,7 @@ def ingest_released(
         survey = ingest_released(
             directory, out, overwrite=overwrite, progress=progress, cluster=cluster
         )
-    terminal.say(survey)
+    terminal.say_survey(survey)
 
 
 def ingest_toml(
@@ -64,7 +64,7 @@ def ingest_toml(
             progress=progress,
             cluster=cluster,
         )
-    terminal.say(survey)
+    terminal.say_survey(survey)
 
 
 def simulate(

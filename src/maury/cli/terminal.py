@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from maury.cli.demo import Clock
+    from maury.survey.store import Survey
 
 LINE_SECONDS = 10.0
 """Where there is no terminal, progress is a line so often: a log that is watched, and can be read
@@ -41,6 +42,18 @@ def say(*values: Any, **options: Any) -> None:
     Names, units, identifiers and citations come from files of strangers.
     """
     print(*(printable(str(value)) for value in values), **options)
+
+
+def say_survey(survey: "Survey") -> None:
+    """Print what a survey is that was just read, and what its spectra say of their noise."""
+    say(survey)
+    found = survey.noise_measured
+    if found is not None:
+        shared = ", ".join(f"{value:g}" for value in found.correlation) or "none"
+        say(
+            f"noise of neighbouring pixels, measured on {found.n_spectra} spectra: correlation "
+            f"{shared} (+- {found.error:.3f}); scatter over quoted errors {found.scale:.2f}"
+        )
 
 
 class Once(logging.Filter):

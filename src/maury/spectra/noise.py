@@ -22,6 +22,7 @@ __all__ = [
     "Correlation",
     "check_correlation",
     "known_noise",
+    "nearest_correlation",
     "noise_kernel",
     "noise_seen",
     "resampled_correlation",
@@ -111,6 +112,27 @@ def side_weight_correlation(side_weight: float) -> tuple[float, ...]:
     return (2.0 * side_weight / norm, side_weight**2 / norm)
 
 
+def nearest_correlation(found: Float64Array, least: float = _NEGLIGIBLE) -> tuple[float, ...]:
+    """Cut lags off where a computed or measured correlation falls below `least`, and keep it one.
+
+    Parameters
+    ----------
+    found : (n_lag,) float64
+        At lags of 1, 2, ... pixels.
+    least : float
+
+    Returns
+    -------
+    tuple of float
+        Shrunk as a whole where the rest would be a correlation of no noise.
+    """
+    last = np.flatnonzero(np.abs(found) >= least)
+    kept = found[: last[-1] + 1 if last.size else 0]
+    # What is cut off can leave a power of -.01 where there was none.
+    shrink = min(1.0, 1.0 / max(1.0 - _least_power(kept.tolist()), 1e-9))
+    return tuple((shrink * kept).tolist())
+
+
 def same_correlation(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two autocorrelations, at lags of 1, 2, ... pixels, are one but for rounding."""
     lags = max(len(one), len(other))
@@ -161,11 +183,7 @@ def resampled_correlation(correlation: tuple[float, ...], ratio: float) -> tuple
         share = np.maximum(share, 0.0)
         cover += share[0] @ matrix @ share.T
     found = cover[1:] / cover[0]
-    last = np.flatnonzero(np.abs(found) >= _NEGLIGIBLE)
-    kept = found[: last[-1] + 1 if last.size else 0]
-    # What is cut off can leave a power of -.01 where there was none.
-    shrink = min(1.0, 1.0 / max(1.0 - _least_power(kept), 1e-9))
-    return tuple((shrink * kept).tolist())
+    return nearest_correlation(found)
 
 
 def filtered_noise(
@@ -190,11 +208,7 @@ def filtered_noise(
     whole = np.convolve(own, [*correlation[::-1], 1.0, *correlation])
     lags = whole[whole.size // 2 :]
     found = lags[1:] / lags[0]
-    last = np.flatnonzero(np.abs(found) >= _NEGLIGIBLE)
-    kept = found[: last[-1] + 1 if last.size else 0]
-    # What is cut off can leave a power below 0, as in `resampled_correlation`.
-    shrink = min(1.0, 1.0 / max(1.0 - _least_power(kept), 1e-9))
-    return float(lags[0] / own.max()), tuple((shrink * kept).tolist())
+    return float(lags[0] / own.max()), nearest_correlation(found)
 
 
 def noise_kernel(correlation: Sequence[float]) -> Float64Array:

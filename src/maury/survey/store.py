@@ -33,6 +33,7 @@ from maury.labels.columns import unknown_column
 from maury.labels.definitions import Label
 from maury.spectra.batch import Batch
 from maury.spectra.noise import check_correlation, side_weight_correlation
+from maury.spectra.noise_measurement import NoiseMeasurement
 from maury.spectra.rows import row_numbers, row_range
 from maury.spectra.spectra import Medium, Spectra, check_wavelengths, describe_grid
 from maury.spectra.star_identity import StarMarks
@@ -222,6 +223,12 @@ class Survey:
             return check_correlation(self._header["noise_correlation"])
         side_weight = self._simulated_with("noise_side_weight")
         return None if side_weight is None else side_weight_correlation(float(side_weight))
+
+    @property
+    def noise_measured(self) -> NoiseMeasurement | None:
+        """What the spectra say of their noise, if nothing stated `noise_correlation`."""
+        found = self._header.get("noise_measured")
+        return None if found is None else NoiseMeasurement.from_dict(found)
 
     def _simulated_with(self, name: str) -> Any:
         """Look up what stores of earlier versions say only among the settings of a simulation."""

@@ -110,7 +110,7 @@ def summarize(survey: Survey) -> SurveySummary:
         f"grid: {describe_grid(wave, survey.medium)}, steps {step.min():.4g} to {step.max():.4g}",
         f"resolving power: {_or_unknown(survey.resolving_power)}; at rest: "
         f"{_or_unknown(survey.at_rest)}; noise correlation of neighbouring pixels: "
-        f"{_or_unknown(survey.noise_correlation)}",
+        f"{_or_unknown(survey.noise_correlation)}{' (measured)' if survey.noise_measured else ''}",
         f"columns: {', '.join(survey.column_names)}",
         f"made by: {made.get('reader', made.get('origin', 'not recorded'))}, "
         f"maury {made.get('maury', made.get('maury_version', 'not recorded'))}",

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +19,7 @@ from maury.errors import (
     ResumeMismatch,
     suggestion,
 )
-from maury.io.arrays import Float64Array
+from maury.io.arrays import Float32Array, Float64Array
 from maury.io.files import (
     Settled,
     discard,
@@ -32,10 +33,12 @@ from maury.io.files import (
 )
 from maury.io.limits import VARIABLE, current
 from maury.io.migrations import SURVEY
+from maury.io.workers import one_thread
 from maury.labels import columns as columns_module
 from maury.labels.columns import Column, unknown_column
 from maury.labels.definitions import LABELS, Label
 from maury.spectra.noise import check_correlation
+from maury.spectra.noise_measurement import LEAST_SPECTRA, MOST_SPECTRA, measure_noise
 from maury.spectra.spectra import Medium, check_wavelengths
 from maury.survey.manifest import MANIFEST, write_manifest
 from maury.survey.plausibility import check_range_of_wavelengths, tell_of_labels
@@ -237,6 +240,7 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         # Only now: of a run that was resumed, or shared by processes, none has seen all rows.
         self._check_ids()
         self._tell_of_labels()
+        self._measure_noise()
         for torn in self.partial.rglob("*.partial"):  # Zarr's own, of writers that were killed.
             torn.unlink(missing_ok=True)
         # It lists all files, so that no more may come; the stamp, by which a run that was killed is
@@ -344,6 +348,43 @@ class SurveyWriter(AbstractContextManager["SurveyWriter"]):
         columns = {name: np.asarray(arrays[name][:]) for name in names}
         tell_of_labels(columns, self._labels, what=str(self.path))
 
+    def _measure_noise(self) -> None:
+        """Record what neighbouring pixels share, if nobody says it and the spectra tell."""
+        arrays: Any = self._group
+        header = dict(arrays.attrs["maury"])
+        if "noise_correlation" in header or self.n_star < LEAST_SPECTRA:
+            return
+        flux, ivar = (_spread(arrays[name], MOST_SPECTRA) for name in ("flux", "ivar"))
+        with one_thread():
+            found = measure_noise(flux, ivar)
+        if found is None:
+            logger.warning(
+                "%s: what the noise of neighbouring pixels has in common is not stated and cannot "
+                "be measured (spectra of one signal-to-noise, or without errors); that of RAVE "
+                "will be taken, unless noise_correlation says otherwise",
+                self.path,
+            )
+            return
+        header["noise_correlation"] = list(found.correlation)
+        header["noise_measured"] = asdict(found)
+        arrays.attrs["maury"] = header
+        logger.info(
+            "%s: noise of neighbouring pixels, measured on %d spectra: correlation %s +- %.3f; "
+            "its scatter is %.2f times the quoted errors",
+            self.path,
+            found.n_spectra,
+            list(found.correlation) or "none",
+            found.error,
+            found.scale,
+        )
+        if not _LEAST_SCALE < found.scale < 1 / _LEAST_SCALE:
+            logger.warning(
+                "%s: spectra scatter by %.2f times their quoted errors, beyond what their "
+                "lines and continua explain; look at the column of errors and its unit",
+                self.path,
+                found.scale,
+            )
+
     def _check_ids(self) -> None:
         array: Any = self._group["id"]
 
@@ -396,6 +437,9 @@ def _observing(
 
 
 _PROGRESS = f"{MANIFEST}/progress.json"
+_LEAST_SCALE = 0.7
+"""Errors wrong by more make S/N, and so the errors of labels, wrong by a factor that the networks
+do not meet in training; what components and weights leave uncertain is a few percent."""
 
 
 def _codecs() -> list[Any]:
@@ -404,6 +448,23 @@ def _codecs() -> list[Any]:
 
     # The checksum is of the bytes on disk: damage is found before anything is unpacked.
     return [ZstdCodec(level=0), Crc32cCodec()]
+
+
+def _spread(array: Any, n: int) -> Float32Array:
+    """Return some `n` rows of a stored array, evenly chosen from few chunks all over it.
+
+    Single rows would each unpack a chunk.
+    """
+    rows = array.chunks[0]
+    wanted = max(_N_CHUNK, -(-n // rows))
+    chunks = np.unique(np.linspace(0, (array.shape[0] - 1) // rows, wanted).astype(int))
+    each = -(-n // chunks.size)
+    parts = [array[at * rows : (at + 1) * rows] for at in chunks]
+    return np.concatenate([part[:: max(1, -(-len(part) // each))] for part in parts])
+
+
+_N_CHUNK = 4
+"""At least: enough to meet early and late observations; more would be read for the same thousand spectra."""
 
 
 def _boot() -> str | None:
