@@ -464,7 +464,7 @@ def _spread(array: Any, n: int) -> Float32Array:
 
 
 _N_CHUNK = 4
-"""At least: enough to meet early and late observations; more would be read for the same thousand spectra."""
+"""At least: enough to meet early and late observations without reading the whole store."""
 
 
 def _boot() -> str | None:
