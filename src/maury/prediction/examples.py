@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from maury.io.arrays import Float32Array, Float64Array
+from maury.io.arrays import Float32Array, Float64Array, Int64Array
 from maury.simulation.broadening import broadened
 from maury.simulation.companions import BandLayout, add_companions
 from maury.simulation.training_stars import TrainingStarSimulator
@@ -51,10 +51,10 @@ def with_companions(
     inputs: Inputs,
     labels: Float64Array,
     rng: np.random.Generator,
-) -> Inputs:
+) -> tuple[Inputs, Int64Array]:
     """Return those stars that find a companion among the others, with its light, unresolved.
 
-    Arguments as of `rotating`.
+    Arguments as of `rotating`. With them come their rows (n,) among the stars given.
     """
     known = np.asarray(np.isfinite(labels).all(axis=1))
     clean = _clean(star_simulator, inputs, labels)
@@ -74,7 +74,8 @@ def with_companions(
     # Pairs come in the order of the rows, so that a mask keeps it.
     own = take(inputs, chosen)
     flux = own.flux + (pairs.flux - clean[chosen])
-    return replace(own, flux=flux, observables=pairs.observables.astype(np.float32))
+    mixed = replace(own, flux=flux, observables=pairs.observables.astype(np.float32))
+    return mixed, np.flatnonzero(chosen)
 
 
 def _clean(

@@ -49,6 +49,9 @@ from maury.survey.store import Survey
 
 logger = logging.getLogger(__name__)
 
+Relearn = Callable[[Int64Array], TrainingStarSimulator]
+"""Learns a theory from the training stars among some rows (n,) of the survey."""
+
 
 AS_OBSERVED = DrawConfig(tail=0.0, widen=0.0)
 """Simulated stars as frequent as those of the labelled sample, each close to one of them."""
@@ -134,6 +137,7 @@ class UncertaintyModel(Labeller):
         inherited: Calibration | None = None,
         network: EnsembleNetwork | None = None,
         sample: LabelledSample | None = None,
+        relearn: Relearn | None = None,
     ) -> Self:
         """Learn from the labelled stars of a survey, and from simulated ones.
 
@@ -153,6 +157,9 @@ class UncertaintyModel(Labeller):
             That of the model, where it is loaded already.
         sample : LabelledSample, optional
             The labelled rows of the survey, where they are prepared already.
+        relearn : callable, optional
+            Learns the theory again from the training stars among some rows (n,) of the survey, for
+            a theory that knows the noise of the stars that it was learnt from.
 
         Raises
         ------
@@ -174,7 +181,8 @@ class UncertaintyModel(Labeller):
                 "%s: errors are calibrated as those of the source model: %s", model.path, error
             )
             calibration = inherited
-        coverage = _cover(model, network, star_simulator, stars)
+        theories = _Theories.of(model, star_simulator, stars, relearn)
+        coverage = _cover(model, network, theories, stars)
         return cls(network, star_simulator, calibration, coverage)
 
     def attach(self, model: Model) -> Model:
@@ -240,7 +248,7 @@ class UncertaintyModel(Labeller):
                 self.star_simulator,
                 inputs,
                 prediction,
-                None if star_id is None else star_numbers(star_id),
+                star=None if star_id is None else star_numbers(star_id),
             )
             scores = self.coverage.score(evidence)
             flags = self.coverage.flags(scores).astype(FLAG_DTYPE)
@@ -292,6 +300,7 @@ def complete(
     sample: LabelledSample,
     *,
     inherited: Calibration | None = None,
+    relearn: Relearn | None = None,
 ) -> Model:
     """Return a freshly trained model with its calibration and coverage, if its kind has them.
 
@@ -305,12 +314,19 @@ def complete(
         Labelled rows of the survey that trained it.
     inherited : Calibration, optional
         Of another model, for the case that too few validation stars are there.
+    relearn : callable, optional
+        As of `UncertaintyModel.fit`.
     """
     if "sky" not in model.attachments:
         return model
     try:
         fitted = UncertaintyModel.fit(
-            model, sample.survey, inherited=inherited, network=network, sample=sample
+            model,
+            sample.survey,
+            inherited=inherited,
+            network=network,
+            sample=sample,
+            relearn=relearn,
         )
         return fitted.attach(model)
     except TrainingError as error:
@@ -336,6 +352,8 @@ class _Labelled:
         Of each row; the answer is that of all networks.
     training : (n_star,) bool
         Which rows are of training stars.
+    rows : (n_star,) int64
+        Their numbers in the survey.
     """
 
     star_id: StrArray
@@ -343,6 +361,7 @@ class _Labelled:
     answer: Prediction
     inputs: Inputs
     training: BoolArray
+    rows: Int64Array
 
     @classmethod
     def read(
@@ -359,7 +378,7 @@ class _Labelled:
         sample = sample or LabelledSample.read(survey, model.preparation, rows)
         inputs = sample.prepared(rows)
         truth, answer = survey.labels(model.labels)[rows], network.predict(inputs)
-        return cls(star_id[rows], truth, answer, inputs, training[rows])
+        return cls(star_id[rows], truth, answer, inputs, training[rows], rows)
 
     def reobserved(
         self,
@@ -631,21 +650,79 @@ def _as_inputs(
     )
 
 
+@dataclass(frozen=True)
+class _Theories:
+    """What reconstructs the spectra of training stars: a theory that knows none of their noise.
+
+    A theory that is learnt from few stars follows the noise of each: the reconstruction of 164
+    spectra of the RAVE-like sample leaves .90 per pixel in the median, that of others 1.08, more
+    than any of the 164.
+
+    Attributes
+    ----------
+    whole : TrainingStarSimulator
+    parts : list of TrainingStarSimulator
+        Of each fold, learnt without it; none where theory does not know the noise of its stars.
+    fold : (n_star,) int64
+        Of each of the labelled stars.
+    """
+
+    whole: TrainingStarSimulator
+    parts: list[TrainingStarSimulator]
+    fold: Int64Array
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        whole: TrainingStarSimulator,
+        stars: _Labelled,
+        relearn: Relearn | None,
+    ) -> Self:
+        """Learn the theory without each fold, if it is a learnt one of few stars."""
+        named = stars.star_id != ""
+        fold = held_out_fold(stars.star_id, n_fold=_THEORY_FOLDS, seed=model.seed or 0)
+        fold = np.where(named, fold, np.arange(fold.size) % _THEORY_FOLDS)
+        few = stars.training.sum() <= _MOST_RELEARNT
+        if whole.learnt is None or relearn is None or not few:
+            return cls(whole, [], fold)
+        parts = [
+            relearn(stars.rows[stars.training & (fold != number)])
+            for number in range(_THEORY_FOLDS)
+        ]
+        return cls(whole, parts, fold)
+
+    def seen(self, labels: Float64Array, inputs: Inputs, rows: Int64Array) -> Float32Array:
+        """Reconstruction (n, n_pixel) of labelled stars, by row among these, from their labels."""
+        if not self.parts:
+            return self.whole.seen(labels, inputs.flux, inputs.ivar)
+        out = np.empty_like(inputs.flux)
+        for number, part in enumerate(self.parts):
+            mine = self.fold[rows] == number
+            out[mine] = part.seen(labels[mine], inputs.flux[mine], inputs.ivar[mine])
+        return out
+
+
+_THEORY_FOLDS = 5
+"""Each theory knows four fifths of the stars: with fewer folds it would be worse than the whole."""
+_MOST_RELEARNT = 5000
+"""Of more stars a theory of some eighty terms and thirty modes knows the noise to two percent, and
+to learn it five times again would take minutes."""
+
+
 def _cover(
-    model: Model,
-    network: EnsembleNetwork,
-    star_simulator: TrainingStarSimulator,
-    stars: _Labelled,
+    model: Model, network: EnsembleNetwork, theories: _Theories, stars: _Labelled
 ) -> CoverageModel | None:
     n_pixel = stars.inputs.flux.shape[1]
     rows = _few(stars.training & (stars.inputs.ivar > 0).any(axis=1), n_pixel)
     inputs, answer = take(stars.inputs, rows), stars.answer.rows(rows)
+    rotating, double = _examples(model, network, theories, stars)
+    seen = theories.seen(answer.mean, inputs, rows)
     star = star_numbers(stars.star_id[rows])
-    rotating, double = _examples(model, network, star_simulator, stars)
     try:
         return CoverageModel.fit(
-            _evidence(network, star_simulator, inputs, answer, star),
-            wave_aa=star_simulator.wave_aa,
+            _evidence(network, theories.whole, inputs, answer, star=star, seen=seen),
+            wave_aa=theories.whole.wave_aa,
             label_names=model.label_names,
             noise_correlation=inputs.noise_correlation,
             rotating=rotating,
@@ -664,25 +741,25 @@ def _few(chosen: BoolArray, n_pixel: int) -> Int64Array:
 
 
 def _examples(
-    model: Model,
-    network: EnsembleNetwork,
-    star_simulator: TrainingStarSimulator,
-    stars: _Labelled,
+    model: Model, network: EnsembleNetwork, theories: _Theories, stars: _Labelled
 ) -> tuple[Evidence | None, Evidence | None]:
     """Training stars that rotate, and with companions; None if networks take no photometry."""
     whole = _few(stars.training & np.isfinite(stars.truth).all(axis=1), stars.inputs.flux.shape[1])
     inputs, truth = take(stars.inputs, whole), stars.truth[whole]
-    if _sums(star_simulator, inputs) is None or not len(inputs):
+    simulator = theories.whole
+    if _sums(simulator, inputs) is None or not len(inputs):
         return None, None
     rng = np.random.default_rng(np.random.SeedSequence(model.seed or 0, spawn_key=(_EXAMPLE_KEY,)))
-    turning = examples.rotating(star_simulator, inputs, truth, rng)
-    double = examples.with_companions(star_simulator, inputs, truth, rng)
+    turning = examples.rotating(simulator, inputs, truth, rng)
+    double, chosen = examples.with_companions(simulator, inputs, truth, rng)
     if len(double) == 0:
         return None, None
-    first, second = (
-        _evidence(network, star_simulator, one, network.predict(one)) for one in (turning, double)
-    )
-    return first, second
+    found = []
+    for one, rows in ((turning, whole), (double, whole[chosen])):
+        answer = network.predict(one)
+        seen = theories.seen(answer.mean, one, rows)
+        found.append(_evidence(network, simulator, one, answer, seen=seen))
+    return found[0], found[1]
 
 
 def _evidence(
@@ -690,14 +767,18 @@ def _evidence(
     star_simulator: TrainingStarSimulator,
     inputs: Inputs,
     answer: Prediction,
+    *,
     star: Int64Array | None = None,
+    seen: Float32Array | None = None,
 ) -> Evidence:
+    if seen is None:
+        seen = star_simulator.seen(answer.mean, inputs.flux, inputs.ivar)
     return Evidence(
         flux=inputs.flux,
         ivar=inputs.ivar,
         snr=inputs.snr,
         labels=answer.mean,
-        reconstruction=star_simulator.seen(answer.mean, inputs.flux, inputs.ivar),
+        reconstruction=seen,
         views=_views(network, inputs),
         star=star,
         observables=_sums(star_simulator, inputs),

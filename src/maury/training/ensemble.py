@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors
@@ -22,6 +22,7 @@ from maury.model.split import (
     Split,
     held_out_fold,
 )
+from maury.prediction.uncertainty import Relearn
 from maury.simulation.learnt_theory import Synthetic
 from maury.spectra.absent import absent_sources
 from maury.survey.labelled_sample import LabelledSample, listed_rows
@@ -31,6 +32,7 @@ from maury.training.labelled_stars import (
     collect_stars,
     fingerprint,
     fit_star_simulator,
+    relearning,
     synthetic_of,
 )
 from maury.training.processes import MemberJob, Progress, Stage, WorkFolder, train_members
@@ -49,6 +51,15 @@ _LEAST_SHARED = 80
 """Training stars below which no fold is held out: ten stars a fold; chosen."""
 
 
+class Completing(Protocol):
+    """What makes a trained model whole."""
+
+    def __call__(
+        self, model: Model, sample: LabelledSample, *, relearn: Relearn | None = None
+    ) -> Model:
+        """Return the model with calibration, coverage and what else it needs."""
+
+
 @one_at_a_time("model")
 def train(
     survey: Survey | Path | str,
@@ -65,7 +76,7 @@ def train(
     progress: Progress | None = None,
     stage: Stage = logger.info,
     overwrite: bool = False,
-    complete: Callable[[Model, LabelledSample], Model] = lambda model, sample: model,
+    complete: Completing | None = None,
     finish: Callable[[Model, str], object] | None = None,
     source: SourceModel | None = None,
     divide: Callable[[Split, Int64Array], Split] | None = None,
@@ -104,7 +115,8 @@ def train(
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
     complete : callable
-        Given the trained model before it gets its name, and the prepared labelled rows; what it
+        Given the trained model before it gets its name, the prepared labelled rows, and, by the
+        name `relearn`, what makes its theory anew (`maury.prediction.uncertainty.Relearn`); what it
         returns is written.
     finish : callable, optional
         See `Model.save`.
@@ -170,7 +182,11 @@ def train(
         # A learnt theory needs no resolving power: what the settings state may not be the survey's.
         about["theory"] = {**asdict(theory), "resolving_power": survey.resolving_power}
     trained = assemble_model(folder, settings, stars, jobs, survey, seed, source, about)
-    result = complete(trained, stars.sample).save(path, overwrite=overwrite, finish=finish)
+    relearn = None
+    if settings.network.simulates and source is None:
+        relearn = relearning(stars, settings, source, synthetic)
+    completed = complete(trained, stars.sample, relearn=relearn) if complete else trained
+    result = completed.save(path, overwrite=overwrite, finish=finish)
     discard(folder.path, path)
     return result
 

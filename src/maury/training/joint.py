@@ -56,6 +56,7 @@ from maury.training.labelled_stars import (
     collect_stars,
     fingerprint,
     fit_star_simulator,
+    relearning,
     scaling_of,
     simulated_settings,
     synthetic_of,
@@ -658,7 +659,9 @@ def _completed(
                 sub, one.settings, stars, jobs, one.survey, seed, None, {"theory": one.theory}
             )
             completion = Completion()
-            whole = completion(trained, stars.sample)
+            synthetic = synthetic_of(stars, one.settings, seed)
+            relearn = relearning(stars, one.settings, None, synthetic)
+            whole = completion(trained, stars.sample, relearn=relearn)
             whole.save(done, overwrite=True, finish=completion.describe)
         models[one.name] = Model.open(done)
     return models

@@ -323,6 +323,25 @@ def fit_star_simulator(
     return source.extend(star_simulator, whole=np.asarray(np.isfinite(labels).all(axis=1)))
 
 
+def relearning(
+    stars: LabelledStars,
+    settings: EnsembleConfig,
+    source: SourceModel | None,
+    synthetic: Synthetic | None,
+) -> Callable[[Int64Array], TrainingStarSimulator]:
+    """Return what makes the theory anew from the training stars among some rows of the survey.
+
+    Arguments as of `fit_star_simulator`.
+    """
+
+    def relearn(rows: Int64Array) -> TrainingStarSimulator:
+        training = stars.parts["train"]
+        known = training[np.isin(stars.sample.rows[stars.rows[training]], rows)]
+        return fit_star_simulator(stars, known, settings, source, synthetic)
+
+    return relearn
+
+
 def synthetic_of(stars: LabelledStars, settings: EnsembleConfig, seed: int) -> Synthetic | None:
     """Read a theory of the user as the survey would see it."""
     training, inputs = simulated_settings(settings), stars.sample.inputs

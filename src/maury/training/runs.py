@@ -26,7 +26,7 @@ from maury.prediction.residual_calibration import with_residual_calibration
 from maury.prediction.self_check import with_self_check
 from maury.prediction.spectrum_likeness import with_likeness
 from maury.prediction.survey_check import with_common
-from maury.prediction.uncertainty import UncertaintyModel, complete
+from maury.prediction.uncertainty import Relearn, UncertaintyModel, complete
 from maury.survey.labelled_sample import LabelledSample
 from maury.survey.store import Survey
 from maury.training import ensemble
@@ -197,6 +197,8 @@ class Completion:
         model: Model,
         sample: LabelledSample,
         unseen: Callable[[], Unseen | None] | None = None,
+        *,
+        relearn: Relearn | None = None,
     ) -> Model:
         """Return a trained model with calibration, coverage, sample, self-check and audit.
 
@@ -209,6 +211,8 @@ class Completion:
         unseen : callable, optional
             Predicts stars that a method did not learn from; of networks, these are the validation
             stars.
+        relearn : callable, optional
+            As of `maury.prediction.uncertainty.complete`.
         """
         self._stage("calibrating errors, and learning what the sample covers")
         network = self.open(model, sample)
@@ -219,10 +223,16 @@ class Completion:
         # Threads gain little on small matrices, cost minutes on a busy machine, where they wait for
         # one another, and change last digits.
         with one_thread():
-            return self._completed(model, network, sample)
+            return self._completed(model, network, sample, relearn)
 
-    def _completed(self, model: Model, network: EnsembleNetwork, sample: LabelledSample) -> Model:
-        whole = complete(model, network, sample, inherited=self._inherited)
+    def _completed(
+        self,
+        model: Model,
+        network: EnsembleNetwork,
+        sample: LabelledSample,
+        relearn: Relearn | None,
+    ) -> Model:
+        whole = complete(model, network, sample, inherited=self._inherited, relearn=relearn)
         if "sky" not in whole.attachments:
             whole = with_residual_calibration(whole, _validation_stars(whole, network, sample))
             whole = with_likeness(whole, sample)

@@ -21,6 +21,7 @@ from maury.io.cluster import Cluster
 from maury.io.files import refuse_existing
 from maury.model.directory import THEORY_ONLY, Model
 from maury.model.output import Unseen
+from maury.prediction.uncertainty import Relearn
 from maury.simulation.mismatch import TheoryMismatch
 from maury.simulation.observing import TRAINING_CONDITIONS, ObservingModel
 from maury.simulation.surveys import Simulation, require_reached, simulate_survey, snr_of
@@ -60,8 +61,10 @@ class _OnTheory(Completion):
         model: Model,
         sample: LabelledSample,
         unseen: Callable[[], Unseen | None] | None = None,
+        *,
+        relearn: Relearn | None = None,
     ) -> Model:
-        whole = super().__call__(model, sample, unseen)
+        whole = super().__call__(model, sample, unseen, relearn=relearn)
         about = {
             "survey": self._survey.path.name,
             "mismatch": MISMATCH.model_dump(mode="json", exclude={"seed"}),
