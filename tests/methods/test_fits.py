@@ -183,6 +183,7 @@ def test_a_row_without_spectrum_is_nan_and_the_catalogue_says_how_errors_were_ma
     assert np.isfinite(found.labels[1]).all()
 
 
+@pytest.mark.slow
 def test_theory_serves_where_labels_are_few(tmp_path, tiny_survey):
     survey = Survey.open(tiny_survey)
     config = MethodConfig.resolve("payne", {"method": {"calibrate": False}})

@@ -491,6 +491,7 @@ def test_damaged_compressed_grids_are_named(tmp_path, change, said):
         read_ferre_grid(path, wave_aa=INNER)
 
 
+@pytest.mark.slow
 def test_a_markov_chain_gives_the_errors_of_the_covariance_where_that_is_right():
     place = 0.25 * places(40, 3) + 0.75 * places(4000, 9).mean(axis=0)
     made = GRIDS["cubic", 0]

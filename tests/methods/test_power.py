@@ -53,6 +53,7 @@ def biases(survey, name, power=None):
     return np.median(error, axis=0) / (scatter * np.sqrt(np.pi / (2 * len(error))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_labels_are_unbiased_at_the_resolving_power_of_the_survey(sharp_survey, name):
     """Median errors of Teff at R = 11 500, of 250 simulated stars, theory at 7500 and at 11 500:

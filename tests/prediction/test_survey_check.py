@@ -224,6 +224,7 @@ def test_a_change_is_told_of_beyond_its_threshold_and_beyond_its_error():
     assert SurveyCheck((change(0.04, 0.005),), 50).findings == ("lines (+- 0.005): so",)
 
 
+@pytest.mark.slow
 def test_a_survey_with_stronger_lines_is_told_of_and_one_like_the_training_sample_is_not(
     default_model, default_survey, tmp_path
 ):

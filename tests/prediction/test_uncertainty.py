@@ -331,6 +331,7 @@ def test_few_stars_hold_out_none(tmp_path, tiny_survey, monkeypatch):
     assert HELD_OUT_FOLDS not in model.training
 
 
+@pytest.mark.slow
 def test_a_hundred_labelled_stars_are_enough_for_calibrated_errors(tmp_path, monkeypatch):
     """Eight validate, and those that single networks held out do the rest."""
     monkeypatch.setattr(uncertainty, "N_SIMULATED", 400)

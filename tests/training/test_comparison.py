@@ -288,6 +288,7 @@ def test_spectra_are_made_anew_at_the_stated_snr(tiny_survey):
     np.testing.assert_array_equal(resimulated.column("parallax"), batch.column("parallax"))
 
 
+@pytest.mark.slow
 def test_scatter_is_told_in_units_of_the_least_that_simulated_spectra_allow(tiny_survey, tmp_path):
     found = compare(
         tiny_survey, tmp_path / "out", methods=("matisse", "gaufre"), config=QUICK, snr=(100.0,)

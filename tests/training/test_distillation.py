@@ -189,6 +189,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 @pytest.mark.parametrize("at", [2, 3])
 def test_a_killed_run_ends_with_the_same_bits(default_model, tmp_path, monkeypatch, at):

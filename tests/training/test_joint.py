@@ -218,6 +218,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, joint, surveys, monkeyp
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_survey_that_is_added_changes_no_other(tmp_path, joint, surveys, monkeypatch):
     monkeypatch.setattr(uncertainty, "N_SIMULATED", SMALL)
     one = surveys["one"]

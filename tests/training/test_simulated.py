@@ -240,6 +240,7 @@ def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, model, star_simulator
     assert not same(whole, run(model, star_simulator, seed=2, steps=100))
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, model, star_simulator):
     folder = WorkFolder(tmp_path)

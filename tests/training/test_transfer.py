@@ -267,6 +267,7 @@ def test_stars_keep_the_part_they_had_in_the_parent(default_model, default_surve
     assert isinstance(split, Split)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_taken_up_and_the_seed_decides(tmp_path, default_model, survey):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uncertainty, "N_SIMULATED", 200)

@@ -445,6 +445,7 @@ def test_a_size_is_refused_before_it_is_made(outcomes, name):
     assert outcome.cpu < CPU_SECONDS / 2, outcome
 
 
+@pytest.mark.slow
 def test_the_measure_sees_what_it_should(tmp_path):
     wide = "id\n" + "x" * 4000 + "\n" + "a\n" * 300_000
     (tmp_path / "t.csv").write_text(wide)

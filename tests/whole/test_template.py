@@ -80,6 +80,7 @@ def run(code: str, folder: Path, installed: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_part_of_the_template_works_by_its_name(tmp_path, installed):
     write_survey(tmp_path / "survey.zarr", n=300)
     (tmp_path / "stars").mkdir()
