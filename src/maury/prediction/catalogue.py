@@ -342,9 +342,11 @@ def count_flags(parts: Sequence[Path]) -> dict[str, int]:
     """Count the rows of parts with each flag, by its name; flags of no row are left out."""
     counts = dict.fromkeys(Flag, 0)
     for part in parts:
-        mask = read_table(part, ["flags"])["flags"].to_numpy()
-        for flag in counts:
-            counts[flag] += int(np.count_nonzero(mask & flag.value))
+        for chunk in read_table(part, ["flags"])["flags"].chunks:
+            # `to_numpy`, and any number given to pyarrow, would have pandas imported.
+            mask: Int64Array = np.from_dlpack(chunk)
+            for flag in counts:
+                counts[flag] += int(np.count_nonzero(mask & flag.value))
     return {str(flag.name): count for flag, count in counts.items() if count}
 
 

@@ -177,9 +177,10 @@ class _Parts:
         why = (
             "Is the noise of neighbouring pixels correlated, as resampling leaves it? Write its "
             "autocorrelation at lags of 1, 2, ... pixels, [0.0] for none. Without the key "
-            "that of RAVE is taken: errors are too large or too small where it is another."
+            "'maury ingest' measures it, if there are a hundred spectra of different S/N, and "
+            "says what it found."
         )
-        return Entry("noise_correlation", [*RAVE_CORRELATION], why, doubtful=True, off=True)
+        return Entry("noise_correlation", [*RAVE_CORRELATION], why, off=True)
 
     def _others(self) -> list[Entry]:
         others = [f"{name} ({why})" for name, why in self.seen.others]
