@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maury.errors import ConfigError, InputFileError
-from maury.io.arrays import AnyArray, Float64Array, arrow_array
+from maury.io.arrays import AnyArray, Float64Array, Int64Array, arrow_array
 from maury.io.files import writing
 from maury.io.parquet import n_rows, read_table, write_table
 from maury.labels import columns as columns_module
