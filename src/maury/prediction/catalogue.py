@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maury.errors import ConfigError, InputFileError
-from maury.io.arrays import AnyArray, Float64Array, Int64Array, arrow_array
+from maury.io.arrays import AnyArray, Float64Array, arrow_array
 from maury.io.files import writing
 from maury.io.parquet import n_rows, read_table, write_table
 from maury.labels import columns as columns_module
@@ -344,7 +344,7 @@ def count_flags(parts: Sequence[Path]) -> dict[str, int]:
     for part in parts:
         for chunk in read_table(part, ["flags"])["flags"].chunks:
             # `to_numpy`, and any number given to pyarrow, would have pandas imported.
-            mask: Int64Array = np.from_dlpack(chunk)
+            mask = np.asarray(np.from_dlpack(chunk), dtype=np.int64)
             for flag in counts:
                 counts[flag] += int(np.count_nonzero(mask & flag.value))
     return {str(flag.name): count for flag, count in counts.items() if count}
