@@ -75,7 +75,7 @@ def test_texts_in_nm_and_vacuum_that_a_log_joins(folder):
     assert [one["name"] for one in document["label"]] == ["ti_fe"]
     assert "README.txt" in found.text
     # Doubtful: nothing but resolution, rest frame and noise, which no file says.
-    assert found.n_check == 3
+    assert found.n_check == 2
     assert "# noise_correlation = [" in found.text
 
     survey = ingest_toml(folder / "survey.toml", folder / "out.zarr")
@@ -117,7 +117,7 @@ def test_nothing_is_overwritten(folder):
     with pytest.raises(OutputExists):
         init_survey(folder)
     assert (folder / "survey.toml").read_text() == "mine"
-    assert init_survey(folder, overwrite=True).n_check == 3
+    assert init_survey(folder, overwrite=True).n_check == 2
 
 
 def test_a_folder_without_spectra_says_what_it_holds(tmp_path):
@@ -262,7 +262,7 @@ def test_the_commands_write_a_figure_and_say_what_would_be_read(folder, capsys):
     init(folder)
     told = capsys.readouterr().out
     assert "12 spectra of 6 stars" in told
-    assert "3 guesses to check" in told
+    assert "2 guesses to check" in told
     assert (folder / "survey.png").read_bytes().startswith(b"\x89PNG")
     check(folder / "survey.toml")
     assert "12 of 12" in capsys.readouterr().out
