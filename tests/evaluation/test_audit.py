@@ -11,7 +11,7 @@ from builders.surveys import copy_survey
 from builders.training_survey import write_survey
 from maury.cli import app as cli
 from maury.errors import MauryError
-from maury.evaluation.audit import WITHOUT, audit
+from maury.evaluation.audit import WITHOUT, _verdict, audit
 from maury.evaluation.audit_report import (
     ALL,
     CONTROL,
@@ -19,6 +19,7 @@ from maury.evaluation.audit_report import (
     PHOTOMETRY,
     SHUFFLED,
     SPECTRUM,
+    Case,
     audit_metadata,
     differences,
     metadata_grounds,
@@ -408,3 +409,24 @@ def test_a_survey_on_another_grid_is_refused_in_words(tmp_path, default_model, c
     assert found.exception is None or isinstance(found.exception, (SystemExit, MauryError)), (
         found.exception
     )
+
+
+@pytest.mark.parametrize(
+    ("control", "spread", "verdict"),
+    [
+        (0.107, 0.03, "unknown"),
+        (0.107, 0.004, "inferred"),
+        (0.050, 0.03, "measured"),
+        (0.112, 0.002, "inferred"),
+    ],
+)
+def test_stars_that_are_not_alike_call_no_label_inferred(control, spread, verdict) -> None:
+    """A star's own spectrum leaves .041; those of stars alike in other labels, some .11."""
+    sizes = {ALL: 0.041, CONTROL: control, SHUFFLED: 0.115}
+    cases = {name: Case(name, 0.0, size, 0.01) for name, size in sizes.items()}
+    rng = np.random.default_rng(3)
+    draws = np.array([*sizes.values()]) * (1.0 + spread * rng.standard_normal((400, 3)))
+    gain, error, basis, found = _verdict(cases, draws)
+    assert (basis, found) == (SHUFFLED, verdict)
+    assert gain == pytest.approx(1.0 - control / 0.115)
+    assert error == pytest.approx(control / 0.115 * spread * np.sqrt(2.0), rel=0.15)

@@ -192,7 +192,9 @@ def test_configurations_are_frozen():
 def test_another_grid_is_refused_with_the_remedy():
     batch = made_up_batch()
     short = Batch(Spectra.from_arrays(WAVE[:900], batch.spectra.flux[:, :900]), dict(batch.columns))
-    with pytest.raises(GridMismatch, match=r"expects 912 pixels.*got 900 pixels.*give spectra on this grid"):
+    with pytest.raises(
+        GridMismatch, match=r"expects 912 pixels.*got 900 pixels.*give spectra on this grid"
+    ):
         Preparation.published().apply(short)
     vacuum = Spectra.from_arrays(WAVE, batch.spectra.flux, medium="vacuum")
     with pytest.raises(GridMismatch, match="vacuum"):

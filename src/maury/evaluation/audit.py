@@ -460,8 +460,17 @@ def _verdict(cases: Mapping[str, Case], draws: Float64Array) -> tuple[float, flo
     below = draws[:, names.index(basis)]
     # A draw of few stars may have one star only, whose scatter is 0.
     ratio = draws[:, names.index(better)] / np.where(below > 0, below, np.nan)
+    error = float(np.nanstd(ratio))
     verdict: Verdict = "measured" if gain >= LEAST_GAIN else "inferred"
-    return gain, float(np.nanstd(ratio)), basis, verdict
+    unequal = basis == SHUFFLED and cases[CONTROL].scatter > _UNLIKE * cases[ALL].scatter
+    if unequal and verdict == "inferred" and gain + 2.0 * error >= LEAST_GAIN:
+        verdict = "unknown"
+    return gain, error, basis, verdict
+
+
+_UNLIKE = 1.5
+"""Spectra of like stars that raise the scatter by more are of stars that are not alike: what they
+add covers what the label adds, and a gain that is small by it tells nothing. Chosen."""
 
 
 def _star_numbers(star_id: StrArray) -> Int64Array:

@@ -66,7 +66,8 @@ class LabelAudit:
     gain, gain_error : float
         1 - scatter / scatter in the case of `basis`, and its sampling error.
     verdict : {"measured", "inferred", "unknown"}
-        Measured if the gain is at least `LEAST_GAIN`; unknown if nothing could be compared.
+        Measured if the gain is at least `LEAST_GAIN`; unknown if nothing could be compared, or if
+        the stars whose spectra are exchanged are too few to be alike, and the gain may be as large.
     response, response_error : float
         What an estimate moves by if the spectrum is that of a star with a label higher by one
         unit, the others being equal, by regression; and its error. 1 if the label is read from
