@@ -39,6 +39,8 @@ def adapted(default_model, stronger, tmp_path_factory):
         done = CliRunner().invoke(app, _command(default_model, stronger, path))
     assert done.exit_code == 0, done.output
     assert "stronger" in done.output
+    assert "measuring what the stars of the survey have in common" in done.output
+    assert "training 2 networks" in done.output
     return path
 
 

@@ -208,7 +208,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, joint, surveys, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train_joint(surveys, path, progress=stop, **settings)
     assert not path.exists()
-    again = train_joint(surveys, path, **settings)
+    told = []
+    again = train_joint(surveys, path, stage=told.append, **settings)
+    expected = ["looking for", "theory of", "reading", "fitting", "training", "calibrating"]
+    steps = [next((k for k, text in enumerate(told) if word in text), -1) for word in expected]
+    assert steps == sorted(steps)
+    assert min(steps) >= 0
     assert {k: v.tobytes() for k, v in again.arrays.items()} == {
         k: v.tobytes() for k, v in joint.arrays.items()
     }

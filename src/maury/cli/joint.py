@@ -41,7 +41,7 @@ def train(
     """
     from maury.training.joint import train_joint
 
-    with terminal.member_bars() as (progress, _):
+    with terminal.member_bars() as (progress, stage):
         model = train_joint(
             _named(surveys),
             out,
@@ -50,6 +50,7 @@ def train(
             config=config,
             n_processes=processes,
             progress=progress,
+            stage=stage,
             overwrite=overwrite,
         )
     terminal.say(model)
@@ -81,7 +82,7 @@ def add(
     from maury.training.joint import add_survey
 
     ((name, path),) = _named([survey]).items()
-    with terminal.member_bars() as (progress, _):
+    with terminal.member_bars() as (progress, stage):
         model = add_survey(
             joint,
             name,
@@ -92,6 +93,7 @@ def add(
             config=config,
             n_processes=processes,
             progress=progress,
+            stage=stage,
             overwrite=overwrite,
         )
     terminal.say(model)

@@ -88,7 +88,7 @@ def adapt(
     """
     from maury.training.adaptation import adapt
 
-    with terminal.member_bars() as (progress, _):
+    with terminal.member_bars() as (progress, stage):
         adapted = adapt(
             model,
             survey,
@@ -97,6 +97,7 @@ def adapt(
             config=config,
             n_processes=processes,
             progress=progress,
+            stage=stage,
             overwrite=overwrite,
         )
     terminal.say(adapted)

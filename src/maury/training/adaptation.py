@@ -43,7 +43,7 @@ from maury.spectra.batch import Readable
 from maury.spectra.preparation import Inputs
 from maury.survey.opening import open_survey
 from maury.training.ensemble import member_jobs
-from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
+from maury.training.processes import MemberJob, Progress, Stage, WorkFolder, train_members
 from maury.training.settings import EnsembleConfig
 from maury.training.source_model import SourceModel, source_training
 from maury.training.transfer import TRAINING
@@ -93,6 +93,7 @@ def adapt(
     n_processes: int | None = None,
     cluster: Cluster | None = None,
     progress: Progress | None = None,
+    stage: Stage = logger.info,
     overwrite: bool = False,
 ) -> Model:
     """Adapt a model to a survey without labels.
@@ -117,6 +118,8 @@ def adapt(
         Workers to train the members on, in place of processes here.
     progress : callable, optional
         Called with a `maury.training.processes.MemberEvent` after each epoch of each member.
+    stage : callable
+        Told what is done next.
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
 
@@ -144,6 +147,7 @@ def adapt(
     source = SourceModel.of(model if isinstance(model, Model) else Model.open(model))
     survey = open_survey(survey) if isinstance(survey, Path | str) else survey
     settings = _settings(source, config)
+    stage("measuring what the stars of the survey have in common")
     found = _adapted(source, survey)
     key = f"{source.model.checksum} {survey.fingerprint} {seed} {settings.to_json()}"
     holds = "an adaptation of another model or survey"
@@ -154,6 +158,7 @@ def adapt(
             folder.put_start(number, start)
         folder.put_star_simulator(found.simulator, source.model.scaling)
     jobs = member_jobs(folder, settings, seed)
+    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     train_members(
         jobs,
         n_processes=n_processes or n_members,
@@ -161,6 +166,7 @@ def adapt(
         cluster=cluster,
     )
     trained = _assemble(folder, source, found, jobs, settings, survey, seed)
+    stage("calibrating errors, and measuring what later surveys are compared with")
     result = _complete(trained, source, found, seed).save(path, overwrite=overwrite)
     add_card(result, None)
     discard(folder.path, path)

@@ -61,7 +61,7 @@ from maury.training.labelled_stars import (
     simulated_settings,
     synthetic_of,
 )
-from maury.training.processes import MemberJob, Progress, WorkFolder, train_members
+from maury.training.processes import MemberJob, Progress, Stage, WorkFolder, train_members
 from maury.training.runs import Completion
 from maury.training.settings import EnsembleConfig, resolve
 from maury.training.simulated import LEARNT_STEPS, SimulatedTraining
@@ -104,6 +104,7 @@ def train_joint(
     config: Mapping[str, Any] | Path | str | None = None,
     n_processes: int | None = None,
     progress: Progress | None = None,
+    stage: Stage = logger.info,
     overwrite: bool = False,
 ) -> JointModel:
     """Train one model for several surveys on their labelled stars.
@@ -132,6 +133,8 @@ def train_joint(
         Networks trained at a time, one thread each; as many as there are processors by default.
     progress : callable, optional
         Called with a `maury.training.processes.MemberEvent` after each epoch of each network.
+    stage : callable
+        Told what is done next.
     overwrite : bool
         Replace an existing model, and discard a partial one of other settings.
 
@@ -163,10 +166,11 @@ def train_joint(
             "with 'maury train'"
         )
     opened = _opened(surveys)
+    stage("looking for stars that the surveys have in common")
     common = CommonStars.of(opened)
     parts = division(common, _settings(config, opened)[next(iter(opened))], seed)
     found = [
-        _prepared(name, common, settings, seed, parts[name])
+        _prepared(name, common, settings, seed, parts[name], stage)
         for name, settings in _settings(config, opened, members).items()
     ]
     _check_observables(found)
@@ -177,8 +181,10 @@ def train_joint(
     )
     scaling = _common_scaling(found, settings.labels)
     folder = _work(path, found, settings, seed, overwrite)
+    stage("fitting the theory of each survey to its labelled stars")
     _put_simulators(folder, found, settings, scaling, seed)
     jobs = _jobs(folder, found[0].settings, seed, settings)
+    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     train_members(
         jobs,
         n_processes=min(n_processes or os.cpu_count() or 1, len(jobs)),
@@ -191,12 +197,13 @@ def train_joint(
         "added": [],
     }
     networks = [_rebuilt(folder, found, settings, job.member) for job in jobs]
-    models = _completed(folder, found, settings, scaling, jobs, networks, seed)
+    models = _completed(folder, found, settings, scaling, jobs, networks, seed, stage)
     arrays: dict[str, AnyArray] = scaling_arrays(scaling.labels)
     for number, network in enumerate(networks):
         shared = network.shared_weights().items()
         arrays |= {shared_name(number, key): value.numpy() for key, value in shared}
     joint_model = JointModel(models, _labels(found), arrays, about)
+    stage("calibrating errors of stars that several surveys saw")
     arrays |= calibrate_sets(joint_model, common)
     _write(joint_model, path, overwrite)
     discard(folder.path, path)
@@ -215,6 +222,7 @@ def add_survey(
     config: Mapping[str, Any] | Path | str | None = None,
     n_processes: int | None = None,
     progress: Progress | None = None,
+    stage: Stage = logger.info,
     overwrite: bool = False,
 ) -> JointModel:
     """Add a survey to a joint model, whose answers to its own surveys stay as they are.
@@ -239,10 +247,10 @@ def add_survey(
         without them such stars are answered from one of their surveys.
     seed : int
         Of the split of stars that the model does not know, and of the networks.
-    config, n_processes, progress, overwrite
-        Settings of the new survey, networks trained at a time, progress, and whether `out` may be
-        replaced, all of which `train_joint` explains. Steps are `STEPS_PER_SET` for each set of
-        surveys that has the new one.
+    config, n_processes, progress, stage, overwrite
+        Settings of the new survey, networks trained at a time, progress, what is told of each
+        step, and whether `out` may be replaced, all of which `train_joint` explains. Steps are
+        `STEPS_PER_SET` for each set of surveys that has the new one.
 
     Returns
     -------
@@ -270,7 +278,7 @@ def add_survey(
         )
     # The new survey's labels are moved by those of the surveys that are given, if any.
     common = CommonStars.of({n: opened[n] for n in (*source.names, name) if n in opened})
-    found = _new_member(source, name, common, config, seed)
+    found = _new_member(source, name, common, config, seed, stage)
     olds = {n: TrainingStarSimulator.of_model(model) for n, model in source.models.items()}
     sets = tuple(one for one in sets_of([*source.names, name]) if name in one)
     steps = _training(found, config, len(sets)).steps
@@ -285,8 +293,10 @@ def add_survey(
     scaling = Scaling(source.models[source.names[0]].scaling.observables, label_scaling(source))
     folder = _work(path, [found], settings, seed, overwrite)
     before = rebuilt_networks(source)
+    stage("fitting the theory of the new survey to its labelled stars")
     _put_added(folder, found, olds, before, settings, scaling, seed)
     jobs = _jobs(folder, found.settings, seed, settings)
+    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     train_members(
         jobs,
         n_processes=min(n_processes or os.cpu_count() or 1, len(jobs)),
@@ -294,7 +304,7 @@ def add_survey(
     )
     n_pixel = {n: model.n_pixel for n, model in source.models.items()}
     networks = [_rebuilt(folder, [found], settings, job.member, n_pixel=n_pixel) for job in jobs]
-    models = _completed(folder, [found], settings, scaling, jobs, networks, seed)
+    models = _completed(folder, [found], settings, scaling, jobs, networks, seed, stage)
     about = {**source.about, "added": [*source.about.get("added", []), name]}
     joint_model = JointModel({**source.models, **models}, source.labels, dict(source.arrays), about)
     if others:
@@ -311,6 +321,7 @@ def _new_member(
     common: CommonStars,
     config: Mapping[str, Any] | Path | str | None,
     seed: int,
+    stage: Stage,
 ) -> _Member:
     """Prepare a survey that is to be added, with the labels and the members of the model."""
     survey = common.surveys[name]
@@ -345,7 +356,7 @@ def _new_member(
         records = [model.split for model in source.models.values()]
         return with_known_parts(split, records, survey.stars.take(rows))
 
-    return _prepared(name, common, settings, seed, divide)
+    return _prepared(name, common, settings, seed, divide, stage)
 
 
 def _recorded(model: Model, steps: int) -> SimulatedTraining:
@@ -498,9 +509,12 @@ def _prepared(
     settings: EnsembleConfig,
     seed: int,
     divide: Callable[[Split, Int64Array], Split],
+    stage: Stage,
 ) -> _Member:
     survey = common.surveys[name]
     theory = settings.theory_of(survey)
+    stage(f"{name}: theory of the simulated stars: {theory.name}, as {theory.reason}")
+    stage(f"{name}: reading and preparing the labelled stars")
     settings = settings.seen_in(survey, theory=theory.name)
     nothing = np.zeros(len(survey), dtype=np.bool_)
     try:
@@ -642,6 +656,7 @@ def _completed(
     jobs: list[MemberJob],
     networks: list[JointNetwork],
     seed: int,
+    stage: Stage,
 ) -> dict[str, Model]:
     """Make a model of each survey's stage: calibrated, covered and audited like any other."""
     models = {}
@@ -658,7 +673,8 @@ def _completed(
             trained = assemble_model(
                 sub, one.settings, stars, jobs, one.survey, seed, None, {"theory": one.theory}
             )
-            completion = Completion()
+            stage(f"{one.name}: its own model")
+            completion = Completion(stage=stage)
             synthetic = synthetic_of(stars, one.settings, seed)
             relearn = relearning(stars, one.settings, None, synthetic)
             whole = completion(trained, stars.sample, relearn=relearn)

@@ -269,7 +269,9 @@ def _laid_out(figure: Figure) -> Iterator[None]:
     engine = figure.get_layout_engine()
     if engine is not None and figure.axes:
         engine.execute(figure)
-    figure.set_layout_engine("none")
+    # Not "none": that stands for an engine, for which each file is drawn twice.
+    with matplotlib.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
     try:
         yield
     finally:
