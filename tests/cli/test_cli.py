@@ -96,6 +96,7 @@ def test_the_whole_journey(tmp_path):
     assert json.loads((tmp_path / "s.json").read_text())["lines"][0]["name"] == "nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -24,6 +24,7 @@ def forbidden() -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not forbidden(), reason="needs a directory that root cannot write either")
 def test_every_command_that_writes_says_so_in_one_line(tmp_path):
     write_survey(tmp_path / "survey.zarr", n=80)

@@ -55,6 +55,7 @@ def maury_command(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_terminal_in_ascii_shows_other_letters_as_escapes(tmp_path):
     shutil.copytree(GOLDEN / "observed.zarr", tmp_path / "súrvey.zarr")
     done = maury_command("info", tmp_path / "súrvey.zarr", PYTHONIOENCODING="ascii", PYTHONUTF8="0")

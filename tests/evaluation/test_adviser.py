@@ -27,6 +27,9 @@ from maury.prediction import uncertainty
 from maury.report.figures import coverage_map
 from maury.survey.store import Survey
 
+# The model that all of these look at is trained for them.
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_adviser.py"
 
 
@@ -302,7 +305,6 @@ def test_command_line_draws_the_map(default_model, observed_survey, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_suggestions_lower_the_error_where_coverage_is_poor(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("check_adviser", SCRIPT)
     script = importlib.util.module_from_spec(spec)

@@ -283,6 +283,7 @@ def test_every_case_of_the_default_network(default) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_report_says_on_which_inputs_it_stands(
     default, default_model, default_survey, tmp_path
 ):
@@ -370,6 +371,7 @@ def test_spectra_can_lie_in_the_model_directory(default, default_model, tmp_path
     assert saved.attachments["audit"].metadata == said
 
 
+@pytest.mark.slow
 def test_figures_show_the_audit(default, published) -> None:
     for report in (default, published):
         figure = figures.audit_figure(report)
@@ -387,6 +389,7 @@ def test_figures_show_the_audit(default, published) -> None:
     assert "Mg" in [t.get_text() for t in figure.axes[LABEL_NAMES.index("mg_fe")].texts]
 
 
+@pytest.mark.slow
 def test_the_command(default_model, default_survey, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("maury.evaluation.audit.star_types", lambda names: ("red clump giant",))
     arguments = ["audit", default_model, default_survey]

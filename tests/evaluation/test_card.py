@@ -223,6 +223,7 @@ def test_a_model_whose_survey_cannot_be_measured_still_gets_a_card(model, tmp_pa
     assert "no figures" in caplog.text
 
 
+@pytest.mark.slow
 def test_methods_have_cards_too(tmp_path, tiny_survey):
     model = maury.train(tiny_survey, tmp_path / "cannon.model", method="cannon")
     card = read_card(model)

@@ -148,6 +148,7 @@ def test_models_without_calibrated_errors_and_surveys_without_labels_are_refused
         find_suspects(default_model, tiny_survey, n_sigma=0)
 
 
+@pytest.mark.slow
 def test_the_command_lists_and_training_leaves_out(default_model, mismatched, tmp_path):
     path, rows = mismatched
     out = tmp_path / "suspects.csv"
@@ -170,6 +171,7 @@ def test_the_command_lists_and_training_leaves_out(default_model, mismatched, tm
     assert "left out by name" not in whole.training["dropped"]
 
 
+@pytest.mark.slow
 def test_a_method_leaves_them_out_as_well(mismatched, tmp_path):
     path, rows = mismatched
     survey = Survey.open(path)

@@ -72,6 +72,7 @@ def test_the_fingerprint_follows_the_store(in_memory, observed_survey):
     assert Survey.open(in_memory).fingerprint != before
 
 
+@pytest.mark.slow
 def test_a_web_server_serves_a_store(tmp_path, observed_survey):
     pytest.importorskip("aiohttp")
     shutil.copytree(observed_survey, tmp_path / "observed.zarr")

@@ -111,6 +111,7 @@ def assert_same_files(path, other):
     assert files == others
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 def test_a_cluster_predicts_what_one_process_does(
     tmp_path, cluster, local, tiny_model, observed_survey
@@ -138,6 +139,7 @@ def test_other_libraries_read_the_parts_as_one_table(tmp_path, local, tiny_model
     assert_same(Catalogue.read(out), local)
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 def test_members_train_on_workers_to_the_same_bits(tmp_path, cluster, tiny_model, tiny_survey):
     heard = []
@@ -161,6 +163,7 @@ def test_members_train_on_workers_to_the_same_bits(tmp_path, cluster, tiny_model
     }
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 def test_simulated_bytes_do_not_depend_on_the_cluster(tmp_path, monkeypatch, cluster):
     monkeypatch.setattr("maury.survey.writer.COLUMN_CHUNK_STARS", 256)
@@ -199,6 +202,7 @@ def test_a_lost_worker_costs_its_task_alone(tmp_path, site, cluster):
     assert str(killed[0][1]) != Path(tasks[0][1]).read_text()
 
 
+@pytest.mark.slow
 def test_kill_of_a_worker_midway_leaves_the_catalogue_as_it_is(
     tmp_path, site, cluster, local, tiny_model, observed_survey
 ):

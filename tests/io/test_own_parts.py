@@ -65,12 +65,14 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_a_network_of_an_installed_package_is_loaded_when_it_is_asked_for(tmp_path):
     install(tmp_path)
     path = os.pathsep.join([str(tmp_path), *sys.path])
     assert run("-c", LOOK, PYTHONPATH=path).stdout == "False LineConfig\n"
 
 
+@pytest.mark.slow
 def test_a_network_of_a_named_module_is_known_to_other_processes_and_no_other_is(tmp_path):
     (tmp_path / "own_line.py").write_text(MODULE)
     path = os.pathsep.join([str(tmp_path), *sys.path])

@@ -47,6 +47,7 @@ print(refused, 8 * length)
 """
 
 
+@pytest.mark.slow
 def test_no_damaged_footer_ends_the_process(tmp_path):
     command = [sys.executable, "-c", DAMAGE, str(tmp_path / "t.parquet")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -79,6 +79,7 @@ def test_other_kinds(text, target, factor):
     assert to_unit(np.array([2.0]), text, target) == pytest.approx(2.0 * factor, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_every_word_means_the_unit_that_it_is_listed_under():
     for word, unit in _SPELLED.items():
         texts = (word, word.upper(), word.title()) if word.isascii() else (word,)

@@ -43,6 +43,7 @@ def test_pools_have_one_thread_within_and_their_own_afterwards(usual):
         torch.set_num_threads(before_all)
 
 
+@pytest.mark.slow
 def test_libraries_loaded_within_are_limited_and_freed_too():
     script = """
         import os

@@ -55,6 +55,7 @@ def check(method, test, *, most=0.35, calibrated=2.0):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("names", [TWO, FIVE], ids=["2", "5"])
 def test_any_labels_are_learnt_in_any_window(name, names):
@@ -79,6 +80,7 @@ def test_fourteen_labels_are_learnt(name):
     assert (found.sigma[np.isfinite(found.labels)] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_missing_labels_are_estimated_and_no_star_is_lost(name):
     """Of five labels 30 % each are missing, so that 17 % of the stars have all of them."""
@@ -92,6 +94,7 @@ def test_missing_labels_are_estimated_and_no_star_is_lost(name):
     assert scatter[1] < 1.5 * scatter[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_masked_pixels_are_missing_in_any_window(name):
     method, test = trained(name, made(FIVE, 500, 1)), made(FIVE, 150, 2)
@@ -201,6 +204,7 @@ def test_space_counts_lines_and_gives_limits():
     assert np.isnan(method.apply(masked).further["n_lines_mg"]).all()
 
 
+@pytest.mark.slow
 def test_space_fits_the_width_of_lines():
     """Spectra of a fifth more width: fitted, labels hold; not fitted, they move."""
     sample = made(FIVE, 400, 1)
@@ -218,6 +222,7 @@ def test_space_fits_the_width_of_lines():
     assert moved[0] < 0.9 * moved[1]
 
 
+@pytest.mark.slow
 def test_columns_of_a_method_of_its_own_stand_in_its_catalogues(tmp_path):
     survey = write_survey(tmp_path / "s.zarr", n=400, resolving_power=3500)
     model = train(survey, tmp_path / "m", method="space", seed=1)
@@ -240,6 +245,7 @@ def test_columns_of_a_method_of_its_own_stand_in_its_catalogues(tmp_path):
         _ = damaged.further_columns
 
 
+@pytest.mark.slow
 def test_matisse_learns_from_noise_free_spectra_of_theory():
     sample, test = made(FIVE, 500, 1, snr=30.0), made(FIVE, 200, 2)
     scatter = []

@@ -238,6 +238,7 @@ def test_rows_without_pixels_are_nan_and_rows_are_independent(trained):
     assert len(trained.apply(inputs_of(flux[:0], ivar[:0]))) == 0
 
 
+@pytest.mark.slow
 def test_several_starts_find_the_lowest_minimum_that_one_misses():
     """A model whose quadratic terms rule: two labels give much the same spectrum."""
     rule = np.random.default_rng(21)

@@ -169,6 +169,7 @@ def test_it_survives_saving(trained):
     np.testing.assert_array_equal(again.apply(seen).flags, method.apply(seen).flags)
 
 
+@pytest.mark.slow
 def test_the_weight_of_a_label_is_its_own():
     """D_scale: a label of weight zero is as free as without theory, the others are not."""
     sample = sample_of(*stars(300, 2), names=NAMES)

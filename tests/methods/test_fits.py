@@ -158,6 +158,7 @@ def test_an_external_gravity_is_kept_or_weighed(payne, stars):
     assert missing.labels == pytest.approx(free.labels)
 
 
+@pytest.mark.slow
 def test_an_external_column_is_taken_from_the_survey(tmp_path, default_survey):
     config = {"method": {"external": ["logg"], **SMALL_AXES}}
     model = train(default_survey, tmp_path / "m", method="ferre", config=config)
@@ -169,6 +170,7 @@ def test_an_external_column_is_taken_from_the_survey(tmp_path, default_survey):
     assert (table["logg_formal_error"] <= error).all()
 
 
+@pytest.mark.slow
 def test_a_row_without_spectrum_is_nan_and_the_catalogue_says_how_errors_were_made(
     tmp_path, default_survey
 ):

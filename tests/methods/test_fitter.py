@@ -179,6 +179,7 @@ def test_masked_pixels_leave_the_fit_as_dense_least_squares_does(kind, reuse):
         assert found.n_freedom[row] == good.sum() - 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MASKS)
 def test_quoted_errors_hold_and_grow_under_masks(kind):
     truth, flux, ivar = spectra(1500, 30, sigma=0.01, noise=correlated)

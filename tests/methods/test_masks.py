@@ -247,6 +247,7 @@ def test_completed_spectra_may_have_any_level():
     assert np.abs(one.flux - flux[:20])[:, 30:40].std() < 2 / 60
 
 
+@pytest.mark.slow
 def test_iron_lines_that_are_too_few_leave_the_library_as_it_is(survey):
     config = MethodConfig.resolve("gaufre", {"method": {**SMALL_AXES, "mode": "ew"}})
     stars = collect(survey, LABEL_NAMES, preparation=config.preparation, split=config.split, seed=0)

@@ -44,6 +44,7 @@ def scatters(method, test):
     return error, np.array([robust_sigma(column) for column in (error / found.sigma).T])
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_spectra_that_it_is_given():
     rng = np.random.default_rng(1)
     labels = np.column_stack([rng.uniform(4200, 5800, 900), rng.uniform(2, 4, 900)])
@@ -69,6 +70,7 @@ def test_spectra_of_the_user_alone_give_labels_that_they_have(tmp_path):
     assert ((z > 0.75) & (z < 1.3)).all()
 
 
+@pytest.mark.slow
 def test_stars_correct_theory_of_the_user_unless_it_is_taken_as_it_is(tmp_path):
     """Lines of the grid are a tenth too strong."""
     path = library(tmp_path / "grid.npz", stronger=1.1)
@@ -82,6 +84,7 @@ def test_stars_correct_theory_of_the_user_unless_it_is_taken_as_it_is(tmp_path):
     assert bias[1] < 0.3 * bias[0]
 
 
+@pytest.mark.slow
 def test_a_network_of_the_payne_is_read_and_fitted(tmp_path):
     """As the authors' code writes it; here one of ours, turned round."""
     rng = np.random.default_rng(1)

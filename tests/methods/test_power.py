@@ -123,6 +123,7 @@ def test_the_resolving_power_is_stored_and_earlier_files_read_as_7500(sharp_surv
     assert method_class("cannon").earlier_power is None
 
 
+@pytest.mark.slow
 def test_prediction_tells_of_another_resolving_power(
     tmp_path, default_survey, sharp_survey, caplog
 ):
@@ -136,6 +137,7 @@ def test_prediction_tells_of_another_resolving_power(
     assert "7500" in told
 
 
+@pytest.mark.slow
 def test_fits_take_the_noise_of_the_spectra_to_predict(tmp_path, default_survey):
     model = train(default_survey, tmp_path / "m", method="ferre", config={"method": SMALL})
     survey, method = Survey.open(default_survey), load_method(model)
@@ -152,6 +154,7 @@ def test_fits_take_the_noise_of_the_spectra_to_predict(tmp_path, default_survey)
     assert np.nanmedian(white.sigma[:, 0] / method.apply(inputs).sigma[:, 0]) < 0.95
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_follow_the_noise_says_so(
     tmp_path, default_survey, caplog, monkeypatch
 ):
@@ -175,6 +178,7 @@ def test_a_method_that_cannot_follow_the_noise_says_so(
     assert "(0.44, 0.0544)" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_self_check_is_made_with_the_noise_of_its_survey(tmp_path):
     observing = TRAINING_CONDITIONS.with_noise((-0.2,))
     survey = simulate_survey(

@@ -156,6 +156,7 @@ def test_blocks_of_a_prediction_are_whole_blocks_of_the_engine():
     assert BLOCK_STARS % BLOCK_ROWS == 0
 
 
+@pytest.mark.slow
 def test_so_it_is_with_the_vectors_of_older_processors():
     narrow = {
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -189,6 +190,7 @@ def test_inputs_are_left_as_they_are_and_a_bad_star_harms_no_other():
     np.testing.assert_array_equal(np.delete(answer, 7, 1), np.delete(good, 7, 1))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     n_in=st.integers(1, 6),
@@ -275,6 +277,7 @@ def test_engines_are_chosen_by_name_and_by_what_is_installed(monkeypatch):
         make_engine("compiled", config, networks, **sizes)
 
 
+@pytest.mark.slow
 def test_published_networks_agree_within_their_tolerance(shared, tmp_path):
     from maury.model.keras import import_keras
     from maury.spectra.preparation import Inputs

@@ -45,6 +45,7 @@ def assert_agrees(model, files, flux, observables, tolerance):
     assert np.abs((error - expected.std(axis=0, ddof=1)) / span).max() < tolerance
 
 
+@pytest.mark.slow
 def test_made_up_networks_agree_with_the_oracle(tmp_path):
     files = [
         write(tmp_path / f"n{k}.h5", graph(tag), seed=k) for k, tag in enumerate(("", "_7", "x"))
@@ -53,6 +54,7 @@ def test_made_up_networks_agree_with_the_oracle(tmp_path):
     assert_agrees(model, files, *stars(20), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_released_networks_agree_with_the_oracle(shared, tmp_path):
     directory = shared / "data" / "published_networks"
     model = import_keras(directory, tmp_path / "m")
@@ -96,6 +98,7 @@ def changed(**changes):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -119,6 +122,7 @@ def test_other_networks_are_refused(tmp_path, config, said):
         read_keras(write(tmp_path / "n.h5", config))
 
 
+@pytest.mark.slow
 def test_a_loop_in_the_graph_is_refused(tmp_path):
     config = graph()
     drop = next(one for one in config["layers"] if one["name"] == "drop")
@@ -133,6 +137,7 @@ def replace(path, name, make):
         make(file, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model_weights/d2", "model_weights/d2/d2/kernel:0"])
 @pytest.mark.parametrize("link", [h5py.ExternalLink("other.h5", "/x"), h5py.SoftLink("/nowhere")])
 def test_links_are_refused(tmp_path, name, link):
@@ -154,6 +159,7 @@ def test_weights_in_other_files_are_refused(tmp_path):
         read_keras(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -169,6 +175,7 @@ def test_wrong_weights_are_refused(tmp_path, value, said):
         read_keras(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [0, 100, 20_000])
 def test_damaged_files_are_refused(tmp_path, length):
     path = write(tmp_path / "n.h5")

@@ -313,6 +313,7 @@ def test_a_network_beyond_all_measure_is_refused_before_it_is_built(name, option
         network_config(name, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["maury", "student", "guiglion2020", "starnet"])
 def test_a_network_without_values_brings_no_compiler(name):
     code = (

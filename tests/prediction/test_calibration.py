@@ -411,6 +411,7 @@ def test_errors_are_told_apart_by_repeats():
     assert Calibration.from_arrays(honest.to_arrays()).own_coefficients is None
 
 
+@pytest.mark.slow
 def test_a_few_validation_stars_are_joined_by_those_that_single_networks_held_out():
     """A hundred labelled stars: eight to validate with, and forty that networks held out."""
     rng = np.random.default_rng(41)

@@ -233,6 +233,7 @@ def long(tmp_path_factory):
     return folder, catalogue_rows(PART)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_blocks_are_the_rows_in_order_from_any_row_on(long, suffix):
     catalogue = Catalogue.open(long[0] / f"long{suffix}")
@@ -263,6 +264,7 @@ def test_chosen_rows_are_a_catalogue(long, tmp_path):
     np.testing.assert_array_equal(Catalogue.read(tmp_path / "some.parquet").table["teff"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process stands in /proc")
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".cds"])
 @pytest.mark.parametrize("way", ["to", "from"])
@@ -288,6 +290,7 @@ def test_memory_of_convert_does_not_grow_with_the_rows(tmp_path, suffix, way):
     assert grown[1] < 1.5 * grown[0] + 16, grown
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process stands in /proc")
 def test_info_of_a_catalogue_holds_a_column_at_a_time(tmp_path):
     code = "show(Catalogue.open(sys.argv[3]))"

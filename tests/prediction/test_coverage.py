@@ -218,6 +218,7 @@ def test_few_clean_stars_are_warned_of(model: CoverageModel, clean_scores: Cover
     assert all(found[flag] <= 0.02 for flag in DETECTORS.values())
 
 
+@pytest.mark.slow
 def test_false_alarms_are_what_is_asked_for(sky: Sky) -> None:
     training = sky.stars(700, 5)
     asked = 0.03
@@ -295,6 +296,7 @@ def test_bad_rows_are_nan_and_not_flagged(model: CoverageModel, clean: Evidence)
     assert len(mask) == 4
 
 
+@pytest.mark.slow
 def test_detectors_without_input_are_silent(clean: Evidence) -> None:
     blind = dataclasses.replace(clean, views=None)
     model = CoverageModel.fit(blind, wave_aa=WAVE + 1000, label_names=["a"] * 9)
@@ -608,6 +610,7 @@ def test_neighbours_of_ones_own_star_do_not_count() -> None:
     assert np.isnan(few).tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_a_training_star_is_as_far_from_the_sample_as_its_threshold_says(clean: Evidence) -> None:
     """With all its spectra left out of its neighbours, in training and in prediction alike."""
     n = len(clean)

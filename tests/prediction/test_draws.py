@@ -241,6 +241,7 @@ def test_what_cannot_be_drawn_is_one_clear_error(tmp_path):
         Draws.open(tmp_path / "p.parquet")
 
 
+@pytest.mark.slow
 def test_predict_writes_draws_beside_the_catalogue(tmp_path, default_model, default_survey):
     out = tmp_path / "labels.fits"
     found = predict(default_model, default_survey, out, samples=8, seed=3)
@@ -257,6 +258,7 @@ def test_predict_writes_draws_beside_the_catalogue(tmp_path, default_model, defa
     assert np.nanmax(np.abs(pull)) < 2.5
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_no_draws_are_overwritten(
     tmp_path, monkeypatch, default_model, default_survey
 ):

@@ -63,6 +63,7 @@ def test_a_survey_of_the_same_kind_does_not_drift(model, tmp_path):
         assert one.median == pytest.approx(one.median_training, abs=one.scatter_training + 1e-9)
 
 
+@pytest.mark.slow
 def test_the_survey_that_trained_a_model_is_no_news(tmp_path):
     """No warning that spectra may be unlike the training sample which they are."""
     store = simulate_survey(tmp_path / "s.zarr", n_star=60, seed=3)
@@ -202,6 +203,7 @@ def test_simulated_spectra_tell_what_is_no_star_of_the_rave_window(tmp_path):
     assert Likeness.simulated(batch.spectra.wave_aa + 1.0) is None
 
 
+@pytest.mark.slow
 def test_imported_networks_flag_what_they_can_and_say_what_they_cannot(
     imported, tmp_path, monkeypatch
 ):
@@ -226,11 +228,13 @@ def test_imported_networks_flag_what_they_can_and_say_what_they_cannot(
     assert "SPECTRUM_UNLIKE: 100% of the stars" in drift(imported, store).summary
 
 
+@pytest.mark.slow
 def test_an_import_says_what_the_model_cannot_judge(shared, tmp_path, caplog):
     import_keras(shared / "data" / "published_networks", tmp_path / "m")
     assert "cannot judge" in caplog.text
 
 
+@pytest.mark.slow
 def test_real_spectra_of_rave_are_like_the_simulated_ones(shared, tmp_path):
     """At most 2 % of them are not (1.1 % measured), and 9 of 10 at a velocity of 100 km/s are."""
     store = ingest_released(shared / "data" / "rave_like", tmp_path / "s.zarr")

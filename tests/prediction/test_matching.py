@@ -52,6 +52,7 @@ def test_lines_are_broadened_to_the_lower_resolving_power():
         broadening(wave, to, power)
 
 
+@pytest.mark.slow
 def test_noise_of_broadened_spectra_is_as_quoted(tmp_path):
     rng = np.random.default_rng(0)
     wave = 8420.0 * np.exp(np.arange(500) / 60_000)
@@ -78,6 +79,7 @@ def test_noise_of_broadened_spectra_is_as_quoted(tmp_path):
     assert filtered_noise(np.array([1.0]), (0.345,)) == (1.0, pytest.approx((0.345,)))
 
 
+@pytest.mark.slow
 def test_another_medium_and_finer_pixels_give_the_same_labels(
     tiny_model, observed_survey, tmp_path, caplog
 ):

@@ -102,6 +102,7 @@ def assert_equal_tables(one, other):
         np.testing.assert_array_equal(np.asarray(one[name]), np.asarray(other[name]), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [7, 40, 10_000])
 def test_batch_size_changes_nothing(tmp_path, monkeypatch, tiny_model, observed_survey, batch_size):
     monkeypatch.setattr(maury.prediction.predictor, "BLOCK_STARS", 16)
@@ -262,6 +263,7 @@ def test_a_plan_is_picklable_and_its_parts_can_be_done_in_any_order(
         predict_part(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noisy", [True, False])
 def test_a_folder_of_files_gives_the_same_as_its_store(
     tmp_path, tiny_model, observed_survey, noisy
@@ -292,6 +294,7 @@ def test_a_folder_of_files_gives_the_same_as_its_store(
     assert_equal_tables(direct.table, from_store.table)
 
 
+@pytest.mark.slow
 def test_many_rows_are_predicted_in_pieces(monkeypatch, tiny_model, observed_survey):
     every = np.arange(90)
     whole = predict_rows(tiny_model, observed_survey, every)

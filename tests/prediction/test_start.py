@@ -8,6 +8,7 @@ import pytest
 HEAVY = {"xarray", "pandas", "dask", "scipy.optimize", "scipy.interpolate", "matplotlib"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "unused"), [(".parquet", {"astropy"}), (".fits", {"astropy.table"})]
 )

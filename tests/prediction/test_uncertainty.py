@@ -89,6 +89,7 @@ def test_a_wrong_radial_velocity_is_named(tmp_path, default_model, default_surve
     assert np.mean((flags & Flag.RADIAL_VELOCITY_WRONG.value) != 0) > 0.9
 
 
+@pytest.mark.slow
 def test_any_part_of_the_inputs_may_be_missing(default_model, default_survey):
     every = np.arange(100)
     whole = predict_rows(default_model, default_survey, every)
@@ -104,6 +105,7 @@ def test_any_part_of_the_inputs_may_be_missing(default_model, default_survey):
     assert np.all((nothing["flags"] & Flag.INPUT_REQUIRED.value) != 0)
 
 
+@pytest.mark.slow
 def test_the_catalogue_has_it_all_and_says_so(tmp_path, default_model, default_survey):
     catalogue = predict(default_model, default_survey, tmp_path / "c.fits", correlations=True)
     names = catalogue.table.colnames
@@ -143,6 +145,7 @@ def test_spectra_of_a_star_scatter_by_their_own_errors(default_model, default_su
     assert np.all(np.median(found.own / found.sigma, axis=0) < 1)
 
 
+@pytest.mark.slow
 def test_a_catalogue_by_star_has_a_row_for_each_star(tmp_path, default_model, default_survey):
     chosen = np.r_[np.arange(60), np.arange(20), np.arange(10)]
     names = np.array([f"spectrum {k}" for k in range(90)])
@@ -187,6 +190,7 @@ def test_networks_for_spectra_alone_have_uncertainties_too(tmp_path, default_sur
     assert np.all((rows["flags"] & Flag.PHOTOMETRY_DISAGREES.value) == 0)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_calibration(default_model, default_survey, monkeypatch):
     monkeypatch.setattr(uncertainty, "N_SIMULATED", 1000)
     model = Model.open(default_model)
@@ -251,6 +255,7 @@ def test_the_catalogue_tells_the_moments_of_the_prior(default_model, default_sur
     assert 0.8 < wider.min() < wider.max() < 2.0
 
 
+@pytest.mark.slow
 def test_each_network_holds_out_an_eighth_of_the_stars(tmp_path, default_survey, monkeypatch):
     """The stars that are simulated for it are drawn around the others; the rest evaluate it."""
     monkeypatch.setattr(uncertainty, "N_SIMULATED", 400)
@@ -292,6 +297,7 @@ def reobserved_stars(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_errors_are_calibrated_on_unseen_stars_reobserved(
     default_model, default_survey, reobserved_stars
 ):
@@ -314,6 +320,7 @@ def test_errors_are_calibrated_on_unseen_stars_reobserved(
         assert np.median(far) < 1e-9
 
 
+@pytest.mark.slow
 def test_few_unseen_stars_are_joined_by_the_training_sample(
     default_model, default_survey, reobserved_stars, monkeypatch
 ):

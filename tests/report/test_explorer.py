@@ -602,6 +602,7 @@ def test_a_port_that_is_taken_is_said_to_be(catalogue, client) -> None:
         Explorer(catalogue, port=client.explorer.port)
 
 
+@pytest.mark.slow
 def test_the_command_ends_by_interrupt(tmp_path) -> None:
     write_catalogue(tmp_path / "stars.ecsv", 5)
     command = [sys.executable, "-m", "maury", "explore", "stars.ecsv", "--no-browser"]
@@ -622,6 +623,7 @@ def test_the_command_ends_by_interrupt(tmp_path) -> None:
     assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["none.fits"], ["stars.ecsv", "--survey", "none.zarr"]])
 def test_what_cannot_be_read_is_one_line(tmp_path, arguments) -> None:
     write_catalogue(tmp_path / "stars.ecsv", 5)
@@ -721,6 +723,7 @@ def test_sensitivities_are_worked_out_once_and_not_kept_forever(
     assert list(stars._sensitivities) == [3]
 
 
+@pytest.mark.slow
 def test_training_stars_are_those_whose_labels_are_known_best(
     tmp_path, tiny_survey, tiny_model, observed_survey
 ) -> None:
@@ -777,6 +780,7 @@ def test_columns_of_texts_are_shown_and_lists_are_left_out(tmp_path) -> None:
     assert (told[0]["note"], told[1]["note"]) == ("giant", "\\xff")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", [2**13, 2**13 + 2**15 - 2**11])
 def test_a_catalogue_of_many_blocks_is_counted_packed_and_found_whole(
     tmp_path, monkeypatch, sample
@@ -821,6 +825,7 @@ def test_a_catalogue_of_many_blocks_is_counted_packed_and_found_whole(
     assert got["id"].tolist() == [rows["id"][k % part] for k in chosen]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process stands in /proc")
 def test_memory_of_the_explorer_does_not_grow_with_the_rows(tmp_path) -> None:
     imports = "import pyarrow.parquet, pyarrow.compute, numpy, astropy.coordinates\n"

@@ -145,6 +145,7 @@ def test_the_header_calls_simulated_data_simulated(browser, explorer) -> None:
         assert explorer.key not in sight.page.url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kiel", "plane", "sky", "map", "histogram"])
 def test_a_box_in_one_panel_selects_in_all(browser, explorer, catalogue, tmp_path, name) -> None:
     with Sight(browser, explorer) as sight:
@@ -194,6 +195,7 @@ def test_the_box_holds_the_stars_within_its_corners(browser, explorer, catalogue
     assert len(inside(-1)) > 100
 
 
+@pytest.mark.slow
 def test_filters_and_boxes_are_joined_and_saved_exactly(
     browser, explorer, catalogue, tmp_path
 ) -> None:
@@ -231,6 +233,7 @@ def test_filters_and_boxes_are_joined_and_saved_exactly(
         assert sight.count() == "4,000 rows"
 
 
+@pytest.mark.slow
 def test_a_lasso_selects_and_its_outline_does_not_matter_outside(browser, explorer) -> None:
     with Sight(browser, explorer) as sight:
         sight.page.check("input[value=lasso]")
@@ -267,6 +270,7 @@ def test_axes_of_the_plane_can_be_chosen(browser, explorer) -> None:
         )
 
 
+@pytest.mark.slow
 def test_everything_works_by_keyboard(browser, explorer, catalogue) -> None:
     with Sight(browser, explorer) as sight:
         sight.panel("kiel").focus()
@@ -321,6 +325,7 @@ def test_the_hammer_projection_is_equal_in_area_and_can_be_undone(browser, explo
     np.testing.assert_allclose(area, 1.0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_click_opens_the_star_with_everything(
     browser, tmp_path_factory, tiny_survey, tiny_model
 ) -> None:
@@ -363,6 +368,7 @@ def test_what_is_not_there_is_said(browser, explorer) -> None:
         assert sight.page.inner_text("#message") == "no star or spectrum is called '<b>nobody</b>'"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["empty", "nan", "few"])
 def test_poor_catalogues_are_shown_without_an_error(browser, tmp_path, case) -> None:
     rows = catalogue_rows(0 if case == "empty" else 9)
@@ -485,6 +491,7 @@ def ink(sight) -> float:
     )
 
 
+@pytest.mark.slow
 def test_the_page_is_dark_where_the_system_is_and_a_button_changes_it(browser, explorer) -> None:
     with Sight(browser, explorer) as sight:
         assert ink(sight) > 0.9
@@ -509,6 +516,7 @@ def test_the_page_is_dark_where_the_system_is_and_a_button_changes_it(browser, e
         assert ink(sight) > 0.9
 
 
+@pytest.mark.slow
 def test_texts_can_be_read_in_both_colours(browser, explorer) -> None:
     for scheme in ("light", "dark"):
         with Sight(browser, explorer, color_scheme=scheme) as sight:
@@ -568,6 +576,7 @@ def test_rows_are_selected_by_expression_and_mistakes_are_said(
         assert sight.page.input_value("#where") == ""
 
 
+@pytest.mark.slow
 def test_a_reload_shows_the_same_and_the_address_holds_no_key(browser, explorer) -> None:
     with Sight(browser, explorer) as sight:
         page = sight.page
@@ -601,6 +610,7 @@ def test_a_reload_shows_the_same_and_the_address_holds_no_key(browser, explorer)
         assert explorer.key not in page.evaluate("() => document.documentElement.outerHTML")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["kiel.view=1,1,1,1&row=999999&colour=nothing&plane.axes=id,x", "kiel.region=a,b&x=%zz"]
 )
@@ -613,6 +623,7 @@ def test_addresses_that_make_no_sense_are_passed_over(browser, explorer, text) -
         assert sight.count() == "4,000 rows"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panel", ["kiel", "sky", "histogram"])
 def test_panels_are_saved_as_figures(browser, explorer, tmp_path, panel) -> None:
     with Sight(browser, explorer, color_scheme="dark") as sight:
@@ -672,6 +683,7 @@ def test_a_star_has_links_that_tell_its_position_alone(browser, explorer, catalo
         sight.page.wait_for_function("() => location.hash === '#row=3'")
 
 
+@pytest.mark.slow
 def test_slow_parts_say_what_they_do(browser, explorer) -> None:
     with Sight(browser, explorer) as sight:
         waiting, going = [], []
@@ -689,6 +701,7 @@ def test_slow_parts_say_what_they_do(browser, explorer) -> None:
         sight.settle()
 
 
+@pytest.mark.slow
 def test_magnitudes_of_the_survey_make_a_colour_magnitude_panel(
     browser, tmp_path_factory, tiny_survey, tiny_model
 ) -> None:
@@ -719,6 +732,7 @@ CELL = """(page) => {
 }"""
 
 
+@pytest.mark.slow
 def test_the_page_works_in_the_frame_of_a_notebook(browser, catalogue, tmp_path) -> None:
     with closing(Relay(catalogue)) as relay, closing(browser.new_context()) as context:
         page = context.new_page()

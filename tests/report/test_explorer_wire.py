@@ -95,6 +95,7 @@ def test_a_body_that_never_comes_is_given_up(explorer, monkeypatch):
     assert answers(explorer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [b"", b"G", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
 def test_any_number_of_silent_connections_leaves_room_for_the_owner(explorer, first):
     with socket.create_connection(("127.0.0.1", explorer.port), timeout=ANTI_HANG) as page:

@@ -98,6 +98,7 @@ def test_kiel_of_many_stars_draws_the_median_of_each_cell() -> None:
     assert np.median(drawn) == 0.25
 
 
+@pytest.mark.slow
 def test_every_kind_of_figure_bears_the_mark_only_if_simulated() -> None:
     truth, predicted, error = stars(60)
     measured = residual_statistics(truth, predicted, error, labels=LABELS)
@@ -160,6 +161,7 @@ def test_running_median_follows_a_trend_and_error_lines_the_errors() -> None:
     assert np.allclose(np.abs(lines[("--", 0.8)].get_ydata()), 0.07)
 
 
+@pytest.mark.slow
 def test_residuals_all_missing_or_all_zero_are_still_a_figure() -> None:
     nothing = np.full((4, 9), np.nan)
     draw(figures.residual_figure(nothing, nothing, LABELS, error=nothing, simulated=True))
@@ -239,6 +241,7 @@ def test_inputs_are_not_written_to() -> None:
     figures.kiel_figure(*arrays[0][:, :3].T)
 
 
+@pytest.mark.slow
 def test_saved_files_are_a_png_of_column_width_and_a_pdf(tmp_path) -> None:
     truth, _, _ = stars(40)
     figure = figures.kiel_figure(*truth[:, :3].T)
@@ -278,6 +281,7 @@ def test_many_cases_never_look_alike():
     assert ax.get_xscale() == "log"
 
 
+@pytest.mark.slow
 def test_checks_of_a_fit_bear_the_mark_only_if_simulated() -> None:
     rng = np.random.default_rng(2)
     z, names = rng.normal(size=(300, 4)), [TEFF, LOGG, M_H, ALPHA_M]
@@ -337,6 +341,7 @@ def test_losses_and_distributions_say_what_they_lack() -> None:
     assert second == ["training (9)"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("simulated", [True, False])
 def test_kiel_diagrams_side_by_side_share_their_colours(simulated) -> None:
     n = DENSE + 1
@@ -360,6 +365,7 @@ def rendered(figure: Figure, wanted) -> list:
     return [box.transformed(figure.dpi_scale_trans.inverted()) for box in boxes]
 
 
+@pytest.mark.slow
 def test_names_of_lines_do_not_touch_on_paper() -> None:
     wave = np.linspace(8420.0, 8780.0, 120)
     ones = np.ones((9, wave.size))
@@ -439,6 +445,7 @@ def test_colours_of_one_figure_differ_for_the_colour_blind(colours, blind) -> No
     assert apart.min() > 10
 
 
+@pytest.mark.slow
 def test_axes_bear_the_names_of_the_columns_that_they_show() -> None:
     from astropy.table import Table
 

@@ -120,6 +120,7 @@ def test_every_figure_is_drawn_with_caption_and_data(drawn) -> None:
         assert lengths.pop() > 0, name
 
 
+@pytest.mark.slow
 def test_every_figure_of_simulated_spectra_says_so(drawn) -> None:
     for name, plate in plates(drawn).items():
         texts = [t.get_text() for t in plate.figure.findobj(matplotlib.text.Text)]
@@ -308,6 +309,7 @@ def test_a_report_is_computed_on_one_thread(tmp_path, monkeypatch) -> None:
     assert threads == {"gather": {1}, "section": {1}}
 
 
+@pytest.mark.slow
 def test_a_model_without_calibration_and_audit_has_a_report_too(tiny_model, tiny_survey) -> None:
     found = gather(tiny_model, tiny_survey)
     names = plates(sections(found))
@@ -406,6 +408,7 @@ def test_density_planes_hold_every_star_once() -> None:
     assert lone > 0
 
 
+@pytest.mark.slow
 def test_bimodality_figures_take_any_number_of_parts() -> None:
     from maury.report import figures
 
@@ -417,6 +420,7 @@ def test_bimodality_figures_take_any_number_of_parts() -> None:
         assert sum(ax.get_visible() and ax.axison for ax in figure.axes) == n
 
 
+@pytest.mark.slow
 def test_training_spectra_are_thinned(default_model, default_survey, monkeypatch) -> None:
     monkeypatch.setattr(material_module, "MOST_TRAINING", 100)
     monkeypatch.setattr(material_module, "_audit", lambda *args: None)
@@ -580,6 +584,7 @@ def test_calibration_without_repeats_says_so(tmp_path) -> None:
     assert "repeats" in {plate.name for plate in section.plates}
 
 
+@pytest.mark.slow
 def test_a_report_of_observed_spectra_bears_no_mark(tmp_path) -> None:
     write_catalogue(tmp_path / "labels.parquet", simulated=False, name="x")
     model = replace(untrained(tmp_path, ["teff"]), simulated=False)

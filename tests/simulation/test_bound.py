@@ -181,6 +181,7 @@ def test_knowing_more_never_makes_it_worse(scale, snr, better) -> None:
     assert np.all(cramer_rao(star, snr * better, prior=prior) <= sigma * slack)
 
 
+@pytest.mark.slow
 def test_photometry_never_makes_it_worse(drawn) -> None:
     labels = drawn.labels[:150, :9]
     alone, both = cramer_rao(labels, 45), cramer_rao(labels, 45, prior="photometry")
@@ -251,6 +252,7 @@ def test_prior_of_tied_labels_holds_on_other_stars(drawn) -> None:
     assert relation[:, 0, 2] == pytest.approx(np.ones(len(labels)))
 
 
+@pytest.mark.slow
 def test_scatter_given_photometry_is_little_less_than_trees_leave(drawn) -> None:
     def seen(stars):
         magnitudes = absolute_magnitude(stars.magnitudes, stars.parallax_mas[:, None])
@@ -276,6 +278,7 @@ def test_bounds_of_real_labels_agree_with_an_independent_estimate(shared) -> Non
     assert np.delete(got, 2) == pytest.approx(expected, rel=0.15)
 
 
+@pytest.mark.slow
 def test_estimates_at_the_bound_have_ratio_one(drawn) -> None:
     labels = drawn.labels[:300, :9]
     rng = np.random.default_rng(6)
@@ -335,6 +338,7 @@ def test_empty_bins_are_empty(drawn) -> None:
     assert compared[3].to_dict()["bins"][0]["scatter"] is None
 
 
+@pytest.mark.slow
 def test_validation_compares_with_the_bound(tiny_model, tiny_survey) -> None:
     report = validate(tiny_model, tiny_survey)
     assert [one.name for one in report.bounds] == list(LABEL_NAMES)

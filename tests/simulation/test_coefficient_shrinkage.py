@@ -67,6 +67,7 @@ def test_large_coefficients_stay_as_they_are(correlation):
     assert np.median(found[at] / truth[at]) == pytest.approx(1.0, abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation", [(), RAVE])
 def test_labels_that_shape_all_lines_change_a_spectrum_in_few_ways(correlation):
     rng = np.random.default_rng(3)
@@ -105,6 +106,7 @@ def test_terms_of_one_label_share_the_places_of_their_lines():
     assert error(shared, truth) < 0.85 * error(own, truth)
 
 
+@pytest.mark.slow
 def test_where_stars_scatter_coefficients_are_known_worse():
     rng = np.random.default_rng(6)
     tilt = np.linspace(-1.0, 1.0, N_PIXEL)

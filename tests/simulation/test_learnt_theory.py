@@ -75,6 +75,7 @@ def test_flux_of_new_stars_is_right_to_a_part_of_their_noise(stars):
     np.testing.assert_allclose(theory.typical(labels), theory.flux(labels), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_that_is_correlated_is_left_out_as_well(stars):
     labels, _, ivar, clean = stars
     rng = np.random.default_rng(6)
@@ -92,6 +93,7 @@ def test_noise_that_is_correlated_is_left_out_as_well(stars):
     assert error[(0.5,)] < 0.9 * error[()], error
 
 
+@pytest.mark.slow
 def test_scatter_that_labels_do_not_tell_becomes_modes_without_the_noise(stars):
     theory, _ = learnt(stars)
     drawn = drawn_modes(theory.modes, 4000, np.random.default_rng(1))
@@ -134,6 +136,7 @@ def test_spectra_come_near_to_observed_ones_but_not_to_their_noise(stars):
     assert np.sqrt(np.mean((seen - clean[new]) ** 2)) < 0.35 / SNR
 
 
+@pytest.mark.slow
 def test_bad_pixels_spikes_and_stars_without_a_spectrum_take_no_part(stars):
     labels, flux, ivar, _ = stars
     rng = np.random.default_rng(8)
@@ -267,6 +270,7 @@ def test_bound_agrees_with_that_of_the_true_lines(stars):
     ).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photometry", [True, False])
 def test_best_weights_gain_what_the_bound_leaves_to_the_spectrum(stars, photometry):
     """(F + P)^-1 F = 1 - (F + P)^-1 P, in which the bound is (F + P)^-1."""

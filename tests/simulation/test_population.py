@@ -73,6 +73,7 @@ def test_rank_correlations_are_those_of_the_real_sample(stars, real):
     assert np.abs(a.statistic - b.statistic).max() < 0.12
 
 
+@pytest.mark.slow
 def test_trees_hardly_tell_simulated_stars_from_real_ones(stars, real):
     ensemble = pytest.importorskip("sklearn.ensemble")
     selection = pytest.importorskip("sklearn.model_selection")

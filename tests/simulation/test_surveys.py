@@ -111,6 +111,7 @@ def test_labels_equal_the_truth_and_have_errors(labelled):
         assert np.all(survey.column(f"{name}_error") > 0)
 
 
+@pytest.mark.slow
 def test_label_noise_has_the_quoted_size(make):
     survey = make("n.zarr", n_star=1024, simulation=sim.Simulation(label_noise=True))
     for name in LABEL_NAMES:
@@ -133,16 +134,19 @@ def test_observed_and_labelled_surveys_of_one_seed_share_no_star(make, labelled)
     assert not np.any(labelled.column("true_teff") == observed.column("true_teff"))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_survey_and_another_does_not(make, labelled):
     again, other = make("b.zarr", n_star=300), make("c.zarr", seed=8, n_star=300)
     assert_same(labelled, again)
     assert not np.any(labelled.column("true_teff") == other.column("true_teff"))
 
 
+@pytest.mark.slow
 def test_a_longer_survey_begins_with_the_shorter_one(make, labelled):
     assert_same(labelled, make("b.zarr", n_star=600), rows=slice(300))
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 def test_a_star_does_not_depend_on_how_the_work_is_cut(make, monkeypatch, labelled):
     monkeypatch.setattr(sim, "CHUNK_STARS", sim.BLOCK_STARS)
@@ -159,6 +163,7 @@ def test_blocks_may_be_made_in_any_order(emulator):
     np.testing.assert_array_equal(late.flux, again.flux)
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 def test_a_killed_run_is_resumed_with_the_same_bytes(make, monkeypatch, tmp_path, labelled):
     monkeypatch.setattr(sim, "CHUNK_STARS", sim.BLOCK_STARS)
@@ -188,6 +193,7 @@ def test_a_partial_run_with_other_settings_is_not_continued(make, monkeypatch):
         make("a.zarr", n_star=300, seed=8)
 
 
+@pytest.mark.slow
 def test_settings_are_kept_in_the_provenance(make):
     simulation = sim.Simulation(observing=ObservingModel(theory_mismatch=REALISTIC_MISMATCH))
     survey = make("m.zarr", simulation=simulation)
@@ -195,6 +201,7 @@ def test_settings_are_kept_in_the_provenance(make):
     assert kept == simulation
 
 
+@pytest.mark.slow
 def test_an_existing_store_is_not_overwritten_silently(make):
     make("a.zarr")
     with pytest.raises(OutputExists):
@@ -208,6 +215,7 @@ def test_impossible_requests_are_refused(make, options):
         make("a.zarr", **options)
 
 
+@pytest.mark.slow
 def test_published_networks_find_simulated_stars_as_hard_as_the_reference(shared):
     pytest.importorskip("pandas")
     path = Path(__file__).parents[2] / "scripts/check_realism.py"

@@ -180,6 +180,7 @@ def write(path, columns, *, simulated=False):
     return Survey.open(path)
 
 
+@pytest.mark.slow
 def test_a_survey_with_them_is_simulated_and_else_as_it_was(tmp_path):
     columns = {name: np.repeat(values, 2) for name, values in stars(20).items()}
     survey = write(tmp_path / "s.zarr", columns)
@@ -212,6 +213,7 @@ def test_a_survey_with_them_is_simulated_and_else_as_it_was(tmp_path):
     np.testing.assert_array_equal(again.column("rp_11"), made.column("rp_11"))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_simulated_is_an_error(tmp_path):
     columns = stars(4)
     survey = write(tmp_path / "s.zarr", columns)

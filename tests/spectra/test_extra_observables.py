@@ -411,6 +411,7 @@ def test_no_noise_is_added_to_further_columns(model):
     assert (moved[:, 0] != 1).all()
 
 
+@pytest.mark.slow
 def test_an_audit_says_what_further_columns_tell(model, seismic_survey):
     report = audit(model, seismic_survey, n_bootstrap=50)
     rows = report.further_rows()

@@ -363,6 +363,7 @@ def test_a_recipe_of_a_user(tmp_path):
         surveys.load("apogee-dr-17")
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_makes_a_recipe_fail_otherwise_than_by_one_error(text):

@@ -312,6 +312,7 @@ def test_galah_errors_are_aligned_at_the_red_end(tmp_path, cut):
     np.testing.assert_allclose(seen.ivar[0], sigma**-2.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_workers_read_a_recipe_and_skip_what_is_bad(tmp_path):
     """Processes of this machine open the recipe again, from what the task says in plain text."""
     from maury.io.cluster import connect

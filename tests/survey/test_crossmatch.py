@@ -144,6 +144,7 @@ def test_candidates_are_those_of_astropy(centre):
     assert np.isnan(found.next_arcsec[~several]).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 1000),

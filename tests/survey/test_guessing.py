@@ -256,6 +256,7 @@ def test_a_wrong_column_of_the_log_is_one_error(folder, column, error, text):
         ingest_toml(folder / "s.toml", folder / "out.zarr")
 
 
+@pytest.mark.slow
 def test_the_commands_write_a_figure_and_say_what_would_be_read(folder, capsys):
     from maury.cli.first import check, init
 
@@ -270,6 +271,7 @@ def test_the_commands_write_a_figure_and_say_what_would_be_read(folder, capsys):
         init(folder)
 
 
+@pytest.mark.slow
 def test_a_folder_where_nobody_may_write_says_where_else(folder, monkeypatch):
     from maury.cli.first import init
 
@@ -339,6 +341,7 @@ def test_files_that_a_reader_cannot_take_apart_from_others_are_named(tmp_path):
     assert len(ingest_toml(tmp_path / "survey.toml", tmp_path / "out.zarr")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "at_rest", "power", "n_star"),
     [
@@ -409,6 +412,7 @@ def test_an_hdu_is_found_in_any_case_of_its_letters(tmp_path):
     assert find_hdu(hdus, "Input_Sigma", tmp_path, image=True) is error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GaiaDR3", "dr3_source_id", "KIC", "TIC ID", "whatever"])
 def test_tables_are_joined_by_values_whatever_their_names(folder, name):
     log = (folder / "log.csv").read_text()

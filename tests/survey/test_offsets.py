@@ -61,6 +61,7 @@ def test_the_scatter_beyond_the_errors_comes_out() -> None:
     assert np.abs(np.mean(pull)) < 1.0
 
 
+@pytest.mark.slow
 def test_linear_offsets_come_out_within_their_errors() -> None:
     """Also with noise in the terms, half of which would pass for a slope of the difference."""
     pulls = []
@@ -77,6 +78,7 @@ def test_linear_offsets_come_out_within_their_errors() -> None:
     assert 0.85 < np.std(pulls) < 1.2
 
 
+@pytest.mark.slow
 def test_a_regression_on_the_first_survey_alone_would_find_slopes_that_are_not_there() -> None:
     """The reason for the weighted means: the plain way is off by many of its errors."""
     naive, ours = [], []

@@ -218,6 +218,7 @@ def write_mwmstar(folder, sdss_id, apogee=(), boss=(), wave=True):
     fits.HDUList(hdus).writeto(folder / f"mwmStar-0.6.0-{sdss_id}.fits", checksum=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wave", [True, False])
 def test_mwmstar_round_trip_of_both_instruments(tmp_path, wave):
     low, high = (*spectrum(APOGEE, 1), 50.0), (*spectrum(APOGEE, 2), 90.0)

@@ -123,6 +123,7 @@ def test_a_visit_of_apogee_is_shifted_by_its_velocity_as_observed(real, tmp_path
     assert np.all(survey.batch(0, 1).spectra.ivar[0][gaps] == 0)
 
 
+@pytest.mark.slow
 def test_a_spectrum_of_sdss(real, tmp_path, caplog):
     survey = ingest_recipe("sdss-spec", real / "sdss", tmp_path / "o.zarr")
     assert not caplog.records, "the data model says which table is the spectrum"

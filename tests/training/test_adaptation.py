@@ -80,6 +80,7 @@ def test_it_is_a_whole_model_that_says_what_it_is(adapted, default_model, strong
     assert not np.allclose(moved, source.arrays("coverage")["reference_features"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_known_is_refused(
     default_model, default_survey, tiny_model, tiny_survey, stronger, adapted, tmp_path
 ):

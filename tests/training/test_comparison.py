@@ -25,6 +25,9 @@ from maury.training.comparison import COMPETITORS, Competitor, compare, pairs_of
 from maury.training.runs import train
 from maury.training.simulated_snr import fit_star_simulator, resimulate
 
+# The model that all of these look at is trained for them.
+pytestmark = pytest.mark.slow
+
 QUICK = {
     "matisse": {"method": {"nodes": 2, "neighbours": 60}},
     "athos": {"method": {"ratios": 5, "widths": (3,), "reach_aa": 12.0}},
@@ -145,7 +148,6 @@ def test_agreement_is_the_scatter_of_differences(compared):
     assert np.all(np.diag(matrix) == 0)
 
 
-@pytest.mark.slow
 def test_figures_are_drawn(compared):
     found, out = compared
     drawn = draw(found, out)
@@ -288,7 +290,6 @@ def test_spectra_are_made_anew_at_the_stated_snr(tiny_survey):
     np.testing.assert_array_equal(resimulated.column("parallax"), batch.column("parallax"))
 
 
-@pytest.mark.slow
 def test_scatter_is_told_in_units_of_the_least_that_simulated_spectra_allow(tiny_survey, tmp_path):
     found = compare(
         tiny_survey, tmp_path / "out", methods=("matisse", "gaufre"), config=QUICK, snr=(100.0,)

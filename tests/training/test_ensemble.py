@@ -101,6 +101,7 @@ def test_a_row_that_lacks_an_input_is_nan(tmp_path, model):
     assert np.isfinite(answer.mean[~lost]).all()
 
 
+@pytest.mark.slow
 def test_same_seed_same_model_and_another_seed_another(tmp_path, model, survey):
     again = quick(survey, tmp_path / "again")
     assert again.checksum == model.checksum
@@ -124,6 +125,7 @@ def test_the_other_presets(tmp_path, survey, preset):
     assert result.training["settings"]["training"]["batch_size"] == 64
 
 
+@pytest.mark.slow
 def test_only_some_rows_and_labels_are_usable(tmp_path):
     base = write_survey(tmp_path / "base.zarr", n=200)
     teff, logg = base.labels().T.copy()
@@ -164,6 +166,7 @@ def test_published_split_is_recorded_aloud(tmp_path, survey, caplog):
     assert result.split.checksums["test"] == result.split.checksums["validation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [2, 17])
 def test_a_run_that_stops_goes_on_to_the_same_model(
     tmp_path, monkeypatch, survey, model, stop_after

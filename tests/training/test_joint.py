@@ -24,6 +24,9 @@ from maury.survey.store import Survey
 from maury.training.joint import add_survey, train_joint
 from maury.training.processes import WorkFolder
 
+# The model that all of these look at is trained for them.
+pytestmark = pytest.mark.slow
+
 CONFIG = {
     "training": {"steps": 240, "stars": 1000, "theory": "learnt"},
     "split": {"train": 0.7, "validation": 0.2, "test": 0.1},
@@ -195,7 +198,6 @@ def test_figures_of_held_out_stars(joint, surveys):
     assert json.loads(found.to_json())["simulated"] is True
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, joint, surveys, monkeypatch):
     monkeypatch.setattr(uncertainty, "N_SIMULATED", SMALL)
     path = tmp_path / "again.joint"
@@ -223,7 +225,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, joint, surveys, monkeyp
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.slow
 def test_a_survey_that_is_added_changes_no_other(tmp_path, joint, surveys, monkeypatch):
     monkeypatch.setattr(uncertainty, "N_SIMULATED", SMALL)
     one = surveys["one"]

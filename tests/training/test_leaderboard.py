@@ -22,6 +22,9 @@ from maury.survey.store import Survey
 from maury.training.comparison import BOTH, divided_rows
 from maury.training.leaderboard import bounds_as_given, leaderboard
 
+# The model that all of these look at is trained for them.
+pytestmark = pytest.mark.slow
+
 QUICK = {"athos": {"method": {"ratios": 5, "widths": (3,), "reach_aa": 12.0}}}
 NAMES = ("cannon", "athos")
 

@@ -231,6 +231,7 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 def test_processes_give_the_same_bits_as_one(folder, tmp_path):
     events = []
@@ -248,12 +249,14 @@ def test_processes_give_the_same_bits_as_one(folder, tmp_path):
     assert len(events) == done
 
 
+@pytest.mark.slow
 def test_a_member_that_fails_says_why(folder, tmp_path):
     (tmp_path / "train-flux.npy").write_bytes(b"no array")
     with pytest.raises(TrainingError, match=r"member 0 failed: .*member-000\.log"):
         train_members([job(tmp_path)], n_processes=2, progress=lambda event: None)
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 def test_killed_at_any_moment_it_ends_with_the_same_bits(folder, tmp_path, capfd):
     whole_job = job(tmp_path, epochs=150, patience=150)

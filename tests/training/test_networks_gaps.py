@@ -52,6 +52,7 @@ def survey_of(path, names, *, missing=0.0, masked=0.0):
     return Survey.open(path), stars.truth[N_TRAIN:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [TWO, FOURTEEN], ids=["2", "14"])
 @pytest.mark.parametrize("preset", NETWORKS)
 def test_gaps_in_labels_and_pixels_are_no_labels_and_no_pixels(tmp_path, preset, names):

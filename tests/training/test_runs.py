@@ -70,6 +70,7 @@ def test_the_ensemble_is_built_once(traced):
     assert traced[0].built == 1
 
 
+@pytest.mark.slow
 def test_a_shared_sample_gives_what_each_stage_finds_alone(traced, default_survey):
     model = Model.open(traced[1])
     alone = audit(model, default_survey).to_arrays()
@@ -84,6 +85,7 @@ def test_a_shared_sample_gives_what_each_stage_finds_alone(traced, default_surve
     assert measured["n_warn"] == found["n_warn"]
 
 
+@pytest.mark.slow
 def test_a_method_reads_and_prepares_once_too(tmp_path, tiny_survey):
     with pytest.MonkeyPatch.context() as patch:
         trace = Trace(patch)

@@ -105,6 +105,7 @@ def test_validation_stars_steer_nothing_and_are_set_aside(model, survey):
     assert len(model.arrays("sky")["labels"]) == model.split.n_rows["train"]
 
 
+@pytest.mark.slow
 def test_other_validation_and_test_spectra_give_the_same_networks(tmp_path, model, survey):
     others = ~model.split.contains("train", survey.star_id)
 
@@ -117,6 +118,7 @@ def test_other_validation_and_test_spectra_give_the_same_networks(tmp_path, mode
     assert [m.sha256 for m in again.members] == [m.sha256 for m in model.members]
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bits_as_one(tmp_path, model, survey):
     again = train(survey, tmp_path / "m", config=CONFIG, n_processes=2)
     assert [m.sha256 for m in again.members] == [m.sha256 for m in model.members]
@@ -201,6 +203,7 @@ def test_a_catalogue_without_some_inputs_says_so(tmp_path, model, survey):
     assert ((less.table["flags"] & Flag.NO_PARALLAX.value) != 0).all()
 
 
+@pytest.mark.slow
 def test_a_network_that_needs_an_input_refuses_to_do_without(tiny_model, survey):
     for name in ("photometry", "Ks", "spectrum"):
         with pytest.raises(ConfigError, match=f"without {name}"):
@@ -209,6 +212,7 @@ def test_a_network_that_needs_an_input_refuses_to_do_without(tiny_model, survey)
         predict_rows(tiny_model, survey, [0], without=["paralax"])
 
 
+@pytest.mark.slow
 def test_spectra_only(tmp_path, survey):
     config = {**CONFIG, "network": {**NETWORK, "photometry": False}}
     model = train(survey, tmp_path / "m", config=config, members=1, n_processes=1)
@@ -218,6 +222,7 @@ def test_spectra_only(tmp_path, survey):
     assert np.isnan(dark.mean).all()
 
 
+@pytest.mark.slow
 @pytest.mark.two_threads
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_a_checkpoint_goes_on_with_the_same_bits(tmp_path, model, star_simulator, stop_at):
@@ -276,6 +281,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path, model, star_s
     assert same(folder.result(0), resumed), f"killed after {reached}"
 
 
+@pytest.mark.slow
 def test_a_stopped_ensemble_goes_on_to_the_same_model(tmp_path, monkeypatch, model, survey):
     monkeypatch.setattr(ensemble, "CHECKPOINT_SECONDS", 0.0)
     seen = []

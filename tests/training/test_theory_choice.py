@@ -21,6 +21,9 @@ from maury.training.runs import train
 from maury.training.settings import EnsembleConfig, resolve
 from maury.training.theory_choice import choose_theory
 
+# The model that all of these look at is trained for them.
+pytestmark = pytest.mark.slow
+
 CONFIG = {
     "network": {"stem": 24, "width": 32, "depth": 1, "blocks": 4},
     "training": {"steps": 300, "stars": 3000, "batch_size": 64},
@@ -112,7 +115,6 @@ def test_a_survey_without_theory_gets_labels_with_errors_flags_and_an_audit(
     )
 
 
-@pytest.mark.slow
 def test_one_label_alone_is_a_model_too(survey, tmp_path):
     config = {**CONFIG, "ensemble": {"labels": ["logg"]}}
     one = train(survey, tmp_path / "m", members=2, config=config, seed=1, n_processes=1)

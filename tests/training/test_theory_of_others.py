@@ -46,6 +46,7 @@ def with_theory(path):
     return {**CONFIG, "training": {**CONFIG["training"], "synthetic": str(path)}}
 
 
+@pytest.mark.slow
 def test_a_network_of_the_payne_is_where_the_theory_begins(tmp_path, payne_file):
     good = write_survey(tmp_path / "good.zarr", n=160)
     truth = true_flux(good.labels(("teff", "logg")))
@@ -75,6 +76,7 @@ def test_a_model_of_ours_is_one_too_unless_it_has_met_the_test_stars(tmp_path):
         train(survey, tmp_path / "n", members=1, config=config, seed=2, n_processes=1)
 
 
+@pytest.mark.slow
 def test_a_model_without_spectra_is_refused(tmp_path):
     survey = write_survey(tmp_path / "s.zarr", n=160)
     train_method(survey, tmp_path / "c", method="matisse", seed=1)

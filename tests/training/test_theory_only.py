@@ -21,6 +21,9 @@ from maury.survey.writer import SurveyWriter
 from maury.training import theory_only
 from maury.training.theory_only import train_on_theory
 
+# The model that all of these look at is trained for them.
+pytestmark = pytest.mark.slow
+
 WAVE = np.asarray(air_to_vacuum(8470.0 + 0.5 * np.arange(400)))
 QUICK = {"training": {"steps": 20, "stars": 300}, "ensemble": {"members": 2}}
 

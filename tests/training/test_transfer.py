@@ -32,6 +32,9 @@ from maury.training.simulated import SimulatedTraining, train_on_simulated_stars
 from maury.training.source_model import SourceModel
 from maury.training.transfer import transfer
 
+# The model that all of these look at is trained for them.
+pytestmark = pytest.mark.slow
+
 WAVE = 8480.0 + 0.5 * np.arange(400)
 POWER = 11_500.0
 QUICK = {"training": {"steps": 20, "stars": 600}}
@@ -267,7 +270,6 @@ def test_stars_keep_the_part_they_had_in_the_parent(default_model, default_surve
     assert isinstance(split, Split)
 
 
-@pytest.mark.slow
 def test_a_killed_run_is_taken_up_and_the_seed_decides(tmp_path, default_model, survey):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uncertainty, "N_SIMULATED", 200)

@@ -69,11 +69,13 @@ def site(tmp_path_factory) -> Path:
     return build_site(tmp_path_factory.mktemp("site"), run=False)
 
 
+@pytest.mark.slow
 def test_documentation_builds_without_a_warning(site) -> None:
     for page in DOCS.rglob("*.md"):
         assert (site / page.relative_to(DOCS).with_suffix(".html")).is_file()
 
 
+@pytest.mark.slow
 def test_the_front_page_has_a_picture_and_five_doors(site) -> None:
     page = (site / "index.html").read_text("utf-8")
     assert re.search(r'<img[^>]*src="_images/overview.png"', page)
@@ -109,6 +111,7 @@ def found_by(site: Path, *words: str) -> set[str]:
     return set.intersection(*(pages(word) for word in words))
 
 
+@pytest.mark.slow
 def test_the_search_finds_what_a_newcomer_types(site) -> None:
     tutorials = {page.stem for page in (DOCS / "start").glob("*.md")} - {"examples"}
     assert len(tutorials) == 7
@@ -119,6 +122,7 @@ def test_the_search_finds_what_a_newcomer_types(site) -> None:
     assert not found_by(site, "tutorial", "qwertz")
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site) -> None:
     page = (site / "reference" / "api.html").read_text("utf-8")
     described = set(re.findall(r'<dt class="sig[^"]*"[^>]* id="([\w.]+)"', page))
@@ -132,6 +136,7 @@ def test_every_public_name_is_in_the_reference(site) -> None:
     assert "maury.survey.store.Survey.batches" in described
 
 
+@pytest.mark.slow
 def test_every_command_is_in_the_reference_with_an_example(site) -> None:
     page = (site / "reference" / "cli.html").read_text("utf-8")
     source = (DOCS / "reference" / "cli.md").read_text("utf-8")
@@ -145,6 +150,7 @@ def test_every_command_is_in_the_reference_with_an_example(site) -> None:
     assert "Networks in the ensemble" in page
 
 
+@pytest.mark.slow
 def test_tables_hold_every_definition(site) -> None:
     page = (site / "reference" / "labels.html").read_text("utf-8")
     for label in labels.LABELS:
@@ -347,6 +353,7 @@ def test_every_paper_that_the_code_cites_is_in_the_bibliography() -> None:
     assert all({"author", "year", "title", "url", "note"} <= entry.keys() for entry in known)
 
 
+@pytest.mark.slow
 def test_architecture_shows_every_module(site) -> None:
     page = (site / "explanation" / "architecture.html").read_text("utf-8")
     package = ROOT / "src" / "maury"

@@ -37,6 +37,7 @@ def library(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "settings"),
     [

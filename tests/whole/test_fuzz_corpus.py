@@ -21,6 +21,7 @@ from watch import Escape, install, limited, watched  # noqa: E402
 CHANGED = 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if not target.apart])
 @pytest.mark.filterwarnings("ignore")
 def test_inputs_are_read_or_refused(tmp_path, name, monkeypatch):

@@ -29,6 +29,7 @@ def test_old_surveys_open(version):
     assert np.all(batch.column("snr") > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "name"), MODELS)
 def test_old_models_predict_what_they_did(version, name, tmp_path):
     folder = GOLDEN / version

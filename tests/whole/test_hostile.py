@@ -730,6 +730,7 @@ def _deep_graph(file):
     file.attrs["model_config"] = '{"config":' + "[" * 60_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [_external, _soft, _virtual, _stored_elsewhere, _large_chunk, _deep_graph]
 )
