@@ -30,6 +30,7 @@ from maury.labels.columns import BANDS
 from maury.labels.definitions import LABEL_NAMES, select
 from maury.model.directory import Model
 from maury.model.inference import EnsembleNetwork, flux_gradient
+from maury.prediction.predictor import catalogue_spec
 from maury.prediction.streaming import WITHOUT as INPUTS
 from maury.report import figures
 from maury.report.figures.style import SIMULATED
@@ -274,7 +275,9 @@ def test_every_case_of_the_default_network(default) -> None:
         assert one.basis == PHOTOMETRY
         full, alone = one.cases[ALL], one.cases[PHOTOMETRY]
         assert one.gain == pytest.approx(1 - full.scatter / alone.scatter)
-        assert one.verdict == ("measured" if one.gain >= LEAST_GAIN else "inferred")
+        sure = one.gain_error <= 0.05 or abs(one.gain - LEAST_GAIN) >= one.gain_error
+        known = "measured" if one.gain >= LEAST_GAIN else "inferred"
+        assert one.verdict == (known if sure else "unknown")
         assert one.n <= default.n_row
         assert 0 < full.scatter_error < full.scatter
     assert len(default.magnitude_rows()) == len(default.rows()) == len(default.swap_rows()) == 10
@@ -356,9 +359,42 @@ def test_the_same_seed_gives_the_same_report(published, tiny_model, tiny_survey)
 def test_what_a_catalogue_says(default) -> None:
     said = json.loads(json.dumps(audit_metadata(default), allow_nan=False))
     assert list(said["labels"]) == list(LABEL_NAMES)
-    assert {one["verdict"] for one in said["labels"].values()} <= {"measured", "inferred"}
+    verdicts = {one["verdict"] for one in said["labels"].values()}
+    assert verdicts <= {"measured", "inferred", "unknown"}
     assert "10 %" in said["rule"]
     assert said["simulated"] is True
+
+
+@pytest.mark.parametrize(
+    ("whole", "spread", "verdict"),
+    [
+        (0.088, 0.06, "unknown"),
+        (0.100, 0.12, "unknown"),
+        (0.088, 0.01, "measured"),
+        (0.096, 0.01, "inferred"),
+        (0.060, 0.06, "measured"),
+    ],
+)
+def test_a_gain_that_chance_may_give_is_no_verdict(whole, spread, verdict) -> None:
+    sizes = {ALL: whole, PHOTOMETRY: 0.100}
+    cases = {name: Case(name, 0.0, size, 0.01) for name, size in sizes.items()}
+    rng = np.random.default_rng(3)
+    draws = np.array([*sizes.values()]) * (1.0 + spread * rng.standard_normal((400, 2)))
+    assert _verdict(cases, draws)[3] == verdict
+
+
+def test_a_catalogue_of_stars_with_other_inputs_claims_no_verdict(
+    default, default_model, default_survey, tmp_path
+) -> None:
+    arrays, said = default.to_arrays(), audit_metadata(default)
+    model = Model.open(default_model).with_arrays("audit", arrays, metadata=said)
+    survey = Survey.open(default_survey)
+    assert catalogue_spec(model, survey).metadata["audit"] == said
+    bare = catalogue_spec(model, survey, without=("photometry",)).metadata["audit"]
+    assert {one["verdict"] for one in bare["labels"].values()} == {"unknown"}
+    assert "parallax" in bare["note"]
+    assert "maury audit" in bare["note"]
+    assert said["labels"]["teff"]["verdict"] != "unknown"
 
 
 def test_spectra_can_lie_in_the_model_directory(default, default_model, tmp_path) -> None:

@@ -370,7 +370,18 @@ def test_names_of_lines_do_not_touch_on_paper() -> None:
     wave = np.linspace(8420.0, 8780.0, 120)
     ones = np.ones((9, wave.size))
     star = Sensitivity(
-        "Sun-like dwarf", 9, 5772.0, 4.4, 0.0, 50.0, LABELS, wave, ones, ones, *([np.ones(9)] * 3)
+        "Sun-like dwarf",
+        9,
+        5772.0,
+        4.4,
+        0.0,
+        50.0,
+        LABELS,
+        wave,
+        ones,
+        ones,
+        *([np.ones(9)] * 3),
+        "air",
     )
     figure = figures.sensitivity_figure(star)
     elements = {"Mg", "Al", "Si", "Ca II", "Ti", "Fe", "Ni"}
@@ -382,6 +393,25 @@ def test_names_of_lines_do_not_touch_on_paper() -> None:
             across = min(one.x1, other.x1) - max(one.x0, other.x0)
             up = min(one.y1, other.y1) - max(one.y0, other.y0)
             assert across <= 0 or up <= 0
+
+
+def test_lines_are_marked_where_they_are_in_the_medium_of_the_spectra() -> None:
+    wave = np.linspace(8420.0, 8780.0, 120)
+    ones = np.ones((9, wave.size))
+    drawn = {}
+    for medium in ("air", "vacuum"):
+        star = Sensitivity(
+            "dwarf", 9, 5772.0, 4.4, 0.0, 50.0, LABELS, wave, ones, ones, *[np.ones(9)] * 3, medium
+        )
+        figure = figures.sensitivity_figure(star)
+        names = [label.get_text() for label in (ax.yaxis.label for ax in figure.axes)]
+        ax = figure.axes[next(k for k, name in enumerate(names) if "log" in name)]
+        upright = (line.get_xdata() for line in ax.lines)
+        drawn[medium] = sorted(x[0] for x in upright if len(x) == 2 and x[0] == x[1])
+        assert medium in figure.axes[-1].get_xlabel()
+    # Ca II in vacuum: NIST Atomic Spectra Database.
+    assert drawn["air"] == pytest.approx([8498.02, 8542.09, 8662.14], abs=0.01)
+    assert drawn["vacuum"] == pytest.approx([8500.35, 8544.44, 8664.52], abs=0.02)
 
 
 def test_trends_write_what_is_sure_and_the_values_that_they_run_along() -> None:

@@ -374,6 +374,7 @@ def _sensitivities(
                 labels[rows],
                 inputs.snr[rows],
                 wave_aa=model.wave_aa,
+                medium=model.medium,
                 estimator=best,
             )
 
@@ -465,9 +466,14 @@ def _verdict(cases: Mapping[str, Case], draws: Float64Array) -> tuple[float, flo
     unequal = basis == SHUFFLED and cases[CONTROL].scatter > _UNLIKE * cases[ALL].scatter
     if unequal and verdict == "inferred" and gain + 2.0 * error >= LEAST_GAIN:
         verdict = "unknown"
+    if error > _UNSURE and abs(gain - LEAST_GAIN) < error:
+        verdict = "unknown"
     return gain, error, basis, verdict
 
 
+_UNSURE = 0.5 * LEAST_GAIN
+"""A gain that is less sure than half of the least one, and within its error of that, is either by
+chance: it is so of some thirty stars. Chosen."""
 _UNLIKE = 1.5
 """Spectra of like stars that raise the scatter by more are of stars that are not alike: what they
 add covers what the label adds, and a gain that is small by it tells nothing. Chosen."""

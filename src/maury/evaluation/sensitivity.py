@@ -40,7 +40,7 @@ from maury.simulation.learnt_bound import learnt_weights
 from maury.simulation.observing import RAVE_WAVE_AA, TRAINING_CONDITIONS, ObservingModel
 from maury.simulation.training_stars import TrainingStarSimulator
 from maury.spectra.noise import RAVE_CORRELATION
-from maury.spectra.operators import vacuum_to_air
+from maury.spectra.operators import air_to_vacuum, vacuum_to_air
 from maury.spectra.pixels import FLUX_FLOOR
 
 LINES: Mapping[str, tuple[float, ...]] = {
@@ -65,6 +65,14 @@ LINES: Mapping[str, tuple[float, ...]] = {
     "Ni": (8501.80, 8606.37, 8636.99, 8702.49, 8770.68),
 }
 """Strong lines, angstrom in air (Heiter et al. 2021, A&A 645, A106)."""
+
+
+def lines_in(medium: str) -> dict[str, tuple[float, ...]]:
+    """Return `LINES`, angstrom in a medium ("air" or "vacuum")."""
+    if medium == "air":
+        return dict(LINES)
+    return {name: tuple(air_to_vacuum(lines).tolist()) for name, lines in LINES.items()}
+
 
 LINES_OF: Mapping[str, tuple[str, ...]] = {
     "teff": ("Ca II", "Ti"),
@@ -119,6 +127,8 @@ class Sensitivity:
         Of the two, over pixels.
     response, optimal_response : (n_label,) float64
         Gain of the estimate per unit of the label, all others fixed.
+    medium : {"air", "vacuum"}
+        Of `wave_aa`.
     """
 
     star: str
@@ -134,6 +144,7 @@ class Sensitivity:
     correlation: Float64Array
     response: Float64Array
     optimal_response: Float64Array
+    medium: str
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -327,6 +338,7 @@ def compare_with_optimal(
     snr: Float64Array,
     *,
     wave_aa: Float64Array,
+    medium: str,
     estimator: BestEstimator,
 ) -> Sensitivity:
     """Set a model's derivatives at some stars beside the best linear weights.
@@ -343,6 +355,8 @@ def compare_with_optimal(
         S/N per pixel.
     wave_aa : (n_pixel,) float64
         As the model takes it.
+    medium : {"air", "vacuum"}
+        Of these wavelengths.
     estimator : BestEstimator
         Of the model.
     """
@@ -365,6 +379,7 @@ def compare_with_optimal(
         # another's.
         response=np.einsum("nlp,nlp->l", gradient, slopes) / len(labels),
         optimal_response=np.einsum("nlp,nlp->l", weights, slopes) / len(labels),
+        medium=medium,
     )
 
 

@@ -26,7 +26,7 @@ from maury.labels.flags import Flag, set_where
 from maury.model.directory import RESIDUAL_CALIBRATION, Model
 from maury.model.output import has_spectrum
 from maury.prediction.detectors import DETECTORS
-from maury.prediction.survey_check import SurveyCheck, check_survey
+from maury.prediction.survey_check import LEAST_STARS, SurveyCheck, check_survey
 from maury.spectra.batch import Batch, Readable
 from maury.spectra.observable_groups import column
 from maury.spectra.preparation import Inputs, join_inputs, take
@@ -176,12 +176,19 @@ class Drift:
         return bool(self.unjudged) and not self.own
 
     @property
+    def few(self) -> bool:
+        """Whether so few stars differ from a sample by chance; each has its flags all the same."""
+        return self.n_star < LEAST_STARS
+
+    @property
     def findings(self) -> tuple[str, ...]:
         """What differs, in words, each with the name of its quantity or flag, the worst first.
 
         What all stars have in common, then flags that warn, quantities, other flags; inputs that
         are missing stand in one line, the last.
         """
+        if self.few:
+            return (self._missing,) if self._missing else ()
         ranked = sorted(self.quantities, key=lambda quantity: -quantity.excess)
         flags = {
             name: f"{name}: {here:.0%} of the stars (in training {there:.0%})"
@@ -213,7 +220,10 @@ class Drift:
     def summary(self) -> str:
         """A line, and below it the worst three findings, if there are any."""
         line = f"{self.n_star} spectra look like the training sample"
-        if not self.n_training:
+        if self.few:
+            line = f"{self.n_star} spectra are too few to tell how a survey differs from the "
+            line += f"training sample (from {LEAST_STARS} on)"
+        elif not self.n_training:
             known = ", ".join(q.name for q in self.quantities) or "nothing"
             line = f"the training sample is not known, but for the range of {known}"
         if self.own:
@@ -223,7 +233,8 @@ class Drift:
             rest = [text for text in self.findings if text != self._missing]
             worst, more = rest[:_WORST], len(rest) - _WORST
             worst += [self._missing] if self._missing else []
-            line = "the survey differs from the training sample:\n  " + "\n  ".join(worst)
+            head = line if self.few else "the survey differs from the training sample"
+            line = f"{head}:\n  " + "\n  ".join(worst)
             line += f"\n  and {more} more, which 'maury drift' lists" if more > 0 else ""
         if self.unlike:
             line += f"\nlabels of all its stars are doubtful ({Flag.SURVEY_UNLIKE.name})"

@@ -33,6 +33,7 @@ from maury.prediction.drift import never_had, unjudged, without_unexpected
 from maury.prediction.labellers import open_labeller
 from maury.prediction.matching import matched
 from maury.prediction.self_check import require_self_check
+from maury.spectra.absent import source_columns
 from maury.spectra.batch import Batch, Readable
 from maury.spectra.observable_groups import G_OF_XP
 from maury.spectra.preparation import SOURCES, Inputs, take
@@ -287,6 +288,30 @@ def hide(
 _BANDS = {band.name: band for band in BANDS}
 
 
+def _verdicts(model: Model, survey: Readable, without: Sequence[str]) -> dict[str, Any]:
+    """Return the audit of a model as far as it holds for stars with the inputs of a survey.
+
+    A label that photometry tells may be measured on stars with photometry alone.
+    """
+    known = dict(model.attachments["audit"].metadata)
+    sources = source_columns(model.preparation)
+    had = set(survey.column_names)
+    lacking = {name for name, columns in sources.items() if not had & set(columns)}
+    lacking |= set(sources if "photometry" in without else without)
+    earlier, labels = known.get("absent"), known.get("labels")
+    lacking -= set(map(str, earlier)) if isinstance(earlier, list | tuple) else set()
+    if lacking and isinstance(labels, Mapping):
+        known["labels"] = {
+            name: {**one, "verdict": "unknown"} if isinstance(one, Mapping) else one
+            for name, one in labels.items()
+        }
+        known["note"] = (
+            f"audited on stars with {', '.join(sorted(lacking))}, which these do not have; "
+            "'maury audit MODEL SURVEY' says what is measured without"
+        )
+    return known
+
+
 def catalogue_spec(
     model: Model,
     survey: Readable,
@@ -359,7 +384,7 @@ def catalogue_spec(
                 "covariance": known["prior_covariance"].tolist(),
             }
     if "audit" in model.attachments:
-        metadata["audit"] = dict(model.attachments["audit"].metadata)
+        metadata["audit"] = _verdicts(model, survey, without)
     return CatalogueSpec.for_labels(
         model.labels,
         survey_columns=survey.column_names,

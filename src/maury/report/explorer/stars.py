@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maury.errors import MauryError
-from maury.evaluation.sensitivity import LINES, LINES_OF, best_estimator, compare_with_optimal
+from maury.evaluation.sensitivity import LINES_OF, best_estimator, compare_with_optimal, lines_in
 from maury.io.arrays import Float64Array, Int64Array, StrArray
 from maury.labels.columns import QUANTILES, stated_error
 from maury.labels.definitions import LABEL_NAMES
@@ -201,7 +201,7 @@ class Stars:
             "fit": None if fit is None else _numbers(fit),
             "origin": origin,
             "simulated": bool(self._survey is not None and self._survey.simulated),
-            "lines": LINES,
+            "lines": lines_in(inputs.medium),
         }
 
     def sensitivity(self, row: int) -> Json:
@@ -355,6 +355,7 @@ class Stars:
             labels,
             snr,
             wave_aa=model.wave_aa,
+            medium=model.medium,
             estimator=best_weights,
         )
         found["optimal"] = dict(zip(names, map(_numbers, best.optimal), strict=True))

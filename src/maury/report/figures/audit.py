@@ -17,7 +17,7 @@ from maury.evaluation.audit_report import (
     SPECTRUM,
     AuditReport,
 )
-from maury.evaluation.sensitivity import LINES, LINES_OF, Sensitivity
+from maury.evaluation.sensitivity import LINES_OF, Sensitivity, lines_in
 from maury.labels.definitions import Label
 from maury.report.figures.style import (
     ACCENT,
@@ -130,7 +130,7 @@ def sensitivity_figure(sensitivity: Sensitivity, *, simulated: bool = False) -> 
             if simulated:
                 mark_simulated(ax)
         figure.align_ylabels(list(panels))
-        panels[-1].set_xlabel(r"wavelength [$\mathrm{\AA}$]")
+        panels[-1].set_xlabel(rf"wavelength in {sensitivity.medium} [$\mathrm{{\AA}}$]")
         title = f"{sensitivity.star}: {sensitivity.n} stars, "
         title += (f"mean {known}, " if known else "") + f"S/N {sensitivity.snr:.0f}"
         figure.suptitle(title.replace(" -", " \N{MINUS SIGN}"))
@@ -157,7 +157,8 @@ def _draw_label(ax: Axes, sensitivity: Sensitivity, k: int, label: Label) -> Non
     wave = sensitivity.wave_aa
     # Wavelength across, but a fixed height, whatever the derivatives are.
     at_top = blended_transform_factory(ax.transData, ax.transAxes)
-    lines = sorted((line, one) for one in LINES_OF.get(label.name, ()) for line in LINES[one])
+    places = lines_in(sensitivity.medium)
+    lines = sorted((line, one) for one in LINES_OF.get(label.name, ()) for line in places[one])
     inside = [(line, one) for line, one in lines if wave[0] <= line <= wave[-1]]
     for line, _ in inside:
         ax.axvline(line, color=_LINE_COLOUR, linewidth=0.8, zorder=0)
