@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from builders.catalogues import catalogue_rows, write_catalogue
 from maury.cli.app import app
-from maury.errors import ColumnError, ConfigError, MissingExtra, OutputExists
+from maury.errors import ColumnError, ConfigError, MauryError, MissingExtra, OutputExists
 from maury.labels.columns import Column
 from maury.labels.definitions import LABELS
+from maury.labels.flags import Flag
 from maury.prediction.catalogue import SUFFIXES, Catalogue, CatalogueSpec, assemble, write_part
 from maury.prediction.votable import NULLS
 from maury.report.publish import cds
@@ -64,6 +65,33 @@ def test_every_format_converts_into_every_other_and_back(tmp_path, source, suffi
     convert(there, tmp_path / "back.parquet")
     assert_equal(Catalogue.read(tmp_path / "back.parquet"), Catalogue.read(source))
     assert {p.name for p in tmp_path.iterdir()} == {there.name, "back.parquet"}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_are_selected_by_columns_and_flags(tmp_path, source, suffix):
+    whole, out = Catalogue.read(source), tmp_path / f"some{suffix}"
+    teff, warn = np.asarray(whole.table["teff"]), np.asarray(whole.table["warn"])
+    middle = float(np.nanmedian(teff))
+    n_row = convert(source, out, where=f"teff > {middle!r} & not warn")
+    kept = (teff > middle) & ~warn
+    found = Catalogue.read(out)
+    assert n_row == len(found) == kept.sum() > 0
+    assert found.table["id"].tolist() == np.asarray(whole.table["id"])[kept].tolist()
+    assert found.simulated == whole.simulated
+    assert "teff >" in found.metadata["selection"]
+    assert found.table["teff"].unit == whole.table["teff"].unit
+
+
+def test_a_selection_by_flag_or_of_nothing_is_a_catalogue_too(tmp_path, source):
+    flag = Flag.LOW_SNR
+    flags = np.asarray(Catalogue.read(source).table["flags"])
+    out = tmp_path / "some.fits"
+    assert convert(source, out, where=f"not {flag.name}") == ((flags & flag.value) == 0).sum()
+    assert convert(source, tmp_path / "none.fits", where="teff < 0") == 0
+    assert len(Catalogue.read(tmp_path / "none.fits")) == 0
+    with pytest.raises(MauryError, match="is no column"):
+        convert(source, tmp_path / "x.fits", where="tefff > 0")
+    assert not (tmp_path / "x.fits").exists()
 
 
 def test_nothing_is_overwritten_and_unknown_formats_are_named(tmp_path, source):

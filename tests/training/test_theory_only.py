@@ -18,6 +18,7 @@ from maury.simulation.surveys import simulate_survey, simulation_like
 from maury.spectra.operators import air_to_vacuum
 from maury.survey.store import Survey
 from maury.survey.writer import SurveyWriter
+from maury.report.page.assemble import write_report
 from maury.training import theory_only
 from maury.training.theory_only import train_on_theory
 
@@ -94,6 +95,12 @@ def test_the_card_the_columns_and_the_metadata_say_what_the_errors_are_worth(tra
     assert told in stored["teff_error"].description
     assert "SIMULATED" not in (stored["teff"].description or "")
     assert np.isfinite(stored["teff_error"]).all()
+    # Without photometry, which the audited stars had, no label is called measured.
+    verdicts = {one["verdict"] for one in catalogue.metadata["audit"]["labels"].values()}
+    assert model.attachments["audit"].metadata["absent"] == []
+    assert verdicts == {"unknown"}
+    page = write_report(model, tmp_path / "report", observed=tmp_path / "labels.fits").page
+    assert told in page.read_text("utf-8")
 
 
 def test_the_stars_are_those_of_the_survey(trained):
@@ -116,7 +123,7 @@ def test_it_is_audited_without_labels_on_the_inputs_of_the_survey(trained, monke
     assert report.inputs == ("spectrum",)
     assert set(report.absent) == set(model.preparation.source_names)
     assert report.remarks[0].startswith("own.zarr has no labels: the stars are simulated")
-    assert {one.verdict for one in report.labels} <= {"measured", "inferred"}
+    assert {one.verdict for one in report.labels} <= {"measured", "inferred", "unknown"}
     with pytest.raises(ColumnError, match=r"maury card .*") as found:
         audit_module.audit(replace(model, provenance={}), survey)
     assert f"maury simulate OUT.zarr --like {survey.path}" in str(found.value)

@@ -98,6 +98,11 @@ def train(
             overwrite=overwrite,
         )
     terminal.say(result)
+    # Held-out stars of the sky are there for a model that learnt from such alone.
+    if theory_only:
+        terminal.say(f"next: maury predict {model} {survey} labels.fits")
+    else:
+        terminal.say(f"next: maury validate {model} {survey}")
 
 
 def methods() -> None:

@@ -25,9 +25,17 @@ def convert(
         typer.Option("--author", metavar="NAME", help="Author in the ReadMe (repeatable)."),
     ] = None,
     bibcode: Annotated[str, typer.Option("--bibcode", help="Of the paper, for the ReadMe.")] = "",
+    where: Annotated[
+        str,
+        typer.Option(
+            "--where",
+            metavar="EXPRESSION",
+            help="Rows to write, by columns and flags: 'snr > 40 & not TRAINING_STAR'.",
+        ),
+    ] = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a catalogue in another format, also as the CDS takes it: ASCII with a ReadMe."""
+    """Write a catalogue, or some of its rows, in another format, also as the CDS takes it."""
     from maury.report.publish.cds import Heading
     from maury.report.publish.convert import convert
 
@@ -39,7 +47,7 @@ def convert(
             authors=tuple(authors or plain.authors),
             bibcode=bibcode,
         )
-    n_row = convert(catalogue, out, heading=heading, overwrite=overwrite)
+    n_row = convert(catalogue, out, heading=heading, where=where, overwrite=overwrite)
     terminal.say(f"{n_row} rows in {out}")
 
 

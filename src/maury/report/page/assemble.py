@@ -227,6 +227,8 @@ def _about(material: Material) -> dict[str, str]:
         "cite": model.citation,
         "split": model.split.rule,
     }
+    if model.theory_only:
+        about["trained on"] = f"SIMULATED spectra alone: errors are {model.theory_only}"
     about |= dict(material.names)
     discs = material.put_in
     if discs is not None:

@@ -212,7 +212,10 @@ def inputs_section(material: Material) -> Section:
     """Return what labels are made of: with and without magnitudes, audit, sensitivity."""
     report = material.audit
     if report is None:
-        missing = Omitted("Audit and sensitivity", "no labelled survey was given")
+        reason = "no labelled survey was given"
+        if material.model.theory_only:
+            reason += "; 'maury audit MODEL SURVEY' audits on simulated stars"
+        missing = Omitted("Audit and sensitivity", reason)
         return Section("inputs", "What the labels are made of", omitted=(missing,))
     plates, omitted = sort_out(list(_inputs(material)))
     tables = [("Scatter by what the networks see", report.rows())]

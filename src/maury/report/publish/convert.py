@@ -1,10 +1,16 @@
 """Catalogues in the formats in which they are published."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from maury.errors import ConfigError
 from maury.io.files import explaining, refuse_existing, writing
+from maury.labels.flags import Flag
 from maury.prediction.catalogue import SUFFIXES, Catalogue, check_suffix, write_stored
+from maury.prediction.stored import StoredCatalogue, values_of
+from maury.report.explorer.expression import parse
 from maury.report.publish import cds
 from maury.report.publish.cds import Heading
 
@@ -18,6 +24,7 @@ def convert(
     out: Path | str,
     *,
     heading: Heading | None = None,
+    where: str = "",
     overwrite: bool = False,
 ) -> int:
     """Write a catalogue in another format, block by block: memory does not grow with its rows.
@@ -31,6 +38,10 @@ def convert(
         directory with an aligned ASCII table and its ReadMe (`maury.report.publish.cds`).
     heading : Heading, optional
         Title and authors of the ReadMe.
+    where : str
+        Rows to write, as an expression of columns and flags, as the explorer has them
+        (`maury.report.explorer.expression.parse`): ``snr > 40 & not TRAINING_STAR``. All without
+        one. The metadata keep it (``selection``).
     overwrite : bool
         Replace what exists at `out`.
 
@@ -45,6 +56,8 @@ def convert(
         If the suffix is not one of a known format, or a heading is given for another than ``.cds``.
     InputFileError
         If the catalogue cannot be read.
+    ExpressionError
+        If `where` cannot be read.
     MissingExtra
         If the format needs a package that is not installed.
     OutputExists
@@ -58,6 +71,8 @@ def convert(
             raise ConfigError(f"title and authors stand in a ReadMe; {out.name} has none")
     refuse_existing(out, overwrite=overwrite)
     stored = catalogue.stored() if isinstance(catalogue, Catalogue) else Catalogue.open(catalogue)
+    if where:
+        stored = selected(stored, where)
     if as_cds:
         with writing(out, overwrite=overwrite) as partial:
             partial.mkdir()
@@ -67,3 +82,17 @@ def convert(
             out.parent.mkdir(parents=True, exist_ok=True)
             write_stored(stored, out, overwrite)
     return len(stored)
+
+
+def selected(catalogue: StoredCatalogue, where: str) -> StoredCatalogue:
+    """Return the rows of a catalogue that pass an expression; see `convert`."""
+    kinds = {one.name: one.kind for one in catalogue.columns if one.kind not in ("str", "other")}
+    kinds.pop("flags", None)
+    wanted = parse(where, numbers=kinds, flags={str(flag.name): flag.value for flag in Flag})
+    chosen = [
+        wanted.passes({name: values_of(block[name]) for name in wanted.names})
+        for block in catalogue.blocks(wanted.names)
+    ]
+    metadata = {**catalogue.metadata, "selection": where}
+    kept = np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.bool_)
+    return replace(catalogue.only(kept), metadata=metadata)
