@@ -13,12 +13,12 @@ from maury.evaluation.card import read_card
 from maury.prediction import uncertainty
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.streaming import predict
+from maury.report.page.assemble import write_report
 from maury.simulation.mismatch import TheoryMismatch
 from maury.simulation.surveys import simulate_survey, simulation_like
 from maury.spectra.operators import air_to_vacuum
 from maury.survey.store import Survey
 from maury.survey.writer import SurveyWriter
-from maury.report.page.assemble import write_report
 from maury.training import theory_only
 from maury.training.theory_only import train_on_theory
 
