@@ -97,6 +97,7 @@ def half_blind(tmp_path_factory):
     return audit(folder / "m", survey, n_bootstrap=50)
 
 
+@pytest.mark.slow
 def test_what_only_photometry_tells_is_inferred(half_blind) -> None:
     teff, logg = half_blind.labels
     assert (teff.verdict, logg.verdict) == ("measured", "inferred")
@@ -259,6 +260,7 @@ def test_inputs_that_are_missing_are_known_to_predictions() -> None:
     assert {name for without in WITHOUT.values() for name in without} <= set(INPUTS)
 
 
+@pytest.mark.slow
 def test_the_published_network_cannot_do_without(published) -> None:
     assert "gives no labels without a spectrum" in published.note
     for one in published.labels:
@@ -267,6 +269,7 @@ def test_the_published_network_cannot_do_without(published) -> None:
     assert published.magnitude_rows()[1:] == []
 
 
+@pytest.mark.slow
 def test_every_case_of_the_default_network(default) -> None:
     assert default.note == ""
     assert default.simulated
@@ -313,6 +316,7 @@ def test_the_report_says_on_which_inputs_it_stands(
     assert {one.basis for one in bare.labels} == {SHUFFLED}
 
 
+@pytest.mark.slow
 def test_verdicts_that_differ_from_the_card_are_told_with_the_reason(default) -> None:
     said = audit_metadata(default)
     assert differences(default, said) == ()
@@ -324,6 +328,7 @@ def test_verdicts_that_differ_from_the_card_are_told_with_the_reason(default) ->
     assert differences(default, {"labels": 3}) == ()
 
 
+@pytest.mark.slow
 def test_scatters_are_those_of_predictions(default, default_model, default_survey) -> None:
     from maury.evaluation.validation import held_out_rows
     from maury.prediction.streaming import predict_rows
@@ -337,6 +342,7 @@ def test_scatters_are_those_of_predictions(default, default_model, default_surve
             assert one.cases[name].scatter == pytest.approx(residual.std(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_label_that_is_not_known_says_nothing_and_hides_nothing(
     tiny_model, tiny_survey, tmp_path, published
 ) -> None:
@@ -351,11 +357,13 @@ def test_a_label_that_is_not_known_says_nothing_and_hides_nothing(
         assert one.verdict in ("measured", "inferred")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report(published, tiny_model, tiny_survey) -> None:
     again = audit(tiny_model, tiny_survey, n_bootstrap=50)
     assert again.to_json() == published.to_json()
 
 
+@pytest.mark.slow
 def test_what_a_catalogue_says(default) -> None:
     said = json.loads(json.dumps(audit_metadata(default), allow_nan=False))
     assert list(said["labels"]) == list(LABEL_NAMES)
@@ -383,6 +391,7 @@ def test_a_gain_that_chance_may_give_is_no_verdict(whole, spread, verdict) -> No
     assert _verdict(cases, draws)[3] == verdict
 
 
+@pytest.mark.slow
 def test_a_catalogue_of_stars_with_other_inputs_claims_no_verdict(
     default, default_model, default_survey, tmp_path
 ) -> None:
@@ -397,6 +406,7 @@ def test_a_catalogue_of_stars_with_other_inputs_claims_no_verdict(
     assert said["labels"]["teff"]["verdict"] != "unknown"
 
 
+@pytest.mark.slow
 def test_spectra_can_lie_in_the_model_directory(default, default_model, tmp_path) -> None:
     model = Model.open(default_model)
     arrays, said = default.to_arrays(), audit_metadata(default)

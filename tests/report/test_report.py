@@ -127,12 +127,14 @@ def test_every_figure_of_simulated_spectra_says_so(drawn) -> None:
         assert SIMULATED in texts, name
 
 
+@pytest.mark.slow
 def test_every_figure_has_the_width_of_a_column_or_a_page(drawn) -> None:
     for name, plate in plates(drawn).items():
         width = 25.4 * plate.figure.get_size_inches()[0]
         assert width == pytest.approx(88.0) or width == pytest.approx(180.0), name
 
 
+@pytest.mark.slow
 def test_texts_of_all_figures_are_as_large_as_journals_ask_and_of_three_sizes(drawn) -> None:
     sizes, families = set(), set()
     for name, plate in plates(drawn).items():
@@ -145,6 +147,7 @@ def test_texts_of_all_figures_are_as_large_as_journals_ask_and_of_three_sizes(dr
     assert len(families) == 1
 
 
+@pytest.mark.slow
 def test_figures_of_stars_say_how_many_are_drawn(whole, drawn) -> None:
     found = plates(drawn)
     for name in ("kiel_samples", "alpha_slices", "bimodality", "maps", "residuals_snr", "elements"):
@@ -167,12 +170,14 @@ def test_captions_of_coverage_say_why_two_errors_hold_too_few(whole) -> None:
     assert tails(replace(whole, statistics=(right,))) == ""
 
 
+@pytest.mark.slow
 def test_what_was_not_drawn_is_told_with_the_reason(drawn) -> None:
     told = {one.title: one.reason for section in drawn for one in section.omitted}
     assert "Isochrones" in told
     assert all(told.values())
 
 
+@pytest.mark.slow
 def test_data_behind_a_figure_are_what_the_figure_shows(whole, drawn) -> None:
     found = plates(drawn)
     test = whole.samples["test"]
@@ -185,6 +190,7 @@ def test_data_behind_a_figure_are_what_the_figure_shows(whole, drawn) -> None:
     assert len(found["clusters"].data["id"]) == 39
 
 
+@pytest.mark.slow
 def test_gradients_show_what_the_simulation_put_in(whole, drawn) -> None:
     discs = whole.put_in["discs"]
     assert [one["radial_gradient"] for one in discs] == [-0.06, 0.0]
@@ -348,6 +354,7 @@ def test_stars_are_matched_by_name(whole) -> None:
     assert others.tolist() == [2, 0]
 
 
+@pytest.mark.slow
 def test_data_of_many_stars_are_thinned_and_say_so(drawn) -> None:
     figure = plates(drawn)["z"].figure
     plate = Plate("x", "X", "A caption.", figure, {"a": np.arange(3 * MOST_ROWS)})

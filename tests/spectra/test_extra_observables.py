@@ -359,6 +359,7 @@ def model(tmp_path_factory, seismic_survey):
     return train(seismic_survey, path, config=CONFIG, n_processes=1)
 
 
+@pytest.mark.slow
 def test_the_network_uses_what_it_is_given(model, seismic_survey):
     batch = seismic_survey.batch(0, len(seismic_survey))
     known = np.isfinite(batch.columns["logg_seismic"])
@@ -402,6 +403,7 @@ def test_draws_without_sparse_columns_are_as_they_were():
     np.testing.assert_array_equal(one[1], other[1])
 
 
+@pytest.mark.slow
 def test_no_noise_is_added_to_further_columns(model):
     mapping = model.preparation.observable_map
     values = np.ones((50, len(model.preparation.observable_names)))
@@ -425,6 +427,7 @@ def test_an_audit_says_what_further_columns_tell(model, seismic_survey):
     assert logg.cases["without seismic"].scatter == pytest.approx(residual.std(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_saved_model_gives_the_same_bits(model, seismic_survey):
     batch = seismic_survey.batch(0, 50)
     first, second = (Predictor(m).predict(batch) for m in (model, Model.open(model.path)))
@@ -437,11 +440,13 @@ def test_a_column_that_the_survey_lacks_is_told_before_training(tmp_path, tiny_s
         train(tiny_survey, tmp_path / "m", config=CONFIG)
 
 
+@pytest.mark.slow
 def test_unknown_inputs_are_told(model):
     with pytest.raises(UnknownName, match="seismic"):
         Predictor(model, without=("seizmic",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffices", [False, True])
 def test_columns_alone_give_labels_if_they_suffice(model, seismic_survey, suffices):
     group = FurtherColumns(source="seismic", columns=("logg_seismic",), suffices=suffices)

@@ -51,6 +51,7 @@ def _command(model, survey, path):
     return [*command, "--processes", "1"]
 
 
+@pytest.mark.slow
 def test_the_theory_has_the_lines_of_the_survey(adapted, default_model):
     model, source = Model.open(adapted), Model.open(default_model)
     depth = [1 - _theory(one, source.arrays("sky")["labels"][:50]) for one in (model, source)]
@@ -65,6 +66,7 @@ def _theory(model, labels):
     return TrainingStarSimulator.of_model(model).theory(labels)
 
 
+@pytest.mark.slow
 def test_it_is_a_whole_model_that_says_what_it_is(adapted, default_model, stronger):
     model, source = Model.open(adapted), Model.open(default_model)
     kept = {"sky", "losses", "calibration", "coverage", "sample", "common", "canary"}

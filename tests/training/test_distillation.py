@@ -16,6 +16,9 @@ from maury.survey.store import Survey
 from maury.training.distillation import distil
 from maury.training.distillation_data import TeacherModel
 
+# The student that most of these look at is trained for them.
+pytestmark = pytest.mark.slow
+
 CONFIG = {
     "network": {"stem": 24, "width": 48},
     "training": {"stars": 8000, "passes": 14, "batch_size": 128},
@@ -127,7 +130,6 @@ def untrained_errors(model, inputs):
     return np.sqrt(variance.numpy()) * model.scaling.labels.scale
 
 
-@pytest.mark.slow
 def test_a_student_agrees_with_its_teacher(student, default_model, default_survey):
     batch = Survey.open(default_survey).batch(0, 500)
     small, teacher = Predictor(student), Predictor(default_model)
@@ -147,7 +149,6 @@ def test_a_student_agrees_with_its_teacher(student, default_model, default_surve
     assert not errors_agree(untrained_errors(model, inputs), wanted)
 
 
-@pytest.mark.slow
 def test_it_is_a_model_like_any_other(student, default_model, default_survey, tmp_path):
     model, teacher = Model.open(student), Model.open(default_model)
     assert model.network["name"] == "student"
@@ -165,7 +166,6 @@ def test_it_is_a_model_like_any_other(student, default_model, default_survey, tm
     assert catalogue.metadata["model"]["distilled_from"]["checksum"] == teacher.checksum
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("without", ["spectrum", "photometry"])
 def test_it_agrees_with_inputs_missing(student, default_model, default_survey, without):
     batch = Survey.open(default_survey).batch(0, 200)
@@ -192,7 +192,6 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.slow
 @pytest.mark.two_threads
 @pytest.mark.parametrize("at", [2, 3])
 def test_a_killed_run_ends_with_the_same_bits(default_model, tmp_path, monkeypatch, at):
@@ -217,7 +216,6 @@ def test_a_killed_run_ends_with_the_same_bits(default_model, tmp_path, monkeypat
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.slow
 def test_without_a_survey_it_inherits(default_model, default_survey, tmp_path):
     model = distil(default_model, tmp_path / "alone", config=SHORT)
     teacher = Model.open(default_model)

@@ -56,6 +56,7 @@ def traced(tmp_path_factory, default_survey):
     return trace, path
 
 
+@pytest.mark.slow
 def test_labelled_spectra_are_read_once_and_prepared_once(traced, default_survey):
     trace, _ = traced
     survey = Survey.open(default_survey)
@@ -66,6 +67,7 @@ def test_labelled_spectra_are_read_once_and_prepared_once(traced, default_survey
     assert set(survey.column("id")[labelled]) <= set(trace.prepared)
 
 
+@pytest.mark.slow
 def test_the_ensemble_is_built_once(traced):
     assert traced[0].built == 1
 
