@@ -62,6 +62,21 @@ def test_kiel_axes_run_as_astronomers_draw_them() -> None:
     assert sorted(drawn[:, 0]) == sorted(truth[:, 0])
 
 
+def test_kiel_of_few_stars_has_their_errors_as_bars_within_the_axes() -> None:
+    teff, logg = np.array([5000.0, 5800.0, 4300.0]), np.array([3.0, 4.4, np.nan])
+    errors = (np.array([80.0, 60.0, 90.0]), np.array([0.3, 0.2, 0.2]))
+    ax = figures.kiel_figure(teff, logg, np.zeros(3), errors=errors).axes[0]
+    (bars,) = ax.containers
+    ends = np.concatenate([one for bar in bars[2] for one in bar.get_segments()])
+    assert sorted(set(ends[:, 0])) == [4920.0, 5000.0, 5080.0, 5740.0, 5800.0, 5860.0]
+    assert ends[:, 1].max() == pytest.approx(4.6)
+    low, high = sorted(ax.get_ylim())
+    assert low < ends[:, 1].min() < ends[:, 1].max() < high
+    many = [np.full(101, 5000.0), np.full(101, 3.0), np.zeros(101)]
+    bare = figures.kiel_figure(*many, errors=(np.ones(101), np.ones(101))).axes[0]
+    assert not bare.containers
+
+
 def test_kiel_leaves_out_stars_without_place_and_greys_those_without_colour() -> None:
     truth, _, _ = stars(100)
     truth[:7, 0] = np.nan

@@ -161,13 +161,15 @@ def test_figures_of_stars_say_how_many_are_drawn(whole, drawn) -> None:
 
 
 def test_captions_of_coverage_say_why_two_errors_hold_too_few(whole) -> None:
-    few = replace(whole.statistics[0], coverage_1sigma=0.683, coverage_2sigma=0.931)
+    few = replace(whole.statistics[0], n=400, coverage_1sigma=0.683, coverage_2sigma=0.931)
     right = replace(few, coverage_2sigma=0.96)
     material = replace(whole, statistics=(few, right))
     text = tails(material)
     assert "1 of 2 labels (at least 93.1 %; within one, 68.3 %" in text
     assert "q02 to q98" in text
     assert tails(replace(whole, statistics=(right,))) == ""
+    # Of thirty stars 93.1 % are no fewer than chance has them.
+    assert tails(replace(whole, statistics=(replace(few, n=30),))) == ""
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ from maury.report.figures.style import (
 
 DENSE = 20_000
 """Above this number of stars, cells of equal size are drawn instead of points."""
+MOST_BARS = 100
+"""Bars of more stars hide the stars; chosen by eye."""
 _TEFF, _LOGG, _M_H, _ALPHA_M = select(["teff", "logg", "m_h", "alpha_m"])
 # Shares of the stars within the contours: the whole, the bulk, the core.
 _LEVELS = (0.95, 0.8, 0.5)
@@ -42,6 +44,7 @@ def kiel(
     colour: ArrayLike,
     *,
     label: Named = None,
+    errors: tuple[ArrayLike, ArrayLike] | None = None,
     simulated: bool = False,
 ) -> None:
     """Draw effective temperature (decreasing to the right) against log g (increasing downwards).
@@ -59,6 +62,8 @@ def kiel(
         Label that colours the stars; those without it are grey.
     label : Label, str or None
         What `colour` is; by default what it is called, as a column of a table is, else [M/H].
+    errors : pair of (n,) float, optional
+        1 sigma errors of `teff` and `logg`: bars, of up to `MOST_BARS` stars.
     simulated : bool
         Whether to mark the axes as simulated.
     """
@@ -66,7 +71,16 @@ def kiel(
     x, y, c = (np.asarray(a, dtype=np.float64) for a in (teff, logg, colour))
     known = np.isfinite(x) & np.isfinite(y)
     x, y, c = x[known], y[known], c[known]
-    x_range, y_range = limits(x, fallback=_TEFF.range), limits(y, fallback=_LOGG.range)
+    bars = None
+    if errors is not None and 0 < x.size <= MOST_BARS:
+        sizes = (np.asarray(one, dtype=np.float64)[known] for one in errors)
+        bars = [np.nan_to_num(np.maximum(one, 0.0)) for one in sizes]
+    wide, tall = (0.0, 0.0) if bars is None else bars
+    x_range = limits(np.r_[x - wide, x + wide], fallback=_TEFF.range)
+    y_range = limits(np.r_[y - tall, y + tall], fallback=_LOGG.range)
+    if bars is not None:
+        look: dict[str, Any] = {"fmt": "none", "ecolor": MISSING, "elinewidth": 0.6, "zorder": 0.4}
+        ax.errorbar(x, y, xerr=bars[0], yerr=bars[1], **look)
     coloured = np.isfinite(c)
     ax.scatter(
         x[~coloured],
@@ -202,12 +216,14 @@ def kiel_figure(
     colour: ArrayLike,
     *,
     label: Named = None,
+    errors: tuple[ArrayLike, ArrayLike] | None = None,
     simulated: bool = False,
 ) -> Figure:
     """Return a Kiel diagram of one column's width; see `kiel` for the arguments."""
     with style():
         figure = new_figure(COLUMN_MM, 72.0)
-        kiel(figure.add_subplot(), teff, logg, colour, label=label, simulated=simulated)
+        ax = figure.add_subplot()
+        kiel(ax, teff, logg, colour, label=label, errors=errors, simulated=simulated)
     return figure
 
 
