@@ -536,7 +536,10 @@ def show_audit(report: Any) -> None:
         ("Scatter with the spectra of other stars, and response to them", report.swap_rows()),
         ("To use or not to use absolute magnitudes (parallaxes)", report.magnitude_rows()),
         ("Scatter with and without further columns", report.further_rows()),
-        ("Correlation with the best linear estimator; responses", report.sensitivity_rows()),
+        (
+            "Correlation with the best linear estimator; response, of that of the best",
+            report.sensitivity_rows(),
+        ),
     ):
         if len(rows) > 1:
             say(title)
