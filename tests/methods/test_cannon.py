@@ -312,6 +312,7 @@ def test_mistakes_are_named():
             Cannon.train(sample, sample, settings=CannonSettings(censor=censor), seed=0)
 
 
+@pytest.mark.peer
 @pytest.mark.skipif(not PEER.exists(), reason="MAURY_THECANNON names no interpreter with thecannon")
 def test_coefficients_and_labels_agree_with_those_of_thecannon(tmp_path):
     truth, flux, ivar, _ = made(400, 17, n_pixel=60)

@@ -91,6 +91,7 @@ def test_atmospheres_are_interpolated_between_their_nodes(nodes):
     assert np.abs(apart[deep]).max() < 0.02
 
 
+@pytest.mark.peer
 @needs_pysme
 def test_pysme_agrees_with_another_code(shared, nodes, tmp_path):
     """Spectra of Turbospectrum with the same lines and atmospheres, and CN, which is not here."""
@@ -120,6 +121,7 @@ def test_pysme_agrees_with_another_code(shared, nodes, tmp_path):
         assert np.sqrt(np.mean((mine - theirs) ** 2)) < 0.1 * np.sqrt(np.mean((1 - theirs) ** 2))
 
 
+@pytest.mark.peer
 @needs_pysme
 def test_abundances_are_those_of_another_code(shared, nodes, tmp_path):
     """Metal-poor stars whose abundances vary independently; a label of 0 changes nothing."""
@@ -151,6 +153,7 @@ def test_abundances_are_those_of_another_code(shared, nodes, tmp_path):
         assert abs(width - wanted) < 0.5 * abs(before - wanted)
 
 
+@pytest.mark.peer
 @needs_pysme
 def test_sme_is_trained_and_predicts(shared, nodes, tiny_survey, tmp_path):
     lines = write_lines(shared, tmp_path / "lines.csv", weakest=-4.5)
