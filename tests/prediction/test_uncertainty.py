@@ -114,7 +114,7 @@ def test_the_catalogue_has_it_all_and_says_so(tmp_path, default_model, default_s
     assert {*quantiles, "chi2_reduced", "al_fe_mg_fe_corr"} <= set(names)
     assert "calibrated" in catalogue.metadata["errors"]
     verdicts = {one["verdict"] for one in catalogue.metadata["audit"]["labels"].values()}
-    assert verdicts <= {"measured", "inferred"}
+    assert verdicts <= {"measured", "inferred", "unknown"}
     assert set(catalogue.metadata["audit"]["labels"]) == set(LABEL_NAMES)
     plain = predict(default_model, default_survey, tmp_path / "p.parquet")
     assert "al_fe_mg_fe_corr" not in plain.table.colnames
