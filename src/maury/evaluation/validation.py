@@ -307,8 +307,8 @@ def held_out_rows(model: Model, survey: Survey, *, split: str = "test") -> Int64
         raise ColumnError(
             f"{survey.path} has no values of {', '.join(names)}, with which to compare; "
             "give a survey with labels, or simulated stars on its pixels ('maury simulate OUT.zarr "
-            f"--like {survey.path}'); what was measured of the model when it was trained, 'maury "
-            f"card {model.path}' prints"
+            f"--like {survey.path}'), and ask for --stars unseen; what was measured of the model "
+            f"when it was trained, 'maury card {model.path}' prints"
         )
     record, star = model.split, survey.stars
     if split == "unseen":

@@ -254,7 +254,8 @@ def _rows_of(joined: _Joined, keys: StrArray, what: str) -> IndexArray:
         example = repr(str(known[0])) if known.size else "nothing but empty ones"
         raise IdentifierError(
             f"{table.path} has none of the identifiers of {what} (for example "
-            f"{str(here[0])!r} against {example}); correct 'id'"
+            f"{str(here[0])!r} against {example}); correct 'id', or leave out the table and its "
+            "columns"
         )
     # Only rows of these spectra need unique identifiers: catalogues repeat stars elsewhere.
     numbers = np.flatnonzero(wanted)
