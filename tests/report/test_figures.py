@@ -419,8 +419,7 @@ def test_lines_are_marked_where_they_are_in_the_medium_of_the_spectra() -> None:
             "dwarf", 9, 5772.0, 4.4, 0.0, 50.0, LABELS, wave, ones, ones, *[np.ones(9)] * 3, medium
         )
         figure = figures.sensitivity_figure(star)
-        names = [label.get_text() for label in (ax.yaxis.label for ax in figure.axes)]
-        ax = figure.axes[next(k for k, name in enumerate(names) if "log" in name)]
+        ax = next(ax for ax in figure.axes if "log" in ax.get_ylabel())
         upright = (line.get_xdata() for line in ax.lines)
         drawn[medium] = sorted(x[0] for x in upright if len(x) == 2 and x[0] == x[1])
         assert medium in figure.axes[-1].get_xlabel()

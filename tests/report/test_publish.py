@@ -78,7 +78,8 @@ def test_rows_are_selected_by_columns_and_flags(tmp_path, source, suffix):
     assert n_row == len(found) == kept.sum() > 0
     assert found.table["id"].tolist() == np.asarray(whole.table["id"])[kept].tolist()
     assert found.simulated == whole.simulated
-    assert "teff >" in found.metadata["selection"]
+    assert "teff >" in found.metadata["selection"]["where"]
+    assert found.metadata["selection"]["of"] == len(whole)
     assert found.table["teff"].unit == whole.table["teff"].unit
 
 

@@ -161,7 +161,9 @@ def test_figures_of_stars_say_how_many_are_drawn(whole, drawn) -> None:
 
 
 def test_captions_of_coverage_say_why_two_errors_hold_too_few(whole) -> None:
-    few = replace(whole.statistics[0], n=400, coverage_1sigma=0.683, coverage_2sigma=0.931)
+    few = replace(whole.statistics[0], coverage_1sigma=0.683, coverage_2sigma=0.931)
+    # That of 400 stars.
+    few = replace(few, coverage_2sigma_error=0.011)
     right = replace(few, coverage_2sigma=0.96)
     material = replace(whole, statistics=(few, right))
     text = tails(material)
@@ -169,7 +171,8 @@ def test_captions_of_coverage_say_why_two_errors_hold_too_few(whole) -> None:
     assert "q02 to q98" in text
     assert tails(replace(whole, statistics=(right,))) == ""
     # Of thirty stars 93.1 % are no fewer than chance has them.
-    assert tails(replace(whole, statistics=(replace(few, n=30),))) == ""
+    chance = replace(few, coverage_2sigma_error=0.046)
+    assert tails(replace(whole, statistics=(chance,))) == ""
 
 
 @pytest.mark.slow

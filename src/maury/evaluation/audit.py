@@ -464,9 +464,9 @@ def _verdict(cases: Mapping[str, Case], draws: Float64Array) -> tuple[float, flo
     error = float(np.nanstd(ratio))
     verdict: Verdict = "measured" if gain >= LEAST_GAIN else "inferred"
     unequal = basis == SHUFFLED and cases[CONTROL].scatter > _UNLIKE * cases[ALL].scatter
-    if unequal and verdict == "inferred" and gain + 2.0 * error >= LEAST_GAIN:
-        verdict = "unknown"
-    if error > _UNSURE and abs(gain - LEAST_GAIN) < error:
+    hidden = unequal and verdict == "inferred" and gain + 2.0 * error >= LEAST_GAIN
+    by_chance = error > _UNSURE and abs(gain - LEAST_GAIN) < error
+    if hidden or by_chance:
         verdict = "unknown"
     return gain, error, basis, verdict
 

@@ -66,14 +66,6 @@ LINES: Mapping[str, tuple[float, ...]] = {
 }
 """Strong lines, angstrom in air (Heiter et al. 2021, A&A 645, A106)."""
 
-
-def lines_in(medium: str) -> dict[str, tuple[float, ...]]:
-    """Return `LINES`, angstrom in a medium ("air" or "vacuum")."""
-    if medium == "air":
-        return dict(LINES)
-    return {name: tuple(air_to_vacuum(lines).tolist()) for name, lines in LINES.items()}
-
-
 LINES_OF: Mapping[str, tuple[str, ...]] = {
     "teff": ("Ca II", "Ti"),
     "logg": ("Ca II",),
@@ -103,6 +95,13 @@ in which stars are alike. Chosen by eye."""
 _MOST_STARS, _FURTHEST = 8, 3.0
 """A mean over eight stars brings the noise of a gradient down to a third; beyond
 three units the lines are other ones."""
+
+
+def lines_in(medium: str) -> dict[str, tuple[float, ...]]:
+    """Return `LINES`, angstrom in a medium ("air" or "vacuum")."""
+    if medium == "air":
+        return dict(LINES)
+    return {name: tuple(air_to_vacuum(lines).tolist()) for name, lines in LINES.items()}
 
 
 @dataclass(frozen=True)

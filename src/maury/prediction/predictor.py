@@ -1,7 +1,7 @@
 """A model ready to predict: batches in, columns of the catalogue out."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from itertools import combinations
 from pathlib import Path
@@ -272,7 +272,7 @@ def hide(
         Sources of further columns, and the columns.
     """
     sources = (*SOURCES, *further)
-    hidden = set(sources if "photometry" in without else without) & set(sources)
+    hidden = _named(without, sources) & set(sources)
     names = {band.column if (band := _BANDS.get(name)) else name for name in hidden}
     names |= {column for source in hidden for column in further.get(source, ())}
     missing = np.full(len(batch), np.nan)
@@ -288,6 +288,11 @@ def hide(
 _BANDS = {band.name: band for band in BANDS}
 
 
+def _named(without: Sequence[str], sources: Iterable[str]) -> set[str]:
+    """Return what inputs that count as missing are: "photometry" is all sources."""
+    return set(sources if "photometry" in without else without)
+
+
 def _verdicts(model: Model, survey: Readable, without: Sequence[str]) -> dict[str, Any]:
     """Return the audit of a model as far as it holds for stars with the inputs of a survey.
 
@@ -297,7 +302,7 @@ def _verdicts(model: Model, survey: Readable, without: Sequence[str]) -> dict[st
     sources = source_columns(model.preparation)
     had = set(survey.column_names)
     lacking = {name for name, columns in sources.items() if not had & set(columns)}
-    lacking |= set(sources if "photometry" in without else without)
+    lacking |= _named(without, sources)
     earlier, labels = known.get("absent"), known.get("labels")
     lacking -= set(map(str, earlier)) if isinstance(earlier, list | tuple) else set()
     if lacking and isinstance(labels, Mapping):

@@ -149,6 +149,19 @@ class StoredCatalogue:
 
         return replace(self, n_row=int(np.count_nonzero(chosen)), read=read)
 
+    def selected(self, chosen: BoolArray, **how: str) -> "StoredCatalogue":
+        """Return rows as `only` does; the metadata say how many of how many (``selection``).
+
+        Parameters
+        ----------
+        chosen : (n_row,) bool
+        **how
+            What else they say of the selection.
+        """
+        some = self.only(chosen)
+        selection = {"rows": len(some), "of": len(self), **how}
+        return replace(some, metadata={**self.metadata, "selection": selection})
+
     def table(self) -> "Table":
         """Return all rows as an astropy table, with units, UCDs and descriptions."""
         import pyarrow as pa

@@ -158,11 +158,11 @@ def adapt(
             folder.put_start(number, start)
         folder.put_star_simulator(found.simulator, source.model.scaling)
     jobs = member_jobs(folder, settings, seed)
-    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     train_members(
         jobs,
         n_processes=n_processes or n_members,
         progress=progress or (lambda event: None),
+        stage=stage,
         cluster=cluster,
     )
     trained = _assemble(folder, source, found, jobs, settings, survey, seed)

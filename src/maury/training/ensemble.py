@@ -169,12 +169,12 @@ def train(
         stage("fitting the theory to the labelled stars")
         _put_star_simulators(folder, stars, settings, seed, source, synthetic)
     jobs = member_jobs(folder, settings, seed)
-    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     n_processes = min(n_processes or os.cpu_count() or 1, len(jobs))
     train_members(
         jobs,
         n_processes=n_processes,
         progress=progress or (lambda event: None),
+        stage=stage,
         cluster=cluster,
     )
     about: dict[str, Any] = {}

@@ -184,11 +184,11 @@ def train_joint(
     stage("fitting the theory of each survey to its labelled stars")
     _put_simulators(folder, found, settings, scaling, seed)
     jobs = _jobs(folder, found[0].settings, seed, settings)
-    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     train_members(
         jobs,
         n_processes=min(n_processes or os.cpu_count() or 1, len(jobs)),
         progress=progress or (lambda event: None),
+        stage=stage,
     )
     about = {
         "offsets": {name: one.to_dict() for name, one in common.offsets.items()},
@@ -296,11 +296,11 @@ def add_survey(
     stage("fitting the theory of the new survey to its labelled stars")
     _put_added(folder, found, olds, before, settings, scaling, seed)
     jobs = _jobs(folder, found.settings, seed, settings)
-    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     train_members(
         jobs,
         n_processes=min(n_processes or os.cpu_count() or 1, len(jobs)),
         progress=progress or (lambda event: None),
+        stage=stage,
     )
     n_pixel = {n: model.n_pixel for n, model in source.models.items()}
     networks = [_rebuilt(folder, [found], settings, job.member, n_pixel=n_pixel) for job in jobs]

@@ -349,6 +349,7 @@ def train_members(
     *,
     n_processes: int,
     progress: Progress,
+    stage: Stage = logger.info,
     cluster: Cluster | None = None,
 ) -> None:
     """Run jobs, `n_processes` at a time; those whose result is there already are done.
@@ -364,6 +365,7 @@ def train_members(
     ClusterError, WorkerLost
         If the scheduler of the cluster or worker after worker is lost.
     """
+    stage(f"training {len(jobs)} network{'s' * (len(jobs) > 1)}")
     todo = [job for job in jobs if not job.done]
 
     def tell(event: MemberEvent) -> None:

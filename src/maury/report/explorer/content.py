@@ -18,7 +18,7 @@ from maury.labels.flags import FLAG_DTYPE, Flag
 from maury.prediction.catalogue import Catalogue
 from maury.prediction.stored import BLOCK_ROWS, StoredCatalogue, values_of
 from maury.report.cartography.places import galactic, galactocentric, median_distance_kpc
-from maury.report.explorer.expression import parse
+from maury.report.explorer.expression import parse_selection
 from maury.report.explorer.photometry import ColourMagnitude, plane_of, with_magnitudes
 from maury.report.explorer.plain import KNOWN_BITS, plain
 from maury.survey.store import Survey
@@ -156,11 +156,8 @@ class Content:
         ExpressionError
             If it cannot be read.
         """
-        kinds = {name: kind for name, kind in self._kinds.items() if kind != "str"}
-        kinds |= dict.fromkeys(self._place_names, "float64")
-        kinds.pop("flags", None)
-        flags = {str(flag.name): flag.value for flag in Flag}
-        wanted = parse(text, numbers=kinds, flags=flags)
+        kinds = self._kinds | dict.fromkeys(self._place_names, "float64")
+        wanted = parse_selection(text, kinds)
         return np.concatenate([wanted.passes(some) for some in self._values(wanted.names)])
 
     def row(self, row: int) -> dict[str, Any]:

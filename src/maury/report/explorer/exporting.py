@@ -1,7 +1,6 @@
 """Selections: what the browser sends of them, and files that hold exactly their rows."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +59,9 @@ def write_rows(catalogue: StoredCatalogue, chosen: BoolArray, path: Path) -> Non
     OutputError
         If the format cannot hold a name or a value.
     """
-    some = catalogue.only(chosen)
-    metadata = {**catalogue.metadata, "selection": {"rows": len(some), "of": len(catalogue)}}
     try:
         # The catalogue's own writer, so that a selection has its units, descriptions and UCDs.
-        write_stored(replace(some, metadata=metadata), path, overwrite=True)
+        write_stored(catalogue.selected(chosen), path, overwrite=True)
     except (ValueError, TypeError) as error:
         raise OutputError(
             f"a selection cannot be written as {path.suffix}: {error}; choose another format"

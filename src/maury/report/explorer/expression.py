@@ -16,6 +16,7 @@ import numpy as np
 
 from maury.errors import MauryError, suggestion
 from maury.io.arrays import AnyArray, BoolArray
+from maury.labels.flags import Flag
 
 MOST_CHARACTERS = 500
 """Of an expression: it travels in an address."""
@@ -119,6 +120,30 @@ def parse(text: str, *, numbers: Mapping[str, str], flags: Mapping[str, int]) ->
     if not parser.used:
         raise ExpressionError(f"{text!r} names no column; name one, as in 'snr > 40'")
     return Expression(text, tuple(parser.used), root)
+
+
+def parse_selection(text: str, kinds: Mapping[str, str]) -> Expression:
+    """Read a selection of rows of a catalogue, by its columns of numbers and its flags.
+
+    Parameters
+    ----------
+    text : str
+        As of `parse`.
+    kinds : mapping of str to str
+        Kind of each column (`maury.labels.columns.Column.kind`); texts and lists take no part, and
+        flags go by their names.
+
+    Raises
+    ------
+    ExpressionError
+        Saying what is wrong, and where.
+    """
+    numbers = {
+        name: kind
+        for name, kind in kinds.items()
+        if kind not in ("str", "other") and name != "flags"
+    }
+    return parse(text, numbers=numbers, flags={str(flag.name): flag.value for flag in Flag})
 
 
 class _Parser:

@@ -380,11 +380,10 @@ def _calibration(material: Material, test: PageStars) -> Found:
 def tails(material: Material) -> str:
     """Say why fewer residuals than of a normal distribution lie within two errors, if fewer do."""
     # Of few stars so few may lie within two errors by chance: two sampling errors say more.
-    unsure = 2.0 * np.sqrt(NOMINAL_2SIGMA * (1.0 - NOMINAL_2SIGMA))
     low = [
         one
         for one in material.statistics
-        if one.coverage_2sigma < NOMINAL_2SIGMA - unsure / np.sqrt(max(one.n, 1))
+        if one.coverage_2sigma + 2.0 * one.coverage_2sigma_error < NOMINAL_2SIGMA
     ]
     if not low:
         return ""

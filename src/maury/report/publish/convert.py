@@ -1,16 +1,14 @@
 """Catalogues in the formats in which they are published."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from maury.errors import ConfigError
 from maury.io.files import explaining, refuse_existing, writing
-from maury.labels.flags import Flag
 from maury.prediction.catalogue import SUFFIXES, Catalogue, check_suffix, write_stored
 from maury.prediction.stored import StoredCatalogue, values_of
-from maury.report.explorer.expression import parse
+from maury.report.explorer.expression import parse_selection
 from maury.report.publish import cds
 from maury.report.publish.cds import Heading
 
@@ -72,7 +70,7 @@ def convert(
     refuse_existing(out, overwrite=overwrite)
     stored = catalogue.stored() if isinstance(catalogue, Catalogue) else Catalogue.open(catalogue)
     if where:
-        stored = selected(stored, where)
+        stored = _selected(stored, where)
     if as_cds:
         with writing(out, overwrite=overwrite) as partial:
             partial.mkdir()
@@ -84,15 +82,11 @@ def convert(
     return len(stored)
 
 
-def selected(catalogue: StoredCatalogue, where: str) -> StoredCatalogue:
-    """Return the rows of a catalogue that pass an expression; see `convert`."""
-    kinds = {one.name: one.kind for one in catalogue.columns if one.kind not in ("str", "other")}
-    kinds.pop("flags", None)
-    wanted = parse(where, numbers=kinds, flags={str(flag.name): flag.value for flag in Flag})
+def _selected(catalogue: StoredCatalogue, where: str) -> StoredCatalogue:
+    wanted = parse_selection(where, {one.name: one.kind for one in catalogue.columns})
     chosen = [
         wanted.passes({name: values_of(block[name]) for name in wanted.names})
         for block in catalogue.blocks(wanted.names)
     ]
-    metadata = {**catalogue.metadata, "selection": where}
     kept = np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.bool_)
-    return replace(catalogue.only(kept), metadata=metadata)
+    return catalogue.selected(kept, where=where)
